@@ -1,0 +1,34 @@
+# make run   trains the tiny preset end to end (a few minutes on two cores) and draws its plots
+# make test  checks style and types, then runs the whole test suite
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+EXTRAS ?= dev
+PYTEST_ARGS ?= -n 2
+
+.PHONY: run test fast lint venv clean
+
+venv: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "prm_jax needs Python 3.11 or later, found " + sys.version.split()[0] + "; say make PYTHON=python3.12"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]'
+	@touch $@
+
+run: venv
+	$(BIN)/prm-jax train --preset tiny $(ARGS)
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+fast: venv
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow and not optional"
+
+clean:
+	rm -rf $(VENV) .cache build dist *.egg-info

@@ -1,0 +1,27 @@
+"""Test-wide set-up: eight fake CPU devices and a persistent compilation cache, chosen before jax starts."""
+
+import os
+import pathlib
+
+_REPO = pathlib.Path(__file__).resolve().parents[1]
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Sharding tests need several devices.  With few cores the fake devices' collectives can dead-lock in XLA's
+# thread pool unless it is told that there are more threads than cores (NPROC).
+os.environ.setdefault("NPROC", "16")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_REPO / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> pathlib.Path:
+    """Public data kept beside a checkout, where there is any; tests that need it skip without it."""
+    path = pathlib.Path(os.environ.get("PRM_JAX_DATA", _REPO.parent / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"no public data at {path} (set PRM_JAX_DATA)")
+    return path
