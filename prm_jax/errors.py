@@ -1,0 +1,39 @@
+"""Errors that a user can cause, told apart from errors of the library; no other import, so that any room may use it."""
+
+import importlib
+from types import ModuleType
+
+
+class UserError(ValueError):
+    """Bad input from outside: a file, an option, a checkpoint, a server's answer.
+
+    The message says what was found, what was expected and what to do about it.  The command line prints it
+    without a traceback (``--debug`` shows one) and exits with status 2.
+    """
+
+
+class MissingExtraError(UserError, ImportError):
+    """A feature needs a package that is not installed; the message names the extra that brings it."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Imports an optional package where it is needed.
+
+    Args:
+      module: the module to import, dotted name allowed.
+      extra: the extra of this package's distribution that installs it.
+
+    Returns:
+      The imported module.
+
+    Raises:
+      MissingExtraError: when it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        # A missing dependency *inside* an installed package is named as what it is.
+        raise MissingExtraError(
+            f"this needs the package {error.name!r}, which is not installed: "
+            f"pip install 'prm-jax[{extra}]'"
+        ) from error
