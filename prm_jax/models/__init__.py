@@ -1,0 +1,62 @@
+"""Decoder language models: configuration, forward pass, weights, tokenizers, generation, log-probs, LoRA, heads.
+
+Names are imported when they are first used, so that importing this package costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_HOME = {
+    "ModelConfig": "config",
+    "RopeScaling": "config",
+    "Transformer": "transformer",
+    "init_params": "transformer",
+    "hidden_states": "transformer",
+    "head_matrix": "transformer",
+    "logits": "transformer",
+    "unstack_layers": "transformer",
+    "KVCache": "cache",
+    "init_cache": "cache",
+    "repeat_rows": "cache",
+    "token_logprobs": "logprobs",
+    "token_logprobs_and_entropy": "logprobs",
+    "LoRAConfig": "lora",
+    "init_lora": "lora",
+    "join": "lora",
+    "split": "lora",
+    "merge": "lora",
+    "init_value_head": "heads",
+    "value_head": "heads",
+    "load_weights": "weights",
+    "save_weights": "weights",
+    "generate": "generate",
+    "Samples": "generate",
+    "Tokenizer": "tokenizer",
+    "CharTokenizer": "tokenizer",
+}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+if TYPE_CHECKING:
+    from prm_jax.models.cache import KVCache, init_cache, repeat_rows
+    from prm_jax.models.config import ModelConfig, RopeScaling
+    from prm_jax.models.transformer import (
+        Transformer,
+        head_matrix,
+        hidden_states,
+        init_params,
+        logits,
+        unstack_layers,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_HOME))

@@ -1,0 +1,178 @@
+"""The shape of a decoder language model: one frozen dataclass for the Llama, Qwen2 and Qwen3 families."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from prm_jax.errors import UserError
+
+Architecture = Literal["llama", "qwen2", "qwen3"]
+DType = Literal["float32", "bfloat16", "float16"]
+RopeKind = Literal["linear", "dynamic", "llama3", "yarn"]
+
+_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+_DTYPES = ("float32", "bfloat16", "float16")
+_REMAT = ("none", "full", "dots")
+_ATTENTION = ("xla", "cudnn")
+_ROPE_KINDS = ("linear", "dynamic", "llama3", "yarn")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How rotary frequencies are stretched beyond the pretraining context; fields as in Hugging Face configs.
+
+    ``linear`` divides the frequencies by ``factor``.  ``llama3`` divides only wavelengths longer than
+    ``original_max_position_embeddings / low_freq_factor`` and interpolates up to ``/ high_freq_factor``.
+    ``yarn`` (arXiv:2309.00071) blends by the number of rotations between ``beta_fast`` and ``beta_slow`` and
+    multiplies cosines and sines by ``attention_factor``.  ``dynamic`` leaves positions within
+    ``max_position_embeddings`` as they are; longer rows are refused, because there a token's rotation
+    would depend on how far generation has got.
+    """
+
+    kind: RopeKind
+    factor: float
+    original_max_position_embeddings: int | None = None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in _ROPE_KINDS:
+            raise UserError(f"rope_scaling: unknown kind {self.kind!r}; known: {', '.join(_ROPE_KINDS)}")
+        if not self.factor >= 1.0:
+            raise UserError(f"rope_scaling.factor must be at least 1, found {self.factor}")
+        if self.kind == "llama3" and not self.original_max_position_embeddings:
+            raise UserError("rope_scaling: llama3 needs original_max_position_embeddings")
+        if self.kind == "llama3" and not self.high_freq_factor > self.low_freq_factor:
+            raise UserError(
+                "rope_scaling: high_freq_factor must exceed low_freq_factor, "
+                f"found {self.high_freq_factor} and {self.low_freq_factor}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A decoder language model's architecture and how it is computed; hashable, so static under ``jax.jit``.
+
+    The first block of fields decides what the model is, and round-trips through ``from_hf`` / ``to_hf``; the
+    second decides how it runs and may be changed freely with ``dataclasses.replace``.
+
+    Attributes:
+      architecture: family; decides the names in files and where biases stand (Qwen2: on q, k, v, not on o).
+      vocab_size: V.
+      hidden_size: D.
+      intermediate_size: width of the gated feed-forward layer.
+      num_layers: L.
+      num_heads: query heads.
+      num_kv_heads: key and value heads; divides ``num_heads`` (grouped-query attention).
+      head_dim: features a head, even; need not be ``hidden_size / num_heads``.
+      rope_theta: base of the rotary frequencies.
+      rope_scaling: None for plain rotary embeddings.
+      rms_norm_eps: added to the mean square.
+      tie_word_embeddings: the head is the embedding matrix.
+      qk_norm: RMS norm over each query and key head before the rotation (Qwen3).
+      attention_bias: biases on the attention projections.
+      mlp_bias: biases in the feed-forward layer.
+      max_position_embeddings: context length the model was made for.
+      dtype: of new parameters.
+      compute_dtype: of activations and matrix products; norms, softmax, rotations and log-sum-exps are float32.
+      remat: what the backward pass recomputes: nothing, all of a layer ("full"), or all but matrix products
+        with no batch dimension ("dots").
+      scan_unroll: layers a trip of the scan over layers; ``num_layers`` unrolls it (less CPU time for small
+        models, longer compilation).
+      attention: "xla" everywhere; "cudnn" is flash attention on NVIDIA GPUs, half-precision compute only.
+      lora_alpha: numerator of the scale ``lora_alpha / rank`` of low-rank adapters, where there are any.
+    """
+
+    architecture: Architecture = "llama"
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    qk_norm: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    max_position_embeddings: int = 2048
+
+    dtype: DType = "float32"
+    compute_dtype: DType = "float32"
+    remat: Literal["none", "full", "dots"] = "none"
+    scan_unroll: int = 1
+    attention: Literal["xla", "cudnn"] = "xla"
+    lora_alpha: float = 16.0
+
+    def __post_init__(self) -> None:
+        _choice("architecture", self.architecture, tuple(_CLASSES))
+        _choice("dtype", self.dtype, _DTYPES)
+        _choice("compute_dtype", self.compute_dtype, _DTYPES)
+        _choice("remat", self.remat, _REMAT)
+        _choice("attention", self.attention, _ATTENTION)
+        for name in (
+            "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads",
+            "head_dim", "max_position_embeddings", "scan_unroll",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UserError(f"model config: {name} must be a positive integer, found {value!r}")
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(
+                f"model config: num_kv_heads must divide num_heads, found {self.num_kv_heads} and {self.num_heads}"
+            )
+        if self.head_dim % 2:
+            raise UserError(f"model config: head_dim must be even for rotary embeddings, found {self.head_dim}")
+        if self.qk_norm != (self.architecture == "qwen3"):
+            raise UserError(f"model config: qk_norm={self.qk_norm} is not what {self.architecture} has")
+        if self.architecture == "qwen2" and not self.attention_bias:
+            raise UserError("model config: qwen2 always has attention_bias")
+        if self.mlp_bias and self.architecture != "llama":
+            raise UserError(f"model config: mlp_bias is not what {self.architecture} has")
+        if self.attention == "cudnn" and self.compute_dtype == "float32":
+            raise UserError("model config: attention='cudnn' needs compute_dtype bfloat16 or float16")
+
+    @property
+    def out_bias(self) -> bool:
+        """Whether the attention's output projection has a bias."""
+        return self.attention_bias and self.architecture != "qwen2"
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "ModelConfig":
+        """Reads a Hugging Face ``config.json``.
+
+        Args:
+          config: the parsed JSON of a ``LlamaForCausalLM`` (SmolLM2 is one), ``Qwen2ForCausalLM`` or
+            ``Qwen3ForCausalLM``.
+
+        Returns:
+          The configuration with every run-time field (dtypes, remat, ...) at its default.
+
+        Raises:
+          UserError: for anything that would compute something else than this package does, by the name of
+            the field: another architecture, sliding windows in use, experts, partial rotary embeddings, an
+            unknown rotary scaling or activation, quantised weights, and so on.
+        """
+        from prm_jax.models.hf_config import read
+
+        return read(config)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The inverse of ``from_hf``: a dict that is valid as ``config.json`` (run-time fields are left out)."""
+        from prm_jax.models.hf_config import write
+
+        return write(self)
+
+
+def _choice(name: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"model config: unknown {name} {value!r}; known: {', '.join(known)}")

@@ -1,0 +1,95 @@
+"""Rotary position embeddings in the rotate-half layout of Hugging Face, with its frequency scalings."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prm_jax.models.config import ModelConfig, RopeScaling
+
+
+def frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
+    """Angular frequencies of the rotary pairs, and the factor on cosines and sines.
+
+    Sources: arXiv:2104.09864 eq. 15 (plain), arXiv:2306.15595 (linear), arXiv:2309.00071 eqs. 17-22 (yarn), and
+    the Llama 3.1 release for ``llama3``.
+
+    Returns:
+      ``(inverse frequencies [head_dim / 2] float64, factor)``.
+    """
+    half = config.head_dim // 2
+    plain = config.rope_theta ** (-np.arange(half, dtype=np.float64) / half)
+    scaling = config.rope_scaling
+    if scaling is None or scaling.kind == "dynamic":
+        return plain, 1.0
+    if scaling.kind == "linear":
+        return plain / scaling.factor, 1.0
+    if scaling.kind == "llama3":
+        return _llama3(plain, scaling), 1.0
+    return _yarn(plain, scaling, config), _yarn_attention_factor(scaling)
+
+
+def table(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of every position.
+
+    Args:
+      config: gives the frequencies.
+      positions: int32 of any shape.
+
+    Returns:
+      ``(cos, sin)``, each ``[*positions.shape, head_dim / 2]`` float32.
+    """
+    inverse, factor = frequencies(config)
+    angles = positions[..., None].astype(jnp.float32) * jnp.asarray(inverse, jnp.float32)
+    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotates feature i of each head together with feature i + head_dim / 2, in float32.
+
+    Args:
+      x: ``[B, T, heads, head_dim]``.
+      cos: ``[B or 1, T, head_dim / 2]`` float32, from ``table``.
+      sin: the same shape.
+
+    Returns:
+      An array like ``x``.
+    """
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    out = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return out.astype(x.dtype)
+
+
+def _llama3(plain: np.ndarray, scaling: RopeScaling) -> np.ndarray:
+    assert scaling.original_max_position_embeddings is not None
+    turns = scaling.original_max_position_embeddings * plain / (2 * np.pi)  # rotations within the old context
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return (1 - smooth) * plain / scaling.factor + smooth * plain
+
+
+def _yarn(plain: np.ndarray, scaling: RopeScaling, config: ModelConfig) -> np.ndarray:
+    old = scaling.original_max_position_embeddings or config.max_position_embeddings
+
+    def pair_with(rotations: float) -> float:
+        return config.head_dim * math.log(old / (rotations * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+
+    low, high = pair_with(scaling.beta_fast), pair_with(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, config.head_dim - 1)
+    ramp = np.clip((np.arange(plain.size) - low) / max(high - low, 1e-3), 0.0, 1.0)
+    return plain / scaling.factor * ramp + plain * (1 - ramp)
+
+
+def _yarn_attention_factor(scaling: RopeScaling) -> float:
+    def mscale(weight: float) -> float:
+        return 1.0 if scaling.factor <= 1 else 0.1 * weight * math.log(scaling.factor) + 1.0
+
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.mscale and scaling.mscale_all_dim:
+        return mscale(scaling.mscale) / mscale(scaling.mscale_all_dim)
+    return mscale(1.0)
