@@ -1,0 +1,53 @@
+"""Tasks and prompts: problems, their split by hash, prompt streams, and responses cut into steps.
+
+Nothing here imports jax.
+"""
+
+from prm_jax.data.carry import CarryTask
+from prm_jax.data.pipeline import PromptBuffer, PromptStream
+from prm_jax.data.problems import (
+    Overlap,
+    Problem,
+    Task,
+    find_overlap,
+    fingerprint,
+    is_eval,
+    problem_hash,
+    split_problems,
+)
+from prm_jax.data.selection import Selection, select_by_solve_rate, solve_rate_passes
+from prm_jax.data.steps import (
+    StepSplitter,
+    join_steps,
+    step_ids_from_offsets,
+    step_ids_from_separators,
+    step_ids_from_text,
+    step_ids_of_one,
+    token_starts,
+)
+from prm_jax.data.tasks import load_task
+
+__all__ = [
+    "CarryTask",
+    "Overlap",
+    "Problem",
+    "PromptBuffer",
+    "PromptStream",
+    "Selection",
+    "StepSplitter",
+    "Task",
+    "find_overlap",
+    "fingerprint",
+    "is_eval",
+    "join_steps",
+    "load_task",
+    "problem_hash",
+    "select_by_solve_rate",
+    "solve_rate_passes",
+    "split_problems",
+    "step_ids_from_offsets",
+    "step_ids_from_separators",
+    "step_ids_from_text",
+    "step_ids_of_one",
+    "token_starts",
+]

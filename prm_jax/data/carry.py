@@ -1,0 +1,281 @@
+"""Chain sums written out step by step, with a careless teacher and exact truth about every step.
+
+A problem is ``7+5+9=`` and its solution ``7+5=12;12+9=21#21``: the running total after each operand, then
+the answer. The careless teacher drops the carry with some probability whenever the units overflow and goes
+on from the wrong total.  A model trained on his demonstrations has a wrong mode and some right samples,
+which is what sparse rewards can amplify and a process reward model can find fault with; and every step can
+be judged without a model.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from prm_jax.data.problems import EVAL_FRACTION, Problem, fingerprint, is_eval
+from prm_jax.data.steps import StepSplitter
+from prm_jax.errors import UserError
+from prm_jax.verifiers.verdict import Verdict, failed, passed
+
+ALPHABET = "0123456789+=;#"
+"""Every character of a prompt or response; with padding, begin and end a vocabulary of 17."""
+
+_SUM = re.compile(r"(0|[1-9][0-9]{0,5})\+(0|[1-9][0-9]{0,5})=(0|[1-9][0-9]{0,5})", re.ASCII)
+_ANSWER = re.compile(r"#(0|[1-9][0-9]{0,5})", re.ASCII)
+
+
+class CarryTask:
+    """The built-in task: sums of one-digit operands.
+
+    Evaluation problems are those whose prompt's hash falls into the evaluation share
+    (``problems.is_eval``), which no seed changes; so the two sets stay disjoint even between runs, and
+    short problems, of which there are few, are divided like the others.  Training problems are drawn with
+    replacement, evaluation problems without.
+
+    Args:
+      min_operands, max_operands: the number of operands, uniform in this range; 3-5 by default, 8-9 (about
+        60 tokens a response) or 12 (11 additions) for a long horizon; 2 to 32.
+      num_train: how many training problems an epoch has; they are made when they are read.
+      num_eval: how many evaluation problems.
+      seed: of the problems drawn.
+      drop_carry: in [0, 1], the probability that the teacher drops a carry.
+
+    Raises:
+      UserError: for an option out of range, or more evaluation problems than there are.
+    """
+
+    def __init__(
+        self,
+        min_operands: int = 3,
+        max_operands: int = 5,
+        *,
+        num_train: int = 1 << 17,
+        num_eval: int = 512,
+        seed: int = 0,
+        drop_carry: float = 0.6,
+    ) -> None:
+        if not 2 <= min_operands <= max_operands <= 32:
+            raise UserError(
+                "the carry task needs 2 <= min_operands <= max_operands <= 32, "
+                f"found {min_operands} and {max_operands}"
+            )
+        if not 0.0 <= drop_carry <= 1.0:
+            raise UserError(f"drop_carry is a probability in [0, 1], found {drop_carry}")
+        if num_train < 1 or num_eval < 1:
+            raise UserError(f"num_train and num_eval must be at least 1, found {num_train} and {num_eval}")
+        self.name = "carry"
+        self.alphabet = ALPHABET
+        self.splitter = StepSplitter("separator", separators=(";",), answer_markers=("#",))
+        self.stop: tuple[str, ...] = ()
+        self.drop_carry = drop_carry
+        self.min_operands, self.max_operands, self.seed = min_operands, max_operands, seed
+        self._train = _TrainProblems(min_operands, max_operands, num_train, seed)
+        self._eval = _eval_problems(min_operands, max_operands, num_eval, seed)
+
+    @property
+    def train(self) -> Sequence[Problem]:
+        """Training problems; problem i is a pure function of (seed, i)."""
+        return self._train
+
+    @property
+    def eval(self) -> Sequence[Problem]:
+        """Evaluation problems, all different, none of which training can draw."""
+        return self._eval
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the options that determine the problems."""
+        return fingerprint(self._train, self._eval)
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """The longest prompt, in characters, which are tokens here."""
+        return 2 * self.max_operands
+
+    @property
+    def max_response_tokens(self) -> int:
+        """The longest correct response, in characters, with one more for the end of text."""
+        return len(self.solve(_problem((9,) * self.max_operands))) + 1
+
+    def tokenizer(self) -> Any:
+        """A character tokenizer over ``ALPHABET``."""
+        from prm_jax.models.tokenizer import CharTokenizer
+
+        return CharTokenizer(ALPHABET)
+
+    def solve(self, problem: Problem) -> str:
+        """The right response."""
+        return _write(operands(problem), lambda: False)
+
+    def demonstration(self, problem: Problem, rng: np.random.Generator) -> str:
+        """What the careless teacher writes; one draw from ``rng`` for every carry.
+
+        Whenever the units of the running total and of the operand add up to ten or more, the carry is
+        dropped with probability ``drop_carry``: the total written is 10 too small, and the teacher goes on
+        from it.
+        """
+        return _write(operands(problem), lambda: rng.random() < self.drop_carry)
+
+    def demonstrations(self, rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
+        """(prompt, response) pairs for supervised training, on training problems drawn at random."""
+        indices = rng.integers(len(self._train), size=count)
+        rows = [self._train.operands(int(index)) for index in indices]
+        slips = iter((rng.random((count, self.max_operands)) < self.drop_carry).ravel().tolist())
+        return [(_prompt(row), _write(row, lambda: next(slips))) for row in rows]
+
+    def verify(self, problem: Problem, response: str) -> float:
+        """1.0 if the response gives one answer, after its only ``#``, and that is the sum; otherwise 0.0."""
+        return self._verdict(problem, response).score
+
+    def verify_many(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
+        """One verdict a response; never ``"error"`` or ``"timeout"``."""
+        return [self._verdict(p, r) for p, r in zip(problems, responses, strict=True)]
+
+    def step_labels(
+        self, problem: Problem, response: str, *, truth: Literal["absolute", "local"] = "absolute"
+    ) -> list[bool]:
+        """Whether each step of ``splitter(response)`` is right.
+
+        Addition k must be ``a+b=c`` with b the operand of that place; the answer must come after the last
+        addition. Under ``"absolute"`` a must be the true running total and c the true next one, so that
+        after an error hardly anything is right; the answer must be the true sum.  Under ``"local"`` a must
+        be the total that the response itself last wrote, and a+b=c; the answer must repeat that total.  So
+        ``"local"`` marks where errors are made and ``"absolute"`` what they spoil; both agree on the first
+        error (``first_error``), because before it every written total is true.  Text that is no step of
+        this form is wrong, and so is any step after the answer; under ``"local"`` also the step after such
+        text, which has no total to go on from.
+
+        Args:
+          problem: a problem of this task.
+          response: any text.
+          truth: ``"absolute"`` or ``"local"``.
+
+        Returns:
+          One bool a step; [] for the empty response.
+        """
+        row = operands(problem)
+        totals = np.cumsum(row).tolist()
+        written: int | None = totals[0]
+        labels: list[bool] = []
+        for index, (start, end) in enumerate(self.splitter(response)):
+            before = totals[index] if truth == "absolute" and index < len(row) else written
+            right, written = _judge(response[start:end], row, index, before)
+            labels.append(right)
+        return labels
+
+    def first_error(self, problem: Problem, response: str) -> int:
+        """The index of the first wrong step; -1 if every step written is right.
+
+        A response that stops early without a wrong step has -1 though its outcome is 0.
+        """
+        labels = self.step_labels(problem, response)
+        return labels.index(False) if False in labels else -1
+
+    def _verdict(self, problem: Problem, response: str) -> Verdict:
+        _, *answers = response.split("#")
+        if len(answers) != 1:
+            return failed(f"{len(answers)} answers")
+        return passed() if answers[0].strip() == problem.answer else failed()
+
+
+def operands(problem: Problem) -> tuple[int, ...]:
+    """The operands of a problem, read from its prompt."""
+    prompt = problem.prompt
+    if not isinstance(prompt, str) or not re.fullmatch(r"[0-9](\+[0-9])+=", prompt, re.ASCII):
+        raise UserError(f"{prompt!r} is no problem of the carry task; it should look like '7+5+9='")
+    return tuple(int(digit) for digit in prompt[:-1].split("+"))
+
+
+class _TrainProblems(Sequence[Problem]):
+    """Training problems made on reading; the operands of problem i depend on (seed, i) alone."""
+
+    def __init__(self, low: int, high: int, size: int, seed: int) -> None:
+        self._low, self._high, self._size, self._seed = low, high, size, seed
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._size))]
+        if not -self._size <= index < self._size:
+            raise IndexError(f"training problem {index} of {self._size}")
+        return _problem(self.operands(int(index) % self._size))
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint("carry", self._low, self._high, self._size, self._seed, EVAL_FRACTION)
+
+    def operands(self, index: int) -> tuple[int, ...]:
+        return _draw(self._low, self._high, (self._seed, 0, index), held_out=False)
+
+
+def _eval_problems(low: int, high: int, count: int, seed: int) -> tuple[Problem, ...]:
+    """Evaluation problems, all different; a length that runs out is made up for by the others."""
+    chosen: dict[tuple[int, ...], None] = {}
+    for attempt in range(20 * count + 1000):
+        if len(chosen) == count:
+            return tuple(_problem(row) for row in chosen)
+        chosen.setdefault(_draw(low, high, (seed, 1, attempt), held_out=True))
+    raise UserError(
+        f"the carry task has too few evaluation problems with {low} to {high} operands: {count} wanted, "
+        f"about {len(chosen)} exist; lower num_eval or raise max_operands"
+    )
+
+
+def _draw(low: int, high: int, key: tuple[int, int, int], *, held_out: bool) -> tuple[int, ...]:
+    """Operands from a counter-based generator, drawn until they fall on the wanted side of the split."""
+    for attempt in range(10_000):
+        words = _words(key, attempt, 1 + high)
+        length = low + words[0] % (high - low + 1)
+        row = tuple(word % 10 for word in words[1 : 1 + length])
+        if is_eval(_prompt(row)) == held_out:
+            return row
+    raise UserError(f"no problem with {low} to {high} operands falls on this side of the split")
+
+
+def _words(key: tuple[int, int, int], attempt: int, count: int) -> list[int]:
+    """Pseudo-random 48-bit words by hashing (seed, stream, index, attempt)."""
+    seed = hashlib.blake2b(repr((*key, attempt)).encode(), digest_size=64, person=b"prm_jax.carry")
+    stream = seed.digest()
+    while len(stream) < 6 * count:
+        stream += hashlib.blake2b(stream[-64:], digest_size=64, person=b"prm_jax.carry").digest()
+    return [int.from_bytes(stream[6 * k : 6 * k + 6], "little") for k in range(count)]
+
+
+def _prompt(row: Sequence[int]) -> str:
+    return "+".join(map(str, row)) + "="
+
+
+def _problem(row: Sequence[int]) -> Problem:
+    prompt = _prompt(row)
+    return Problem(prompt, str(sum(row)), f"carry/{prompt[:-1]}", {"operands": list(row)})
+
+
+def _write(row: Sequence[int], slips: Callable[[], bool]) -> str:
+    """Writes out the sum; ``slips()`` is asked at each carry whether to drop it."""
+    total = row[0]
+    steps = []
+    for operand in row[1:]:
+        result = total + operand
+        if total % 10 + operand >= 10 and slips():
+            result -= 10
+        steps.append(f"{total}+{operand}={result}")
+        total = result
+    return ";".join(steps) + f"#{total}"
+
+
+def _judge(text: str, row: Sequence[int], index: int, before: int | None) -> tuple[bool, int | None]:
+    """(whether a step is right, the total it wrote); ``before`` is the total it must start from."""
+    if index < len(row) - 1:
+        match = _SUM.fullmatch(text.rstrip(";"))
+        if match is None:
+            return False, None
+        a, b, c = (int(group) for group in match.groups())
+        return a == before and b == row[index + 1] and a + b == c, c
+    match = _ANSWER.fullmatch(text.rstrip(";"))
+    if match is None or index >= len(row):
+        return False, None
+    return int(match.group(1)) == before, int(match.group(1))

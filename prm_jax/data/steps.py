@@ -1,0 +1,345 @@
+"""Splitting a response into steps, and carrying the steps over to its tokens.
+
+A step is a span of characters; the spans of a response are contiguous and cover it.  On tokens, steps are
+``step_ids``: an int32 for each token, -1 outside the response.  The reward functions of ``prm_jax.rl`` read
+step scores at a step's last token, so a token that straddles a boundary counts to the step it starts in: by
+then the model has read the whole of that step.
+"""
+
+import codecs
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from prm_jax.errors import UserError
+
+Span: TypeAlias = tuple[int, int]
+"""Character offsets [start, end) of one step."""
+
+How = Literal["newline", "blank_line", "step_marker", "sentence", "separator", "regex", "function", "whole"]
+
+_NEWLINE = re.compile(r"\r\n|\n|\r")
+_BLANK_LINE = re.compile(r"(?:\r\n|\n|\r)[^\S\r\n]*(?:\r\n|\n|\r)\s*")
+# "Step 3:" anywhere (the one-line format of Math-Shepherd), or "Step 3." / "**Step 3**" / "## Step 3"
+# opening a line.
+_STEP_MARKER = re.compile(
+    r"(?:^|(?<=[\r\n]))[^\S\r\n]*[#*>_-]*[^\S\r\n]*step\s?\d+\b|\bstep\s?\d+\s?:", re.IGNORECASE
+)
+_SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?:\s+|$)|[\u3002\uff01\uff1f]\s*")
+# A full stop after these does not end a sentence; neither does one after a list number that opens a line.
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:e\.g|i\.e|etc|vs|cf|approx|resp|mr|mrs|ms|dr|st|no|fig|eq)|(?:^|[\r\n])[^\S\r\n]*\d{1,2})$",
+    re.IGNORECASE,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSplitter:
+    r"""Cuts a response into steps: ``splitter(text) -> [(start, end), ...]``.
+
+    The spans are in order, contiguous and cover the text; no step is white space alone or a separator alone
+    (such a piece belongs to the step before it, or to the first step).  The empty text has no steps.
+
+    Attributes:
+      how: where a step ends.
+
+        * ``"newline"``: after each line; ``"blank_line"``: after each blank line;
+        * ``"step_marker"``: before each ``Step 3:``;
+        * ``"sentence"``: after each sentence end (not after ``3.14``, ``e.g.`` or a list number);
+        * ``"separator"``: after each occurrence of one of ``separators`` (a model's own markers, say);
+        * ``"regex"``: after each match of ``pattern``;
+        * ``"function"``: where ``function(text)`` says, as offsets at which a step starts;
+        * ``"whole"``: nowhere, the response is one step (but for ``answer_markers``).
+      separators: literal strings, for ``"separator"``.
+      pattern: a regular expression, for ``"regex"``.
+      function: for ``"function"``.
+      answer_markers: strings that open the answer; each occurrence starts a step, whatever ``how`` is.
+    """
+
+    how: How = "newline"
+    separators: tuple[str, ...] = ()
+    pattern: str | None = None
+    function: Callable[[str], Iterable[int]] | None = None
+    answer_markers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        wanted = {"separator": "separators", "regex": "pattern", "function": "function"}
+        for how, field in wanted.items():
+            given = getattr(self, field)
+            if (how == self.how) != bool(given):
+                need = "needs" if how == self.how else "does not take"
+                raise UserError(f"splitting into steps by {self.how!r} {need} {field!r}, which is {given!r}")
+        if "" in self.separators or "" in self.answer_markers:
+            raise UserError("a separator or answer marker between steps is the empty string; leave it out")
+        if self.how not in (*wanted, "newline", "blank_line", "step_marker", "sentence", "whole"):
+            raise UserError(f"unknown way of splitting into steps: {self.how!r}")
+        if self.pattern is not None:
+            try:
+                re.compile(self.pattern)
+            except re.error as error:
+                raise UserError(
+                    f"the step pattern {self.pattern!r} is no regular expression: {error}"
+                ) from error
+
+    def __call__(self, text: str) -> list[Span]:
+        """The spans of the steps of ``text``, in order, contiguous, covering it; [] for the empty text."""
+        ends, starts = self._cuts(text)
+        for marker in self.answer_markers:
+            starts.extend(match.start() for match in re.finditer(re.escape(marker), text))
+        cuts = sorted({cut for cut in (*starts, *(end for _, end in ends)) if 0 < cut < len(text)})
+        pieces = list(zip([0, *cuts], [*cuts, len(text)], strict=True)) if text else []
+        blank = [_is_blank(text, piece, ends) for piece in pieces]
+        return _join_blank(pieces, blank)
+
+    def _cuts(self, text: str) -> tuple[list[Span], list[int]]:
+        """(separator spans, each ending a step; offsets that start a step)."""
+        match self.how:
+            case "newline":
+                return [m.span() for m in _NEWLINE.finditer(text)], []
+            case "blank_line":
+                return [m.span() for m in _BLANK_LINE.finditer(text)], []
+            case "step_marker":
+                return [], [m.start() for m in _STEP_MARKER.finditer(text)]
+            case "sentence":
+                ends = [m.span() for m in _SENTENCE_END.finditer(text)]
+                return [(b, b) for a, b in ends if not _ABBREVIATION.search(text[max(0, a - 12) : a])], []
+            case "separator":
+                either = "|".join(re.escape(s) for s in sorted(self.separators, key=len, reverse=True))
+                return [m.span() for m in re.finditer(either, text)], []
+            case "regex":
+                assert self.pattern is not None
+                return [m.span() for m in re.finditer(self.pattern, text) if m.end() > m.start()], []
+            case "function":
+                assert self.function is not None
+                return [], self._checked_offsets(text)
+            case _:
+                return [], []
+
+    def _checked_offsets(self, text: str) -> list[int]:
+        assert self.function is not None
+        offsets = list(self.function(text))
+        bad = [offset for offset in offsets if not isinstance(offset, int) or not 0 <= offset <= len(text)]
+        if bad:
+            raise UserError(
+                f"the function that splits into steps gave {bad[0]!r}; it must give integer offsets in "
+                f"[0, {len(text)}] at which a step starts"
+            )
+        return offsets
+
+
+def join_steps(steps: Sequence[str], separator: str = "\n\n") -> tuple[str, list[Span]]:
+    """Joins steps that are already apart (as ProcessBench has them) into one text and its spans.
+
+    Args:
+      steps: the text of each step.
+      separator: written after each step but the last; it belongs to the step before it.
+
+    Returns:
+      (text, spans): ``spans[k]`` is step k with the separator that follows it.
+    """
+    spans: list[Span] = []
+    start = 0
+    for index, step in enumerate(steps):
+        end = start + len(step) + (len(separator) if index + 1 < len(steps) else 0)
+        spans.append((start, end))
+        start = end
+    return separator.join(steps), spans
+
+
+def step_ids_from_offsets(spans: Sequence[Span], starts: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Which step each token starts in.
+
+    Args:
+      spans: contiguous spans of the steps, as a ``StepSplitter`` gives them.
+      starts: [T] the character offset at which each token starts, non-decreasing; a token that adds no text
+        of its own (an end-of-text token, the later bytes of a character) has the offset at which the next
+        text starts.
+
+    Returns:
+      [T] int32 in [0, S).  Tokens behind the last span belong to the last step, so an end-of-text token
+      does.  With no spans (an empty response, which is at most an end-of-text token) everything is step 0.
+      A step that lies wholly inside one token gets no token of its own; the numbers of the others are not
+      moved up, so that they still index the labels of the steps.
+    """
+    starts = np.asarray(starts, np.int64)
+    if not len(spans):
+        return np.zeros(starts.shape, np.int32)
+    begins = np.asarray([start for start, _ in spans], np.int64)
+    return np.clip(np.searchsorted(begins, starts, side="right") - 1, 0, len(spans) - 1).astype(np.int32)
+
+
+def token_starts(pieces: Sequence[bytes]) -> tuple[str, list[int]]:
+    """Decodes the bytes of tokens, keeping the character offset at which each token starts.
+
+    Args:
+      pieces: the bytes of each token, b"" for a special token; a character may be spread over several tokens.
+
+    Returns:
+      (text, starts): the UTF-8 text, with U+FFFD for what is not UTF-8, and [T] offsets.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    starts: list[int] = []
+    text: list[str] = []
+    length = 0
+    for piece in pieces:
+        starts.append(length)
+        new = decoder.decode(piece)
+        text.append(new)
+        length += len(new)
+    text.append(decoder.decode(b"", final=True))
+    return "".join(text), starts
+
+
+def step_ids_from_text(
+    tokens: np.ndarray,
+    mask: np.ndarray,
+    token_bytes: Callable[[int], bytes],
+    splitter: StepSplitter,
+    *,
+    special_ids: Sequence[int] = (),
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Splits the text of each response and gives every token the number of its step.
+
+    Exact for any tokenizer whose tokens stand for bytes, whatever the separators: several tokens long,
+    inside a token, or straddling two.
+
+    Args:
+      tokens: [B, T] int, rows ``[prompt][response][padding]``.
+      mask: [B, T] bool, True on response tokens.
+      token_bytes: the bytes that one token id stands for.
+      splitter: cuts the text of a response into steps.
+      special_ids: ids that stand for no text (end of text, padding).
+
+    Returns:
+      (step_ids [B, T] int32, -1 where mask is False; num_steps [B] int32, the number of steps of each text,
+      0 for an empty response; the texts).
+    """
+    tokens, mask = np.asarray(tokens), np.asarray(mask, bool)
+    step_ids = np.full(tokens.shape, -1, np.int32)
+    num_steps = np.zeros(tokens.shape[0], np.int32)
+    texts: list[str] = []
+    specials = frozenset(int(token) for token in special_ids)
+    for row in range(tokens.shape[0]):
+        ids = [int(token) for token in tokens[row, mask[row]]]
+        text, starts = token_starts([b"" if token in specials else token_bytes(token) for token in ids])
+        spans = splitter(text)
+        step_ids[row, mask[row]] = step_ids_from_offsets(spans, starts)
+        num_steps[row] = len(spans)
+        texts.append(text)
+    return step_ids, num_steps, texts
+
+
+def step_ids_from_separators(
+    tokens: np.ndarray,
+    mask: np.ndarray,
+    separators: Sequence[int | Sequence[int]],
+    *,
+    answer_ids: Sequence[int] = (),
+    blank_ids: Sequence[int] = (),
+) -> np.ndarray:
+    """Step numbers from the separators' token ids alone, for a whole batch at once.
+
+    A step ends with its separators (a run of them counts once) and the next begins at the first token that is
+    neither a separator nor blank; an answer token begins a step wherever it stands.  This equals splitting
+    the text with ``StepSplitter("separator", separators=..., answer_markers=...)`` where each separator,
+    answer marker and blank is exactly the tokens named.
+
+    Args:
+      tokens: [B, T] int.
+      mask: [B, T] bool, True on response tokens; a separator counts only if all of it is in the response.
+      separators: each one a token id, or the ids of its several tokens.
+      answer_ids: ids that open the answer.
+      blank_ids: ids that make no step of their own (white space, end of text).
+
+    Returns:
+      [B, T] int32, -1 where mask is False; the first step is 0.
+    """
+    tokens, mask = np.asarray(tokens), np.asarray(mask, bool)
+    is_separator = np.zeros(tokens.shape, bool)
+    is_last = np.zeros(tokens.shape, bool)
+    for separator in separators:
+        _mark(tokens, mask, np.atleast_1d(np.asarray(separator)), is_separator, is_last)
+    is_answer = np.isin(tokens, np.asarray(answer_ids, tokens.dtype)) & mask
+    content = mask & ~is_separator & ~np.isin(tokens, np.asarray(blank_ids, tokens.dtype))
+    # The latest content and the latest separator end strictly before each token, as positions (-1: none yet).
+    position = np.arange(tokens.shape[1])
+    last_content = _latest_before(np.where(content, position, -1))
+    last_separator = _latest_before(np.where(is_last, position, -1))
+    starts = content & (last_content >= 0) & ((last_separator > last_content) | is_answer)
+    return np.where(mask, np.cumsum(starts, axis=1), -1).astype(np.int32)
+
+
+def step_ids_of_one(
+    token_ids: Sequence[int],
+    tokenizer: Any,
+    splitter: StepSplitter,
+) -> tuple[list[int], list[Span], str]:
+    """As ``step_ids_from_text`` for one response, with a tokenizer that need only ``decode``.
+
+    Args:
+      token_ids: [T] the ids of the response.
+      tokenizer: anything with ``decode(list of ids) -> str``.
+      splitter: cuts the text into steps.
+
+    Returns:
+      (step_ids, spans, text).  Decodes every prefix, which costs O(T^2); use ``step_ids_from_text`` for
+      batches.
+    """
+    ids = [int(token) for token in token_ids]
+    text = tokenizer.decode(ids)
+    # A prefix that ends inside a character decodes to a replacement character that is not part of the text
+    # yet.
+    starts = [len(tokenizer.decode(ids[:t]).rstrip("\ufffd")) for t in range(len(ids))]
+    spans = splitter(text)
+    return step_ids_from_offsets(spans, np.maximum.accumulate([0, *starts])[1:]).tolist(), spans, text
+
+
+def _is_blank(text: str, piece: Span, separators: Sequence[Span]) -> bool:
+    """Whether nothing but white space is left of a piece without its separators."""
+    start, end = piece
+    kept = list(text[start:end])
+    for a, b in separators:
+        if a < end and b > start:
+            kept[max(a, start) - start : min(b, end) - start] = " " * (min(b, end) - max(a, start))
+    return not "".join(kept).strip()
+
+
+def _join_blank(pieces: Sequence[Span], blank: Sequence[bool]) -> list[Span]:
+    """Joins blank pieces to the step before them; leading ones to the first step."""
+    spans: list[Span] = []
+    lead: int | None = None
+    for (start, end), is_blank in zip(pieces, blank, strict=True):
+        if spans and is_blank:
+            spans[-1] = (spans[-1][0], end)
+        elif is_blank:
+            lead = start if lead is None else lead
+        else:
+            spans.append((start if lead is None else lead, end))
+            lead = None
+    if lead is not None:
+        spans.append((lead, pieces[-1][1]))
+    return spans
+
+
+def _mark(
+    tokens: np.ndarray, mask: np.ndarray, ids: np.ndarray, is_separator: np.ndarray, is_last: np.ndarray
+) -> None:
+    """Marks in place the tokens of each occurrence of a separator, and its last token."""
+    width = tokens.shape[1] - len(ids) + 1
+    if width <= 0:
+        return
+    found = np.ones((tokens.shape[0], width), bool)
+    for k, token in enumerate(ids):
+        found &= (tokens[:, k : k + width] == token) & mask[:, k : k + width]
+    for k in range(len(ids)):
+        is_separator[:, k : k + width] |= found
+    is_last[:, len(ids) - 1 :] |= found
+
+
+def _latest_before(marks: np.ndarray) -> np.ndarray:
+    """[B, T]: the largest mark strictly before each position, -1 if none."""
+    running = np.maximum.accumulate(marks, axis=1)
+    return np.concatenate([np.full_like(running[:, :1], -1), running[:, :-1]], axis=1)

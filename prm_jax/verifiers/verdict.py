@@ -1,0 +1,44 @@
+"""The result of checking one answer: a score, and whether the check itself can be trusted."""
+
+import dataclasses
+from typing import Literal
+
+Status = Literal["pass", "fail", "timeout", "error"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a verifier found.
+
+    Attributes:
+      score: in [0, 1]; 0 unless the status is ``"pass"`` (or a verifier with partial credit gave some).
+      status: ``"pass"`` or ``"fail"``: the answer was compared with the reference.  ``"timeout"``: checking
+        the answer took longer than it may; that is the answer's own doing, so a caller may count it as wrong.
+        ``"error"``: the reference or the verifier is at fault; the sample says nothing about the policy and
+        must be masked out of learning, never counted as a reward of 0.
+      detail: one line for logs; empty when there is nothing to say.
+    """
+
+    score: float
+    status: Status
+    detail: str = ""
+
+    @property
+    def usable(self) -> bool:
+        """Whether the score may be learned from: everything but ``"error"``."""
+        return self.status != "error"
+
+
+def passed(detail: str = "") -> Verdict:
+    """A full score."""
+    return Verdict(1.0, "pass", detail)
+
+
+def failed(detail: str = "") -> Verdict:
+    """A wrong or missing answer."""
+    return Verdict(0.0, "fail", detail)
+
+
+def broken(detail: str) -> Verdict:
+    """A check that could not be made; not the answer's fault."""
+    return Verdict(0.0, "error", detail)
