@@ -22,7 +22,6 @@ from prm_jax.data.steps import (
     step_ids_from_offsets,
     step_ids_from_separators,
     step_ids_from_text,
-    step_ids_of_one,
     token_starts,
 )
 from prm_jax.data.tasks import load_task
@@ -48,6 +47,5 @@ __all__ = [
     "step_ids_from_offsets",
     "step_ids_from_separators",
     "step_ids_from_text",
-    "step_ids_of_one",
     "token_starts",
 ]

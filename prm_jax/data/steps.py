@@ -10,7 +10,7 @@ import codecs
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -23,15 +23,13 @@ How = Literal["newline", "blank_line", "step_marker", "sentence", "separator", "
 
 _NEWLINE = re.compile(r"\r\n|\n|\r")
 _BLANK_LINE = re.compile(r"(?:\r\n|\n|\r)[^\S\r\n]*(?:\r\n|\n|\r)\s*")
-# "Step 3:" anywhere (the one-line format of Math-Shepherd), or "Step 3." / "**Step 3**" / "## Step 3"
-# opening a line.
-_STEP_MARKER = re.compile(
-    r"(?:^|(?<=[\r\n]))[^\S\r\n]*[#*>_-]*[^\S\r\n]*step\s?\d+\b|\bstep\s?\d+\s?:", re.IGNORECASE
-)
+# "Step 3" opening a line, whatever stands before it there ("## Step 3", "**Step 3**"), or "Step 3:"
+# anywhere, for solutions that are one line.
+_STEP_MARKER = re.compile(r"(?:^|(?<=[\r\n]))[^\S\r\n]*[#*>_-]*[^\S\r\n]*(?i:step)\s?\d+\b|\bStep\s?\d+\s?:")
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?:\s+|$)|[\u3002\uff01\uff1f]\s*")
-# A full stop after these does not end a sentence; neither does one after a list number that opens a line.
-_ABBREVIATION = re.compile(
-    r"(?:\b(?:e\.g|i\.e|etc|vs|cf|approx|resp|mr|mrs|ms|dr|st|no|fig|eq)|(?:^|[\r\n])[^\S\r\n]*\d{1,2})$",
+# A full stop after these ends no sentence: an abbreviation, or the number of an item that opens a line.
+_NO_SENTENCE_END = re.compile(
+    r"(?:\b(?:e\.g|i\.e|etc|vs|cf|approx|resp|mr|mrs|ms|dr|fig|eq)|(?:^|[\r\n])[^\S\r\n]*\d{1,2})$",
     re.IGNORECASE,
 )
 
@@ -91,8 +89,8 @@ class StepSplitter:
             starts.extend(match.start() for match in re.finditer(re.escape(marker), text))
         cuts = sorted({cut for cut in (*starts, *(end for _, end in ends)) if 0 < cut < len(text)})
         pieces = list(zip([0, *cuts], [*cuts, len(text)], strict=True)) if text else []
-        blank = [_is_blank(text, piece, ends) for piece in pieces]
-        return _join_blank(pieces, blank)
+        content = _without(text, ends)
+        return _join_blank(pieces, [not content[start:end].strip() for start, end in pieces])
 
     def _cuts(self, text: str) -> tuple[list[Span], list[int]]:
         """(separator spans, each ending a step; offsets that start a step)."""
@@ -105,7 +103,7 @@ class StepSplitter:
                 return [], [m.start() for m in _STEP_MARKER.finditer(text)]
             case "sentence":
                 ends = [m.span() for m in _SENTENCE_END.finditer(text)]
-                return [(b, b) for a, b in ends if not _ABBREVIATION.search(text[max(0, a - 12) : a])], []
+                return [(b, b) for a, b in ends if not _NO_SENTENCE_END.search(text[max(0, a - 12) : a])], []
             case "separator":
                 either = "|".join(re.escape(s) for s in sorted(self.separators, key=len, reverse=True))
                 return [m.span() for m in re.finditer(either, text)], []
@@ -272,39 +270,14 @@ def step_ids_from_separators(
     return np.where(mask, np.cumsum(starts, axis=1), -1).astype(np.int32)
 
 
-def step_ids_of_one(
-    token_ids: Sequence[int],
-    tokenizer: Any,
-    splitter: StepSplitter,
-) -> tuple[list[int], list[Span], str]:
-    """As ``step_ids_from_text`` for one response, with a tokenizer that need only ``decode``.
-
-    Args:
-      token_ids: [T] the ids of the response.
-      tokenizer: anything with ``decode(list of ids) -> str``.
-      splitter: cuts the text into steps.
-
-    Returns:
-      (step_ids, spans, text).  Decodes every prefix, which costs O(T^2); use ``step_ids_from_text`` for
-      batches.
-    """
-    ids = [int(token) for token in token_ids]
-    text = tokenizer.decode(ids)
-    # A prefix that ends inside a character decodes to a replacement character that is not part of the text
-    # yet.
-    starts = [len(tokenizer.decode(ids[:t]).rstrip("\ufffd")) for t in range(len(ids))]
-    spans = splitter(text)
-    return step_ids_from_offsets(spans, np.maximum.accumulate([0, *starts])[1:]).tolist(), spans, text
-
-
-def _is_blank(text: str, piece: Span, separators: Sequence[Span]) -> bool:
-    """Whether nothing but white space is left of a piece without its separators."""
-    start, end = piece
-    kept = list(text[start:end])
-    for a, b in separators:
-        if a < end and b > start:
-            kept[max(a, start) - start : min(b, end) - start] = " " * (min(b, end) - max(a, start))
-    return not "".join(kept).strip()
+def _without(text: str, spans: Sequence[Span]) -> str:
+    """The text with these spans overwritten by spaces; offsets stay."""
+    kept: list[str] = []
+    done = 0
+    for start, end in spans:
+        kept += [text[done:start], " " * (end - start)]
+        done = end
+    return "".join([*kept, text[done:]])
 
 
 def _join_blank(pieces: Sequence[Span], blank: Sequence[bool]) -> list[Span]:

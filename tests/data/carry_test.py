@@ -179,3 +179,12 @@ def test_bad_options(options, message):
 def test_operands_refuses_other_prompts():
     with pytest.raises(UserError, match="no problem of the carry task"):
         operands(Problem("1 + 2 =", "3", ""))
+
+
+def test_tokenizer_is_one_token_a_character(task):
+    tokenizer = task.tokenizer()
+    response = task.solve(PROBLEM)
+    ids = tokenizer.encode(PROBLEM.prompt + response)
+    assert len(ids) == len(PROBLEM.prompt + response)
+    assert tokenizer.decode(ids) == PROBLEM.prompt + response
+    assert tokenizer.vocab_size == len(ALPHABET) + 3 == 17

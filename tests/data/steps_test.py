@@ -1,0 +1,186 @@
+"""Steps of texts and of their tokens: spans cover the text, and tokens agree with them."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prm_jax.data import (
+    StepSplitter,
+    join_steps,
+    step_ids_from_offsets,
+    step_ids_from_separators,
+    step_ids_from_text,
+    token_starts,
+)
+from prm_jax.errors import UserError
+
+
+def cut(text, *args, **options):
+    """The steps as strings, joined by "|" for reading."""
+    return "|".join(text[start:end] for start, end in StepSplitter(*args, **options)(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "how", "expected"),
+    [
+        ("a\nb\n\nc", "newline", "a\n|b\n\n|c"),
+        ("\n a\r\nb\n \n", "newline", "\n a\r\n|b\n \n"),
+        ("a\nb\n \n\nc\n", "blank_line", "a\nb\n \n\n|c\n"),
+        ("So:\nStep 1: x\nStep 2: y", "step_marker", "So:\n|Step 1: x\n|Step 2: y"),
+        ("Step 1: x Step 2: y", "step_marker", "Step 1: x |Step 2: y"),
+        ("## Step 1\nsee Step 3.\n**step 2** y", "step_marker", "## Step 1\nsee Step 3.\n|**step 2** y"),
+        ("It is 3.14. Now 2! Done?", "sentence", "It is 3.14. |Now 2! |Done?"),
+        ("1. Add, e.g. 2. Then 3.\n2. Stop.", "sentence", "1. Add, e.g. 2. |Then 3.\n|2. Stop."),
+        ('He said "no." Then left.', "sentence", 'He said "no." |Then left.'),
+        ("一。二！三", "sentence", "一。|二！|三"),
+        ("a\n\nb", "whole", "a\n\nb"),
+        ("  ", "newline", "  "),
+        ("", "newline", ""),
+    ],
+)
+def test_ways_of_splitting(text, how, expected):
+    assert cut(text, how) == expected
+
+
+def test_separators_patterns_functions_and_answer_markers():
+    semicolon = {"separators": (";",)}
+    assert cut("a;b;;c;", "separator", **semicolon) == "a;|b;;|c;"
+    assert cut(";a;b", "separator", **semicolon) == ";a;|b"
+    assert cut(";;", "separator", **semicolon) == ";;"
+    assert cut("x ки\ny ки", "separator", separators=("ки",)) == "x ки|\ny ки"
+    assert cut("a--b-c", "separator", separators=("-", "--")) == "a--|b-|c"  # the longest separator first
+    assert cut("a;b#3", "separator", **semicolon, answer_markers=("#",)) == "a;|b|#3"
+    assert cut("a;#3", "separator", **semicolon, answer_markers=("#",)) == "a;|#3"
+    assert cut("a\nb\n#### 3", "newline", answer_markers=("####",)) == "a\n|b\n|#### 3"
+    assert cut("#3", "separator", **semicolon, answer_markers=("#",)) == "#3"
+    assert cut("a1b22c", "regex", pattern=r"\d+") == "a1|b22|c"
+    assert cut("abc", "regex", pattern=r"x*") == "abc"  # empty matches are no ends
+    assert cut("abcd", "function", function=lambda text: [0, 2, 3]) == "ab|c|d"
+
+
+TEXTS = st.text(alphabet="ab ;#\n\r.1S\u00e9\u2014\U0001f600", max_size=30) | st.text(max_size=30)
+SPLITTERS = [
+    *(StepSplitter(how) for how in ("newline", "blank_line", "step_marker", "sentence", "whole")),
+    StepSplitter("separator", separators=(";", "\n\n"), answer_markers=("#", "##")),
+    StepSplitter("regex", pattern=r"[;.]\s*"),
+]
+
+
+@settings(deadline=None)
+@given(TEXTS, st.sampled_from(SPLITTERS))
+def test_spans_are_contiguous_and_cover_the_text(text, splitter):
+    spans = splitter(text)
+    assert "".join(text[a:b] for a, b in spans) == text
+    assert all(a < b for a, b in spans)
+    if len(spans) > 1:
+        assert all(text[a:b].strip() for a, b in spans)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"how": "lines"}, "unknown way"),
+        ({"how": "separator"}, "needs 'separators'"),
+        ({"how": "newline", "pattern": "x"}, "does not take 'pattern'"),
+        ({"how": "regex", "pattern": "("}, "no regular expression"),
+        ({"how": "separator", "separators": ("",)}, "empty string"),
+    ],
+)
+def test_bad_splitters(options, message):
+    with pytest.raises(UserError, match=message):
+        StepSplitter(**options)
+
+
+def test_function_that_leaves_the_text():
+    with pytest.raises(UserError, match="offsets in"):
+        StepSplitter("function", function=lambda text: [99])("abc")
+
+
+def test_join_steps():
+    text, spans = join_steps(["one", "two", "three"])
+    assert text == "one\n\ntwo\n\nthree"
+    assert [text[a:b] for a, b in spans] == ["one\n\n", "two\n\n", "three"]
+    assert join_steps([]) == ("", [])
+
+
+def test_token_that_straddles_a_boundary_counts_to_the_step_it_starts_in():
+    # "ab;cd": the token ";c" ends step 0 and starts step 1.
+    spans = StepSplitter("separator", separators=(";",))("ab;cd")
+    _, starts = token_starts([b"ab", b";c", b"d", b""])
+    np.testing.assert_array_equal(step_ids_from_offsets(spans, starts), [0, 0, 1, 1])
+
+
+def test_step_inside_one_token_keeps_its_number():
+    spans = StepSplitter("separator", separators=(";",))("a;b;c")
+    _, starts = token_starts([b"a", b";b;", b"c"])
+    np.testing.assert_array_equal(step_ids_from_offsets(spans, starts), [0, 0, 2])
+
+
+def test_characters_spread_over_tokens_and_broken_bytes():
+    pieces = [b"a", "\u2014".encode()[:1], "\u2014".encode()[1:], b"\xff", b"b", b"\xe2"]
+    text, starts = token_starts(pieces)
+    assert text == "a\u2014\ufffdb\ufffd" == b"".join(pieces).decode("utf-8", "replace")
+    assert starts == [0, 1, 1, 2, 3, 4]
+
+
+def test_empty_response_is_step_zero():
+    np.testing.assert_array_equal(step_ids_from_offsets([], [0]), [0])
+
+
+SEPARATOR, ANSWER = 1, 2
+VOCABULARY = [b"", b";", b"#", b"a", b"b", b" ", b""]  # 0 pads, 6 ends
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(1, 4), max_size=8), min_size=1, max_size=4), st.integers(0, 3))
+def test_fast_path_equals_the_text(responses, prompt):
+    """The path over separator ids gives what splitting the decoded text gives, padding and prompt apart."""
+    width = prompt + 10
+    tokens = np.zeros((len(responses), width), np.int32)
+    mask = np.zeros(tokens.shape, bool)
+    tokens[:, :prompt] = SEPARATOR  # separators of the prompt must not count
+    for row, ids in enumerate(responses):
+        ids = [*ids, 6]
+        tokens[row, prompt : prompt + len(ids)] = ids
+        mask[row, prompt : prompt + len(ids)] = True
+    splitter = StepSplitter("separator", separators=(";",), answer_markers=("#",))
+    exact, num_steps, texts = step_ids_from_text(tokens, mask, VOCABULARY.__getitem__, splitter)
+    fast = step_ids_from_separators(tokens, mask, [SEPARATOR], answer_ids=[ANSWER], blank_ids=[6])
+    np.testing.assert_array_equal(fast, exact)
+    assert fast.dtype == np.int32 and (fast[~mask] == -1).all()
+    assert texts == [b"".join(VOCABULARY[i] for i in ids).decode() for ids in responses]
+    np.testing.assert_array_equal(num_steps, np.where(num_steps > 0, exact.max(axis=1) + 1, 0))
+
+
+def test_separators_of_several_tokens():
+    # 7 8 is the separator; a lone 7 or 8 is content, and one cut off by the mask does not count.
+    tokens = np.array([[3, 7, 8, 4, 7, 4, 8, 7, 8, 7, 8, 5], [3, 7, 8, 4, 0, 0, 0, 0, 0, 0, 0, 0]])
+    mask = np.ones(tokens.shape, bool)
+    mask[1, :2] = mask[1, 4:] = False
+    np.testing.assert_array_equal(
+        step_ids_from_separators(tokens, mask, [(7, 8)]),
+        [[0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2], [-1, -1, 0, 0, -1, -1, -1, -1, -1, -1, -1, -1]],
+    )
+
+
+def test_all_masked_row_and_short_rows():
+    tokens = np.array([[1], [3]])
+    mask = np.array([[False], [True]])
+    np.testing.assert_array_equal(step_ids_from_separators(tokens, mask, [(1, 1)]), [[-1], [0]])
+
+
+def test_process_bench_steps_survive_the_round_trip(data_dir):
+    path = data_dir / "processbench" / "gsm8k.json"
+    for row in json.loads(path.read_text())[:100]:
+        text, spans = join_steps(row["steps"])
+        assert len(spans) == len(row["steps"]) and spans[-1][1] == len(text)
+        # Byte-level tokens of four bytes each: the first token of step k starts in step k or the one before.
+        raw = text.encode()
+        pieces = [raw[i : i + 4] for i in range(0, len(raw), 4)]
+        decoded, starts = token_starts(pieces)
+        ids = step_ids_from_offsets(spans, starts)
+        assert decoded == text
+        assert all(spans[k][0] <= start < spans[k][1] for k, start in zip(ids, starts, strict=True))
