@@ -9,26 +9,29 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from prm_jax.rl import _util
 
 
 class IsotonicFit(NamedTuple):
     """A fitted non-decreasing map.
 
     Attributes:
-      scores: [N] f32, non-decreasing knots; ``+inf``-free, masked entries repeat the last valid knot.
+      scores: [N] f32, non-decreasing knots; `+inf`-free, masked entries repeat the last valid knot.
       values: [N] f32, non-decreasing fitted values at the knots.
     """
 
-    scores: chex.Array
-    values: chex.Array
+    scores: jax.Array
+    values: jax.Array
 
 
 def isotonic_regression(
-    values: chex.Array, weights: chex.Array | None = None, *, increasing: bool = True
-) -> chex.Array:
-    """The monotone sequence closest to ``values`` in weighted squared error.
+    values: ArrayLike, weights: ArrayLike | None = None, *, increasing: bool = True
+) -> jax.Array:
+    """The monotone sequence closest to `values` in weighted squared error.
 
-    ``argmin_u sum_i w_i (u_i - v_i)^2`` subject to ``u_1 <= u_2 <= ...``.  Every entry of the answer is the
+    `argmin_u sum_i w_i (u_i - v_i)^2` subject to `u_1 <= u_2 <= ...`.  Every entry of the answer is the
     weighted mean of its block; blocks are found by pooling adjacent violators in at most 2N sequential steps.
 
     Args:
@@ -38,19 +41,19 @@ def isotonic_regression(
       increasing: False for the best non-increasing sequence.
 
     Returns:
-      [..., N] f32.  Gradients flow to ``values`` as block averages (the Jacobian of the projection, wherever
-      it exists) and to ``weights``; the blocks themselves are constants.  All weights 0 gives zeros.
+      [..., N] f32.  Gradients flow to `values` as block averages (the Jacobian of the projection, wherever
+      it exists) and to `weights`; the blocks themselves are constants.  All weights 0 gives zeros.
     """
-    values = jnp.asarray(values, jnp.float32)
-    weights = jnp.ones_like(values) if weights is None else jnp.asarray(weights, jnp.float32)
+    values = _util.as_f32(values)
+    weights = jnp.ones_like(values) if weights is None else _util.as_f32(weights)
     chex.assert_equal_shape([values, weights])
-    values = jnp.where(weights > 0, values, 0.0)
+    values = _util.masked(values, weights > 0)
     sign = 1.0 if increasing else -1.0
     fit = jnp.vectorize(_fit_sorted, signature="(n),(n)->(n)")
     return sign * fit(sign * values, weights)
 
 
-def fit_isotonic(scores: chex.Array, labels: chex.Array, mask: chex.Array | None = None) -> IsotonicFit:
+def fit_isotonic(scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None) -> IsotonicFit:
     """Isotonic calibration: the non-decreasing map from score to label that is best in squared error.
 
     Labels of tied scores are averaged first, so the fit does not depend on the order of the data.
@@ -61,15 +64,14 @@ def fit_isotonic(scores: chex.Array, labels: chex.Array, mask: chex.Array | None
       mask: [N] bool, True on entries to use; None for all.
 
     Returns:
-      ``IsotonicFit``.  No gradient.  An empty mask gives the constant 0.
+      `IsotonicFit`.  No gradient.  An empty mask gives the constant 0.
     """
-    chex.assert_rank([scores, labels], 1)
-    chex.assert_equal_shape([scores, labels])
-    mask = jnp.ones(scores.shape, bool) if mask is None else mask.astype(bool)
-    scores = jax.lax.stop_gradient(jnp.asarray(scores, jnp.float32))
-    labels = jax.lax.stop_gradient(jnp.asarray(labels, jnp.float32))
+    scores, labels = jax.lax.stop_gradient((_util.as_f32(scores), _util.as_f32(labels)))
+    mask = jnp.ones(scores.shape, bool) if mask is None else _util.as_mask(mask)
+    chex.assert_rank(scores, 1)
+    chex.assert_equal_shape([scores, labels, mask])
     order = jnp.argsort(jnp.where(mask, scores, jnp.inf), stable=True)
-    scores, labels, mask = scores[order], jnp.where(mask, labels, 0.0)[order], mask[order]
+    scores, labels, mask = scores[order], _util.masked(labels, mask)[order], mask[order]
     last = jnp.maximum(mask.sum() - 1, 0)
     top = jnp.where(mask.any(), scores[last], 0.0)
     scores = jnp.where(mask, scores, top)
@@ -80,22 +82,22 @@ def fit_isotonic(scores: chex.Array, labels: chex.Array, mask: chex.Array | None
     return IsotonicFit(scores, isotonic_regression(mean, weight)[group])
 
 
-def apply_isotonic(fit: IsotonicFit, scores: chex.Array) -> chex.Array:
+def apply_isotonic(fit: IsotonicFit, scores: ArrayLike) -> jax.Array:
     """Reads a fitted map, linearly between knots and constant outside them.
 
     Args:
-      fit: from ``fit_isotonic``.
+      fit: from `fit_isotonic`.
       scores: [...], float.
 
     Returns:
-      [...] f32, non-decreasing in ``scores``.
+      [...] f32, non-decreasing in `scores`.
     """
-    return jnp.interp(jnp.asarray(scores, jnp.float32), fit.scores, fit.values)
+    return jnp.interp(_util.as_f32(scores), fit.scores, fit.values)
 
 
 def venn_abers(
-    scores: chex.Array, labels: chex.Array, test_scores: chex.Array, mask: chex.Array | None = None
-) -> tuple[chex.Array, chex.Array]:
+    scores: ArrayLike, labels: ArrayLike, test_scores: ArrayLike, mask: ArrayLike | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Venn-ABERS probability intervals: isotonic regression twice for each test point.
 
     The point joins the calibration data once with label 0 and once with label 1; its two fitted values bound
@@ -108,14 +110,14 @@ def venn_abers(
       mask: [N] bool over the calibration data, or None.
 
     Returns:
-      ``(lower [M], upper [M])`` f32, ``0 <= lower <= upper <= 1``.  No calibration data gives (0, 1).
+      `(lower [M], upper [M])` f32, `0 <= lower <= upper <= 1`.  No calibration data gives (0, 1).
       Costs M sorts and fits of length N + 1.
     """
+    scores, labels, test_scores = _util.as_f32(scores), _util.as_f32(labels), _util.as_f32(test_scores)
     chex.assert_rank([scores, labels, test_scores], 1)
-    mask = jnp.ones(scores.shape, bool) if mask is None else mask.astype(bool)
-    mask = jnp.append(mask, True)
+    mask = jnp.append(jnp.ones(scores.shape, bool) if mask is None else _util.as_mask(mask), True)
 
-    def probability(score: chex.Array, label: float) -> chex.Array:
+    def probability(score: jax.Array, label: float) -> jax.Array:
         fit = fit_isotonic(jnp.append(scores, score), jnp.append(labels, label), mask)
         return apply_isotonic(fit, score)
 
@@ -123,7 +125,7 @@ def venn_abers(
     return lower, jax.vmap(lambda s: probability(s, 1.0))(test_scores)
 
 
-def _fit_sorted(values: chex.Array, weights: chex.Array) -> chex.Array:
+def _fit_sorted(values: jax.Array, weights: jax.Array) -> jax.Array:
     block = _blocks(jax.lax.stop_gradient(values), jax.lax.stop_gradient(weights))
     num = values.shape[0]
     total = jax.ops.segment_sum(weights, block, num)
@@ -132,18 +134,19 @@ def _fit_sorted(values: chex.Array, weights: chex.Array) -> chex.Array:
 
 
 class _Stack(NamedTuple):
-    read: chex.Array  # [] i32, entries consumed
-    top: chex.Array  # [] i32, blocks on the stack
-    sums: chex.Array  # [N] f32, weighted sum of a block
-    weights: chex.Array  # [N] f32
-    starts: chex.Array  # [N] i32, first entry of a block
+    read: jax.Array  # [] i32, entries consumed
+    top: jax.Array  # [] i32, blocks on the stack
+    sums: jax.Array  # [N] f32, weighted sum of a block
+    weights: jax.Array  # [N] f32
+    starts: jax.Array  # [N] i32, first entry of a block
 
 
-def _blocks(values: chex.Array, weights: chex.Array) -> chex.Array:
+@jax.jit  # a loop traced anew at each eager call would cost more than it does
+def _blocks(values: jax.Array, weights: jax.Array) -> jax.Array:
     """Block number of every entry: one push or one merge a trip, so the loop also runs well under vmap."""
     num = values.shape[0]
 
-    def violated(s: _Stack) -> chex.Array:
+    def violated(s: _Stack) -> jax.Array:
         left, right = jnp.maximum(s.top - 2, 0), jnp.maximum(s.top - 1, 0)
         # Cross-multiplied means: no division; equal means stay apart, which gives the same fit.
         return (s.top >= 2) & (s.sums[left] * s.weights[right] > s.sums[right] * s.weights[left])

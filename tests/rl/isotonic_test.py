@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from prm_jax.rl import isotonic
 
 
+FIT = jax.jit(isotonic.isotonic_regression)
+
+
 def slow_pava(values, weights):
     """Textbook pooling on Python lists; entries of weight 0 take the block on their left."""
     blocks = []  # [sum, weight, members]
@@ -56,15 +59,15 @@ def test_by_hand():
 def test_matches_loops(seed):
     rng = np.random.default_rng(seed)
     values, weights = rng.normal(size=9), rng.integers(0, 4, size=9).astype(float)
-    out = isotonic.isotonic_regression(jnp.where(weights > 0, values, jnp.nan), jnp.array(weights))
+    out = FIT(jnp.where(weights > 0, values, jnp.nan), jnp.array(weights))
     np.testing.assert_allclose(out, slow_pava(values, weights), atol=2e-6)
-    np.testing.assert_allclose(isotonic.isotonic_regression(jnp.array(values)), minmax(values), atol=2e-6)
+    np.testing.assert_allclose(FIT(jnp.array(values), jnp.ones(9)), minmax(values), atol=2e-6)
 
 
 def test_batched_equals_rows():
     values = jax.random.normal(jax.random.key(0), (3, 4, 7))
-    batched = jax.jit(isotonic.isotonic_regression)(values)
-    rows = jnp.stack([jnp.stack([isotonic.isotonic_regression(r) for r in m]) for m in values])
+    batched = FIT(values)
+    rows = jnp.stack([jnp.stack([FIT(r) for r in m]) for m in values])
     chex.assert_trees_all_close(batched, rows)
     chex.assert_trees_all_close(jax.vmap(isotonic.isotonic_regression)(values), batched)
 

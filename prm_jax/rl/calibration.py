@@ -1,0 +1,216 @@
+"""Is a confidence a probability?  Calibration error, reliability bins, Brier score and Platt scaling.
+
+Isotonic calibration and Venn-ABERS live in `isotonic.py`; verbalised confidence in `confidence.py`.
+"""
+
+from typing import Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from prm_jax.rl import _util
+
+
+class ReliabilityBins(NamedTuple):
+    """A reliability diagram.
+
+    Attributes:
+      confidence: [K] f32, mean confidence of a bin (0 where empty).
+      accuracy: [K] f32, mean outcome of a bin (0 where empty).
+      size: [K] f32, entries in a bin.
+    """
+
+    confidence: jax.Array
+    accuracy: jax.Array
+    size: jax.Array
+
+
+class PlattScale(NamedTuple):
+    """`probability = sigmoid(slope * score + intercept)`; two f32 scalars."""
+
+    slope: jax.Array
+    intercept: jax.Array
+
+
+def reliability_bins(
+    confidence: ArrayLike,
+    outcome: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    num_bins: int = 15,
+    bins: Literal["width", "mass"] = "width",
+    axis_name: _util.AxisName = None,
+) -> ReliabilityBins:
+    """Sorts predictions into bins of confidence.
+
+    Args:
+      confidence: [...], in [0, 1].
+      outcome: [...], in [0, 1]; fractions are allowed.
+      mask: [...] bool, True on entries to use; None for all.
+      num_bins: K.
+      bins: "width", K intervals (k/K, (k+1)/K], the first closed at 0; "mass", K bins of equally many
+        entries, where ties of confidence share the bin of the first of them, so that order is immaterial.
+      axis_name: mapped axis or axes whose data is pooled; needs bins="width" (ranks do not pool).
+
+    Returns:
+      `ReliabilityBins`.  An empty mask gives zeros.  Gradients reach `confidence` through the bin means.
+    """
+    _util.check_option("bins", bins, ("width", "mass"))
+    if bins == "mass" and axis_name is not None:
+        raise ValueError("bins of equal mass need all data in one place; use bins='width' with axis_name")
+    confidence, outcome, mask = _masked_pair(confidence, outcome, mask)
+    confidence, outcome, mask = confidence.ravel(), outcome.ravel(), mask.ravel()
+    if bins == "width":
+        index = jnp.ceil(confidence * num_bins).astype(jnp.int32) - 1
+    else:
+        ordered = jnp.sort(jnp.where(mask, confidence, jnp.inf))
+        rank = jnp.searchsorted(ordered, confidence, side="left")
+        index = rank * num_bins // jnp.maximum(mask.sum(), 1)
+    index = jnp.clip(index, 0, num_bins - 1)
+    per_entry = jnp.stack([confidence, outcome, mask.astype(jnp.float32)], -1)
+    sums = _util.psum(jax.ops.segment_sum(per_entry, index, num_bins), axis_name)
+    size = jnp.maximum(sums[:, 2], 1.0)
+    return ReliabilityBins(sums[:, 0] / size, sums[:, 1] / size, sums[:, 2])
+
+
+def calibration_error(
+    confidence: ArrayLike,
+    outcome: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    kind: Literal["ece", "ace", "mce"] = "ece",
+    num_bins: int = 15,
+    axis_name: _util.AxisName = None,
+) -> jax.Array:
+    """Expected gap between confidence and accuracy.
+
+    `sum_k n_k / n |accuracy_k - confidence_k|`: "ece" over bins of equal width, "ace" over bins of equal
+    mass; "mce" is the largest gap of any bin of equal width.
+
+    Args:
+      confidence: [...], in [0, 1].
+      outcome: [...], in [0, 1].
+      mask: [...] bool, True on entries to use; None for all.
+      kind: which error.
+      num_bins: number of bins.
+      axis_name: mapped axis or axes whose data is pooled ("ece" and "mce").
+
+    Returns:
+      [] f32 in [0, 1]; 0 for an empty mask.  Biased upwards: a calibrated forecaster gets about
+      `sqrt(num_bins / n)`-sized values from n entries.
+    """
+    _util.check_option("kind", kind, ("ece", "ace", "mce"))
+    table = reliability_bins(
+        confidence,
+        outcome,
+        mask,
+        num_bins=num_bins,
+        bins="mass" if kind == "ace" else "width",
+        axis_name=axis_name,
+    )
+    gap = jnp.abs(table.accuracy - table.confidence)
+    if kind == "mce":
+        return jnp.where(table.size > 0, gap, 0.0).max()
+    return (table.size * gap).sum() / jnp.maximum(table.size.sum(), 1.0)
+
+
+def brier_score(
+    confidence: ArrayLike,
+    outcome: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    axis_name: _util.AxisName = None,
+) -> jax.Array:
+    """Mean squared distance of confidence and outcome; a proper score.
+
+    Args:
+      confidence: [...], in [0, 1].
+      outcome: [...], in [0, 1].
+      mask: [...] bool, True on entries to use; None for all.
+      axis_name: mapped axis or axes whose data is pooled.
+
+    Returns:
+      [] f32; 0 for an empty mask.  Gradients flow to `confidence`.
+    """
+    confidence, outcome, mask = _masked_pair(confidence, outcome, mask)
+    total = _util.psum(((confidence - outcome) ** 2).sum(), axis_name)
+    return total / jnp.maximum(_util.psum(mask.sum(), axis_name), 1)
+
+
+def fit_platt(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    smooth: bool = True,
+    num_steps: int = 25,
+) -> PlattScale:
+    """Platt scaling: logistic regression of a label on one score, by damped Newton steps.
+
+    Scores are standardised inside; each step keeps the best of seven step lengths (0 among them), so the loss
+    never rises.
+
+    Args:
+      scores: [N], any range; for a probability p pass its logit.
+      labels: [N], in [0, 1]; fractions are allowed.
+      mask: [N] bool, True on entries to use; None for all.
+      smooth: Platt's targets (n_pos + 1) / (n_pos + 2) and 1 / (n_neg + 2) in place of 1 and 0; keeps the
+        slope finite for separable scores.
+      num_steps: Newton steps.
+
+    Returns:
+      `PlattScale`.  No gradient.  An empty mask, or scores that are all equal, gives slope 0.
+    """
+    scores, target, mask = jax.lax.stop_gradient(_masked_pair(scores, labels, mask))
+    chex.assert_rank(scores, 1)
+    weight = mask.astype(jnp.float32)
+    count = jnp.maximum(weight.sum(), 1.0)
+    centre = scores.sum() / count
+    spread = jnp.sqrt((weight * (scores - centre) ** 2).sum() / count)
+    unit = jnp.where(spread > 0, (scores - centre) / jnp.where(spread > 0, spread, 1.0), 0.0)
+    if smooth:
+        positive = target.sum()
+        high, low = (positive + 1) / (positive + 2), 1 / (weight.sum() - positive + 2)
+        target = target * high + (1 - target) * low
+    features = jnp.stack([unit, jnp.ones_like(unit)], -1)  # [N, 2]
+
+    def loss(theta: jax.Array) -> jax.Array:
+        logit = features @ theta
+        return (weight * (jax.nn.softplus(logit) - target * logit)).sum() / count
+
+    def newton(theta: jax.Array, _: None) -> tuple[jax.Array, None]:
+        p = jax.nn.sigmoid(features @ theta)
+        gradient = (weight * (p - target)) @ features / count
+        hessian = (features * (weight * p * (1 - p))[:, None]).T @ features / count
+        step = jnp.linalg.solve(hessian + 1e-6 * jnp.eye(2), gradient)
+        options = theta - jnp.array([1.0, 0.5, 0.25, 0.1, 0.01, 4.0, 0.0])[:, None] * step
+        return options[jnp.argmin(jax.vmap(loss)(options))], None
+
+    theta, _ = jax.lax.scan(newton, jnp.zeros(2), None, length=num_steps)
+    slope = jnp.where(spread > 0, theta[0] / jnp.where(spread > 0, spread, 1.0), 0.0)
+    return PlattScale(slope, theta[1] - slope * centre)
+
+
+def apply_platt(scale: PlattScale, scores: ArrayLike) -> jax.Array:
+    """Probability of a positive label: `sigmoid(slope * score + intercept)`.
+
+    Args:
+      scale: from `fit_platt`.
+      scores: [...].
+
+    Returns:
+      [...] f32 in (0, 1); the order of the scores is kept where the slope is positive.
+    """
+    return jax.nn.sigmoid(scale.slope * _util.as_f32(scores) + scale.intercept)
+
+
+def _masked_pair(
+    prediction: ArrayLike, target: ArrayLike, mask: ArrayLike | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Both as float32, 0 where the mask is False; and the mask, all True in place of None."""
+    prediction, target = _util.as_f32(prediction), _util.as_f32(target)
+    mask = jnp.ones(prediction.shape, bool) if mask is None else _util.as_mask(mask)
+    chex.assert_equal_shape([prediction, target, mask])
+    return _util.masked(prediction, mask), _util.masked(target, mask), mask
