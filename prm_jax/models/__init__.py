@@ -1,4 +1,4 @@
-"""Decoder language models: configuration, forward pass, weights, tokenizers, generation, log-probs, LoRA, heads.
+"""Decoder language models: forward pass, log-probs, weights, tokenizers, generation, LoRA, heads.
 
 Names are imported when they are first used, so that importing this package costs nothing.
 """
@@ -35,7 +35,34 @@ _HOME = {
     "CharTokenizer": "tokenizer",
 }
 
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = [
+    "ModelConfig",
+    "RopeScaling",
+    "Transformer",
+    "init_params",
+    "hidden_states",
+    "head_matrix",
+    "logits",
+    "unstack_layers",
+    "KVCache",
+    "init_cache",
+    "repeat_rows",
+    "token_logprobs",
+    "token_logprobs_and_entropy",
+    "LoRAConfig",
+    "init_lora",
+    "join",
+    "split",
+    "merge",
+    "init_value_head",
+    "value_head",
+    "load_weights",
+    "save_weights",
+    "generate",
+    "Samples",
+    "Tokenizer",
+    "CharTokenizer",
+]
 
 if TYPE_CHECKING:
     from prm_jax.models.cache import KVCache, init_cache, repeat_rows

@@ -1,4 +1,4 @@
-"""The key-value cache of incremental decoding: a pytree that jit, donation and ``lax.while_loop`` can carry."""
+"""The key-value cache of incremental decoding: a pytree that jit and ``lax.while_loop`` can carry."""
 
 import dataclasses
 from typing import Any
@@ -14,12 +14,12 @@ from prm_jax.models.config import ModelConfig
 class KVCache:
     """Keys and values of all layers; every row is filled up to one common column.
 
-    Rows of unequal length are padded on the left: row b's first token stands in column ``start[b]``, so that all
-    rows write the same column at each step.
+    Rows of unequal length are padded on the left: row b's first token stands in column ``start[b]``, so that
+    all rows write the same column at each step.
 
     Attributes:
-      k: keys ``[L, B, S, num_kv_heads, head_dim]`` after rotation, or a tuple of L arrays ``[B, S, ...]`` when the
-        parameters' layers are a tuple too (see ``unstack_layers``).
+      k: keys ``[L, B, S, num_kv_heads, head_dim]`` after rotation, or a tuple of L arrays ``[B, S, ...]`` when
+        the parameters' layers are a tuple too (see ``unstack_layers``).
       v: values, the same layout.
       index: [] int32, columns filled so far; the next tokens go to columns ``index ..``.
       start: [B] int32, the first valid column of each row.
@@ -71,7 +71,7 @@ def init_cache(
 
 
 def repeat_rows(cache: KVCache, times: int) -> KVCache:
-    """Each row ``times`` times in a row (row b becomes rows ``b * times ..``): G samples share one prefill."""
+    """Repeats each row (row b becomes rows ``b * times ..``), so that G samples share one prefill."""
 
     def repeat(x: jax.Array, axis: int) -> jax.Array:
         return jnp.repeat(x, times, axis=axis)

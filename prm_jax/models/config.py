@@ -80,7 +80,8 @@ class ModelConfig:
       mlp_bias: biases in the feed-forward layer.
       max_position_embeddings: context length the model was made for.
       dtype: of new parameters.
-      compute_dtype: of activations and matrix products; norms, softmax, rotations and log-sum-exps are float32.
+      compute_dtype: of activations and matrix products; norms, softmax, rotations and log-sum-exps are
+        float32.
       remat: what the backward pass recomputes: nothing, all of a layer ("full"), or all but matrix products
         with no batch dimension ("dots").
       scan_unroll: layers a trip of the scan over layers; ``num_layers`` unrolls it (less CPU time for small
@@ -128,10 +129,11 @@ class ModelConfig:
                 raise UserError(f"model config: {name} must be a positive integer, found {value!r}")
         if self.num_heads % self.num_kv_heads:
             raise UserError(
-                f"model config: num_kv_heads must divide num_heads, found {self.num_kv_heads} and {self.num_heads}"
+                "model config: num_kv_heads must divide num_heads, "
+                f"found {self.num_kv_heads} and {self.num_heads}"
             )
         if self.head_dim % 2:
-            raise UserError(f"model config: head_dim must be even for rotary embeddings, found {self.head_dim}")
+            raise UserError(f"model config: head_dim must be even (rotary embeddings), found {self.head_dim}")
         if self.qk_norm != (self.architecture == "qwen3"):
             raise UserError(f"model config: qk_norm={self.qk_norm} is not what {self.architecture} has")
         if self.architecture == "qwen2" and not self.attention_bias:
@@ -167,7 +169,7 @@ class ModelConfig:
         return read(config)
 
     def to_hf(self) -> dict[str, Any]:
-        """The inverse of ``from_hf``: a dict that is valid as ``config.json`` (run-time fields are left out)."""
+        """The inverse of ``from_hf``: a dict that is valid as ``config.json``, without the run-time fields."""
         from prm_jax.models.hf_config import write
 
         return write(self)

@@ -1,4 +1,4 @@
-"""``config.json`` of Hugging Face checkpoints, in and out; whatever this package does not compute is refused."""
+"""``config.json`` of Hugging Face checkpoints, in and out; what this package does not compute is refused."""
 
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -54,7 +54,7 @@ def read(config: Mapping[str, Any]) -> ModelConfig:
     num_heads = _integer(given, "num_attention_heads")
     hidden_size = _integer(given, "hidden_size")
     if "head_dim" not in given and hidden_size % num_heads:
-        _refuse("hidden_size", hidden_size, f"not a multiple of num_attention_heads={num_heads}, and no head_dim")
+        _refuse("hidden_size", hidden_size, f"no multiple of num_attention_heads={num_heads}, and no head_dim")
     theta, scaling = _rope(given)
     return ModelConfig(
         architecture=architecture,  # type: ignore[arg-type]
@@ -143,7 +143,7 @@ def _refuse_sliding_window(config: Mapping[str, Any], architecture: str) -> None
 
 
 def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Both spellings: ``rope_theta`` with ``rope_scaling``, and the newer ``rope_parameters`` with all inside."""
+    """Both spellings: ``rope_theta`` with ``rope_scaling``, and the newer ``rope_parameters``."""
     field = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     given = config.get(field) or {}
     if not isinstance(given, Mapping):

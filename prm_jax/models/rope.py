@@ -12,8 +12,8 @@ from prm_jax.models.config import ModelConfig, RopeScaling
 def frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
     """Angular frequencies of the rotary pairs, and the factor on cosines and sines.
 
-    Sources: arXiv:2104.09864 eq. 15 (plain), arXiv:2306.15595 (linear), arXiv:2309.00071 eqs. 17-22 (yarn), and
-    the Llama 3.1 release for ``llama3``.
+    Sources: arXiv:2104.09864 eq. 15 (plain), arXiv:2306.15595 (linear), arXiv:2309.00071 section 3 (yarn),
+    and the Llama 3.1 release for ``llama3``.
 
     Returns:
       ``(inverse frequencies [head_dim / 2] float64, factor)``.

@@ -1,12 +1,13 @@
 """A decoder language model for Llama, Qwen2 and Qwen3: Flax Linen used as init/apply over plain dicts.
 
-The layers' parameters are stacked on a leading axis and run by one scan.  The model returns hidden states after
-the final norm; logits are made only where they are needed (see ``logprobs`` and ``generate``).
+The layers' parameters are stacked on a leading axis and run by one scan.  The model returns hidden states
+after the final norm; logits are made only where they are needed (see ``logprobs`` and ``generate``).
 """
 
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -32,12 +33,13 @@ class RMSNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.dtype(self.config.dtype))
         wide = x.astype(jnp.float32)
-        normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.config.rms_norm_eps)
+        power = jnp.mean(wide * wide, axis=-1, keepdims=True)
+        normed = wide * jax.lax.rsqrt(power + self.config.rms_norm_eps)
         return (normed * scale.astype(jnp.float32)).astype(x.dtype)
 
 
 class Linear(nn.Module):
-    """``x @ kernel (+ bias)``, plus ``(x @ lora_a) @ lora_b * lora_alpha / rank`` where adapters stand beside it."""
+    """``x @ kernel (+ bias)``, plus ``(x @ lora_a) @ lora_b * lora_alpha / rank`` where there are adapters."""
 
     config: ModelConfig
     features: int
@@ -60,7 +62,7 @@ class Linear(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention with rotary positions; with ``past`` it also reads and extends one layer's cache."""
+    """Causal self-attention with rotary positions."""
 
     config: ModelConfig
 
@@ -186,7 +188,8 @@ class Transformer(nn.Module):
         scaling = config.rope_scaling
         if scaling is not None and scaling.kind == "dynamic" and columns > config.max_position_embeddings:
             raise ValueError(
-                f"dynamic rope scaling: {columns} columns, but max_position_embeddings={config.max_position_embeddings}"
+                f"dynamic rope scaling: {columns} columns are more than "
+                f"max_position_embeddings={config.max_position_embeddings}"
             )
         x = _Embed(config, name="embed")(tokens)
         rotation = rope.table(config, _positions(tokens, positions, segment_ids, cache))
@@ -203,7 +206,7 @@ class Transformer(nn.Module):
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
-    """Random parameters: normal with variance 1 / fan-in, the two projections into the residual stream / 2L more.
+    """Random parameters: normal with variance 1 / fan-in; 1 / (2 L fan-in) for what feeds the residual stream.
 
     Args:
       config: the model.
@@ -228,7 +231,7 @@ def hidden_states(
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
 ) -> jax.Array:
-    """``Transformer(config).apply`` without a cache: tokens [B, T] -> hidden [B, T, D] after the final norm."""
+    """``Transformer(config).apply`` without a cache: tokens [B, T] -> hidden [B, T, D], final norm included."""
     return Transformer(config).apply(
         {"params": params}, tokens, positions=positions, segment_ids=segment_ids
     )  # type: ignore[return-value]
@@ -240,7 +243,7 @@ def head_matrix(config: ModelConfig, params: Params) -> jax.Array:
 
 
 def logits(config: ModelConfig, params: Params, hidden: jax.Array) -> jax.Array:
-    """``hidden @ head^T``: [..., D] -> [..., V] float32.  For sampling; scoring goes through ``token_logprobs``."""
+    """``hidden @ head^T``: [..., D] -> [..., V] float32.  For sampling; scoring is ``token_logprobs``."""
     head = head_matrix(config, params).astype(hidden.dtype)
     return jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
 
@@ -248,14 +251,15 @@ def logits(config: ModelConfig, params: Params, hidden: jax.Array) -> jax.Array:
 def unstack_layers(params: Params) -> Params:
     """Parameters with the layers as a tuple of dicts instead of stacked leaves.
 
-    The model takes both.  A decoding loop should unstack once, outside: slicing a layer out of the stack in every
-    step copies the weights.
+    The model takes both.  A decoding loop should unstack once, outside: slicing a layer out of the stack in
+    every step copies the weights.
     """
     layers = params["layers"]
     if isinstance(layers, tuple):
         return params
     count = jax.tree.leaves(layers)[0].shape[0]
-    return {**params, "layers": tuple(jax.tree.map(lambda leaf: leaf[i], layers) for i in range(count))}
+    slices = [jax.tree.map(operator.itemgetter(i), layers) for i in range(count)]
+    return {**params, "layers": tuple(slices)}
 
 
 def _positions(
@@ -321,7 +325,7 @@ def _run_layers(
 def _run_cached(
     config: ModelConfig, layers: Any, x: jax.Array, rotation: Rotation, mask: jax.Array | None, cache: KVCache
 ) -> tuple[jax.Array, KVCache]:
-    """As ``_run_layers``; the stacked cache is carried and not scanned over, so that it is updated in place."""
+    """As ``_run_layers``; a stacked cache is carried, not scanned over, so that it is updated in place."""
     count, zero = x.shape[1], jnp.zeros((), jnp.int32)
 
     def block(layer: Params, x: jax.Array, k_all: jax.Array, v_all: jax.Array, i: jax.Array | None) -> Any:

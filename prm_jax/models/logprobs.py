@@ -1,0 +1,110 @@
+"""Log-probs of the tokens of a batch under a model, without an array over the vocabulary.
+
+Policy, reward model and reference all come through here: with equal parameters they give equal bits, so that
+implicit rewards are exactly 0 at initialisation.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from prm_jax.models.config import ModelConfig
+from prm_jax.models.transformer import Params, head_matrix, hidden_states
+from prm_jax.pallas import linear_lse_and_target
+
+
+def token_logprobs(
+    config: ModelConfig,
+    params: Params,
+    tokens: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    temperature: float | jax.Array = 1.0,
+    implementation: str | None = None,
+    positions: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    start: int = 0,
+) -> jax.Array:
+    """``log p(tokens[:, t] | tokens[:, :t])`` for every token.
+
+    Args:
+      config: the model.
+      params: its parameters, which receive gradients.
+      tokens: [B, T] int in [0, V).
+      mask: [B, T] bool, which tokens are scored; attention is causal over the whole row whatever it says.  None
+        scores all.  All False gives zeros.
+      temperature: positive; a scalar, [B], or [B, T].  Logits are divided by it.  No gradient.
+      implementation: of ``pallas.linear_lse_and_target``; None chooses.
+      positions: [B, T] int32; see ``Transformer``.
+      segment_ids: [B, T] int32 of packed rows; the first token of every segment scores 0.
+      start: columns before it are 0 and cost no work in the head (say, the width of the prompts).  Static.
+
+    Returns:
+      [B, T] float32: 0 at t = 0, where ``mask`` is False, and before ``start``.
+    """
+    lse, target = _statistics(
+        config, params, tokens, mask, temperature, implementation, positions, segment_ids, start, entropy=False
+    )
+    return target - lse
+
+
+def token_logprobs_and_entropy(
+    config: ModelConfig,
+    params: Params,
+    tokens: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    temperature: float | jax.Array = 1.0,
+    implementation: str | None = None,
+    positions: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    start: int = 0,
+) -> tuple[jax.Array, jax.Array]:
+    """``token_logprobs``, and the entropy of the distribution that each token was drawn from.
+
+    Returns:
+      ``(logp, entropy)``, both [B, T] float32 and 0 where ``token_logprobs`` is 0 by definition; gradients flow
+      through both.  The entropy is that at ``temperature``, in nats, in [0, log V].
+    """
+    lse, target, entropy = _statistics(
+        config, params, tokens, mask, temperature, implementation, positions, segment_ids, start, entropy=True
+    )
+    return target - lse, entropy
+
+
+def _statistics(
+    config: ModelConfig,
+    params: Params,
+    tokens: jax.Array,
+    mask: jax.Array | None,
+    temperature: float | jax.Array,
+    implementation: str | None,
+    positions: jax.Array | None,
+    segment_ids: jax.Array | None,
+    start: int,
+    *,
+    entropy: bool,
+) -> list[jax.Array]:
+    """The statistics of ``linear_lse_and_target``, each [B, T] and 0 off the scored tokens."""
+    rows, length = tokens.shape
+    if mask is not None and (mask.shape != tokens.shape or mask.dtype != jnp.bool_):
+        raise ValueError(f"mask must be bool {list(tokens.shape)}, found {mask.dtype}{list(mask.shape)}")
+    first = min(max(start, 1), length)  # the first scored column; nothing predicts column 0
+    scored = jnp.ones_like(tokens, bool) if mask is None else mask
+    if segment_ids is not None:
+        scored = scored & jnp.pad(segment_ids[:, 1:] == segment_ids[:, :-1], ((0, 0), (1, 0)))
+    hidden = hidden_states(config, params, tokens, positions=positions, segment_ids=segment_ids)
+    flat = rows * (length - first)
+    if jnp.ndim(temperature):
+        each = jnp.asarray(temperature)
+        each = jnp.broadcast_to(each[:, None] if each.ndim == 1 else each, tokens.shape)
+        temperature = each[:, first:].reshape(flat)
+    statistics = linear_lse_and_target(
+        hidden[:, first - 1 : -1].reshape(flat, -1),
+        head_matrix(config, params),
+        tokens[:, first:].reshape(flat),
+        mask=scored[:, first:].reshape(flat),
+        temperature=temperature,
+        implementation=implementation,
+        entropy=entropy,
+    )
+    return [jnp.pad(x.reshape(rows, length - first), ((0, 0), (first, 0))) for x in statistics]

@@ -1,0 +1,137 @@
+"""Low-rank adapters beside frozen kernels (arXiv:2106.09685): ``y = x W + (x A) B alpha / r``."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from prm_jax.errors import UserError
+from prm_jax.models.config import ModelConfig
+from prm_jax.models.transformer import Params
+
+_HOMES = {
+    "q": "attn", "k": "attn", "v": "attn", "o": "attn", "gate": "mlp", "up": "mlp", "down": "mlp",
+}  # fmt: skip
+_LEAVES = ("lora_a", "lora_b")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+    """Which projections get adapters, and how large.
+
+    Attributes:
+      rank: r, at least 1.
+      alpha: numerator of the scale ``alpha / rank``.  The forward pass reads it from ``ModelConfig.lora_alpha``,
+        which must be the same number; ``init_lora`` checks.
+      targets: names among q, k, v, o, gate, up, down; all of them by default.
+    """
+
+    rank: int = 16
+    alpha: float = 16.0
+    targets: tuple[str, ...] = tuple(_HOMES)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", tuple(self.targets))
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
+            raise UserError(f"LoRA rank must be a positive integer, found {self.rank!r}")
+        unknown = [name for name in self.targets if name not in _HOMES]
+        if unknown or not self.targets:
+            raise UserError(f"LoRA targets {unknown or 'are empty'}; known: {', '.join(_HOMES)}")
+
+
+def init_lora(config: ModelConfig, params: Params, key: jax.Array, lora: LoRAConfig) -> Params:
+    """New adapters: ``lora_a`` normal with variance 1 / fan-in, ``lora_b`` zero, so that nothing changes yet.
+
+    Args:
+      config: the model.
+      params: its parameters with stacked layers; only shapes are read.
+      key: typed PRNG key, consumed.
+      lora: rank, scale and targets.
+
+    Returns:
+      ``{"layers": {"attn" or "mlp": {target: {"lora_a": [L, in, r], "lora_b": [L, r, out]}}}}``, float32: they
+      are trained, whatever the precision of the frozen kernels.
+
+    Raises:
+      UserError: when ``lora.alpha`` is not ``config.lora_alpha``.
+    """
+    if lora.alpha != config.lora_alpha:
+        raise UserError(
+            f"LoRA alpha {lora.alpha} is not the model config's lora_alpha {config.lora_alpha}; "
+            "use dataclasses.replace(config, lora_alpha=...)"
+        )
+    adapters: Params = {}
+    for name, one_key in zip(lora.targets, jax.random.split(key, len(lora.targets)), strict=True):
+        layers, width, features = params["layers"][_HOMES[name]][name]["kernel"].shape
+        lora_a = jax.random.normal(one_key, (layers, width, lora.rank), jnp.float32) / math.sqrt(width)
+        lora_b = jnp.zeros((layers, lora.rank, features), jnp.float32)
+        adapters.setdefault(_HOMES[name], {})[name] = {"lora_a": lora_a, "lora_b": lora_b}
+    return {"layers": adapters}
+
+
+def join(base: Params, adapters: Params) -> Params:
+    """The tree with the adapters' leaves beside the base's; structure only, nothing is copied.
+
+    The model computes with the result as it is.  To train adapters alone, differentiate with respect to them and
+    close over ``base``.
+
+    Raises:
+      ValueError: where the adapters name a projection that the base does not have.
+    """
+    joined = dict(base)
+    for name, value in adapters.items():
+        if name in _LEAVES:
+            joined[name] = value
+        elif isinstance(base.get(name), dict):
+            joined[name] = join(base[name], value)
+        else:
+            raise ValueError(f"adapters for {name!r}, which the base does not have: {sorted(base)}")
+    return joined
+
+
+def split(params: Params) -> tuple[Params, Params]:
+    """The inverse of ``join``: ``(base, adapters)``; adapters is empty when there are none."""
+    base: Params = {}
+    adapters: Params = {}
+    for name, value in params.items():
+        if name in _LEAVES:
+            adapters[name] = value
+        elif isinstance(value, dict):
+            base[name], inner = split(value)
+            if inner:
+                adapters[name] = inner
+        else:
+            base[name] = value
+    return base, adapters
+
+
+def merge(config: ModelConfig, params: Params) -> Params:
+    """The plain model that computes the same: ``kernel + lora_a lora_b alpha / r``, summed in float32.
+
+    Args:
+      config: gives ``lora_alpha``.
+      params: a joined tree.
+
+    Returns:
+      A tree without adapters, kernels in their own dtype; other leaves are shared with ``params``.
+    """
+    merged: Params = {}
+    for name, value in params.items():
+        if name not in _LEAVES:
+            merged[name] = merge(config, value) if isinstance(value, dict) else value
+    if "lora_a" in params:
+        merged["kernel"] = _fold(config, params)
+    return merged
+
+
+def _fold(config: ModelConfig, linear: dict[str, Any]) -> jax.Array:
+    kernel, lora_a, lora_b = linear["kernel"], linear["lora_a"], linear["lora_b"]
+    product = jnp.einsum(
+        "...ir,...ro->...io",
+        lora_a.astype(jnp.float32),
+        lora_b.astype(jnp.float32),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    return (kernel.astype(jnp.float32) + product * (config.lora_alpha / lora_a.shape[-1])).astype(kernel.dtype)

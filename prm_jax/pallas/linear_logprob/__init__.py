@@ -1,0 +1,1 @@
+"""Hidden states to log-probs of given tokens without the array of logits."""
