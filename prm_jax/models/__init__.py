@@ -29,8 +29,10 @@ _HOME = {
     "value_head": "heads",
     "load_weights": "weights",
     "save_weights": "weights",
-    "generate": "generate",
-    "Samples": "generate",
+    "generate": "generation",
+    "Samples": "generation",
+    "pack": "generation",
+    "response_texts": "generation",
     "Tokenizer": "tokenizer",
     "CharTokenizer": "tokenizer",
 }
