@@ -1,0 +1,145 @@
+"""Rewards, shaping, advantages, losses, targets, filters and metrics: pure functions on arrays.
+
+Batch-first rectangles with bool masks; results are float32; every function works under jit, vmap, grad and
+shard_map. A function imports nothing but jax and chex.
+"""
+
+from prm_jax.rl.advantages import (
+    discounted_returns,
+    generalized_advantages,
+    grpo_advantages,
+    lambda_returns,
+    leave_one_out,
+    n_step_returns,
+    reinforce_advantages,
+    rloo_advantages,
+    whiten,
+)
+from prm_jax.rl.filtering import passing_first, rows_of_groups, solve_rate_mask, truncation_mask
+from prm_jax.rl.losses import (
+    Loss,
+    Mean,
+    aggregate_tokens,
+    clipped_surrogate,
+    entropy_bonus,
+    kl_penalty,
+    token_kl,
+    value_loss,
+)
+from prm_jax.rl.metrics import (
+    best_threshold,
+    first_error,
+    first_error_f1,
+    min_at_last_rate,
+    outcome_accuracy,
+    pairwise_accuracy,
+    pass_at_k,
+    roc_auc,
+    trust_gate,
+    vote_totals,
+)
+from prm_jax.rl.reward_losses import (
+    all_pairs_loss,
+    detached_pairwise_loss,
+    kto_loss,
+    kto_reference_point,
+    nca_loss,
+    outcome_ce_loss,
+    pairwise_loss,
+    step_ce_loss,
+    step_kto_loss,
+    step_preference_loss,
+)
+from prm_jax.rl.rewards import (
+    aggregate_steps,
+    implicit_token_rewards,
+    lambda_token_rewards,
+    normalize_by_return,
+    outcome_token_rewards,
+    step_rewards,
+    token_rewards_from_steps,
+    whole_token_rewards,
+)
+from prm_jax.rl.shaping import (
+    best_of_k_value,
+    clip_rewards,
+    confidence_adjusted_rewards,
+    delta_rewards,
+    effective_rewards,
+    pessimistic_rewards,
+    progress_rewards,
+)
+from prm_jax.rl.targets import agree, mc_targets, quality_value, steps_to_correct, td_smooth, through_first_error
+
+__all__ = [
+    # rewards
+    "aggregate_steps",
+    "implicit_token_rewards",
+    "lambda_token_rewards",
+    "normalize_by_return",
+    "outcome_token_rewards",
+    "step_rewards",
+    "token_rewards_from_steps",
+    "whole_token_rewards",
+    # shaping
+    "best_of_k_value",
+    "clip_rewards",
+    "confidence_adjusted_rewards",
+    "delta_rewards",
+    "effective_rewards",
+    "pessimistic_rewards",
+    "progress_rewards",
+    # advantages
+    "discounted_returns",
+    "generalized_advantages",
+    "grpo_advantages",
+    "lambda_returns",
+    "leave_one_out",
+    "n_step_returns",
+    "reinforce_advantages",
+    "rloo_advantages",
+    "whiten",
+    # losses
+    "Loss",
+    "Mean",
+    "aggregate_tokens",
+    "clipped_surrogate",
+    "entropy_bonus",
+    "kl_penalty",
+    "token_kl",
+    "value_loss",
+    # losses of reward models
+    "all_pairs_loss",
+    "detached_pairwise_loss",
+    "kto_loss",
+    "kto_reference_point",
+    "nca_loss",
+    "outcome_ce_loss",
+    "pairwise_loss",
+    "step_ce_loss",
+    "step_kto_loss",
+    "step_preference_loss",
+    # targets
+    "agree",
+    "mc_targets",
+    "quality_value",
+    "steps_to_correct",
+    "td_smooth",
+    "through_first_error",
+    # filtering
+    "passing_first",
+    "rows_of_groups",
+    "solve_rate_mask",
+    "truncation_mask",
+    # metrics
+    "best_threshold",
+    "first_error",
+    "first_error_f1",
+    "min_at_last_rate",
+    "outcome_accuracy",
+    "pairwise_accuracy",
+    "pass_at_k",
+    "roc_auc",
+    "trust_gate",
+    "vote_totals",
+]

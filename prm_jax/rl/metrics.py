@@ -1,0 +1,294 @@
+"""How good a reward is: at ordering responses, at finding the first wrong step, and whether to trust it.
+
+First-error F1: ProcessBench, arXiv 2412.06559.
+"""
+
+from typing import Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from prm_jax.rl import _util
+
+NO_ERROR = -1
+
+
+def pairwise_accuracy(
+    scores: ArrayLike,
+    outcome: ArrayLike,
+    group_ids: ArrayLike,
+    *,
+    num_groups: int,
+    mask: ArrayLike | None = None,
+    average: Literal["groups", "pairs", "released"] = "groups",
+    axis_name: _util.AxisName = None,
+) -> jax.Array:
+    """How often the score orders two responses to one prompt as their outcomes do.
+
+    Pairs with different outcomes count, each with weight |a_i - a_j|; equal scores count one half, so scores
+    that say nothing get 0.5. "groups" takes the mean over groups that have a pair, "pairs" the mean over all
+    pairs, "released" (verl) the mean over groups with 0.5 for those without a pair, which pulls towards 0.5.
+
+    Args:
+      scores: [B] float.
+      outcome: [B] any real dtype.
+      group_ids: [B] int in [0, num_groups), in any order; rows with other ids are left out.
+      num_groups: static number of groups.
+      mask: optional [B] bool, False for rows that do not count.
+      average: see above.
+      axis_name: mapped axis over which the batch is split, or None. Pairs across devices are not seen: each
+        group must lie on one device.
+
+    Returns:
+      float32 scalar in [0, 1]; 0.5 when there is no pair. No gradient.
+    """
+    _util.check_option("average", average, ("groups", "pairs", "released"))
+    ids, member = _util.group_members(group_ids, num_groups, mask)
+    chex.assert_rank(ids, 1)
+    chex.assert_equal_shape([jnp.asarray(scores), jnp.asarray(outcome), ids, member])
+    s, a = _util.masked(scores, member), _util.masked(outcome, member)
+    better = jnp.where(_util.same_group(ids, member), jnp.maximum(a[:, None] - a[None, :], 0.0), 0.0)
+    right = 0.5 * (jnp.sign(s[:, None] - s[None, :]) + 1)
+    hits = _util.group_sum(jnp.sum(better * right, 1), ids, num_groups, member, axis_name)
+    pairs = _util.group_sum(jnp.sum(better, 1), ids, num_groups, member, axis_name)
+    size = _util.group_sum(member.astype(jnp.float32), ids, num_groups, member, axis_name)
+    if average == "pairs":
+        hits, pairs, size = jnp.sum(hits), jnp.sum(pairs), jnp.sum(size)
+    counted = (size > 0) if average == "released" else (pairs > 0)
+    accuracy = jnp.where(pairs > 0, hits / jnp.where(pairs > 0, pairs, 1.0), 0.5)
+    number = jnp.sum(counted)
+    mean = jnp.sum(jnp.where(counted, accuracy, 0.0)) / jnp.maximum(number, 1)
+    return jax.lax.stop_gradient(jnp.where(number > 0, mean, 0.5))
+
+
+def trust_gate(accuracy: ArrayLike) -> jax.Array:
+    """How far to trust a reward model of this `pairwise_accuracy`: max(0, 2 * accuracy - 1).
+
+    0 at chance and below, 1 when every pair is right; a factor for the process coefficient. Elementwise, float32.
+    """
+    return jnp.maximum(0.0, 2 * _util.as_f32(accuracy) - 1)
+
+
+def outcome_accuracy(scores: ArrayLike, outcome: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
+    """Share of responses whose score has the sign of 2 * outcome - 1.
+
+    Args:
+      scores: [B] float, sums of implicit rewards (logits of the outcome).
+      outcome: [B] any real dtype, in [0, 1].
+      mask: optional [B] bool.
+
+    Returns:
+      float32 scalar in [0, 1], 0 for an empty batch. No gradient.
+    """
+    s, a = jnp.asarray(scores), jnp.asarray(outcome)
+    chex.assert_equal_shape([s, a])
+    mask = jnp.ones(s.shape, bool) if mask is None else _util.as_mask(mask)
+    right = jnp.sign(_util.masked(s, mask)) == jnp.sign(2 * _util.masked(a, mask) - 1)
+    return jnp.sum(right & mask) / jnp.maximum(jnp.sum(mask), 1).astype(jnp.float32)
+
+
+def first_error(scores: ArrayLike, mask: ArrayLike, *, threshold: ArrayLike) -> jax.Array:
+    """Index of the first step whose score is below the threshold, -1 when there is none.
+
+    Args:
+      scores: [B, S] float.
+      mask: [B, S] bool, True on steps that exist.
+      threshold: scalar, or [B].
+
+    Returns:
+      [B] int32, positions along S; -1 for a response without steps.
+    """
+    mask = _util.as_mask(mask)
+    chex.assert_equal_shape([jnp.asarray(scores), mask])
+    threshold = jnp.broadcast_to(_util.as_f32(threshold), mask.shape[:-1])[..., None]
+    below = mask & (_util.masked(scores, mask) < threshold)
+    return jnp.where(jnp.any(below, -1), jnp.argmax(below, -1), NO_ERROR).astype(jnp.int32)
+
+
+def first_error_f1(
+    predicted: ArrayLike, label: ArrayLike, mask: ArrayLike | None = None
+) -> dict[str, jax.Array]:
+    """ProcessBench's score: harmonic mean of the accuracies on faulty and on correct responses.
+
+    Args:
+      predicted: [B] int, index of the first wrong step, -1 for none; any other number (-2, say, for no answer)
+        is wrong wherever it differs from the label.
+      label: [B] int, the true index, -1 for none.
+      mask: optional [B] bool, False for rows that do not count.
+
+    Returns:
+      dict of float32 scalars in [0, 1]: error_acc (exact index, where there is an error), correct_acc (where
+      there is none), f1. An accuracy over no rows is 0, and f1 is 0 when both are 0 (the official script gives
+      NaN).
+
+    Source: arXiv 2412.06559.
+    """
+    predicted, label = jnp.asarray(predicted), jnp.asarray(label)
+    chex.assert_equal_shape([predicted, label])
+    mask = jnp.ones(label.shape, bool) if mask is None else _util.as_mask(mask)
+    faulty, hit = mask & (label != NO_ERROR), predicted == label
+    error_acc = jnp.sum(faulty & hit) / jnp.maximum(jnp.sum(faulty), 1)
+    correct = mask & (label == NO_ERROR)
+    correct_acc = jnp.sum(correct & hit) / jnp.maximum(jnp.sum(correct), 1)
+    return {"error_acc": error_acc, "correct_acc": correct_acc, "f1": _harmonic(error_acc, correct_acc)}
+
+
+def best_threshold(
+    scores: ArrayLike, mask: ArrayLike, label: ArrayLike, *, candidates: ArrayLike | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """The threshold of `first_error` with the highest first-error F1, and that F1.
+
+    Exact and in O(B (S + log B)): a response's prediction is right on one interval of thresholds (above the true
+    first wrong step's score and up to the smallest score before it; up to the smallest score of all when nothing
+    is wrong), so the F1 changes only at the ends of intervals. Without `candidates` every such piece is tried
+    and the middle of the best is returned, which leaves room on both sides.
+
+    Args:
+      scores: [B, S] float.
+      mask: [B, S] bool, True on steps that exist. A response without steps is not counted.
+      label: [B] int, position along S of the first wrong step, -1 for none.
+      candidates: optional [N] float, the thresholds to choose from.
+
+    Returns:
+      (threshold, f1), float32 scalars; of equal F1s the lowest threshold (the first candidate).
+    """
+    mask, label = _util.as_mask(mask), jnp.asarray(label)
+    chex.assert_rank(mask, 2)
+    chex.assert_equal_shape([jnp.asarray(scores), mask])
+    chex.assert_shape(label, mask.shape[:1])
+    low, high, right = _threshold_intervals(_util.masked(scores, mask), mask, label)
+    rows = jnp.any(mask, -1)
+    faulty, correct = rows & (label != NO_ERROR), rows & (label == NO_ERROR)
+    if candidates is None:
+        tried = _piece_middles(jnp.concatenate([jnp.where(right, low, jnp.inf), jnp.where(right, high, jnp.inf)]))
+    else:
+        tried = _util.as_f32(candidates)
+        chex.assert_rank(tried, 1)
+
+    def accuracy(kind: jax.Array) -> jax.Array:
+        def below(ends: jax.Array) -> jax.Array:
+            return jnp.searchsorted(jnp.sort(jnp.where(kind & right, ends, jnp.inf)), tried, side="left")
+
+        return (below(low) - below(high)) / jnp.maximum(jnp.sum(kind), 1)
+
+    f1 = _harmonic(accuracy(faulty), accuracy(correct))
+    best = jnp.argmax(f1)
+    return tried[best], f1[best]
+
+
+def roc_auc(scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
+    """Probability that a positive entry scores above a negative one, ties one half; over all valid entries.
+
+    Args:
+      scores: any shape, float (step scores, say).
+      labels: same shape, bool or 0/1.
+      mask: optional bool of the same shape.
+
+    Returns:
+      float32 scalar in [0, 1]; 0.5 when either kind is missing. No gradient.
+    """
+    s, positive = jnp.asarray(scores), _util.as_mask(labels)
+    chex.assert_equal_shape([s, positive])
+    mask = jnp.ones(s.shape, bool) if mask is None else _util.as_mask(mask)
+    chex.assert_equal_shape([s, mask])
+    s = _util.masked(s, mask).reshape(-1)
+    positive, negative = (positive & mask).reshape(-1), (~positive & mask).reshape(-1)
+    ranked = jnp.sort(jnp.where(negative, s, jnp.inf))
+    below, upto = (jnp.searchsorted(ranked, s, side=side) for side in ("left", "right"))
+    total = jnp.sum(negative)
+    wins = jnp.sum(jnp.where(positive, 0.5 * (below + jnp.minimum(upto, total)), 0.0))
+    pairs = jnp.sum(positive).astype(jnp.float32) * total
+    return jnp.where(pairs > 0, wins / jnp.maximum(pairs, 1), 0.5)
+
+
+def min_at_last_rate(scores: ArrayLike, mask: ArrayLike) -> jax.Array:
+    """Share of responses whose lowest step score is that of the last step.
+
+    A high share means that a process reward model has turned into an outcome model (arXiv 2501.07301 finds over
+    40 % for several open ones).
+
+    Args:
+      scores: [B, S] float.
+      mask: [B, S] bool, True on steps that exist. Responses of fewer than two steps are not counted.
+
+    Returns:
+      float32 scalar in [0, 1]; 0 when no response counts. Of equal lowest scores the first is taken.
+    """
+    mask = _util.as_mask(mask)
+    chex.assert_equal_shape([jnp.asarray(scores), mask])
+    lowest = jnp.argmin(jnp.where(mask, _util.masked(scores, mask), jnp.inf), -1)
+    at_last = jnp.take_along_axis(_util.is_last(mask), lowest[..., None], -1)[..., 0]
+    counted = jnp.sum(mask, -1) >= 2
+    return jnp.sum(at_last & counted) / jnp.maximum(jnp.sum(counted), 1).astype(jnp.float32)
+
+
+def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, *, k: int) -> jax.Array:
+    """Unbiased estimate of the chance that one of k samples is correct: 1 - C(n - c, k) / C(n, k).
+
+    Args:
+      num_samples: any shape, int n >= k.
+      num_correct: same shape, int c in [0, n].
+      k: static, >= 1.
+
+    Returns:
+      float32 of the same shape, in [0, 1].
+
+    Source: arXiv 2107.03374, Eq. 1.
+    """
+    n, c = _util.as_f32(num_samples), _util.as_f32(num_correct)
+    chex.assert_equal_shape([n, c])
+    drawn = jnp.arange(k, dtype=jnp.float32)
+    # prod_i (n - c - i) / (n - i): the chance that all k draws without replacement are wrong.
+    wrong = jnp.maximum(n[..., None] - c[..., None] - drawn, 0.0) / jnp.maximum(n[..., None] - drawn, 1.0)
+    return 1.0 - jnp.prod(wrong, -1)
+
+
+def vote_totals(weights: ArrayLike, answer_ids: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
+    """For every response, the summed weight of all responses with the same answer.
+
+    Its argmax is a weighted majority vote (weights 1: majority; sigmoid of the score: ImplicitPRM's vote), ties
+    to the answer seen first.
+
+    Args:
+      weights: [..., N] float, one a response.
+      answer_ids: [..., N] int, equal where answers are equivalent; a negative id is no answer and gets 0.
+      mask: optional [..., N] bool.
+
+    Returns:
+      [..., N] float32.
+    """
+    w, ids = jnp.asarray(weights), jnp.asarray(answer_ids)
+    chex.assert_equal_shape([w, ids])
+    valid = ids >= 0 if mask is None else (ids >= 0) & _util.as_mask(mask)
+    same = (ids[..., :, None] == ids[..., None, :]) & valid[..., :, None] & valid[..., None, :]
+    return jnp.sum(jnp.where(same, _util.masked(w, valid)[..., None, :], 0.0), -1)
+
+
+def _harmonic(a: jax.Array, b: jax.Array) -> jax.Array:
+    """2ab / (a + b), 0 when both are 0."""
+    return _util.safe_divide(2 * a * b, a + b)
+
+
+def _threshold_intervals(s: jax.Array, mask: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """[B] (low, high, right): the prediction is right for low < threshold <= high, if `right`, else never."""
+    size = s.shape[-1]
+    ahead = jax.lax.cummin(jnp.where(mask, s, jnp.inf), axis=1)
+    before = jnp.concatenate([jnp.full_like(ahead[:, :1], jnp.inf), ahead], 1)  # [B, S + 1]: minimum of steps < k
+    exists = (label >= 0) & (label < size)
+    at = jnp.where(exists, label, 0)[:, None]
+    exists &= jnp.take_along_axis(mask, at, 1)[:, 0]
+    clean = label == NO_ERROR
+    low = jnp.where(clean, -jnp.inf, jnp.take_along_axis(s, at, 1)[:, 0])
+    high = jnp.where(clean, before[:, -1], jnp.take_along_axis(before, at, 1)[:, 0])
+    return low, high, jnp.any(mask, -1) & (clean | exists) & (low < high)
+
+
+def _piece_middles(ends: jax.Array) -> jax.Array:
+    """One threshold inside each piece (a, b] between neighbouring ends, and one above all of them."""
+    b = jnp.sort(ends)
+    a = jnp.concatenate([jnp.full((1,), -jnp.inf), b[:-1]])
+    beyond = jnp.where(jnp.isfinite(a), a + 1e-3 * jnp.maximum(jnp.abs(a), 1.0), 0.0)
+    middle = jnp.where(jnp.isfinite(a) & jnp.isfinite(b), a + 0.5 * (b - a), jnp.where(jnp.isfinite(b), b, beyond))
+    return jnp.where(jnp.isfinite(b) & (middle <= a), b, middle)
