@@ -1,0 +1,280 @@
+"""What a run says while it runs: a live table on a terminal, plain lines everywhere else."""
+
+import contextlib
+import io
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TextIO, cast
+
+import rich.console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+_SPARKS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one metric is shown.
+
+    Attributes:
+      key: the metric's "phase/name".
+      label: what a reader calls it.
+      percent: shown as a percentage.
+      brief: also part of the plain lines.
+    """
+
+    key: str
+    label: str
+    percent: bool = False
+    brief: bool = False
+
+
+ROWS = (
+    Row("eval/greedy_accuracy", "greedy accuracy", percent=True, brief=True),
+    Row("eval/sampled_accuracy", "sampled accuracy", percent=True, brief=True),
+    Row("eval/step_accuracy", "step accuracy", percent=True),
+    Row("rollout/solve_rate", "solve rate", percent=True, brief=True),
+    Row("rollout/kept_groups", "groups kept", brief=True),
+    Row("rollout/length", "response length"),
+    Row("prm/pairwise_accuracy", "PRM pairwise accuracy", percent=True, brief=True),
+    Row("prm/gate", "PRM trust gate"),
+    Row("prm/loss", "PRM loss"),
+    Row("policy/loss", "policy loss"),
+    Row("policy/entropy", "entropy", brief=True),
+    Row("policy/kl", "KL to reference", brief=True),
+    Row("policy/grad_norm", "gradient norm"),
+    Row("sft/loss", "loss", brief=True),
+    Row("time/step_seconds", "seconds a step"),
+)
+"""Metrics in the order in which they are shown; one that never arrives takes no room."""
+
+
+class Console:
+    """Shows the progress of phases (warm start, training, baseline) and their metrics.
+
+    Use it as a context manager. ``phase`` begins a phase, ``update`` reports a step of it. When the output
+    breaks (a closed pipe, a lost terminal) it falls silent and the run goes on.
+    """
+
+    def __init__(
+        self,
+        title: str = "",
+        *,
+        rows: Sequence[Row] = ROWS,
+        every: int = 10,
+        file: TextIO | None = None,
+        live: bool | None = None,
+    ) -> None:
+        """Prepares; nothing is written before the first phase or message.
+
+        Args:
+          title: stands above the live table, such as the run's directory.
+          rows: the metrics to show.
+          every: steps between plain lines; the first and last step of a phase are always told.
+          file: where to; default the standard output.
+          live: a live table (default: when the output is a terminal that can show one).
+        """
+        output = cast(TextIO, _Forgiving(file or sys.stdout))
+        self._console = rich.console.Console(file=output, highlight=False, soft_wrap=False)
+        terminal = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._is_live = terminal if live is None else live
+        self._title, self._rows, self._every = title, tuple(rows), max(1, every)
+        self._name, self._total, self._step, self._first = "", 0, 0, 0
+        self._values: dict[str, list[float]] = {}
+        self._times: deque[tuple[float, int]] = deque(maxlen=20)
+        self._started = time.monotonic()
+        self._live: Live | None = None
+
+    def phase(self, name: str, total: int, *, start: int = 0) -> None:
+        """Begins a phase of `total` steps, of which `start` are done already (a resumed run)."""
+        self._finish_live()
+        self._name, self._total, self._step, self._first = name, total, start, start
+        self._values = {}
+        self._started = time.monotonic()
+        self._times.clear()
+        self._times.append((self._started, start))
+        if self._is_live:
+            self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=2)
+            self._live.start()
+        else:
+            self._print(f"{name}: {total - start} steps" + (f", from step {start}" if start else ""))
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Reports that `step` steps of the phase are done, with the newest value of any metrics.
+
+        Args:
+          step: 1 after the first step.
+          metrics: plain numbers by name, as ``RunDir.log`` returns them.
+        """
+        self._step = step
+        self._times.append((time.monotonic(), step))
+        for key, value in metrics.items():
+            self._values.setdefault(key, []).append(float(value))
+        if self._live is not None:
+            self._live.refresh()
+        elif step % self._every == 0 or step >= self._total or step == self._first + 1:
+            self._print(self.line())
+
+    def message(self, text: str, *, style: str = "") -> None:
+        """Says something beside the progress; lines stay above a live table."""
+        self._print(text, style=style)
+
+    def line(self) -> str:
+        """The state of the phase as one plain line."""
+        parts = [f"{self._name} {self._step}/{self._total}"]
+        for row in self._rows:
+            if row.brief and row.key in self._values:
+                parts.append(f"{row.label} {_number(self._values[row.key][-1], row.percent)}")
+        left = self.seconds_left()
+        if left is not None and self._step < self._total:
+            parts.append(f"{duration(left)} left")
+        elif self._step >= self._total:
+            parts.append(f"done in {duration(time.monotonic() - self._started)}")
+        return "  ".join(parts)
+
+    def seconds_left(self) -> float | None:
+        """Time that the rest of the phase needs at the pace of the last steps; None before the second step.
+
+        The first step's time counts only while there is no other: it holds the compilation.
+        """
+        times = list(self._times)
+        times = times[1:] if len(times) > 2 else times
+        (t0, s0), (t1, s1) = times[0], times[-1]
+        return (t1 - t0) / (s1 - s0) * (self._total - self._step) if s1 > s0 else None
+
+    def __enter__(self) -> "Console":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._finish_live()
+
+    def _print(self, text: str, style: str = "") -> None:
+        # Plain lines are written whole whatever the width: a log is searched, not looked at.
+        soft_wrap = self._live is None
+        self._console.print(text, style=style, markup=False, soft_wrap=soft_wrap)
+
+    def _finish_live(self) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()  # shows the last state once more
+
+    def _render(self) -> Table:
+        width = self._console.width
+        frame = Table.grid(expand=False)
+        frame.add_column(overflow="ellipsis", no_wrap=True, max_width=width)
+        if self._title:
+            frame.add_row(Text(self._title, style="dim"))
+        frame.add_row(self._progress(width))
+        shown = [row for row in self._rows if row.key in self._values]
+        if shown:
+            frame.add_row(self._metrics(shown[: max(3, self._console.height - 5)], width))
+        return frame
+
+    def _progress(self, width: int) -> Table:
+        line = Table.grid(padding=(0, 1))
+        for _ in range(4):
+            line.add_column(no_wrap=True, overflow="ellipsis")
+        left = self.seconds_left()
+        remaining = f"{duration(left)} left" if left is not None and self._step < self._total else ""
+        elapsed = duration(time.monotonic() - self._started)
+        bar = ProgressBar(total=max(1, self._total), completed=self._step, width=max(8, min(40, width - 60)))
+        counts = f"{self._step}/{self._total}"
+        line.add_row(Text(self._name, style="bold"), bar, counts, f"{elapsed}  {remaining}".strip())
+        return line
+
+    def _metrics(self, rows: Sequence[Row], width: int) -> Table:
+        table = Table(box=None, padding=(0, 1), show_header=True, header_style="dim", pad_edge=False)
+        table.add_column("metric", no_wrap=True, overflow="ellipsis", min_width=8)
+        table.add_column("now", justify="right", no_wrap=True)
+        if width >= 44:
+            table.add_column("change", justify="right", no_wrap=True)
+        sparks = width >= 64 and (self._console.encoding or "").lower().startswith("utf")
+        if sparks:
+            table.add_column("trend", no_wrap=True)
+        for row in rows:
+            values = self._values[row.key]
+            cells = [row.label, _number(values[-1], row.percent)]
+            if width >= 44:
+                cells.append(_change(values, row.percent))
+            if sparks:
+                cells.append(sparkline(values, min(32, width - 52)))
+            table.add_row(*cells)
+        return table
+
+
+class _Forgiving(io.TextIOBase):
+    """A text stream that drops what cannot be written: a closed pipe or lost terminal must not end a run."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._file.flush()
+
+    def isatty(self) -> bool:
+        return self._file.isatty()
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(self._file, "encoding", None) or "utf-8"
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The course of a series in `width` characters; non-finite values are gaps."""
+    finite = [v for v in values if v - v == 0]
+    if not finite or width < 1:
+        return ""
+    low, high = min(finite), max(finite)
+    if len(values) > width:  # the mean of each stretch, so that noise does not decide what is seen
+        edges = [round(i * len(values) / width) for i in range(width + 1)]
+        values = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    scale = (len(_SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_SPARKS[round((v - low) * scale)] if v - v == 0 else " " for v in values)
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: 42 s, 3 min 05 s, 2 h 10 min."""
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60:02d} s"
+    return f"{total // 3600} h {total % 3600 // 60:02d} min"
+
+
+def _number(value: float, percent: bool) -> str:
+    if value - value != 0:
+        return str(value)
+    if percent:
+        return f"{100 * value:.1f}%"
+    if value == int(value) and abs(value) < 1e6:
+        return str(int(value))
+    return f"{value:.4g}" if 1e-3 <= abs(value) < 1e5 else f"{value:.2e}"
+
+
+def _change(values: Sequence[float], percent: bool, *, span: int = 10) -> str:
+    # Against the value `span` reports ago, or the first: from one step to the next there is only noise.
+    if len(values) < 2:
+        return ""
+    difference = values[-1] - values[max(0, len(values) - 1 - span)]
+    if difference - difference != 0:
+        return ""
+    return f"{100 * difference:+.1f}" if percent else f"{difference:+.3g}"
