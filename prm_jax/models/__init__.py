@@ -34,7 +34,13 @@ _HOME = {
     "pack": "generation",
     "response_texts": "generation",
     "Tokenizer": "tokenizer",
-    "CharTokenizer": "tokenizer",
+    "CharTokenizer": "char_tokenizer",
+    "SpecialTokens": "tokenizer",
+    "check_same_vocabulary": "tokenizer",
+    "check_fits": "tokenizer",
+    "TextStream": "text_stream",
+    "render_chat": "chat",
+    "find_smollm2": "smollm2",
 }
 
 __all__ = [
@@ -64,6 +70,12 @@ __all__ = [
     "Samples",
     "Tokenizer",
     "CharTokenizer",
+    "SpecialTokens",
+    "check_same_vocabulary",
+    "check_fits",
+    "TextStream",
+    "render_chat",
+    "find_smollm2",
 ]
 
 if TYPE_CHECKING:

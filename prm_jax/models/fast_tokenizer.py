@@ -81,7 +81,7 @@ class FastTokenizer(Tokenizer):
         except Exception as error:  # the package raises bare Exception
             raise UserError(f"cannot tokenize {text[:80]!r}: {error}") from error
 
-    def _finish(self, text: str) -> str:
+    def finish_text(self, text: str) -> str:
         return text[1:] if self._strips_space and text.startswith(" ") else text
 
 

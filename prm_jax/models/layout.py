@@ -143,8 +143,7 @@ def assemble(
         leaf = np.empty(slot.leaf_shape, dtype)
         rows: Iterable[np.ndarray] = leaf if slot.layers else (leaf,)
         for row, name in zip(rows, slot.names, strict=True):
-            tensor = read(name)
-            row[...] = tensor.T if slot.transposed else tensor
+            _copy(read(name), row, transposed=slot.transposed)
         node = params
         for key in slot.path[:-1]:
             node = node.setdefault(key, {})
@@ -156,7 +155,9 @@ def tensors(slot: Slot, leaf: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """The inverse of ``assemble`` for one leaf: names and contiguous tensors, one at a time."""
     rows: Iterable[np.ndarray] = leaf if slot.layers else (leaf,)
     for name, row in zip(slot.names, rows, strict=True):
-        yield name, np.ascontiguousarray(row.T if slot.transposed else row)
+        tensor = np.empty(slot.shape, row.dtype)
+        _copy(row, tensor, transposed=slot.transposed)
+        yield name, tensor
 
 
 def leaves(params: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
@@ -204,3 +205,10 @@ def first(items: list[str], count: int = 5) -> str:
     """The first few of a list as one line."""
     more = f"; and {len(items) - count} more" if len(items) > count else ""
     return "; ".join(items[:count]) + more
+
+
+def _copy(source: np.ndarray, target: np.ndarray, *, transposed: bool) -> None:
+    if source.dtype == target.dtype and source.itemsize == 2:
+        # NumPy moves dtypes that it does not know, bfloat16, one element at a time.
+        source, target = source.view(np.uint16), target.view(np.uint16)
+    target[...] = source.T if transposed else source

@@ -114,7 +114,7 @@ class Tokenizer(abc.ABC):
         ``decode(encode(text)) == text`` for every text that the vocabulary covers.
         """
         kept = (i for i in ids if not (skip_special and i in self.special_ids))
-        return self._finish(b"".join(map(self.token_bytes, kept)).decode(errors="replace"))
+        return self.finish_text(b"".join(map(self.token_bytes, kept)).decode(errors="replace"))
 
     def decode_with_spans(self, ids: Iterable[int], *, skip_special: bool = False) -> tuple[str, list[Span]]:
         """``decode(ids)`` and, for every id, the characters of the text that it takes part in.
@@ -141,7 +141,7 @@ class Tokenizer(abc.ABC):
             spans.append((start, length + bool(decoder.getstate()[0])))
         pieces.append(decoder.decode(b"", final=True))
         text = "".join(pieces)
-        cut = len(text) - len(self._finish(text))
+        cut = len(text) - len(self.finish_text(text))
         spans = [(max(0, start - cut), max(0, min(end, len(text)) - cut)) for start, end in spans]
         return text[cut:], spans
 
@@ -230,7 +230,7 @@ class Tokenizer(abc.ABC):
         """Further entries for ``tokenizer_config.json``."""
         return {}
 
-    def _finish(self, text: str) -> str:
+    def finish_text(self, text: str) -> str:
         """What a decoder does to the text as a whole: a suffix of it."""
         return text
 

@@ -165,9 +165,9 @@ def _same(leaf: np.ndarray) -> np.ndarray:
 
 
 def _to_device(leaf: np.ndarray) -> Any:
-    import jax.numpy as jnp
+    import jax
 
-    return jnp.asarray(leaf)
+    return jax.device_put(leaf)
 
 
 def _to_host(leaf: Any) -> np.ndarray:
