@@ -98,6 +98,8 @@ class RolloutOptions:
     """Rounds of sampling after which filter=resample goes on with the groups that it has, the rest masked."""
     drop_truncated: bool = False
     """A group with a response that reached max_new_tokens fails the filter."""
+    outcome_noise: float = 0.0
+    """Share of outcomes turned round at random in training, to study verifiers that err."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,12 @@ class PRMOptions:
     """Passes over the batch."""
     microbatches: int = 1
     """Pieces in which one optimiser step's gradient is accumulated (exactly)."""
-    pretrain_steps: int = 0
-    """Steps on rollouts of the initial policy, outcomes only, before the policy learns."""
+    pretrain_rollouts: int = 0
+    """Rollouts of the initial policy from which the PRM learns, by outcomes alone, before the policy does."""
+    pretrain_epochs: int = 4
+    """Passes over them."""
+    pretrain_batch: int = 128
+    """Rollouts an optimiser step of that."""
 
 
 @dataclass(frozen=True)
@@ -292,13 +298,13 @@ def _tiny() -> TrainOptions:
         rollout=RolloutOptions(
             prompts_per_step=32,
             samples_per_prompt=8,
-            max_new_tokens=40,
-            max_prompt_tokens=16,
+            max_new_tokens=36,
+            max_prompt_tokens=12,
             filter="mask",
             solve_rate_low=0.05,
             solve_rate_high=0.95,
         ),
-        prm=PRMOptions(learning_rate=1e-3, pretrain_steps=50),
+        prm=PRMOptions(learning_rate=1e-3, pretrain_rollouts=2048),
         advantage=AdvantageOptions(gate=True),
         policy=PolicyOptions(learning_rate=3e-4, warmup_steps=10, weight_decay=0.0, beta2=0.95),
         steps=60,
@@ -320,13 +326,13 @@ def _smoke() -> TrainOptions:
     tiny = _tiny()
     return dataclasses.replace(
         tiny,
-        task=TaskOptions("carry", {"min_operands": "2", "max_operands": "3"}),
+        task=TaskOptions("carry", {"min_operands": "2", "max_operands": "3", "num_eval": "64"}),
         model=dataclasses.replace(tiny.model, hidden_size=32, intermediate_size=64, num_layers=2),
         sft=dataclasses.replace(tiny.sft, steps=40),
         rollout=dataclasses.replace(
             tiny.rollout, prompts_per_step=8, samples_per_prompt=4, max_new_tokens=20, max_prompt_tokens=8
         ),
-        prm=dataclasses.replace(tiny.prm, pretrain_steps=2),
+        prm=dataclasses.replace(tiny.prm, pretrain_rollouts=64, pretrain_batch=32, pretrain_epochs=1),
         eval=EvalOptions(every=2, problems=32, prm_problems=16, batch_size=32),
         steps=4,
         save_every=1,

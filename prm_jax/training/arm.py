@@ -1,0 +1,352 @@
+"""The PRIME loop of one run; killed and resumed, it ends in the same bits as if it had never stopped."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prm_jax.data.pipeline import PromptStream
+from prm_jax.errors import UserError
+from prm_jax.models import init_value_head
+from prm_jax.training.checkpoint import Checkpointer
+from prm_jax.training.evaluate import PRMProbe, make_step_scorer, policy_metrics, sample_in_batches
+from prm_jax.training.interrupts import Interrupts
+from prm_jax.training.learner import Params
+from prm_jax.training.options import TrainOptions
+from prm_jax.training.prime import (
+    Frozen,
+    PrimeBatch,
+    PrimeSetup,
+    PrimeState,
+    init_state,
+    make_prime_step,
+    make_prm_step,
+)
+from prm_jax.training.rollouts import (
+    EVAL_STREAM,
+    INIT_STREAM,
+    PRETRAIN_STREAM,
+    Collector,
+    Responses,
+    Sampler,
+    to_batch,
+)
+from prm_jax.training.run_dir import RunDir, Sample
+from prm_jax.training.start import Start, make_setup
+
+
+class InterruptedRun(Exception):
+    """A signal asked the run to stop; everything is saved, and ``--resume`` goes on from there."""
+
+
+class DivergedRun(UserError):
+    """Too many steps in a row with a non-finite gradient, or without a prompt to learn from."""
+
+
+Report = Callable[[int, dict[str, float]], None]
+"""Called with (policy steps done, metrics) after every step and evaluation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmResult:
+    """How a run ended.
+
+    Attributes:
+      before, after: evaluation metrics (``eval/...``, ``prm_eval/...``) at step 0 and at the end.
+      pretrained: the PRM's metrics after its warm-up, {} without one.
+      rollouts: responses sampled for training.
+      policy: the policy's whole parameters.
+      prm: the PRM's whole parameters, or None.
+    """
+
+    before: dict[str, float]
+    after: dict[str, float]
+    pretrained: dict[str, float]
+    rollouts: int
+    policy: Params
+    prm: Params | None
+
+
+class Arm:
+    """One run of the PRIME loop from given weights; outcome-only training is the same with no PRM.
+
+    Args:
+      options: of the run.
+      start: task, tokenizer, architectures.
+      base: the policy's start; also the reference.
+      sampler: samples and judges.
+      probe: fixed responses with exact step labels that test the PRM, or None.
+      run: the run directory, already open.
+      report: gets metrics as they come.
+      say: gets one-line messages.
+    """
+
+    def __init__(
+        self,
+        options: TrainOptions,
+        start: Start,
+        base: Params,
+        sampler: Sampler,
+        probe: PRMProbe | None,
+        run: RunDir,
+        *,
+        report: Report = lambda step, metrics: None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.options, self.start, self.sampler, self.run = options, start, sampler, run
+        self.setup: PrimeSetup = make_setup(options, start)
+        prm_reference = base if start.prm_params is None else start.prm_params
+        self.frozen = Frozen(base, prm_reference)
+        self.probe = probe if self.setup.prm is not None else None
+        self.key = jax.random.key(options.seed)
+        self.collector = Collector(sampler, PromptStream(start.task.train, options.seed), options.rollout, self.key)
+        self._report, self._say = report, say
+        self._step_fn = make_prime_step(self.setup)
+        self._score_steps = None
+        if self.probe is not None:
+            self._score_steps = make_step_scorer(start.prm_config, start.prm_config, beta=options.prm.beta)
+        self._bad_steps = self._empty_steps = 0
+        self._before: dict[str, float] = {}
+        self._pretrained: dict[str, float] = {}
+        self._after: dict[str, float] = {}
+
+    # ---------------------------------------------------------------------------------------- run
+
+    def train(self, interrupts: Interrupts, *, resume: bool) -> ArmResult:
+        """Runs to the last step.
+
+        Raises:
+          InterruptedRun: a signal came; the state is saved.
+          DivergedRun: see there; the last good state is saved.
+        """
+        keep = self.options.keep_checkpoints
+        with Checkpointer(self.run.path / "checkpoints", max_to_keep=keep) as checkpoints:
+            state, done = self._initial_state(), 0
+            restored = checkpoints.restore(state) if resume else None
+            if resume and restored is None:
+                self.run.rewind(0)
+            if restored is not None:
+                state, done = restored.state, restored.step
+                self.run.rewind(done)
+                self._take_up(restored.metadata)
+                self._say(f"resumed at step {done}")
+            else:
+                state = self._pretrain(state)
+                self._before = self._evaluate(state, 0)
+                self._after = self._before
+                self._save(checkpoints, state, 0)
+            while done < self.options.steps:
+                state = self._step(state, done)
+                done += 1
+                last = done == self.options.steps
+                every = self.options.eval.every
+                if last or (every and done % every == 0):
+                    self._after = self._evaluate(state, done)
+                stop = interrupts.should_stop()
+                failed = self._stop_reason()
+                if stop or failed or last or done % self.options.save_every == 0:
+                    self._save(checkpoints, state, done)
+                if failed:
+                    checkpoints.wait()
+                    raise DivergedRun(failed)
+                if stop and not last:
+                    checkpoints.wait()
+                    raise InterruptedRun(f"stopped by {interrupts.signal_name} after step {done}")
+        return ArmResult(
+            before=self._before,
+            after=self._after,
+            pretrained=self._pretrained,
+            rollouts=self.collector.sampled,
+            policy=self._policy_params(state),
+            prm=self._prm_params(state),
+        )
+
+    def _initial_state(self) -> PrimeState:
+        key = jax.random.fold_in(self.key, INIT_STREAM)
+        head = None
+        if self.setup.critic is not None:
+            head = init_value_head(self.setup.critic.config, jax.random.fold_in(key, 1))
+        return init_state(self.setup, self.frozen, head, key)
+
+    def _save(self, checkpoints: Checkpointer, state: PrimeState, done: int) -> None:
+        metadata = {
+            "collector": self.collector.state(),
+            "bad_steps": self._bad_steps,
+            "empty_steps": self._empty_steps,
+            "before": self._before,
+            "after": self._after,
+            "pretrained": self._pretrained,
+        }
+        self.run.sync()
+        checkpoints.save(done, state, metadata)
+
+    def _take_up(self, metadata: dict[str, Any]) -> None:
+        self.collector.restore(metadata["collector"])
+        self._bad_steps, self._empty_steps = metadata["bad_steps"], metadata["empty_steps"]
+        self._before, self._after = metadata["before"], metadata["after"]
+        self._pretrained = metadata["pretrained"]
+
+    def _policy_params(self, state: PrimeState) -> Params:
+        return self.setup.policy.params(state.policy, self.frozen.reference)
+
+    def _prm_params(self, state: PrimeState) -> Params | None:
+        if self.setup.prm is None:
+            return None
+        return self.setup.prm.params(state.prm, self.frozen.prm_reference)
+
+    # --------------------------------------------------------------------------------------- steps
+
+    def _step(self, state: PrimeState, done: int) -> PrimeState:
+        """Collects, learns, records; `done` steps lie behind."""
+        begun = time.monotonic()
+        batch, responses, metrics = self.collector.collect(self._policy_params(state), done, on_wait=self._say)
+        generated = time.monotonic()
+        rewards: Any = None
+        if not np.asarray(batch.keep).any():
+            # An optimiser step without a gradient would still move the weights by their momentum.
+            self._empty_steps += 1
+            self._say(f"step {done + 1}: no prompt passes the solve-rate filter; nothing is learned")
+        else:
+            self._empty_steps = 0
+            state, device_metrics, rewards = self._step_fn(state, self.frozen, batch)
+            found = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
+            metrics |= found
+            self._check_finite(found, batch, done + 1)
+        ended = time.monotonic()
+        metrics |= {
+            "rollouts": float(self.collector.sampled),
+            "time/rollout_seconds": generated - begun,
+            "time/update_seconds": ended - generated,
+            "time/step_seconds": ended - begun,
+        }
+        self._report(done + 1, metrics)
+        if done % self.options.sample_every == 0:
+            self._write_samples(done + 1, responses, rewards)
+        return state
+
+    def _check_finite(self, metrics: dict[str, float], batch: PrimeBatch, step: int) -> None:
+        """Counts skipped updates in a row and keeps the batch that caused one for inspection."""
+        skipped = sorted(name for name, value in metrics.items() if name.endswith("/skipped") and value)
+        if not skipped:
+            self._bad_steps = 0
+            return
+        self._bad_steps += 1
+        folder = self.run.path / "bad_steps"
+        folder.mkdir(exist_ok=True)
+        arrays: dict[str, Any] = {f.name: np.asarray(getattr(batch, f.name)) for f in dataclasses.fields(batch)}
+        np.savez_compressed(folder / f"step_{step}.npz", **arrays)
+        names = ", ".join(name.removesuffix("/skipped") for name in skipped)
+        self._say(f"step {step}: non-finite gradient in {names}; not applied, batch kept in {folder.name}/")
+
+    def _stop_reason(self) -> str:
+        if self._bad_steps >= self.options.max_bad_steps:
+            return (
+                f"{self._bad_steps} steps in a row had a non-finite gradient and were skipped; their batches are in "
+                f"{self.run.path / 'bad_steps'}. Lower the learning rates or raise --max-bad-steps"
+            )
+        if self._empty_steps >= self.options.max_empty_steps:
+            low, high = self.options.rollout.solve_rate_low, self.options.rollout.solve_rate_high
+            return (
+                f"{self._empty_steps} steps in a row had no prompt with a solve rate in [{low:g}, {high:g}]: the task "
+                "is too hard or too easy for the policy; change the task or the bounds"
+            )
+        return ""
+
+    def _write_samples(self, step: int, responses: Responses, rewards: jax.Array | None) -> None:
+        """Two prompts' worth of samples as text, each step with its process reward (summed over its tokens)."""
+        size = responses.samples_per_prompt
+        dense = None if rewards is None or self.setup.prm is None else np.asarray(jax.device_get(rewards))
+        samples = []
+        for row in range(min(2 * size, len(responses.texts))):
+            text, ids = responses.texts[row], responses.step_ids[row]
+            steps = []
+            if dense is not None:
+                spans = self.start.task.splitter(text)
+                steps = [(text[a:b], float(dense[row][ids == index].sum())) for index, (a, b) in enumerate(spans)]
+            answer = responses.problems[row // size].answer
+            outcome = float(responses.outcome[row])
+            samples.append(Sample(self._prompt_text(responses, row), text, outcome, steps, {"answer": answer}))
+        self.run.log_samples(step, samples)
+
+    def _prompt_text(self, responses: Responses, row: int) -> str:
+        prompt = responses.problems[row // responses.samples_per_prompt].prompt
+        return (
+            prompt
+            if isinstance(prompt, str)
+            else self.sampler.tokenizer.decode(
+                self.sampler.encode(responses.problems[row // responses.samples_per_prompt])
+            )
+        )
+
+    # ---------------------------------------------------------------------------------- PRM warm-up
+
+    def _pretrain(self, state: PrimeState) -> PrimeState:
+        """Trains the PRM on rollouts of the initial policy by their outcomes; no step label is ever used."""
+        options = self.options.prm
+        if self.setup.prm is None or not options.pretrain_rollouts:
+            return state
+        size = self.options.rollout.samples_per_prompt
+        prompts = -(-options.pretrain_rollouts // size)
+        per_round = min(prompts, max(1, self.options.eval.batch_size // size))
+        base_key = jax.random.fold_in(self.key, PRETRAIN_STREAM)
+        rounds = []
+        for index in range(-(-prompts // per_round)):
+            drawn = self.collector.sample_fresh(self.frozen.reference, per_round, jax.random.fold_in(base_key, index))
+            rounds.append(drawn)
+            self._say(f"PRM warm-up: {sum(len(r.texts) for r in rounds)} of {prompts * size} rollouts")
+        groups = [to_batch(r, np.ones(len(r.problems), bool)) for r in rounds]
+        data = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: prompts * size], *groups)
+        data = dataclasses.replace(data, group_ids=np.repeat(np.arange(prompts, dtype=np.int32), size))
+        step_fn = make_prm_step(self.setup)
+        batch_prompts = max(1, options.pretrain_batch // size)
+        steps = max(1, prompts // batch_prompts)
+        for epoch in range(options.pretrain_epochs):
+            order = np.random.default_rng((self.options.seed, PRETRAIN_STREAM, epoch)).permutation(prompts)
+            for index in range(steps):
+                chosen = order[index * batch_prompts : (index + 1) * batch_prompts]
+                rows = (chosen[:, None] * size + np.arange(size)).reshape(-1)
+                batch = jax.tree.map(lambda x, rows=rows: x[rows], data)
+                batch = dataclasses.replace(batch, group_ids=np.repeat(np.arange(len(chosen), dtype=np.int32), size))
+                state, metrics = step_fn(state, self.frozen, batch)
+            found = {f"pretrain/{k}": float(v) for k, v in jax.device_get(metrics).items()}
+            self._say(
+                f"PRM warm-up: epoch {epoch + 1} of {options.pretrain_epochs}, loss {found['pretrain/prm/loss']:.3f}"
+            )
+        self._pretrained = self._probe_prm(state)
+        return state
+
+    # ----------------------------------------------------------------------------------- evaluation
+
+    def _evaluate(self, state: PrimeState, step: int) -> dict[str, float]:
+        options, params = self.options.eval, self._policy_params(state)
+        problems = self.start.task.eval[: options.problems]
+        key = jax.random.fold_in(self.key, EVAL_STREAM)  # the same draws at every evaluation
+        metrics: dict[str, float] = {"rollouts": float(self.collector.sampled)}
+        modes = [("greedy", 0.0)] * options.greedy + [("sampled", self.options.rollout.temperature)] * options.sampled
+        for name, temperature in modes:
+            responses = sample_in_batches(
+                self.sampler, params, problems, key, batch_size=options.batch_size, temperature=temperature
+            )
+            found = policy_metrics(self.start.task, responses)
+            metrics |= {f"eval/{name}_{metric}": value for metric, value in found.items()}
+        metrics |= self._probe_prm(state)
+        self._report(step, metrics)
+        return metrics
+
+    def _probe_prm(self, state: PrimeState) -> dict[str, float]:
+        if self.probe is None or self._score_steps is None:
+            return {}
+        responses, size = self.probe.responses, self.options.eval.batch_size
+        width = self.probe.labels.shape[1]
+        prm, parts = self._prm_params(state), []
+        for start in range(0, len(responses.texts), size):
+            rows = slice(start, start + size)
+            arrays = (responses.tokens[rows], responses.mask[rows], responses.step_ids[rows])
+            scores = self._score_steps(prm, self.frozen.prm_reference, *map(jnp.asarray, arrays), width)
+            parts.append(np.asarray(scores))
+        found = self.probe.evaluate(np.concatenate(parts))
+        return {f"prm_eval/{name}": value for name, value in found.items()}

@@ -1,0 +1,155 @@
+"""One trainable model: its parameters (full, or LoRA on a frozen base), its optimiser, and exact updates."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from prm_jax import rl
+from prm_jax.models import LoRAConfig, ModelConfig, init_lora, join
+
+Params = Any
+"""A nested dict of arrays, as ``models`` describes it."""
+
+_NOT_DECAYED = ("scale", "bias")
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """What stays the same about a trainable model; its arrays live in the training state.
+
+    Attributes:
+      config: the model's architecture.
+      optimizer: the transformation that turns gradients of the trainable arrays into updates.
+      lora: adapters' rank, scale and targets; None when every parameter trains.
+    """
+
+    config: ModelConfig
+    optimizer: optax.GradientTransformation
+    lora: LoRAConfig | None = None
+
+    def init(self, base: Params, key: jax.Array) -> tuple[Params, Any]:
+        """Returns (trainable, optimiser state) starting at `base`: adapters without effect, or a copy.
+
+        `key` is consumed by the adapters' initialisation only.
+        """
+        if self.lora is not None:
+            trainable = init_lora(self.config, base, key, self.lora)
+        else:
+            # A copy, because the training step donates its state and `base` stays behind as the reference.
+            trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), base)
+        return trainable, self.optimizer.init(trainable)
+
+    def params(self, trainable: Params, base: Params) -> Params:
+        """The whole model's parameters; structure only, nothing is copied."""
+        return trainable if self.lora is None else join(base, trainable)
+
+
+def make_optimizer(
+    learning_rate: float,
+    *,
+    warmup_steps: int = 0,
+    weight_decay: float = 0.0,
+    beta2: float = 0.999,
+    grad_clip: float = 1.0,
+    decay_steps: int = 0,
+) -> optax.GradientTransformation:
+    """AdamW behind a clip of the gradient's global norm.
+
+    Args:
+      learning_rate: its peak; kept constant after warm-up unless `decay_steps` is given.
+      warmup_steps: optimiser steps in which it rises linearly from zero.
+      weight_decay: decoupled; norms' scales and biases are left out.
+      beta2: decay of the second moment.
+      grad_clip: largest global norm.
+      decay_steps: all steps of a cosine schedule that ends at a tenth of the peak; 0: constant.
+    """
+    if decay_steps:
+        schedule: optax.Schedule = optax.warmup_cosine_decay_schedule(
+            0.0, learning_rate, warmup_steps, max(decay_steps, warmup_steps + 1), learning_rate / 10
+        )
+    elif warmup_steps:
+        # The first step is not wasted on a learning rate of zero.
+        schedule = optax.linear_schedule(learning_rate / warmup_steps, learning_rate, warmup_steps - 1 or 1)
+    else:
+        schedule = optax.constant_schedule(learning_rate)
+
+    def decayed(params: Params) -> Params:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: getattr(path[-1], "key", None) not in _NOT_DECAYED, params
+        )
+
+    return optax.chain(
+        optax.clip_by_global_norm(grad_clip),
+        optax.adamw(schedule, b1=0.9, b2=beta2, weight_decay=weight_decay, mask=decayed),
+    )
+
+
+def accumulate_gradients(
+    loss_fn: Callable[[Params, Any], tuple[rl.Loss, Any]], params: Params, batch: Any, *, pieces: int = 1
+) -> tuple[Params, rl.Loss, Any]:
+    """The gradient of a whole batch's mean loss, computed in pieces.
+
+    Sums and weights are added over the pieces and divided once, so the result equals the undivided batch's
+    to rounding whatever the pieces' weights are (averaging the pieces' means would not).
+
+    Args:
+      loss_fn: ``(params, piece) -> (Loss, aux)``; `Loss.weight` must not depend on `params`; every leaf
+        of aux has the piece's leading axis.
+      params: differentiated.
+      batch: pytree whose leaves have the leading axis B.
+      pieces: how many; must divide B.
+
+    Returns:
+      (gradient of ``total / max(weight, 1)``, Loss over the batch, aux with leading axis B).
+    """
+
+    def total(p: Params, piece: Any) -> tuple[jax.Array, tuple[rl.Loss, Any]]:
+        loss, aux = loss_fn(p, piece)
+        return loss.total, (loss, aux)
+
+    gradient = jax.value_and_grad(total, has_aux=True)
+    if pieces == 1:
+        (_, (loss, aux)), grads = gradient(params, batch)
+    else:
+        split = jax.tree.map(lambda x: x.reshape(pieces, x.shape[0] // pieces, *x.shape[1:]), batch)
+
+        def body(carry: tuple[Params, rl.Loss], piece: Any) -> tuple[tuple[Params, rl.Loss], Any]:
+            (_, (loss, aux)), grads = gradient(params, piece)
+            return jax.tree.map(jnp.add, carry, (grads, loss)), aux
+
+        shapes = jax.eval_shape(lambda b: gradient(params, b), jax.tree.map(lambda x: x[0], split))
+        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[1], shapes[0][1][0]))
+        (grads, loss), aux = jax.lax.scan(body, zero, split)
+        aux = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), aux)
+    weight = jnp.maximum(loss.weight, 1.0)
+    return jax.tree.map(lambda g: g / weight, grads), loss, aux
+
+
+def guarded_update(
+    optimizer: optax.GradientTransformation, grads: Params, opt_state: Any, params: Params
+) -> tuple[Params, Any, Mapping[str, jax.Array]]:
+    """One optimiser step, left out altogether when the gradient is not finite.
+
+    The check comes before clipping, which would spread one infinity over every parameter as NaN.
+
+    Returns:
+      (params, optimiser state, {"grad_norm": before clipping, 0 when skipped; "skipped": 0 or 1}).
+    """
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(norm)
+    safe = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), grads)
+    updates, new_state = optimizer.update(safe, opt_state, params)
+    new_params = optax.apply_updates(params, updates)
+
+    def keep(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(finite, new, old)
+
+    return (
+        jax.tree.map(keep, new_params, params),
+        jax.tree.map(keep, new_state, opt_state),
+        {"grad_norm": jnp.where(finite, norm, 0.0), "skipped": 1.0 - finite.astype(jnp.float32)},
+    )

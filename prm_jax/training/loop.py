@@ -1,0 +1,173 @@
+"""`prm-jax train`: warm start, PRIME, the outcome-only baseline, and the report, in one resumable run directory."""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from prm_jax.errors import UserError
+from prm_jax.models import load_weights, merge, save_weights
+from prm_jax.training.arm import Arm, ArmResult
+from prm_jax.training.console import Console
+from prm_jax.training.evaluate import PRMProbe, sample_in_batches
+from prm_jax.training.interrupts import Interrupts
+from prm_jax.training.learner import Params
+from prm_jax.training.options import SFTOptions, TrainOptions
+from prm_jax.training.report import write_report
+from prm_jax.training.rollouts import EVAL_STREAM, INIT_STREAM, Sampler
+from prm_jax.training.run_dir import RunDir, open_run
+from prm_jax.training.sft import train_sft
+from prm_jax.training.start import Start, fresh_params, load_start
+from prm_jax.training.validation import check_options
+
+BASELINE = "outcome_only"
+"""The outcome-only arm, and the folder of its run inside the main one's."""
+
+TITLES = {"prime": "PRIME", BASELINE: "outcome only"}
+
+SOFT_OPTIONS = ("steps", "eval.*", "save_every", "keep_checkpoints", "sample_every", "max_*_steps", "plots", "baseline")
+"""What a resumed run may have otherwise than before."""
+
+
+def train(options: TrainOptions, run_dir: str | pathlib.Path, *, resume: bool = False) -> dict[str, Any]:
+    """Trains as `options` say and leaves everything in `run_dir`.
+
+    Args:
+      options: of the run.
+      run_dir: a new directory, or with `resume` the one of an interrupted run.
+      resume: go on from the newest good checkpoint; with the same options the result has the same bits as if the run
+        had never stopped.
+
+    Returns:
+      The summary that is also written to ``result.json``.
+
+    Raises:
+      UserError: options that cannot work, missing files, a run directory in use or of another configuration.
+      InterruptedRun: a signal came and the state is saved.
+      DivergedRun: non-finite gradients or nothing to learn from, several steps in a row.
+    """
+    check_options(options)
+    begun = time.monotonic()
+    start = load_start(options)
+    main = "prime" if options.advantage.process_coef else BASELINE
+    results = {}
+    with _open(run_dir, options, resume) as run, Interrupts() as interrupts, Console(str(run.path)) as console:
+        base = _initial_policy(options, start, run, console)
+        rollout = options.rollout
+        sampler = Sampler(start.task, start.tokenizer, start.config, rollout.max_prompt_tokens, rollout.max_new_tokens)
+        probe = _probe(options, start, base, sampler)
+        results[main] = _train_arm(main, options, start, base, sampler, probe, run, console, interrupts)
+        _save_models(run, start, results[main])
+        if options.baseline and main != BASELINE:
+            plain = _outcome_only(options)
+            path = run.path / BASELINE
+            with _open(path, plain, path.exists()) as inner:
+                results[BASELINE] = _train_arm(BASELINE, plain, start, base, sampler, None, inner, console, interrupts)
+        run.note(finished=True)
+    return write_report(run.path, options, results, seconds=time.monotonic() - begun)
+
+
+def _open(path: str | pathlib.Path, options: TrainOptions, resume: bool) -> RunDir:
+    return open_run(
+        path, options, resume=resume, soft=SOFT_OPTIONS, tensorboard=options.tensorboard, wandb=options.wandb
+    )
+
+
+def _train_arm(
+    name: str,
+    options: TrainOptions,
+    start: Start,
+    base: Params,
+    sampler: Sampler,
+    probe: PRMProbe | None,
+    run: RunDir,
+    console: Console,
+    interrupts: Interrupts,
+) -> ArmResult:
+    def report(step: int, metrics: dict[str, float]) -> None:
+        console.update(step, run.log(step, metrics))
+
+    arm = Arm(options, start, base, sampler, probe, run, report=report, say=console.message)
+    console.phase(TITLES[name], options.steps)
+    return arm.train(interrupts, resume=run.resumed)
+
+
+def _outcome_only(options: TrainOptions) -> TrainOptions:
+    """The same run without process rewards, and so without a PRM."""
+    return dataclasses.replace(
+        options, advantage=dataclasses.replace(options.advantage, process_coef=0.0, gate=False), baseline=False
+    )
+
+
+def _initial_policy(options: TrainOptions, start: Start, run: RunDir, console: Console) -> Params:
+    """The loaded weights, or a fresh model after its warm start, kept in ``start/`` for a resumed run."""
+    if start.params is not None:
+        return start.params
+    kept = run.path / "start"
+    if kept.is_dir():
+        _, params = load_weights(kept)
+        return jax.tree.map(jax.numpy.asarray, params)
+    params = fresh_params(start.config, jax.random.fold_in(jax.random.key(options.seed), INIT_STREAM))
+    if options.sft.steps:
+        batches = demonstration_batches(options, start)
+
+        console.phase("warm start", options.sft.steps)
+        params = train_sft(start.config, params, batches, options.sft, on_step=console.update)
+    save_weights(kept, start.config, params, tokenizer=start.tokenizer)
+    return params
+
+
+def demonstration_batches(options: TrainOptions, start: Start) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    """``step -> (tokens [B, T], mask [B, T])`` of the task's demonstrations, a pure function of seed and step."""
+    demonstrations = getattr(start.task, "demonstrations", None)
+    if demonstrations is None:
+        raise UserError(
+            f"the task {options.task.name!r} writes no demonstrations to warm a model up with: set --sft.steps 0 "
+            "and name a pretrained model with --model.path"
+        )
+    sft: SFTOptions = options.sft
+    width = options.rollout.max_prompt_tokens + options.rollout.max_new_tokens
+    tokenizer = start.tokenizer
+
+    def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng((options.seed, 1_000_003, step))
+        tokens = np.full((sft.batch_size, width), tokenizer.pad_id or 0, np.int32)
+        mask = np.zeros((sft.batch_size, width), bool)
+        for row, (prompt, response) in enumerate(demonstrations(rng, sft.batch_size)):
+            before = tokenizer.encode(prompt)
+            after = [*tokenizer.encode(response, add_special=False), tokenizer.eos_id]
+            if len(before) + len(after) > width:
+                raise UserError(
+                    f"a demonstration has {len(before)} + {len(after)} tokens, more than --rollout.max-prompt-tokens + "
+                    f"--rollout.max-new-tokens = {width}; raise them"
+                )
+            tokens[row, : len(before) + len(after)] = [*before, *after]
+            mask[row, len(before) : len(before) + len(after)] = True
+        return tokens, mask
+
+    return batch
+
+
+def _probe(options: TrainOptions, start: Start, base: Params, sampler: Sampler) -> PRMProbe | None:
+    """Responses of the initial policy on held-out problems that the PRM is tested on, where step truth is known."""
+    count = options.eval.prm_problems
+    problems = start.task.eval[: 2 * count]
+    if not count or not options.advantage.process_coef or start.task.step_labels(problems[0], "") is None:
+        return None
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(options.seed), EVAL_STREAM), 1)
+    responses = sample_in_batches(
+        sampler, base, problems, key, batch_size=options.eval.batch_size, temperature=options.rollout.temperature
+    )
+    return PRMProbe.build(start.task, responses)
+
+
+def _save_models(run: RunDir, start: Start, result: ArmResult) -> None:
+    """The trained models as Hugging Face directories, adapters folded in."""
+    save_weights(run.path / "policy", start.config, merge(start.config, result.policy), tokenizer=start.tokenizer)
+    if result.prm is not None:
+        merged = merge(start.prm_config, result.prm)
+        save_weights(run.path / "prm", start.prm_config, merged, tokenizer=start.tokenizer)

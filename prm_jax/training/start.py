@@ -1,0 +1,158 @@
+"""What a run starts from: the task, the tokenizer, the models and the optimisers that its options name."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from prm_jax.data import load_task
+from prm_jax.data.problems import Task
+from prm_jax.errors import UserError
+from prm_jax.models import LoRAConfig, ModelConfig, Tokenizer, init_params, load_weights
+from prm_jax.training.learner import Learner, Params, make_optimizer
+from prm_jax.training.options import ModelOptions, TaskOptions, TrainOptions
+from prm_jax.training.prime import PrimeSetup
+
+_UNROLL_UP_TO = 8  # layers; a deeper model is scanned, since unrolling costs compilation time
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A run's start.
+
+    Attributes:
+      task: problems and verdicts.
+      tokenizer: of the policy, and so of every model.
+      config: the policy's architecture.
+      params: the policy's loaded parameters, or None for a fresh model.
+      prm_config: the PRM's architecture.
+      prm_params: the PRM's own loaded parameters, or None where it starts from the policy's start.
+    """
+
+    task: Task
+    tokenizer: Any
+    config: ModelConfig
+    params: Params | None
+    prm_config: ModelConfig
+    prm_params: Params | None
+
+
+def load_start(options: TrainOptions) -> Start:
+    """Loads what the options name.
+
+    Raises:
+      UserError: an unknown task or option, missing or damaged weights, tokenizers that do not match.
+    """
+    task = make_task(options.task)
+    if options.model.path:
+        config, params, tokenizer = load_model(options.model)
+    else:
+        tokenizer = task.tokenizer()
+        if tokenizer is None:
+            raise UserError(
+                f"the task {options.task.name!r} has no tokenizer of its own, so that no fresh model can "
+                "be made for it: name a pretrained one with --model.path"
+            )
+        config, params = fresh_config(options.model, tokenizer.vocab_size), None
+    prm_config, prm_params = config, None
+    if options.prm.path and options.advantage.process_coef:
+        prm_options = dataclasses.replace(options.model, path=options.prm.path, lora_rank=options.prm.lora_rank)
+        prm_config, prm_params, prm_tokenizer = load_model(prm_options)
+        if prm_tokenizer.fingerprint != tokenizer.fingerprint:
+            raise UserError(
+                f"the PRM at {options.prm.path} has another tokenizer than the policy at "
+                f"{options.model.path or 'the fresh start'} (fingerprints {prm_tokenizer.fingerprint} and "
+                f"{tokenizer.fingerprint}): rewards of tokens need one vocabulary; choose a PRM of its family"
+            )
+    return Start(task, tokenizer, config, params, prm_config, prm_params)
+
+
+def make_task(options: TaskOptions) -> Task:
+    """The task, its options read as numbers or truth values where they look like them."""
+    return load_task(options.name, **{name: _value(text) for name, text in options.options.items()})
+
+
+def load_model(options: ModelOptions) -> tuple[ModelConfig, Params, Any]:
+    """(config with the options' run-time fields, parameters, tokenizer) from a path or "smollm2"."""
+    path = options.path
+    if path == "smollm2":
+        from prm_jax.models import find_smollm2
+
+        path = str(find_smollm2())
+    config, params = load_weights(path)
+    return _with_runtime(config, options), params, Tokenizer.load(path)
+
+
+def fresh_config(options: ModelOptions, vocab_size: int) -> ModelConfig:
+    """The architecture of a fresh model."""
+    config = ModelConfig(
+        vocab_size=vocab_size,
+        hidden_size=options.hidden_size,
+        intermediate_size=options.intermediate_size,
+        num_layers=options.num_layers,
+        num_heads=options.num_heads,
+        num_kv_heads=options.num_kv_heads,
+        head_dim=options.hidden_size // options.num_heads,
+    )
+    return _with_runtime(config, options)
+
+
+def fresh_params(config: ModelConfig, key: jax.Array) -> Params:
+    """Random parameters, compiled so that the same key gives the same bits everywhere."""
+    return jax.jit(init_params, static_argnums=0)(config, key)
+
+
+def make_setup(options: TrainOptions, start: Start) -> PrimeSetup:
+    """The learners of a run."""
+    policy, prm, critic = options.policy, options.prm, options.critic
+    learner = Learner(
+        start.config,
+        make_optimizer(
+            policy.learning_rate, warmup_steps=policy.warmup_steps, weight_decay=policy.weight_decay,
+            beta2=policy.beta2, grad_clip=policy.grad_clip,
+        ),
+        _lora(options.model.lora_rank, options.model.lora_alpha),
+    )  # fmt: skip
+    prm_learner = None
+    if options.advantage.process_coef:
+        prm_learner = Learner(
+            start.prm_config,
+            make_optimizer(
+                prm.learning_rate, warmup_steps=prm.warmup_steps, weight_decay=prm.weight_decay,
+                grad_clip=prm.grad_clip,
+            ),
+            _lora(prm.lora_rank, options.model.lora_alpha),
+        )  # fmt: skip
+    critic_learner = None
+    if options.advantage.estimator == "ppo":
+        critic_learner = Learner(
+            start.config, make_optimizer(critic.learning_rate, grad_clip=critic.grad_clip), learner.lora
+        )
+    return PrimeSetup(learner, prm_learner, critic_learner, options)
+
+
+def _lora(rank: int, alpha: float) -> LoRAConfig | None:
+    return LoRAConfig(rank=rank, alpha=alpha) if rank else None
+
+
+def _with_runtime(config: ModelConfig, options: ModelOptions) -> ModelConfig:
+    unroll = options.scan_unroll or (config.num_layers if config.num_layers <= _UNROLL_UP_TO else 1)
+    return dataclasses.replace(
+        config,
+        compute_dtype=options.compute_dtype,
+        remat=options.remat,
+        scan_unroll=unroll,
+        lora_alpha=options.lora_alpha,
+    )
+
+
+def _value(text: str) -> Any:
+    lowered = text.strip().lower()
+    if lowered in ("true", "false"):
+        return lowered == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
