@@ -133,26 +133,8 @@ def verify_sums(directory: pathlib.Path, files: Iterable[str]) -> None:
             )
 
 
-def _listed(directory: pathlib.Path) -> dict[str, str]:
-    """Tensor to file by the index; empty where a single file holds all."""
-    if (directory / SINGLE).is_file():
-        return {}
-    if not (directory / INDEX).is_file():
-        raise UserError(f"no weights in {directory}: {_what_is_there(directory)}")
-    listed = read_json(directory / INDEX).get("weight_map")
-    if not isinstance(listed, dict) or not listed or not all(isinstance(f, str) for f in listed.values()):
-        raise UserError(f"{directory / INDEX}: weight_map must map tensors to files")
-    files = sorted(set(listed.values()))
-    outside = [file for file in files if pathlib.PurePath(file).name != file]
-    if outside:
-        raise UserError(f"{directory / INDEX} points outside its directory: {first(outside)}")
-    missing = [file for file in files if not (directory / file).is_file()]
-    if missing:
-        raise UserError(f"{directory / INDEX} lists files that are not there: {first(missing)}")
-    return listed
-
-
-def _what_is_there(directory: pathlib.Path) -> str:
+def what_is_there(directory: pathlib.Path) -> str:
+    """What a directory without loadable weights has instead, and what to do."""
     names = sorted(entry.name for entry in directory.iterdir())
     pickles = [name for name in names if name.endswith(PICKLES)]
     ggufs = [name for name in names if name.endswith(".gguf")]
@@ -172,6 +154,25 @@ def pickle_advice(name: str) -> str:
         f"{name} is a pickle, which can run any program when it is loaded, and is refused; convert it where "
         "you trust it: transformers' model.save_pretrained(directory, safe_serialization=True)"
     )
+
+
+def _listed(directory: pathlib.Path) -> dict[str, str]:
+    """Tensor to file by the index; empty where a single file holds all."""
+    if (directory / SINGLE).is_file():
+        return {}
+    if not (directory / INDEX).is_file():
+        raise UserError(f"no weights in {directory}: {what_is_there(directory)}")
+    listed = read_json(directory / INDEX).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(f, str) for f in listed.values()):
+        raise UserError(f"{directory / INDEX}: weight_map must map tensors to files")
+    files = sorted(set(listed.values()))
+    outside = [file for file in files if pathlib.PurePath(file).name != file]
+    if outside:
+        raise UserError(f"{directory / INDEX} points outside its directory: {first(outside)}")
+    missing = [file for file in files if not (directory / file).is_file()]
+    if missing:
+        raise UserError(f"{directory / INDEX} lists files that are not there: {first(missing)}")
+    return listed
 
 
 def _check_header(path: pathlib.Path) -> None:

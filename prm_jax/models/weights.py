@@ -141,6 +141,8 @@ def _check_path(path: pathlib.Path) -> None:
             f"no weights at {path}: there is no such file or directory (a model of the Hugging Face hub is "
             "fetched first: hf download NAME --local-dir DIRECTORY)"
         )
+    if path.is_dir() and not (path / _CONFIG).is_file():
+        raise UserError(f"{path} has no {_CONFIG}; {safetensors_files.what_is_there(path)}")
     if path.is_file() and path.suffix != ".gguf":
         raise UserError(
             f"{path} is not a checkpoint: expected a directory with {_CONFIG} and safetensors, or a .gguf file"
