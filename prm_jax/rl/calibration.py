@@ -55,7 +55,7 @@ def reliability_bins(
       axis_name: mapped axis or axes whose data is pooled; needs bins="width" (ranks do not pool).
 
     Returns:
-      `ReliabilityBins`.  An empty mask gives zeros.  Gradients reach `confidence` through the bin means.
+      `ReliabilityBins`. An empty mask gives zeros. Gradients reach `confidence` through the bin means.
     """
     _util.check_option("bins", bins, ("width", "mass"))
     if bins == "mass" and axis_name is not None:
@@ -98,7 +98,7 @@ def calibration_error(
       axis_name: mapped axis or axes whose data is pooled ("ece" and "mce").
 
     Returns:
-      [] f32 in [0, 1]; 0 for an empty mask.  Biased upwards: a calibrated forecaster gets about
+      [] f32 in [0, 1]; 0 for an empty mask. Biased upwards: a calibrated forecaster gets about
       `sqrt(num_bins / n)`-sized values from n entries.
     """
     _util.check_option("kind", kind, ("ece", "ace", "mce"))
@@ -132,7 +132,7 @@ def brier_score(
       axis_name: mapped axis or axes whose data is pooled.
 
     Returns:
-      [] f32; 0 for an empty mask.  Gradients flow to `confidence`.
+      [] f32; 0 for an empty mask. Gradients flow to `confidence`.
     """
     confidence, outcome, mask = _masked_pair(confidence, outcome, mask)
     total = _util.psum(((confidence - outcome) ** 2).sum(), axis_name)
@@ -161,7 +161,7 @@ def fit_platt(
       num_steps: Newton steps.
 
     Returns:
-      `PlattScale`.  No gradient.  An empty mask, or scores that are all equal, gives slope 0.
+      `PlattScale`. No gradient. An empty mask, or scores that are all equal, gives slope 0.
     """
     scores, target, mask = jax.lax.stop_gradient(_masked_pair(scores, labels, mask))
     chex.assert_rank(scores, 1)

@@ -1,7 +1,7 @@
 """Isotonic regression: the best non-decreasing fit, by pooling adjacent violators.
 
 It is the core of isotonic calibration and of Venn-ABERS intervals (used for clinical models in work 12 of
-docs/methods.md) and one of the three ways to keep quantiles from crossing (arXiv:2103.00083).
+docs/methods.md) and one of the three ways to keep quantiles from crossing (arXiv 2103.00083).
 """
 
 from typing import NamedTuple
@@ -26,23 +26,21 @@ class IsotonicFit(NamedTuple):
     values: jax.Array
 
 
-def isotonic_regression(
-    values: ArrayLike, weights: ArrayLike | None = None, *, increasing: bool = True
-) -> jax.Array:
+def isotonic_regression(values: ArrayLike, weights: ArrayLike | None = None, *, increasing: bool = True) -> jax.Array:
     """The monotone sequence closest to `values` in weighted squared error.
 
-    `argmin_u sum_i w_i (u_i - v_i)^2` subject to `u_1 <= u_2 <= ...`.  Every entry of the answer is the
+    `argmin_u sum_i w_i (u_i - v_i)^2` subject to `u_1 <= u_2 <= ...`. Every entry of the answer is the
     weighted mean of its block; blocks are found by pooling adjacent violators in at most 2N sequential steps.
 
     Args:
       values: [..., N], float.
-      weights: [..., N], >= 0, or None for ones.  Entries of weight 0 (whatever their value, NaN included)
+      weights: [..., N], >= 0, or None for ones. Entries of weight 0 (whatever their value, NaN included)
         change nothing and take the value of the block on their left (the first block where there is none).
       increasing: False for the best non-increasing sequence.
 
     Returns:
-      [..., N] f32.  Gradients flow to `values` as block averages (the Jacobian of the projection, wherever
-      it exists) and to `weights`; the blocks themselves are constants.  All weights 0 gives zeros.
+      [..., N] f32. Gradients flow to `values` as block averages (the Jacobian of the projection, wherever
+      it exists) and to `weights`; the blocks themselves are constants. All weights 0 gives zeros.
     """
     values = _util.as_f32(values)
     weights = jnp.ones_like(values) if weights is None else _util.as_f32(weights)
@@ -64,7 +62,7 @@ def fit_isotonic(scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = 
       mask: [N] bool, True on entries to use; None for all.
 
     Returns:
-      `IsotonicFit`.  No gradient.  An empty mask gives the constant 0.
+      `IsotonicFit`. No gradient. An empty mask gives the constant 0.
     """
     scores, labels = jax.lax.stop_gradient((_util.as_f32(scores), _util.as_f32(labels)))
     mask = jnp.ones(scores.shape, bool) if mask is None else _util.as_mask(mask)
@@ -110,7 +108,7 @@ def venn_abers(
       mask: [N] bool over the calibration data, or None.
 
     Returns:
-      `(lower [M], upper [M])` f32, `0 <= lower <= upper <= 1`.  No calibration data gives (0, 1).
+      `(lower [M], upper [M])` f32, `0 <= lower <= upper <= 1`. No calibration data gives (0, 1).
       Costs M sorts and fits of length N + 1.
     """
     scores, labels, test_scores = _util.as_f32(scores), _util.as_f32(labels), _util.as_f32(test_scores)

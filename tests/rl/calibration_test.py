@@ -23,9 +23,7 @@ def slow_ece(confidence, outcome, num_bins):
 def slow_ace(confidence, outcome, num_bins):
     order = np.argsort(confidence)
     parts = np.array_split(order, num_bins)
-    return sum(
-        len(p) / len(confidence) * abs(outcome[p].mean() - confidence[p].mean()) for p in parts if len(p)
-    )
+    return sum(len(p) / len(confidence) * abs(outcome[p].mean() - confidence[p].mean()) for p in parts if len(p))
 
 
 def test_by_hand():
@@ -112,9 +110,7 @@ def test_platt_matches_scipy(smooth):
         return np.mean(np.logaddexp(0, z) - target * z)
 
     best = optimize.minimize(loss, np.zeros(2), tol=1e-12).x
-    scale = jax.jit(lambda s, y: calibration.fit_platt(s, y, smooth=smooth))(
-        jnp.array(scores), jnp.array(labels)
-    )
+    scale = jax.jit(lambda s, y: calibration.fit_platt(s, y, smooth=smooth))(jnp.array(scores), jnp.array(labels))
     np.testing.assert_allclose([scale.slope, scale.intercept], best, atol=2e-3)
 
 

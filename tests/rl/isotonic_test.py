@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from prm_jax.rl import isotonic
 
-
 FIT = jax.jit(isotonic.isotonic_regression)
 
 
@@ -40,9 +39,7 @@ def slow_pava(values, weights):
 def minmax(values):
     """max_{j<=i} min_{k>=i} mean(v_j..v_k)."""
     n = len(values)
-    return np.array(
-        [max(min(np.mean(values[j : k + 1]) for k in range(i, n)) for j in range(i + 1)) for i in range(n)]
-    )
+    return np.array([max(min(np.mean(values[j : k + 1]) for k in range(i, n)) for j in range(i + 1)) for i in range(n)])
 
 
 def test_by_hand():
