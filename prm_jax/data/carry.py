@@ -58,8 +58,7 @@ class CarryTask:
     ) -> None:
         if not 2 <= min_operands <= max_operands <= 32:
             raise UserError(
-                "the carry task needs 2 <= min_operands <= max_operands <= 32, "
-                f"found {min_operands} and {max_operands}"
+                f"the carry task needs 2 <= min_operands <= max_operands <= 32, found {min_operands} and {max_operands}"
             )
         if not 0.0 <= drop_carry <= 1.0:
             raise UserError(f"drop_carry is a probability in [0, 1], found {drop_carry}")

@@ -29,9 +29,7 @@ class PromptStream:
 
     def __init__(self, problems: Sequence[Problem], seed: int = 0, *, shuffle: bool = True) -> None:
         if not len(problems):
-            raise UserError(
-                "there are no problems to draw prompts from; check the task's files and its split"
-            )
+            raise UserError("there are no problems to draw prompts from; check the task's files and its split")
         if not 0 <= seed < 2**32:
             raise UserError(f"the seed of the prompt order must be in [0, 2**32), found {seed}")
         self.problems = problems
@@ -56,9 +54,7 @@ class PromptStream:
         """The problems at these positions of the stream."""
         return [self.problems[int(self.dataset[position])] for position in positions]
 
-    def take(
-        self, cursor: int, n: int, *, process_index: int = 0, process_count: int = 1
-    ) -> tuple[list[Problem], int]:
+    def take(self, cursor: int, n: int, *, process_index: int = 0, process_count: int = 1) -> tuple[list[Problem], int]:
         """The problems at positions [cursor, cursor + n), and the cursor behind them.
 
         Args:
@@ -90,9 +86,7 @@ class PromptStream:
         The positions are in it because the order comes from grain: a version of grain that shuffled in
         another way would be found out, and not silently repeat some prompts and skip others.
         """
-        return fingerprint(
-            self.problems, self.seed, self.shuffle, self.indices(0, min(64, 2 * len(self.problems)))
-        )
+        return fingerprint(self.problems, self.seed, self.shuffle, self.indices(0, min(64, 2 * len(self.problems))))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,9 +107,7 @@ def is_eval(prompt: Prompt | Problem, fraction: float = EVAL_FRACTION) -> bool:
     return problem_hash(prompt) < fraction * 2.0**64
 
 
-def split_problems(
-    problems: Iterable[Problem], fraction: float = EVAL_FRACTION
-) -> tuple[list[Problem], list[Problem]]:
+def split_problems(problems: Iterable[Problem], fraction: float = EVAL_FRACTION) -> tuple[list[Problem], list[Problem]]:
     """Splits problems into (train, eval) by the hash of their prompts; copies of a prompt stay together."""
     train: list[Problem] = []
     held_out: list[Problem] = []

@@ -78,9 +78,7 @@ class StepSplitter:
             try:
                 re.compile(self.pattern)
             except re.error as error:
-                raise UserError(
-                    f"the step pattern {self.pattern!r} is no regular expression: {error}"
-                ) from error
+                raise UserError(f"the step pattern {self.pattern!r} is no regular expression: {error}") from error
 
     def __call__(self, text: str) -> list[Span]:
         """The spans of the steps of ``text``, in order, contiguous, covering it; [] for the empty text."""
@@ -297,9 +295,7 @@ def _join_blank(pieces: Sequence[Span], blank: Sequence[bool]) -> list[Span]:
     return spans
 
 
-def _mark(
-    tokens: np.ndarray, mask: np.ndarray, ids: np.ndarray, is_separator: np.ndarray, is_last: np.ndarray
-) -> None:
+def _mark(tokens: np.ndarray, mask: np.ndarray, ids: np.ndarray, is_separator: np.ndarray, is_last: np.ndarray) -> None:
     """Marks in place the tokens of each occurrence of a separator, and its last token."""
     width = tokens.shape[1] - len(ids) + 1
     if width <= 0:

@@ -40,9 +40,7 @@ def load_task(spec: str | Mapping[str, Any], **options: Any) -> Task:
     if spec.endswith((".jsonl", ".json")):
         return _call(makers["jsonl"], "jsonl", {"train": spec, **options})
     if spec not in makers:
-        raise UserError(
-            f"unknown task {spec!r}; {suggest(spec, makers, 'tasks')}, or a path that ends in .jsonl"
-        )
+        raise UserError(f"unknown task {spec!r}; {suggest(spec, makers, 'tasks')}, or a path that ends in .jsonl")
     return _call(makers[spec], spec, options)
 
 
@@ -65,7 +63,5 @@ def _call(maker: Callable[..., Task], name: str, options: Mapping[str, Any]) -> 
     known = [p.name for p in inspect.signature(maker).parameters.values()]
     for option in options:
         if option not in known:
-            raise UserError(
-                f"the task {name!r} has no option {option!r}; {suggest(option, known, 'options')}"
-            )
+            raise UserError(f"the task {name!r} has no option {option!r}; {suggest(option, known, 'options')}")
     return maker(**options)

@@ -1,5 +1,27 @@
-"""Did the answer pass?  A ``Verdict`` tells a wrong answer from a check that failed."""
+"""Did the answer pass?  A ``Verdict`` tells a wrong answer from a check that failed.
 
-from prm_jax.verifiers.verdict import Status, Verdict
+Every verifier has ``verify(response, gold)`` and ``verify_many(responses, golds)``.
+"""
 
-__all__ = ["Status", "Verdict"]
+from prm_jax.verifiers.exact import ExactVerifier
+from prm_jax.verifiers.extraction import ANSWER_MARKERS, after_marker, find_answer, last_boxed, last_number
+from prm_jax.verifiers.math import MathVerifier
+from prm_jax.verifiers.math_pool import MathPool
+from prm_jax.verifiers.number import NumberVerifier, parse_number
+from prm_jax.verifiers.verdict import Status, Verdict, Verifier
+
+__all__ = [
+    "ANSWER_MARKERS",
+    "ExactVerifier",
+    "MathPool",
+    "MathVerifier",
+    "NumberVerifier",
+    "Status",
+    "Verdict",
+    "Verifier",
+    "after_marker",
+    "find_answer",
+    "last_boxed",
+    "last_number",
+    "parse_number",
+]

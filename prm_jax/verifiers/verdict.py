@@ -1,7 +1,8 @@
 """The result of checking one answer: a score, and whether the check itself can be trusted."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Protocol
 
 Status = Literal["pass", "fail", "timeout", "error"]
 
@@ -13,9 +14,9 @@ class Verdict:
     Attributes:
       score: in [0, 1]; 0 unless the status is ``"pass"`` (or a verifier with partial credit gave some).
       status: ``"pass"`` or ``"fail"``: the answer was compared with the reference.  ``"timeout"``: checking
-        the answer took longer than it may; that is the answer's own doing, so a caller may count it as wrong.
-        ``"error"``: the reference or the verifier is at fault; the sample says nothing about the policy and
-        must be masked out of learning, never counted as a reward of 0.
+        the answer took longer, or more memory, than it may; that is the answer's own doing, so a caller may
+        count it as wrong. ``"error"``: the reference or the verifier is at fault; the sample says nothing
+        about the policy and must be masked out of learning, never counted as a reward of 0.
       detail: one line for logs; empty when there is nothing to say.
     """
 
@@ -27,6 +28,18 @@ class Verdict:
     def usable(self) -> bool:
         """Whether the score may be learned from: everything but ``"error"``."""
         return self.status != "error"
+
+
+class Verifier(Protocol):
+    """Compares responses with reference answers."""
+
+    def verify(self, response: str, gold: str) -> Verdict:
+        """The verdict on one response."""
+        ...
+
+    def verify_many(self, responses: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
+        """One verdict a pair, in order."""
+        ...
 
 
 def passed(detail: str = "") -> Verdict:

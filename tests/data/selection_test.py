@@ -56,9 +56,7 @@ def test_oversample_fills_with_failing_prompts_in_a_stable_order():
 
 
 @given(
-    hnp.arrays(
-        np.float32, st.tuples(st.integers(0, 9), st.integers(0, 5)), elements=st.sampled_from([0, 0.5, 1])
-    ),
+    hnp.arrays(np.float32, st.tuples(st.integers(0, 9), st.integers(0, 5)), elements=st.sampled_from([0, 0.5, 1])),
     st.integers(0, 9),
 )
 def test_every_prompt_is_chosen_surplus_or_failing(outcome, wanted):

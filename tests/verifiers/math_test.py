@@ -1,0 +1,303 @@
+"""Mathematical answers: a table of verdicts, and attacks that must neither run, nor hang, nor leave anything."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from prm_jax.verifiers import MathPool, MathVerifier
+from prm_jax.verifiers.math import MAX_LENGTH, normalise
+
+pytest.importorskip("math_verify", reason="needs the extra 'math'")
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("A_SECRET", "s3cret")
+        pool = MathPool(workers=2, timeout=10.0, reference_timeout=3.0, memory_bytes=700 << 20)
+        verifier = MathVerifier(extract="whole", pool=pool)
+        yield verifier
+        verifier.close()
+
+
+# (reference, answer, status)
+TABLE = [
+    ("5", "5", "pass"),
+    ("5", " 5. ", "pass"),
+    ("5", "$5$", "pass"),
+    ("5", "6", "fail"),
+    (r"\frac12", "0.5", "pass"),
+    (r"\frac{1}{3}", "0.333333", "pass"),  # six places
+    (r"\frac{1}{3}", "0.33", "fail"),
+    ("1,234", "1234", "pass"),
+    (r"10,\!080", "10080", "pass"),
+    ("-2", "\u22122", "pass"),
+    (r"10\%", "10", "pass"),
+    (r"10\%", "0.1", "fail"),
+    (r"90^\circ", "90", "pass"),
+    ("16", "2^4", "pass"),
+    (r"3\sqrt{2}", r"\sqrt{18}", "pass"),
+    (r"\frac{\sqrt{3}}{2}", "sqrt(3)/2", "pass"),
+    (r"2\pi", "2*pi", "pass"),
+    (r"2\pi", "2\u03c0", "pass"),
+    ("x^2+1", "1+x^2", "pass"),
+    ("x^2+1", "x^2-1", "fail"),
+    ("(1,2)", "(1, 2)", "pass"),
+    ("(1,2)", "(2,1)", "fail"),
+    ("[0,1)", r"0 \le x < 1", "pass"),
+    (r"\{3,5\}", "5,3", "pass"),
+    (r"\begin{pmatrix} 1/5 \\ 2 \end{pmatrix}", r"\begin{pmatrix} \frac{2}{10} \\ 2 \end{pmatrix}", "pass"),
+    # Words are words: a product of letters would equal its anagrams.
+    (r"\text{east}", "east", "pass"),
+    (r"\text{east}", "seat", "fail"),
+    (r"\text{(A)}", "A", "pass"),
+    (r"\text{(A)}", "B", "fail"),
+    ("12", "twelve", "fail"),
+    # Equations and hedges.
+    ("5", "x=5", "pass"),
+    ("5", "x=6", "fail"),
+    ("x=5", "5", "pass"),
+    ("5", "5=5", "fail"),
+    ("5", "4+1=5", "fail"),
+    ("5", "x=y=5", "fail"),
+    ("5", r"3 \text{ or } 5", "fail"),
+    ("5", "3 or 5", "fail"),
+    ("5", "3, 5", "fail"),
+    ("5", "5$ or $6", "fail"),
+    # What is no answer.
+    ("5", "", "fail"),
+    ("5", "\U0001f600", "fail"),
+    ("5", "\uff15", "fail"),
+    ("5", "\\boxed{", "fail"),
+    ("5", "5\0", "fail"),
+    ("5", "\ud800", "fail"),
+    ("a_1", "a_1", "pass"),
+    ("5", "a_1", "fail"),
+    # References that cannot be judged by are errors, never failures.
+    ("", "5", "error"),
+    (r"\frac{", "x+3", "error"),
+    ("9" * 1000, "5", "error"),
+]
+
+
+@pytest.mark.parametrize(("gold", "answer", "status"), TABLE)
+def test_table_of_verdicts(verifier, gold, answer, status):
+    verdict = verifier.verify(answer, gold)
+    assert verdict.status == status, verdict
+    assert verdict.score == float(status == "pass")
+
+
+def test_boxed_answers_and_order(verifier):
+    boxed = MathVerifier(pool=verifier.pool)
+    responses = [r"\boxed{3}, no: \boxed{5}", "5", r"so \boxed{\frac{2}{4}}", r"\boxed{5", r"\boxed{y+x}"]
+    verdicts = boxed.verify_many(responses, ["5", "5", r"\frac12", "5", "x+y"])
+    assert [v.status for v in verdicts] == ["pass", "fail", "pass", "fail", "pass"]
+    assert boxed.verify_many([], []) == []
+
+
+BEYOND_LIMITS = {
+    "a power tower": "9^{9^{9^9}}",
+    "many digits": "9" * 100_000,
+    "a huge exponent": "10^{100000000}",
+    "three thousand terms": "+".join(f"x^{i}" for i in range(3000)),
+    "nested fractions": r"\frac{1}{" * 200 + "1" + "}" * 200,
+    "nested parentheses": "(" * 60 + "1" + ")" * 60,
+}
+
+
+@pytest.mark.parametrize("answer", BEYOND_LIMITS.values(), ids=BEYOND_LIMITS)
+def test_answers_beyond_the_limits_fail_before_any_parser_sees_them(verifier, answer):
+    before = verifier.pool.pids()
+    start = time.monotonic()
+    assert verifier.verify(answer, "x+1").status == "fail"
+    assert time.monotonic() - start < 0.5
+    assert verifier.pool.pids() == before
+
+
+SLOW = {"a factorial": "(10^{10})!", "factorials": "9999!!!", "two powers": r"\left(9^{9^9}\right)^{9^9}"}
+
+
+@pytest.mark.parametrize("answer", SLOW.values(), ids=SLOW)
+def test_slow_answers_are_killed_at_the_deadline(verifier, answer):
+    verifier.verify("1+x", "x+1")  # started
+    worker = verifier.pool.pids()
+    start = time.monotonic()
+    verdict = verifier.verify(answer, "x+1", 0.4)
+    assert verdict.status == "timeout" and verdict.score == 0.0 and verdict.usable
+    assert time.monotonic() - start < 3.0
+    assert verifier.verify("1+x", "x+1").status == "pass"  # at once, by a fresh child of the same process
+    assert verifier.pool.pids() == worker
+    assert _zombies(os.getpid()) == 0 and all(_zombies(pid) == 0 for pid in worker)
+
+
+def test_slow_reference_is_the_references_fault(verifier):
+    assert verifier.verify("x+1", "(10^{9})!", 0.4).status == "error"
+
+
+PROGRAMS = [
+    "__import__('os').system('touch {probe}')",
+    "open('{probe}','w').write('x\\pi')",
+    "[open('{probe}','w')]",
+    r"\begin{{pmatrix}}open('{probe}','w')\end{{pmatrix}}",
+    "eval(open('{probe}','w'))+\\pi",
+    "().__class__.__base__.__subclasses__()",
+    "x if open('{probe}','w') else y",
+    r"\text{{open('{probe}','w')}}",
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_programs_are_never_run(verifier, program, tmp_path):
+    probe = tmp_path / "p"
+    assert verifier.verify(program.format(probe=probe), r"2\pi").status in ("fail", "timeout")
+    assert verifier.verify(r"3\pi", program.format(probe=probe)).status in ("fail", "timeout", "error")
+    assert not probe.exists()
+
+
+def test_children_are_confined_and_have_neither_secrets_nor_accelerators(verifier):
+    assert verifier.verify("x+1", "1+x").status == "pass"
+    pid = verifier.pool.pids()[-1]
+    environment = pathlib.Path(f"/proc/{pid}/environ").read_bytes()
+    assert b"s3cret" not in environment and b"JAX_PLATFORMS=cpu" in environment
+    (child,) = _children(pid)
+    limits = pathlib.Path(f"/proc/{child}/limits").read_text()
+    assert re.search(r"Max file size +0 ", limits) and re.search(r"Max address space +734003200 ", limits)
+    for process in (pid, child):
+        assert "libjax" not in pathlib.Path(f"/proc/{process}/maps").read_text()
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(alphabet=r"0123456789xyi+-*/^_=(){}[]\,. $&|<>!%fracsqtlenpidob", max_size=40) | st.text(max_size=20))
+def test_any_answer_gets_a_verdict(verifier, text):
+    verdict = verifier.verify(text, "x+1", 1.0)
+    assert verdict.status in ("pass", "fail", "timeout")
+    normalise(text)
+
+
+def test_from_threads(verifier):
+    statuses: list[str] = []
+
+    def check(k):
+        verdicts = verifier.verify_many([f"{k}+y+{i}" for i in range(4)], [f"{i}+y+{k}" for i in range(4)])
+        statuses.extend(v.status for v in verdicts)
+
+    threads = [threading.Thread(target=check, args=(k,)) for k in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert statuses == ["pass"] * 20
+
+
+def test_child_is_recycled_and_the_pool_closes():
+    pool = MathPool(workers=1, recycle_after=3)
+    seen = set()
+    for k in range(7):
+        assert pool.compare_many([(f"x+{k}", f"{k}+x")])[0].status == "pass"
+        seen.update(_children(pool.pids()[0]))
+    assert len(seen) == 3
+    (worker,) = pool.pids()
+    children = _children(worker)
+    pool.close()
+    _wait_until(lambda: not any(_running(pid) for pid in (worker, *children)))
+    with pytest.raises(RuntimeError):
+        pool.compare_many([("x", "x+0")])
+
+
+def test_killed_worker_is_replaced(verifier):
+    before = verifier.pool.pids()
+    for pid in before:
+        os.kill(pid, 9)
+    assert verifier.verify("x+y", "y+x").status == "pass"
+    assert set(verifier.pool.pids()) != set(before)
+
+
+def test_worker_that_cannot_start_says_why(monkeypatch, tmp_path):
+    broken_worker = tmp_path / "worker.py"
+    broken_worker.write_text('print(\'{"ready": false, "detail": "no sympy"}\', flush=True); input()')
+    monkeypatch.setattr("prm_jax.verifiers.math_pool._WORKER", broken_worker)
+    pool = MathPool(workers=1)
+    with pytest.raises(RuntimeError, match="no sympy"):
+        pool.compare_many([("x", "x+0")])
+    pool.close()
+
+
+def test_no_process_outlives_its_owner(tmp_path):
+    """Not even when the owner is killed while a check is under way."""
+    script = textwrap.dedent(
+        """
+        import threading, time
+        from prm_jax.verifiers import MathPool
+        pool = MathPool(workers=1, timeout=3.0)
+        pool.compare_many([("x+1", "1+x")])
+        threading.Thread(target=pool.compare_many, args=([("(10^{10})!", "x+1")],), daemon=True).start()
+        time.sleep(0.3)
+        print(pool.pids()[0], flush=True)
+        time.sleep(60)
+        """
+    )
+    owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    worker = int(owner.stdout.readline())
+    children = _children(worker)
+    owner.kill()
+    owner.wait()
+    _wait_until(lambda: not any(_running(pid) for pid in (worker, *children)), seconds=15)
+
+
+def test_references_of_real_problems_judge_their_own_solutions(verifier, data_dir):
+    lines = (data_dir / "math500" / "test500.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    boxed = MathVerifier(pool=verifier.pool)
+    verdicts = boxed.verify_many([row["solution"] for row in rows], [row["answer"] for row in rows])
+    assert all(v.status == "pass" for v in verdicts)
+    # The next problem's answer is wrong, but for one in a hundred that happens to be the same.
+    rows = rows[::10]
+    others = [row["solution"] for row in rows[1:] + rows[:1]]
+    verdicts = boxed.verify_many(others, [row["answer"] for row in rows])
+    assert sum(v.status == "pass" for v in verdicts) <= 2
+    assert sum(v.status == "error" for v in verdicts) == 0
+
+
+def test_normalise():
+    assert normalise(r"$\dfrac{1}{2}$.") == r"\frac{1}{2}"
+    assert normalise(r"\text{ cm}") == "cm"
+    assert normalise(r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}").count("\\\\") == 1
+    assert len(normalise("x" * MAX_LENGTH)) == MAX_LENGTH
+
+
+def _children(pid: int) -> list[int]:
+    text = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+def _state(pid: int) -> str:
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "gone"
+
+
+def _running(pid: int) -> bool:
+    return _state(pid) not in ("gone", "Z")
+
+
+def _zombies(pid: int) -> int:
+    return sum(_state(child) == "Z" for child in _children(pid))
+
+
+def _wait_until(condition, seconds: float = 5.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "still not"
+        time.sleep(0.05)
