@@ -117,11 +117,11 @@ def test_dueling_loss_terms_masks_and_gradients():
         adv = 0.5 * (l[a] - l.max())
         nll = np.log(np.exp(l).sum()) - l[a]
         total += (adv + float(value[b, t]) - 1) ** 2 + 0.2 * abs(adv) + 0.7 * nll
-    fn = lambda l, v, y: (
-        values.dueling_loss(  # noqa: E731
-            l, v, actions, y, mask, alpha=0.5, advantage_coef=0.2, ce_coef=0.7
-        ).total
-    )
+
+    def fn(l, v, y):
+        kw = dict(alpha=0.5, advantage_coef=0.2, ce_coef=0.7)
+        return values.dueling_loss(l, v, actions, y, mask, **kw).total
+
     np.testing.assert_allclose(fn(logits, value, targets), total, rtol=1e-5)
     grads = jax.jit(jax.grad(fn, (0, 1, 2)))(logits, value, targets)
     assert all(bool(jnp.isfinite(g).all()) for g in grads)
