@@ -44,7 +44,11 @@ _HARMLESS = {
     "residual_scale": (0.0, 1.0),
     "embedding_scale": (0.0, 1.0),
     "use_parallel_residual": (False,),
+    "nextn_predict_layers": (0,),
+    "rope.scaling.alpha": (0.0, 1.0),
     "rope.scaling.attn_factor": (1.0,),
+    "rope.scaling.yarn_attn_factor": (1.0,),
+    "rope.scaling.yarn_ext_factor": (1.0,),
     "rope.scaling.yarn_log_multiplier": (0.0, 0.1),
 }
 
@@ -130,9 +134,13 @@ class GgufWeights:
             return found
         if kind in (None, "none"):
             return None
-        scaling = {"rope_type": kind, "factor": self._get("rope.scaling.factor")}
-        original = self._get("rope.scaling.original_context_length")
-        return scaling | ({"original_max_position_embeddings": original} if original else {})
+        scaling = {
+            "factor": self._get("rope.scaling.factor"),
+            "original_max_position_embeddings": self._get("rope.scaling.original_context_length"),
+            "beta_fast": self._get("rope.scaling.yarn_beta_fast"),
+            "beta_slow": self._get("rope.scaling.yarn_beta_slow"),
+        }
+        return {"rope_type": kind} | {name: value for name, value in scaling.items() if value is not None}
 
     def _get(self, key: str) -> Any:
         return self._file.metadata.get(f"{self._file.metadata['general.architecture']}.{key}")

@@ -101,6 +101,8 @@ def check_tensors(
     Raises:
       UserError: naming the first five that are missing, misshapen, or belong to another model.
     """
+    if config.num_layers > len(shapes):  # before a damaged number of layers is taken at its word
+        raise UserError(f"{source}: its config says {config.num_layers} layers, it has {len(shapes)} tensors")
     expected = {name: slot.shape for slot in slots(config) for name in slot.names}
     wrong = [f"{spell(name)} is missing" for name in expected if name not in shapes]
     wrong += [

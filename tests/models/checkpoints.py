@@ -6,6 +6,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 from prm_jax.models import ModelConfig
 from prm_jax.models.config import RopeScaling
@@ -47,3 +48,94 @@ def write_raw_safetensors(path: pathlib.Path, header: str, data: bytes) -> None:
     encoded = header.encode()
     encoded += b" " * (-len(encoded) % 8)
     path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + data)
+
+
+def write_gguf(
+    path: pathlib.Path,
+    config: ModelConfig,
+    params: dict[str, Any],
+    *,
+    kind: str = "F32",
+    metadata: dict[str, Any] | None = None,
+    rope_factors: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """A GGUF file of the model, kernels and embeddings stored as ``kind``; the tree that is then to be read."""
+    gguf = pytest.importorskip("gguf")
+    quantisation = gguf.GGMLQuantizationType[kind]
+    writer = gguf.GGUFWriter(path, config.architecture)
+    writer.add_block_count(config.num_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    for key, value in (metadata or {}).items():
+        {bool: writer.add_bool, str: writer.add_string, int: writer.add_uint32, float: writer.add_float32,
+         list: writer.add_array}[type(value)](key, value)  # fmt: skip
+    if rope_factors is not None:
+        writer.add_tensor("rope_freqs.weight", rope_factors.astype(np.float32))
+    expected: dict[str, Any] = {}
+    for slot in slots(config):
+        node, target = params, expected
+        for key in slot.path[:-1]:
+            node, target = node[key], target.setdefault(key, {})
+        leaf = node[slot.path[-1]].copy()
+        for index, name in enumerate(slot.names):
+            tensor = np.ascontiguousarray(leaf[index] if slot.layers else leaf)
+            tensor = np.ascontiguousarray(tensor.T) if slot.transposed else tensor
+            if slot.path[-2] in ("q", "k") and config.architecture == "llama":
+                tensor = _interleave(
+                    tensor, config.num_heads if slot.path[-2] == "q" else config.num_kv_heads
+                )
+            if tensor.ndim == 2 and kind != "F32":
+                raw = gguf.quants.quantize(tensor, quantisation)
+                writer.add_tensor(_gguf_name(name), raw, raw_dtype=quantisation)
+                rounded = gguf.quants.dequantize(raw, quantisation).astype(np.float32)
+            else:
+                writer.add_tensor(_gguf_name(name), tensor)
+                rounded = tensor
+            if slot.path[-2] in ("q", "k") and config.architecture == "llama":
+                rounded = _separate(
+                    rounded, config.num_heads if slot.path[-2] == "q" else config.num_kv_heads
+                )
+            rounded = rounded.T if slot.transposed else rounded
+            if slot.layers:
+                leaf[index] = rounded
+            else:
+                leaf = rounded
+        target[slot.path[-1]] = leaf
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return expected
+
+
+def _interleave(tensor: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of each head from halves (0..h/2, h/2..h) to pairs (0, h/2, 1, h/2 + 1, ...), row by row."""
+    size = len(tensor) // heads
+    order = [
+        h * size + j + half * size // 2 for h in range(heads) for j in range(size // 2) for half in (0, 1)
+    ]
+    return np.ascontiguousarray(tensor[order])
+
+
+def _separate(tensor: np.ndarray, heads: int) -> np.ndarray:
+    order = _interleave(np.arange(len(tensor)), heads)
+    out = np.empty_like(tensor)
+    out[order] = tensor
+    return out
+
+
+def _gguf_name(name: str) -> str:
+    for old, new in [
+        ("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("lm_head", "output"),
+        ("model.layers.", "blk."), ("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm"),
+        ("self_attn.o_proj", "attn_output"), ("self_attn.", "attn_"), ("mlp.", "ffn_"), ("_proj", ""),
+    ]:  # fmt: skip
+        name = name.replace(old, new)
+    return name

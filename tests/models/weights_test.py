@@ -246,6 +246,7 @@ class TestBadFiles:
             (text.replace("Qwen2For", "GPT2For"), "architectures"),
             (text[:-10], r"config.json:\d+:\d+: not valid JSON"),
             ("[]", "expected a JSON object"),
+            (text.replace('"num_hidden_layers": 2', f'"num_hidden_layers": {10**12}'), "layers, it has"),
             (text.replace('"vocab_size"', '"hidden_size"'), "'hidden_size' is there twice"),
         ]:
             (saved / "config.json").write_text(broken)
