@@ -9,8 +9,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Sharding tests need several devices.  With few cores the fake devices' collectives can dead-lock in XLA's
 # thread pool unless it is told that there are more threads than cores (NPROC).
 os.environ.setdefault("NPROC", "16")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+_FLAGS = {
+    "xla_force_host_platform_device_count": 8,
+    # Compiling takes most of the suite's time, running next to none: machine code need not be optimised.
+    "xla_backend_optimization_level": 0,
+}
+for _name, _value in _FLAGS.items():
+    if _name not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{_name}={_value}".strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_REPO / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
