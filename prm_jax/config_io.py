@@ -57,7 +57,7 @@ def load_yaml(path: str | pathlib.Path, default: T) -> T:
 def parse_yaml(text: str, default: T, *, name: str = "configuration") -> T:
     """As ``load_yaml`` on a text; `name` stands for the file in errors."""
     root = _compose(text, name)
-    if root is None:
+    if root is None or _is_null(root):
         return default
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"{name}:{_line(root)}: expected a mapping of options, found {_describe(root)}")
@@ -70,7 +70,7 @@ def parse_yaml(text: str, default: T, *, name: str = "configuration") -> T:
 
 def to_yaml(config: Any) -> str:
     """Writes a dataclass as YAML text that ``parse_yaml`` reads back as an equal one."""
-    return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True, width=1000)
+    return yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def flatten(config: Any) -> dict[str, Any]:
@@ -143,12 +143,24 @@ def differences(saved: str, config: Any) -> dict[str, tuple[str, str]]:
     return changed
 
 
-def closest(word: str, known: Sequence[str]) -> str:
-    """'; did you mean ...?' with the nearest known words, or an empty string."""
-    near = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
-    if not near:  # the right name in another group: beta -> prm.beta
-        near = [name for name in known if name.rpartition(".")[2] == word.rpartition(".")[2]][:3]
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+def closest(name: str, known: Sequence[str], *, prefix: str = "") -> str:
+    """'; did you mean ...?' with the nearest of the known names, or an empty text.
+
+    A name is also near when the right one is in another group ("beta" -> "prm.beta"), begins with it, or is made of
+    words with those initials ("prm.lr").
+    """
+    group, _, leaf = name.rpartition(".")
+    near = [k for k in known if k.rpartition(".")[2] == leaf]
+    near += [k for k in known if k.startswith(group) and _initials(k.rpartition(".")[2]) == leaf]
+    near += [k for k in known if leaf and k.startswith(name)]
+    near += difflib.get_close_matches(name, known, n=3, cutoff=0.7)
+    if not near and group and len(leaf) > 2:
+        siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == group}
+        near = [siblings[k] for k in difflib.get_close_matches(leaf, list(siblings), n=3, cutoff=0.4)]
+    if not near:
+        return ""
+    *first, last = [prefix + k for k in dict.fromkeys(near)][:4]
+    return f"; did you mean {', '.join(first)}{' or ' if first else ''}{last}?"
 
 
 def read_value(text: str, kind: Any, *, quoted: bool = False) -> Any:
@@ -211,6 +223,25 @@ def describe(kind: Any) -> str:
     return named.get(kind, getattr(kind, "__name__", str(kind)))
 
 
+def _initials(name: str) -> str:
+    words = name.replace("-", "_").split("_")
+    return "".join(word[:1] for word in words) if len(words) > 1 else ""
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    # Words that mean null here and not in YAML ("none") must be told from it; line separators need escapes.
+    style = "'" if text.lower() in _NULL else None if text.isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -266,7 +297,8 @@ class _Reader:
             except ValueError as error:
                 self._add(key_node, f"{key}: {error}, found {_describe(node)}")
         elif not any(known.startswith(f"{key}.") for known in self.kinds):
-            self._add(key_node, f"unknown option {key}{closest(key, list(self.kinds))}")
+            groups = dict.fromkeys(known.rpartition(".")[0] for known in self.kinds if "." in known)
+            self._add(key_node, f"unknown option {key}{closest(key, [*self.kinds, *groups])}")
         elif isinstance(node, yaml.MappingNode):
             self.read(node, f"{key}.")
         elif not _is_null(node):

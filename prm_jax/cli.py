@@ -1,0 +1,147 @@
+"""The command ``prm-jax``: finds the subcommand, reads its options, runs it, and turns failures into exit codes.
+
+    0 done    1 unexpected error    2 bad input    75 interrupted and saved    77 diverged    130 interrupted
+
+A subcommand is a module of ``prm_jax.commands`` with a dataclass ``Options`` and a function ``run(options)``, and a
+line in ``COMMANDS``. Nothing but the standard library is imported before a subcommand is chosen.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from prm_jax._version import __version__
+from prm_jax.errors import UserError
+from prm_jax.terminal import print_error, set_up_logging
+
+EXIT_UNEXPECTED, EXIT_USER, EXIT_SIGINT, EXIT_PIPE = 1, 2, 130, 141
+
+COMMANDS = {
+    "train": "train a policy with process rewards learned from outcomes (PRIME)",
+    "plot": "draw the curves of one run, or compare runs with their seeds as bands",
+    "generate": "sample from a model",
+    "convert": "turn a GGUF file or a Hugging Face directory into a Hugging Face directory",
+    "doctor": "show versions, devices, memory, extras and the sandbox of this machine",
+}
+"""Name -> what it does; the module is ``prm_jax.commands.<name>``, with _ for -."""
+
+_HELP = """usage: prm-jax COMMAND [OPTIONS]
+
+Process rewards in JAX: train with them, judge them, search with them.
+
+commands:
+{commands}
+
+options:
+  -h, --help   show this, or after a command its options
+  --version    show the version
+  --debug      show tracebacks and log messages
+
+examples:
+  prm-jax train --preset tiny
+  prm-jax train --preset tiny --prm.learning-rate 1e-3 --run-dir runs/mine
+  prm-jax train --run-dir runs/mine --resume
+  prm-jax plot runs/mine"""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    words = list(sys.argv[1:] if words is None else words)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        code = _dispatch(words, debug)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return _broken_pipe()
+    except SystemExit as stop:  # from help and usage errors
+        return stop.code if isinstance(stop.code, int) else EXIT_USER if stop.code else 0
+    except KeyboardInterrupt:
+        print_error("interrupted")
+        return EXIT_SIGINT
+    except UserError as error:
+        _show_traceback(debug)
+        print_error(str(error))
+        return EXIT_USER
+    except Exception as error:
+        _show_traceback(debug)
+        print_error(_unexpected(error, debug))
+        return EXIT_UNEXPECTED
+
+
+def _dispatch(words: list[str], debug: bool) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_HELP.format(commands="\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())))
+        return 0
+    if words[0] in ("--version", "-V", "version"):
+        print(f"prm-jax {__version__}")
+        return 0
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {name!r}: {hint}")
+    set_up_logging(debug=debug)
+    return run_command(importlib.import_module(f"prm_jax.commands.{name.replace('-', '_')}"), name, rest)
+
+
+def run_command(module: ModuleType | Any, name: str, words: Sequence[str]) -> int:
+    """Reads the options of a subcommand's module and runs it; returns its exit code (0 for None).
+
+    A module may have ``defaults(words) -> Options`` for values that depend on the command line itself.
+    """
+    from prm_jax import command_line
+
+    help_wanted = "-h" in words or "--help" in words
+    default = module.defaults(words) if hasattr(module, "defaults") and not help_wanted else None
+    options = command_line.parse(module.Options, words, prog=f"prm-jax {name}", default=default)
+    return module.run(options) or 0
+
+
+def _show_traceback(debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+
+
+def _unexpected(error: Exception, debug: bool) -> str:
+    text = f"{type(error).__name__}: {error}".strip()
+    if "RESOURCE_EXHAUSTED" in text or isinstance(error, MemoryError):
+        first = text.splitlines()[0][:300]
+        return (
+            f"out of memory: {first}\nMake the step smaller: fewer prompts or samples, shorter responses, more "
+            "microbatches, --model.remat full, or bfloat16"
+        )
+    if debug:
+        return text
+    first = text.splitlines()[0][:500]
+    return f"{first}\nThis was not expected. The traceback is in {_keep_traceback()}; --debug shows it here"
+
+
+def _keep_traceback() -> str:
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="prm-jax-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            file.write(" ".join(sys.argv) + "\n")
+            traceback.print_exc(file=file)
+            return file.name
+    except OSError:
+        return "nowhere (no directory for temporary files can be written)"
+
+
+def _broken_pipe() -> int:
+    # The reader has gone, as in `prm-jax ... | head`; Python's own flush at exit must not complain about it.
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    return EXIT_PIPE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

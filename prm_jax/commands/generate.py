@@ -1,0 +1,177 @@
+"""``prm-jax generate``: prompts in, responses and tokens per second out."""
+
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from prm_jax.commands.convert import model_path
+from prm_jax.errors import UserError
+
+Prompt = str | list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Sample responses from a model.
+
+    Prompts come from the command line, from a JSON-lines file, or from the standard input. Responses go to the
+    standard output, tokens per second to the standard error.
+    """
+
+    model: Annotated[str, tyro.conf.Positional]
+    """Hugging Face directory, GGUF file, or "smollm2"."""
+    prompt: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Prompts; without any, and without --input, the standard input is one prompt."""
+    input: pathlib.Path | None = None
+    """JSON-lines file whose objects have "prompt" (a text) or "messages" (a chat)."""
+    chat: bool = False
+    """Wrap texts into the model's chat template, as the user's message."""
+    samples: int = 1
+    """Responses a prompt."""
+    max_new_tokens: int = 128
+    """Longest response, in tokens."""
+    temperature: float = 1.0
+    """0: the likeliest response."""
+    top_k: int = 0
+    """Sample among the k likeliest tokens; 0: all."""
+    top_p: float = 1.0
+    """Sample within this much probability mass."""
+    min_p: float = 0.0
+    """Leave out tokens less likely than this times the likeliest."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a response."""
+    seed: int = 0
+    """Seed of the sampling."""
+    batch_size: int = 16
+    """Prompts at once."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of parameters and computation."""
+    json: bool = False
+    """Write JSON lines with prompt, response, log-probability and token count."""
+
+
+def run(options: Options) -> None:
+    """Generates batch by batch, writing as it goes."""
+    import dataclasses
+
+    import jax
+
+    from prm_jax.models import Tokenizer, load_weights
+
+    if options.batch_size < 1:
+        raise UserError(f"--batch-size is {options.batch_size}; it must be at least 1")
+    prompts = list(_prompts(options))
+    path = model_path(options.model)
+    config, params = load_weights(path, dtype=options.dtype)
+    config = dataclasses.replace(config, compute_dtype=options.dtype, scan_unroll=config.num_layers)
+    tokenizer = Tokenizer.load(path)
+    key = jax.random.key(options.seed)
+    tokens, seconds = 0, 0.0
+    for number, start in enumerate(range(0, len(prompts), options.batch_size)):
+        batch = prompts[start : start + options.batch_size]
+        begun = time.monotonic()
+        samples = _sample(options, config, params, tokenizer, batch, start, key)
+        written = int(samples.mask.sum())
+        _write(options, tokenizer, batch, samples)
+        if number or len(prompts) <= options.batch_size:  # the first of several batches holds the compilation
+            tokens, seconds = tokens + written, seconds + time.monotonic() - begun
+    if seconds:
+        note = ", compilation included" if len(prompts) <= options.batch_size else ""
+        print(f"{tokens} tokens in {seconds:.1f} s: {tokens / seconds:.1f} tokens/s{note}", file=sys.stderr)
+
+
+def _sample(
+    options: Options, config: Any, params: Any, tokenizer: Any, batch: Sequence[Prompt], start: int, key: Any
+) -> Any:
+    from prm_jax.models import generate
+
+    ready = [[{"role": "user", "content": p}] if options.chat and isinstance(p, str) else p for p in batch]
+    return generate(
+        config,
+        params,
+        ready,
+        key,
+        samples_per_prompt=options.samples,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        stop=options.stop,
+        tokenizer=tokenizer,
+        keep_stop=False,
+        prompt_ids=range(start, start + len(batch)),
+    )
+
+
+def _write(options: Options, tokenizer: Any, batch: Sequence[Prompt], samples: Any) -> None:
+    import numpy as np
+
+    tokens, mask, logp = (np.asarray(x) for x in (samples.tokens, samples.mask, samples.logp))
+    many = len(batch) * options.samples > 1
+    for row in range(len(tokens)):
+        prompt = batch[row // options.samples]
+        text = tokenizer.decode(tokens[row][mask[row]].tolist(), skip_special=True)
+        if options.json:
+            record = {"prompt": prompt, "response": text, "logp": float(logp[row][mask[row]].sum())}
+            print(json.dumps({**record, "tokens": int(mask[row].sum())}, ensure_ascii=False), flush=True)
+        else:
+            print(text + ("\n---" if many else ""), flush=True)
+
+
+def _prompts(options: Options) -> Iterator[Prompt]:
+    if options.prompt and options.input:
+        raise UserError("prompts come from the command line or from --input, not from both")
+    if options.prompt:
+        yield from options.prompt
+    elif options.input:
+        yield from read_prompts(options.input)
+    else:
+        text = sys.stdin.read().rstrip("\n")
+        if not text:
+            raise UserError("no prompt: give one on the command line, on the standard input, or a file with --input")
+        yield text
+
+
+def read_prompts(path: pathlib.Path) -> Iterator[Prompt]:
+    """Prompts of a JSON-lines file.
+
+    Raises:
+      UserError: the file cannot be read or is empty, or a line is no JSON object with "prompt" or "messages"; the
+        message names file and line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    found = False
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        found = True
+        try:
+            yield _prompt(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{number}: {error}") from error
+    if not found:
+        raise UserError(f'{path} is empty; expected JSON objects with "prompt" or "messages", one a line')
+
+
+def _prompt(record: Any) -> Prompt:
+    if not isinstance(record, dict):
+        raise ValueError(f"expected a JSON object, found {type(record).__name__}")
+    if isinstance(record.get("prompt"), str):
+        return record["prompt"]
+    messages = record.get("messages", record.get("prompt"))
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f'expected "prompt" (a text) or "messages" (a list), found {", ".join(record) or "nothing"}')
+    for message in messages:
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise ValueError('every message needs "role" and "content"')
+    return messages

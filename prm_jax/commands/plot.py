@@ -1,0 +1,47 @@
+"""``prm-jax plot``: learning curves of runs as PNG."""
+
+import pathlib
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from prm_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Draw the curves of one run, or compare runs.
+
+    Runs whose configurations differ only in the seed become one line with a band.
+    """
+
+    runs: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional]
+    """Run directories (or metrics.jsonl files)."""
+    out: pathlib.Path | None = None
+    """Directory for the pictures; default: plots/ in the run, or ./plots for several."""
+    metrics: tuple[str, ...] = ()
+    """Only these metrics, such as eval/greedy_accuracy; default: the standard pictures."""
+    x: Literal["step", "rollouts", "seconds"] = "step"
+    """The horizontal axis."""
+    center: Literal["iqm", "median", "mean"] = "iqm"
+    """The line of several seeds."""
+    band: Literal["quartiles", "range"] = "quartiles"
+    """The band of several seeds."""
+    dpi: int = 150
+    """Resolution."""
+
+
+def run(options: Options) -> int:
+    """Draws, and prints the paths of the pictures."""
+    from prm_jax.training import plots
+
+    if not options.runs:
+        raise UserError("which runs? Give one run directory or several: prm-jax plot runs/mine")
+    out = options.out or (options.runs[0] / "plots" if len(options.runs) == 1 else pathlib.Path("plots"))
+    if len(options.runs) == 1 and options.runs[0].is_file():
+        out = options.out or options.runs[0].parent / "plots"
+    style = plots.Style(center=options.center, band=options.band, dpi=options.dpi)
+    for path in plots.plot_runs(options.runs, out, metrics=options.metrics, x=options.x, style=style):
+        print(path)
+    return 0

@@ -1,0 +1,72 @@
+"""``prm-jax train``: options from a preset, a file and the command line, in this order."""
+
+import pathlib
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from prm_jax import config_io
+from prm_jax.command_line import choose, peek
+from prm_jax.errors import UserError
+from prm_jax.terminal import print_error, print_warning
+from prm_jax.training.options import PRESETS, TrainOptions
+
+EXIT_INTERRUPTED, EXIT_DIVERGED = 75, 77
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train a policy with process rewards that are learned online from outcomes alone (PRIME).
+
+    Values come from the preset, then from the configuration file, then from the command line.
+    """
+
+    preset: str | None = None
+    """Start from the options of a preset: tiny (minutes on two cores), tiny-long, smoke, smollm2."""
+    config: pathlib.Path | None = None
+    """YAML file with options, nested or dotted, such as the config.yaml of a run."""
+    run_dir: pathlib.Path | None = None
+    """Where everything goes; default: a new directory under runs/."""
+    resume: bool = False
+    """Go on with the run in --run-dir, with its own configuration unless told otherwise."""
+    training: Annotated[TrainOptions, tyro.conf.arg(name="")] = field(default_factory=TrainOptions)
+
+
+def defaults(words: Sequence[str]) -> Options:
+    """The options that hold where the command line says nothing: preset, then file (or the resumed run's own).
+
+    Raises:
+      UserError: an unknown preset, a file that cannot be read or used, ``--resume`` without a directory.
+    """
+    early = peek(words, ("preset", "config", "run_dir", "resume"))
+    base = choose(early["preset"], PRESETS, "preset") if early.get("preset") else TrainOptions()
+    if early.get("config"):
+        base = config_io.load_yaml(early["config"], base)
+    if "resume" in early:
+        if not early.get("run_dir"):
+            raise UserError("--resume needs --run-dir: which run should go on?")
+        own = pathlib.Path(early["run_dir"]) / "config.yaml"
+        if own.is_file() and not early.get("preset") and not early.get("config"):
+            base = config_io.load_yaml(own, TrainOptions())
+    return Options(training=base)
+
+
+def run(options: Options) -> int:
+    """Trains; an interrupted run is saved and gives 75, one that went astray 77."""
+    from prm_jax.training.arm import DivergedRun, InterruptedRun
+    from prm_jax.training.loop import train
+    from prm_jax.training.run_dir import unique_run_path
+
+    path = options.run_dir or unique_run_path("runs", options.preset or options.training.task.name)
+    try:
+        train(options.training, path, resume=options.resume)
+    except InterruptedRun as stopped:
+        print_warning(f"{stopped}. Go on with: prm-jax train --run-dir {shlex.quote(str(path))} --resume")
+        return EXIT_INTERRUPTED
+    except DivergedRun as failed:
+        print_error(f"{failed}\nThe last state is saved in {path}")
+        return EXIT_DIVERGED
+    return 0

@@ -1,0 +1,58 @@
+"""What the command line says on stderr: errors in red where a terminal shows it, warnings, nothing else."""
+
+import contextlib
+import logging
+import os
+import sys
+
+
+def print_error(text: str) -> None:
+    """Prints an ``error:`` paragraph."""
+    _print("error:", text, "31;1")
+
+
+def print_warning(text: str) -> None:
+    """Prints a ``warning:`` paragraph."""
+    _print("warning:", text, "33;1")
+
+
+def set_up_logging(*, debug: bool = False) -> None:
+    """Shows warnings of this package and of the libraries under it as one line each; with `debug`, everything."""
+    root = logging.getLogger()
+    if not any(isinstance(handler, _Lines) for handler in root.handlers):
+        root.addHandler(_Lines())
+    root.setLevel(logging.INFO if debug else logging.WARNING)
+    # absl (under orbax) warns about what the checkpoints here check and report themselves.
+    logging.getLogger("absl").setLevel(logging.INFO if debug else logging.ERROR)
+
+
+class _Lines(logging.Handler):
+    """Writes to whatever stderr is now: a live display replaces it while it runs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = record.getMessage()
+            if record.exc_info:
+                text += "\n" + logging.Formatter().formatException(record.exc_info)
+            if record.levelno >= logging.ERROR:
+                print_error(text)
+            elif record.levelno >= logging.WARNING:
+                print_warning(text)
+            else:
+                _print(f"{record.name}:", text, "2")
+        except Exception:
+            self.handleError(record)
+
+
+def _print(label: str, text: str, style: str) -> None:
+    colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    shown = f"\x1b[{style}m{label}\x1b[0m" if colour else label
+    with contextlib.suppress(OSError, ValueError):
+        print(f"{shown} {_printable(text)}", file=sys.stderr, flush=True)
+
+
+def _printable(text: str) -> str:
+    # Escape sequences in a file's name or a model's text must not reach the terminal.
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    kept = "".join(char if char in "\n\t" or char.isprintable() else repr(char)[1:-1] for char in text)
+    return kept.encode(encoding, "backslashreplace").decode(encoding)

@@ -1,0 +1,265 @@
+"""The command line: exit codes, errors without tracebacks, layered options, and no jax before it is needed."""
+
+import contextlib
+import io
+import os
+import pathlib
+import subprocess
+import sys
+import time
+import types
+from dataclasses import dataclass
+
+import pytest
+
+from prm_jax import cli, command_line, terminal
+from prm_jax.commands import train
+from prm_jax.errors import UserError
+from prm_jax.training.options import PRESETS, TrainOptions
+
+
+def _run(*words: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "prm_jax", *words], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+
+
+def _call(*words: str) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main(list(words))
+    return code, out.getvalue(), err.getvalue()
+
+
+_PROBE = """
+import sys, time
+start = time.perf_counter()
+from prm_jax import cli
+try:
+    code = cli.main(sys.argv[1:])
+finally:
+    heavy = [name for name in ("jax", "numpy", "flax", "orbax", "matplotlib", "tokenizers") if name in sys.modules]
+    print(f"\\n|{time.perf_counter() - start:.3f}|{','.join(heavy)}|")
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        [],
+        ["--version"],
+        ["train", "--help"],
+        ["doctor", "--help"],
+        ["plot", "--help"],
+        ["generate", "--help"],
+        ["convert", "--help"],
+        ["train", "--preset", "tiny", "--prm.lerning-rate", "1"],
+        ["train", "--config", "absent.yaml"],
+        ["nonsense"],
+    ],
+)
+def test_help_and_usage_errors_import_nothing_heavy(words):
+    done = subprocess.run([sys.executable, "-c", _PROBE, *words], capture_output=True, text=True)
+    seconds, heavy = done.stdout.rsplit("\n|", 1)[1].strip().split("|")[:2]
+    assert heavy == ""
+    assert "Traceback" not in done.stderr + done.stdout
+    assert float(seconds) < 10  # far more than needed: a loaded machine is not a failure
+
+
+def test_help_is_immediate():
+    best = min(_timed("--help") for _ in range(5))
+    assert best < 0.5
+
+
+def _timed(*words: str) -> float:
+    start = time.perf_counter()
+    assert _run(*words).returncode == 0
+    return time.perf_counter() - start
+
+
+def test_general_help_and_version():
+    for words in ((), ("-h",), ("--help",), ("help",)):
+        code, out, _ = _call(*words)
+        assert code == 0 and all(name in out for name in cli.COMMANDS)
+    code, out, _ = _call("--version")
+    assert code == 0 and out.startswith("prm-jax ")
+
+
+def test_every_command_has_its_module():
+    for name in cli.COMMANDS:
+        code, out, _ = _call(name, "--help")
+        assert code == 0 and f"usage: prm-jax {name}" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["trian"], "unknown command 'trian': did you mean train?"),
+        (["xyz"], "there are train"),
+        (["train", "--preset", "tinny"], "unknown preset 'tinny': did you mean tiny"),
+        (["train", "--prm.lerning-rate", "1"], "did you mean --prm.learning-rate"),
+        (["train", "--beta", "1"], "unknown option --beta; did you mean --prm.beta?"),
+        (["train", "--prm.lr", "1"], "--prm.learning-rate"),
+        (["train", "stray", "words"], "these words belong to no option: stray words"),
+        (["train", "--resume"], "--resume needs --run-dir"),
+        (["train", "--config", "no/such.yaml"], "cannot read the configuration no/such.yaml"),
+        (["plot"], "which runs?"),
+        (["plot", "no/such/run"], "no/such/run"),
+    ],
+)
+def test_bad_input_gives_one_paragraph_and_status_2(words, part):
+    code, _, err = _call(*words)
+    assert code == 2 and err.startswith("error:") and part in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--prm.loss", "cx"], "Expected one of"),
+        (["--prm.beta", "fast"], "fast"),
+        (["--steps"], "--steps"),
+        (["--task.options", "odd"], "names and values"),
+    ],
+)
+def test_wrong_values_are_explained(words, part):
+    code, out, err = _call("train", *words)
+    assert code == 2 and part in out + err and "Traceback" not in err
+
+
+def test_debug_shows_the_traceback():
+    code, _, err = _call("train", "--preset", "tinny", "--debug")
+    assert code == 2 and "Traceback" in err and "error: unknown preset" in err
+
+
+def _parse(*words: str) -> train.Options:
+    return command_line.parse(train.Options, words, prog="prm-jax train", default=train.defaults(words))
+
+
+def test_preset_then_file_then_command_line(tmp_path):
+    file = tmp_path / "my config.yaml"
+    file.write_text("prm: {learning_rate: 1e-5, beta: 0.5}\nsteps: 7\n")
+    options = _parse("--preset", "tiny", "--config", str(file), "--prm.beta", "0.25", "--seed=3")
+    assert options.training.prm.learning_rate == 1e-5
+    assert options.training.prm.beta == 0.25
+    assert options.training.steps == 7 and options.training.seed == 3
+    assert options.training.sft == PRESETS["tiny"].sft
+    assert _parse().training == TrainOptions()
+    assert _parse("--preset=tiny").training == PRESETS["tiny"]
+
+
+def test_mappings_and_none_on_the_command_line():
+    options = _parse("--preset", "tiny", "--task.options", "min_operands", "4", "--policy.dual-clip", "3")
+    assert options.training.task.options == {"min_operands": "4"} and options.training.policy.dual_clip == 3.0
+    assert _parse("--task.options", "a=1", "b=x").training.task.options == {"a": "1", "b": "x"}
+    assert _parse("--policy.dual-clip", "none").training.policy.dual_clip is None
+    assert _parse("--prm.learning_rate", "1e-3").training.prm.learning_rate == 1e-3
+
+
+def test_a_resumed_run_brings_its_own_configuration(tmp_path):
+    from prm_jax.config_io import to_yaml
+
+    (tmp_path / "config.yaml").write_text(to_yaml(PRESETS["smoke"]))
+    options = _parse("--run-dir", str(tmp_path), "--resume", "--steps", "9")
+    assert options.training.rollout == PRESETS["smoke"].rollout and options.training.steps == 9
+    assert options.resume and options.run_dir == tmp_path
+    # Named otherwise, the run directory's own configuration is compared and not taken.
+    assert _parse("--run_dir", str(tmp_path), "--resume", "--preset", "tiny").training == PRESETS["tiny"]
+
+
+@dataclass(frozen=True)
+class _Options:
+    """A command."""
+
+    count: int = 1
+
+
+def _command(body) -> types.SimpleNamespace:
+    return types.SimpleNamespace(Options=_Options, run=body)
+
+
+def _with_command(monkeypatch, body) -> tuple[int, str, str]:
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: _command(body))
+    return _call("doctor", "--count", "2")
+
+
+def test_exit_codes(monkeypatch, tmp_path):
+    monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path))
+    assert _with_command(monkeypatch, lambda options: None)[0] == 0
+    assert _with_command(monkeypatch, lambda options: 75)[0] == 75
+
+    def fail(error):
+        def body(options):
+            assert options.count == 2
+            raise error
+
+        return body
+
+    code, _, err = _with_command(monkeypatch, fail(UserError("found x\nexpected y")))
+    assert (code, err) == (2, "error: found x\nexpected y\n")
+    assert _with_command(monkeypatch, fail(KeyboardInterrupt()))[0] == 130
+    code, _, err = _with_command(monkeypatch, fail(ZeroDivisionError("oops")))
+    assert code == 1 and "ZeroDivisionError: oops" in err and "Traceback" not in err
+    (kept,) = tmp_path.glob("prm-jax-*.txt")
+    assert str(kept) in err and "Traceback" in kept.read_text()
+    code, _, err = _with_command(monkeypatch, fail(RuntimeError("RESOURCE_EXHAUSTED: 9 GB")))
+    assert code == 1 and "out of memory" in err and "microbatches" in err
+    code, _, err = _with_command(monkeypatch, fail(FileNotFoundError(2, "No such file", "thing")))
+    assert code == 1 and "thing" in err
+
+
+def test_a_closed_pipe_is_no_error():
+    command = f"{sys.executable} -m prm_jax train --help | head -n 1; echo status ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    assert done.stdout.splitlines()[0].startswith("usage:")
+    assert done.stdout.splitlines()[-1] in ("status 0", "status 141")
+
+
+def test_odd_surroundings(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "HOME"}
+    there = tmp_path / "a b ü"
+    there.mkdir()
+    for words, code in ((["--help"], 0), (["train", "--preset", "x"], 2)):
+        done = subprocess.run(
+            [sys.executable, "-m", "prm_jax", *words],
+            capture_output=True,
+            cwd=there,
+            env={**environment, "COLUMNS": "40", "NO_COLOR": "1", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"},
+        )
+        assert done.returncode == code and b"Traceback" not in done.stderr and b"\x1b" not in done.stdout + done.stderr
+
+
+def test_errors_are_red_on_a_terminal_only(monkeypatch, capsys):
+    terminal.print_error("a\x1b[2Jb")
+    assert capsys.readouterr().err == "error: a\\x1b[2Jb\n"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    terminal.print_error("bad")
+    assert capsys.readouterr().err == "\x1b[31;1merror:\x1b[0m bad\n"
+    monkeypatch.setenv("NO_COLOR", "1")
+    terminal.print_warning("odd")
+    assert capsys.readouterr().err == "warning: odd\n"
+
+
+def test_peek_and_option_names():
+    assert command_line.peek(
+        ["--preset", "a", "--run_dir=b", "--x", "1", "--resume"], ("preset", "run_dir", "resume")
+    ) == {
+        "preset": "a",
+        "run_dir": "b",
+        "resume": "",
+    }
+    names = command_line.option_names(train.Options)
+    assert {"preset", "run-dir", "prm.learning-rate", "steps", "task.options"} <= set(names)
+    from prm_jax.commands import plot
+
+    assert "runs" not in command_line.option_names(plot.Options)
+
+
+def test_defaults_of_a_bad_file_name_it(tmp_path):
+    file = pathlib.Path(tmp_path / "c.yaml")
+    file.write_text("prm:\n  lerning_rate: 1\n")
+    with pytest.raises(UserError, match=r"c.yaml:2: unknown option prm.lerning_rate; did you mean prm.learning_rate"):
+        train.defaults(["--config", str(file)])
