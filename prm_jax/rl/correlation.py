@@ -1,0 +1,98 @@
+"""How far two scores agree: Pearson, Spearman and the coefficient of determination, over masked entries."""
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from prm_jax.rl import _util
+
+
+def midranks(x: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
+    """Ranks from 1, ties sharing their mean rank.
+
+    Args:
+      x: [..., N].
+      mask: [..., N] bool, True on entries to rank, or None.
+
+    Returns:
+      [..., N] f32; 0 where the mask is False. No gradient.
+    """
+    x = jax.lax.stop_gradient(_util.as_f32(x))
+    mask = jnp.ones(x.shape, bool) if mask is None else _util.as_mask(mask)
+    chex.assert_equal_shape([x, mask])
+    return jnp.vectorize(_midranks, signature="(n),(n)->(n)")(x, mask)
+
+
+def pearson(x: ArrayLike, y: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
+    """Pearson's correlation along the last axis.
+
+    Args:
+      x: [..., N].
+      y: [..., N].
+      mask: [..., N] bool, True on entries to use, or None.
+
+    Returns:
+      [...] f32 in [-1, 1]; 0 where either side is constant or the mask is empty. Gradients flow to both.
+    """
+    x, y = _util.as_f32(x), _util.as_f32(y)
+    mask = jnp.ones(x.shape, bool) if mask is None else _util.as_mask(mask)
+    chex.assert_equal_shape([x, y, mask])
+    x, y = _centred(x, mask), _centred(y, mask)
+    scale = _util.safe_sqrt((x * x).sum(-1)) * _util.safe_sqrt((y * y).sum(-1))
+    return jnp.clip(_util.safe_divide((x * y).sum(-1), scale), -1.0, 1.0)
+
+
+def spearman(x: ArrayLike, y: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
+    """Spearman's rank correlation along the last axis, ties sharing their mean rank.
+
+    Args:
+      x: [..., N].
+      y: [..., N].
+      mask: [..., N] bool, True on entries to use, or None.
+
+    Returns:
+      [...] f32 in [-1, 1]; 0 where either side is constant or the mask is empty. No gradient.
+    """
+    return pearson(midranks(x, mask), midranks(y, mask), mask)
+
+
+def r_squared(
+    x: ArrayLike, y: ArrayLike, mask: ArrayLike | None = None, *, weights: ArrayLike | None = None
+) -> jax.Array:
+    """Share of the variance of y that a straight line in x explains: the squared weighted correlation.
+
+    Args:
+      x: [..., N], the predictor.
+      y: [..., N], what is explained.
+      mask: [..., N] bool, True on entries to use, or None.
+      weights: [..., N], >= 0, or None for ones.
+
+    Returns:
+      [...] f32 in [0, 1]; 0 where either side is constant.
+    """
+    x, y = _util.as_f32(x), _util.as_f32(y)
+    mask = jnp.ones(x.shape, bool) if mask is None else _util.as_mask(mask)
+    chex.assert_equal_shape([x, y, mask])
+    w = mask.astype(jnp.float32) if weights is None else _util.masked(weights, mask)
+    x, y = _centred(x, mask, w), _centred(y, mask, w)
+    scale = (w * x * x).sum(-1) * (w * y * y).sum(-1)
+    return jnp.clip(_util.safe_divide((w * x * y).sum(-1) ** 2, scale), 0.0, 1.0)
+
+
+def _centred(x: jax.Array, mask: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+    """`x` less its mean over the mask; exactly 0 for a constant, so that rounding makes no correlation."""
+    x = _util.masked(x, mask)
+    w = mask.astype(jnp.float32) if weights is None else weights
+    mean = _util.safe_divide((w * x).sum(-1, keepdims=True), w.sum(-1, keepdims=True))
+    used = mask & (w > 0)
+    lowest = jnp.where(used, x, jnp.inf).min(-1, keepdims=True, initial=jnp.inf)
+    highest = jnp.where(used, x, -jnp.inf).max(-1, keepdims=True, initial=-jnp.inf)
+    return jnp.where(mask & (highest > lowest), x - mean, 0.0)
+
+
+def _midranks(x: jax.Array, mask: jax.Array) -> jax.Array:
+    ordered = jnp.sort(jnp.where(mask, x, jnp.inf))
+    below = jnp.searchsorted(ordered, x, side="left")
+    up_to = jnp.minimum(jnp.searchsorted(ordered, x, side="right"), mask.sum())
+    return jnp.where(mask, (below + up_to + 1) / 2.0, 0.0)
