@@ -183,9 +183,7 @@ class _GenerationBlock(jinja2.ext.Extension):
 def _compile(template: str) -> jinja2.Template:
     if len(template) > MAX_TEMPLATE:
         raise UserError(f"the chat template has {len(template)} characters; expected at most {MAX_TEMPLATE}")
-    environment = _Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationBlock]
-    )
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationBlock])
     environment.filters["tojson"] = _tojson
     for name in ("center", "indent", "format", "replace", "join", "truncate", "wordwrap", "batch", "slice"):
         environment.filters[name] = _guarded(environment.filters[name])
@@ -211,9 +209,7 @@ def _tojson(
     # Jinja's own filter escapes HTML and sorts keys, which models were not trained on.
     if indent is not None:
         _check_number(indent)
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:

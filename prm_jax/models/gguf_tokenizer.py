@@ -102,9 +102,7 @@ def _post_processor(
     return tokenizers.processors.TemplateProcessing(single=parts, special_tokens=list(named.items()))
 
 
-def _vocabulary(
-    metadata: Mapping[str, Any], source: str
-) -> tuple[Sequence[str], Sequence[int], list[tuple[str, str]]]:
+def _vocabulary(metadata: Mapping[str, Any], source: str) -> tuple[Sequence[str], Sequence[int], list[tuple[str, str]]]:
     fields: dict[str, Any] = {}
     for name in ("tokens", "merges"):
         fields[name] = metadata.get(f"tokenizer.ggml.{name}")

@@ -61,9 +61,7 @@ def slots(config: ModelConfig) -> list[Slot]:
     found = [Slot(("embed", "embedding"), "model.embed_tokens.weight", embedding)]
 
     def layer(path: tuple[str, ...], name: str, shape: tuple[int, ...], *, transposed: bool = False) -> None:
-        found.append(
-            Slot(("layers", *path), f"model.layers.{{}}.{name}", shape, transposed, config.num_layers)
-        )
+        found.append(Slot(("layers", *path), f"model.layers.{{}}.{name}", shape, transposed, config.num_layers))
 
     layer(("attn_norm", "scale"), "input_layernorm.weight", (width,))
     for key, shape in attention.items():
@@ -116,9 +114,7 @@ def check_tensors(
         if name not in expected and not name.endswith(_IGNORED_SUFFIXES) and name != TIED_HEAD
     ]
     if wrong:
-        raise UserError(
-            f"{source} does not hold the {config.architecture} model of its config: {first(wrong)}"
-        )
+        raise UserError(f"{source} does not hold the {config.architecture} model of its config: {first(wrong)}")
 
 
 def assemble(
@@ -181,9 +177,7 @@ def check_params(config: ModelConfig, params: Mapping[str, Any]) -> dict[tuple[s
         unknown (the first five named).
     """
     if isinstance(params.get("layers"), tuple | list):
-        raise UserError(
-            "the parameters have unstacked layers; save the stacked tree that they were made from"
-        )
+        raise UserError("the parameters have unstacked layers; save the stacked tree that they were made from")
     found = leaves(params)
     if any(path[-1] in ("lora_a", "lora_b") for path in found):
         raise UserError(

@@ -229,9 +229,7 @@ def _write_file(
         for name, (shape, dtype) in specs.items():
             given, tensor = take()
             if given != name or tensor.shape != shape or tensor.dtype != dtype:
-                raise ValueError(
-                    f"expected {name} {shape} {dtype}, got {given} {tensor.shape} {tensor.dtype}"
-                )
+                raise ValueError(f"expected {name} {shape} {dtype}, got {given} {tensor.shape} {tensor.dtype}")
             raw = tensor.reshape(-1).view(np.uint8).data
             file.write(raw)
             digest.update(raw)

@@ -113,7 +113,7 @@ class Tokenizer(abc.ABC):
 
         ``decode(encode(text)) == text`` for every text that the vocabulary covers.
         """
-        kept = (i for i in ids if not (skip_special and i in self.special_ids))
+        kept = (i for i in map(int, ids) if not (skip_special and i in self.special_ids))
         return self.finish_text(b"".join(map(self.token_bytes, kept)).decode(errors="replace"))
 
     def decode_with_spans(self, ids: Iterable[int], *, skip_special: bool = False) -> tuple[str, list[Span]]:
@@ -131,7 +131,7 @@ class Tokenizer(abc.ABC):
         pieces: list[str] = []
         spans: list[Span] = []
         length = 0
-        for token in ids:
+        for token in map(int, ids):
             start = length
             if not (skip_special and token in self.special_ids):
                 piece = decoder.decode(self.token_bytes(token))
@@ -185,9 +185,7 @@ class Tokenizer(abc.ABC):
     ) -> list[int]:
         """``encode(render_chat(messages))``: token ids of a conversation."""
         return self.encode(
-            self.render_chat(
-                messages, add_generation_prompt=add_generation_prompt, variables=variables, now=now
-            )
+            self.render_chat(messages, add_generation_prompt=add_generation_prompt, variables=variables, now=now)
         )
 
     @property

@@ -31,9 +31,7 @@ def load(path: pathlib.Path) -> Tokenizer:
     fast = _read_fast(file)
     kept = {k: v for k, v in config.items() if k not in ("chat_template", "auto_map")}
     special = special_tokens(fast, config, _generation_ends(file.parent))
-    return FastTokenizer(
-        fast, special=special, chat_template=_chat_template(file.parent, config), config=kept
-    )
+    return FastTokenizer(fast, special=special, chat_template=_chat_template(file.parent, config), config=kept)
 
 
 def save(tokenizer: Tokenizer, directory: pathlib.Path) -> None:

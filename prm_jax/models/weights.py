@@ -151,11 +151,7 @@ def _check_path(path: pathlib.Path) -> None:
 
 def _check_tied(path: pathlib.Path, source: GgufWeights | safetensors_files.Shards) -> None:
     head, embedding = source.read(layout.TIED_HEAD), source.read("model.embed_tokens.weight")
-    if (
-        head.dtype != embedding.dtype
-        or head.shape != embedding.shape
-        or head.tobytes() != embedding.tobytes()
-    ):
+    if head.dtype != embedding.dtype or head.shape != embedding.shape or head.tobytes() != embedding.tobytes():
         raise UserError(
             f"{path}: {_CONFIG} says tie_word_embeddings, but {layout.TIED_HEAD} differs from the embedding; "
             "set tie_word_embeddings to false if the head was trained on its own"

@@ -10,7 +10,7 @@ import pytest
 
 from prm_jax.models import ModelConfig
 from prm_jax.models.config import RopeScaling
-from prm_jax.models.layout import slots
+from prm_jax.models.layout import leaves, slots
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 _SHAPE = {
@@ -23,9 +23,7 @@ LLAMA3 = RopeScaling(
 CONFIGS = {
     "llama": ModelConfig(rms_norm_eps=1e-5, rope_theta=500000.0, rope_scaling=LLAMA3, **_SHAPE),
     "llama_biased": ModelConfig(attention_bias=True, mlp_bias=True, **_SHAPE),
-    "qwen2": ModelConfig(
-        architecture="qwen2", attention_bias=True, tie_word_embeddings=True, rope_theta=1e6, **_SHAPE
-    ),
+    "qwen2": ModelConfig(architecture="qwen2", attention_bias=True, tie_word_embeddings=True, rope_theta=1e6, **_SHAPE),
     "qwen3": ModelConfig(architecture="qwen3", qk_norm=True, rope_theta=1e6, **{**_SHAPE, "head_dim": 16}),
 }
 
@@ -41,6 +39,15 @@ def random_params(config: ModelConfig, *, dtype: str = "float32", seed: int = 0)
             node = node.setdefault(key, {})
         node[slot.path[-1]] = (leaf + (slot.path[-1] == "scale")).astype(DTYPES[dtype])
     return params
+
+
+def same_bits(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two parameter trees are equal in structure, dtypes and bits (NaNs too)."""
+    a, b = leaves(a), leaves(b)
+    return a.keys() == b.keys() and all(
+        np.asarray(a[k]).dtype == np.asarray(b[k]).dtype and np.asarray(a[k]).tobytes() == np.asarray(b[k]).tobytes()
+        for k in a
+    )
 
 
 def write_raw_safetensors(path: pathlib.Path, header: str, data: bytes) -> None:
@@ -88,9 +95,7 @@ def write_gguf(
             tensor = np.ascontiguousarray(leaf[index] if slot.layers else leaf)
             tensor = np.ascontiguousarray(tensor.T) if slot.transposed else tensor
             if slot.path[-2] in ("q", "k") and config.architecture == "llama":
-                tensor = _interleave(
-                    tensor, config.num_heads if slot.path[-2] == "q" else config.num_kv_heads
-                )
+                tensor = _interleave(tensor, config.num_heads if slot.path[-2] == "q" else config.num_kv_heads)
             if tensor.ndim == 2 and kind != "F32":
                 raw = gguf.quants.quantize(tensor, quantisation)
                 writer.add_tensor(_gguf_name(name), raw, raw_dtype=quantisation)
@@ -99,9 +104,7 @@ def write_gguf(
                 writer.add_tensor(_gguf_name(name), tensor)
                 rounded = tensor
             if slot.path[-2] in ("q", "k") and config.architecture == "llama":
-                rounded = _separate(
-                    rounded, config.num_heads if slot.path[-2] == "q" else config.num_kv_heads
-                )
+                rounded = _separate(rounded, config.num_heads if slot.path[-2] == "q" else config.num_kv_heads)
             rounded = rounded.T if slot.transposed else rounded
             if slot.layers:
                 leaf[index] = rounded
@@ -118,9 +121,7 @@ def write_gguf(
 def _interleave(tensor: np.ndarray, heads: int) -> np.ndarray:
     """Rows of each head from halves (0..h/2, h/2..h) to pairs (0, h/2, 1, h/2 + 1, ...), row by row."""
     size = len(tensor) // heads
-    order = [
-        h * size + j + half * size // 2 for h in range(heads) for j in range(size // 2) for half in (0, 1)
-    ]
+    order = [h * size + j + half * size // 2 for h in range(heads) for j in range(size // 2) for half in (0, 1)]
     return np.ascontiguousarray(tensor[order])
 
 

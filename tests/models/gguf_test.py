@@ -87,9 +87,7 @@ class TestRope:
         [
             RopeScaling(kind="llama3", factor=8.0, original_max_position_embeddings=8192),
             RopeScaling(kind="llama3", factor=32.0, original_max_position_embeddings=8192),
-            RopeScaling(
-                kind="llama3", factor=4.0, high_freq_factor=8.0, original_max_position_embeddings=2048
-            ),
+            RopeScaling(kind="llama3", factor=4.0, high_freq_factor=8.0, original_max_position_embeddings=2048),
         ],
     )
     @pytest.mark.parametrize("head_dim", [64, 128])

@@ -19,18 +19,9 @@ from prm_jax.models import CharTokenizer, Tokenizer, init_params, load_weights, 
 from prm_jax.models import weights as weights_module
 from prm_jax.models.layout import leaves, slots
 from prm_jax.models.lora import LoRAConfig, init_lora, join, merge
-from tests.models.checkpoints import CONFIGS, DTYPES, random_params, write_raw_safetensors
+from tests.models.checkpoints import CONFIGS, DTYPES, random_params, same_bits, write_raw_safetensors
 
 CONFIG = CONFIGS["qwen2"]
-
-
-def same_bits(a, b) -> bool:
-    a, b = leaves(a), leaves(b)
-    return a.keys() == b.keys() and all(
-        np.asarray(a[k]).dtype == np.asarray(b[k]).dtype
-        and np.asarray(a[k]).tobytes() == np.asarray(b[k]).tobytes()
-        for k in a
-    )
 
 
 @pytest.fixture
@@ -90,9 +81,7 @@ class TestRoundTrip:
         mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
         params = random_params(CONFIG)
         spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "fsdp"))
-        params["layers"]["mlp"]["up"]["kernel"] = jax.device_put(
-            params["layers"]["mlp"]["up"]["kernel"], spread
-        )
+        params["layers"]["mlp"]["up"]["kernel"] = jax.device_put(params["layers"]["mlp"]["up"]["kernel"], spread)
         save_weights(tmp_path / "m", CONFIG, params)
         assert same_bits(params, load_weights(tmp_path / "m")[1])
 
