@@ -1,0 +1,130 @@
+"""Step labels from judges, and corrections to step values.
+
+Ensembles of judges: AURORA (arXiv 2502.11520). Look-back correction: MedS3 (arXiv 2501.12051). Balance over prefix
+lengths: GLoRe (arXiv 2402.10963). Labels from rollouts are `mc_targets`.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from prm_jax.rl import _util
+
+
+def judge_labels(
+    votes: ArrayLike,
+    present: ArrayLike | None = None,
+    *,
+    weights: ArrayLike | None = None,
+    threshold: float = 0.5,
+) -> tuple[jax.Array, jax.Array]:
+    """Weighted majority of E judges on each step.
+
+    Args:
+      votes: [E, ...] float in [0, 1], 1 for "right".
+      present: [E, ...] bool, False where a judge gave no verdict (or the step does not exist), or None.
+      weights: [E] float, from `judge_weights`, or None for ones. A negative weight counts a vote the other way.
+      threshold: label is True where the weighted mean vote exceeds it; a tie is False.
+
+    Returns:
+      `(label [...] bool, confidence [...] f32)`: confidence is the weighted share of "right", 1/2 where nobody
+      voted. With equal weights M judges of accuracy a agree with the truth as a binomial majority does.
+
+    Source: arXiv 2502.11520.
+    """
+    votes = _util.as_f32(votes)
+    present = jnp.ones(votes.shape, bool) if present is None else _util.as_mask(present)
+    chex.assert_equal_shape([votes, present])
+    w = jnp.ones(votes.shape[0]) if weights is None else _util.as_f32(weights)
+    chex.assert_shape(w, votes.shape[:1])
+    w = w.reshape(-1, *(1,) * (votes.ndim - 1))
+    votes = jnp.where(w < 0, 1 - votes, votes)
+    share = _util.masked(jnp.broadcast_to(jnp.abs(w), votes.shape), present)
+    total = share.sum(0)
+    mean = jnp.where(total > 0, (share * _util.masked(votes, present)).sum(0) / jnp.where(total > 0, total, 1.0), 0.5)
+    return mean > threshold, mean
+
+
+def judge_weights(
+    votes: ArrayLike, reference: ArrayLike, present: ArrayLike | None = None, *, limit: float = 0.99
+) -> jax.Array:
+    """How much to trust each judge, from items whose answer was checked: the log-odds of its accuracy.
+
+    The weights of the best vote of independent judges. A judge that is wrong more often than right gets a negative
+    one, a coin 0. Accuracies are smoothed by one right and one wrong item.
+
+    Args:
+      votes: [E, ...] float in [0, 1].
+      reference: [...] in [0, 1], right where > 1/2.
+      present: [E, ...] bool, or None.
+      limit: accuracies are clipped to [1 - limit, limit].
+
+    Returns:
+      [E] float32; 0 for a judge without items. No gradient.
+    """
+    votes = jax.lax.stop_gradient(_util.as_f32(votes))
+    present = jnp.ones(votes.shape, bool) if present is None else _util.as_mask(present)
+    chex.assert_equal_shape([votes, present])
+    chex.assert_shape(jnp.asarray(reference), votes.shape[1:])
+    right = present & ((votes > 0.5) == (_util.as_f32(reference) > 0.5))
+    axes = tuple(range(1, votes.ndim))
+    accuracy = jnp.clip((right.sum(axes) + 1) / (present.sum(axes) + 2), 1 - limit, limit)
+    return jnp.log(accuracy) - jnp.log1p(-accuracy)
+
+
+def look_back_penalty(values: ArrayLike, mask: ArrayLike, *, coefficient: float) -> jax.Array:
+    """Lowers the value of steps that fall below the step before them.
+
+    A step below both neighbours loses `coefficient * (v_{i-1} - v_{i+1})`, a step that is only below the one before
+    loses `coefficient * (v_{i-1} - v_i)`; the others, the first among them, keep their value. The result is clipped
+    to [0, 1].
+
+    Args:
+      values: [..., S] float in [0, 1]. Receives gradients.
+      mask: [..., S] bool, True on steps that exist, a prefix of each row.
+      coefficient: f, >= 0.
+
+    Returns:
+      [..., S] float32; 0 outside the mask.
+
+    Source: released code of arXiv 2501.12051 (soft labels).
+    """
+    mask = _util.as_mask(mask)
+    v = _util.masked(values, mask)
+    chex.assert_equal_shape([v, mask])
+    before = _util.previous_valid(v, mask)
+    after = _util.next_valid(v, mask)
+    has_before = mask & ~(jnp.cumsum(mask, -1) == 1)
+    has_after = mask & ~_util.is_last(mask)
+    falls = has_before & (v < before)
+    valley = falls & has_after & (v < after)
+    loss = jnp.where(valley, before - after, jnp.where(falls, before - v, 0.0))
+    return jnp.where(mask, jnp.clip(v - coefficient * loss, 0.0, 1.0), 0.0)
+
+
+def balanced_step_weights(labels: ArrayLike, mask: ArrayLike) -> jax.Array:
+    """Weights under which right and wrong labels count the same at every step index.
+
+    Without them a model of steps learns that early steps are right and late ones wrong. At an index where only one
+    kind occurs, nothing can be learnt and the weight is 0.
+
+    Args:
+      labels: [B, S], right where > 1/2.
+      mask: [B, S] bool, True on labelled steps.
+
+    Returns:
+      [B, S] float32, >= 0, mean 1 over the labelled steps of every index that has both kinds. No gradient.
+
+    Source: arXiv 2402.10963 (balanced prefixes).
+    """
+    mask = _util.as_mask(mask)
+    chex.assert_rank(mask, 2)
+    chex.assert_equal_shape([jnp.asarray(labels), mask])
+    right = mask & (_util.as_f32(labels) > 0.5)
+    num_right = right.sum(0)
+    total = mask.sum(0)
+    num_wrong = total - num_right
+    both = (num_right > 0) & (num_wrong > 0)
+    own = jnp.where(right, num_right, num_wrong)
+    return jnp.where(mask & both, total / (2 * jnp.maximum(own, 1)), 0.0)

@@ -1,0 +1,72 @@
+"""Moments and penalties of ensembles: NumPy, the law of total variance, and degenerate ensembles."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prm_jax import rl
+from prm_jax.rl import pessimism
+
+
+def data():
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(4, 6)), rng.uniform(0.1, 1.0, size=(4, 6))
+
+
+def test_moments_obey_the_law_of_total_variance():
+    means, variances = data()
+    moments = pessimism.ensemble_moments(jnp.array(means), jnp.array(variances))
+    rng = np.random.default_rng(1)
+    member = rng.integers(0, 4, size=400_000)
+    draws = means[member, 2] + np.sqrt(variances[member, 2]) * rng.normal(size=400_000)
+    np.testing.assert_allclose(moments.mean[2], draws.mean(), atol=0.01)
+    np.testing.assert_allclose(moments.epistemic[2] + moments.aleatoric[2], draws.var(), atol=0.02)
+    np.testing.assert_allclose(moments.epistemic, means.var(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["std", "max_aleatoric", "max_deviation", "max_pairwise", "loo_kl"])
+def test_uncertainties_match_loops(kind):
+    means, variances = data()
+    expected = np.zeros(6)
+    for i in range(6):
+        mu, v = means[:, i], variances[:, i]
+        if kind == "std":
+            expected[i] = np.sqrt(v.mean() + mu.var())
+        elif kind == "max_aleatoric":
+            expected[i] = np.sqrt(v.max())
+        elif kind == "max_deviation":
+            expected[i] = np.abs(mu - mu.mean()).max()
+        elif kind == "max_pairwise":
+            expected[i] = max(abs(a - b) for a in mu for b in mu)
+        else:
+            terms = []
+            for e in range(4):
+                others = [k for k in range(4) if k != e]
+                m, s = mu[others].mean(), v[others].mean() + mu[others].var()
+                terms.append(0.5 * (np.log(s / v[e]) + (v[e] + (mu[e] - m) ** 2) / s - 1))
+            expected[i] = np.mean(terms)
+    out = pessimism.ensemble_uncertainty(jnp.array(means), jnp.array(variances), kind=kind)
+    np.testing.assert_allclose(out, expected, rtol=1e-4)
+    penalized = pessimism.penalized_rewards(jnp.array(means), jnp.array(variances), coefficient=0.7, kind=kind)
+    np.testing.assert_allclose(penalized, means.mean(0) - 0.7 * expected, rtol=1e-4, atol=1e-5)
+
+
+def test_point_predictions_agree_with_the_short_form():
+    means, _ = data()
+    short, epistemic = rl.pessimistic_rewards(jnp.array(means), coefficient=1.3)
+    np.testing.assert_allclose(pessimism.penalized_rewards(jnp.array(means), coefficient=1.3), short, rtol=1e-5)
+    np.testing.assert_allclose(pessimism.ensemble_uncertainty(jnp.array(means)), epistemic, rtol=1e-5)
+
+
+def test_one_member_is_certain_and_shared_error_invisible():
+    x = jnp.array([[0.3, -2.0]])
+    np.testing.assert_array_equal(pessimism.ensemble_uncertainty(x), [0, 0])
+    gradient = jax.grad(lambda a: pessimism.penalized_rewards(a, coefficient=5.0).sum())(x)
+    np.testing.assert_allclose(gradient, [[1, 1]])
+    biased = jnp.full((5, 1), 3.0)  # all members wrong by the same amount
+    assert float(pessimism.ensemble_uncertainty(biased)[0]) == 0
+    with pytest.raises(ValueError, match="variances"):
+        pessimism.ensemble_uncertainty(x, kind="loo_kl")
+    with pytest.raises(AssertionError):
+        pessimism.ensemble_uncertainty(x, jnp.ones((1, 2)), kind="loo_kl")

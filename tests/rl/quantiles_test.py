@@ -1,0 +1,110 @@
+"""Quantile losses, crossing, and aggregation against loops and the published guarantees."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prm_jax.rl import quantiles
+
+LEVELS = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
+
+
+def pinball(q, y, levels):
+    error = y[..., None] - q
+    return np.maximum(levels * error, (levels - 1) * error).mean(-1)
+
+
+def test_pinball_matches_the_formula_and_ignores_masked():
+    rng = np.random.default_rng(0)
+    q, y = rng.normal(size=(8, 5)), rng.normal(size=8)
+    mask = rng.uniform(size=8) < 0.6
+    expected = pinball(q, y, LEVELS)[mask].sum()
+    q[~mask], y[~mask] = np.nan, np.inf
+    loss = quantiles.pinball_loss(jnp.array(q), jnp.array(y), jnp.array(mask), levels=LEVELS)
+    np.testing.assert_allclose(loss.total, expected, rtol=1e-5)
+    assert loss.weight == mask.sum()
+    grads = jax.grad(lambda a, b: quantiles.pinball_loss(a, b, jnp.array(mask), levels=LEVELS).total, (0, 1))(
+        jnp.array(q), jnp.array(y)
+    )
+    assert bool(jnp.isfinite(grads[0]).all()) and float(jnp.abs(grads[1]).max()) == 0
+    assert quantiles.pinball_loss(jnp.array(q), jnp.array(y), jnp.zeros(8, bool), levels=LEVELS).mean() == 0
+
+
+def test_huber_joins_the_line_and_keeps_the_slopes():
+    y, mask, levels = jnp.zeros(1), jnp.ones(1, bool), jnp.array([0.3])
+    value = lambda q, huber: quantiles.pinball_loss(jnp.array([[q]]), y, mask, levels=levels, huber=huber).total  # noqa: E731
+    np.testing.assert_allclose(value(-2.0, 0.5), 0.3 * (2.0 - 0.25), rtol=1e-6)
+    np.testing.assert_allclose(value(0.2, 0.5), 0.7 * 0.2**2 / 2 / 0.5, rtol=1e-5)
+    np.testing.assert_allclose(value(0.5, 0.5), 0.7 * 0.25, rtol=1e-5)
+    np.testing.assert_allclose(value(1.3, 1e-6), value(1.3, 0.0), rtol=1e-4)
+
+
+def test_the_minimum_is_the_quantile():
+    y = jnp.array(np.random.default_rng(1).exponential(size=2001))
+    loss = lambda q: quantiles.pinball_loss(  # noqa: E731
+        jnp.broadcast_to(q, (2001, 5)), y, jnp.ones(2001, bool), levels=LEVELS
+    ).mean()
+    q = jnp.zeros(5)
+    step = jax.jit(lambda q: q - 2.0 * jax.grad(loss)(q))
+    for _ in range(300):
+        q = step(q)
+    np.testing.assert_allclose(q, np.quantile(y, LEVELS), atol=0.03)
+
+
+def test_monotone_by_hand():
+    q = jnp.array([1.0, 3.0, 2.0, 0.0, 5.0])
+    np.testing.assert_allclose(quantiles.monotone_quantiles(q, how="sort"), [0, 1, 2, 3, 5])
+    np.testing.assert_allclose(quantiles.monotone_quantiles(q, how="pava"), [1, 5 / 3, 5 / 3, 5 / 3, 5], rtol=1e-6)
+    np.testing.assert_allclose(quantiles.monotone_quantiles(q, how="median_out"), [1, 2, 2, 2, 5])
+    ordered = jnp.sort(q)
+    for how in ("sort", "pava", "median_out"):
+        np.testing.assert_allclose(quantiles.monotone_quantiles(ordered, how=how), ordered, rtol=1e-6)
+
+
+def test_sort_and_pava_never_raise_the_loss_of_any_sample():
+    rng = np.random.default_rng(2)
+    q = np.sort(rng.normal(size=(500, 5)), -1) + 0.7 * rng.normal(size=(500, 5))
+    y = rng.normal(size=500)
+    raw = pinball(q, y, LEVELS)
+    for how in ("sort", "pava"):
+        fixed = np.array(quantiles.monotone_quantiles(jnp.array(q), how=how))
+        assert (np.diff(fixed) >= -1e-6).all()
+        assert (pinball(fixed, y, LEVELS) <= raw + 1e-5).all()
+    cummax = np.array(quantiles.monotone_quantiles(jnp.array(q), how="median_out"))
+    assert (pinball(cummax, y, LEVELS) > raw + 1e-3).any()  # the guarantee does not cover it
+
+
+@pytest.mark.parametrize("how", ["sort", "pava", "median_out"])
+def test_monotone_gradients(how):
+    q = jnp.array([1.0, 3.0, 2.0, 0.5, 5.0])
+    coefficients = jnp.array([1.0, -2.0, 0.5, 3.0, 1.0])
+    value = lambda x: (coefficients * quantiles.monotone_quantiles(x, how=how)).sum()  # noqa: E731
+    numeric = [(value(q.at[i].add(0.01)) - value(q.at[i].add(-0.01))) / 0.02 for i in range(5)]
+    np.testing.assert_allclose(jax.grad(value)(q), numeric, atol=1e-3)
+
+
+def test_crossing_penalty_by_hand():
+    q = jnp.array([[1.0, 0.5, 2.0], [0.0, 1.0, 2.0], [jnp.nan, 0.0, 0.0]])
+    mask = jnp.array([True, True, False])
+    np.testing.assert_allclose(quantiles.crossing_penalty(q, mask).total, 0.5)
+    with_margin = quantiles.crossing_penalty(q, mask, margin=0.75)
+    np.testing.assert_allclose(with_margin.total, 0.5 + 0.75, rtol=1e-6)
+    assert quantiles.crossing_penalty(q, jnp.zeros(3, bool)).mean() == 0
+
+
+def test_aggregation_of_each_fineness():
+    rng = np.random.default_rng(3)
+    predictions = rng.normal(size=(4, 3, 5))
+    logits = rng.normal(size=(3, 5, 5))
+    soft = lambda x, axes: np.exp(x) / np.exp(x).sum(axes, keepdims=True)  # noqa: E731
+    coarse = quantiles.aggregate_quantiles(jnp.array(predictions), jnp.array(logits[:, 0, 0]))
+    np.testing.assert_allclose(coarse, np.einsum("bek,e->bk", predictions, soft(logits[:, 0, 0], 0)), atol=1e-5)
+    medium = quantiles.aggregate_quantiles(jnp.array(predictions), jnp.array(logits[:, :, 0]))
+    np.testing.assert_allclose(medium, (predictions * soft(logits[:, :, 0], 0)).sum(1), atol=1e-5)
+    fine = quantiles.aggregate_quantiles(jnp.array(predictions), jnp.array(logits))
+    np.testing.assert_allclose(fine, np.einsum("bei,eoi->bo", predictions, soft(logits, (0, 2))), atol=1e-5)
+    local = quantiles.aggregate_quantiles(jnp.array(predictions), jnp.array(rng.normal(size=(4, 3, 5))))
+    assert local.shape == (4, 5)
+    with pytest.raises(ValueError, match="fit no predictions"):
+        quantiles.aggregate_quantiles(jnp.array(predictions), jnp.zeros((2, 7)))
