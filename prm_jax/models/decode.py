@@ -1,11 +1,13 @@
 """Incremental decoding: one prefill a prompt, then one token a row at a time over the same parameters.
 
 The keys and values of a prompt are kept once, however many samples share it; each sample keeps its own only
-for the tokens it has generated.
+for the tokens it has generated.  Activations are feature-major, [D, B], so that every product has the large
+matrix on its left, which is what a CPU multiplies fastest when B is small.
 """
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,35 +21,59 @@ from prm_jax.models.transformer import Params, Transformer, head_matrix, unstack
 
 Array = jax.Array
 
+_QKV, _O, _GATE_UP, _DOWN = ("q", "k", "v"), ("o",), ("gate", "up"), ("down",)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KeyValues:
+    """Keys (after rotation) and values of one layer, laid out for the two products of attention.
+
+    Attributes:
+      k: [N, num_kv_heads, head_dim, S].
+      v: [N, num_kv_heads, S, head_dim].
+    """
+
+    k: Array
+    v: Array
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-    """Keys and values of P prompts, right-padded; a tuple with one array a layer.
+    """What P prompts of at most S tokens, right-padded, leave behind.
 
     Attributes:
-      k: L arrays [P, S, num_kv_heads, head_dim], after rotation.
-      v: the same shapes.
+      layers: one `KeyValues` a layer with N = P.
       lengths: [P] i32, tokens of each prompt; the columns behind them are never looked at.
     """
 
-    k: tuple[Array, ...]
-    v: tuple[Array, ...]
+    layers: tuple[KeyValues, ...]
     lengths: Array
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Suffix:
-    """Keys and values of the tokens generated so far; a tuple with one array a layer.
+def prepare(config: ModelConfig, params: Params, *, repack: bool) -> Params:
+    """Parameters in the form that `decode_step` reads fastest; to be made once, before the loop.
 
-    Attributes:
-      k: L arrays [B, R, num_kv_heads, head_dim], after rotation.
-      v: the same shapes.
+    Args:
+      config: the model.
+      params: its parameters, layers stacked or a tuple.
+      repack: copy the kernels, transposed to [out, in], those that share an input as one, in the compute
+        dtype, and with adapters folded in if that is float32.  Worth it on a CPU, where it halves the time of
+        a step; on an accelerator it would only cost memory.
+
+    Returns:
+      The parameters with the layers as a tuple.
     """
-
-    k: tuple[Array, ...]
-    v: tuple[Array, ...]
+    if not repack:
+        return unstack_layers(params)
+    params = {**params, "embed": _cast(config, params["embed"])}
+    if not config.tie_word_embeddings:
+        params["head"] = _cast(config, params["head"])
+    layers = params["layers"]
+    if isinstance(layers, tuple):
+        return {**params, "layers": tuple(_repack(config, layer) for layer in layers)}
+    return unstack_layers({**params, "layers": _repack(config, layers)})
 
 
 def prefill(config: ModelConfig, params: Params, tokens: Array, lengths: Array) -> tuple[Array, Prefix]:
@@ -60,112 +86,177 @@ def prefill(config: ModelConfig, params: Params, tokens: Array, lengths: Array) 
       lengths: [P] i32 in [1, S].
 
     Returns:
-      (hidden [P, D] of each prompt's last token, the prompts' `Prefix`).
+      (hidden [D, P] of each prompt's last token, the prompts' `Prefix`).
     """
-    params = unstack_layers(params)
-    cache = init_cache(config, tokens.shape[0], tokens.shape[1], stacked=False)
+    stacked = not isinstance(params["layers"], tuple)
+    cache = init_cache(config, tokens.shape[0], tokens.shape[1], stacked=stacked)
     outputs: Any = Transformer(config).apply({"params": params}, tokens, cache=cache)
     hidden, cache = outputs
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return last, Prefix(cache.k, cache.v, lengths)
+    layers = tuple(
+        KeyValues(cache.k[i].transpose(0, 2, 3, 1), cache.v[i].transpose(0, 2, 1, 3)) for i in range(config.num_layers)
+    )
+    return last.T, Prefix(layers, lengths)
 
 
-def init_suffix(config: ModelConfig, rows: int, steps: int) -> Suffix:
-    """An empty `Suffix` for B = `rows` rows of at most R = `steps` tokens."""
-    shape = (rows, steps, config.num_kv_heads, config.head_dim)
-
-    def zeros() -> tuple[Array, ...]:
-        return tuple(jnp.zeros(shape, config.compute_dtype) for _ in range(config.num_layers))
-
-    return Suffix(zeros(), zeros())
+def init_suffix(config: ModelConfig, rows: int, steps: int) -> tuple[KeyValues, ...]:
+    """Room for the keys and values of R = `steps` generated tokens of B = `rows` rows: N = B and S = R."""
+    k, v = ((rows, config.num_kv_heads, *ends) for ends in ((config.head_dim, steps), (steps, config.head_dim)))
+    zeros = [KeyValues(*(jnp.zeros(s, config.compute_dtype) for s in (k, v))) for _ in range(config.num_layers)]
+    return tuple(zeros)
 
 
 def decode_step(
-    config: ModelConfig, params: Params, prefix: Prefix, suffix: Suffix, tokens: Array, step: Array
-) -> tuple[Array, Suffix]:
+    config: ModelConfig,
+    params: Params,
+    prefix: Prefix,
+    suffix: tuple[KeyValues, ...],
+    tokens: Array,
+    step: Array,
+) -> tuple[Array, tuple[KeyValues, ...]]:
     """Feeds one token a row.
 
     Args:
       config: the model.
-      params: its parameters with the layers as a tuple (`unstack_layers`).
+      params: its parameters, from `prepare`.
       prefix: of the P prompts; row b belongs to prompt b // (B / P).
-      suffix: what the rows have generated before.
+      suffix: one `KeyValues` a layer, what the rows have generated before.
       tokens: [B] i32, the token of generation step `step`.
       step: [] i32 in [0, R).
 
     Returns:
-      (hidden [B, D] after the final norm, the suffix with this token's keys and values in column `step`).
+      (hidden [D, B] after the final norm, the suffix with this token's keys and values in column `step`).
     """
     groups = tokens.shape[0] // prefix.lengths.shape[0]
-    positions = jnp.repeat(prefix.lengths, groups) + step
-    rotation = rope.table(config, positions)
-    masks = (
-        jnp.arange(prefix.k[0].shape[1])[None] < prefix.lengths[:, None],
-        jnp.arange(suffix.k[0].shape[1]) <= step,
-    )
-    x = jnp.take(params["embed"]["embedding"], tokens, axis=0).astype(config.compute_dtype)
-    keys, values = list(suffix.k), list(suffix.v)
-    for i, layer in enumerate(params["layers"]):
-        normed = _norm(config, layer["attn_norm"], x)
-        q, k, v = _project(config, layer["attn"], normed, rotation)
-        keys[i] = lax.dynamic_update_slice_in_dim(keys[i], k[:, None], step, axis=1)
-        values[i] = lax.dynamic_update_slice_in_dim(values[i], v[:, None], step, axis=1)
-        mixed = _attend(q, (prefix.k[i], keys[i]), (prefix.v[i], values[i]), masks)
-        x = x + _linear(config, layer["attn"]["o"], mixed)
-        normed, mlp = _norm(config, layer["mlp_norm"], x), layer["mlp"]
-        gated = jax.nn.silu(_linear(config, mlp["gate"], normed)) * _linear(config, mlp["up"], normed)
-        x = x + _linear(config, mlp["down"], gated)
-    return _norm(config, params["final_norm"], x), Suffix(tuple(keys), tuple(values))
+    rotation = rope.table(config, jnp.repeat(prefix.lengths, groups)[:, None] + step)
+    seen = jnp.arange(prefix.layers[0].k.shape[-1]) < prefix.lengths[:, None]
+    written = jnp.arange(suffix[0].k.shape[-1]) <= step
+    x = jnp.take(params["embed"]["embedding"], tokens, axis=0).astype(config.compute_dtype).T
+    grown = []
+    for layer, shared, own in zip(params["layers"], prefix.layers, suffix, strict=True):
+        q, k, v = _project(config, layer["attn"], _norm(config, layer["attn_norm"], x), rotation)
+        own = KeyValues(
+            lax.dynamic_update_slice_in_dim(own.k, k[..., None], step, axis=3),
+            lax.dynamic_update_slice_in_dim(own.v, v[:, :, None], step, axis=2),
+        )
+        grown.append(own)
+        mixed = _attend(q, shared, seen, own, written)
+        x = x + _linear(config, layer["attn"], _O, mixed.T)
+        gate_up = _linear(config, layer["mlp"], _GATE_UP, _norm(config, layer["mlp_norm"], x))
+        gate, up = jnp.split(gate_up, 2)
+        x = x + _linear(config, layer["mlp"], _DOWN, jax.nn.silu(gate) * up)
+    return _norm(config, params["final_norm"], x), tuple(grown)
 
 
 def next_logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
-    """[B, D] -> [B, V] f32."""
+    """Logits of the next token: [D, B] -> [B, V] f32."""
     head = head_matrix(config, params).astype(hidden.dtype)
-    return lax.dot_general(head, hidden, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32).T
+    scores = jnp.dot(head, hidden, preferred_element_type=jnp.float32)
+    # As [B, V] = scores.T, but spelled so that XLA does not exchange the factors of the product to save the
+    # copy: with the large matrix on the right a CPU takes twice as long.
+    vocab, rows = scores.shape
+    width = next(n for n in (256, 64, 2, 1) if vocab % n == 0)
+    return scores.reshape(vocab // width, width, rows).transpose(2, 0, 1).reshape(rows, vocab)
 
 
-def _norm(config: ModelConfig, params: Params, x: Array) -> Array:
+def _cast(config: ModelConfig, params: Params) -> Params:
+    return {name: leaf.astype(config.compute_dtype) for name, leaf in params.items()}
+
+
+def _repack(config: ModelConfig, layers: Params) -> Params:
+    """Adds to a layer, or to stacked layers, what `_linear` prefers to single kernels."""
+    blocks = dict(layers)
+    for block, names in (("attn", _QKV), ("attn", _O), ("mlp", _GATE_UP), ("mlp", _DOWN)):
+        fused = _fuse(config, [layers[block][name] for name in names])
+        if fused is not None:
+            blocks[block] = {**blocks[block], "+".join(names): fused}
+    return blocks
+
+
+def _fuse(config: ModelConfig, parts: Sequence[Params]) -> Params | None:
+    """Linear layers that share their input as one: "rows" [sum of out, in], "bias" [sum of out]."""
+    dtype = jnp.dtype(config.compute_dtype)
+    kernels = []
+    for part in parts:
+        kernel = part["kernel"].astype(dtype)
+        if "lora_a" in part:
+            if dtype != jnp.float32:
+                return None  # in half precision the sum would swallow the adapters
+            a, b = part["lora_a"].astype(dtype), part["lora_b"].astype(dtype)
+            scale = config.lora_alpha / a.shape[-1]
+            kernel = kernel + jnp.matmul(a, b, precision=lax.Precision.HIGHEST) * scale
+        kernels.append(kernel)
+    # Barriers keep XLA from fusing the copies into one loop that runs across the grain of memory.
+    kernel = lax.optimization_barrier(jnp.concatenate(kernels, axis=-1))
+    fused = {"rows": jnp.swapaxes(kernel, -1, -2)}
+    if "bias" in parts[0]:
+        fused["bias"] = jnp.concatenate([part["bias"] for part in parts], axis=-1)
+    return fused
+
+
+def _norm(config: ModelConfig, params: Params, x: Array, axis: int = 0) -> Array:
+    """RMS norm over the feature axis."""
     wide = x.astype(jnp.float32)
-    scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.rms_norm_eps)
-    return (wide * scale * params["scale"].astype(jnp.float32)).astype(x.dtype)
+    factor = lax.rsqrt(jnp.mean(wide * wide, axis=axis, keepdims=True) + config.rms_norm_eps)
+    scale = params["scale"].astype(jnp.float32)
+    return (wide * factor * (scale[:, None] if axis == 0 else scale)).astype(x.dtype)
 
 
-def _linear(config: ModelConfig, params: Params, x: Array) -> Array:
-    y = x @ params["kernel"].astype(x.dtype)
+def _linear(config: ModelConfig, params: Params, names: tuple[str, ...], x: Array) -> Array:
+    """Outputs of linear layers that share their input, one below the other: [in, B] -> [sum of out, B]."""
+    fused = params.get("+".join(names), {})
+    if "rows" not in fused:
+        return jnp.concatenate([_single(config, params[name], x) for name in names])
+    y = jnp.dot(fused["rows"], x)
+    return y + fused["bias"].astype(x.dtype)[:, None] if "bias" in fused else y
+
+
+def _single(config: ModelConfig, params: Params, x: Array) -> Array:
+    def product(kernel: Array, x: Array) -> Array:
+        return lax.dot_general(kernel.astype(x.dtype), x, (((0,), (0,)), ((), ())))
+
+    y = product(params["kernel"], x)
     if "bias" in params:
-        y = y + params["bias"].astype(x.dtype)
+        y = y + params["bias"].astype(x.dtype)[:, None]
     if "lora_a" in params:
-        a, b = params["lora_a"].astype(x.dtype), params["lora_b"].astype(x.dtype)
-        y = y + ((x @ a) @ b) * (config.lora_alpha / a.shape[-1])
+        scale = config.lora_alpha / params["lora_a"].shape[-1]
+        y = y + product(params["lora_b"], product(params["lora_a"], x)) * scale
     return y
 
 
 def _project(config: ModelConfig, attn: Params, x: Array, rotation: Any) -> tuple[Array, Array, Array]:
-    """[B, D] -> q [B, num_heads, head_dim], k and v [B, num_kv_heads, head_dim]."""
-
-    def heads(name: str, count: int) -> Array:
-        return _linear(config, attn[name], x).reshape(x.shape[0], count, config.head_dim)
-
-    q, k, v = heads("q", config.num_heads), heads("k", config.num_kv_heads), heads("v", config.num_kv_heads)
+    """[D, B] -> q [B, num_heads, head_dim], k and v [B, num_kv_heads, head_dim]."""
+    heads, kv_heads = config.num_heads, config.num_kv_heads
+    qkv = _linear(config, attn, _QKV, x).reshape(-1, config.head_dim, x.shape[1]).transpose(2, 0, 1)
+    q, k, v = jnp.split(qkv, [heads, heads + kv_heads], axis=1)
     if config.qk_norm:
-        q, k = _norm(config, attn["q_norm"], q), _norm(config, attn["k_norm"], k)
-    return rope.rotate(q, *rotation), rope.rotate(k, *rotation), v
+        q, k = _norm(config, attn["q_norm"], q, -1), _norm(config, attn["k_norm"], k, -1)
+    cos, sin = rotation
+    turned = rope.rotate(jnp.concatenate([q, k], axis=1)[:, None], cos, sin)[:, 0]
+    return turned[:, :heads], turned[:, heads:], v
 
 
-def _attend(q: Array, keys: Any, values: Any, masks: Any) -> Array:
-    """Attention of q [B, H, Hd] over the prompt's keys [P, S, K, Hd] and the row's own [B, R, K, Hd] -> [B, H
-    * Hd].
-    """
-    (prefix_k, own_k), (prefix_v, own_v), (prefix_mask, own_mask) = keys, values, masks
-    prompts, kv_heads = prefix_k.shape[0], prefix_k.shape[2]
-    rows, heads, head_dim = q.shape
-    q = q.reshape(prompts, rows // prompts, kv_heads, heads // kv_heads, head_dim) / math.sqrt(head_dim)
-    shared = jnp.einsum("pnkgd,pskd->pnkgs", q, prefix_k, preferred_element_type=jnp.float32)
-    flat = q.reshape(rows, kv_heads, heads // kv_heads, head_dim)
-    own = jnp.einsum("bkgd,brkd->bkgr", flat, own_k, preferred_element_type=jnp.float32)
-    shared = jnp.where(prefix_mask[:, None, None, None], shared, -1e30).reshape(*own.shape[:-1], -1)
-    own = jnp.where(own_mask, own, -1e30)
-    weights = jax.nn.softmax(jnp.concatenate([shared, own], axis=-1), axis=-1).astype(own_v.dtype)
-    first, second = jnp.split(weights, [prefix_k.shape[1]], axis=-1)
-    out = jnp.einsum("pnkgs,pskd->pnkgd", first.reshape(*q.shape[:-1], -1), prefix_v).reshape(flat.shape)
-    return (out + jnp.einsum("bkgr,brkd->bkgd", second, own_v)).reshape(rows, heads * head_dim)
+def _attend(q: Array, shared: KeyValues, seen: Array, own: KeyValues, written: Array) -> Array:
+    """Attention of q [B, H, Hd] over its prompt and what its row has written -> [B, H * Hd]."""
+    prompts, kv_heads, head_dim, columns = shared.k.shape
+    rows, heads, _ = q.shape
+    groups, share = rows // prompts, heads // kv_heads
+    q = q / math.sqrt(head_dim)
+    # Samples of a prompt are further queries to the same keys: [P, K, G * share, Hd].
+    flat = q.reshape(rows, kv_heads, share, head_dim)
+    gathered = flat.reshape(prompts, groups, kv_heads, share * head_dim).swapaxes(1, 2)
+    gathered = gathered.reshape(prompts, kv_heads, groups * share, head_dim)
+    first = jnp.einsum("pkqd,pkds->pkqs", gathered, shared.k, preferred_element_type=jnp.float32)
+    first = jnp.where(seen[:, None, None], first, -1e30)
+    first = first.reshape(prompts, kv_heads, groups, share * columns).swapaxes(1, 2)
+    second = jnp.einsum("bkqd,bkdr->bkqr", flat, own.k, preferred_element_type=jnp.float32)
+    second = jnp.where(written, second, -1e30)
+    scores = jnp.concatenate([first.reshape(rows, kv_heads, share, columns), second], axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1).astype(own.v.dtype)
+    first, second = jnp.split(weights, [columns], axis=-1)
+    first = first.reshape(prompts, groups, kv_heads, share * columns).swapaxes(1, 2)
+    first = first.reshape(prompts, kv_heads, groups * share, columns)
+    out = jnp.einsum("pkqs,pksd->pkqd", first, shared.v)
+    out = out.reshape(prompts, kv_heads, groups, share * head_dim).swapaxes(1, 2)
+    out = out.reshape(rows, kv_heads, share, head_dim) + jnp.einsum("bkqr,bkrd->bkqd", second, own.v)
+    return out.reshape(rows, heads * head_dim)

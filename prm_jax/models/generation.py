@@ -20,7 +20,7 @@ from prm_jax.models import decode, stopping
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.sampling import Sampling, make_sampling, row_uniforms, sample
 from prm_jax.models.tokenizer import Tokenizer, check_fits
-from prm_jax.models.transformer import Params, unstack_layers
+from prm_jax.models.transformer import Params
 
 Array = jax.Array
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -118,14 +118,22 @@ def generate(
     tokens, lengths = _pad(encoded, _bucket(max(map(len, encoded)), config.max_position_embeddings))
     arrays = _place((tokens, lengths, ids), params, sharding)
     samples = generate_arrays(
-        config, params, *arrays, key, sampling, tables, samples=samples_per_prompt, steps=max_new_tokens
+        config,
+        params,
+        *arrays,
+        key,
+        sampling,
+        tables,
+        samples=samples_per_prompt,
+        steps=max_new_tokens,
+        repack=_on_cpu(params),
     )
     if keep_stop or not (strings or any(len(sequence) > 1 for sequence in sequences)):
         return samples
     return _drop_stop(samples, strings, sequences, tokenizer)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "samples", "steps"))
+@functools.partial(jax.jit, static_argnames=("config", "samples", "steps", "repack"))
 def generate_arrays(
     config: ModelConfig,
     params: Params,
@@ -138,6 +146,7 @@ def generate_arrays(
     *,
     samples: int,
     steps: int,
+    repack: bool = False,
 ) -> Samples:
     """The jitted core of `generate`, on arrays; may be called inside another jitted function.
 
@@ -152,15 +161,16 @@ def generate_arrays(
       tables: stop automata, each [states, V] i32 as `stopping.token_table`; a row ends when any is complete.
       samples: G.
       steps: R.
+      repack: see `decode.prepare`.
 
     Returns:
       `Samples` of P * G rows and R columns.
     """
-    params = unstack_layers(params)
+    packed = decode.prepare(config, params, repack=repack)
     rows = prompts.shape[0] * samples
     uniforms = row_uniforms(key, prompt_ids, samples=samples, steps=steps)
     hidden, prefix = decode.prefill(config, params, prompts, lengths)
-    logits = jnp.repeat(decode.next_logits(config, params, hidden), samples, axis=0)
+    logits = jnp.repeat(decode.next_logits(config, packed, hidden), samples, axis=0)
     empty = jnp.repeat(lengths == 0, samples)
     blank = _Written(
         tokens=jnp.zeros((steps, rows), jnp.int32),
@@ -181,8 +191,8 @@ def generate_arrays(
 
     def body(carry: Any) -> Any:
         written, token, suffix, step = carry
-        hidden, suffix = decode.decode_step(config, params, prefix, suffix, token, step - 1)
-        written, token = write(written, decode.next_logits(config, params, hidden), step)
+        hidden, suffix = decode.decode_step(config, packed, prefix, suffix, token, step - 1)
+        written, token = write(written, decode.next_logits(config, packed, hidden), step)
         return written, token, suffix, step + 1
 
     written, token = write(blank, logits, jnp.int32(0))
@@ -208,17 +218,13 @@ def pack(prompts: Sequence[Sequence[int]], samples: Samples, length: int) -> tup
     response, mask = np.asarray(samples.tokens), np.asarray(samples.mask)
     rows, steps = response.shape
     if not prompts or rows % len(prompts):
-        raise UserError(
-            f"{rows} responses do not belong to {len(prompts)} prompts: give the prompts they answer"
-        )
+        raise UserError(f"{rows} responses do not belong to {len(prompts)} prompts: give the prompts they answer")
     prompt, prompt_lengths = _pad(prompts, max(map(len, prompts)))
     prompt_lengths = np.repeat(prompt_lengths, rows // len(prompts))
     counts = mask.sum(axis=1)
     longest = int((prompt_lengths + counts).max())
     if longest > length:
-        raise UserError(
-            f"a prompt and its response take {longest} tokens, but rows have {length}: lengthen the rows"
-        )
+        raise UserError(f"a prompt and its response take {longest} tokens, but rows have {length}: lengthen the rows")
     tokens = np.zeros((rows, max(length, prompt.shape[1])), np.int32)
     tokens[:, : prompt.shape[1]] = np.repeat(prompt, rows // len(prompts), axis=0)
     out_mask = np.zeros(tokens.shape, bool)
@@ -250,10 +256,7 @@ def response_texts(
     """
     strings = [entry for entry in ([stop] if isinstance(stop, str) else stop) if isinstance(entry, str)]
     tokens, mask = np.asarray(samples.tokens), np.asarray(samples.mask)
-    texts = (
-        tokenizer.decode(row[kept].tolist(), skip_special=True)
-        for row, kept in zip(tokens, mask, strict=True)
-    )
+    texts = (tokenizer.decode(row[kept].tolist(), skip_special=True) for row, kept in zip(tokens, mask, strict=True))
     return [stopping.cut_text(text, strings, keep_stop=keep_stop) for text in texts]
 
 
@@ -301,9 +304,7 @@ def _check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], max_ne
     context, vocab = config.max_position_embeddings, config.vocab_size
     for index, prompt in enumerate(prompts):
         if not prompt:
-            raise UserError(
-                f"prompt {index} is empty: give at least one token, such as the beginning-of-text token"
-            )
+            raise UserError(f"prompt {index} is empty: give at least one token, such as the beginning-of-text token")
         if len(prompt) + max_new_tokens > context:
             raise UserError(
                 f"prompt {index} has {len(prompt)} tokens, which with max_new_tokens={max_new_tokens} "
@@ -311,9 +312,7 @@ def _check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], max_ne
             )
         if not 0 <= min(prompt) <= max(prompt) < vocab:
             found = min(prompt) if min(prompt) < 0 else max(prompt)
-            raise UserError(
-                f"prompt {index} holds token {found}, but the vocabulary has tokens 0 to {vocab - 1}"
-            )
+            raise UserError(f"prompt {index} holds token {found}, but the vocabulary has tokens 0 to {vocab - 1}")
 
 
 def _check_prompt_ids(prompt_ids: Sequence[int] | None, count: int) -> np.ndarray:
@@ -339,9 +338,7 @@ def _pad(rows: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.nda
     return padded, lengths
 
 
-def _place(
-    arrays: tuple[np.ndarray, ...], params: Params, sharding: NamedSharding | None
-) -> tuple[Array, ...]:
+def _place(arrays: tuple[np.ndarray, ...], params: Params, sharding: NamedSharding | None) -> tuple[Array, ...]:
     """The prompts' arrays on the devices, rows along the data axes of the mesh on which the parameters
     lie.
     """
@@ -357,9 +354,14 @@ def _place(
     spec = PartitionSpec(*sharding.spec[:1])
     layout = NamedSharding(sharding.mesh, spec)
     return tuple(
-        jax.make_array_from_callback(a.shape, layout, functools.partial(np.asarray(a).__getitem__))
-        for a in arrays
+        jax.make_array_from_callback(a.shape, layout, functools.partial(np.asarray(a).__getitem__)) for a in arrays
     )
+
+
+def _on_cpu(params: Params) -> bool:
+    leaf = jax.tree.leaves(params)[0]
+    devices = leaf.devices() if isinstance(leaf, Array) else jax.devices()[:1]
+    return next(iter(devices)).platform == "cpu"
 
 
 def _tables(
@@ -373,9 +375,7 @@ def _tables(
         tables.append(stopping.token_table(sequences, vocab_size))
     if strings:
         if tokenizer is None:
-            raise UserError(
-                f"the stop string {strings[0]!r} needs a tokenizer: give one, or stop at token ids"
-            )
+            raise UserError(f"the stop string {strings[0]!r} needs a tokenizer: give one, or stop at token ids")
         tables.append(stopping.text_table(strings, _text_bytes(strings, tokenizer), vocab_size))
     return tuple(tables)
 
