@@ -79,7 +79,7 @@ def make_optimizer(
 
     def decayed(params: Params) -> Params:
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: getattr(path[-1], "key", None) not in _NOT_DECAYED, params
+            lambda path, _: not path or getattr(path[-1], "key", None) not in _NOT_DECAYED, params
         )
 
     return optax.chain(
@@ -139,7 +139,7 @@ def guarded_update(
     Returns:
       (params, optimiser state, {"grad_norm": before clipping, 0 when skipped; "skipped": 0 or 1}).
     """
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm)
     safe = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), grads)
     updates, new_state = optimizer.update(safe, opt_state, params)

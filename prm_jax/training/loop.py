@@ -138,8 +138,8 @@ def demonstration_batches(options: TrainOptions, start: Start) -> Callable[[int]
         tokens = np.full((sft.batch_size, width), tokenizer.pad_id or 0, np.int32)
         mask = np.zeros((sft.batch_size, width), bool)
         for row, (prompt, response) in enumerate(demonstrations(rng, sft.batch_size)):
-            before = tokenizer.encode(prompt)
-            after = [*tokenizer.encode(response, add_special=False), tokenizer.eos_id]
+            before = tokenizer.encode(prompt, add_special=True)
+            after = [*tokenizer.encode(response), tokenizer.eos_id]
             if len(before) + len(after) > width:
                 raise UserError(
                     f"a demonstration has {len(before)} + {len(after)} tokens, more than --rollout.max-prompt-tokens + "

@@ -62,6 +62,8 @@ class SFTOptions:
     """Share of the steps in which the learning rate rises linearly."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay."""
+    beta2: float = 0.95
+    """AdamW's second moment decay."""
     grad_clip: float = 1.0
     """Largest global norm of a gradient."""
 

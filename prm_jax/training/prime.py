@@ -179,14 +179,34 @@ def prm_logp(setup: PrimeSetup, prm: Params, frozen: Frozen, batch: PrimeBatch) 
     return token_logprobs(setup.prm.config, params, batch.tokens, batch.mask)
 
 
+def _score_prm(setup: PrimeSetup, prm: Params, frozen: Frozen, batch: PrimeBatch) -> jax.Array:
+    return _score_in_pieces(lambda piece: prm_logp(setup, prm, frozen, piece), batch, setup.options.prm)
+
+
+def _score_in_pieces(
+    score: Callable[[PrimeBatch], jax.Array], batch: PrimeBatch, options: PRMOptions | PolicyOptions
+) -> jax.Array:
+    """Scores [B, T] without gradient, in the pieces in which the update runs.
+
+    So scoring needs no more memory than training; and equal parameters give equal bits in both, which products of
+    other shapes would not.
+    """
+    pieces = options.minibatches * options.microbatches
+    if pieces == 1:
+        return jax.lax.stop_gradient(score(batch))
+    split = jax.tree.map(lambda x: jnp.reshape(x, (pieces, x.shape[0] // pieces, *x.shape[1:])), batch)
+    return jax.lax.stop_gradient(jax.lax.map(score, split)).reshape(batch.mask.shape)
+
+
 def _prm_reference_logp(setup: PrimeSetup, state: PrimeState, frozen: Frozen, batch: PrimeBatch) -> jax.Array:
     if setup.options.prm.reference == "frozen":
-        logp = token_logprobs(setup.prm_config, frozen.prm_reference, batch.tokens, batch.mask)
+        config, params = setup.prm_config, frozen.prm_reference
     else:
         # Without the sampling temperature: the PRM has none, and the ratio must compare like with like.
-        params = setup.policy.params(state.policy, frozen.reference)
-        logp = token_logprobs(setup.policy.config, params, batch.tokens, batch.mask)
-    return jax.lax.stop_gradient(logp)
+        config, params = setup.policy.config, setup.policy.params(state.policy, frozen.reference)
+    return _score_in_pieces(
+        lambda piece: token_logprobs(config, params, piece.tokens, piece.mask), batch, setup.options.prm
+    )
 
 
 def _old_logp(setup: PrimeSetup, state: PrimeState, frozen: Frozen, batch: PrimeBatch) -> jax.Array | None:
@@ -195,7 +215,7 @@ def _old_logp(setup: PrimeSetup, state: PrimeState, frozen: Frozen, batch: Prime
     single = options.epochs == 1 and options.minibatches == 1
     if single and not (options.kl_coef and options.kl_placement == "reward"):
         return None
-    return jax.lax.stop_gradient(policy_logp(setup, state.policy, frozen, batch))
+    return _score_in_pieces(lambda piece: policy_logp(setup, state.policy, frozen, piece), batch, options)
 
 
 # ----------------------------------------------------------------------------------------------- PRM
@@ -219,7 +239,7 @@ def prm_phase(
     prm, prm_opt = state.prm, state.prm_opt
     metrics: Metrics = {}
     if options.update in ("none", "reverse"):
-        fresh = jax.lax.stop_gradient(prm_logp(setup, prm, frozen, batch))
+        fresh = _score_prm(setup, prm, frozen, batch)
     if options.update != "none":
         opponents = None
         if options.update == "reverse":
@@ -231,7 +251,7 @@ def prm_phase(
         "none": lambda: fresh,
         "after": lambda: fresh,
         "reverse": lambda: harvested,
-        "before": lambda: jax.lax.stop_gradient(prm_logp(setup, prm, frozen, batch)),
+        "before": lambda: _score_prm(setup, prm, frozen, batch),
     }[options.update]()
 
     accuracy = rl.pairwise_accuracy(
@@ -531,11 +551,12 @@ def policy_loss(
 
 
 def _policy_reference_logp(setup: PrimeSetup, frozen: Frozen, batch: PrimeBatch) -> jax.Array:
-    logp = token_logprobs(
-        setup.policy.config, frozen.reference, batch.tokens, batch.mask,
-        temperature=setup.options.rollout.temperature,
-    )  # fmt: skip
-    return jax.lax.stop_gradient(logp)
+    config, temperature = setup.policy.config, setup.options.rollout.temperature
+    return _score_in_pieces(
+        lambda piece: token_logprobs(config, frozen.reference, piece.tokens, piece.mask, temperature=temperature),
+        batch,
+        setup.options.policy,
+    )
 
 
 # ------------------------------------------------------------------------------------------- helpers

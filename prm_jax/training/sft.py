@@ -66,6 +66,7 @@ def train_sft(
         options.learning_rate,
         warmup_steps=max(1, round(options.warmup_fraction * options.steps)),
         weight_decay=options.weight_decay,
+        beta2=options.beta2,
         grad_clip=options.grad_clip,
         decay_steps=options.steps,
     )
