@@ -131,9 +131,9 @@ def differences(saved: str, config: Any) -> dict[str, tuple[str, str]]:
       {"prm.beta": ("0.05", "0.1")}, old and new as text. A field that the text lacks counts only when it
       differs from its default.
     """
-    old = _flat_text(yaml.safe_load(saved) or {})
-    new = _flat_text(_plain(config))
-    defaults = _flat_text(_plain(type(config)()))
+    old = flat_text(yaml.safe_load(saved) or {})
+    new = flat_text(_plain(config))
+    defaults = flat_text(_plain(type(config)()))
     changed = {}
     for name in {**old, **new}:
         before = old.get(name, defaults.get(name, "(absent)"))
@@ -141,6 +141,17 @@ def differences(saved: str, config: Any) -> dict[str, tuple[str, str]]:
         if before != after:
             changed[name] = (before, after)
     return changed
+
+
+def flat_text(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """{"prm.beta": "0.05", ...}: the leaves of a nested mapping as text, None as "null"."""
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flat_text(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = "null" if value is None else str(value)
+    return flat
 
 
 def closest(name: str, known: Sequence[str], *, prefix: str = "") -> str:
@@ -375,13 +386,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(leaf) for leaf in value]
     return str(value) if isinstance(value, pathlib.Path) else value
-
-
-def _flat_text(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat_text(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = "null" if value is None else str(value)
-    return flat

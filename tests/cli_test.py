@@ -4,9 +4,9 @@ import contextlib
 import io
 import os
 import pathlib
+import resource
 import subprocess
 import sys
-import time
 import types
 from dataclasses import dataclass
 
@@ -32,14 +32,13 @@ def _call(*words: str) -> tuple[int, str, str]:
 
 
 _PROBE = """
-import sys, time
-start = time.perf_counter()
+import sys
 from prm_jax import cli
 try:
-    code = cli.main(sys.argv[1:])
+    cli.main(sys.argv[1:])
 finally:
     heavy = [name for name in ("jax", "numpy", "flax", "orbax", "matplotlib", "tokenizers") if name in sys.modules]
-    print(f"\\n|{time.perf_counter() - start:.3f}|{','.join(heavy)}|")
+    print(f"\\n|{','.join(heavy)}|")
 """
 
 
@@ -61,21 +60,20 @@ finally:
 )
 def test_help_and_usage_errors_import_nothing_heavy(words):
     done = subprocess.run([sys.executable, "-c", _PROBE, *words], capture_output=True, text=True)
-    seconds, heavy = done.stdout.rsplit("\n|", 1)[1].strip().split("|")[:2]
-    assert heavy == ""
+    assert done.stdout.endswith("\n||\n"), done.stdout[-200:]
     assert "Traceback" not in done.stderr + done.stdout
-    assert float(seconds) < 10  # far more than needed: a loaded machine is not a failure
 
 
 def test_help_is_immediate():
-    best = min(_timed("--help") for _ in range(5))
-    assert best < 0.5
+    """Under half a second of processor time; the wall clock would measure the other work of the machine."""
+    assert min(_processor_seconds("--help") for _ in range(3)) < 0.5
 
 
-def _timed(*words: str) -> float:
-    start = time.perf_counter()
+def _processor_seconds(*words: str) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert _run(*words).returncode == 0
-    return time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def test_general_help_and_version():
