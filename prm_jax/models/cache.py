@@ -76,8 +76,7 @@ def repeat_rows(cache: KVCache, times: int) -> KVCache:
     def repeat(x: jax.Array, axis: int) -> jax.Array:
         return jnp.repeat(x, times, axis=axis)
 
-    if isinstance(cache.k, tuple):
-        k, v = (tuple(repeat(x, 0) for x in side) for side in (cache.k, cache.v))
-    else:
-        k, v = repeat(cache.k, 1), repeat(cache.v, 1)
-    return KVCache(k=k, v=v, index=cache.index, start=repeat(cache.start, 0))
+    def both(side: Any) -> Any:
+        return tuple(repeat(x, 0) for x in side) if isinstance(side, tuple) else repeat(side, 1)
+
+    return KVCache(k=both(cache.k), v=both(cache.v), index=cache.index, start=repeat(cache.start, 0))

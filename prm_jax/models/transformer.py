@@ -51,14 +51,16 @@ class Linear(nn.Module):
         width, dtype = x.shape[-1], jnp.dtype(self.config.dtype)
         initializer = nn.initializers.normal(self.gain / math.sqrt(width))
         kernel = self.param("kernel", initializer, (width, self.features), dtype)
+        # Products of matrices, not of [B, T, D]: XLA on a CPU takes twice as long over the kernel's gradient then.
+        shape, x = x.shape, x.reshape(-1, width)
         y = x @ kernel.astype(x.dtype)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,), dtype).astype(x.dtype)
         if self.has_variable("params", "lora_a"):
-            lora_a = self.get_variable("params", "lora_a").astype(x.dtype)
-            lora_b = self.get_variable("params", "lora_b").astype(x.dtype)
+            lora_a: jax.Array = self.get_variable("params", "lora_a").astype(x.dtype)
+            lora_b: jax.Array = self.get_variable("params", "lora_b").astype(x.dtype)
             y = y + ((x @ lora_a) @ lora_b) * (self.config.lora_alpha / lora_a.shape[-1])
-        return y
+        return y.reshape(*shape[:-1], self.features)
 
 
 class Attention(nn.Module):
@@ -326,45 +328,38 @@ def _run_cached(
     config: ModelConfig, layers: Any, x: jax.Array, rotation: Rotation, mask: jax.Array | None, cache: KVCache
 ) -> tuple[jax.Array, KVCache]:
     """As ``_run_layers``; a stacked cache is carried, not scanned over, so that it is updated in place."""
-    count, zero = x.shape[1], jnp.zeros((), jnp.int32)
+    count = x.shape[1]
 
-    def block(layer: Params, x: jax.Array, k_all: jax.Array, v_all: jax.Array, i: jax.Array | None) -> Any:
-        written = []
+    def block(layer: Params, x: jax.Array, stores: tuple[Any, Any], where: tuple[Any, ...]) -> tuple[Any, Any]:
+        """``where`` is the layer's place in the stores: ``()``, or ``(i,)`` when they are stacked."""
+        written: list[jax.Array] = []
+
+        def write(store: jax.Array, new: jax.Array) -> jax.Array:
+            update = new.astype(store.dtype).reshape((1,) * len(where) + new.shape)
+            written.append(jax.lax.dynamic_update_slice(store, update, (*where, 0, cache.index, 0, 0)))
+            return written[-1][where].astype(new.dtype)
 
         def extend(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-            if i is None:
-                at = (zero, cache.index, zero, zero)
-                written.extend(
-                    jax.lax.dynamic_update_slice(old, new.astype(old.dtype), at)
-                    for old, new in ((k_all, k), (v_all, v))
-                )
-                return written[0].astype(k.dtype), written[1].astype(v.dtype)
-            at = (i, zero, cache.index, zero, zero)
-            written.extend(
-                jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), at)
-                for old, new in ((k_all, k), (v_all, v))
-            )
-            return written[0][i].astype(k.dtype), written[1][i].astype(v.dtype)
+            return write(stores[0], k), write(stores[1], v)
 
         out = Block(config, parent=None).apply({"params": layer}, x, rotation, mask, extend)
-        return out, written[0], written[1]
+        return out, tuple(written)
 
     if isinstance(layers, tuple):
-        k, v = list(cache.k), list(cache.v)
+        stores = list(zip(cache.k, cache.v, strict=True))
         for i, layer in enumerate(layers):
-            x, k[i], v[i] = block(layer, x, k[i], v[i], None)
-        return x, dataclasses.replace(cache, k=tuple(k), v=tuple(v), index=cache.index + count)
+            x, stores[i] = block(layer, x, stores[i], ())
+        k, v = zip(*stores, strict=True)
+    else:
 
-    def step(carry: Any, xs: Any) -> tuple[Any, None]:
-        x, k_all, v_all = carry
-        layer, i = xs
-        return block(layer, x, k_all, v_all, i), None
+        def step(carry: Any, xs: Any) -> tuple[Any, None]:
+            (x, stores), (layer, i) = carry, xs
+            return block(layer, x, stores, (i,)), None
 
-    indices = jnp.arange(config.num_layers, dtype=jnp.int32)
-    (x, k_new, v_new), _ = jax.lax.scan(
-        step, (x, cache.k, cache.v), (layers, indices), unroll=config.scan_unroll
-    )
-    return x, dataclasses.replace(cache, k=k_new, v=v_new, index=cache.index + count)
+        indices = jnp.arange(config.num_layers, dtype=jnp.int32)
+        start = (x, (cache.k, cache.v))
+        (x, (k, v)), _ = jax.lax.scan(step, start, (layers, indices), unroll=config.scan_unroll)
+    return x, dataclasses.replace(cache, k=k, v=v, index=cache.index + count)
 
 
 def _remat(config: ModelConfig, block: Callable[..., Any], *, scanned: bool) -> Callable[..., Any]:

@@ -2,7 +2,7 @@
 
 import functools
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -129,7 +129,7 @@ def _statistics(
 
 
 def _statistics_fwd(static: tuple[str, Spec], *primals: Any) -> tuple[Outputs, Any]:
-    inputs = Inputs(*(None if p is None else p.value for p in primals))
+    inputs = Inputs(*(cast(Any, None if p is None else p.value) for p in primals))
     # None or () in the residuals: structure, so that the backward pass knows it while tracing.
     wanted = tuple(() if p is not None and p.perturbed else None for p in primals[:3])
     outputs = _statistics(static, *inputs)
@@ -139,7 +139,7 @@ def _statistics_fwd(static: tuple[str, Spec], *primals: Any) -> tuple[Outputs, A
 def _statistics_bwd(static: tuple[str, Spec], residuals: Any, cotangents: Outputs) -> tuple[Any, ...]:
     name, spec = static
     inputs, outputs, wanted = residuals
-    given = Outputs(*(None if isinstance(c, SymbolicZero) else c for c in cotangents))
+    given = Outputs(*(cast(Any, None if isinstance(c, SymbolicZero) else c) for c in cotangents))
     if all(c is None for c in given):
         return None, None, None, None, None
     flags = tuple(w is not None for w in wanted)
