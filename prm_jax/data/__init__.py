@@ -3,7 +3,10 @@
 Nothing here imports jax.
 """
 
+from prm_jax.data.arithmetic import ArithmeticTask
 from prm_jax.data.carry import CarryTask
+from prm_jax.data.gym import GymTask
+from prm_jax.data.jsonl import FileTask, gsm8k_task, jsonl_task
 from prm_jax.data.pipeline import PromptBuffer, PromptStream
 from prm_jax.data.problems import (
     Overlap,
@@ -27,7 +30,10 @@ from prm_jax.data.steps import (
 from prm_jax.data.tasks import load_task
 
 __all__ = [
+    "ArithmeticTask",
     "CarryTask",
+    "FileTask",
+    "GymTask",
     "Overlap",
     "Problem",
     "PromptBuffer",
@@ -37,8 +43,10 @@ __all__ = [
     "Task",
     "find_overlap",
     "fingerprint",
+    "gsm8k_task",
     "is_eval",
     "join_steps",
+    "jsonl_task",
     "load_task",
     "problem_hash",
     "select_by_solve_rate",

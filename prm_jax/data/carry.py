@@ -7,14 +7,15 @@ which is what sparse rewards can amplify and a process reward model can find fau
 be judged without a model.
 """
 
-import hashlib
+import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from prm_jax.data.problems import EVAL_FRACTION, Problem, fingerprint, is_eval
+from prm_jax.data.problems import Problem, fingerprint, is_eval
+from prm_jax.data.procedural import DrawnProblems, draw_distinct
 from prm_jax.data.steps import StepSplitter
 from prm_jax.errors import UserError
 from prm_jax.verifiers.verdict import Verdict, failed, passed
@@ -70,8 +71,17 @@ class CarryTask:
         self.stop: tuple[str, ...] = ()
         self.drop_carry = drop_carry
         self.min_operands, self.max_operands, self.seed = min_operands, max_operands, seed
-        self._train = _TrainProblems(min_operands, max_operands, num_train, seed)
-        self._eval = _eval_problems(min_operands, max_operands, num_eval, seed)
+        draw = functools.partial(_draw, min_operands, max_operands)
+        key = ("carry", min_operands, max_operands, seed)
+        self._train = DrawnProblems(num_train, draw, lambda row: not is_eval(_prompt(row)), _problem, (*key, "train"))
+        # A length that runs out of evaluation problems is made up for by the others.
+        rows = draw_distinct(draw, lambda row: is_eval(_prompt(row)), tuple, num_eval, (*key, "eval"))
+        if len(rows) < num_eval:
+            raise UserError(
+                f"the carry task has too few evaluation problems with {min_operands} to {max_operands} operands: "
+                f"{num_eval} wanted, about {len(rows)} exist; lower num_eval or raise max_operands"
+            )
+        self._eval = [_problem(row) for row in rows]
 
     @property
     def train(self) -> Sequence[Problem]:
@@ -120,7 +130,7 @@ class CarryTask:
     def demonstrations(self, rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
         """(prompt, response) pairs for supervised training, on training problems drawn at random."""
         indices = rng.integers(len(self._train), size=count)
-        rows = [self._train.operands(int(index)) for index in indices]
+        rows = [self._train.row(int(index)) for index in indices]
         slips = iter((rng.random((count, self.max_operands)) < self.drop_carry).ravel().tolist())
         return [(_prompt(row), _write(row, lambda: next(slips))) for row in rows]
 
@@ -187,61 +197,9 @@ def operands(problem: Problem) -> tuple[int, ...]:
     return tuple(int(digit) for digit in prompt[:-1].split("+"))
 
 
-class _TrainProblems(Sequence[Problem]):
-    """Training problems made on reading; the operands of problem i depend on (seed, i) alone."""
-
-    def __init__(self, low: int, high: int, size: int, seed: int) -> None:
-        self._low, self._high, self._size, self._seed = low, high, size, seed
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._size))]
-        if not -self._size <= index < self._size:
-            raise IndexError(f"training problem {index} of {self._size}")
-        return _problem(self.operands(int(index) % self._size))
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint("carry", self._low, self._high, self._size, self._seed, EVAL_FRACTION)
-
-    def operands(self, index: int) -> tuple[int, ...]:
-        return _draw(self._low, self._high, (self._seed, 0, index), held_out=False)
-
-
-def _eval_problems(low: int, high: int, count: int, seed: int) -> tuple[Problem, ...]:
-    """Evaluation problems, all different; a length that runs out is made up for by the others."""
-    chosen: dict[tuple[int, ...], None] = {}
-    for attempt in range(20 * count + 1000):
-        if len(chosen) == count:
-            return tuple(_problem(row) for row in chosen)
-        chosen.setdefault(_draw(low, high, (seed, 1, attempt), held_out=True))
-    raise UserError(
-        f"the carry task has too few evaluation problems with {low} to {high} operands: {count} wanted, "
-        f"about {len(chosen)} exist; lower num_eval or raise max_operands"
-    )
-
-
-def _draw(low: int, high: int, key: tuple[int, int, int], *, held_out: bool) -> tuple[int, ...]:
-    """Operands from a counter-based generator, drawn until they fall on the wanted side of the split."""
-    for attempt in range(10_000):
-        words = _words(key, attempt, 1 + high)
-        length = low + words[0] % (high - low + 1)
-        row = tuple(word % 10 for word in words[1 : 1 + length])
-        if is_eval(_prompt(row)) == held_out:
-            return row
-    raise UserError(f"no problem with {low} to {high} operands falls on this side of the split")
-
-
-def _words(key: tuple[int, int, int], attempt: int, count: int) -> list[int]:
-    """Pseudo-random 48-bit words by hashing (seed, stream, index, attempt)."""
-    seed = hashlib.blake2b(repr((*key, attempt)).encode(), digest_size=64, person=b"prm_jax.carry")
-    stream = seed.digest()
-    while len(stream) < 6 * count:
-        stream += hashlib.blake2b(stream[-64:], digest_size=64, person=b"prm_jax.carry").digest()
-    return [int.from_bytes(stream[6 * k : 6 * k + 6], "little") for k in range(count)]
+def _draw(low: int, high: int, words: Iterator[int]) -> tuple[int, ...]:
+    length = low + next(words) % (high - low + 1)
+    return tuple(next(words) % 10 for _ in range(length))
 
 
 def _prompt(row: Sequence[int]) -> str:

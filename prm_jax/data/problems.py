@@ -48,9 +48,14 @@ class Task(Protocol):
       fingerprint: a hex digest of everything that determines the problems; a checkpoint compares it.
     """
 
-    name: str
-    splitter: StepSplitter
-    stop: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def splitter(self) -> StepSplitter: ...
+
+    @property
+    def stop(self) -> tuple[str, ...]: ...
 
     @property
     def train(self) -> Sequence[Problem]: ...

@@ -1,10 +1,12 @@
 """Tasks by name."""
 
-import difflib
+import importlib.util
 import inspect
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from prm_jax.data.options import check_options, nearest
 from prm_jax.data.problems import Task
 from prm_jax.errors import UserError
 
@@ -13,18 +15,18 @@ def load_task(spec: str | Mapping[str, Any], **options: Any) -> Task:
     """Makes a task from its name and options, as a configuration file or command line gives them.
 
     Args:
-      spec: ``"carry"``, ``"arithmetic"``, ``"gym:NAME"`` (a reasoning-gym data set), ``"gsm8k"``,
-        ``"jsonl"``, or a path that ends in ``.jsonl``; or a mapping with ``"name"`` and options.
-      **options: passed on to the task; they override those of a mapping.
+      spec: ``"carry"``, ``"arithmetic"``, ``"gsm8k"``, ``"jsonl"``, a path that ends in ``.jsonl``, ``"gym:NAME"`` or
+        NAME alone for a data set of reasoning-gym; or a mapping with ``"name"`` and options.
+      **options: of the task; they override those of a mapping.  Numbers and truth values may be written as text.
 
     Returns:
       The task.
 
     Raises:
-      UserError: for an unknown name or option; the message suggests the nearest one.
+      UserError: for an unknown name or option, with the nearest known one, or a value of the wrong type.
 
     Example:
-      >>> load_task("carry", min_operands=8, max_operands=9).max_prompt_tokens
+      >>> load_task("carry", min_operands=8, max_operands="9").max_prompt_tokens
       18
     """
     if isinstance(spec, Mapping):
@@ -34,34 +36,59 @@ def load_task(spec: str | Mapping[str, Any], **options: Any) -> Task:
             raise UserError(f"a task needs a name, found {dict(spec)!r}")
         return load_task(name, **given)
     makers = _makers()
-    name, _, rest = spec.partition(":")
-    if name == "gym" and rest:
-        return _call(makers["gym"], "gym", {"dataset": rest, **options})
-    if spec.endswith((".jsonl", ".json")):
-        return _call(makers["jsonl"], "jsonl", {"train": spec, **options})
-    if spec not in makers:
-        raise UserError(f"unknown task {spec!r}; {suggest(spec, makers, 'tasks')}, or a path that ends in .jsonl")
-    return _call(makers[spec], spec, options)
+    if spec.startswith("gym:"):
+        return _gym(spec.removeprefix("gym:"), options)
+    if spec.endswith(".jsonl"):
+        return _make(makers["jsonl"], "jsonl", {"train": spec, **options})
+    if spec in makers:
+        return _make(makers[spec], spec, options)
+    names: list[str] = []
+    if importlib.util.find_spec("reasoning_gym") is not None:
+        from prm_jax.data.gym import dataset_names
 
-
-def suggest(name: str, known: Any, what: str) -> str:
-    """The nearest known name, as a question, and all of them: the end of a message about an unknown name."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}the {what} are {', '.join(names)}"
+        names = dataset_names()
+    if spec in names:
+        return _gym(spec, options)
+    gym = "a data set of reasoning-gym" + ("" if names else " once it is installed (pip install 'prm-jax[tasks]')")
+    raise UserError(
+        f"unknown task {spec!r}; {nearest(spec, [*makers, *names])}a task is {', '.join(sorted(makers))}, "
+        f"a path that ends in .jsonl, or {gym}"
+    )
 
 
 def _makers() -> dict[str, Callable[..., Task]]:
+    from prm_jax.data.arithmetic import ArithmeticTask
     from prm_jax.data.carry import CarryTask
+    from prm_jax.data.jsonl import gsm8k_task, jsonl_task
 
-    return {"carry": CarryTask}
+    return {"arithmetic": ArithmeticTask, "carry": CarryTask, "gsm8k": gsm8k_task, "jsonl": jsonl_task}
 
 
-def _call(maker: Callable[..., Task], name: str, options: Mapping[str, Any]) -> Task:
-    """Calls a task's maker after checking the options' names."""
-    known = [p.name for p in inspect.signature(maker).parameters.values()]
-    for option in options:
-        if option not in known:
-            raise UserError(f"the task {name!r} has no option {option!r}; {suggest(option, known, 'options')}")
-    return maker(**options)
+def _make(maker: Callable[..., Task], name: str, options: Mapping[str, Any]) -> Task:
+    parameters = _parameters(maker)
+    missing = [
+        parameter.name
+        for parameter in inspect.signature(maker).parameters.values()
+        if parameter.default is parameter.empty and parameter.name not in options
+    ]
+    owner = f"the task {name!r}"
+    checked = check_options(options, parameters, owner)
+    if missing:
+        raise UserError(f"{owner} needs the option {missing[0]!r}")
+    return maker(**checked)
+
+
+def _gym(dataset: str, options: Mapping[str, Any]) -> Task:
+    """Options of ``GymTask`` go to it, all others to the data set, which knows its own."""
+    from prm_jax.data.gym import GymTask
+
+    types = _parameters(GymTask)
+    own = {name: value for name, value in options.items() if name in types}
+    rest = {name: value for name, value in options.items() if name not in types}
+    checked = check_options(own, types, f"the task 'gym:{dataset}'")
+    return GymTask(dataset, **{**checked, "options": {**(checked.get("options") or {}), **rest}})
+
+
+def _parameters(maker: Callable[..., Task]) -> dict[str, Any]:
+    hints = typing.get_type_hints(getattr(maker, "__init__") if inspect.isclass(maker) else maker)  # noqa: B009
+    return {name: hints[name] for name in inspect.signature(maker).parameters}

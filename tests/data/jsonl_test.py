@@ -1,0 +1,178 @@
+"""JSONL files: what is read, and one clear message for everything that is wrong with one."""
+
+import json
+
+import numpy as np
+import pytest
+
+from prm_jax.data import gsm8k_task, jsonl_task, load_task, problem_hash
+from prm_jax.errors import UserError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(*lines, name="data.jsonl"):
+        path = tmp_path / name
+        raw = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+        path.write_bytes(b"\n".join(raw))
+        return str(path)
+
+    return write
+
+
+def row(k, answer=None):
+    return {"prompt": f"question {k}", "answer": str(k) if answer is None else answer}
+
+
+def test_prompts_as_text_messages_and_token_ids(write):
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
+    path = write(row(1), {"prompt": messages, "answer": 2, "id": "two"}, {"prompt": [5, 6], "answer": 2.5})
+    task = jsonl_task(path, eval_fraction=0.0)
+    assert [p.prompt for p in task.train] == ["question 1", tuple(messages), (5, 6)]
+    assert [p.answer for p in task.train] == ["1", "2", "2.5"]
+    assert [p.id for p in task.train] == ["data.jsonl:1", "two", "data.jsonl:3"]
+    assert task.notes == ["there are no evaluation problems"]
+
+
+def test_byte_order_mark_crlf_blank_lines_and_no_newline_at_the_end(write):
+    path = write(b"\xef\xbb\xbf" + json.dumps(row(1)).encode() + b"\r", b"\r", b"  ", json.dumps(row(2)).encode())
+    assert [p.answer for p in jsonl_task(path, eval_fraction=0.0).train] == ["1", "2"]
+
+
+BAD_LINES = [
+    (b'{"prompt": "a", "answer": ', r"data.jsonl:2: not JSON: .* at column 26"),
+    (b"not json", r"data.jsonl:2: not JSON"),
+    (b'{"prompt": "a", "answer": NaN}', r"data.jsonl:2: not JSON that can be read: NaN"),
+    (b"[" * 100_000, r"data.jsonl:2: not JSON"),
+    (b'{"prompt": "a", "answer": ' + b"1" * 5000 + b"}", r"data.jsonl:2: not JSON that can be read"),
+    (b'"text"', r"data.jsonl:2: expected an object with fields, found text"),
+    (b"[1]", r"data.jsonl:2: expected an object with fields, found a list"),
+    (b'{"prompt": "caf\xe9", "answer": "1"}', r"data.jsonl:2: byte 0xe9 at position 15 is not UTF-8"),
+    (b'{"prompt": "a\0b", "answer": "1"}', r"data.jsonl:2: not JSON: Invalid control character"),
+    (b'{"prompt": "a\\u0000b", "answer": "1"}', r"data.jsonl:2:prompt: the text has a NUL character at position 1"),
+    (b'{"prompt": "a\\ud800b", "answer": "1"}', r"data.jsonl:2:prompt: .* half of a surrogate pair"),
+    (b'{"promt": "a", "answer": "1"}', r"data.jsonl:2:prompt: the field is missing; did you mean 'promt'"),
+    (b'{"prompt": "a"}', r"data.jsonl:2:answer: the field is missing; the fields of this line are prompt"),
+    (b'{"prompt": 5, "answer": "1"}', r"data.jsonl:2:prompt: expected text, a list of messages.*, found a number"),
+    (b'{"prompt": [], "answer": "1"}', r"data.jsonl:2:prompt: expected text.*found a list"),
+    (b'{"prompt": [1, -2], "answer": "1"}', r"data.jsonl:2:prompt: expected text"),
+    (b'{"prompt": [1, true], "answer": "1"}', r"data.jsonl:2:prompt: expected text"),
+    (b'{"prompt": [{"role": "user"}], "answer": "1"}', r"data.jsonl:2:prompt\[0\]: the message has no 'content'"),
+    (
+        b'{"prompt": [{"role": "user", "content": 1}], "answer": "1"}',
+        r"data.jsonl:2:prompt\[0\].content: expected text",
+    ),
+    (b'{"prompt": [{"role": "u", "content": "x", "k": 1}], "answer": "1"}', r"prompt\[0\]: .* found 'k' too"),
+    (b'{"prompt": "  ", "answer": "1"}', r"data.jsonl:2:prompt: the text is empty"),
+    (b'{"prompt": "a", "answer": ""}', r"data.jsonl:2:answer: the text is empty"),
+    (b'{"prompt": "a", "answer": true}', r"data.jsonl:2:answer: expected text, found a truth value \(true\)"),
+    (b'{"prompt": "a", "answer": null}', r"data.jsonl:2:answer: expected text, found null"),
+    (b'{"prompt": "a", "answer": ["1"]}', r"data.jsonl:2:answer: expected text, found a list"),
+    (b'{"prompt": "a", "answer": "1", "solution": 5}', r"data.jsonl:2:solution: expected text"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_LINES)
+def test_bad_line_is_named_or_skipped(write, line, message):
+    path = write(row(1), line, row(3))
+    with pytest.raises(UserError, match=message):
+        jsonl_task(path)
+    task = jsonl_task(path, skip_bad=True, eval_fraction=0.0)
+    assert [p.answer for p in task.train] == ["1", "3"]
+    (skipped,) = task.skipped
+    assert skipped.where.split(":")[0].endswith("data.jsonl") and skipped.what
+    assert "1 bad lines were left out" in task.notes[0]
+
+
+def test_line_of_ten_megabytes(write):
+    path = write(row(1), b'{"prompt": "' + b"a" * (21 << 20) + b'", "answer": "1"}', row(3))
+    with pytest.raises(UserError, match="data.jsonl:2: the line is longer than 10 MiB"):
+        jsonl_task(path)
+    task = jsonl_task(path, skip_bad=True, eval_fraction=0.0)
+    assert [p.id for p in task.train] == ["data.jsonl:1", "data.jsonl:3"]
+
+
+def test_files_that_are_empty_bad_or_absent(write, tmp_path):
+    with pytest.raises(UserError, match="has no problems in it: the file is empty"):
+        jsonl_task(write(b"", b"  "))
+    with pytest.raises(UserError, match="all of its 2 lines are bad; the first is"):
+        jsonl_task(write(b"x", b"y"), skip_bad=True)
+    with pytest.raises(UserError, match="cannot read the problems in .*absent.jsonl: No such file"):
+        jsonl_task(str(tmp_path / "absent.jsonl"))
+    with pytest.raises(UserError, match="cannot read the problems in .*Is a directory"):
+        jsonl_task(str(tmp_path))
+
+
+def test_one_file_is_divided_by_hash(write):
+    lines = [row(k) for k in range(300)]
+    task = jsonl_task(write(*lines))
+    assert len(task.train) + len(task.eval) == 300 and 10 <= len(task.eval) <= 50
+    shuffled = jsonl_task(write(*lines[::-1], name="other.jsonl"))
+    assert {p.prompt for p in shuffled.eval} == {p.prompt for p in task.eval}
+    assert task.fingerprint != shuffled.fingerprint
+
+
+def test_duplicates_and_leaks_are_reported_and_kept_out_of_training(write):
+    train = write(row(1), row(2), row(2), row(3), name="train.jsonl")
+    held_out = write({"prompt": " question  3 ", "answer": "3"}, row(9), name="test.jsonl")
+    task = jsonl_task(train, held_out)
+    assert [p.answer for p in task.train] == ["1", "2", "2"] and [p.answer for p in task.eval] == ["3", "9"]
+    assert task.overlap.duplicates == (("train.jsonl:2", "train.jsonl:3"),)
+    assert task.overlap.leaks == (("train.jsonl:4", "test.jsonl:1"),)
+    assert len(task.notes) == 2 and "train.jsonl:4 and test.jsonl:1" in task.notes[1]
+    with pytest.raises(UserError, match="no training problems are left"):
+        jsonl_task(train, train)
+
+
+def test_verifiers(write):
+    numbers = jsonl_task(write(row(1), row(2, "1,000")), eval_fraction=0.0)
+    assert numbers.verify(numbers.train[1], "so\n#### 1000") == 1.0
+    words = jsonl_task(write(row(1), row(2, "yes")), eval_fraction=0.0)
+    assert words.verify(words.train[1], " yes\n") == 1.0
+    boxed = jsonl_task(write(row(1)), eval_fraction=0.0, extract="boxed")
+    assert boxed.verify_many(boxed.train, [r"\boxed{1}"])[0].status == "pass"
+    with pytest.raises(UserError, match="data.jsonl:2:answer: expected a number, found 'yes'"):
+        jsonl_task(write(row(1), row(2, "yes")), verifier="number", eval_fraction=0.0)
+
+
+def test_template_and_chat(write):
+    task = jsonl_task(write(row(1)), template="{prompt} Think {step by step}.", chat=True, eval_fraction=0.0)
+    assert task.train[0].prompt == ({"role": "user", "content": "question 1 Think {step by step}."},)
+    with pytest.raises(UserError, match="no {prompt} in it"):
+        jsonl_task(write(row(1)), template="x")
+
+
+def test_gsm8k_as_published(write):
+    line = {"question": "How many?", "answer": "4 * 250 = <<4*250=1000>>1000\nDone.\n#### 1,000"}
+    task = gsm8k_task(write(line), eval_fraction=0.0)
+    (problem,) = task.train
+    assert (problem.prompt, problem.answer) == ("How many?", "1,000")
+    assert task.demonstrations(np.random.default_rng(0), 1) == [("How many?", "4 * 250 = 1000\nDone.\n#### 1,000")]
+    assert task.verify(problem, "#### 1000") == 1.0 and task.verify(problem, "1000") == 0.0
+    assert len(task.splitter("4 * 250 = 1000\nDone.\n#### 1,000")) == 3
+    assert "<<" in gsm8k_task(write(line), eval_fraction=0.0, calculator=True).train[0].metadata["solution"]
+    for bad, message in [("no marker", "ends in '#### N'"), ("#### many", "expected a number after")]:
+        with pytest.raises(UserError, match=f"data.jsonl:1:answer: .*{message}"):
+            gsm8k_task(write({"question": "q", "answer": bad}))
+
+
+def test_no_demonstrations_without_solutions(write):
+    with pytest.raises(UserError, match="no worked solutions"):
+        jsonl_task(write(row(1)), eval_fraction=0.0).demonstrations(np.random.default_rng(0), 1)
+
+
+def test_real_gsm8k(data_dir):
+    folder = data_dir / "gsm8k"
+    task = load_task("gsm8k", train=str(folder / "train.jsonl"), eval=str(folder / "test.jsonl"))
+    assert len(task.eval) == 1319 and 7400 <= len(task.train) <= 7473
+    assert not {problem_hash(p) for p in task.train} & {problem_hash(p) for p in task.eval}
+    verdicts = task.verify_many(task.train, [p.metadata["solution"] for p in task.train])
+    assert all(v.status == "pass" for v in verdicts)
+
+
+def test_real_math500(data_dir):
+    path = data_dir / "math500" / "test500.jsonl"
+    task = load_task(str(path), prompt_field="problem", extract="boxed")
+    assert len(task.train) + len(task.eval) == 500
+    right = task.verify_many(task.train, [p.metadata["solution"] for p in task.train])
+    assert sum(v.score for v in right) / len(right) > 0.97  # exact words: nearly always the box's own text
