@@ -9,15 +9,16 @@ from hypothesis.extra import numpy as hnp
 from prm_jax.data import select_by_solve_rate, solve_rate_passes
 from prm_jax.errors import UserError
 
-# Six prompts of four samples: solve rates 1, 0, 1/4, 3/4, 1/2, 0.3 (fractional outcomes).
+# Six prompts of four samples: solve rates 1, 0, 1/4, 3/4, 1/2, 1/8 (fractional outcomes).  The expected choices of
+# the released PRIME filter and of verl's port of it, on these numbers.
 OUTCOME = np.array(
-    [[1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0], [0.5, 0.5, 0.2, 0.0]], np.float32
+    [[1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0], [0.1, 0.2, 0.1, 0.1]], np.float32
 )
 LENGTHS = np.array([[9, 8, 7, 6], [5, 5, 5, 5], [12, 3, 4, 5], [11, 4, 5, 6], [10, 9, 2, 3], [4, 4, 4, 4]])
 
 
 def test_bounds_are_inclusive():
-    np.testing.assert_array_equal(solve_rate_passes(OUTCOME), [0, 0, 1, 1, 1, 1])
+    np.testing.assert_array_equal(solve_rate_passes(OUTCOME), [0, 0, 1, 1, 1, 0])
     fifth = np.zeros((2, 5), np.float32)
     fifth[0, :4] = 1  # 4/5: not 0.8 in float32 if only one side is rounded
     fifth[1, :1] = 1
@@ -26,8 +27,8 @@ def test_bounds_are_inclusive():
 
 
 def test_truncated_prompts_fail():
-    truncated = LENGTHS >= 12
-    np.testing.assert_array_equal(solve_rate_passes(OUTCOME, truncated=truncated), [0, 0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(solve_rate_passes(OUTCOME, truncated=LENGTHS >= 12), [0, 0, 0, 1, 1, 0])
+    np.testing.assert_array_equal(solve_rate_passes(OUTCOME, truncated=LENGTHS >= 11), [0, 0, 0, 0, 1, 0])
 
 
 def test_unusable_verdicts_count_in_neither_mean_nor_denominator():
@@ -38,21 +39,20 @@ def test_unusable_verdicts_count_in_neither_mean_nor_denominator():
 
 
 def test_resample_keeps_order_and_returns_the_surplus():
-    chosen = select_by_solve_rate(OUTCOME, wanted=3)
-    np.testing.assert_array_equal(chosen.index, [2, 3, 4])
-    np.testing.assert_array_equal(chosen.surplus, [5])
+    chosen = select_by_solve_rate(OUTCOME, wanted=2)
+    np.testing.assert_array_equal(chosen.index, [2, 3])
+    np.testing.assert_array_equal(chosen.surplus, [4])
     assert chosen.missing == 0 and chosen.passing.all()
     short = select_by_solve_rate(OUTCOME, wanted=6)
-    assert short.missing == 2 and len(short.index) == 4 and len(short.surplus) == 0
+    assert short.missing == 3 and len(short.index) == 3 and len(short.surplus) == 0
 
 
 def test_oversample_fills_with_failing_prompts_in_a_stable_order():
-    truncated = LENGTHS >= 11
-    chosen = select_by_solve_rate(OUTCOME[:5], wanted=3, mode="oversample", truncated=truncated[:5])
+    chosen = select_by_solve_rate(OUTCOME, wanted=3, mode="oversample", truncated=LENGTHS >= 11)
     np.testing.assert_array_equal(chosen.index, [4, 0, 1])
     np.testing.assert_array_equal(chosen.passing, [1, 0, 0])
     assert chosen.missing == 0 and len(chosen.surplus) == 0
-    np.testing.assert_array_equal(select_by_solve_rate(OUTCOME, wanted=2, mode="oversample").surplus, [4, 5])
+    np.testing.assert_array_equal(select_by_solve_rate(OUTCOME, wanted=2, mode="oversample").surplus, [4])
 
 
 @given(
