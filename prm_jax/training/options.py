@@ -296,7 +296,7 @@ class TrainOptions:
 def _tiny() -> TrainOptions:
     return TrainOptions(
         task=TaskOptions("carry", {"min_operands": "3", "max_operands": "5"}),
-        sft=SFTOptions(steps=400),
+        sft=SFTOptions(steps=700),
         rollout=RolloutOptions(
             prompts_per_step=32,
             samples_per_prompt=8,
@@ -344,23 +344,21 @@ def _smoke() -> TrainOptions:
 
 def _smollm2() -> TrainOptions:
     return TrainOptions(
-        task=TaskOptions(
-            "arithmetic", {"operation": "add", "digits": "2", "terms": "2", "style": "fewshot", "shots": "4"}
-        ),
+        task=TaskOptions("arithmetic", {"operation": "add", "digits": "2", "terms": "2", "shots": "4"}),
         model=ModelOptions(path="smollm2", lora_rank=16, lora_alpha=32.0),
         rollout=RolloutOptions(
-            prompts_per_step=8,
+            prompts_per_step=6,
             samples_per_prompt=8,
             max_new_tokens=8,
-            max_prompt_tokens=96,
+            max_prompt_tokens=56,
             filter="mask",
             solve_rate_low=0.05,
             solve_rate_high=0.95,
         ),
-        prm=PRMOptions(lora_rank=16, learning_rate=1e-4),
+        prm=PRMOptions(lora_rank=16, learning_rate=5e-4, microbatches=2),
         advantage=AdvantageOptions(gate=True),
-        policy=PolicyOptions(learning_rate=1e-4, warmup_steps=3, weight_decay=0.0, beta2=0.95),
-        eval=EvalOptions(every=10, problems=96, prm_problems=0, batch_size=32),
+        policy=PolicyOptions(learning_rate=3e-4, warmup_steps=3, weight_decay=0.0, beta2=0.95, microbatches=2),
+        eval=EvalOptions(every=10, problems=64, prm_problems=0, batch_size=32),
         steps=40,
     )
 

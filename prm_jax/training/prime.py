@@ -38,6 +38,7 @@ class PrimeBatch:
       outcome: [B] float32 in [0, 1].
       group_ids: [B] int32 in [0, P), the prompt of each row.
       step_ids: [B, T] int32, the reasoning step of each response token, -1 elsewhere.
+      start: static; no response begins before this column, so that nothing before it goes through the head.
     """
 
     tokens: jax.Array  # [B, T]
@@ -46,6 +47,7 @@ class PrimeBatch:
     outcome: jax.Array  # [B]
     group_ids: jax.Array  # [B]
     step_ids: jax.Array  # [B, T]
+    start: int = dataclasses.field(default=0, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -167,16 +169,18 @@ def make_prm_step(
 def policy_logp(setup: PrimeSetup, policy: Params, frozen: Frozen, batch: PrimeBatch) -> jax.Array:
     """Log-probs [B, T] of the response under the policy at the sampling temperature; 0 off the response."""
     params = setup.policy.params(policy, frozen.reference)
-    return token_logprobs(
-        setup.policy.config, params, batch.tokens, batch.mask, temperature=setup.options.rollout.temperature
-    )
+    return _token_logprobs(setup.policy.config, params, batch, setup.options.rollout.temperature)
 
 
 def prm_logp(setup: PrimeSetup, prm: Params, frozen: Frozen, batch: PrimeBatch) -> jax.Array:
     """Log-probs [B, T] of the response under the PRM; no temperature."""
     assert setup.prm is not None
     params = setup.prm.params(prm, frozen.prm_reference)
-    return token_logprobs(setup.prm.config, params, batch.tokens, batch.mask)
+    return _token_logprobs(setup.prm.config, params, batch)
+
+
+def _token_logprobs(config: ModelConfig, params: Params, batch: PrimeBatch, temperature: float = 1.0) -> jax.Array:
+    return token_logprobs(config, params, batch.tokens, batch.mask, temperature=temperature, start=batch.start)
 
 
 def _score_prm(setup: PrimeSetup, prm: Params, frozen: Frozen, batch: PrimeBatch) -> jax.Array:
@@ -204,9 +208,7 @@ def _prm_reference_logp(setup: PrimeSetup, state: PrimeState, frozen: Frozen, ba
     else:
         # Without the sampling temperature: the PRM has none, and the ratio must compare like with like.
         config, params = setup.policy.config, setup.policy.params(state.policy, frozen.reference)
-    return _score_in_pieces(
-        lambda piece: token_logprobs(config, params, piece.tokens, piece.mask), batch, setup.options.prm
-    )
+    return _score_in_pieces(lambda piece: _token_logprobs(config, params, piece), batch, setup.options.prm)
 
 
 def _old_logp(setup: PrimeSetup, state: PrimeState, frozen: Frozen, batch: PrimeBatch) -> jax.Array | None:
@@ -497,7 +499,7 @@ def policy_phase(
         params = learner.params(trainable, frozen.reference)
         logp, entropy = token_logprobs_and_entropy(
             learner.config, params, piece["batch"].tokens, piece["batch"].mask,
-            temperature=setup.options.rollout.temperature,
+            temperature=setup.options.rollout.temperature, start=piece["batch"].start,
         )  # fmt: skip
         old = piece.get("old_logp", jax.lax.stop_gradient(logp))
         mask = piece["batch"].mask & piece["batch"].keep[:, None]
@@ -553,7 +555,7 @@ def policy_loss(
 def _policy_reference_logp(setup: PrimeSetup, frozen: Frozen, batch: PrimeBatch) -> jax.Array:
     config, temperature = setup.policy.config, setup.options.rollout.temperature
     return _score_in_pieces(
-        lambda piece: token_logprobs(config, frozen.reference, piece.tokens, piece.mask, temperature=temperature),
+        lambda piece: _token_logprobs(config, frozen.reference, piece, temperature),
         batch,
         setup.options.policy,
     )

@@ -16,6 +16,8 @@ from prm_jax.models import ModelConfig, generate
 from prm_jax.training.options import RolloutOptions
 from prm_jax.training.prime import PrimeBatch
 
+_START_MULTIPLE = 8  # so that prompts a little longer or shorter do not compile the step anew
+
 # Streams of randomness of one run: folded into its key, so that none depends on how often another is used.
 ROLLOUT_STREAM, EVAL_STREAM, INIT_STREAM, PRETRAIN_STREAM, NOISE_STREAM = range(5)
 
@@ -190,6 +192,7 @@ def to_batch(responses: Responses, keep: np.ndarray) -> PrimeBatch:
         "outcome": responses.outcome,
         "group_ids": np.repeat(np.arange(len(responses.problems), dtype=np.int32), size),
         "step_ids": responses.step_ids,
+        "start": int(responses.mask.argmax(axis=1).min()) // _START_MULTIPLE * _START_MULTIPLE,
     }
     return PrimeBatch(**arrays)
 

@@ -1,0 +1,206 @@
+"""Whole runs: files left behind, kill -9 and resume to the same bits, signals, and errors a user can make."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import pickle
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from prm_jax.errors import UserError
+from prm_jax.models import load_weights
+from prm_jax.training import arm as arm_module
+from prm_jax.training.arm import DivergedRun, InterruptedRun
+from prm_jax.training.loop import BASELINE, demonstration_batches, train
+from prm_jax.training.options import TaskOptions
+from prm_jax.training.start import load_start
+from tests.training.conftest import replaced
+
+# The child kills itself after the update of its third step, while the checkpoint of the second may still be written.
+_CHILD = """
+import os, pickle, signal, sys
+from prm_jax.training import arm, loop
+
+real = arm.Arm._step
+
+def step(self, state, done):
+    state = real(self, state, done)
+    if done == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return state
+
+arm.Arm._step = step
+options, path = pickle.load(open(sys.argv[1], "rb"))
+loop.train(options, path)
+"""
+
+
+def final_weights(path: pathlib.Path) -> list[np.ndarray]:
+    return [np.asarray(x) for name in ("policy", "prm") for x in jax.tree.leaves(load_weights(path / name)[1])]
+
+
+@pytest.fixture(scope="module")
+def finished(run_options, tmp_path_factory):
+    """(options, directory, summary) of a run with its baseline that nothing disturbed."""
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    options = dataclasses.replace(run_options, baseline=True)
+    return options, path, train(options, path)
+
+
+def records(path: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_its_configuration_metrics_samples_models_and_report(finished):
+    options, path, summary = finished
+    for name in ("config.yaml", "run.json", "metrics.jsonl", "samples.jsonl", "result.json", "report.md", BASELINE):
+        assert (path / name).exists(), name
+    assert set(summary["arms"]) == {"prime", BASELINE}
+    main = summary["arms"]["prime"]
+    assert main["rollouts"] == 16 + 16 * options.steps  # the PRM's warm-up, then every step
+    assert summary["arms"][BASELINE]["rollouts"] == 16 * options.steps
+    assert 0 <= main["prm_after_warm_up"]["prm_eval/step_auc"] <= 1
+    steps = [record["step"] for record in records(path) if "policy/loss" in record]
+    assert steps == [1, 2, 3, 4]
+    assert not any(name.startswith("prm/") for record in records(path / BASELINE) for name in record)
+    sample = json.loads((path / "samples.jsonl").read_text().splitlines()[0])
+    assert "".join(text for text, _ in sample["steps"]) == sample["response"]
+
+
+def test_the_same_options_give_the_same_bits(finished, tmp_path):
+    options, path, _ = finished
+    train(dataclasses.replace(options, baseline=False), tmp_path / "again")
+    for a, b in zip(final_weights(path), final_weights(tmp_path / "again"), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def assert_same_as_undisturbed(whole: pathlib.Path, path: pathlib.Path) -> None:
+    for a, b in zip(final_weights(whole), final_weights(path), strict=True):
+        np.testing.assert_array_equal(a, b)
+    seen = [record["step"] for record in records(path) if "policy/loss" in record]
+    assert seen == [1, 2, 3, 4], "a step is recorded twice or lost"
+
+
+def test_killed_in_the_middle_and_resumed_it_ends_in_the_same_bits(finished, tmp_path):
+    options, whole, _ = finished
+    options = dataclasses.replace(options, baseline=False)
+    path, order = tmp_path / "killed", tmp_path / "order.pickle"
+    order.write_bytes(pickle.dumps((options, str(path))))
+    child = subprocess.run([sys.executable, "-c", _CHILD, str(order)], capture_output=True, timeout=500, check=False)
+    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
+    assert not (path / "result.json").exists()
+    train(options, path, resume=True)
+    assert_same_as_undisturbed(whole, path)
+
+
+def test_a_signal_saves_and_stops_and_the_rest_follows_on_resume(finished, tmp_path, monkeypatch):
+    options, whole, _ = finished
+    options = dataclasses.replace(options, baseline=False)
+    real = arm_module.Arm._step
+
+    def step(self, state, done):
+        if done == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, state, done)
+
+    monkeypatch.setattr(arm_module.Arm, "_step", step)
+    with pytest.raises(InterruptedRun, match="SIGTERM"):
+        train(options, tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
+    monkeypatch.setattr(arm_module.Arm, "_step", real)
+    train(options, tmp_path / "run", resume=True)
+    assert_same_as_undisturbed(whole, tmp_path / "run")
+
+
+def test_resuming_with_another_configuration_shows_the_difference(finished):
+    options, path, _ = finished
+    with pytest.raises(UserError, match=r"prm\.beta"):
+        train(replaced(options, prm={"beta": 0.5}), path, resume=True)
+
+
+def test_a_finished_directory_is_not_overwritten(finished):
+    options, path, _ = finished
+    before = (path / "result.json").read_bytes()
+    with pytest.raises(UserError, match="resume"):
+        train(options, path)
+    assert (path / "result.json").read_bytes() == before
+
+
+def test_steps_that_never_pass_the_filter_stop_the_run(run_options, tmp_path):
+    options = replaced(
+        run_options, rollout={"filter": "mask", "solve_rate_low": 0.99, "solve_rate_high": 0.995},
+        prm={"pretrain_rollouts": 0}, advantage={"process_coef": 0.0},
+    )  # fmt: skip
+    with pytest.raises(DivergedRun, match="2 steps in a row"):
+        train(dataclasses.replace(options, max_empty_steps=2), tmp_path / "run")
+
+
+def test_gradients_that_never_are_finite_stop_the_run_and_keep_the_batch(run_options, tmp_path, monkeypatch):
+    real = arm_module.make_prime_step
+
+    def broken(setup):
+        inner = real(setup)
+
+        def step(state, frozen, batch):
+            state, metrics, rewards = inner(state, frozen, batch)
+            return state, {**metrics, "policy/skipped": 1.0}, rewards
+
+        return step
+
+    monkeypatch.setattr(arm_module, "make_prime_step", broken)
+    options = replaced(run_options, prm={"pretrain_rollouts": 0}, advantage={"process_coef": 0.0})
+    with pytest.raises(DivergedRun, match="non-finite"):
+        train(dataclasses.replace(options, max_bad_steps=2), tmp_path / "run")
+    kept = np.load(tmp_path / "run" / "bad_steps" / "step_2.npz")
+    assert kept["tokens"].shape == (16, 17)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rollout": {"samples_per_prompt": 1}}, "samples-per-prompt"),
+        ({"policy": {"minibatches": 3}}, "must divide"),
+        ({"prm": {"microbatches": 5}}, "must divide"),
+        ({"rollout": {"solve_rate_low": 0.9, "solve_rate_high": 0.1}}, "0 <= low <= high <= 1"),
+        ({"prm": {"beta": -1.0}}, "prm.beta"),
+        ({"advantage": {"process_coef": 0.0, "outcome_coef": 0.0}}, "nothing would be learned"),
+        ({"task": {"name": "cary"}}, "carry"),
+        ({"task": {"options": {"min_operand": "2"}}}, "min_operands"),
+        ({"model": {"path": "/no/such/weights"}, "sft": {"steps": 0}}, "/no/such/weights"),
+    ],
+)
+def test_options_that_cannot_work_are_named(run_options, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        train(replaced(run_options, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_problems_are_listed_at_once(run_options, tmp_path):
+    bad = replaced(run_options, prm={"beta": 0.0}, policy={"minibatches": 3}, rollout={"samples_per_prompt": 1})
+    with pytest.raises(UserError) as caught:
+        train(bad, tmp_path / "run")
+    assert str(caught.value).count("\n  - ") >= 3
+
+
+def test_demonstrations_are_a_function_of_seed_and_step(run_options):
+    start = load_start(run_options)
+    first, second = demonstration_batches(run_options, start), demonstration_batches(run_options, start)
+    for a, b in zip(first(3), second(3), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(first(3)[0], first(4)[0])
+    tokens, mask = first(0)
+    assert (tokens[:, 0] == start.tokenizer.bos_id).all(), "as prompts are encoded for sampling"
+    last = mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)
+    assert (tokens[np.arange(len(tokens)), last] == start.tokenizer.eos_id).all()
+
+
+def test_a_demonstration_longer_than_the_row_is_refused(run_options):
+    options = dataclasses.replace(run_options, task=TaskOptions("carry", {"min_operands": "9", "max_operands": "9"}))
+    with pytest.raises(UserError, match="max-new-tokens"):
+        demonstration_batches(options, load_start(options))(0)
