@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from prm_jax.data.pipeline import PromptStream
 from prm_jax.errors import UserError
@@ -16,6 +17,7 @@ from prm_jax.training.checkpoint import Checkpointer
 from prm_jax.training.evaluate import PRMProbe, make_step_scorer, policy_metrics, sample_in_batches
 from prm_jax.training.interrupts import Interrupts
 from prm_jax.training.learner import Params
+from prm_jax.training.mesh import shard_batch, shard_params
 from prm_jax.training.options import TrainOptions
 from prm_jax.training.prime import (
     Frozen,
@@ -47,6 +49,7 @@ class DivergedRun(UserError):
     """Too many steps in a row with a non-finite gradient, or without a prompt to learn from."""
 
 
+PrimeStep = Callable[[PrimeState, Frozen, PrimeBatch], tuple[PrimeState, dict[str, jax.Array], jax.Array]]
 Report = Callable[[int, dict[str, float]], None]
 """Called with (policy steps done, metrics) after every step and evaluation."""
 
@@ -81,6 +84,7 @@ class Arm:
       sampler: samples and judges.
       probe: fixed responses with exact step labels that test the PRM, or None.
       run: the run directory, already open.
+      mesh: devices over which parameters and rows lie; None for one device.
       report: gets metrics as they come.
       say: gets one-line messages.
     """
@@ -94,18 +98,19 @@ class Arm:
         probe: PRMProbe | None,
         run: RunDir,
         *,
+        mesh: Mesh | None = None,
         report: Report = lambda step, metrics: None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.options, self.start, self.sampler, self.run = options, start, sampler, run
         self.setup: PrimeSetup = make_setup(options, start)
-        prm_reference = base if start.prm_params is None else start.prm_params
-        self.frozen = Frozen(base, prm_reference)
+        self.mesh = mesh
+        base = self._place(base)
+        self.frozen = Frozen(base, base if start.prm_params is None else self._place(start.prm_params))
         self.probe = probe if self.setup.prm is not None else None
         self.key = jax.random.key(options.seed)
         self.collector = Collector(sampler, PromptStream(start.task.train, options.seed), options.rollout, self.key)
         self._report, self._say = report, say
-        self._step_fn = make_prime_step(self.setup)
         self._score_steps = None
         if self.probe is not None:
             self._score_steps = make_step_scorer(start.prm_config, start.prm_config, beta=options.prm.beta)
@@ -113,6 +118,10 @@ class Arm:
         self._before: dict[str, float] = {}
         self._pretrained: dict[str, float] = {}
         self._after: dict[str, float] = {}
+
+    def _place(self, tree: Any) -> Any:
+        """Parameters, or a state that holds them, on the mesh."""
+        return tree if self.mesh is None else shard_params(tree, self.mesh)
 
     # ---------------------------------------------------------------------------------------- run
 
@@ -125,7 +134,9 @@ class Arm:
         """
         keep = self.options.keep_checkpoints
         with Checkpointer(self.run.path / "checkpoints", max_to_keep=keep) as checkpoints:
-            state, done = self._initial_state(), 0
+            state, done = self._place(self._initial_state()), 0
+            shardings = None if self.mesh is None else jax.tree.map(lambda x: x.sharding, state)
+            step_fn = make_prime_step(self.setup, shardings=shardings)
             restored = checkpoints.restore(state) if resume else None
             if resume and restored is None:
                 self.run.rewind(0)
@@ -135,17 +146,19 @@ class Arm:
                 self._take_up(restored.metadata)
                 self._say(f"resumed at step {done}")
             else:
-                state = self._pretrain(state)
-                self._before = self._evaluate(state, 0)
-                self._after = self._before
+                state = self._pretrain(state, make_prm_step(self.setup, shardings=shardings))
+                self._before = self._after = self._evaluate(state)
+                self._report(0, self._before)
                 self._save(checkpoints, state, 0)
             while done < self.options.steps:
-                state = self._step(state, done)
+                state, metrics = self._step(step_fn, state, done)
                 done += 1
                 last = done == self.options.steps
                 every = self.options.eval.every
                 if last or (every and done % every == 0):
-                    self._after = self._evaluate(state, done)
+                    self._after = self._evaluate(state)
+                    metrics |= self._after
+                self._report(done, metrics)
                 stop = interrupts.should_stop()
                 failed = self._stop_reason()
                 if stop or failed or last or done % self.options.save_every == 0:
@@ -200,8 +213,8 @@ class Arm:
 
     # --------------------------------------------------------------------------------------- steps
 
-    def _step(self, state: PrimeState, done: int) -> PrimeState:
-        """Collects, learns, records; `done` steps lie behind."""
+    def _step(self, step_fn: PrimeStep, state: PrimeState, done: int) -> tuple[PrimeState, dict[str, float]]:
+        """Collects and learns; `done` steps lie behind.  Returns (state, metrics)."""
         begun = time.monotonic()
         batch, responses, metrics = self.collector.collect(self._policy_params(state), done, on_wait=self._say)
         generated = time.monotonic()
@@ -212,7 +225,7 @@ class Arm:
             self._say(f"step {done + 1}: no prompt passes the solve-rate filter; nothing is learned")
         else:
             self._empty_steps = 0
-            state, device_metrics, rewards = self._step_fn(state, self.frozen, batch)
+            state, device_metrics, rewards = step_fn(state, self.frozen, self._split(batch))
             found = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
             metrics |= found
             self._check_finite(found, batch, done + 1)
@@ -223,10 +236,12 @@ class Arm:
             "time/update_seconds": ended - generated,
             "time/step_seconds": ended - begun,
         }
-        self._report(done + 1, metrics)
         if done % self.options.sample_every == 0:
             self._write_samples(done + 1, responses, rewards)
-        return state
+        return state, metrics
+
+    def _split(self, batch: PrimeBatch) -> PrimeBatch:
+        return batch if self.mesh is None else shard_batch(batch, self.mesh)
 
     def _check_finite(self, metrics: dict[str, float], batch: PrimeBatch, step: int) -> None:
         """Counts skipped updates in a row and keeps the batch that caused one for inspection."""
@@ -284,7 +299,7 @@ class Arm:
 
     # ---------------------------------------------------------------------------------- PRM warm-up
 
-    def _pretrain(self, state: PrimeState) -> PrimeState:
+    def _pretrain(self, state: PrimeState, step_fn: Callable[..., tuple[PrimeState, Any]]) -> PrimeState:
         """Trains the PRM on rollouts of the initial policy by their outcomes; no step label is ever used."""
         options = self.options.prm
         if self.setup.prm is None or not options.pretrain_rollouts:
@@ -301,7 +316,6 @@ class Arm:
         groups = [to_batch(r, np.ones(len(r.problems), bool)) for r in rounds]
         data = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: prompts * size], *groups)
         data = dataclasses.replace(data, group_ids=np.repeat(np.arange(prompts, dtype=np.int32), size))
-        step_fn = make_prm_step(self.setup)
         batch_prompts = max(1, options.pretrain_batch // size)
         steps = max(1, prompts // batch_prompts)
         for epoch in range(options.pretrain_epochs):
@@ -311,7 +325,7 @@ class Arm:
                 rows = (chosen[:, None] * size + np.arange(size)).reshape(-1)
                 batch = jax.tree.map(lambda x, rows=rows: x[rows], data)
                 batch = dataclasses.replace(batch, group_ids=np.repeat(np.arange(len(chosen), dtype=np.int32), size))
-                state, metrics = step_fn(state, self.frozen, batch)
+                state, metrics = step_fn(state, self.frozen, self._split(batch))
             found = {f"pretrain/{k}": float(v) for k, v in jax.device_get(metrics).items()}
             self._say(
                 f"PRM warm-up: epoch {epoch + 1} of {options.pretrain_epochs}, loss {found['pretrain/prm/loss']:.3f}"
@@ -321,7 +335,7 @@ class Arm:
 
     # ----------------------------------------------------------------------------------- evaluation
 
-    def _evaluate(self, state: PrimeState, step: int) -> dict[str, float]:
+    def _evaluate(self, state: PrimeState) -> dict[str, float]:
         options, params = self.options.eval, self._policy_params(state)
         problems = self.start.task.eval[: options.problems]
         key = jax.random.fold_in(self.key, EVAL_STREAM)  # the same draws at every evaluation
@@ -333,9 +347,7 @@ class Arm:
             )
             found = policy_metrics(self.start.task, responses)
             metrics |= {f"eval/{name}_{metric}": value for metric, value in found.items()}
-        metrics |= self._probe_prm(state)
-        self._report(step, metrics)
-        return metrics
+        return metrics | self._probe_prm(state)
 
     def _probe_prm(self, state: PrimeState) -> dict[str, float]:
         if self.probe is None or self._score_steps is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from prm_jax.errors import UserError
 from prm_jax.models import load_weights, merge, save_weights
@@ -16,6 +17,7 @@ from prm_jax.training.console import Console
 from prm_jax.training.evaluate import PRMProbe, sample_in_batches
 from prm_jax.training.interrupts import Interrupts
 from prm_jax.training.learner import Params
+from prm_jax.training.mesh import make_mesh
 from prm_jax.training.options import SFTOptions, TrainOptions
 from prm_jax.training.report import write_report
 from prm_jax.training.rollouts import EVAL_STREAM, INIT_STREAM, Sampler
@@ -52,6 +54,7 @@ def train(options: TrainOptions, run_dir: str | pathlib.Path, *, resume: bool = 
     """
     check_options(options)
     begun = time.monotonic()
+    mesh = _mesh(options)
     start = load_start(options)
     main = "prime" if options.advantage.process_coef else BASELINE
     results = {}
@@ -60,13 +63,15 @@ def train(options: TrainOptions, run_dir: str | pathlib.Path, *, resume: bool = 
         rollout = options.rollout
         sampler = Sampler(start.task, start.tokenizer, start.config, rollout.max_prompt_tokens, rollout.max_new_tokens)
         probe = _probe(options, start, base, sampler)
-        results[main] = _train_arm(main, options, start, base, sampler, probe, run, console, interrupts)
+        results[main] = _train_arm(main, options, start, base, sampler, probe, run, console, interrupts, mesh)
         _save_models(run, start, results[main])
         if options.baseline and main != BASELINE:
             plain = _outcome_only(options)
             path = run.path / BASELINE
             with _open(path, plain, path.exists()) as inner:
-                results[BASELINE] = _train_arm(BASELINE, plain, start, base, sampler, None, inner, console, interrupts)
+                results[BASELINE] = _train_arm(
+                    BASELINE, plain, start, base, sampler, None, inner, console, interrupts, mesh
+                )
         run.note(finished=True)
     return write_report(run.path, options, results, seconds=time.monotonic() - begun)
 
@@ -87,13 +92,21 @@ def _train_arm(
     run: RunDir,
     console: Console,
     interrupts: Interrupts,
+    mesh: Mesh | None,
 ) -> ArmResult:
     def report(step: int, metrics: dict[str, float]) -> None:
         console.update(step, run.log(step, metrics))
 
-    arm = Arm(options, start, base, sampler, probe, run, report=report, say=console.message)
+    arm = Arm(options, start, base, sampler, probe, run, mesh=mesh, report=report, say=console.message)
     console.phase(TITLES[name], options.steps)
     return arm.train(interrupts, resume=run.resumed)
+
+
+def _mesh(options: TrainOptions) -> Mesh | None:
+    sizes = options.mesh
+    if (sizes.data, sizes.fsdp, sizes.tensor) == (1, 1, 1):
+        return None
+    return make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
 
 
 def _outcome_only(options: TrainOptions) -> TrainOptions:

@@ -122,9 +122,13 @@ def init_state(setup: PrimeSetup, frozen: Frozen, critic_head: Params | None, ke
 
 
 def make_prime_step(
-    setup: PrimeSetup,
+    setup: PrimeSetup, *, shardings: PrimeState | None = None
 ) -> Callable[[PrimeState, Frozen, PrimeBatch], tuple[PrimeState, Metrics, jax.Array]]:
     """Compiles ``(state, frozen, batch) -> (state, metrics, process rewards [B, T])``.
+
+    Args:
+      setup: models, optimisers, options.
+      shardings: how the new state lies on a mesh, leaf by leaf as the old one does; None on one device.
 
     `state` is donated.  Nothing inside waits for the host; metrics are float32 scalars on the device.
     A non-finite gradient leaves its learner unchanged and is counted in ``*/skipped``.
@@ -146,19 +150,24 @@ def make_prime_step(
         with jax.named_scope("policy"):
             policy, policy_opt, policy_metrics = policy_phase(setup, state, frozen, batch, advantages, old_logp)
         new = PrimeState(policy, policy_opt, prm, prm_opt, critic, critic_opt, state.step + 1)
+        if shardings is not None:
+            new = jax.lax.with_sharding_constraint(new, shardings)
         return new, {**prm_metrics, **adv_metrics, **critic_metrics, **policy_metrics}, rewards
 
     return jax.jit(step, donate_argnums=0)
 
 
 def make_prm_step(
-    setup: PrimeSetup,
+    setup: PrimeSetup, *, shardings: PrimeState | None = None
 ) -> Callable[[PrimeState, Frozen, PrimeBatch], tuple[PrimeState, Metrics]]:
     """Compiles a step that updates the PRM alone, for its warm-up on the initial policy's rollouts."""
 
     def step(state: PrimeState, frozen: Frozen, batch: PrimeBatch) -> tuple[PrimeState, Metrics]:
         prm, prm_opt, _, _, metrics = prm_phase(setup, state, frozen, batch)
-        return dataclasses.replace(state, prm=prm, prm_opt=prm_opt), metrics
+        new = dataclasses.replace(state, prm=prm, prm_opt=prm_opt)
+        if shardings is not None:
+            new = jax.lax.with_sharding_constraint(new, shardings)
+        return new, metrics
 
     return jax.jit(step, donate_argnums=0)
 

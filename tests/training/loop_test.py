@@ -18,7 +18,7 @@ from prm_jax.models import load_weights
 from prm_jax.training import arm as arm_module
 from prm_jax.training.arm import DivergedRun, InterruptedRun
 from prm_jax.training.loop import BASELINE, demonstration_batches, train
-from prm_jax.training.options import TaskOptions
+from prm_jax.training.options import MeshOptions, TaskOptions
 from prm_jax.training.start import load_start
 from tests.training.conftest import replaced
 
@@ -29,11 +29,11 @@ from prm_jax.training import arm, loop
 
 real = arm.Arm._step
 
-def step(self, state, done):
-    state = real(self, state, done)
+def step(self, step_fn, state, done):
+    result = real(self, step_fn, state, done)
     if done == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    return state
+    return result
 
 arm.Arm._step = step
 options, path = pickle.load(open(sys.argv[1], "rb"))
@@ -104,10 +104,10 @@ def test_a_signal_saves_and_stops_and_the_rest_follows_on_resume(finished, tmp_p
     options = dataclasses.replace(options, baseline=False)
     real = arm_module.Arm._step
 
-    def step(self, state, done):
+    def step(self, step_fn, state, done):
         if done == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, state, done)
+        return real(self, step_fn, state, done)
 
     monkeypatch.setattr(arm_module.Arm, "_step", step)
     with pytest.raises(InterruptedRun, match="SIGTERM"):
@@ -122,6 +122,15 @@ def test_resuming_with_another_configuration_shows_the_difference(finished):
     options, path, _ = finished
     with pytest.raises(UserError, match=r"prm\.beta"):
         train(replaced(options, prm={"beta": 0.5}), path, resume=True)
+
+
+def test_a_run_over_a_mesh_of_devices_takes_the_same_first_step(finished, tmp_path):
+    options, whole, _ = finished
+    options = dataclasses.replace(options, baseline=False, steps=1, mesh=MeshOptions(data=4, fsdp=2))
+    train(options, tmp_path / "run")
+    first, alone = ([r for r in records(path) if "policy/loss" in r][0] for path in (tmp_path / "run", whole))
+    for name in ("rollout/solve_rate", "policy/grad_norm", "prm/loss", "prm/pairwise_accuracy"):
+        np.testing.assert_allclose(first[name], alone[name], rtol=1e-3, err_msg=name)
 
 
 def test_a_finished_directory_is_not_overwritten(finished):
@@ -144,8 +153,8 @@ def test_steps_that_never_pass_the_filter_stop_the_run(run_options, tmp_path):
 def test_gradients_that_never_are_finite_stop_the_run_and_keep_the_batch(run_options, tmp_path, monkeypatch):
     real = arm_module.make_prime_step
 
-    def broken(setup):
-        inner = real(setup)
+    def broken(setup, **rest):
+        inner = real(setup, **rest)
 
         def step(state, frozen, batch):
             state, metrics, rewards = inner(state, frozen, batch)
