@@ -29,11 +29,11 @@ def judge_labels(
 
     Returns:
       `(label [...] bool, confidence [...] f32)`: confidence is the weighted share of "right", 1/2 where nobody
-      voted. With equal weights M judges of accuracy a agree with the truth as a binomial majority does.
+      voted. No gradient. With equal weights M judges of accuracy a are right as often as a binomial majority.
 
     Source: arXiv 2502.11520.
     """
-    votes = _util.as_f32(votes)
+    votes = jax.lax.stop_gradient(_util.as_f32(votes))
     present = jnp.ones(votes.shape, bool) if present is None else _util.as_mask(present)
     chex.assert_equal_shape([votes, present])
     w = jnp.ones(votes.shape[0]) if weights is None else _util.as_f32(weights)

@@ -1,0 +1,440 @@
+"""Properties that every function of the value, preference, calibration and sampling families must have.
+
+One row a function. Of each: under vmap it gives what a plain call gives; NaN behind a mask changes neither
+results nor gradients; an empty mask gives finite results; low precision gives float32 results; gradients are
+finite, and exactly zero for arguments that receive none; and results do not depend on the order of the batch.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prm_jax import rl
+
+N, K = 8, 3  # rows (or last axis), second axis
+ORDER = np.random.default_rng(2).permutation(N)
+
+
+def normal(*shape):
+    return lambda rng: rng.normal(size=shape).astype(np.float32)
+
+
+def unit(*shape):
+    return lambda rng: rng.uniform(0.05, 0.95, size=shape).astype(np.float32)
+
+
+def integers(high, *shape):
+    return lambda rng: rng.integers(0, high, size=shape).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A function, its arrays, and what is expected of them.
+
+    Attributes:
+      fn: the public function.
+      arrays: samplers of its array arguments by name.
+      mask: name of the mask argument (shape: leading axes of what it hides), or None.
+      hides: array arguments that may be NaN where the mask is False.
+      grad: array arguments that receive gradients.
+      kw: static keyword arguments.
+      order: "rows" if permuting the rows of all arrays permutes (or keeps) the result, None if rows are ordered.
+    """
+
+    fn: Callable[..., Any]
+    arrays: Mapping[str, Callable]
+    mask: str | None = None
+    hides: str = ""
+    grad: str = ""
+    kw: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    order: str | None = "rows"
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.fn.__name__ + (f"-{self.label}" if self.label else "")
+
+
+def rows(**arrays):
+    return arrays
+
+
+GROUPED = {"group_ids": integers(3, N)}
+FOUR = {name: normal(N) for name in ("logp", "prior_logp", "proposal_logp", "rewards")}
+TABLE = [
+    # values
+    Row(rl.dueling_q, rows(logits=normal(N, K), value=normal(N)), grad="logits value", kw={"alpha": 0.5}),
+    Row(
+        rl.q_target,
+        rows(rewards=normal(N), discounts=unit(N), next_q=normal(N, K), next_actions=integers(K, N)),
+    ),
+    *(
+        Row(
+            rl.bellman_targets,
+            rows(rewards=normal(N), discounts=unit(N), next_q=normal(N, K), policy_logits=normal(N, K)),
+            kw={"kind": kind},
+            label=kind,
+        )
+        for kind in ("expected", "greedy", "conservative")
+    ),
+    Row(
+        rl.recovered_rewards,
+        rows(q_taken=normal(N), discounts=unit(N), next_value=normal(N)),
+        grad="q_taken next_value discounts",
+    ),
+    Row(
+        rl.dueling_loss,
+        rows(logits=normal(N, K), value=normal(N), actions=integers(K, N), targets=normal(N)),
+        "mask",
+        "logits value targets",
+        "logits value",
+        {"alpha": 0.7, "advantage_coef": 0.1, "ce_coef": 0.1},
+    ),
+    Row(rl.double_q_target, rows(rewards=normal(N), discounts=unit(N), next_q=normal(N, K), next_q_other=normal(N, K))),
+    *(
+        Row(rl.twin, rows(first=normal(N), second=normal(N)), grad="first second", kw={"how": how}, label=how)
+        for how in ("min", "mean")
+    ),
+    Row(rl.candidate_advantages, rows(q_values=normal(N, K), value=normal(N)), "valid:NK", "q_values"),
+    Row(
+        rl.best_of_n_policy_loss,
+        rows(logp=normal(N, K), advantages=normal(N, K)),
+        "valid:NK",
+        "logp advantages",
+        "logp",
+        {"threshold": 0.1},
+    ),
+    Row(
+        rl.bellman_rank_penalty,
+        rows(features=normal(N, K), next_features=normal(N, K), rewards=normal(N)),
+        "mask",
+        "features next_features rewards",
+        "features",
+        {"discount": 0.9, "head": np.array([0.1, -0.2, 0.1], np.float32)},
+    ),
+    Row(
+        rl.pinball_loss,
+        rows(quantiles=normal(N, K), targets=normal(N)),
+        "mask",
+        "quantiles targets",
+        "quantiles",
+        {"levels": np.array([0.1, 0.5, 0.9], np.float32)},
+    ),
+    *(
+        Row(rl.monotone_quantiles, rows(quantiles=normal(N, 5)), grad="quantiles", kw={"how": how}, label=how)
+        for how in ("pava", "median_out")
+    ),
+    Row(rl.crossing_penalty, rows(quantiles=normal(N, 4)), "mask", "quantiles", "quantiles", {"margin": 0.1}),
+    Row(
+        rl.weighted_ridge,
+        rows(features=normal(N, K), targets=normal(N), weights=unit(N)),
+        grad="features targets weights",
+        kw={"l2": 0.1},
+    ),
+    Row(rl.variance_weights, rows(variance=unit(N), bonus=unit(N)), kw={"gamma": 0.5, "floor": 0.1}),
+    # preference
+    Row(rl.preference_score, rows(left=normal(N, 4), right=normal(N, 4)), grad="left right"),
+    Row(rl.preference_gates, rows(logits=normal(N, K)), grad="logits"),
+    *(
+        Row(
+            rl.group_preferences,
+            rows(embeddings=normal(N, 4), **GROUPED),
+            "mask",
+            "embeddings",
+            "embeddings",
+            {"num_groups": 3, "output": output},
+            label=output,
+        )
+        for output in ("score", "win")
+    ),
+    Row(
+        rl.gpo_loss,
+        rows(logp=normal(N), old_logp=normal(N), scores=normal(N)),
+        "mask",
+        "logp old_logp scores",
+        "logp",
+        {"beta": 0.5},
+    ),
+    Row(rl.brain_loss, {**FOUR, **GROUPED}, "mask", " ".join(FOUR), "logp", {"num_groups": 3}),
+    Row(rl.weighted_nll, rows(logp=normal(N, K), weights=unit(N, K)), "mask:NK", "logp weights", "logp"),
+    Row(rl.advantage_weights, rows(advantages=normal(N)), kw={"temperature": 0.5}),
+    # calibration
+    *(
+        Row(
+            rl.calibration_error,
+            rows(confidence=unit(N), outcome=unit(N)),
+            "mask",
+            "confidence outcome",
+            "confidence outcome",
+            {"kind": kind, "num_bins": 3},
+            label=kind,
+        )
+        for kind in ("ece", "ace", "mce")
+    ),
+    Row(rl.brier_score, rows(confidence=unit(N), outcome=unit(N)), "mask", "confidence outcome", "confidence outcome"),
+    Row(rl.fit_platt, rows(scores=normal(N), labels=unit(N)), "mask", "scores labels"),
+    Row(rl.fit_isotonic, rows(scores=normal(N), labels=unit(N)), "mask", "scores labels"),
+    Row(rl.isotonic_regression, rows(values=normal(N), weights=unit(N)), grad="values weights", order=None),
+    Row(
+        rl.venn_abers,
+        rows(scores=normal(N), labels=integers(2, N)),
+        "mask",
+        "scores",
+        kw={"test_scores": np.array([0.0, 1.0], np.float32)},
+    ),
+    Row(
+        rl.conformal_pvalues,
+        rows(scores=normal(N), good=integers(2, N)),
+        "mask",
+        "scores",
+        kw={"test_scores": np.array([0.0, 1.0], np.float32)},
+    ),
+    Row(rl.benjamini_hochberg, rows(pvalues=unit(N)), "mask", "pvalues", kw={"level": 0.5}),
+    Row(rl.e_benjamini_hochberg, rows(evalues=unit(N)), "mask", "evalues", kw={"level": 0.5}),
+    Row(
+        rl.conformal_interval,
+        rows(cal_lower=normal(N), cal_upper=normal(N), cal_targets=normal(N)),
+        "cal_mask",
+        "cal_lower cal_upper cal_targets",
+        kw={"lower": np.zeros(2, np.float32), "upper": np.ones(2, np.float32), "level": 0.5},
+        label="finite",
+    ),
+    Row(rl.update_reward_mean, rows(rewards=normal(N)), "mask", "rewards", kw={"mean": 0.5}),
+    # ensembles, labels and objectives
+    *(
+        Row(
+            rl.penalized_rewards,
+            rows(predictions=normal(N, K), variances=unit(N, K)),
+            grad="predictions variances",
+            kw={"coefficient": 0.5, "kind": kind},
+            label=kind,
+        )
+        for kind in ("std", "loo_kl")
+    ),
+    Row(rl.judge_labels, rows(votes=unit(N, K)), "present:NK", "votes"),
+    Row(rl.look_back_penalty, rows(values=unit(N, K)), "mask:prefix", "values", "values", {"coefficient": 0.5}),
+    Row(rl.balanced_step_weights, rows(labels=unit(N, K)), "mask:NK", "labels"),
+    Row(rl.objective_gates, rows(logits=normal(N, K)), grad="logits"),
+    Row(
+        rl.gated_objectives,
+        rows(objectives=normal(N, K), gates=unit(N, K)),
+        "valid",
+        "objectives gates",
+        "objectives gates",
+    ),
+    Row(
+        rl.decorrelate,
+        rows(objectives=normal(N, K), reference=normal(N)),
+        "mask",
+        "objectives reference",
+        kw={"grid": np.array([0.0, 0.3, 0.6], np.float32)},
+    ),
+    Row(rl.verifier_rewards, rows(rewards=normal(N), outcome=unit(N)), grad="rewards outcome"),
+    Row(rl.halting_distribution, rows(logits=normal(N, K)), grad="logits"),
+    Row(rl.halting_loss, rows(losses=normal(N, K), logits=normal(N, K)), "mask", "losses logits", "losses logits"),
+    Row(rl.quantile_exit, rows(probabilities=unit(N, K))),
+    # sampling and tracking
+    *(
+        Row(
+            rl.filter_weights,
+            rows(rewards=normal(N), **GROUPED),
+            "mask",
+            "rewards",
+            kw={"num_groups": 3, "kind": kind},
+            label=kind,
+        )
+        for kind in ("best_random", "best_worst", "power")
+    ),
+    *(
+        Row(
+            rl.importance_weights,
+            rows(logp=normal(N), behaviour_logp=normal(N)),
+            "mask",
+            "logp behaviour_logp",
+            "logp",
+            {"kind": kind},
+            label=kind,
+        )
+        for kind in ("snis", "clip")
+    ),
+    Row(
+        rl.control_variate_mean,
+        rows(values=normal(N, K), weights=unit(N)),
+        "mask",
+        "values weights",
+        "values weights",
+        {"baselines": np.array([0.1, 0.2, 0.3], np.float32)},
+    ),
+    Row(
+        rl.shared_proposal_logits,
+        rows(logp=normal(N), values=normal(N, K)),
+        kw={"baselines": np.array([0.1, 0.2, 0.3], np.float32)},
+    ),
+    Row(rl.budget_allocation, rows(solve_rate=unit(N)), "mask", "solve_rate", kw={"total": 16}, order=None),
+    Row(rl.answer_confidence, rows(answer_ids=integers(3, N), **GROUPED), "mask", kw={"num_groups": 3}),
+    Row(rl.best_of_n_weights, rows(scores=normal(N)), "mask", "scores", kw={"n": 2}),
+    Row(
+        rl.bon_curve,
+        rows(proxy=normal(N, 4), gold=normal(N, 4)),
+        "mask:N4",
+        "proxy gold",
+        "proxy gold",
+        {"sizes": (1, 2)},
+    ),
+    Row(rl.fit_over_optimization, rows(kl=unit(N), gold=normal(N)), "mask", "kl gold", "gold kl", label="bon"),
+    Row(rl.ranking_metrics, rows(chosen=normal(N), rejected=normal(N, K)), "mask:NK", "rejected"),
+    Row(rl.pearson, rows(x=normal(N), y=normal(N)), "mask", "x y", "x y"),
+    Row(rl.spearman, rows(x=normal(N), y=normal(N)), "mask", "x y"),
+    Row(rl.r_squared, rows(x=normal(N), y=normal(N)), "mask", "x y", "x y"),
+    Row(rl.proxy_gold_report, rows(proxy=normal(N, K), gold=normal(N, K)), "mask:NK", "proxy gold", order=None),
+    Row(rl.binned_r_squared, rows(proxy=normal(N), gold=normal(N), weights=unit(N)), kw={"num_bins": 3}),
+    Row(rl.credit_concentration, rows(token_rewards=normal(N, K)), "mask:NK", "token_rewards", "token_rewards"),
+]
+MODULES = (
+    "values extraction bellman_rank quantiles regression preference posterior imitation calibration isotonic conformal "
+    "confidence pessimism step_labels multi_objective halting sampling best_of_n ranking correlation tracking"
+).split()
+# Thin ones, or without arrays of rows; their own tests have all there is to say.
+ELSEWHERE = {
+    "aggregate_quantiles", "apply_isotonic", "apply_platt", "best_of_n_kl", "best_of_n_targets", "best_of_n_win_rate",
+    "continuation_discounts", "debias_transform", "elliptical_bonus", "ensemble_moments", "ensemble_uncertainty",
+    "judge_weights", "midranks", "optimized_selection", "reliability_bins",
+}  # fmt: skip
+
+
+def draw(row: Row, seed: int):
+    rng = np.random.default_rng(seed)
+    data = {name: sample(rng) for name, sample in row.arrays.items()}
+    if row.mask:
+        name, _, shape = row.mask.partition(":")
+        columns = {"": (), "NK": (K,), "N4": (4,), "prefix": (K,)}[shape]
+        mask = rng.uniform(size=(N, *columns)) < 0.7
+        mask[0] = True
+        if shape == "prefix":
+            mask = np.arange(K) < rng.integers(1, K + 1, size=(N, 1))
+        data[name] = mask
+    return data
+
+
+def spoil(row: Row, data):
+    """The same data with NaN behind the mask."""
+    mask = data[row.mask.partition(":")[0]]
+    dirty = dict(data)
+    for name in row.hides.split():
+        x = data[name]
+        hidden = np.broadcast_to(~mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x.shape)
+        dirty[name] = np.where(hidden, np.nan, x)
+    return dirty
+
+
+def variants(row: Row):
+    """[clean, spoilt, empty, permuted], stacked along a new first axis; without a mask the clean one stands in."""
+    clean = draw(row, 3)
+    parts = [clean] * 3
+    if row.mask is not None:
+        name = row.mask.partition(":")[0]
+        parts = [clean, spoil(row, clean), {**spoil(row, clean), name: np.zeros_like(clean[name])}]
+    parts.append({name: x[ORDER] if row.order else x for name, x in clean.items()})
+    return {name: jnp.stack([jnp.asarray(p[name]) for p in parts]) for name in clean}
+
+
+def scalar(tree):
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return sum((jnp.arange(1, x.size + 1) * x.ravel()).sum() for x in leaves) if leaves else jnp.zeros(())
+
+
+@functools.cache
+def results(index: int):
+    """Everything that needs compiling, in one compilation: compiling is nearly all of the time.
+
+    Values and gradients of the variants under vmap, and values of a plain call on the clean one.
+    """
+    row = TABLE[index]
+    traces = []
+
+    def call(floats, rest):
+        return row.fn(**floats, **rest, **row.kw)
+
+    def everything(data):
+        floats, rest = split(data)
+        gradients, values = jax.grad(lambda x: (lambda y: (scalar(y), y))(call(x, rest)), has_aux=True)(floats)
+        return values, gradients
+
+    def both(data):
+        traces.append(1)
+        return jax.vmap(everything)(data), call(*split({k: v[0] for k, v in data.items()}))
+
+    run = jax.jit(both)
+    data = variants(row)
+    (values, gradients), plain = jax.tree.map(np.asarray, run(data))
+    run(data)
+    assert len(traces) == 1, "traced twice for one shape"
+    return values, gradients, plain
+
+
+def split(data):
+    """(floats, the rest)."""
+    floats = {k: v for k, v in data.items() if v.dtype == jnp.float32}
+    return floats, {k: v for k, v in data.items() if k not in floats}
+
+
+ROWS = pytest.mark.parametrize("index", range(len(TABLE)), ids=[row.name for row in TABLE])
+
+
+def test_the_table_is_complete():
+    names = {n for n in rl.__all__ if getattr(rl, n).__module__.rpartition(".")[2] in MODULES}
+    functions = {n for n in names if not isinstance(getattr(rl, n), type)}
+    assert functions == {row.fn.__name__ for row in TABLE} | ELSEWHERE
+
+
+@ROWS
+def test_vmap_gives_what_a_plain_call_gives(index):
+    values, _, plain = results(index)
+    for x, y in zip(jax.tree.leaves(plain), jax.tree.leaves(values), strict=True):
+        np.testing.assert_allclose(x, y[0], rtol=2e-4, atol=2e-5)
+
+
+@ROWS
+def test_nan_behind_masks_empty_masks_and_gradients(index):
+    row = TABLE[index]
+    values, gradients, _ = results(index)
+    for x in jax.tree.leaves(values):
+        np.testing.assert_array_equal(x[0], x[1])  # NaN behind the mask
+        if row.fn is not rl.conformal_interval:  # infinite without calibration data
+            assert np.isfinite(x).all()
+    receives = row.grad.split()
+    for name, gradient in gradients.items():
+        assert np.isfinite(gradient).all(), name
+        np.testing.assert_array_equal(gradient[0], gradient[1])
+        assert name in receives or not gradient.any(), f"{name} receives a gradient"
+    for name in receives:
+        assert gradients[name][0].any(), f"{name} receives none"
+
+
+@ROWS
+def test_low_precision_and_integers_in_float32_out(index):
+    row = TABLE[index]
+    for dtype in (jnp.bfloat16, jnp.float16, jnp.int32):
+        shapes = {
+            name: jax.ShapeDtypeStruct(x.shape, dtype if x.dtype == np.float32 else x.dtype)
+            for name, x in draw(row, 0).items()
+        }
+        for leaf in jax.tree.leaves(jax.eval_shape(lambda x, row=row: row.fn(**x, **row.kw), shapes)):
+            assert leaf.dtype in (np.float32, np.bool_, np.int32)
+
+
+@ROWS
+def test_the_order_of_the_batch_is_immaterial(index):
+    row = TABLE[index]
+    if row.order is None:
+        pytest.skip("rows are a sequence")
+    values, _, _ = results(index)
+    for x in jax.tree.leaves(values):
+        follows = x.ndim > 1 and x.shape[1] == N and row.fn is not rl.fit_isotonic
+        np.testing.assert_allclose(x[0][ORDER] if follows else x[0], x[3], rtol=2e-4, atol=2e-5)
