@@ -69,7 +69,7 @@ def run(options: Options) -> None:
     prompts = list(_prompts(options))
     path = model_path(options.model)
     config, params = load_weights(path, dtype=options.dtype)
-    config = dataclasses.replace(config, compute_dtype=options.dtype, scan_unroll=config.num_layers)
+    config = dataclasses.replace(config, compute_dtype=options.dtype)
     tokenizer = Tokenizer.load(path)
     key = jax.random.key(options.seed)
     tokens, seconds = 0, 0.0
@@ -77,7 +77,8 @@ def run(options: Options) -> None:
         batch = prompts[start : start + options.batch_size]
         begun = time.monotonic()
         samples = _sample(options, config, params, tokenizer, batch, start, key)
-        written = int(samples.mask.sum())
+        rows = len(batch) * options.samples
+        written = int(samples.mask[:rows].sum())
         _write(options, tokenizer, batch, samples)
         if number or len(prompts) <= options.batch_size:  # the first of several batches holds the compilation
             tokens, seconds = tokens + written, seconds + time.monotonic() - begun
@@ -92,6 +93,8 @@ def _sample(
     from prm_jax.models import generate
 
     ready = [[{"role": "user", "content": p}] if options.chat and isinstance(p, str) else p for p in batch]
+    # A smaller last batch would be compiled anew; its copies are drawn under their own numbers and not shown.
+    ready += [ready[-1]] * (options.batch_size - len(batch) if start else 0)
     return generate(
         config,
         params,
@@ -106,7 +109,7 @@ def _sample(
         stop=options.stop,
         tokenizer=tokenizer,
         keep_stop=False,
-        prompt_ids=range(start, start + len(batch)),
+        prompt_ids=range(start, start + len(ready)),
     )
 
 
@@ -115,7 +118,7 @@ def _write(options: Options, tokenizer: Any, batch: Sequence[Prompt], samples: A
 
     tokens, mask, logp = (np.asarray(x) for x in (samples.tokens, samples.mask, samples.logp))
     many = len(batch) * options.samples > 1
-    for row in range(len(tokens)):
+    for row in range(len(batch) * options.samples):
         prompt = batch[row // options.samples]
         text = tokenizer.decode(tokens[row][mask[row]].tolist(), skip_special=True)
         if options.json:
