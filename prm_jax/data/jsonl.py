@@ -22,7 +22,7 @@ Judge = Literal["auto", "exact", "number", "math"]
 Place = Literal["auto", "whole", "marker", "boxed", "last_number"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class FileTask:
     """Problems that were read from files; made by ``jsonl_task`` and ``gsm8k_task``.
 

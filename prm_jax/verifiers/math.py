@@ -32,7 +32,8 @@ _REPLACED = (
 _NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([A-Za-z]\))?'?")
 _EQUALS = re.compile(r"(?<![<>!:=\\])=(?!=)")
 _HEDGE = re.compile(r"(?<![A-Za-z\\])(?:or|and|either|maybe|not)(?![A-Za-z])", re.IGNORECASE)
-_WORDS = re.compile(r"[A-Za-z]{2,}(?:[ -][A-Za-z]+)*|\(?[A-Za-z]\)?")
+_SEVERAL = re.compile(r"[,;]|\\pm|\\mp|\\cup|\\lor|\\land")
+_WORDS = re.compile(r"\(?[A-Za-z]+(?:[ -][A-Za-z]+)*\)?")
 _LETTER = re.compile(r"\(([A-Za-z])\)")
 
 
@@ -111,9 +112,14 @@ class MathVerifier:
             return failed("no answer")
         if reason := _beyond_limits(answer):
             return failed(f"the answer {reason}")
+        worded = r"\text" in gold or r"\mathrm" in gold
         answer, gold = normalise(answer), normalise(gold)
         if _bare(answer) == _bare(gold):
             return passed()
+        # Three letters may be a product; a longer run of them is a word, which its anagram does not equal.
+        if _WORDS.fullmatch(gold) and (worded or len(gold.strip("()")) > 3) or _LETTER.fullmatch(gold):
+            same = _LETTER.sub(r"\1", answer).casefold() == _LETTER.sub(r"\1", gold).casefold()
+            return passed() if same else failed()
         numbers = self._numbers(answer, gold)
         return numbers if numbers is not None else _by_rule(answer, gold)
 
@@ -141,10 +147,8 @@ def normalise(latex: str) -> str:
 
 def _by_rule(answer: str, gold: str) -> Verdict | tuple[str, str]:
     """What the rules on form decide; else the pair."""
-    if _WORDS.fullmatch(gold) and len(gold.strip("()")) > 1 or _LETTER.fullmatch(gold):
-        same = _LETTER.sub(r"\1", answer).casefold() == _LETTER.sub(r"\1", gold).casefold()
-        return passed() if same else failed()
-    if "$" in answer or (_HEDGE.search(answer) and not _HEDGE.search(gold)):
+    several = _HEDGE.search(gold) or _SEVERAL.search(gold)
+    if "$" in answer or (_HEDGE.search(answer) and not several):
         return failed("more than one answer")
     if _EQUALS.search(answer) and not re.search(r"[=<>]|\\[lg]eq?|\\neq?|\\in(?![a-z])", gold):
         name, value = _EQUALS.split(answer, maxsplit=1)

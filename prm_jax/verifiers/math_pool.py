@@ -27,20 +27,23 @@ from prm_jax.verifiers.verdict import Status, Verdict, broken
 _WORKER = pathlib.Path(__file__).with_name("math_worker.py")
 _KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
 _NO_ACCELERATOR = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-_GRACE = 5.0
+# What a worker may take on the clock before it counts as stuck itself: more than it grants a check.
+_WALL = 10
+_GRACE = 30.0
 
 
 class MathPool:
     """Compares LaTeX answers with math-verify in processes of its own.
 
     A worker consists of a process that has imported math-verify and a forked child that does one check
-    after the other. A child that is past its deadline is killed (SIGKILL), reaped and replaced in
+    after the other. A child that is past its deadline is killed, reaped and replaced in
     milliseconds; one that has done ``recycle_after`` checks is replaced too, which returns what sympy's
     caches have taken.  Nothing is started before the first check.
 
     Args:
       workers: how many checks run at once; by default the processors there are, at most 4.
-      timeout: seconds of wall time that a check may take.
+      timeout: seconds of processor time that a check may take; on the clock it may be ten times as many, which it
+        is only where the machine is busy.
       reference_timeout: after a timeout, seconds that a reference not compared before may take to be compared with 0;
         if it takes longer, the fault is its own.
       recycle_after: checks of one child.
@@ -164,7 +167,7 @@ class _Worker:
                 try:
                     if self._process is None:
                         self._start()
-                    reply = self._ask({"answer": answer, "gold": gold, "timeout": timeout}, timeout + _GRACE)
+                    reply = self._ask({"answer": answer, "gold": gold, "timeout": timeout}, _WALL * timeout + _GRACE)
                     return _verdict(reply)
                 except (BrokenPipeError, EOFError, TimeoutError):
                     self._end()

@@ -4,6 +4,9 @@ It imports math-verify once and then forks a child for the checks; the child may
 replaced in milliseconds.  The forking process never parses model text.  Both speak JSON lines; no pickle,
 and neither imports jax.
 
+A deadline is one of processor time, which the kernel enforces (a timer that ends the child), so that a busy machine
+makes no verdict; behind it stands one of wall time, ten times as long.
+
 Only LaTeX is parsed (math-verify's other parser evaluates Python), in a child that may write no file, start
 no process and take only so much memory.
 """
@@ -28,6 +31,10 @@ WARM_UP = (
     (r"\begin{pmatrix} 1 \\ x+1 \end{pmatrix}", r"\begin{pmatrix} 1 \\ 1+x \end{pmatrix}", True),
     ("x+1", "0", False),
 )
+
+
+WALL = 10
+"""Seconds on the clock that a check may take for each second of processor time."""
 
 
 def main() -> None:
@@ -81,6 +88,7 @@ class Child:
         self._replies, to_parent = os.pipe()
         self.served = 0
         self.dead = False
+        self._reaped = False
         self._pid = os.fork()
         if self._pid == 0:
             for fd in (*close, self._requests, self._replies):
@@ -92,7 +100,7 @@ class Child:
     def ask(self, line: bytes, timeout: float) -> tuple[str, str]:
         """(status, detail) by the deadline; who is at fault depends on whether the reference was read by then."""
         self.served += 1
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + WALL * timeout
         rest = b""
         gold_read = False
         try:
@@ -100,7 +108,7 @@ class Child:
             while True:
                 wait = max(0.0, deadline - time.monotonic())
                 if b"\n" not in rest and not select.select([self._replies], [], [], wait)[0]:
-                    return self._failed(gold_read, f"took longer than {timeout:g} s")
+                    return self._failed(gold_read, f"took longer than {WALL * timeout:g} s on the clock")
                 received, rest = _read_line(self._replies, rest)
                 if not received:
                     break
@@ -110,14 +118,21 @@ class Child:
                 gold_read = True
         except BrokenPipeError:
             pass
-        return self._failed(gold_read, "crashed or ran out of memory")
+        late = self._reap() == -signal.SIGPROF
+        return self._failed(gold_read, f"took longer than {timeout:g} s" if late else "crashed or ran out of memory")
 
     def kill(self) -> None:
         """Ends the child and reaps it."""
-        os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
+        if not self._reaped:
+            os.kill(self._pid, signal.SIGKILL)
+            self._reap()
         os.close(self._requests)
         os.close(self._replies)
+
+    def _reap(self) -> int:
+        """Waits for the child's end; its exit code, or minus the signal that ended it."""
+        self._reaped = True
+        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
 
     def _failed(self, gold_read: bool, what: str) -> tuple[str, str]:
         self.dead = True
@@ -174,12 +189,14 @@ def _check_forever(requests: int, replies: int, memory_bytes: int) -> NoReturn:
             if not line:
                 break
             request = json.loads(line)
+            signal.setitimer(signal.ITIMER_PROF, request["timeout"])
             try:
                 status, detail = compare(
                     request["gold"], request["answer"], lambda: _write_line(replies, {"gold": True})
                 )
             except (Exception, RecursionError, MemoryError) as error:
                 status, detail = "fail", f"the answer broke the comparison: {type(error).__name__}"
+            signal.setitimer(signal.ITIMER_PROF, 0.0)
             _write_line(replies, {"status": status, "detail": detail})
     finally:
         os._exit(0)
