@@ -71,13 +71,16 @@ def trust_gate(accuracy: ArrayLike) -> jax.Array:
     return jnp.maximum(0.0, 2 * _util.as_f32(accuracy) - 1)
 
 
-def outcome_accuracy(scores: ArrayLike, outcome: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
+def outcome_accuracy(
+    scores: ArrayLike, outcome: ArrayLike, mask: ArrayLike | None = None, *, axis_name: _util.AxisName = None
+) -> jax.Array:
     """Share of responses whose score has the sign of 2 * outcome - 1.
 
     Args:
       scores: [B] float, sums of implicit rewards (logits of the outcome).
       outcome: [B] any real dtype, in [0, 1].
-      mask: optional [B] bool.
+      mask: optional [B] bool, False for rows that do not count.
+      axis_name: mapped axis over which the batch is split, or None.
 
     Returns:
       float32 scalar in [0, 1], 0 for an empty batch. No gradient.
@@ -86,7 +89,7 @@ def outcome_accuracy(scores: ArrayLike, outcome: ArrayLike, mask: ArrayLike | No
     chex.assert_equal_shape([s, a])
     mask = jnp.ones(s.shape, bool) if mask is None else _util.as_mask(mask)
     right = jnp.sign(_util.masked(s, mask)) == jnp.sign(2 * _util.masked(a, mask) - 1)
-    return jnp.sum(right & mask) / jnp.maximum(jnp.sum(mask), 1).astype(jnp.float32)
+    return _share(right, mask, axis_name)
 
 
 def first_error(scores: ArrayLike, mask: ArrayLike, *, threshold: ArrayLike) -> jax.Array:
@@ -108,7 +111,7 @@ def first_error(scores: ArrayLike, mask: ArrayLike, *, threshold: ArrayLike) -> 
 
 
 def first_error_f1(
-    predicted: ArrayLike, label: ArrayLike, mask: ArrayLike | None = None
+    predicted: ArrayLike, label: ArrayLike, mask: ArrayLike | None = None, *, axis_name: _util.AxisName = None
 ) -> dict[str, jax.Array]:
     """ProcessBench's score: harmonic mean of the accuracies on faulty and on correct responses.
 
@@ -117,6 +120,7 @@ def first_error_f1(
         is wrong wherever it differs from the label.
       label: [B] int, the true index, -1 for none.
       mask: optional [B] bool, False for rows that do not count.
+      axis_name: mapped axis over which the batch is split, or None.
 
     Returns:
       dict of float32 scalars in [0, 1]: error_acc (exact index, where there is an error), correct_acc (where
@@ -128,10 +132,9 @@ def first_error_f1(
     predicted, label = jnp.asarray(predicted), jnp.asarray(label)
     chex.assert_equal_shape([predicted, label])
     mask = jnp.ones(label.shape, bool) if mask is None else _util.as_mask(mask)
-    faulty, hit = mask & (label != NO_ERROR), predicted == label
-    error_acc = jnp.sum(faulty & hit) / jnp.maximum(jnp.sum(faulty), 1)
-    correct = mask & (label == NO_ERROR)
-    correct_acc = jnp.sum(correct & hit) / jnp.maximum(jnp.sum(correct), 1)
+    hit = predicted == label
+    error_acc = _share(hit, mask & (label != NO_ERROR), axis_name)
+    correct_acc = _share(hit, mask & (label == NO_ERROR), axis_name)
     return {"error_acc": error_acc, "correct_acc": correct_acc, "f1": _harmonic(error_acc, correct_acc)}
 
 
@@ -203,7 +206,7 @@ def roc_auc(scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None)
     return jnp.where(pairs > 0, wins / jnp.maximum(pairs, 1), 0.5)
 
 
-def min_at_last_rate(scores: ArrayLike, mask: ArrayLike) -> jax.Array:
+def min_at_last_rate(scores: ArrayLike, mask: ArrayLike, *, axis_name: _util.AxisName = None) -> jax.Array:
     """Share of responses whose lowest step score is that of the last step.
 
     A high share means that a process reward model has turned into an outcome model (arXiv 2501.07301 finds over
@@ -212,6 +215,7 @@ def min_at_last_rate(scores: ArrayLike, mask: ArrayLike) -> jax.Array:
     Args:
       scores: [B, S] float.
       mask: [B, S] bool, True on steps that exist. Responses of fewer than two steps are not counted.
+      axis_name: mapped axis over which the batch is split, or None.
 
     Returns:
       float32 scalar in [0, 1]; 0 when no response counts. Of equal lowest scores the first is taken.
@@ -220,8 +224,7 @@ def min_at_last_rate(scores: ArrayLike, mask: ArrayLike) -> jax.Array:
     chex.assert_equal_shape([jnp.asarray(scores), mask])
     lowest = jnp.argmin(jnp.where(mask, _util.masked(scores, mask), jnp.inf), -1)
     at_last = jnp.take_along_axis(_util.is_last(mask), lowest[..., None], -1)[..., 0]
-    counted = jnp.sum(mask, -1) >= 2
-    return jnp.sum(at_last & counted) / jnp.maximum(jnp.sum(counted), 1).astype(jnp.float32)
+    return _share(at_last, jnp.sum(mask, -1) >= 2, axis_name)
 
 
 def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, *, k: int) -> jax.Array:
@@ -264,6 +267,12 @@ def vote_totals(weights: ArrayLike, answer_ids: ArrayLike, mask: ArrayLike | Non
     valid = ids >= 0 if mask is None else (ids >= 0) & _util.as_mask(mask)
     same = (ids[..., :, None] == ids[..., None, :]) & valid[..., :, None] & valid[..., None, :]
     return jnp.sum(jnp.where(same, _util.masked(w, valid)[..., None, :], 0.0), -1)
+
+
+def _share(hit: jax.Array, mask: jax.Array, axis_name: _util.AxisName) -> jax.Array:
+    """Share of the selected entries that are hits, over the whole batch; 0 when none is selected."""
+    hits = _util.psum(jnp.sum((hit & mask).astype(jnp.float32)), axis_name)
+    return hits / jnp.maximum(_util.psum(jnp.sum(mask.astype(jnp.float32)), axis_name), 1)
 
 
 def _harmonic(a: jax.Array, b: jax.Array) -> jax.Array:

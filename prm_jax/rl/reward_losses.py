@@ -187,9 +187,7 @@ def kto_reference_point(
     x = jnp.asarray(log_ratios)
     chex.assert_rank(x, 1)
     mask = jnp.ones(x.shape, bool) if mask is None else _util.as_mask(mask)
-    total = _util.psum(jnp.sum(_util.masked(x, mask)), axis_name)
-    count = _util.psum(jnp.sum(mask.astype(jnp.float32)), axis_name)
-    return jax.lax.stop_gradient(jnp.maximum(total / jnp.maximum(count, 1), 0.0))
+    return jax.lax.stop_gradient(_mean_above_0(x, mask, axis_name))
 
 
 def kto_loss(
@@ -202,13 +200,14 @@ def kto_loss(
     undesirable_weight: float = 1.0,
     variant: Literal["paper", "vanilla"] = "paper",
     mask: ArrayLike | None = None,
+    axis_name: _util.AxisName = None,
 ) -> Loss:
     """Kahneman-Tversky optimisation on unpaired responses.
 
     weight * (1 - sigmoid(+-beta * (log-ratio - z))), + for desirable responses and - for the others. "paper": z
     is the given `reference_point`, a constant. "vanilla" (ImplicitPRM): desirable responses are measured from
     max(mean log-ratio of the others, 0) and the others from max(mean log-ratio of the desirable, 0), through
-    which gradients flow, and each side has its own mean; the two means are averaged by their counts.
+    which gradients flow.
 
     Args:
       log_ratios: [B] float, sums over the response of log pi - log ref, *without* beta; receives gradients.
@@ -219,6 +218,7 @@ def kto_loss(
       undesirable_weight: multiplies the others.
       variant: see above.
       mask: optional [B] bool, False for rows that do not count.
+      axis_name: mapped axis over which the batch is split, or None; only the means of "vanilla" use it.
 
     Returns:
       Loss with the number of responses as weight; metrics desirable and undesirable (mean beta * log-ratio).
@@ -233,9 +233,7 @@ def kto_loss(
     x, win, lose = _util.masked(x, mask), good & mask, ~good & mask
     z = jax.lax.stop_gradient(_util.as_f32(reference_point))
     if variant == "vanilla":
-        of_wins = jnp.maximum(_util.mean_last(jnp.where(win, x, 0.0), win), 0.0)
-        of_losses = jnp.maximum(_util.mean_last(jnp.where(lose, x, 0.0), lose), 0.0)
-        z = jnp.where(good, of_losses, of_wins)
+        z = jnp.where(good, _mean_above_0(x, lose, axis_name), _mean_above_0(x, win, axis_name))
     signed = jnp.where(good, beta * (x - z), beta * (z - x))
     loss = _over(jnp.where(good, desirable_weight, undesirable_weight) * jax.nn.sigmoid(-signed), mask)
     metrics = {"desirable": _over(beta * x, win), "undesirable": _over(beta * x, lose)}
@@ -273,11 +271,14 @@ def step_preference_loss(
     ref_rejected: ArrayLike = 0.0,
     *,
     beta: float,
+    kind: Literal["sigmoid", "hinge", "ipo"] = "sigmoid",
     margin: ArrayLike = 0.0,
     label_smoothing: float = 0.0,
     mask: ArrayLike | None = None,
 ) -> Loss:
-    """DPO on any unit of text: -log sigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected)) - margin).
+    """DPO on any unit of text, with d = (chosen - ref_chosen) - (rejected - ref_rejected).
+
+    "sigmoid": -log sigmoid(beta * d - margin). "hinge": max(1 - beta * d, 0). "ipo": (d - 1 / (2 * beta))^2.
 
     With log-probabilities summed over whole responses it is DPO; over one step after a shared prefix, Step-DPO
     and the step-level Q objective of agents; with both references 0 and beta 1, Bradley-Terry.
@@ -288,21 +289,30 @@ def step_preference_loss(
       ref_chosen: [P] or scalar, the same under the reference; no gradient.
       ref_rejected: [P] or scalar; no gradient.
       beta: scale, > 0.
-      margin: see `pairwise_loss`.
-      label_smoothing: see `pairwise_loss`.
+      kind: see above.
+      margin: see `pairwise_loss`; "sigmoid" only.
+      label_smoothing: see `pairwise_loss`; "sigmoid" only.
       mask: optional [P] bool, False for pairs that do not count.
 
     Returns:
-      Loss and metrics as `pairwise_loss`.
+      Loss and metrics as `pairwise_loss`, of scores with beta included.
 
-    Source: arXiv 2305.18290, Eq. 7; arXiv 2406.18629 (Step-DPO); arXiv 2409.09345.
+    Source: arXiv 2305.18290, Eq. 7; arXiv 2406.18629 (Step-DPO); arXiv 2409.09345; "hinge" arXiv 2305.10425;
+      "ipo" arXiv 2310.12036, Eq. 17.
     """
+    _util.check_option("kind", kind, ("sigmoid", "hinge", "ipo"))
 
     def score(logp: ArrayLike, ref_logp: ArrayLike) -> jax.Array:
         return beta * (_util.as_f32(logp) - jax.lax.stop_gradient(_util.as_f32(ref_logp)))
 
     better, worse = score(chosen, ref_chosen), score(rejected, ref_rejected)
-    return pairwise_loss(better, worse, margin=margin, label_smoothing=label_smoothing, mask=mask)
+    loss = pairwise_loss(better, worse, margin=margin, label_smoothing=label_smoothing, mask=mask)
+    if kind == "sigmoid":
+        return loss
+    valid = jnp.ones(better.shape, bool) if mask is None else _util.as_mask(mask)
+    d = _util.masked(better, valid) - _util.masked(worse, valid)
+    each = _over(jnp.maximum(1.0 - d, 0.0) if kind == "hinge" else jnp.square(d / beta - 0.5 / beta), valid)
+    return Loss(each.total, each.weight, loss.metrics)
 
 
 def step_ce_loss(
@@ -377,6 +387,13 @@ def step_kto_loss(step_rewards: ArrayLike, labels: ArrayLike, mask: ArrayLike) -
 def _over(x: jax.Array, mask: jax.Array) -> Mean:
     """Sum of the selected entries, and their number."""
     return Mean(jnp.sum(_util.masked(x, mask)), jnp.sum(mask.astype(jnp.float32)))
+
+
+def _mean_above_0(x: jax.Array, mask: jax.Array, axis_name: _util.AxisName) -> jax.Array:
+    """max(mean of the selected entries of the whole batch, 0)."""
+    total = _util.psum(jnp.sum(_util.masked(x, mask)), axis_name)
+    count = _util.psum(jnp.sum(mask.astype(jnp.float32)), axis_name)
+    return jnp.maximum(total / jnp.maximum(count, 1), 0.0)
 
 
 def _group_inputs(

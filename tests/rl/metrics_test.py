@@ -1,0 +1,169 @@
+"""Metrics: published numbers, ties, and the exact threshold search against a sweep."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prm_jax import rl
+from tests.rl import golden, oracles
+
+CLOSE = {"rtol": 2e-5, "atol": 2e-6}
+GROUPS = np.repeat([0, 1], 4)
+
+
+def ragged(rows):
+    out, mask = np.full((len(rows), max(map(len, rows))), np.nan), np.zeros((len(rows), max(map(len, rows))), bool)
+    for i, values in enumerate(rows):
+        out[i, : len(values)], mask[i, : len(values)] = values, True
+    return out, mask
+
+
+def test_published_pairwise_accuracy():
+    case = golden.load("prime")["reward_losses"]
+    scores = np.array(case["in"]["q_sum"])
+    for outcome, expected in (("acc", "dpo_accuracy"), ("acc_frac", "dpo_accuracy_frac")):
+        for average in ("groups", "released"):
+            accuracy = rl.pairwise_accuracy(
+                scores, np.array(case["in"][outcome]), GROUPS, num_groups=2, average=average
+            )
+            np.testing.assert_allclose(accuracy, case["out"][expected], **CLOSE)
+    absolute = rl.outcome_accuracy(scores, np.array(case["in"]["acc"]))
+    np.testing.assert_allclose(absolute, case["out"]["dpo_abs_accuracy"], **CLOSE)
+
+
+def test_groups_without_a_pair_do_not_count_but_in_the_released_form():
+    scores, outcome = np.arange(8.0), np.array([0, 0, 0, 1, 1, 1, 1, 1])
+    of = {
+        average: float(rl.pairwise_accuracy(scores, outcome, GROUPS, num_groups=2, average=average))
+        for average in ("groups", "pairs", "released")
+    }
+    assert of == {"groups": 1.0, "pairs": 1.0, "released": 0.75}
+    assert float(rl.pairwise_accuracy(-scores, outcome, GROUPS, num_groups=2)) == 0.0
+    assert float(rl.pairwise_accuracy(scores, np.ones(8), GROUPS, num_groups=2)) == 0.5
+
+
+def test_scores_that_say_nothing_are_at_chance():
+    outcome = np.random.default_rng(0).integers(0, 2, 8)
+    assert float(rl.pairwise_accuracy(np.zeros(8), outcome, GROUPS, num_groups=2)) == 0.5
+
+
+def test_trust_gate():
+    np.testing.assert_allclose(rl.trust_gate([0.0, 0.5, 0.75, 1.0]), [0.0, 0.0, 0.5, 1.0])
+
+
+def test_published_first_error_f1():
+    case = golden.load("search")["processbench"]
+    for one in case["cases"]:
+        scores = rl.first_error_f1(np.array(one["pred"]), np.array(one["label"]))
+        for name in ("error_acc", "correct_acc", "f1"):
+            np.testing.assert_allclose(100 * scores[name], one[name], **CLOSE)
+    sweep = case["sweep"]
+    scores, mask = ragged(sweep["scores"])
+    label = np.array(sweep["label"])
+    for one in sweep["rows"]:
+        predicted = rl.first_error(scores, mask, threshold=one["threshold"])
+        np.testing.assert_array_equal(predicted, one["pred"])
+        np.testing.assert_allclose(100 * rl.first_error_f1(predicted, label)["f1"], one["f1"], **CLOSE)
+    tried = np.array([one["threshold"] for one in sweep["rows"]])
+    threshold, f1 = rl.best_threshold(scores, mask, label, candidates=tried)
+    np.testing.assert_allclose([threshold, f1], [sweep["best_threshold_first_max"], 1.0], **CLOSE)
+    threshold, f1 = rl.best_threshold(scores, mask, label)
+    np.testing.assert_allclose([threshold, f1], [0.575, 1.0], **CLOSE)  # the middle of (0.55, 0.6]
+
+
+def test_published_step_scoring():
+    """Step values of implicit rewards judged as in ImplicitPRM: a step is wrong when the sigmoid is low."""
+    case = golden.load("prime")["step_scoring"]
+    scores, mask = ragged([one["r"] for one in case["in"]["processbench"]])
+    label = np.array([one["label"] for one in case["in"]["processbench"]])
+    values = 1 / (1 + np.exp(-scores))
+    for threshold, expected in case["out"]["processbench_f1"].items():
+        predicted = rl.first_error(values, mask, threshold=float(threshold))
+        np.testing.assert_allclose(rl.first_error_f1(predicted, label)["f1"], expected, **CLOSE)
+
+
+def test_published_votes():
+    case = golden.load("prime")["step_scoring"]
+    answers = {a: i for i, a in enumerate(dict.fromkeys(case["in"]["answers"]))}
+    ids = np.array([answers[a] for a in case["in"]["answers"]])
+    weights = 1 / (1 + np.exp(-np.array(case["out"]["min_single"])))
+    totals = rl.vote_totals(weights, ids)
+    for answer, expected in case["out"]["weighted_vote_sigmoid"].items():
+        np.testing.assert_allclose(totals[case["in"]["answers"].index(answer)], expected, **CLOSE)
+    case = golden.load("search")["aggregate"]
+    answers = {a: i for i, a in enumerate(dict.fromkeys(case["answers"]))}
+    ids = np.array([answers[a] for a in case["answers"]])
+    for how, expected in case["vote"].items():
+        scores = np.array(case["agg"][how])
+        totals = rl.vote_totals(scores, ids)
+        for answer, total in expected["sums"].items():
+            np.testing.assert_allclose(totals[case["answers"].index(answer)], total, **CLOSE)
+        assert case["answers"][int(np.argmax(totals))] == expected["winner"]
+
+
+def test_majority_and_missing_answers():
+    totals = rl.vote_totals(np.ones(4), np.array([2, -1, 5, 2]))
+    np.testing.assert_array_equal(totals, [2, 0, 1, 2])
+
+
+THRESHOLD = jax.jit(rl.best_threshold)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 12))
+def test_the_best_threshold_is_exact(seed, grid):
+    """On a coarse grid of scores (many ties): no threshold at all does better, and the one named does it."""
+    rng = np.random.default_rng(seed)
+    scores = (rng.integers(0, grid, (8, 4)) / grid).astype(np.float32)
+    mask = rng.random((8, 4)) < 0.8
+    label = rng.integers(-1, 5, 8)  # 4 is beyond the last step: never right
+    dirty = np.where(mask, scores, np.nan)
+    threshold, f1 = THRESHOLD(dirty, mask, label)
+    np.testing.assert_allclose(f1, oracles.best_f1_by_sweep(scores, mask, label), atol=1e-6)
+    predicted = oracles.first_error(scores, mask, float(threshold))
+    np.testing.assert_allclose(oracles.first_error_f1(predicted, label, mask.any(1))["f1"], f1, atol=1e-6)
+
+
+def test_best_threshold_without_data():
+    threshold, f1 = rl.best_threshold(np.full((2, 3), np.nan), np.zeros((2, 3), bool), np.array([-1, 0]))
+    assert np.isfinite(threshold) and f1 == 0
+    everything_wrong = rl.best_threshold(np.array([[0.2], [0.9]]), np.ones((2, 1), bool), np.array([0, 0]))
+    assert np.isfinite(everything_wrong[0]) and float(everything_wrong[1]) == 0  # no correct response: F1 is 0
+
+
+def test_best_threshold_keeps_clear_of_the_scores():
+    scores, mask = np.array([[0.2, 0.1], [0.8, 0.9]]), np.ones((2, 2), bool)
+    threshold, f1 = rl.best_threshold(scores, mask, np.array([0, -1]))
+    np.testing.assert_allclose([threshold, f1], [0.5, 1.0], rtol=1e-6)
+
+
+def test_published_pass_at_k():
+    for case in golden.load("search")["pav"]["pass_at_k"]:
+        value = rl.pass_at_k(case["n"], case["c"], k=case["k"])
+        np.testing.assert_allclose(value, case["value"], **CLOSE)
+    n, c = np.meshgrid(np.arange(5, 9), np.arange(0, 5))
+    np.testing.assert_allclose(rl.pass_at_k(n, c, k=4), oracles.pass_at_k(n, c, 4), rtol=1e-5)
+    np.testing.assert_allclose(rl.pass_at_k(n, c, k=1), c / n, rtol=1e-6)
+
+
+def test_roc_auc():
+    assert float(rl.roc_auc(np.array([1.0, 2.0, 3.0]), np.array([0, 0, 1]))) == 1.0
+    assert float(rl.roc_auc(np.array([1.0, 1.0, 1.0]), np.array([0, 1, 1]))) == 0.5
+    assert float(rl.roc_auc(np.array([1.0, np.inf]), np.array([0, 1]))) == 1.0
+    assert float(rl.roc_auc(np.ones(2), np.ones(2))) == 0.5
+
+
+def test_a_process_reward_that_only_sees_the_end():
+    scores = np.array([[0.9, 0.8, 0.1], [0.5, 0.2, 0.9], [0.3, 0.9, 0.9]])
+    mask = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0]], bool)
+    assert float(rl.min_at_last_rate(scores, mask)) == 1.0
+    assert float(rl.min_at_last_rate(scores, np.ones((3, 3), bool))) == pytest.approx(1 / 3)
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="average='mean'"):
+        rl.pairwise_accuracy(np.ones(2), np.ones(2), [0, 0], num_groups=1, average="mean")
+    with pytest.raises(AssertionError):
+        rl.first_error(np.ones((2, 3)), np.ones((2, 4), bool), threshold=0.5)

@@ -1,0 +1,391 @@
+"""The table: one row (or more, one an option) for each public function. Add a row, and all properties are tested."""
+
+from prm_jax import rl
+from tests.rl import oracles
+from tests.rl.properties import SIZES, Row
+
+GROUPS = {"num_groups": SIZES["G"]}
+PRIME = "token_rewards=r outcome=a mask group_ids=ids"
+GAE = "rewards=r values=v mask bootstrap=s"
+PAIRS = "scores=s outcome=a group_ids=ids mask=rows"
+
+
+def _rewards() -> list[Row]:
+    implicit = "logp ref_logp=old mask"
+    rows = [
+        Row(rl.implicit_token_rewards, implicit, oracles.implicit_token_rewards, grad="logp"),
+        Row(
+            rl.implicit_token_rewards,
+            implicit + " token_weights=w",
+            oracles.implicit_token_rewards,
+            grad="logp token_weights",
+            kw={"include_last": False, "beta": 0.5},
+        ),
+        Row(rl.outcome_token_rewards, "outcome=a mask", oracles.outcome_token_rewards, grad="outcome"),
+        Row(rl.whole_token_rewards, "token_rewards=r mask", oracles.whole_token_rewards, grad="token_rewards"),
+        Row(
+            rl.lambda_token_rewards,
+            "token_rewards=r mask",
+            oracles.lambda_token_rewards,
+            grad="token_rewards",
+            kw={"lambda_": 0.5},
+        ),
+        Row(
+            rl.lambda_token_rewards,
+            "token_rewards=r mask outcome=a",
+            oracles.lambda_token_rewards,
+            grad="token_rewards outcome",
+            kw={"lambda_": 0.9, "include_last": False},
+        ),
+        Row(
+            rl.token_rewards_from_steps,
+            "step_rewards=x step_ids=steps",
+            oracles.token_rewards_from_steps,
+            grad="step_rewards",
+            compacts=False,
+        ),
+        Row(rl.normalize_by_return, "rewards=r mask", oracles.normalize_by_return, shard="axis"),
+    ]
+    rows += [
+        Row(
+            rl.step_rewards,
+            "token_rewards=r step_ids=steps",
+            oracles.step_rewards,
+            out="BS BS",
+            grad="token_rewards",
+            kw={"num_steps": SIZES["S"], "how": how},
+            compacts=False,
+        )
+        for how in ("sum", "last", "mean")
+    ]
+    rows += [
+        Row(rl.aggregate_steps, "scores=p mask=smask", oracles.aggregate_steps, "B", "scores", {"how": how})
+        for how in ("last", "min", "prod", "mean", "max", "sum", "gmean", "mean_logit", "mean_odds", "softmin")
+    ]
+    return rows
+
+
+def _shaping() -> list[Row]:
+    rows = [
+        Row(
+            rl.clip_rewards,
+            "step_rewards=p mask=smask",
+            oracles.clip_rewards,
+            "BS",
+            "step_rewards",
+            {"threshold": 0.5},
+        ),
+        Row(rl.delta_rewards, "step_rewards=p mask=smask", oracles.delta_rewards, "BS", "step_rewards"),
+        Row(
+            rl.progress_rewards,
+            "q_values=p initial_value=s mask=smask",
+            oracles.progress_rewards,
+            "BS",
+            "q_values initial_value",
+        ),
+        Row(rl.best_of_k_value, "value=p", oracles.best_of_k_value, "BS", "value", {"k": 4}, empty=None),
+        Row(
+            rl.effective_rewards,
+            "q_values=p progress=x",
+            oracles.effective_rewards,
+            "BS",
+            "q_values progress",
+            {"alpha": 0.5},
+            empty=None,
+        ),
+    ]
+    rows += [
+        Row(
+            rl.confidence_adjusted_rewards,
+            "reward=x confidence=p",
+            oracles.confidence_adjusted_rewards,
+            "BS",
+            "reward confidence",
+            {"mean": 0.25, "weight": 2.0, "kind": kind},
+            empty=None,
+        )
+        for kind in ("difference", "threshold")
+    ]
+    rows += [
+        Row(
+            rl.pessimistic_rewards,
+            "predictions=ensemble",
+            oracles.pessimistic_rewards,
+            "B B",
+            "predictions",
+            {"coefficient": 0.5, "kind": kind},
+            empty=None,
+        )
+        for kind in ("lcb", "min", "mean")
+    ]
+    return rows
+
+
+def _advantages() -> list[Row]:
+    rows = [
+        Row(rl.discounted_returns, "rewards=r mask", oracles.discounted_returns, kw={"discount": d})
+        for d in (1.0, 0.9)
+    ]
+    rows += [
+        Row(rl.lambda_returns, GAE, oracles.lambda_returns, kw={"discount": 0.9, "lambda_": 0.95}),
+        Row(rl.n_step_returns, GAE, oracles.n_step_returns, kw={"discount": 0.9, "n": 2}),
+        Row(rl.generalized_advantages, GAE, oracles.generalized_advantages, kw={"discount": 0.99, "lambda_": 0.9}),
+        Row(rl.leave_one_out, "values=s group_ids=ids mask=rows", oracles.leave_one_out, "B", kw=GROUPS, shard="axis"),
+        Row(rl.whiten, "x=r mask", oracles.whiten, shard="axis"),
+        Row(rl.reinforce_advantages, "token_rewards=r outcome=a mask", oracles.reinforce_advantages),
+    ]
+    rows += [
+        Row(rl.rloo_advantages, PRIME, oracles.rloo_advantages, kw={**GROUPS, **options}, shard="axis")
+        for options in (
+            {},
+            {"whiten": False, "discount": 0.9, "dense_coef": 0.5},
+            {"variant": "released"},
+            {"variant": "released", "whiten": False, "dense_coef": 5.0, "outcome_coef": 5.0},
+        )
+    ]
+    rows += [
+        Row(rl.grpo_advantages, PRIME, oracles.grpo_advantages, kw={**GROUPS, **options}, shard="axis")
+        for options in ({"eps": 1e-2}, {"normalize_std": False, "discount": 0.9})
+    ]
+    return rows
+
+
+def _losses() -> list[Row]:
+    surrogate = "logp old_logp=old advantages=r mask"
+    rows = [
+        Row(rl.clipped_surrogate, surrogate, oracles.clipped_surrogate, "-", "logp", options, "psum")
+        for options in (
+            {},
+            {"dual_clip": 1.5, "clip_high": 0.28, "aggregation": "seq-mean-token-sum"},
+            {"ratio": "sequence", "aggregation": "seq-mean-token-mean"},
+        )
+    ]
+    rows += [
+        Row(
+            rl.clipped_surrogate,
+            surrogate + " token_weights=w",
+            oracles.clipped_surrogate,
+            "-",
+            "logp",
+            {},
+            "psum",
+        )
+    ]
+    rows += [
+        Row(rl.token_kl, "logp ref_logp=old mask", oracles.token_kl, "BT", "logp", {"estimator": k})
+        for k in ("k1", "k2", "k3")
+    ]
+    rows += [
+        Row(rl.aggregate_tokens, "values=r mask", oracles.aggregate_tokens, "-", "values", options, "psum")
+        for options in (
+            {"aggregation": "token-mean"},
+            {"aggregation": "seq-mean-token-sum"},
+            {"aggregation": "seq-mean-token-mean"},
+            {"aggregation": "seq-mean-token-sum-norm", "norm": 7.0},
+        )
+    ]
+    rows += [
+        Row(rl.kl_penalty, "logp ref_logp=old mask", oracles.kl_penalty, "-", "logp", shard="psum"),
+        Row(rl.entropy_bonus, "entropy=w mask", oracles.entropy_bonus, "-", "entropy", shard="psum"),
+    ]
+    rows += [
+        Row(rl.value_loss, f"values={v} targets={y} mask", oracles.value_loss, "-", "values", {"kind": kind}, "psum")
+        for kind, v, y in (
+            ("mse", "v", "r"),
+            ("tanh_mse", "v", "r"),
+            ("bce", "v", "w"),
+            ("ce", "logits", "class"),
+            ("ce", "logits", "classes"),
+        )
+    ]
+    rows += [
+        Row(
+            rl.value_loss,
+            "values=v targets=r mask old_values=old",
+            oracles.value_loss,
+            "-",
+            "values",
+            {"clip": 0.2},
+            "psum",
+        )
+    ]
+    return rows
+
+
+def _reward_losses() -> list[Row]:
+    sums = {"out": "-", "shard": "psum"}
+    rows = [
+        Row(
+            rl.outcome_ce_loss,
+            "token_rewards=r outcome=a mask",
+            oracles.outcome_ce_loss,
+            grad="token_rewards",
+            **sums,
+        ),
+        Row(
+            rl.pairwise_loss,
+            "chosen=s rejected=s2 mask=rows",
+            oracles.pairwise_loss,
+            grad="chosen rejected",
+            kw={"margin": 0.25, "label_smoothing": 0.1},
+            **sums,
+        ),
+        Row(rl.nca_loss, "chosen=s rejected=s2 mask=rows", oracles.nca_loss, grad="chosen rejected", **sums),
+        Row(rl.all_pairs_loss, PAIRS, oracles.all_pairs_loss, grad="scores", kw=GROUPS, whole_groups=True, **sums),
+        Row(
+            rl.kto_loss,
+            "log_ratios=s desirable=flag mask=rows",
+            oracles.kto_loss,
+            grad="log_ratios",
+            kw={"beta": 0.5, "reference_point": 0.25, "undesirable_weight": 1.5},
+            **sums,
+        ),
+        Row(
+            rl.kto_loss,
+            "log_ratios=s desirable=flag mask=rows",
+            oracles.kto_loss,
+            grad="log_ratios",
+            kw={"beta": 0.5, "variant": "vanilla"},
+            out="-",
+            shard="axis psum",
+        ),
+        Row(rl.kto_reference_point, "log_ratios=s mask=rows", oracles.kto_reference_point, "-", shard="axis"),
+        Row(
+            rl.step_kto_loss,
+            "step_rewards=x labels=flags mask=smask",
+            oracles.step_kto_loss,
+            grad="step_rewards",
+            **sums,
+        ),
+    ]
+    rows += [
+        Row(
+            rl.step_preference_loss,
+            "chosen=s rejected=s2 ref_chosen=s3 ref_rejected=s4 mask=rows",
+            oracles.step_preference_loss,
+            grad="chosen rejected",
+            kw={"beta": 0.5, "kind": kind},
+            **sums,
+        )
+        for kind in ("sigmoid", "hinge", "ipo")
+    ]
+    rows += [
+        Row(
+            rl.detached_pairwise_loss,
+            PAIRS + " opponent_scores=s2",
+            oracles.detached_pairwise_loss,
+            grad="scores",
+            kw={**GROUPS, "weighting": weighting},
+            whole_groups=True,
+            **sums,
+        )
+        for weighting in ("none", "bon_rm", "bon_acc")
+    ]
+    rows += [
+        Row(rl.step_ce_loss, f"logits={x} labels=y mask=smask", oracles.step_ce_loss, grad="logits", kw=options, **sums)
+        for x, options in (
+            ("x", {}),
+            ("x2", {"aggregation": "seq-mean-token-mean"}),
+            ("x2", {"threshold": 0.5, "positive_class": 0}),
+        )
+    ]
+    return rows
+
+
+def _targets() -> list[Row]:
+    rows = [
+        Row(rl.mc_targets, "correct=count mask=smask", oracles.mc_targets, "BS", kw={"count": 8, "how": how})
+        for how in ("soft", "hard", "vstar")
+    ]
+    rows += [
+        Row(rl.through_first_error, "labels=y mask=smask", oracles.through_first_error, "BS"),
+        Row(rl.agree, "first_error_a=at first_error_b=at2", oracles.agree, "B", empty=None),
+        Row(rl.quality_value, "wrong=flags distance=count mask=smask", oracles.quality_value, "BS"),
+        Row(
+            rl.steps_to_correct,
+            "parent correct=flags mask=smask",
+            oracles.steps_to_correct,
+            "BS BS",
+            compacts=False,
+        ),
+        Row(rl.td_smooth, "scores=p mask=smask", oracles.td_smooth, "BS", kw={"alpha": 0.5}),
+        Row(rl.td_smooth, "scores=p mask=smask", oracles.td_smooth, "BS", kw={"alpha": 0.5, "min_gain": 0.05}),
+    ]
+    return rows
+
+
+def _filtering() -> list[Row]:
+    return [
+        Row(
+            rl.solve_rate_mask,
+            "outcome=a group_ids=ids mask=rows",
+            oracles.solve_rate_mask,
+            "G",
+            kw=GROUPS,
+            shard="axis",
+        ),
+        Row(
+            rl.truncation_mask,
+            "length group_ids=ids mask=rows",
+            oracles.truncation_mask,
+            "G",
+            kw={**GROUPS, "max_length": 7},
+            shard="axis",
+            empty=1.0,
+        ),
+        Row(rl.rows_of_groups, "group_mask=groups group_ids=ids", oracles.rows_of_groups, "B"),
+    ]
+
+
+def _metrics() -> list[Row]:
+    rows = [
+        Row(
+            rl.pairwise_accuracy,
+            PAIRS,
+            oracles.pairwise_accuracy,
+            "-",
+            kw={**GROUPS, "average": average},
+            shard="axis",
+            whole_groups=True,
+            empty=0.5,
+        )
+        for average in ("groups", "pairs", "released")
+    ]
+    rows += [
+        Row(rl.outcome_accuracy, "scores=s outcome=a mask=rows", oracles.outcome_accuracy, "-", shard="axis"),
+        Row(
+            rl.first_error,
+            "scores=p mask=smask",
+            oracles.first_error,
+            "B",
+            kw={"threshold": 0.4},
+            compacts=False,
+            empty=-1.0,
+        ),
+        Row(
+            rl.first_error_f1,
+            "predicted=at label=at2 mask=rows",
+            oracles.first_error_f1,
+            "-",
+            shard="axis",
+        ),
+        Row(rl.roc_auc, "scores=p labels=flags mask=smask", oracles.roc_auc, "-", shard="none", empty=0.5),
+        Row(rl.min_at_last_rate, "scores=p mask=smask", oracles.min_at_last_rate, "-", shard="axis"),
+        Row(rl.vote_totals, "weights=p answer_ids=answer mask=smask", oracles.vote_totals, "BS", grad="weights"),
+    ]
+    return rows
+
+
+TABLE = [
+    *_rewards(),
+    *_shaping(),
+    *_advantages(),
+    *_losses(),
+    *_reward_losses(),
+    *_targets(),
+    *_filtering(),
+    *_metrics(),
+]
+
+# Not arrays with a batch axis, or without a meaningful twin; each has tests of its own beside it.
+ELSEWHERE = {"Loss", "Mean", "best_threshold", "pass_at_k", "passing_first", "trust_gate"}
