@@ -1,7 +1,7 @@
 """Isotonic regression: the best non-decreasing fit, by pooling adjacent violators.
 
-It is the core of isotonic calibration and of Venn-ABERS intervals (used for clinical models in work 12 of
-docs/methods.md) and one of the three ways to keep quantiles from crossing (arXiv 2103.00083).
+It is the core of isotonic calibration and of Venn-ABERS intervals (applied in arXiv 2412.19511) and one of the ways to
+keep quantiles from crossing (arXiv 2103.00083).
 """
 
 from typing import NamedTuple
