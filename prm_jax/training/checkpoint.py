@@ -66,9 +66,7 @@ class Checkpointer:
     ``set_aside/`` (steps found damaged or incomplete, kept for inspection).
     """
 
-    def __init__(
-        self, directory: str | pathlib.Path, *, max_to_keep: int = 2, read_only: bool = False
-    ) -> None:
+    def __init__(self, directory: str | pathlib.Path, *, max_to_keep: int = 2, read_only: bool = False) -> None:
         """Opens a directory of checkpoints.
 
         Args:
@@ -100,9 +98,7 @@ class Checkpointer:
         """The newest complete step, or None."""
         return max(self.steps(), default=None)
 
-    def save(
-        self, step: int, state: PyTree, metadata: Mapping[str, Any] | None = None, *, wait: bool = False
-    ) -> bool:
+    def save(self, step: int, state: PyTree, metadata: Mapping[str, Any] | None = None, *, wait: bool = False) -> bool:
         """Starts writing a step in the background.
 
         The state is captured before this returns: its buffers may be donated to the next step at once.
@@ -136,9 +132,7 @@ class Checkpointer:
         except Exception as error:
             raise self._save_error(error) from error
         if not accepted:
-            raise CheckpointError(
-                f"step {step} is not after step {self.latest_step()}, the newest in {self.directory}"
-            )
+            raise CheckpointError(f"step {step} is not after step {self.latest_step()}, the newest in {self.directory}")
         if wait:
             self.wait()
         return True
@@ -172,9 +166,7 @@ class Checkpointer:
         """
         candidates = [step] if step is not None else self.steps()[::-1]
         if step is not None and step not in self.steps():
-            raise CheckpointError(
-                f"no checkpoint of step {step} in {self.directory}; there are {self.steps()}"
-            )
+            raise CheckpointError(f"no checkpoint of step {step} in {self.directory}; there are {self.steps()}")
         damage: dict[int, str] = {}
         for candidate in candidates:
             try:
@@ -188,9 +180,7 @@ class Checkpointer:
             return restored
         if damage:
             listed = "\n".join(f"  step {s}: {reason}" for s, reason in damage.items())
-            raise CheckpointError(
-                f"no whole checkpoint in {self.directory}:\n{listed}\nNothing was changed there."
-            )
+            raise CheckpointError(f"no whole checkpoint in {self.directory}:\n{listed}\nNothing was changed there.")
         return None
 
     def read_metadata(self, step: int | None = None) -> dict[str, Any]:
@@ -201,9 +191,7 @@ class Checkpointer:
         """
         step = self.latest_step() if step is None else step
         if step is None or step not in self.steps():
-            raise CheckpointError(
-                f"no checkpoint of step {step} in {self.directory}; there are {self.steps()}"
-            )
+            raise CheckpointError(f"no checkpoint of step {step} in {self.directory}; there are {self.steps()}")
         try:
             return self._read_document(step)["metadata"]
         except _DamagedError as error:
@@ -246,9 +234,7 @@ class Checkpointer:
                 probe.touch()
                 probe.unlink()
         except OSError as error:
-            raise CheckpointError(
-                f"cannot write checkpoints to {self.directory}: {error.strerror}"
-            ) from error
+            raise CheckpointError(f"cannot write checkpoints to {self.directory}: {error.strerror}") from error
         self._empty_trash()
         self._set_aside({step: "incomplete" for step, complete in self._numbered().items() if not complete})
 
@@ -256,9 +242,7 @@ class Checkpointer:
         if self._read_only or not reasons:
             return
         for step, reason in reasons.items():
-            _LOG.warning(
-                "checkpoint of step %d in %s is %s: moved to %s/", step, self.directory, reason, _ASIDE
-            )
+            _LOG.warning("checkpoint of step %d in %s is %s: moved to %s/", step, self.directory, reason, _ASIDE)
             if jax.process_index() == 0:
                 home = self.directory / _ASIDE
                 home.mkdir(exist_ok=True)
@@ -307,9 +291,7 @@ class Checkpointer:
             if document["leaves"][name]["hash"] != digest:
                 raise _DamagedError(f"the contents of leaf {name!r} are not those that were saved")
         leaves = [
-            _typed(arrays[name], leaf, document["leaves"][name])
-            if leaf.size
-            else jnp.zeros(leaf.shape, leaf.dtype)
+            _typed(arrays[name], leaf, document["leaves"][name]) if leaf.size else jnp.zeros(leaf.shape, leaf.dtype)
             for name, leaf in wanted.items()
         ]
         state = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(target), leaves)
@@ -339,7 +321,7 @@ class Checkpointer:
                 ) from error
             problem = one_line(error)
         if _anywhere(bool(problem)):
-            raise _DamagedError(problem or "another process could not read it")
+            raise _DamagedError(f"it cannot be read: {problem}" if problem else "another process could not read it")
         return result
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from prm_jax.errors import UserError
-from prm_jax.training.integrity import named_leaves
+from prm_jax.training.integrity import is_key, named_leaves
 
 PyTree = Any
 AXES = ("data", "fsdp", "tensor")
@@ -130,11 +130,18 @@ def shard_params(params: PyTree, mesh: Mesh, rules: Sequence[Rule] = RULES) -> P
     """Places parameters (or an optimiser's state) on the mesh.
 
     Args:
-      params: pytree of arrays, on the host or on devices; with several processes the same in each.
+      params: pytree of arrays (typed keys included), on the host or on a device; with several processes the same
+        in each.
       mesh: from ``make_mesh``.
       rules: see ``partition_spec``.
+
+    Raises:
+      UserError: see ``partition_spec``.
     """
-    return jax.device_put(params, shardings_for(params, mesh, rules))
+    shardings = shardings_for(params, mesh, rules)
+    if jax.process_count() == 1:
+        return jax.device_put(params, shardings)
+    return jax.tree.map(_place, params, shardings)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -170,6 +177,14 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def _place(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """As device_put, which takes no sharding over the devices of other processes."""
+    if is_key(leaf):
+        return jax.random.wrap_key_data(_place(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def _axis(rule: Rule, name: str, axis: str | None, size: int, mesh: Mesh) -> str | None:
