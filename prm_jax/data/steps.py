@@ -25,7 +25,7 @@ _NEWLINE = re.compile(r"\r\n|\n|\r")
 _BLANK_LINE = re.compile(r"(?:\r\n|\n|\r)[^\S\r\n]*(?:\r\n|\n|\r)\s*")
 # "Step 3" opening a line, whatever stands before it there ("## Step 3", "**Step 3**"), or "Step 3:"
 # anywhere, for solutions that are one line.
-_STEP_MARKER = re.compile(r"(?:^|(?<=[\r\n]))[^\S\r\n]*[#*>_-]*[^\S\r\n]*(?i:step)\s?\d+\b|\bStep\s?\d+\s?:")
+_STEP_MARKER = re.compile(r"(?:^|(?<=[\r\n]))[^\S\r\n]*(?:[#*>_-]+[^\S\r\n]*)?(?i:step)\s?\d+\b|\bStep\s?\d+\s?:")
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?:\s+|$)|[\u3002\uff01\uff1f]\s*")
 # A full stop after these ends no sentence: an abbreviation, or the number of an item that opens a line.
 _NO_SENTENCE_END = re.compile(

@@ -76,7 +76,10 @@ def last_boxed(text: str) -> str | None:
         elif token == "}" and opened:
             is_box, start = opened.pop()
             answer = text[start : match.start()] if is_box else answer
-    while answer is not None and (inner := re.fullmatch(r"\s*\\(?:boxed|fbox)\s*\{(.*)\}\s*", answer, re.DOTALL)):
+    for _ in range(8):
+        inner = re.fullmatch(r"\s*\\(?:boxed|fbox)\s*\{(.*)\}\s*", answer or "", re.DOTALL)
+        if inner is None or not _balanced(inner.group(1)):
+            break
         answer = inner.group(1)
     return answer
 
@@ -88,3 +91,14 @@ def last_number(text: str) -> str | None:
         if match.group():
             found = match.group()
     return found
+
+
+def _balanced(text: str) -> bool:
+    """Whether no brace of the text closes one before it."""
+    depth = 0
+    for match in _BOX_OR_BRACE.finditer(text):
+        opens = match.group() == "{" or bool(match.group(1))
+        depth += opens - (match.group() == "}")
+        if depth < 0:
+            return False
+    return True

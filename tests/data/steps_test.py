@@ -79,6 +79,14 @@ def test_spans_are_contiguous_and_cover_the_text(text, splitter):
         assert all(text[a:b].strip() for a, b in spans)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("splitter", SPLITTERS)
+def test_long_texts_take_linear_time(splitter):
+    for piece in (" ", "\n", " \n", ".", ". ", '."', "Step 1", "#", ";", "*", "\r", "1."):
+        text = piece * 50_000
+        assert splitter(text + "x")[-1][1] == len(text) + 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

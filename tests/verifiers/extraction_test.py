@@ -17,6 +17,8 @@ from prm_jax.verifiers import after_marker, find_answer, last_boxed, last_number
         (r"\boxed{\{1,2\}}", r"\{1,2\}"),
         (r"\boxed{\boxed{5}}", "5"),
         (r"\fbox {7}", "7"),
+        (r"\boxed{\boxed{1}, \boxed{2}}", r"\boxed{1}, \boxed{2}"),
+        (r"\boxed{\{\boxed{1}\}}", r"\{\boxed{1}\}"),
         (r"\boxed{5", None),
         (r"\boxed{3} and \boxed{", "3"),
         (r"\boxed{ \boxed{5}", "5"),
