@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from prm_jax.errors import UserError
 from prm_jax.models import decode, stopping
 from prm_jax.models.config import ModelConfig
+from prm_jax.models.responses import Samples, drop_stop, pad_right
 from prm_jax.models.sampling import Sampling, make_sampling, row_uniforms, sample
 from prm_jax.models.tokenizer import Tokenizer, check_fits
 from prm_jax.models.transformer import Params
@@ -26,25 +27,6 @@ Array = jax.Array
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
 _BATCH_AXES = ("data", "fsdp")
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Samples:
-    """Responses to P prompts, G each, prompt-major: row b answers prompt b // G.
-
-    Attributes:
-      tokens: [B, R] i32, response tokens; 0 behind the end.
-      mask: [B, R] bool, True up to and including the token that ended the response.
-      logp: [B, R] f32 <= 0, log-probability of each token under softmax(logits / temperature) before
-        truncation (temperature 1 for greedy decoding); 0 where the mask is False.
-      finished: [B] bool, False where the response was cut off at R tokens.
-    """
-
-    tokens: Array
-    mask: Array
-    logp: Array
-    finished: Array
 
 
 def generate(
@@ -70,7 +52,7 @@ def generate(
 
     A row's tokens depend on the key, its prompt, its prompt's id and its index among the prompt's samples,
     not on the other rows.  Compiles once for each (config, number of prompts, bucket of the longest prompt,
-    samples_per_prompt, max_new_tokens, which truncations are on, size of the stop automaton), and never again
+    samples_per_prompt, max_new_tokens, which truncations are on, size of the stop automata), and never again
     for other values.
 
     Args:
@@ -111,11 +93,11 @@ def generate(
         eos_ids = tokenizer.eos_ids if eos_ids is None else eos_ids
     sampling = make_sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     strings, sequences = stopping.check_stop(stop, eos_ids or (), config.vocab_size)
-    tables = _tables(config.vocab_size, strings, sequences, tokenizer)
+    tables = stopping.stop_tables(strings, sequences, config.vocab_size, tokenizer)
     encoded = [_encode(i, prompt, tokenizer) for i, prompt in enumerate(prompts)]
     _check_prompts(config, encoded, max_new_tokens)
     ids = _check_prompt_ids(prompt_ids, len(encoded))
-    tokens, lengths = _pad(encoded, _bucket(max(map(len, encoded)), config.max_position_embeddings))
+    tokens, lengths = pad_right(encoded, _bucket(max(map(len, encoded)), config.max_position_embeddings))
     arrays = _place((tokens, lengths, ids), params, sharding)
     samples = generate_arrays(
         config,
@@ -128,9 +110,7 @@ def generate(
         steps=max_new_tokens,
         repack=_on_cpu(params),
     )
-    if keep_stop or not (strings or any(len(sequence) > 1 for sequence in sequences)):
-        return samples
-    return _drop_stop(samples, strings, sequences, tokenizer)
+    return samples if keep_stop else drop_stop(samples, strings, sequences, tokenizer)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "samples", "steps", "repack"))
@@ -199,65 +179,6 @@ def generate_arrays(
     suffix = decode.init_suffix(config, rows, steps)
     written, *_ = lax.while_loop(more, body, (written, token, suffix, jnp.int32(1)))
     return Samples(written.tokens.T, written.mask.T, written.logp.T, written.done & ~empty)
-
-
-def pack(prompts: Sequence[Sequence[int]], samples: Samples, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lays prompts and responses out for training, on the host: rows [prompt][response][padding].
-
-    Args:
-      prompts: the P prompts' token ids.
-      samples: their B = P * G responses, prompt-major.
-      length: T, at least that of every row.
-
-    Returns:
-      (tokens [B, T] i32, 0 behind the end; mask [B, T] bool, True on response tokens).
-
-    Raises:
-      UserError: the rows are not a multiple of the prompts, or a row is longer than `length`.
-    """
-    response, mask = np.asarray(samples.tokens), np.asarray(samples.mask)
-    rows, steps = response.shape
-    if not prompts or rows % len(prompts):
-        raise UserError(f"{rows} responses do not belong to {len(prompts)} prompts: give the prompts they answer")
-    prompt, prompt_lengths = _pad(prompts, max(map(len, prompts)))
-    prompt_lengths = np.repeat(prompt_lengths, rows // len(prompts))
-    counts = mask.sum(axis=1)
-    longest = int((prompt_lengths + counts).max())
-    if longest > length:
-        raise UserError(f"a prompt and its response take {longest} tokens, but rows have {length}: lengthen the rows")
-    tokens = np.zeros((rows, max(length, prompt.shape[1])), np.int32)
-    tokens[:, : prompt.shape[1]] = np.repeat(prompt, rows // len(prompts), axis=0)
-    out_mask = np.zeros(tokens.shape, bool)
-    row, step = np.nonzero(np.arange(steps) < counts[:, None])
-    column = prompt_lengths[row] + step
-    tokens[row, column] = response[row, step]
-    out_mask[row, column] = True
-    return tokens[:, :length], out_mask[:, :length]
-
-
-def response_texts(
-    samples: Samples,
-    tokenizer: Tokenizer,
-    *,
-    stop: str | Sequence[str | Sequence[int]] = (),
-    keep_stop: bool = True,
-) -> list[str]:
-    """The responses as text, without special tokens.
-
-    Args:
-      samples: B rows.
-      tokenizer: decodes them.
-      stop: as given to `generate`.  The text ends exactly at the first stop string, even where its last token
-        goes on behind it.
-      keep_stop: whether that string stays in the text.
-
-    Returns:
-      B texts.
-    """
-    strings = [entry for entry in ([stop] if isinstance(stop, str) else stop) if isinstance(entry, str)]
-    tokens, mask = np.asarray(samples.tokens), np.asarray(samples.mask)
-    texts = (tokenizer.decode(row[kept].tolist(), skip_special=True) for row, kept in zip(tokens, mask, strict=True))
-    return [stopping.cut_text(text, strings, keep_stop=keep_stop) for text in texts]
 
 
 @jax.tree_util.register_dataclass
@@ -330,14 +251,6 @@ def _bucket(longest: int, context: int) -> int:
     return max(longest, min(size, context))
 
 
-def _pad(rows: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Right-padded [P, S] i32 with zeros, and lengths [P] i32."""
-    lengths = np.array([len(row) for row in rows], np.int32)
-    padded = np.zeros((len(rows), length), np.int32)
-    padded[np.arange(length) < lengths[:, None]] = np.concatenate([np.asarray(row, np.int32) for row in rows])
-    return padded, lengths
-
-
 def _place(arrays: tuple[np.ndarray, ...], params: Params, sharding: NamedSharding | None) -> tuple[Array, ...]:
     """The prompts' arrays on the devices, rows along the data axes of the mesh on which the parameters
     lie.
@@ -362,54 +275,3 @@ def _on_cpu(params: Params) -> bool:
     leaf = jax.tree.leaves(params)[0]
     devices = leaf.devices() if isinstance(leaf, Array) else jax.devices()[:1]
     return next(iter(devices)).platform == "cpu"
-
-
-def _tables(
-    vocab_size: int,
-    strings: tuple[str, ...],
-    sequences: tuple[tuple[int, ...], ...],
-    tokenizer: Tokenizer | None,
-) -> tuple[np.ndarray, ...]:
-    tables = []
-    if sequences:
-        tables.append(stopping.token_table(sequences, vocab_size))
-    if strings:
-        if tokenizer is None:
-            raise UserError(f"the stop string {strings[0]!r} needs a tokenizer: give one, or stop at token ids")
-        tables.append(stopping.text_table(strings, _text_bytes(strings, tokenizer), vocab_size))
-    return tuple(tables)
-
-
-def _text_bytes(strings: Sequence[str], tokenizer: Tokenizer) -> list[bytes]:
-    """What each token adds to the text: special tokens nothing, unless a stop string spells one out."""
-    pieces = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]
-    for token in tokenizer.special_ids:
-        if not any(pieces[token] in string.encode() for string in strings):
-            pieces[token] = b""
-    return pieces
-
-
-def _drop_stop(
-    samples: Samples,
-    strings: tuple[str, ...],
-    sequences: tuple[tuple[int, ...], ...],
-    tokenizer: Tokenizer | None,
-) -> Samples:
-    """Takes the tokens that begin inside the closing stop string or sequence out of the responses, on the
-    host.
-    """
-    tokens, mask = np.asarray(samples.tokens), np.array(samples.mask)
-    pieces = _text_bytes(strings, tokenizer) if tokenizer is not None else []
-    targets = [string.encode() for string in strings]
-    for row in np.nonzero(np.asarray(samples.finished))[0]:
-        ids = tokens[row, mask[row]].tolist()
-        matches = [len(s) for s in sequences if len(s) > 1 and tuple(ids[-len(s) :]) == s]
-        keep = len(ids) - max(matches, default=0)
-        text = b"".join(pieces[i] for i in ids) if targets else b""
-        begins = [text.find(target) for target in targets if target in text]
-        if begins:
-            starts = np.cumsum([0] + [len(pieces[i]) for i in ids])[:-1]
-            keep = min(keep, int(np.searchsorted(starts, min(begins))))
-        mask[row, keep:] = False
-    logp, tokens = np.where(mask, np.asarray(samples.logp), 0.0), np.where(mask, tokens, 0)
-    return Samples(jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(logp), samples.finished)

@@ -5,11 +5,42 @@ lifted from bytes to whole tokens once on the host, and each decoding step is th
 (Aho and Corasick, CACM 18(6), 1975).
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
 from prm_jax.errors import UserError
+from prm_jax.models.tokenizer import Tokenizer
+
+
+def stop_tables(
+    strings: tuple[str, ...],
+    sequences: tuple[tuple[int, ...], ...],
+    vocab_size: int,
+    tokenizer: Tokenizer | None,
+) -> tuple[np.ndarray, ...]:
+    """The automata of a generation: one for token sequences, and one for strings if there are any.
+
+    Args:
+      strings: from `check_stop`; they need the tokenizer.
+      sequences: from `check_stop`.
+      vocab_size: V of the model.
+      tokenizer: knows the text of each token.
+
+    Returns:
+      One or two tables [states, V] i32 as `token_table`, their states filled up to a power of two so that
+      what is compiled for one set of stop strings serves most others.
+
+    Raises:
+      UserError: strings without a tokenizer.
+    """
+    tables = [token_table(sequences, vocab_size)]
+    if strings:
+        if tokenizer is None:
+            raise UserError(f"the stop string {strings[0]!r} needs a tokenizer: give one, or stop at token ids")
+        tables.append(_text_table(strings, tokenizer, vocab_size))
+    return tuple(_fill_up(table) for table in tables)
 
 
 def token_table(sequences: Sequence[Sequence[int]], vocab_size: int) -> np.ndarray:
@@ -58,6 +89,13 @@ def text_table(strings: Sequence[str], token_bytes: Sequence[bytes], vocab_size:
     return table
 
 
+def text_bytes(token: int, strings: Sequence[str], tokenizer: Tokenizer) -> bytes:
+    """What a token adds to the text: a special token nothing, unless one of the strings spells it out."""
+    piece = tokenizer.token_bytes(token)
+    spelled = token not in tokenizer.special_ids or any(piece in string.encode() for string in strings)
+    return piece if spelled else b""
+
+
 def cut_text(text: str, stop: Sequence[str], *, keep_stop: bool) -> str:
     """The text up to the first stop string to be completed, with or without that string; all of it if there
     is none.
@@ -93,10 +131,22 @@ def check_stop(
         raise UserError("stop holds an empty entry, which would end every response at once: remove it")
     outside = [token for sequence in sequences for token in sequence if not 0 <= token < vocab_size]
     if outside:
-        raise UserError(
-            f"stop or eos_ids holds token {outside[0]}, but the vocabulary has {vocab_size} tokens"
-        )
+        raise UserError(f"stop or eos_ids holds token {outside[0]}, but the vocabulary has {vocab_size} tokens")
     return strings, tuple(sequences)
+
+
+@functools.lru_cache(maxsize=8)
+def _text_table(strings: tuple[str, ...], tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
+    return text_table(strings, [text_bytes(i, strings, tokenizer) for i in range(vocab_size)], vocab_size)
+
+
+def _fill_up(table: np.ndarray) -> np.ndarray:
+    """Adds states that are never reached before the last one."""
+    last = len(table) - 1
+    size = max(2, 1 << last.bit_length())
+    filled = np.full((size, table.shape[1]), size - 1, np.int32)
+    filled[:last] = np.where(table[:last] == last, size - 1, table[:last])
+    return filled
 
 
 def _automaton(patterns: Sequence[tuple[int, ...]]) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +154,7 @@ def _automaton(patterns: Sequence[tuple[int, ...]]) -> tuple[np.ndarray, np.ndar
     use.
     """
     symbols = sorted({symbol for pattern in patterns for symbol in pattern})
-    prefixes = sorted({p[:n] for p in patterns for n in range(len(p) + 1)}, key=len)
+    prefixes = sorted({(), *(p[:n] for p in patterns for n in range(len(p)))}, key=len)
     complete = set(patterns)
     states = {p: i for i, p in enumerate(p for p in prefixes if not _ends_in(p, complete))}
     accept = len(states)

@@ -1,0 +1,143 @@
+"""Responses as the sampler leaves them, laid out for training and read as text; host-side NumPy."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prm_jax.errors import UserError
+from prm_jax.models import stopping
+from prm_jax.models.tokenizer import Tokenizer
+
+Array = jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Responses to P prompts, G each, prompt-major: row b answers prompt b // G.
+
+    Attributes:
+      tokens: [B, R] i32, response tokens; 0 behind the end.
+      mask: [B, R] bool, True up to and including the token that ended the response.
+      logp: [B, R] f32 <= 0, log-probability of each token under softmax(logits / temperature) before
+        truncation (temperature 1 for greedy decoding); 0 where the mask is False.
+      finished: [B] bool, False where the response was cut off at R tokens.
+    """
+
+    tokens: Array
+    mask: Array
+    logp: Array
+    finished: Array
+
+
+def pack(prompts: Sequence[Sequence[int]], samples: Samples, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lays prompts and responses out for training, on the host: rows [prompt][response][padding].
+
+    Args:
+      prompts: the P prompts' token ids.
+      samples: their B = P * G responses, prompt-major.
+      length: T, at least that of every row.
+
+    Returns:
+      (tokens [B, T] i32, 0 behind the end; mask [B, T] bool, True on response tokens).
+
+    Raises:
+      UserError: the rows are not a multiple of the prompts, or a row is longer than `length`.
+    """
+    response, mask = np.asarray(samples.tokens), np.asarray(samples.mask)
+    rows, steps = response.shape
+    if not prompts or rows % len(prompts):
+        raise UserError(f"{rows} responses do not belong to {len(prompts)} prompts: give the prompts they answer")
+    prompt, prompt_lengths = pad_right(prompts, max(map(len, prompts)))
+    prompt_lengths = np.repeat(prompt_lengths, rows // len(prompts))
+    counts = mask.sum(axis=1)
+    longest = int((prompt_lengths + counts).max())
+    if longest > length:
+        raise UserError(f"a prompt and its response take {longest} tokens, but rows have {length}: lengthen the rows")
+    tokens = np.zeros((rows, max(length, prompt.shape[1])), np.int32)
+    tokens[:, : prompt.shape[1]] = np.repeat(prompt, rows // len(prompts), axis=0)
+    out_mask = np.zeros(tokens.shape, bool)
+    row, step = np.nonzero(np.arange(steps) < counts[:, None])
+    column = prompt_lengths[row] + step
+    tokens[row, column] = response[row, step]
+    out_mask[row, column] = True
+    return tokens[:, :length], out_mask[:, :length]
+
+
+def response_texts(
+    samples: Samples,
+    tokenizer: Tokenizer,
+    *,
+    stop: str | Sequence[str | Sequence[int]] = (),
+    keep_stop: bool = True,
+) -> list[str]:
+    """The responses as text, without special tokens.
+
+    Args:
+      samples: B rows.
+      tokenizer: decodes them.
+      stop: as given to `generate`.  The text ends exactly at the first stop string, even where its last token
+        goes on behind it.
+      keep_stop: whether that string stays in the text.
+
+    Returns:
+      B texts.
+    """
+    strings = [entry for entry in ([stop] if isinstance(stop, str) else stop) if isinstance(entry, str)]
+    tokens, mask = np.asarray(samples.tokens), np.asarray(samples.mask)
+    texts = (tokenizer.decode(row[kept].tolist(), skip_special=True) for row, kept in zip(tokens, mask, strict=True))
+    return [stopping.cut_text(text, strings, keep_stop=keep_stop) for text in texts]
+
+
+def drop_stop(
+    samples: Samples,
+    strings: Sequence[str],
+    sequences: Sequence[tuple[int, ...]],
+    tokenizer: Tokenizer | None,
+) -> Samples:
+    """Takes the stop string or sequence that ended a response out of it, on the host.
+
+    Args:
+      samples: B rows, each up to and including what ended it.
+      strings: stop strings, which need the tokenizer.
+      sequences: stop sequences; a single token, as end-of-text tokens are, stays.
+      tokenizer: knows the text of the tokens.
+
+    Returns:
+      Samples without the tokens that begin inside the stop string or sequence.
+    """
+    sequences = [sequence for sequence in sequences if len(sequence) > 1]
+    if not strings and not sequences:
+        return samples
+    tokens, mask = np.asarray(samples.tokens), np.array(samples.mask)
+    for row in np.nonzero(np.asarray(samples.finished))[0]:
+        ids = tokens[row, mask[row]].tolist()
+        keep = len(ids) - max((len(s) for s in sequences if tuple(ids[-len(s) :]) == s), default=0)
+        if strings and tokenizer is not None:
+            keep = min(keep, _before_string(ids, strings, tokenizer))
+        mask[row, keep:] = False
+    tokens, logp = np.where(mask, tokens, 0), np.where(mask, np.asarray(samples.logp), 0.0)
+    return Samples(jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(logp), samples.finished)
+
+
+def pad_right(rows: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of token ids as one array: (right-padded with zeros [P, length] i32, lengths [P] i32)."""
+    lengths = np.array([len(row) for row in rows], np.int32)
+    padded = np.zeros((len(rows), length), np.int32)
+    padded[np.arange(length) < lengths[:, None]] = np.concatenate([np.asarray(row, np.int32) for row in rows])
+    return padded, lengths
+
+
+def _before_string(ids: Sequence[int], strings: Sequence[str], tokenizer: Tokenizer) -> int:
+    """How many tokens begin before the first stop string to be complete; all when there is none."""
+    pieces = [stopping.text_bytes(token, strings, tokenizer) for token in ids]
+    text = b"".join(pieces)
+    found = [(text.find(s.encode()) + len(s.encode()), -len(s.encode())) for s in strings if s.encode() in text]
+    if not found:
+        return len(ids)
+    begin = sum(min(found))
+    starts = np.cumsum([0, *map(len, pieces)])[:-1]
+    return int(np.searchsorted(starts, begin))
