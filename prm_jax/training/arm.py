@@ -1,6 +1,8 @@
 """The PRIME loop of one run; killed and resumed, it ends in the same bits as if it had never stopped."""
 
 import dataclasses
+import hashlib
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +17,7 @@ from prm_jax.errors import UserError
 from prm_jax.models import init_value_head
 from prm_jax.training.checkpoint import Checkpointer
 from prm_jax.training.evaluate import PRMProbe, make_step_scorer, policy_metrics, sample_in_batches
+from prm_jax.training.integrity import fingerprint
 from prm_jax.training.interrupts import Interrupts
 from prm_jax.training.learner import Params
 from prm_jax.training.mesh import shard_batch, shard_params
@@ -29,13 +32,12 @@ from prm_jax.training.prime import (
     make_prm_step,
 )
 from prm_jax.training.rollouts import (
+    ADAPTER_STREAM,
     EVAL_STREAM,
-    INIT_STREAM,
     PRETRAIN_STREAM,
     Collector,
     Responses,
     Sampler,
-    to_batch,
 )
 from prm_jax.training.run_dir import RunDir, Sample
 from prm_jax.training.start import Start, make_setup
@@ -74,6 +76,14 @@ class ArmResult:
     prm: Params | None
 
 
+def _stop_if_asked(interrupts: Interrupts) -> None:
+    """Leaves what is computed anew on resume, where there is nothing to save yet."""
+    if interrupts.should_stop():
+        raise InterruptedRun(
+            f"stopped by {interrupts.signal_name} before the first step; --resume starts over from here"
+        )
+
+
 class Arm:
     """One run of the PRIME loop from given weights; outcome-only training is the same with no PRM.
 
@@ -85,6 +95,7 @@ class Arm:
       probe: fixed responses with exact step labels that test the PRM, or None.
       run: the run directory, already open.
       mesh: devices over which parameters and rows lie; None for one device.
+      on_start: called with the steps that lie behind before the first is done.
       report: gets metrics as they come.
       say: gets one-line messages.
     """
@@ -99,6 +110,7 @@ class Arm:
         run: RunDir,
         *,
         mesh: Mesh | None = None,
+        on_start: Callable[[int], None] = lambda done: None,
         report: Report = lambda step, metrics: None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -110,10 +122,17 @@ class Arm:
         self.probe = probe if self.setup.prm is not None else None
         self.key = jax.random.key(options.seed)
         self.collector = Collector(sampler, PromptStream(start.task.train, options.seed), options.rollout, self.key)
-        self._report, self._say = report, say
+        self._on_start, self._report, self._say = on_start, report, say
+        self.eval_problems = sampler.fitting(start.task.eval[: options.eval.problems])
+        if not self.eval_problems:
+            raise UserError(
+                f"every evaluation prompt is longer than --rollout.max-prompt-tokens {sampler.max_prompt_tokens}"
+            )
         self._score_steps = None
         if self.probe is not None:
             self._score_steps = make_step_scorer(start.prm_config, start.prm_config, beta=options.prm.beta)
+        digests = json.dumps(fingerprint(self.frozen), sort_keys=True).encode()
+        self._frozen_digest = hashlib.blake2b(digests, digest_size=16).hexdigest()
         self._bad_steps = self._empty_steps = 0
         self._before: dict[str, float] = {}
         self._pretrained: dict[str, float] = {}
@@ -139,14 +158,16 @@ class Arm:
             step_fn = make_prime_step(self.setup, shardings=shardings)
             restored = checkpoints.restore(state) if resume else None
             if resume and restored is None:
-                self.run.rewind(0)
+                self.run.rewind(-1)
             if restored is not None:
                 state, done = restored.state, restored.step
                 self.run.rewind(done)
                 self._take_up(restored.metadata)
+                self._on_start(done)
                 self._say(f"resumed at step {done}")
             else:
-                state = self._pretrain(state, make_prm_step(self.setup, shardings=shardings))
+                self._on_start(0)
+                state = self._pretrain(state, shardings, interrupts)
                 self._before = self._after = self._evaluate(state)
                 self._report(0, self._before)
                 self._save(checkpoints, state, 0)
@@ -179,7 +200,7 @@ class Arm:
         )
 
     def _initial_state(self) -> PrimeState:
-        key = jax.random.fold_in(self.key, INIT_STREAM)
+        key = jax.random.fold_in(self.key, ADAPTER_STREAM)
         head = None
         if self.setup.critic is not None:
             head = init_value_head(self.setup.critic.config, jax.random.fold_in(key, 1))
@@ -188,6 +209,7 @@ class Arm:
     def _save(self, checkpoints: Checkpointer, state: PrimeState, done: int) -> None:
         metadata = {
             "collector": self.collector.state(),
+            "frozen": self._frozen_digest,
             "bad_steps": self._bad_steps,
             "empty_steps": self._empty_steps,
             "before": self._before,
@@ -198,6 +220,11 @@ class Arm:
         checkpoints.save(done, state, metadata)
 
     def _take_up(self, metadata: dict[str, Any]) -> None:
+        if metadata["frozen"] != self._frozen_digest:
+            raise UserError(
+                "the weights that this run starts from have changed since its checkpoint was written (--model.path or "
+                "--prm.path): put the old ones back, or start a new run"
+            )
         self.collector.restore(metadata["collector"])
         self._bad_steps, self._empty_steps = metadata["bad_steps"], metadata["empty_steps"]
         self._before, self._after = metadata["before"], metadata["after"]
@@ -299,51 +326,68 @@ class Arm:
 
     # ---------------------------------------------------------------------------------- PRM warm-up
 
-    def _pretrain(self, state: PrimeState, step_fn: Callable[..., tuple[PrimeState, Any]]) -> PrimeState:
+    def _pretrain(self, state: PrimeState, shardings: PrimeState | None, interrupts: Interrupts) -> PrimeState:
         """Trains the PRM on rollouts of the initial policy by their outcomes; no step label is ever used."""
-        options = self.options.prm
+        options, size = self.options.prm, self.options.rollout.samples_per_prompt
         if self.setup.prm is None or not options.pretrain_rollouts:
             return state
-        size = self.options.rollout.samples_per_prompt
-        prompts = -(-options.pretrain_rollouts // size)
-        per_round = min(prompts, max(1, self.options.eval.batch_size // size))
-        base_key = jax.random.fold_in(self.key, PRETRAIN_STREAM)
-        rounds = []
-        for index in range(-(-prompts // per_round)):
-            drawn = self.collector.sample_fresh(self.frozen.reference, per_round, jax.random.fold_in(base_key, index))
-            rounds.append(drawn)
-            self._say(f"PRM warm-up: {sum(len(r.texts) for r in rounds)} of {prompts * size} rollouts")
-        groups = [to_batch(r, np.ones(len(r.problems), bool)) for r in rounds]
-        data = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: prompts * size], *groups)
-        data = dataclasses.replace(data, group_ids=np.repeat(np.arange(prompts, dtype=np.int32), size))
+        data, prompts = self._pretrain_rollouts(-(-options.pretrain_rollouts // size), interrupts)
+        plain = dataclasses.replace(options, update="after", minibatches=1, epochs=1)
+        setup = dataclasses.replace(self.setup, options=dataclasses.replace(self.options, prm=plain))
+        step_fn = make_prm_step(setup, shardings=shardings)
         batch_prompts = max(1, options.pretrain_batch // size)
-        steps = max(1, prompts // batch_prompts)
         for epoch in range(options.pretrain_epochs):
             order = np.random.default_rng((self.options.seed, PRETRAIN_STREAM, epoch)).permutation(prompts)
-            for index in range(steps):
+            losses = []
+            for index in range(max(1, prompts // batch_prompts)):
                 chosen = order[index * batch_prompts : (index + 1) * batch_prompts]
                 rows = (chosen[:, None] * size + np.arange(size)).reshape(-1)
                 batch = jax.tree.map(lambda x, rows=rows: x[rows], data)
                 batch = dataclasses.replace(batch, group_ids=np.repeat(np.arange(len(chosen), dtype=np.int32), size))
                 state, metrics = step_fn(state, self.frozen, self._split(batch))
-            found = {f"pretrain/{k}": float(v) for k, v in jax.device_get(metrics).items()}
-            self._say(
-                f"PRM warm-up: epoch {epoch + 1} of {options.pretrain_epochs}, loss {found['pretrain/prm/loss']:.3f}"
-            )
+                losses.append(metrics["prm/loss"])
+                _stop_if_asked(interrupts)
+            loss = float(np.mean(jax.device_get(losses)))
+            self._say(f"PRM warm-up: epoch {epoch + 1} of {options.pretrain_epochs}, loss {loss:.3f}")
+            if not np.isfinite(loss):
+                raise DivergedRun("the PRM's warm-up has a loss that is not finite; lower --prm.learning-rate")
         self._pretrained = self._probe_prm(state)
         return state
+
+    def _pretrain_rollouts(self, prompts: int, interrupts: Interrupts) -> tuple[PrimeBatch, int]:
+        """(rows of the initial policy's responses to `prompts` prompts, their number).
+
+        The prompts come in an order of their own, so that runs with and without a warm-up see the same ones later.
+        """
+        size = self.options.rollout.samples_per_prompt
+        stream = PromptStream(self.start.task.train, (self.options.seed + PRETRAIN_STREAM) % 2**32)
+        key = jax.random.fold_in(self.key, PRETRAIN_STREAM)
+        options = dataclasses.replace(
+            self.options.rollout,
+            filter="none",
+            prompts_per_step=min(prompts, max(1, self.options.eval.batch_size // size)),
+        )
+        collector = Collector(self.sampler, stream, options, key)
+        groups: list[PrimeBatch] = []
+        for index in range(-(-prompts // options.prompts_per_step)):
+            groups.append(collector.collect(self.frozen.reference, index)[0])
+            self._say(f"PRM warm-up: {min(collector.sampled, prompts * size)} of {prompts * size} rollouts")
+            _stop_if_asked(interrupts)
+        self.collector.sampled += collector.sampled
+        start = min(group.start for group in groups)
+        groups = [dataclasses.replace(group, start=start) for group in groups]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: prompts * size], *groups), prompts
 
     # ----------------------------------------------------------------------------------- evaluation
 
     def _evaluate(self, state: PrimeState) -> dict[str, float]:
         options, params = self.options.eval, self._policy_params(state)
-        problems = self.start.task.eval[: options.problems]
         key = jax.random.fold_in(self.key, EVAL_STREAM)  # the same draws at every evaluation
         metrics: dict[str, float] = {"rollouts": float(self.collector.sampled)}
         modes = [("greedy", 0.0)] * options.greedy + [("sampled", self.options.rollout.temperature)] * options.sampled
         for name, temperature in modes:
             responses = sample_in_batches(
-                self.sampler, params, problems, key, batch_size=options.batch_size, temperature=temperature
+                self.sampler, params, self.eval_problems, key, batch_size=options.batch_size, temperature=temperature
             )
             found = policy_metrics(self.start.task, responses)
             metrics |= {f"eval/{name}_{metric}": value for metric, value in found.items()}

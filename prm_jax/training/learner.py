@@ -132,21 +132,23 @@ def accumulate_gradients(
 def guarded_update(
     optimizer: optax.GradientTransformation, grads: Params, opt_state: Any, params: Params
 ) -> tuple[Params, Any, Mapping[str, jax.Array]]:
-    """One optimiser step, left out altogether when the gradient is not finite.
+    """One optimiser step, left out altogether when the gradient is not finite, or is exactly zero.
 
-    The check comes before clipping, which would spread one infinity over every parameter as NaN.
+    The check comes before clipping, which would spread one infinity over every parameter as NaN.  A gradient of zero
+    means that nothing in the batch counted; momentum and weight decay would move the weights all the same.
 
     Returns:
-      (params, optimiser state, {"grad_norm": before clipping, 0 when skipped; "skipped": 0 or 1}).
+      (params, optimiser state, {"grad_norm": before clipping, 0 when skipped; "skipped": 1 if not finite}).
     """
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm)
+    applied = finite & (norm > 0)
     safe = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), grads)
     updates, new_state = optimizer.update(safe, opt_state, params)
     new_params = optax.apply_updates(params, updates)
 
     def keep(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(finite, new, old)
+        return jnp.where(applied, new, old)
 
     return (
         jax.tree.map(keep, new_params, params),

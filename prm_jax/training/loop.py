@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shutil
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 
 from prm_jax.errors import UserError
 from prm_jax.models import load_weights, merge, save_weights
-from prm_jax.training.arm import Arm, ArmResult
+from prm_jax.training.arm import Arm, ArmResult, DivergedRun, InterruptedRun
 from prm_jax.training.console import Console
 from prm_jax.training.evaluate import PRMProbe, sample_in_batches
 from prm_jax.training.interrupts import Interrupts
@@ -59,16 +60,22 @@ def train(options: TrainOptions, run_dir: str | pathlib.Path, *, resume: bool = 
     main = "prime" if options.advantage.process_coef else BASELINE
     results = {}
     with _open(run_dir, options, resume) as run, Interrupts() as interrupts, Console(str(run.path)) as console:
-        base = _initial_policy(options, start, run, console)
+        for note in getattr(start.task, "notes", ()):
+            console.message(note)
+        base = _initial_policy(options, start, run, console, interrupts)
         rollout = options.rollout
         sampler = Sampler(start.task, start.tokenizer, start.config, rollout.max_prompt_tokens, rollout.max_new_tokens)
         probe = _probe(options, start, base, sampler)
         results[main] = _train_arm(main, options, start, base, sampler, probe, run, console, interrupts, mesh)
         _save_models(run, start, results[main])
         if options.baseline and main != BASELINE:
-            plain = _outcome_only(options)
-            path = run.path / BASELINE
-            with _open(path, plain, path.exists()) as inner:
+            if interrupts.should_stop():
+                raise InterruptedRun(f"stopped by {interrupts.signal_name} before the outcome-only run")
+            plain, path = _outcome_only(options), run.path / BASELINE
+            begun_before = (path / "run.json").is_file() and (path / "config.yaml").is_file()
+            if not begun_before:
+                shutil.rmtree(path, ignore_errors=True)  # what a kill left of its making
+            with _open(path, plain, begun_before) as inner:
                 results[BASELINE] = _train_arm(
                     BASELINE, plain, start, base, sampler, None, inner, console, interrupts, mesh
                 )
@@ -97,8 +104,12 @@ def _train_arm(
     def report(step: int, metrics: dict[str, float]) -> None:
         console.update(step, run.log(step, metrics))
 
-    arm = Arm(options, start, base, sampler, probe, run, mesh=mesh, report=report, say=console.message)
-    console.phase(TITLES[name], options.steps)
+    def on_start(done: int) -> None:
+        console.phase(TITLES[name], options.steps, start=done)
+
+    arm = Arm(
+        options, start, base, sampler, probe, run, mesh=mesh, on_start=on_start, report=report, say=console.message
+    )
     return arm.train(interrupts, resume=run.resumed)
 
 
@@ -106,17 +117,31 @@ def _mesh(options: TrainOptions) -> Mesh | None:
     sizes = options.mesh
     if (sizes.data, sizes.fsdp, sizes.tensor) == (1, 1, 1):
         return None
-    return make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+    mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+    rows = options.rollout.prompts_per_step * options.rollout.samples_per_prompt
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % ways:
+        raise UserError(
+            f"{rows} responses a step (--rollout.prompts-per-step x --rollout.samples-per-prompt) cannot be split over "
+            f"{ways} devices (--mesh.data x --mesh.fsdp): choose numbers that divide"
+        )
+    return mesh
 
 
 def _outcome_only(options: TrainOptions) -> TrainOptions:
-    """The same run without process rewards, and so without a PRM."""
-    return dataclasses.replace(
-        options, advantage=dataclasses.replace(options.advantage, process_coef=0.0, gate=False), baseline=False
-    )
+    """The same run without process rewards, and so without a PRM.
+
+    It gets as many rollouts in all: those of the PRM's warm-up as steps of its own.
+    """
+    per_step = options.rollout.prompts_per_step * options.rollout.samples_per_prompt
+    advantage = dataclasses.replace(options.advantage, process_coef=0.0, gate=False)
+    steps = options.steps + options.prm.pretrain_rollouts // per_step
+    return dataclasses.replace(options, advantage=advantage, baseline=False, steps=steps)
 
 
-def _initial_policy(options: TrainOptions, start: Start, run: RunDir, console: Console) -> Params:
+def _initial_policy(
+    options: TrainOptions, start: Start, run: RunDir, console: Console, interrupts: Interrupts
+) -> Params:
     """The loaded weights, or a fresh model after its warm start, kept in ``start/`` for a resumed run."""
     if start.params is not None:
         return start.params
@@ -129,7 +154,17 @@ def _initial_policy(options: TrainOptions, start: Start, run: RunDir, console: C
         batches = demonstration_batches(options, start)
 
         console.phase("warm start", options.sft.steps)
-        params = train_sft(start.config, params, batches, options.sft, on_step=console.update)
+
+        def on_step(step: int, metrics: dict[str, float]) -> None:
+            console.update(step, metrics)
+            if interrupts.should_stop():
+                raise InterruptedRun(
+                    f"stopped by {interrupts.signal_name} in the warm start, which --resume begins anew"
+                )
+            if metrics["sft/skipped"]:
+                raise DivergedRun("the warm start has a gradient that is not finite; lower --sft.learning-rate")
+
+        params = train_sft(start.config, params, batches, options.sft, on_step=on_step)
     save_weights(kept, start.config, params, tokenizer=start.tokenizer)
     return params
 
@@ -168,8 +203,13 @@ def demonstration_batches(options: TrainOptions, start: Start) -> Callable[[int]
 def _probe(options: TrainOptions, start: Start, base: Params, sampler: Sampler) -> PRMProbe | None:
     """Responses of the initial policy on held-out problems that the PRM is tested on, where step truth is known."""
     count = options.eval.prm_problems
-    problems = start.task.eval[: 2 * count]
-    if not count or not options.advantage.process_coef or start.task.step_labels(problems[0], "") is None:
+    problems = sampler.fitting(start.task.eval[: 2 * count])
+    if (
+        not count
+        or not problems
+        or not options.advantage.process_coef
+        or start.task.step_labels(problems[0], "") is None
+    ):
         return None
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(options.seed), EVAL_STREAM), 1)
     responses = sample_in_batches(
@@ -180,7 +220,9 @@ def _probe(options: TrainOptions, start: Start, base: Params, sampler: Sampler) 
 
 def _save_models(run: RunDir, start: Start, result: ArmResult) -> None:
     """The trained models as Hugging Face directories, adapters folded in."""
-    save_weights(run.path / "policy", start.config, merge(start.config, result.policy), tokenizer=start.tokenizer)
+    save_weights(
+        run.path / "policy", start.config, merge(start.config, result.policy), tokenizer=start.tokenizer, overwrite=True
+    )
     if result.prm is not None:
         merged = merge(start.prm_config, result.prm)
-        save_weights(run.path / "prm", start.prm_config, merged, tokenizer=start.tokenizer)
+        save_weights(run.path / "prm", start.prm_config, merged, tokenizer=start.tokenizer, overwrite=True)

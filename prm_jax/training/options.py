@@ -160,7 +160,7 @@ class AdvantageOptions:
     """A process reward at every token, or summed at the last token of every step."""
     normalizer: Literal["return", "none"] = "return"
     """Divide process rewards by the largest absolute return of the batch (published), or not (which can
-    destroy a policy)."""
+    destroy a policy); grpo divides by the group's deviation instead."""
     gate: bool = False
     """Scale the process rewards by max(0, 2 * a - 1), a = the PRM's pairwise accuracy on these rollouts
     before it learns from them."""
@@ -295,7 +295,7 @@ class TrainOptions:
 
 def _tiny() -> TrainOptions:
     return TrainOptions(
-        task=TaskOptions("carry", {"min_operands": "3", "max_operands": "5"}),
+        task=TaskOptions("carry", {"min_operands": "3", "max_operands": "5", "num_eval": "1024"}),
         sft=SFTOptions(steps=700),
         rollout=RolloutOptions(
             prompts_per_step=32,
@@ -318,7 +318,7 @@ def _tiny_long() -> TrainOptions:
     tiny = _tiny()
     return dataclasses.replace(
         tiny,
-        task=TaskOptions("carry", {"min_operands": "11", "max_operands": "12"}),
+        task=TaskOptions("carry", {"min_operands": "11", "max_operands": "12", "num_eval": "1024"}),
         rollout=dataclasses.replace(tiny.rollout, max_new_tokens=104, max_prompt_tokens=32),
         policy=dataclasses.replace(tiny.policy, learning_rate=1e-4),
     )
@@ -344,20 +344,20 @@ def _smoke() -> TrainOptions:
 
 def _smollm2() -> TrainOptions:
     return TrainOptions(
-        task=TaskOptions("arithmetic", {"operation": "add", "digits": "2", "terms": "2", "shots": "4"}),
+        task=TaskOptions("arithmetic", {"operation": "add", "digits": "2", "terms": "2", "shots": "2"}),
         model=ModelOptions(path="smollm2", lora_rank=16, lora_alpha=32.0),
         rollout=RolloutOptions(
             prompts_per_step=6,
             samples_per_prompt=8,
             max_new_tokens=8,
-            max_prompt_tokens=56,
+            max_prompt_tokens=32,
             filter="mask",
             solve_rate_low=0.05,
             solve_rate_high=0.95,
         ),
-        prm=PRMOptions(lora_rank=16, learning_rate=5e-4, microbatches=2),
+        prm=PRMOptions(lora_rank=16, learning_rate=1e-4, microbatches=2),
         advantage=AdvantageOptions(gate=True),
-        policy=PolicyOptions(learning_rate=3e-4, warmup_steps=3, weight_decay=0.0, beta2=0.95, microbatches=2),
+        policy=PolicyOptions(learning_rate=1e-4, warmup_steps=3, weight_decay=0.0, beta2=0.95, microbatches=2),
         eval=EvalOptions(every=10, problems=64, prm_problems=0, batch_size=32),
         steps=40,
     )

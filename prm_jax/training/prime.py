@@ -59,7 +59,7 @@ class PrimeState:
       policy, policy_opt: the policy's trainable arrays and its optimiser's state.
       prm, prm_opt: the same of the implicit PRM.
       critic, critic_opt: the same of the critic, ``{"trunk", "head"}``.
-      step: scalar int32, steps done.
+      step: scalar int32, steps that learned something.
     """
 
     policy: Params
@@ -406,20 +406,27 @@ def compute_advantages(
         # and the gate must be applied behind it.
         zeros = jnp.zeros_like(dense)
         advantages = options.outcome_coef * rl.grpo_advantages(
-            zeros, outcome, mask, batch.group_ids, num_groups=num_groups
+            zeros, outcome, mask, batch.group_ids, num_groups=num_groups, discount=options.discount
         )
         if use_process:
             advantages += (
                 options.process_coef
                 * gate
                 * rl.grpo_advantages(
-                    process_rewards, jnp.zeros_like(outcome), mask, batch.group_ids, num_groups=num_groups
+                    process_rewards,
+                    jnp.zeros_like(outcome),
+                    mask,
+                    batch.group_ids,
+                    num_groups=num_groups,
+                    discount=options.discount,
                 )
             )
         if penalty is not None:
             advantages += rl.discounted_returns(penalty, mask, discount=options.discount)
     elif options.estimator == "reinforce":
-        advantages = rl.reinforce_advantages(shaped, options.outcome_coef * outcome, mask)
+        advantages = rl.reinforce_advantages(
+            shaped, outcome, mask, outcome_coef=options.outcome_coef, discount=options.discount
+        )
     else:
         assert values is not None
         rewards = shaped + options.outcome_coef * rl.outcome_token_rewards(outcome, mask)
@@ -557,7 +564,7 @@ def policy_loss(
     if ref_logp is not None:
         penalty = rl.kl_penalty(logp, ref_logp, mask, estimator=options.kl_estimator)
         total = total + options.kl_coef * penalty.mean() * loss.weight
-        metrics |= penalty.metrics
+        metrics["kl"] = rl.Mean(jax.lax.stop_gradient(penalty.total), penalty.weight)
     return rl.Loss(total, loss.weight, metrics)
 
 
@@ -578,8 +585,8 @@ def _epochs(
 ) -> tuple[Any, Any]:
     """Runs `update` over minibatches, `epochs` times; outputs get leading axes [epochs, minibatches].
 
-    Rows of a group lie together, so minibatches are cut from strided groups of rows in order: each holds
-    whole groups as long as their number divides.
+    Rows of a group lie together and minibatches are consecutive rows: each holds whole groups as long as their number
+    divides.
     """
     split = jax.tree.map(lambda x: x.reshape(minibatches, x.shape[0] // minibatches, *x.shape[1:]), data)
     if minibatches == 1 and epochs == 1:

@@ -1,6 +1,7 @@
 """What a run found: ``result.json`` for machines, ``report.md`` and a table for people, plots as PNG."""
 
 import json
+import math
 import os
 import pathlib
 import platform
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from prm_jax.errors import MissingExtraError
 from prm_jax.training.arm import ArmResult
+from prm_jax.training.metrics_log import atomic_write
 from prm_jax.training.options import TrainOptions
 from prm_jax.training.versions import library_versions
 
@@ -62,7 +64,8 @@ def write_report(
             for name, result in results.items()
         },
     }
-    (path / "result.json").write_text(json.dumps(summary, indent=2) + "\n")
+    with atomic_write(path / "result.json") as file:
+        file.write(json.dumps(_finite(summary), indent=2) + "\n")
     tables = [_policy_table(results), _prm_table(results)]
     lines = [f"# {options.task.name}: {options.steps} steps, seed {options.seed}", ""]
     console = RichConsole()
@@ -87,8 +90,9 @@ def write_report(
 def _policy_table(results: Mapping[str, ArmResult]) -> tuple[str, list[str], list[list[str]]]:
     header = ["", "before"] + [_TITLES[name] for name in results]
     first = next(iter(results.values()))
+    afters = [result.after for result in results.values()]
     rows = [
-        [title, f"{first.before[key]:.3f}"] + [f"{result.after[key]:.3f}" for result in results.values()]
+        [title, *(f"{found[key]:.3f}" if key in found else "" for found in (first.before, *afters))]
         for key, title in _POLICY_ROWS.items()
         if key in first.before
     ]
@@ -130,6 +134,13 @@ def _plots(path: pathlib.Path, options: TrainOptions, results: Mapping[str, ArmR
     except MissingExtraError as error:
         RichConsole(stderr=True).print(f"no plots: {error}", highlight=False)
         return []
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that JSON does not know."""
+    if isinstance(value, Mapping):
+        return {name: _finite(entry) for name, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _devices() -> dict[str, str]:

@@ -16,10 +16,8 @@ from prm_jax.models import ModelConfig, generate
 from prm_jax.training.options import RolloutOptions
 from prm_jax.training.prime import PrimeBatch
 
-_START_MULTIPLE = 8  # so that prompts a little longer or shorter do not compile the step anew
-
 # Streams of randomness of one run: folded into its key, so that none depends on how often another is used.
-ROLLOUT_STREAM, EVAL_STREAM, INIT_STREAM, PRETRAIN_STREAM, NOISE_STREAM = range(5)
+ROLLOUT_STREAM, EVAL_STREAM, INIT_STREAM, PRETRAIN_STREAM, NOISE_STREAM, ADAPTER_STREAM = range(6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +104,10 @@ class Sampler:
             return list(prompt)
         return list(self.tokenizer.chat([dict(message) for message in prompt]))
 
+    def fitting(self, problems: Sequence[Problem]) -> list[Problem]:
+        """Those whose prompts are within the longest."""
+        return [problem for problem in problems if self.fits(problem)]
+
     def fits(self, problem: Problem) -> bool:
         """Whether the prompt is within the longest."""
         return 0 < len(self.encode(problem)) <= self.max_prompt_tokens
@@ -131,6 +133,12 @@ class Sampler:
           temperature, top_k, top_p: as `models.generate`; temperature 0 takes the likeliest token.
         """
         prompts = [self.encode(problem) for problem in problems]
+        longest = max(map(len, prompts))
+        if longest > self.max_prompt_tokens:
+            raise UserError(
+                f"a prompt has {longest} tokens, more than the longest, {self.max_prompt_tokens}: leave it out"
+                " or raise --rollout.max-prompt-tokens"
+            )
         samples = generate(
             self.config,
             params,
@@ -192,9 +200,14 @@ def to_batch(responses: Responses, keep: np.ndarray) -> PrimeBatch:
         "outcome": responses.outcome,
         "group_ids": np.repeat(np.arange(len(responses.problems), dtype=np.int32), size),
         "step_ids": responses.step_ids,
-        "start": int(responses.mask.argmax(axis=1).min()) // _START_MULTIPLE * _START_MULTIPLE,
+        "start": _floor_to_power_of_two(int(responses.mask.argmax(axis=1).min())),
     }
     return PrimeBatch(**arrays)
+
+
+def _floor_to_power_of_two(column: int) -> int:
+    """A static shape may not follow every prompt's length, or each would compile the step anew."""
+    return 1 << (column.bit_length() - 1) if column >= 8 else 0
 
 
 def passing_groups(responses: Responses, options: RolloutOptions) -> np.ndarray:
@@ -246,6 +259,7 @@ class Collector:
         before = self.sampled
         if options.filter == "resample":
             chosen, keep, rates = self._resample(params, key, on_wait)
+            passed = keep
         else:
             factor = options.oversample_factor if options.filter == "oversample" else 1
             _, problems = self._prompts(options.prompts_per_step * factor)
@@ -258,12 +272,15 @@ class Collector:
                 chosen, keep = drawn.take(order.tolist()), np.ones(len(order), bool)
                 passed = passed[order]
             else:
-                chosen, keep = drawn, passed if options.filter == "mask" else np.ones(len(passed), bool)
+                chosen, keep = drawn, passed
+                if options.filter == "none":
+                    keep = passed = np.ones(len(passed), bool)
         batch = to_batch(chosen, keep)
         lengths = chosen.mask.sum(axis=1)
         metrics = {
             "rollout/solve_rate": float(rates.mean()),
-            "rollout/kept_groups": float(np.mean(keep)),
+            "rollout/kept_groups": float(np.mean(passed)),
+            "rollout/too_long": float(self.too_long),
             "rollout/mixed_groups": float(np.mean((rates > 0) & (rates < 1))),
             "rollout/length": float(lengths.mean()),
             "rollout/truncated": float(1.0 - chosen.finished.mean()),
@@ -271,10 +288,6 @@ class Collector:
             "rollout/sampled": float(self.sampled - before),
         }
         return batch, chosen, metrics
-
-    def sample_fresh(self, params: Any, prompts: int, key: jax.Array) -> Responses:
-        """Responses to the next prompts of the stream, unfiltered; `key` is consumed."""
-        return self._sample(params, self._prompts(prompts)[1], key)
 
     def state(self) -> dict[str, Any]:
         """Everything that a checkpoint needs, as JSON values."""
@@ -316,7 +329,7 @@ class Collector:
         )  # fmt: skip
         self.sampled += len(responses.texts)
         if options.outcome_noise:
-            flip_key = np.asarray(jax.random.key_data(jax.random.fold_in(key, NOISE_STREAM)))
+            flip_key = np.asarray(jax.random.key_data(jax.random.fold_in(jax.random.fold_in(key, 0), NOISE_STREAM)))
             flips = np.random.default_rng(flip_key.tolist()).random(len(responses.texts))
             wrong = flips < options.outcome_noise
             outcome = np.where(wrong, 1.0 - responses.outcome, responses.outcome).astype(np.float32)

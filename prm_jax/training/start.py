@@ -8,7 +8,7 @@ import jax
 from prm_jax.data import load_task
 from prm_jax.data.problems import Task
 from prm_jax.errors import UserError
-from prm_jax.models import LoRAConfig, ModelConfig, Tokenizer, init_params, load_weights
+from prm_jax.models import LoRAConfig, ModelConfig, Tokenizer, check_same_vocabulary, init_params, load_weights
 from prm_jax.training.learner import Learner, Params, make_optimizer
 from prm_jax.training.options import ModelOptions, TaskOptions, TrainOptions
 from prm_jax.training.prime import PrimeSetup
@@ -44,6 +44,10 @@ def load_start(options: TrainOptions) -> Start:
       UserError: an unknown task or option, missing or damaged weights, tokenizers that do not match.
     """
     task = make_task(options.task)
+    if not len(task.eval):
+        raise UserError(
+            f"the task {options.task.name!r} has no evaluation problems; give it some, or a larger share of them"
+        )
     if options.model.path:
         config, params, tokenizer = load_model(options.model)
     else:
@@ -58,12 +62,8 @@ def load_start(options: TrainOptions) -> Start:
     if options.prm.path and options.advantage.process_coef:
         prm_options = dataclasses.replace(options.model, path=options.prm.path, lora_rank=options.prm.lora_rank)
         prm_config, prm_params, prm_tokenizer = load_model(prm_options)
-        if prm_tokenizer.fingerprint != tokenizer.fingerprint:
-            raise UserError(
-                f"the PRM at {options.prm.path} has another tokenizer than the policy at "
-                f"{options.model.path or 'the fresh start'} (fingerprints {prm_tokenizer.fingerprint} and "
-                f"{tokenizer.fingerprint}): rewards of tokens need one vocabulary; choose a PRM of its family"
-            )
+        # Rewards of tokens need one vocabulary.
+        check_same_vocabulary(tokenizer, prm_tokenizer, names=("the policy", "the PRM"))
     return Start(task, tokenizer, config, params, prm_config, prm_params)
 
 

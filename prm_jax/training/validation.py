@@ -36,6 +36,10 @@ def _positive(options: TrainOptions) -> list[str]:
         "prm.pretrain-epochs": prm.pretrain_epochs,
         "prm.pretrain-batch": prm.pretrain_batch,
         "policy.minibatches": policy.minibatches,
+        "model.hidden-size": options.model.hidden_size,
+        "model.num-layers": options.model.num_layers,
+        "model.num-heads": options.model.num_heads,
+        "model.num-kv-heads": options.model.num_kv_heads,
         "policy.epochs": policy.epochs,
         "policy.microbatches": policy.microbatches,
         "eval.problems": options.eval.problems,
@@ -59,6 +63,17 @@ def _positive(options: TrainOptions) -> list[str]:
         "policy.learning-rate": policy.learning_rate,
         "prm.learning-rate": prm.learning_rate,
         "rollout.top-k": rollout.top_k,
+        "policy.warmup-steps": policy.warmup_steps,
+        "prm.warmup-steps": prm.warmup_steps,
+        "policy.weight-decay": policy.weight_decay,
+        "prm.weight-decay": prm.weight_decay,
+        "sft.weight-decay": options.sft.weight_decay,
+        "sft.learning-rate": options.sft.learning_rate,
+        "critic.learning-rate": options.critic.learning_rate,
+        "policy.clip-high": policy.clip_high,
+        "policy.entropy-coef": policy.entropy_coef,
+        "advantage.process-coef": options.advantage.process_coef,
+        "advantage.outcome-coef": options.advantage.outcome_coef,
         "seed": options.seed,
     }
     above_zero = {
@@ -70,9 +85,9 @@ def _positive(options: TrainOptions) -> list[str]:
         "sft.grad-clip": options.sft.grad_clip,
     }
     return [
-        *(f"--{name} is {value}; it must be at least 1" for name, value in at_least_one.items() if value < 1),
-        *(f"--{name} is {value}; it must not be negative" for name, value in not_negative.items() if value < 0),
-        *(f"--{name} is {value}; it must be greater than 0" for name, value in above_zero.items() if value <= 0),
+        *(f"--{name} is {value}; it must be at least 1" for name, value in at_least_one.items() if not value >= 1),
+        *(f"--{name} is {value}; it must not be negative" for name, value in not_negative.items() if not value >= 0),
+        *(f"--{name} is {value}; it must be greater than 0" for name, value in above_zero.items() if not value > 0),
     ]
 
 
@@ -91,6 +106,8 @@ def _fractions(options: TrainOptions) -> list[str]:
         "advantage.gae-lambda": (options.advantage.gae_lambda, 0.0, 1.0),
         "sft.warmup-fraction": (options.sft.warmup_fraction, 0.0, 1.0),
         "policy.clip-low": (options.policy.clip_low, 0.0, 1.0),
+        "policy.beta2": (options.policy.beta2, 0.0, 0.999999),
+        "sft.beta2": (options.sft.beta2, 0.0, 0.999999),
     }
     for name, (value, low, high) in shares.items():
         if not low <= value <= high:
@@ -108,7 +125,7 @@ def _groups(options: TrainOptions) -> list[str]:
         )
     if size == 1 and options.advantage.gate:
         found.append("--advantage.gate compares the samples of a prompt: --rollout.samples-per-prompt must be >= 2")
-    if size == 1 and rollout.filter != "none" and rollout.solve_rate_low > 0:
+    if size == 1 and rollout.filter != "none":
         found.append(
             "--rollout.filter needs solve rates between 0 and 1, which a single sample never has: "
             "--rollout.samples-per-prompt must be >= 2, or --rollout.filter none"
@@ -135,6 +152,12 @@ def _divisions(options: TrainOptions) -> list[str]:
                 f"--{name}.microbatches {part.microbatches} must divide the {unit // part.minibatches} {what} "
                 f"of a minibatch ({prompts} prompts x {size} samples / {part.minibatches} minibatches)"
             )
+    pretrain = max(1, options.prm.pretrain_batch // size) * size if size > 0 else 0
+    if options.prm.pretrain_rollouts and pretrain % max(1, options.prm.microbatches):
+        found.append(
+            f"--prm.microbatches {options.prm.microbatches} must divide the {pretrain} responses of a warm-up batch "
+            "(--prm.pretrain-batch, whole groups)"
+        )
     if 0 < options.prm.pretrain_rollouts < options.prm.pretrain_batch:
         found.append(
             f"--prm.pretrain-batch {options.prm.pretrain_batch} is larger than "
@@ -152,6 +175,16 @@ def _combinations(options: TrainOptions) -> list[str]:
         found.append(
             "--prm.reference policy compares the PRM with the policy, so that both must start from the same "
             "weights; leave --prm.path out or use --prm.reference frozen"
+        )
+    if prm.update == "none" and prm.reference == "frozen" and not prm.pretrain_rollouts and advantage.process_coef:
+        found.append(
+            "--prm.update none with a frozen reference never moves the PRM away from it, so that all process rewards "
+            "are 0: warm it up with --prm.pretrain-rollouts, or choose another update"
+        )
+    if policy.kl_coef and policy.kl_placement == "loss" and policy.kl_estimator == "k1":
+        found.append(
+            "--policy.kl-estimator k1 has a gradient of mean zero as a loss: choose k2 or k3, or "
+            "--policy.kl-placement reward"
         )
     if policy.dual_clip is not None and policy.dual_clip <= 1:
         found.append(f"--policy.dual-clip is {policy.dual_clip}; it must be greater than 1")

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from prm_jax.errors import UserError
 from prm_jax.models import load_weights
 from prm_jax.training import arm as arm_module
+from prm_jax.training import loop as loop_module
 from prm_jax.training.arm import DivergedRun, InterruptedRun
 from prm_jax.training.loop import BASELINE, demonstration_batches, train
 from prm_jax.training.options import MeshOptions, TaskOptions
@@ -64,7 +66,7 @@ def test_a_run_leaves_its_configuration_metrics_samples_models_and_report(finish
     assert set(summary["arms"]) == {"prime", BASELINE}
     main = summary["arms"]["prime"]
     assert main["rollouts"] == 16 + 16 * options.steps  # the PRM's warm-up, then every step
-    assert summary["arms"][BASELINE]["rollouts"] == 16 * options.steps
+    assert summary["arms"][BASELINE]["rollouts"] == main["rollouts"], "the baseline gets as many in steps of its own"
     assert 0 <= main["prm_after_warm_up"]["prm_eval/step_auc"] <= 1
     steps = [record["step"] for record in records(path) if "policy/loss" in record]
     assert steps == [1, 2, 3, 4]
@@ -116,6 +118,44 @@ def test_a_signal_saves_and_stops_and_the_rest_follows_on_resume(finished, tmp_p
     monkeypatch.setattr(arm_module.Arm, "_step", real)
     train(options, tmp_path / "run", resume=True)
     assert_same_as_undisturbed(whole, tmp_path / "run")
+
+
+def test_a_run_that_died_in_its_baseline_or_report_is_finished_by_resuming(finished, tmp_path, monkeypatch):
+    options, whole, summary = finished
+    path = tmp_path / "run"
+
+    def die(*_, **__):
+        raise RuntimeError("died")
+
+    monkeypatch.setattr(loop_module, "write_report", die)
+    with pytest.raises(RuntimeError, match="died"):
+        train(options, path)
+    monkeypatch.undo()
+    (path / BASELINE / "run.json").unlink()  # as if killed while the baseline's directory was being made
+    again = train(options, path, resume=True)
+    assert_same_as_undisturbed(whole, path)
+    assert again["arms"][BASELINE]["after"] == summary["arms"][BASELINE]["after"]
+
+
+def test_resuming_from_other_weights_is_refused(finished, tmp_path):
+    options, whole, _ = finished
+    weights = tmp_path / "weights"
+    shutil.copytree(whole / "start", weights)
+    options = replaced(options, model={"path": str(weights)}, sft={"steps": 0}, prm={"pretrain_rollouts": 0})
+    options = dataclasses.replace(options, baseline=False, steps=1)
+    train(options, tmp_path / "run")
+    shutil.rmtree(weights)
+    shutil.copytree(whole / "policy", weights)
+    with pytest.raises(UserError, match="weights that this run starts from have changed"):
+        train(dataclasses.replace(options, steps=2), tmp_path / "run", resume=True)
+
+
+def test_a_prm_that_only_warms_up_gives_rewards_and_stays(run_options, tmp_path):
+    options = dataclasses.replace(replaced(run_options, prm={"update": "none"}), steps=2, save_every=1)
+    train(options, tmp_path / "run")
+    found = [record for record in records(tmp_path / "run") if "policy/loss" in record]
+    assert all(record["prm/reward_abs"] > 0 for record in found)
+    assert not any("prm/loss" in record for record in found)
 
 
 def test_resuming_with_another_configuration_shows_the_difference(finished):
@@ -178,6 +218,12 @@ def test_gradients_that_never_are_finite_stop_the_run_and_keep_the_batch(run_opt
         ({"prm": {"microbatches": 5}}, "must divide"),
         ({"rollout": {"solve_rate_low": 0.9, "solve_rate_high": 0.1}}, "0 <= low <= high <= 1"),
         ({"prm": {"beta": -1.0}}, "prm.beta"),
+        ({"prm": {"beta": float("nan")}}, "prm.beta"),
+        ({"policy": {"warmup_steps": -5}}, "policy.warmup-steps"),
+        ({"policy": {"kl_coef": 0.1, "kl_estimator": "k1"}}, "k1"),
+        ({"prm": {"update": "none", "pretrain_rollouts": 0}}, "prm.update none"),
+        ({"mesh": {"data": 3}}, "cannot be split over 3 devices"),
+        ({"eval": {"problems": 0}}, "eval.problems"),
         ({"advantage": {"process_coef": 0.0, "outcome_coef": 0.0}}, "nothing would be learned"),
         ({"task": {"name": "cary"}}, "carry"),
         ({"task": {"options": {"min_operand": "2"}}}, "min_operands"),

@@ -1,6 +1,8 @@
 """The PRIME step: exact zeros at initialisation, update modes, estimators, exact accumulation, guards."""
 
 import dataclasses
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +10,16 @@ import numpy as np
 import pytest
 
 from prm_jax import rl
-from prm_jax.models import LoRAConfig, init_value_head, token_logprobs
+from prm_jax.models import LoRAConfig, hidden_states, init_params, init_value_head, token_logprobs, value_head
 from prm_jax.training.learner import Learner, make_optimizer
 from prm_jax.training.options import TrainOptions
 from prm_jax.training.prime import (
     Frozen,
     PrimeSetup,
     compute_advantages,
+    critic_values,
     init_state,
+    kl_rewards,
     make_prime_step,
     make_prm_step,
     policy_loss,
@@ -303,3 +307,84 @@ def test_a_batch_over_eight_devices_gives_the_same_step(options, tiny_config, ti
     assert_trees(state.policy_opt, alone.policy_opt, atol=2e-6)
     for name in ("policy/loss", "prm/loss", "policy/grad_norm"):
         np.testing.assert_allclose(metrics[name], alone_metrics[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_ppo_values_stand_before_their_tokens_and_targets_are_lambda_returns(options, tiny_config, tiny_frozen, batch):
+    setup = setup_of(replaced(options, advantage={"estimator": "ppo", "whiten": False, "gae_lambda": 0.9}), tiny_config)
+    state = state_of(setup, tiny_frozen)
+    head = jax.tree.map(jnp.ones_like, state.critic["head"])
+    critic = {"trunk": state.critic["trunk"], "head": head}
+    values = np.asarray(critic_values(setup, critic, tiny_frozen, batch))
+    hidden = hidden_states(tiny_config, critic["trunk"], batch.tokens)
+    after = np.asarray(value_head(head, hidden)[..., 0])
+    for row in range(batch.mask.shape[0]):
+        for t in np.flatnonzero(batch.mask[row]):
+            np.testing.assert_allclose(values[row, t], after[row, t - 1], rtol=1e-5)
+    assert (values[~batch.mask] == 0).all()
+
+    rng = np.random.default_rng(0)
+    process = jnp.asarray(np.where(batch.mask, rng.normal(size=batch.mask.shape), 0.0), jnp.float32)
+    plain = dataclasses.replace(setup.options.advantage, normalizer="none", discount=0.95)
+    advantages, targets, _ = compute_advantages(plain, batch, process, jnp.ones(()), None, jnp.asarray(values))
+    for row in range(batch.mask.shape[0]):
+        columns = np.flatnonzero(batch.mask[row])
+        running, following = 0.0, 0.0
+        for t in columns[::-1]:
+            reward = float(process[row, t]) + (batch.outcome[row] if t == columns[-1] else 0.0)
+            running = reward + 0.95 * following - values[row, t] + 0.95 * 0.9 * running
+            following = values[row, t]
+            np.testing.assert_allclose(advantages[row, t], running, rtol=2e-4, atol=2e-5)
+            np.testing.assert_allclose(targets[row, t], running + values[row, t], rtol=2e-4, atol=2e-5)
+
+
+def test_divergence_as_a_reward_is_the_log_ratio_of_the_sampled_tokens(options, tiny_config, tiny_frozen, batch):
+    changed = replaced(options, policy={"kl_coef": 0.3, "kl_placement": "reward"})
+    rng = np.random.default_rng(0)
+    old = jnp.asarray(rng.normal(size=batch.mask.shape), jnp.float32)
+    found = kl_rewards(setup_of(changed, tiny_config), tiny_frozen, batch, old)
+    ref = token_logprobs(tiny_config, tiny_frozen.reference, batch.tokens, batch.mask)
+    np.testing.assert_allclose(found, np.where(batch.mask, -0.3 * (np.asarray(old) - np.asarray(ref)), 0.0), atol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["rloo", "rloo_released", "grpo", "reinforce"])
+def test_the_discount_acts_under_every_estimator(options, batch, estimator):
+    rng = np.random.default_rng(3)
+    rewards = jnp.asarray(np.where(batch.mask, rng.normal(size=batch.mask.shape), 0.0), jnp.float32)
+    results = [
+        compute_advantages(
+            dataclasses.replace(options.advantage, estimator=estimator, discount=discount),
+            batch, rewards, jnp.ones(()), None, None,
+        )[0]
+        for discount in (1.0, 0.5)
+    ]  # fmt: skip
+    assert not np.allclose(*results, atol=1e-3)
+
+
+def test_the_policy_as_reference_is_scored_without_the_sampling_temperature(options, tiny_config, tiny_frozen, batch):
+    changed = replaced(options, prm={"reference": "policy"}, rollout={"temperature": 0.7})
+    _, _, rewards = run(changed, tiny_config, tiny_frozen, batch)
+    np.testing.assert_array_equal(rewards, 0.0)  # policy and PRM still are the same model
+
+
+def test_a_minibatch_in_which_nothing_counts_moves_nothing(options, tiny_config, tiny_frozen, batch):
+    keep = np.ones(16, bool)
+    keep[8:] = False
+    halved = replaced(options, policy={"minibatches": 2, "weight_decay": 0.1}, prm={"minibatches": 2})
+    state, metrics, _ = run(halved, tiny_config, tiny_frozen, dataclasses.replace(batch, keep=keep))
+    counts = [x for x in jax.tree.leaves(state.policy_opt) if x.dtype == jnp.int32]
+    assert counts and all(int(x) == 1 for x in counts), "one optimiser step, not two"
+    assert metrics["policy/skipped"] == 0
+
+
+def test_no_array_of_rows_tokens_and_vocabulary_in_the_compiled_step(options, tiny_config, batch):
+    config = dataclasses.replace(tiny_config, vocab_size=50_021)
+    params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    setup = setup_of(options, config)
+    state = jax.eval_shape(lambda p: state_of(setup, Frozen(p, p)), params)
+    wide = jax.tree.map(lambda x: jax.ShapeDtypeStruct((512, *x.shape[1:]), x.dtype), batch)
+    text = make_prime_step(setup).lower(state, Frozen(params, params), wide).as_text()
+    tokens = 512 * batch.tokens.shape[1]
+    largest = max(
+        math.prod(int(d) for d in shape.split("x") if d) for shape in re.findall(r"tensor<((?:\d+x)+)[a-z]", text)
+    )
+    assert largest < tokens * config.vocab_size / 2

@@ -1,0 +1,36 @@
+"""The small experiments run in their smallest configuration and give finite tables."""
+
+import importlib
+import math
+
+import pytest
+
+from experiments import report
+
+NAMES = (
+    "best_of_n",
+    "confidence",
+    "conformal_selection",
+    "early_exit",
+    "estimators",
+    "implicit_rewards",
+    "judged_inputs",
+    "multi_objective",
+    "provers",
+    "quantile_values",
+    "reward_hacking",
+    "reward_uncertainty",
+    "rollout_filtering",
+    "step_labels",
+    "step_preference",
+    "value_learning",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_smoke(name):
+    module = importlib.import_module(f"experiments.{name}.main")
+    tables = module.run(module.SMOKE)
+    numbers = [value for rows in tables.values() for row in rows.values() for value in row.values()]
+    assert numbers and all(math.isfinite(value) for value in numbers)
+    assert len(report.render(tables).splitlines()) > len(tables)
