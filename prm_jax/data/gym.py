@@ -36,9 +36,10 @@ _TOKEN = re.compile(
 class GymTask:
     """A data set of reasoning-gym, by name.
 
-    Problem i is entry ``hash(seed, i)`` of the data set; those whose question's hash falls into the evaluation share
-    are for evaluation.  A response passes only with the full score of 1.0: the data sets give partial credit for
-    rambling answers that contain the right one, and even for wrong ones, which a policy learns to collect.
+    Problem i is entry ``hash(seed, i) mod size`` of the data set; those whose question's hash falls into the
+    evaluation share are for evaluation.  A response passes only with the full score of 1.0: the data sets give
+    partial credit for rambling answers that contain the right one, and even for wrong ones, which a policy learns to
+    collect.
 
     The scorers of some data sets (countdown, puzzle24, integrals, matrices written as lists) hand the answer to
     Python's ``eval``.  There an answer that is not the reference's text must be a short, harmless expression
@@ -47,6 +48,7 @@ class GymTask:
     Args:
       dataset: the name, ``"chain_sum"`` for example.
       options: of the data set; checked against its configuration.
+      size: entries of the data set to draw from; a few data sets (acre) make all of them at once.
       num_train: training problems in an epoch; made when they are read, with replacement.
       num_eval: evaluation problems at most; all different.
       seed: of the problems.
@@ -65,6 +67,7 @@ class GymTask:
         dataset: str,
         *,
         options: Mapping[str, Any] | None = None,
+        size: int = 1 << 15,
         num_train: int = 1 << 14,
         num_eval: int = 128,
         seed: int = 0,
@@ -78,14 +81,18 @@ class GymTask:
         self.stop: tuple[str, ...] = ()
         self._extract, self._markers = extract, markers
         self._instruction, self._chat = instruction, chat
-        self._dataset = _create(dataset, dict(options or {}), seed)
+        self._dataset = _create(dataset, dict(options or {}), size, seed)
         self._evaluates = bool(_EVALUATES.search(inspect.getsource(type(self._dataset).score_answer)))
         self._entry = functools.lru_cache(maxsize=4096)(self._dataset.__getitem__)
         shown = {name: str(value) for name, value in sorted((options or {}).items())}
-        key = ("gym", dataset, shown, seed, instruction, chat)
+        key = ("gym", dataset, shown, size, seed, instruction, chat)
+
+        def draw(words: Iterator[int]) -> int:
+            return next(words) % size
+
         train = (*key, "train")
-        self._train = DrawnProblems(num_train, _draw, lambda index: not self._is_eval(index), self._problem, train)
-        rows = draw_distinct(_draw, self._is_eval, self._question, num_eval, (*key, "eval"))
+        self._train = DrawnProblems(num_train, draw, lambda index: not self._is_eval(index), self._problem, train)
+        rows = draw_distinct(draw, self._is_eval, self._question, num_eval, (*key, "eval"))
         self._eval = [self._problem(row) for row in rows]
 
     @property
@@ -182,11 +189,7 @@ def is_harmless(text: str) -> bool:
     return _calls_are_known(tokens) and _powers_are_small(tokens) and _lists_are_not_multiplied(tokens)
 
 
-def _draw(words: Iterator[int]) -> int:
-    return next(words) % (1 << 31)
-
-
-def _create(dataset: str, options: dict[str, Any], seed: int) -> Any:
+def _create(dataset: str, options: dict[str, Any], size: int, seed: int) -> Any:
     gym = require("reasoning_gym", "tasks")
     known = require("reasoning_gym.factory", "tasks").DATASETS
     if dataset not in known:
@@ -196,10 +199,12 @@ def _create(dataset: str, options: dict[str, Any], seed: int) -> Any:
     fields = {f.name: types[f.name] for f in dataclasses.fields(config) if f.name not in ("size", "seed")}
     options = check_options(options, fields, f"the data set {dataset!r}")
     try:
-        return gym.create_dataset(dataset, size=1 << 31, seed=seed, **options)
+        return gym.create_dataset(dataset, size=size, seed=seed, **options)
     except (AssertionError, ValueError, TypeError) as error:
         reason = str(error) or "its own checks failed"
-        raise UserError(f"the data set {dataset!r} does not take the options {options}: {reason}") from error
+        raise UserError(
+            f"the data set {dataset!r} does not take the options {options} and size={size}: {reason}"
+        ) from error
 
 
 def _calls_are_known(tokens: Sequence[tuple[str, str]]) -> bool:

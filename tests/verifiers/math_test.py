@@ -10,6 +10,7 @@ import textwrap
 import threading
 import time
 
+import jax
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -183,7 +184,8 @@ def test_any_answer_gets_a_verdict(verifier, text):
     normalise(text)
 
 
-def test_from_threads(verifier):
+def test_from_threads_of_a_process_that_runs_jax(verifier):
+    jax.numpy.zeros(2).block_until_ready()
     statuses: list[str] = []
 
     def check(k):
