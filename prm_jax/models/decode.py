@@ -6,6 +6,7 @@ matrix on its left, which is what a CPU multiplies fastest when B is small.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,9 @@ from prm_jax.models.config import ModelConfig
 from prm_jax.models.transformer import Params, Transformer, head_matrix, unstack_layers
 
 Array = jax.Array
+
+# Attention scores of a prefill that exist at the same time: half a gigabyte in float32.
+_MAX_SCORES = 2**27
 
 _QKV, _O, _GATE_UP, _DOWN = ("q", "k", "v"), ("o",), ("gate", "up"), ("down",)
 
@@ -77,25 +81,32 @@ def prepare(config: ModelConfig, params: Params, *, repack: bool) -> Params:
 
 
 def prefill(config: ModelConfig, params: Params, tokens: Array, lengths: Array) -> tuple[Array, Prefix]:
-    """Runs the prompts through the model.
+    """Runs the prompts through the model, as many at a time as keep the attention scores within bounds.
 
     Args:
       config: the model.
       params: its parameters, layers stacked or a tuple.
       tokens: [P, S] i32, right-padded with any valid token.
-      lengths: [P] i32 in [1, S].
+      lengths: [P] i32 in [0, S]; what a prompt of length 0 gives is finite and means nothing.
 
     Returns:
       (hidden [D, P] of each prompt's last token, the prompts' `Prefix`).
     """
-    stacked = not isinstance(params["layers"], tuple)
-    cache = init_cache(config, tokens.shape[0], tokens.shape[1], stacked=stacked)
-    outputs: Any = Transformer(config).apply({"params": params}, tokens, cache=cache)
-    hidden, cache = outputs
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    layers = tuple(
-        KeyValues(cache.k[i].transpose(0, 2, 3, 1), cache.v[i].transpose(0, 2, 1, 3)) for i in range(config.num_layers)
-    )
+    prompts, columns = tokens.shape
+    at_once = max(1, _MAX_SCORES // (config.num_heads * columns**2))
+    parts = next(n for n in range(1, prompts + 1) if prompts % n == 0 and prompts // n <= at_once)
+
+    def split(x: Array) -> Array:  # every part takes rows from all over, hence from every device they lie on
+        return x.reshape(prompts // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def join(x: Array) -> Array:
+        return x.swapaxes(0, 1).reshape(prompts, *x.shape[2:])
+
+    if parts == 1:
+        last, layers = _prefill(config, params, (tokens, lengths))
+    else:
+        by_part = lax.map(functools.partial(_prefill, config, params), (split(tokens), split(lengths)))
+        last, layers = jax.tree.map(join, by_part)
     return last.T, Prefix(layers, lengths)
 
 
@@ -157,6 +168,19 @@ def next_logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
     vocab, rows = scores.shape
     width = next(n for n in (256, 64, 2, 1) if vocab % n == 0)
     return scores.reshape(vocab // width, width, rows).transpose(2, 0, 1).reshape(rows, vocab)
+
+
+def _prefill(config: ModelConfig, params: Params, prompts: tuple[Array, Array]) -> tuple[Array, tuple[KeyValues, ...]]:
+    """(tokens [P, S], lengths [P]) -> (hidden [P, D] of the last tokens, keys and values of each layer)."""
+    tokens, lengths = prompts
+    stacked = not isinstance(params["layers"], tuple)
+    cache = init_cache(config, *tokens.shape, stacked=stacked)
+    outputs: Any = Transformer(config).apply({"params": params}, tokens, cache=cache)
+    hidden, cache = outputs
+    last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+    return last, tuple(
+        KeyValues(cache.k[i].transpose(0, 2, 3, 1), cache.v[i].transpose(0, 2, 1, 3)) for i in range(config.num_layers)
+    )
 
 
 def _cast(config: ModelConfig, params: Params) -> Params:
