@@ -102,7 +102,6 @@ class Console:
         self._values = {}
         self._started = time.monotonic()
         self._times.clear()
-        self._times.append((self._started, start))
         if self._is_live:
             self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=2)
             self._live.start()
@@ -117,7 +116,8 @@ class Console:
           metrics: plain numbers by name, as ``RunDir.log`` returns them.
         """
         self._step = step
-        self._times.append((time.monotonic(), step))
+        if step > self._first:
+            self._times.append((time.monotonic(), step))
         for key, value in metrics.items():
             self._values.setdefault(key, []).append(float(value))
         if self._live is not None:
@@ -145,11 +145,11 @@ class Console:
     def seconds_left(self) -> float | None:
         """Time that the rest of the phase needs at the pace of the last steps; None before the second step.
 
-        The first step's time counts only while there is no other: it holds the compilation.
+        The first step does not count: it holds the compilation.
         """
-        times = list(self._times)
-        times = times[1:] if len(times) > 2 else times
-        (t0, s0), (t1, s1) = times[0], times[-1]
+        if len(self._times) < 2:
+            return None
+        (t0, s0), (t1, s1) = self._times[0], self._times[-1]
         return (t1 - t0) / (s1 - s0) * (self._total - self._step) if s1 > s0 else None
 
     def __enter__(self) -> "Console":
