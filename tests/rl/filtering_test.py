@@ -1,10 +1,11 @@
 """Filters of prompts: published decisions, and bounds that hold in float32."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prm_jax import rl
+from tests.rl import compiled as rl
 from tests.rl import golden
 
 
@@ -28,13 +29,20 @@ def test_published_decisions():
     np.testing.assert_array_equal(order[: 6 // given["oversample_factor"]], out["verl_kept_prompts"])
 
 
-@pytest.mark.parametrize("size", range(1, 33))
-def test_bounds_are_inclusive_whatever_the_rounding(size):
+def test_bounds_are_inclusive_whatever_the_rounding():
     """Exactly k right out of n passes a bound of k/n, written in Python, for every k and n."""
-    for right in range(size + 1):
-        outcome, bound = (np.arange(size) < right).astype(np.float32), right / size
-        for low, high in ((bound, 1.0), (0.0, bound)):
-            assert bool(rl.solve_rate_mask(outcome, np.zeros(size, int), num_groups=1, low=low, high=high)[0])
+
+    def passes(right, size, low, high):
+        outcome, ids = jnp.arange(32) < right, jnp.where(jnp.arange(32) < size, 0, -1)
+        return rl.solve_rate_mask(outcome, ids, num_groups=1, low=low, high=high)[0]
+
+    cases = np.array([(k, n, k / n) for n in range(1, 33) for k in range(n + 1)])
+    right, size, bound = cases[:, 0].astype(int), cases[:, 1].astype(int), cases[:, 2]
+    every = jax.jit(jax.vmap(passes))
+    assert np.all(every(right, size, bound, np.ones(len(cases))))
+    assert np.all(every(right, size, np.zeros(len(cases)), bound))
+    beyond = every(right, size, bound + 1e-3, np.ones(len(cases)))
+    assert not np.any(beyond)
 
 
 def test_groups_of_uneven_size_and_rows_that_do_not_count():

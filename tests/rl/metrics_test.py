@@ -1,12 +1,11 @@
 """Metrics: published numbers, ties, and the exact threshold search against a sweep."""
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prm_jax import rl
+from tests.rl import compiled as rl
 from tests.rl import golden, oracles
 
 CLOSE = {"rtol": 2e-5, "atol": 2e-6}
@@ -63,7 +62,7 @@ def test_published_first_error_f1():
     scores, mask = ragged(sweep["scores"])
     label = np.array(sweep["label"])
     for one in sweep["rows"]:
-        predicted = rl.first_error(scores, mask, threshold=one["threshold"])
+        predicted = rl.first_error(scores, mask, threshold=np.float32(one["threshold"]))
         np.testing.assert_array_equal(predicted, one["pred"])
         np.testing.assert_allclose(100 * rl.first_error_f1(predicted, label)["f1"], one["f1"], **CLOSE)
     tried = np.array([one["threshold"] for one in sweep["rows"]])
@@ -80,7 +79,7 @@ def test_published_step_scoring():
     label = np.array([one["label"] for one in case["in"]["processbench"]])
     values = 1 / (1 + np.exp(-scores))
     for threshold, expected in case["out"]["processbench_f1"].items():
-        predicted = rl.first_error(values, mask, threshold=float(threshold))
+        predicted = rl.first_error(values, mask, threshold=np.float32(threshold))
         np.testing.assert_allclose(rl.first_error_f1(predicted, label)["f1"], expected, **CLOSE)
 
 
@@ -108,9 +107,6 @@ def test_majority_and_missing_answers():
     np.testing.assert_array_equal(totals, [2, 0, 1, 2])
 
 
-THRESHOLD = jax.jit(rl.best_threshold)
-
-
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 12))
 def test_the_best_threshold_is_exact(seed, grid):
@@ -120,7 +116,7 @@ def test_the_best_threshold_is_exact(seed, grid):
     mask = rng.random((8, 4)) < 0.8
     label = rng.integers(-1, 5, 8)  # 4 is beyond the last step: never right
     dirty = np.where(mask, scores, np.nan)
-    threshold, f1 = THRESHOLD(dirty, mask, label)
+    threshold, f1 = rl.best_threshold(dirty, mask, label)
     np.testing.assert_allclose(f1, oracles.best_f1_by_sweep(scores, mask, label), atol=1e-6)
     predicted = oracles.first_error(scores, mask, float(threshold))
     np.testing.assert_allclose(oracles.first_error_f1(predicted, label, mask.any(1))["f1"], f1, atol=1e-6)
@@ -141,7 +137,7 @@ def test_best_threshold_keeps_clear_of_the_scores():
 
 def test_published_pass_at_k():
     for case in golden.load("search")["pav"]["pass_at_k"]:
-        value = rl.pass_at_k(case["n"], case["c"], k=case["k"])
+        value = rl.pass_at_k(np.int32(case["n"]), np.int32(case["c"]), k=case["k"])
         np.testing.assert_allclose(value, case["value"], **CLOSE)
     n, c = np.meshgrid(np.arange(5, 9), np.arange(0, 5))
     np.testing.assert_allclose(rl.pass_at_k(n, c, k=4), oracles.pass_at_k(n, c, 4), rtol=1e-5)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prm_jax import rl
+from tests.rl import compiled as rl
 from tests.rl import golden
 
 CLOSE = {"rtol": 2e-5, "atol": 2e-6}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prm_jax import rl
+from tests.rl import compiled as rl
 from tests.rl import golden
 
 CLOSE = {"rtol": 2e-5, "atol": 2e-6}
@@ -15,49 +15,64 @@ def row(x):
     return np.array([x], float), np.ones((1, len(x)), bool)
 
 
+def padded(rows, width):
+    """[B, width] with NaN behind each row, and the mask."""
+    x, mask = np.full((len(rows), width), np.nan), np.zeros((len(rows), width), bool)
+    for i, values in enumerate(rows):
+        x[i, : len(values)], mask[i, : len(values)] = values, True
+    return x, mask
+
+
 def test_published_clip_and_delta():
-    for case in golden.load("search")["clip_delta"]["cases"]:
-        p, mask = row(case["p"])
-        clip = rl.clip_rewards(p, mask, threshold=case["eta"])
+    cases = golden.load("search")["clip_delta"]["cases"]
+    for eta in sorted({case["eta"] for case in cases}):
+        same = [case for case in cases if case["eta"] == eta]
+        p, mask = padded([case["p"] for case in same], 5)
+        clip = rl.clip_rewards(p, mask, threshold=eta)
         shaped = {"clip": clip, "delta": rl.delta_rewards(p, mask), "clip_delta": rl.delta_rewards(clip, mask)}
         for name, rewards in shaped.items():
-            np.testing.assert_allclose(rewards[0], case[name], **CLOSE)
-            returns = case["alpha"] * rl.discounted_returns(rewards, mask) + case["success"]
-            np.testing.assert_allclose(returns[0], case["ret_" + name], **CLOSE)
+            returns = np.asarray(rl.discounted_returns(rewards, mask))
+            for i, case in enumerate(same):
+                steps = len(case["p"])
+                np.testing.assert_allclose(rewards[i, :steps], case[name], **CLOSE)
+                expected = np.array(case["ret_" + name]) - case["success"]
+                np.testing.assert_allclose(case["alpha"] * returns[i, :steps], expected, **CLOSE)
 
 
 def test_published_progress():
     for case in golden.load("search")["pav"]["cases"]:
-        q, mask = row(case["q_pi"])
-        prover = rl.best_of_k_value(q, case["K"])
-        start = rl.best_of_k_value(np.array([case["v0_pi"]]), case["K"])
-        np.testing.assert_allclose(prover[0], case["q_mu"], **CLOSE)
+        q, mask = padded([case["q_pi"]], 4)
+        steps = len(case["q_pi"])
+        prover = rl.best_of_k_value(q, k=case["K"])
+        start = rl.best_of_k_value(np.array([case["v0_pi"]]), k=case["K"])
+        np.testing.assert_allclose(prover[0, :steps], case["q_mu"], **CLOSE)
         np.testing.assert_allclose(start, [case["v0_mu"]], **CLOSE)
         progress = rl.progress_rewards(prover, start, mask)
-        np.testing.assert_allclose(progress[0], case["advantage"], **CLOSE)
+        np.testing.assert_allclose(progress[0, :steps], case["advantage"], **CLOSE)
         np.testing.assert_allclose(progress.sum(), case["sum_advantage"], **CLOSE)
         effective = rl.effective_rewards(q, progress, alpha=case["alpha"])
-        np.testing.assert_allclose(effective[0], case["effective"], **CLOSE)
+        np.testing.assert_allclose(effective[0, :steps], case["effective"], **CLOSE)
 
 
-@pytest.mark.parametrize("fillers", [0, 1, 10])
-def test_what_filler_steps_earn(fillers):
+def test_what_filler_steps_earn():
     """Raw rewards grow with every filler, Clip gives good fillers nothing, Delta pays the first step alone."""
-    p, mask = row([0.8] * fillers + [0.6, 0.7, 0.3])
-    raw = p.sum() - 1.6
+    fillers = np.array([0, 1, 10])
+    p, mask = padded([[0.8] * n + [0.6, 0.7, 0.3] for n in fillers], 13)
+    raw = np.where(mask, p, 0).sum(1) - 1.6
     np.testing.assert_allclose(raw, 0.8 * fillers, atol=1e-9)
-    clip = rl.clip_rewards(p, mask, threshold=0.5).sum()
-    np.testing.assert_allclose(clip, -0.2, atol=1e-6)
+    clip = rl.clip_rewards(p, mask, threshold=0.5)
+    np.testing.assert_allclose(clip.sum(1), -0.2, atol=1e-6)
     delta = rl.delta_rewards(p, mask)
-    np.testing.assert_allclose(delta.sum(), p[0, 0], atol=1e-6)
+    np.testing.assert_allclose(delta.sum(1), p[:, 0], atol=1e-6)
+    last = np.asarray(rl.outcome_token_rewards(np.ones(3), mask)) == 1
     returns = rl.discounted_returns(delta, mask)
-    np.testing.assert_allclose(returns[0], [*p[0, :-1], 0.0], atol=1e-6)
+    np.testing.assert_allclose(returns, np.where(mask & ~last, p, 0), atol=1e-6)
 
 
 def test_a_prover_that_is_certain_gives_no_signal():
     for q in (0.0, 1.0):
         values, mask = row([q] * 4)
-        progress = rl.progress_rewards(rl.best_of_k_value(values, 4), np.array([q]), mask)
+        progress = rl.progress_rewards(rl.best_of_k_value(values, k=4), np.array([q]), mask)
         np.testing.assert_array_equal(progress, np.zeros((1, 4)))
 
 

@@ -3,26 +3,29 @@
 import numpy as np
 import pytest
 
-from prm_jax import rl
+from tests.rl import compiled as rl
 from tests.rl import golden
 
 CLOSE = {"rtol": 2e-5, "atol": 2e-6}
 
 
-def row(x):
-    return np.array([x]), np.ones((1, len(x)), bool)
+def row(x, width=5):
+    """One row and its mask, padded to a common width so that all cases run in one program."""
+    return np.array([[*x, *[99] * (width - len(x))]]), np.arange(width)[None] < len(x)
 
 
 def test_published_monte_carlo_labels():
     for case in golden.load("search")["mc_labels"]["cases"]:
         correct, mask = row(case["correct"])
         for how in ("soft", "hard", "vstar"):
-            np.testing.assert_allclose(rl.mc_targets(correct, case["n"], mask, how=how)[0], case[how], **CLOSE)
+            labels = rl.mc_targets(correct, case["n"], mask, how=how)
+            np.testing.assert_allclose(labels[mask], case[how], **CLOSE)
         for how in ("hard", "vstar"):
             labels = rl.mc_targets(correct, case["n"], mask, how=how)
             assert int(rl.first_error(labels, mask, threshold=0.5)[0]) == case[f"first_error_{how}"]
         hard = rl.mc_targets(correct, case["n"], mask, how="hard")
-        np.testing.assert_array_equal(rl.through_first_error(hard, mask)[0], case["mask_through_first_error"])
+        kept = rl.through_first_error(hard, mask)
+        np.testing.assert_array_equal(kept[mask], case["mask_through_first_error"])
 
 
 def test_published_consensus():
@@ -43,15 +46,15 @@ def test_no_completions_is_label_zero():
 
 def test_published_quality_values():
     for case in golden.load("search")["rest_mcts_value"]["cases"]:
-        wrong, mask = row(case["wrong"])
-        np.testing.assert_allclose(rl.quality_value(wrong, np.array([case["m"]]), mask)[0], case["v"], **CLOSE)
+        (wrong, mask), (distance, _) = row(case["wrong"]), row(case["m"])
+        np.testing.assert_allclose(rl.quality_value(wrong, distance, mask)[mask], case["v"], **CLOSE)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_a_correct_path_rises_evenly(steps):
-    left = np.arange(steps)[::-1][None]
-    values = rl.quality_value(np.zeros((1, steps), bool), left, np.ones((1, steps), bool))
-    np.testing.assert_allclose(values[0], np.arange(1, steps + 1) / steps, rtol=1e-6)
+    left, mask = row(range(steps - 1, -1, -1), 7)
+    values = rl.quality_value(np.zeros((1, 7), bool), left, mask)
+    np.testing.assert_allclose(values[mask], np.arange(1, steps + 1) / steps, rtol=1e-6)
 
 
 def test_published_tree():
@@ -66,9 +69,10 @@ def test_published_tree():
         path = [node]
         while parent[0, path[0]] > 0:
             path.insert(0, int(parent[0, path[0]]))
-        wrong, distance = ~np.asarray(reachable)[:, path], np.asarray(steps)[:, path] - 1
-        value = rl.quality_value(wrong, distance, np.ones(wrong.shape, bool))[0, -1]
-        np.testing.assert_allclose(value, case["v"][node], **CLOSE)
+        wrong, mask = row(~np.asarray(reachable)[0, path])
+        distance, _ = row(np.asarray(steps)[0, path] - 1)
+        values = rl.quality_value(wrong, distance, mask)
+        np.testing.assert_allclose(values[mask][-1], case["v"][node], **CLOSE)
 
 
 def test_a_tree_without_a_correct_leaf():
@@ -80,7 +84,7 @@ def test_published_look_ahead():
     case = golden.load("search")["td_lookahead"]
     for one in case["cases"]:
         scores, mask = row(one["r"])
-        np.testing.assert_allclose(rl.td_smooth(scores, mask, alpha=0.5)[0], one["out"], **CLOSE)
+        np.testing.assert_allclose(rl.td_smooth(scores, mask, alpha=0.5)[mask], one["out"], **CLOSE)
     for one in case["code"]:  # the released code: on logits, cut after the first small gain
         scores, mask = row(one["logit"])
         first = rl.td_smooth(scores, mask, alpha=0.5, min_gain=0.05)[0, 0]
