@@ -35,7 +35,7 @@ def brain_loss(
       prior_logp: [B] float, under the prior p (the supervised policy). No gradient.
       proposal_logp: [B] float, under the distribution q' that drew the samples. No gradient.
       rewards: [B] float. No gradient.
-      group_ids: [B] int in [0, num_groups), any order.
+      group_ids: [B] int in [0, num_groups), any order. Under `shard_map` a group must lie on one device.
       num_groups: number of prompts.
       temperature: gamma of the paper, > 0.
       mask: [B] bool, or None.

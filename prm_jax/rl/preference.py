@@ -63,7 +63,7 @@ def group_preferences(
 
     Args:
       embeddings: [B, D] float, D even.
-      group_ids: [B] int in [0, num_groups), any order.
+      group_ids: [B] int in [0, num_groups), any order. Under `shard_map` a group must lie on one device.
       num_groups: number of prompts.
       mask: [B] bool, or None.
       scales: [B, D / 2] float, the row's own prompt's, or None.

@@ -34,7 +34,7 @@ def filter_weights(
 
     Args:
       rewards: [B] float.
-      group_ids: [B] int in [0, num_groups), any order.
+      group_ids: [B] int in [0, num_groups), any order. Under `shard_map` a group must lie on one device.
       num_groups: number of prompts.
       kind: see above.
       power: for "power".
@@ -224,7 +224,7 @@ def answer_confidence(
     Args:
       answer_ids: [B] int; equal ids are equal answers; negative for no answer (counts as a sample, not as an
         answer).
-      group_ids: [B] int in [0, num_groups), any order.
+      group_ids: [B] int in [0, num_groups), any order. Under `shard_map` a group must lie on one device.
       num_groups: number of prompts.
       mask: [B] bool, or None.
 

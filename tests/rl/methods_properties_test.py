@@ -19,6 +19,7 @@ from prm_jax import rl
 
 N, K = 8, 3  # rows (or last axis), second axis
 ORDER = np.random.default_rng(2).permutation(N)
+STEP = 2e-3
 
 
 def normal(*shape):
@@ -44,6 +45,7 @@ class Row:
       hides: array arguments that may be NaN where the mask is False.
       grad: array arguments that receive gradients.
       kw: static keyword arguments.
+      numeric: False where a constant inside the function moves with its arguments, so that differences are no check.
       order: "rows" if permuting the rows of all arrays permutes (or keeps) the result, None if rows are ordered.
     """
 
@@ -55,6 +57,7 @@ class Row:
     kw: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     order: str | None = "rows"
     label: str = ""
+    numeric: bool = True
 
     @property
     def name(self) -> str:
@@ -117,6 +120,7 @@ TABLE = [
         "features next_features rewards",
         "features",
         {"discount": 0.9, "head": np.array([0.1, -0.2, 0.1], np.float32)},
+        numeric=False,
     ),
     Row(
         rl.pinball_loss,
@@ -334,18 +338,30 @@ def spoil(row: Row, data):
 
 
 def variants(row: Row):
-    """[clean, spoilt, empty, permuted], stacked along a new first axis; without a mask the clean one stands in."""
+    """[clean, spoilt, empty, permuted, a bit up, a bit down], stacked; without a mask clean ones stand in."""
     clean = draw(row, 3)
     parts = [clean] * 3
     if row.mask is not None:
         name = row.mask.partition(":")[0]
         parts = [clean, spoil(row, clean), {**spoil(row, clean), name: np.zeros_like(clean[name])}]
     parts.append({name: x[ORDER] if row.order else x for name, x in clean.items()})
+    move = direction(row)
+    parts += [{name: x + sign * STEP * move.get(name, 0) for name, x in clean.items()} for sign in (1, -1)]
     return {name: jnp.stack([jnp.asarray(p[name]) for p in parts]) for name in clean}
 
 
+def direction(row: Row):
+    """Along which the arguments that receive gradients are moved."""
+    rng = np.random.default_rng(5)
+    return {name: rng.normal(size=draw(row, 3)[name].shape).astype(np.float32) for name in row.grad.split()}
+
+
 def scalar(tree):
+    """A number from what gradients flow to: a loss's total, or float arrays (scalars beside arrays are statistics)."""
+    if isinstance(tree, rl.Loss):
+        return tree.total
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    leaves = [x for x in leaves if x.ndim] or leaves
     return sum((jnp.arange(1, x.size + 1) * x.ravel()).sum() for x in leaves) if leaves else jnp.zeros(())
 
 
@@ -353,7 +369,7 @@ def scalar(tree):
 def results(index: int):
     """Everything that needs compiling, in one compilation: compiling is nearly all of the time.
 
-    Values and gradients of the variants under vmap, and values of a plain call on the clean one.
+    Values, their scalars and gradients of the variants under vmap, and values of a plain call on the clean one.
     """
     row = TABLE[index]
     traces = []
@@ -363,8 +379,13 @@ def results(index: int):
 
     def everything(data):
         floats, rest = split(data)
-        gradients, values = jax.grad(lambda x: (lambda y: (scalar(y), y))(call(x, rest)), has_aux=True)(floats)
-        return values, gradients
+
+        def objective(x):
+            y = call(x, rest)
+            return scalar(y), y
+
+        (number, values), gradients = jax.value_and_grad(objective, has_aux=True)(floats)
+        return values, gradients, number
 
     def both(data):
         traces.append(1)
@@ -372,10 +393,10 @@ def results(index: int):
 
     run = jax.jit(both)
     data = variants(row)
-    (values, gradients), plain = jax.tree.map(np.asarray, run(data))
+    (values, gradients, numbers), plain = jax.tree.map(np.asarray, run(data))
     run(data)
     assert len(traces) == 1, "traced twice for one shape"
-    return values, gradients, plain
+    return values, gradients, numbers, plain
 
 
 def split(data):
@@ -395,7 +416,7 @@ def test_the_table_is_complete():
 
 @ROWS
 def test_vmap_gives_what_a_plain_call_gives(index):
-    values, _, plain = results(index)
+    values, _, _, plain = results(index)
     for x, y in zip(jax.tree.leaves(plain), jax.tree.leaves(values), strict=True):
         np.testing.assert_allclose(x, y[0], rtol=2e-4, atol=2e-5)
 
@@ -403,7 +424,7 @@ def test_vmap_gives_what_a_plain_call_gives(index):
 @ROWS
 def test_nan_behind_masks_empty_masks_and_gradients(index):
     row = TABLE[index]
-    values, gradients, _ = results(index)
+    values, gradients, _, _ = results(index)
     for x in jax.tree.leaves(values):
         np.testing.assert_array_equal(x[0], x[1])  # NaN behind the mask
         if row.fn is not rl.conformal_interval:  # infinite without calibration data
@@ -415,6 +436,18 @@ def test_nan_behind_masks_empty_masks_and_gradients(index):
         assert name in receives or not gradient.any(), f"{name} receives a gradient"
     for name in receives:
         assert gradients[name][0].any(), f"{name} receives none"
+
+
+@ROWS
+def test_gradients_are_those_of_differences(index):
+    row = TABLE[index]
+    if not row.grad or not row.numeric:
+        pytest.skip("no gradient, or one that differences do not show")
+    _, gradients, numbers, _ = results(index)
+    slope = sum((gradients[name][0].astype(np.float64) * move).sum() for name, move in direction(row).items())
+    difference = (float(numbers[4]) - float(numbers[5])) / (2 * STEP)
+    scale = sum(np.abs(gradients[name][0] * move).sum() for name, move in direction(row).items())
+    np.testing.assert_allclose(slope, difference, atol=0.01 * scale + 1e-2)
 
 
 @ROWS
@@ -434,7 +467,7 @@ def test_the_order_of_the_batch_is_immaterial(index):
     row = TABLE[index]
     if row.order is None:
         pytest.skip("rows are a sequence")
-    values, _, _ = results(index)
+    values, _, _, _ = results(index)
     for x in jax.tree.leaves(values):
         follows = x.ndim > 1 and x.shape[1] == N and row.fn is not rl.fit_isotonic
         np.testing.assert_allclose(x[0][ORDER] if follows else x[0], x[3], rtol=2e-4, atol=2e-5)

@@ -1,0 +1,115 @@
+"""Uncertainty of a reward head: Langevin sampling, deep ensembles, and what neither sees.
+
+A linear head on frozen features (arXiv 2212.07959 compares the samplers for atomistic models). Stochastic-gradient
+Langevin dynamics is checked against the exact posterior of the linear-Gaussian case at two temperatures; then both
+samplers' spread inside and outside the training data, with and without an error that all labels share.
+
+    python -m experiments.reward_uncertainty.main
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import report
+from prm_jax import rl
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Data and chains."""
+
+    rows: int = 60
+    features: int = 4
+    noise: float = 0.5
+    chains: int = 16
+    steps: int = 20_000
+    burn_in: int = 2_000
+    thin: int = 20
+    step_size: float = 2e-3
+    batch: int = 60  # rows a step; all of them for the exact comparison
+
+
+SMOKE = Config(steps=400, burn_in=100, chains=4)
+
+
+def langevin(config: Config, key: jax.Array, x: jax.Array, y: jax.Array, temperature: float) -> jax.Array:
+    """[chains * kept, features] samples of exp(-U / temperature), U = |y - x w|^2 / (2 noise^2) + |w|^2 / 2."""
+    precision = x.T @ x / config.noise**2 + jnp.eye(x.shape[1])
+    step_size = config.step_size / jnp.linalg.eigvalsh(precision)[-1] * 50
+
+    def gradient(w: jax.Array, rows: jax.Array) -> jax.Array:
+        scale = x.shape[0] / rows.shape[0]
+        return scale * x[rows].T @ (x[rows] @ w - y[rows]) / config.noise**2 + w
+
+    def step(w: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        row_key, noise_key = jax.random.split(key)
+        rows = jax.random.permutation(row_key, x.shape[0])[: config.batch]
+        drift = -step_size * gradient(w, rows)
+        w = w + drift + jnp.sqrt(2 * temperature * step_size) * jax.random.normal(noise_key, w.shape)
+        return w, w
+
+    def chain(key: jax.Array) -> jax.Array:
+        start_key, key = jax.random.split(key)
+        start = jax.random.normal(start_key, (x.shape[1],))
+        walk = jax.lax.scan(step, start, jax.random.split(key, config.steps))[1]
+        return walk[config.burn_in :: config.thin]
+
+    walks = jax.jit(jax.vmap(chain))(jax.random.split(key, config.chains))
+    return walks.reshape(-1, x.shape[1])
+
+
+def ensemble(config: Config, key: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """[chains, features] ridge fits, each pulled to its own prior draw, on labels with fresh noise: exact samples."""
+
+    def member(key: jax.Array) -> jax.Array:
+        prior_key, noise_key = jax.random.split(key)
+        anchor = jax.random.normal(prior_key, (x.shape[1],))
+        noisy = y + config.noise * jax.random.normal(noise_key, y.shape)
+        weights = jnp.full(y.shape, 1 / config.noise**2)
+        return anchor + rl.weighted_ridge(x, noisy - x @ anchor, weights, l2=1.0).coefficients
+
+    return jax.jit(jax.vmap(member))(jax.random.split(key, config.chains))
+
+
+def run(config: Config) -> report.Tables:
+    """Posterior ratios and spreads."""
+    rng = np.random.default_rng(0)
+    x = jnp.array(rng.normal(size=(config.rows, config.features)), jnp.float32)
+    truth = jnp.array(rng.normal(size=config.features), jnp.float32)
+    y = x @ truth + config.noise * jnp.array(rng.normal(size=config.rows), jnp.float32)
+    fit = rl.weighted_ridge(x, y, jnp.full(config.rows, 1 / config.noise**2), l2=1.0)
+    posterior = {}
+    for temperature in (1.0, 0.25):
+        samples = langevin(config, jax.random.key(1), x, y, temperature)
+        ratio = jnp.diag(jnp.cov(samples.T)) / (temperature * jnp.diag(fit.covariance))
+        off = jnp.linalg.norm(samples.mean(0) - fit.coefficients) / jnp.linalg.norm(fit.coefficients)
+        posterior[f"temperature {temperature:g}"] = {
+            "variance / exact, mean": float(ratio.mean()),
+            "smallest": float(ratio.min()),
+            "largest": float(ratio.max()),
+            "relative error of the mean": float(off),
+        }
+    inside = jnp.array(rng.normal(size=(400, config.features)), jnp.float32)
+    outside = 4.0 * inside
+    shared = 1.0  # every label too high by this much for the first feature
+    spreads = {}
+    for name, labels in (("clean labels", y), ("labels biased along feature 0", y + shared * x[:, 0])):
+        for sampler, members in (
+            ("Langevin", langevin(config, jax.random.key(2), x, labels, 1.0)),
+            ("ensemble", ensemble(config, jax.random.key(3), x, labels)),
+        ):
+            row = {}
+            for where, points in (("inside", inside), ("outside", outside)):
+                moments = rl.ensemble_moments(members @ points.T)
+                error = jnp.sqrt(jnp.square(moments.mean - points @ truth).mean())
+                row[f"{where}: spread"] = float(jnp.sqrt(moments.epistemic.mean()))
+                row[f"{where}: error"] = float(error)
+            spreads[f"{sampler}, {name}"] = row
+    return {"Langevin dynamics against the exact posterior": posterior, "spread and true error": spreads}
+
+
+if __name__ == "__main__":
+    report.main(run, Config(), SMOKE)
