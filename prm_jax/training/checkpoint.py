@@ -7,8 +7,6 @@ it.
 """
 
 import errno
-import hashlib
-import json
 import logging
 import pathlib
 import shutil
@@ -23,11 +21,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from prm_jax.errors import UserError
+from prm_jax.training import checkpoint_document as documents
 from prm_jax.training import integrity
-from prm_jax.training.versions import library_versions
 
 PyTree = Any
-FORMAT = 1
 _STATE, _META = "state", "meta"
 _TRASH, _ASIDE = "trash", "set_aside"
 _LOG = logging.getLogger(__name__)
@@ -120,9 +117,9 @@ class Checkpointer:
         if step == self._saving or step in self.steps():
             return False
         self._empty_trash()
-        leaves = _checked_leaves(state)
-        document = _document(step, leaves, metadata or {})
-        arrays = {name: _plain(leaf) for name, leaf in leaves.items() if leaf.size}
+        leaves = documents.checked_leaves(state)
+        document = documents.describe(step, leaves, metadata or {})
+        arrays = {name: documents.plain(leaf) for name, leaf in leaves.items() if leaf.size}
         # Orbax refuses an empty tree; a state without elements is nothing but its document.
         arrays = arrays or {"(empty)": jnp.zeros((1,), jnp.uint8)}
         args = ocp.args.Composite(**{_STATE: ocp.args.PyTreeSave(arrays), _META: ocp.args.JsonSave(document)})
@@ -279,8 +276,8 @@ class Checkpointer:
     def _read(self, step: int, target: PyTree, partial: bool) -> Restored:
         document = self._read_document(step)
         wanted = integrity.named_leaves(target)
-        _check_fits(document["leaves"], wanted, partial, f"{self.directory}/{step}")
-        specs = {name: _abstract(leaf) for name, leaf in wanted.items() if leaf.size}
+        self._check_fits(step, documents.differences(document["leaves"], wanted, partial=partial))
+        specs = {name: documents.abstract(leaf) for name, leaf in wanted.items() if leaf.size}
         arrays: dict[str, Any] = {}
         if specs:
             args = ocp.args.PyTreeRestore(
@@ -291,20 +288,32 @@ class Checkpointer:
             if document["leaves"][name]["hash"] != digest:
                 raise _DamagedError(f"the contents of leaf {name!r} are not those that were saved")
         leaves = [
-            _typed(arrays[name], leaf, document["leaves"][name]) if leaf.size else jnp.zeros(leaf.shape, leaf.dtype)
+            documents.typed(arrays[name], leaf, document["leaves"][name])
+            if leaf.size
+            else jnp.zeros(leaf.shape, leaf.dtype)
             for name, leaf in wanted.items()
         ]
         state = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(target), leaves)
         return Restored(step, state, document["metadata"], document["versions"])
 
+    def _check_fits(self, step: int, differences: list[str]) -> None:
+        if not differences:
+            return
+        shown = "\n".join(f"  {line}" for line in differences[:5])
+        more = f"\n  and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise CheckpointError(
+            f"checkpoint {self.directory}/{step} was made by another model or configuration:\n{shown}{more}\n"
+            "Use the configuration that made it; nothing is cast or dropped silently."
+        )
+
     def _read_document(self, step: int) -> dict[str, Any]:
         document = self._orbax_restore(step, **{_META: ocp.args.JsonRestore()})[_META]
-        if not isinstance(document, dict) or document.get("sha256") != _digest(document):
+        if not isinstance(document, dict) or document.get("sha256") != documents.digest(document):
             raise _DamagedError("its JSON document is damaged")
-        if document["format"] != FORMAT:
+        if document["format"] != documents.FORMAT:
             raise CheckpointError(
                 f"checkpoint {self.directory}/{step} has format {document['format']}; "
-                f"this version reads format {FORMAT}"
+                f"this version reads format {documents.FORMAT}"
             )
         return document
 
@@ -341,78 +350,6 @@ def _options(max_to_keep: int, read_only: bool) -> ocp.CheckpointManagerOptions:
         cleanup_tmp_directories=True,
         enable_async_checkpointing=True,
     )
-
-
-def _checked_leaves(state: PyTree) -> dict[str, jax.Array]:
-    leaves = {}
-    for name, leaf in integrity.named_leaves(state).items():
-        if not isinstance(leaf, (jax.Array, np.ndarray)):
-            raise TypeError(f"leaf {name!r} is a {type(leaf).__name__}, no array: put it into the metadata")
-        array = leaf if isinstance(leaf, jax.Array) else jnp.array(leaf)
-        if array.dtype != leaf.dtype:
-            raise TypeError(f"leaf {name!r} is {leaf.dtype}, which jax would turn into {array.dtype}")
-        leaves[name] = array
-    return leaves
-
-
-def _plain(leaf: jax.Array) -> jax.Array:
-    return jax.random.key_data(leaf) if integrity.is_key(leaf) else leaf
-
-
-def _document(step: int, leaves: Mapping[str, jax.Array], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    digests = integrity.fingerprint(dict(leaves))
-    described = {}
-    for name, leaf in leaves.items():
-        described[name] = {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "hash": digests[name]}
-        if integrity.is_key(leaf):
-            described[name]["impl"] = str(jax.random.key_impl(leaf))
-    document = {
-        "format": FORMAT,
-        "step": step,
-        "metadata": dict(metadata),
-        "leaves": described,
-        "versions": library_versions(),
-    }
-    document = json.loads(json.dumps(document))  # captured now, and exactly what a restore will see
-    return {**document, "sha256": _digest(document)}
-
-
-def _digest(document: Mapping[str, Any]) -> str:
-    rest = {key: value for key, value in document.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _check_fits(stored: Mapping[str, Any], wanted: Mapping[str, Any], partial: bool, where: str) -> None:
-    differences = [f"{name}: not in the checkpoint" for name in wanted if name not in stored]
-    if not partial:
-        differences += [f"{name}: only in the checkpoint" for name in stored if name not in wanted]
-    for name, leaf in wanted.items():
-        if name not in stored:
-            continue
-        shape, dtype = tuple(stored[name]["shape"]), stored[name]["dtype"]
-        if shape != tuple(leaf.shape):
-            differences.append(f"{name}: shape {shape} in the checkpoint, {tuple(leaf.shape)} expected")
-        elif dtype != str(leaf.dtype):
-            differences.append(f"{name}: dtype {dtype} in the checkpoint, {leaf.dtype} expected")
-    if differences:
-        shown = "\n".join(f"  {line}" for line in differences[:5])
-        more = f"\n  and {len(differences) - 5} more" if len(differences) > 5 else ""
-        raise CheckpointError(
-            f"checkpoint {where} was made by another model or configuration:\n{shown}{more}\n"
-            "Use the configuration that made it; nothing is cast or dropped silently."
-        )
-
-
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    data = jax.eval_shape(jax.random.key_data, leaf) if integrity.is_key(leaf) else leaf
-    sharding = getattr(leaf, "sharding", None)
-    if sharding is None:
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
-
-
-def _typed(array: jax.Array, wanted: Any, described: Mapping[str, Any]) -> jax.Array:
-    return jax.random.wrap_key_data(array, impl=described["impl"]) if integrity.is_key(wanted) else array
 
 
 def _barrier(name: str) -> None:

@@ -102,7 +102,7 @@ class RunDir:
             file.writelines(_sample_text(record) for record in records)
 
     def rewind(self, step: int) -> None:
-        """Drops metrics and samples after `step`: call it once, with the step that was restored (0: all anew)."""
+        """Drops metrics and samples after `step`: call it once, with the restored step (-1: none)."""
         if not self.writer or self._metrics is None:
             return
         self._metrics.rewind(step)
