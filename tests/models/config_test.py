@@ -1,0 +1,209 @@
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from prm_jax.errors import UserError
+from prm_jax.models import ModelConfig, RopeScaling
+
+# The fields that decide something in published config.json files of each family.
+SMOLLM2_135M = {
+    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 1,
+    "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 576, "initializer_range": 0.041666666666666664,
+    "intermediate_size": 1536, "is_llama_config": True, "max_position_embeddings": 8192, "mlp_bias": False,
+    "model_type": "llama", "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3,
+    "pad_token_id": 2, "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_interleaved": False,
+    "rope_scaling": None, "rope_theta": 100000, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+    "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}}, "use_cache": True, "vocab_size": 49152,
+}  # fmt: skip
+LLAMA_3_2_1B = {
+    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "head_dim": 64, "hidden_act": "silu",
+    "hidden_size": 2048, "intermediate_size": 8192, "max_position_embeddings": 131072, "mlp_bias": False,
+    "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 16, "num_key_value_heads": 8,
+    "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_theta": 500000.0, "tie_word_embeddings": True,
+    "rope_scaling": {
+        "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192, "rope_type": "llama3",
+    },
+    "vocab_size": 128256,
+}  # fmt: skip
+QWEN2_5_MATH_1_5B = {
+    "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "hidden_act": "silu", "hidden_size": 1536,
+    "intermediate_size": 8960, "max_position_embeddings": 4096, "max_window_layers": 21, "model_type": "qwen2",
+    "num_attention_heads": 12, "num_hidden_layers": 28, "num_key_value_heads": 2, "rms_norm_eps": 1e-06,
+    "rope_theta": 10000, "sliding_window": 4096, "tie_word_embeddings": True, "use_mrope": False,
+    "use_sliding_window": False, "vocab_size": 151936,
+}  # fmt: skip
+QWEN3_0_6B = {
+    "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "head_dim": 128,
+    "hidden_act": "silu", "hidden_size": 1024, "intermediate_size": 3072, "max_position_embeddings": 40960,
+    "max_window_layers": 28, "model_type": "qwen3", "num_attention_heads": 16, "num_hidden_layers": 28,
+    "num_key_value_heads": 8, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000,
+    "sliding_window": None, "tie_word_embeddings": True, "use_sliding_window": False, "vocab_size": 151936,
+}  # fmt: skip
+PUBLISHED = {"smollm2": SMOLLM2_135M, "llama3.2": LLAMA_3_2_1B, "qwen2.5": QWEN2_5_MATH_1_5B, "qwen3": QWEN3_0_6B}
+
+
+def test_smollm2():
+    assert ModelConfig.from_hf(SMOLLM2_135M) == ModelConfig(
+        architecture="llama", vocab_size=49152, hidden_size=576, intermediate_size=1536, num_layers=30,
+        num_heads=9, num_kv_heads=3, head_dim=64, rope_theta=1e5, rms_norm_eps=1e-5, tie_word_embeddings=True,
+        max_position_embeddings=8192,
+    )  # fmt: skip
+
+
+def test_families_differ_where_they_should():
+    llama, qwen2, qwen3 = (ModelConfig.from_hf(PUBLISHED[name]) for name in ("llama3.2", "qwen2.5", "qwen3"))
+    assert llama.rope_scaling == RopeScaling(kind="llama3", factor=32.0, original_max_position_embeddings=8192)
+    assert (qwen2.attention_bias, qwen2.out_bias, qwen2.qk_norm, qwen2.head_dim) == (True, False, False, 128)
+    assert (qwen3.attention_bias, qwen3.qk_norm, qwen3.head_dim) == (False, True, 128)
+    biased = ModelConfig.from_hf({**LLAMA_3_2_1B, "attention_bias": True, "mlp_bias": True})
+    assert biased.attention_bias and biased.out_bias and biased.mlp_bias
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_round_trip(name):
+    config = ModelConfig.from_hf(PUBLISHED[name])
+    assert ModelConfig.from_hf(config.to_hf()) == config
+    assert hash(config) == hash(ModelConfig.from_hf(config.to_hf()))
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"type": "linear", "factor": 2.0},
+        {"rope_type": "dynamic", "factor": 4.0},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768, "beta_fast": 16.0},
+        {"rope_type": "yarn", "factor": 4, "attention_factor": 1.1, "truncate": False},
+    ],
+)
+def test_rotary_scalings_round_trip(scaling):
+    config = ModelConfig.from_hf({**QWEN3_0_6B, "rope_scaling": scaling})
+    assert config.rope_scaling is not None and config.rope_scaling.factor == scaling["factor"]
+    assert ModelConfig.from_hf(config.to_hf()) == config
+
+
+def test_the_newer_spelling_of_rotary_fields():
+    old = {**LLAMA_3_2_1B}
+    new = {k: v for k, v in old.items() if k not in ("rope_theta", "rope_scaling")}
+    new["rope_parameters"] = {"rope_theta": old["rope_theta"], **old["rope_scaling"]}
+    assert ModelConfig.from_hf(new) == ModelConfig.from_hf(old)
+    plain = {**new, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}
+    assert ModelConfig.from_hf(plain).rope_theta == 1e6 and ModelConfig.from_hf(plain).rope_scaling is None
+
+
+def test_defaults_of_the_classes():
+    bare = {"vocab_size": 8, "hidden_size": 32, "intermediate_size": 8, "num_hidden_layers": 1}
+    llama = ModelConfig.from_hf({**bare, "model_type": "llama", "num_attention_heads": 4})
+    assert (llama.num_kv_heads, llama.head_dim, llama.max_position_embeddings) == (4, 8, 2048)
+    assert (llama.rms_norm_eps, llama.rope_theta, llama.tie_word_embeddings) == (1e-6, 1e4, False)
+    qwen3 = ModelConfig.from_hf({**bare, "model_type": "qwen3", "num_attention_heads": 32})
+    assert (qwen3.num_kv_heads, qwen3.head_dim, qwen3.max_position_embeddings) == (32, 128, 32768)
+
+
+REFUSED = {
+    "architectures": ["MixtralForCausalLM"],
+    "hidden_act": "gelu",
+    "pretraining_tp": 2,
+    "partial_rotary_factor": 0.5,
+    "rope_interleaved": True,
+    "no_rope_layers": [1, 1, 1, 0],
+    "final_logit_softcapping": 30.0,
+    "attn_logit_softcapping": 50.0,
+    "embedding_multiplier": 12.0,
+    "quantization_config": {"quant_method": "fp8"},
+    "num_local_experts": 8,
+    "num_experts": 64,
+    "is_encoder_decoder": True,
+    "auto_map": {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"},
+    "sliding_window": 4096,
+    "layer_types": ["full_attention", "sliding_attention"],
+    "vocab_size": None,
+    "hidden_size": "2048",
+    "num_hidden_layers": 16.0,
+    "tie_word_embeddings": "yes",
+    "rms_norm_eps": "1e-5",
+    "rope_scaling": {"rope_type": "longrope", "factor": 2.0},
+}
+
+
+@pytest.mark.parametrize("field", REFUSED)
+def test_what_is_not_computed_is_refused_by_name(field):
+    with pytest.raises(UserError, match=field):
+        ModelConfig.from_hf({**LLAMA_3_2_1B, field: REFUSED[field]})
+
+
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        ({"rope_type": "yarn"}, "rope_scaling.factor"),
+        ({"rope_type": "linear", "factor": "two"}, "rope_scaling.factor"),
+        ({"rope_type": "llama3", "factor": 8.0}, "original_max_position_embeddings"),
+        ({"rope_type": "linear", "factor": 0.5}, "factor"),
+        ({"rope_type": "default", "partial_rotary_factor": 0.25}, "partial_rotary_factor"),
+        ("linear", "rope_scaling"),
+    ],
+)
+def test_bad_rotary_scalings(scaling, message):
+    with pytest.raises(UserError, match=message):
+        ModelConfig.from_hf({**LLAMA_3_2_1B, "rope_scaling": scaling})
+
+
+def test_sliding_windows_that_are_off_are_fine_and_those_in_use_are_not():
+    on = {**QWEN2_5_MATH_1_5B, "use_sliding_window": True}
+    with pytest.raises(UserError, match="sliding_window"):
+        ModelConfig.from_hf(on)
+    ModelConfig.from_hf({**on, "max_window_layers": 28})  # no layer is beyond the last
+    ModelConfig.from_hf({**on, "layer_types": ["full_attention"] * 28})
+    ModelConfig.from_hf({k: v for k, v in QWEN2_5_MATH_1_5B.items() if k != "use_sliding_window"})
+
+
+def test_not_an_object():
+    with pytest.raises(UserError, match="list"):
+        ModelConfig.from_hf([])  # type: ignore[arg-type]
+
+
+TINY = ModelConfig(
+    vocab_size=17, hidden_size=8, intermediate_size=12, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=4
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_kv_heads": 3}, "num_kv_heads"),
+        ({"head_dim": 3}, "head_dim"),
+        ({"num_layers": 0}, "num_layers"),
+        ({"vocab_size": 17.0}, "vocab_size"),
+        ({"dtype": "int8"}, "dtype"),
+        ({"compute_dtype": "fp8"}, "compute_dtype"),
+        ({"remat": "some"}, "remat"),
+        ({"architecture": "gpt2"}, "architecture"),
+        ({"architecture": "qwen3"}, "qk_norm"),
+        ({"qk_norm": True}, "qk_norm"),
+        ({"architecture": "qwen2"}, "attention_bias"),
+        ({"architecture": "qwen2", "attention_bias": True, "mlp_bias": True}, "mlp_bias"),
+        ({"attention": "flash"}, "attention"),
+        ({"attention": "cudnn"}, "compute_dtype"),
+    ],
+)
+def test_inconsistent_fields_are_named(change, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(TINY, **change)
+
+
+def test_importing_the_package_and_its_configuration_does_not_import_jax():
+    code = (
+        "import sys, prm_jax.models as m; m.ModelConfig; dir(m)\n"
+        "assert 'jax' not in sys.modules and 'flax' not in sys.modules\n"
+        "try: m.nothing\nexcept AttributeError: pass\nelse: raise SystemExit(1)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_is_there():
+    import prm_jax.models as models
+
+    for name in models.__all__:
+        assert getattr(models, name) is not None
