@@ -32,10 +32,16 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.dtype(self.config.dtype))
-        wide = x.astype(jnp.float32)
-        power = jnp.mean(wide * wide, axis=-1, keepdims=True)
-        normed = wide * jax.lax.rsqrt(power + self.config.rms_norm_eps)
-        return (normed * scale.astype(jnp.float32)).astype(x.dtype)
+        return _rms_norm(x, scale, self.config.rms_norm_eps)
+
+
+# Recomputed in the backward pass.  It costs nothing, and XLA then fuses the forward pass in the same way whether or
+# not it is differentiated: a policy and its reference get the same bits.
+@functools.partial(jax.checkpoint, static_argnums=2)
+def _rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    wide = x.astype(jnp.float32)
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return (normed * scale.astype(jnp.float32)).astype(x.dtype)
 
 
 class Linear(nn.Module):

@@ -143,6 +143,9 @@ def _statistics_bwd(static: tuple[str, Spec], residuals: Any, cotangents: Output
     if all(c is None for c in given):
         return None, None, None, None, None
     flags = tuple(w is not None for w in wanted)
+    # Without the barrier XLA would merge what a single tile recomputes here with the forward pass, keep its logits,
+    # and fuse the forward pass in another way than where nothing is differentiated: other bits, same numbers.
+    inputs, outputs, given = jax.lax.optimization_barrier((inputs, outputs, given))
     gradients = _BACKENDS[name].backward(spec, inputs, outputs, given, flags)
     return *gradients, None, None
 

@@ -173,7 +173,9 @@ def _merge(stats: _Stats, logits: jax.Array, hit: jax.Array) -> _Stats:
     weights = jnp.exp(logits - top[:, None])
     moment = stats.moment
     if moment is not None:
-        moment = moment * scale + jnp.sum(weights * logits, axis=1)
+        # From its own copy, so that the other statistics have the same bits with the entropy as without.
+        copy, copy_top = jax.lax.optimization_barrier((logits, top))
+        moment = moment * scale + jnp.sum(jnp.exp(copy - copy_top[:, None]) * copy, axis=1)
     return _Stats(
         top=top,
         total=stats.total * scale + jnp.sum(weights, axis=1),
@@ -298,7 +300,7 @@ def _like(*references: Any) -> Callable[[jax.Array], jax.Array]:
     """Marks a loop's start values as varying over the mesh axes that the inputs vary over (under shard_map)."""
     axes: frozenset[str] = frozenset()
     for leaf in jax.tree.leaves(references):
-        axes |= getattr(jax.typeof(leaf), "vma", frozenset())
+        axes |= jax.typeof(leaf).manual_axis_type.varying
 
     def mark(x: jax.Array) -> jax.Array:
         return jax.lax.pcast(x, tuple(axes), to="varying") if axes else x
