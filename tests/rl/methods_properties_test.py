@@ -346,7 +346,8 @@ def variants(row: Row):
         parts = [clean, spoil(row, clean), {**spoil(row, clean), name: np.zeros_like(clean[name])}]
     parts.append({name: x[ORDER] if row.order else x for name, x in clean.items()})
     move = direction(row)
-    parts += [{name: x + sign * STEP * move.get(name, 0) for name, x in clean.items()} for sign in (1, -1)]
+    for sign in (1, -1):  # integers stay what they are
+        parts.append({name: x + sign * STEP * move[name] if name in move else x for name, x in clean.items()})
     return {name: jnp.stack([jnp.asarray(p[name]) for p in parts]) for name in clean}
 
 
