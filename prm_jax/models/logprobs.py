@@ -89,6 +89,8 @@ def _statistics(
     if mask is not None and (mask.shape != tokens.shape or mask.dtype != jnp.bool_):
         raise ValueError(f"mask must be bool {list(tokens.shape)}, found {mask.dtype}{list(mask.shape)}")
     first = min(max(start, 1), length)  # the first scored column; nothing predicts column 0
+    if first == length:
+        return [jnp.zeros(tokens.shape, jnp.float32)] * (3 if entropy else 2)
     scored = jnp.ones_like(tokens, bool) if mask is None else mask
     if segment_ids is not None:
         scored = scored & jnp.pad(segment_ids[:, 1:] == segment_ids[:, :-1], ((0, 0), (1, 0)))

@@ -1,0 +1,155 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prm_jax.models import LoRAConfig, ModelConfig, Transformer, init_lora, init_params, join, logits, unstack_layers
+from prm_jax.models.cache import init_cache, repeat_rows
+from prm_jax.models.transformer import hidden_states
+
+from . import numpy_transformer
+
+SHAPE = dict(
+    vocab_size=23, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
+    max_position_embeddings=64,
+)  # fmt: skip
+FAMILIES = {
+    "llama": ModelConfig(**SHAPE),
+    "qwen2": ModelConfig(**SHAPE, architecture="qwen2", attention_bias=True, tie_word_embeddings=True),
+    "qwen3": ModelConfig(**SHAPE, architecture="qwen3", qk_norm=True),
+}
+LLAMA = FAMILIES["llama"]
+TOKENS = np.random.default_rng(0).integers(23, size=(3, 9)).astype(np.int32)
+
+
+def noisy(config: ModelConfig, seed: int = 0) -> dict:
+    """Random parameters with biases and scales in play."""
+    leaves, tree = jax.tree.flatten(init_params(config, jax.random.key(seed)))
+    rng = np.random.default_rng(seed)
+    return jax.tree.unflatten(tree, [leaf + 0.2 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_states_and_logits_are_those_of_the_written_out_loops(family):
+    config, params = FAMILIES[family], noisy(FAMILIES[family])
+    found = jax.jit(hidden_states, static_argnums=0)(config, params, TOKENS)
+    assert found.dtype == jnp.float32
+    for row, tokens in enumerate(TOKENS):
+        expected = numpy_transformer.hidden_states(config, params, tokens)
+        np.testing.assert_allclose(found[row], expected, atol=2e-5)
+    exact = numpy_transformer.log_softmax(config, params, TOKENS[0])
+    np.testing.assert_allclose(jax.nn.log_softmax(logits(config, params, found[0])), exact, atol=5e-5)
+
+
+def test_adapters_act_as_the_written_out_product():
+    config = dataclasses.replace(LLAMA, lora_alpha=8.0)
+    params = noisy(config)
+    adapters = init_lora(config, params, jax.random.key(1), LoRAConfig(rank=4, alpha=8.0))
+    adapters = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape), adapters)
+    joined = join(params, adapters)
+    found = hidden_states(config, joined, TOKENS[:1])[0]
+    np.testing.assert_allclose(found, numpy_transformer.hidden_states(config, joined, TOKENS[0]), atol=3e-5)
+    assert np.abs(found - hidden_states(config, params, TOKENS[:1])[0]).max() > 0.1
+
+
+def test_a_token_sees_only_earlier_ones():
+    params = noisy(LLAMA)
+    changed = TOKENS.copy()
+    changed[:, 5:] = (changed[:, 5:] + 1) % 23
+    before, after = hidden_states(LLAMA, params, TOKENS), hidden_states(LLAMA, params, changed)
+    np.testing.assert_array_equal(before[:, :5], after[:, :5])
+    assert (np.asarray(before[:, 5:]) != np.asarray(after[:, 5:])).any(axis=-1).all()
+
+
+def test_packed_segments_are_what_each_gives_alone():
+    params = noisy(LLAMA)
+    packed = np.concatenate([TOKENS[0, :4], TOKENS[1, :3], [0, 0]])[None]
+    segments = np.array([[1, 1, 1, 1, 2, 2, 2, 0, 0]])
+    found = hidden_states(LLAMA, params, packed, segment_ids=jnp.asarray(segments))
+    np.testing.assert_allclose(found[:, :4], hidden_states(LLAMA, params, TOKENS[:1, :4]), atol=1e-5)
+    np.testing.assert_allclose(found[:, 4:7], hidden_states(LLAMA, params, TOKENS[1:2, :3]), atol=1e-5)
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_the_cache_gives_what_the_whole_row_gives(stacked):
+    """Three tokens, then one at a time; the second row begins two columns later."""
+    params = noisy(LLAMA)
+    rows, starts = [TOKENS[0, :8], TOKENS[1, :6]], [0, 2]
+    padded = np.stack([rows[0], np.concatenate([[0, 0], rows[1]])])
+    layout = params if stacked else unstack_layers(params)
+    cache = init_cache(LLAMA, 2, 8, start=jnp.array(starts), stacked=stacked)
+    step = jax.jit(lambda p, t, c: Transformer(LLAMA).apply({"params": p}, t, cache=c))
+    parts, at = [], 0
+    for width in (3, 1, 1, 1, 1, 1):
+        hidden, cache = step(layout, padded[:, at : at + width], cache)
+        parts.append(hidden)
+        at += width
+    found = jnp.concatenate(parts, axis=1)
+    for row, start, tokens in zip(range(2), starts, rows, strict=True):
+        np.testing.assert_allclose(found[row, start:], hidden_states(LLAMA, params, tokens[None])[0], atol=1e-5)
+    assert np.isfinite(found).all() and int(cache.index) == 8
+    doubled = repeat_rows(cache, 2)
+    np.testing.assert_array_equal(doubled.start, [0, 0, 2, 2])
+    np.testing.assert_array_equal(doubled.k[0][1], cache.k[0][0])
+
+
+@pytest.mark.parametrize("changes", [{"remat": "full"}, {"remat": "dots"}, {"scan_unroll": 2}])
+def test_rematerialisation_and_unrolling_change_no_gradient(changes):
+    params = noisy(LLAMA)
+
+    def gradient(config):
+        return jax.jit(jax.grad(lambda p: (hidden_states(config, p, TOKENS) ** 2 * 0.1).sum()))(params)
+
+    plain, changed = gradient(LLAMA), gradient(dataclasses.replace(LLAMA, **changes))
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(changed), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_computes_in_it_and_keeps_the_parameters():
+    config = dataclasses.replace(LLAMA, compute_dtype="bfloat16")
+    params = noisy(LLAMA)
+    found = hidden_states(config, params, TOKENS)
+    assert found.dtype == jnp.bfloat16
+    exact = hidden_states(LLAMA, params, TOKENS)
+    assert 1e-4 < np.abs(found.astype(jnp.float32) - exact).max() < 0.2
+    assert init_params(dataclasses.replace(LLAMA, dtype="bfloat16"), jax.random.key(0))["final_norm"][
+        "scale"
+    ].dtype == jnp.bfloat16  # fmt: skip
+
+
+def test_the_layers_are_scanned_not_copied_into_the_program():
+    deep = dataclasses.replace(LLAMA, num_layers=12)
+
+    def size(config):
+        params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+        return len(jax.jit(hidden_states, static_argnums=0).lower(config, params, TOKENS).as_text())
+
+    assert size(deep) < 1.1 * size(LLAMA)
+
+
+def test_initial_variances_and_the_heads_place():
+    config = dataclasses.replace(LLAMA, hidden_size=64, intermediate_size=128)
+    params = init_params(config, jax.random.key(0))
+    layers = params["layers"]
+    assert np.std(layers["attn"]["q"]["kernel"]) == pytest.approx(1 / 8, rel=0.05)
+    assert np.std(layers["mlp"]["down"]["kernel"]) == pytest.approx(1 / np.sqrt(128 * 2 * 2), rel=0.05)
+    assert params["head"]["kernel"].shape == (23, 64)
+    assert "head" not in init_params(FAMILIES["qwen2"], jax.random.key(0))
+
+
+def test_wrong_uses_are_refused_and_bad_tokens_poison_their_row():
+    params = noisy(LLAMA)
+    with pytest.raises(ValueError, match=r"\[B, T\], found shape \(9,\)"):
+        hidden_states(LLAMA, params, TOKENS[0])
+    with pytest.raises(ValueError, match="cannot be used together"):
+        cache = init_cache(LLAMA, 3, 9)
+        Transformer(LLAMA).apply({"params": params}, TOKENS, segment_ids=jnp.ones((3, 9), jnp.int32), cache=cache)
+    with pytest.raises(ValueError, match="both be stacked, or both be tuples"):
+        Transformer(LLAMA).apply({"params": params}, TOKENS, cache=init_cache(LLAMA, 3, 9, stacked=False))
+    bad = TOKENS.copy()
+    bad[0, 0] = 23
+    found = hidden_states(LLAMA, params, bad)
+    assert np.isnan(found[0]).all() and np.isfinite(found[1:]).all()
