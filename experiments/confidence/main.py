@@ -122,15 +122,15 @@ def post_hoc(config: Config, seed: int) -> dict[str, dict[str, float]]:
 
 def run(config: Config) -> report.Tables:
     """Means over seeds."""
-    policies = {}
+    policies: dict[str, dict[str, float]] = {}
     for name, weight in [("biased reward model", None), *((f"PPO-C, weight {w:g}", w) for w in config.weights)]:
-        found = [train(config, weight, seed) for seed in range(config.seeds)]
-        policies[name] = {k: float(np.mean([f[k] for f in found])) for k in found[0]}
-        policies[name]["ECE, spread over seeds"] = float(np.std([f["ECE"] for f in found]))
-    tables = [post_hoc(config, seed) for seed in range(config.seeds)]
-    posts = {name: {k: float(np.mean([t[name][k] for t in tables])) for k in tables[0][name]} for name in tables[0]}
+        policies |= report.average([{name: train(config, weight, seed)} for seed in range(config.seeds)])
+    posts = report.average([post_hoc(config, seed) for seed in range(config.seeds)])
     return {"stated confidence after training": policies, "post-hoc calibration": posts}
 
 
+PANELS = (report.Panel("stated confidence after training", ("ECE", "mean confidence")),)
+
+
 if __name__ == "__main__":
-    report.main(run, Config(), SMOKE)
+    report.main(run, Config(), SMOKE, PANELS)

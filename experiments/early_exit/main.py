@@ -30,7 +30,7 @@ class Config:
     kl_coef: float = 0.05
     updates: int = 1500
     batch: int = 256
-    seeds: int = 3
+    seeds: int = 5
 
 
 SMOKE = Config(rows=300, width=8, updates=20, batch=64, seeds=1)
@@ -113,15 +113,14 @@ def one(config: Config, seed: int) -> dict[str, dict[str, float]]:
 
 def run(config: Config) -> report.Tables:
     """Means over seeds."""
-    found = [one(config, seed) for seed in range(config.seeds)]
-    return {
-        "exits of a step scorer": {
-            row: {c: float(np.mean([f[row][c] for f in found])) for c in columns}
-            | {"AUROC, spread over seeds": float(np.std([f[row]["AUROC"] for f in found]))}
-            for row, columns in found[0].items()
-        }
-    }
+    return {"exits of a step scorer": report.average([one(config, seed) for seed in range(config.seeds)])}
+
+
+PANELS = (
+    report.Panel("exits of a step scorer", ("AUROC",)),
+    report.Panel("exits of a step scorer", ("depth, easy", "depth, hard")),
+)
 
 
 if __name__ == "__main__":
-    report.main(run, Config(), SMOKE)
+    report.main(run, Config(), SMOKE, PANELS)

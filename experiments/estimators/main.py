@@ -27,9 +27,10 @@ class Config:
     draws: int = 100
     prefixes: int = 20
     labels: int = 400
+    seeds: int = 10
 
 
-SMOKE = Config(repeats=200, draws=20, labels=60)
+SMOKE = Config(repeats=200, draws=20, labels=60, seeds=1)
 
 
 def brain(config: Config) -> dict[str, dict[str, float]]:
@@ -61,11 +62,12 @@ def brain(config: Config) -> dict[str, dict[str, float]]:
     for proposal in (0.0, 0.5, 1.0):
         keys = jax.random.split(jax.random.key(0), config.repeats)
         out = jax.jit(jax.vmap(lambda k, p=proposal: gradients(k, p)))(keys)
-        table[f"samples from N({proposal:g}, 1)"] = {
-            f"{name}: {what}": float(v[i])
-            for i, name in enumerate(("DPG", "GDC++", "BRAIn"))
-            for what, v in (("mean", out.mean(0)), ("variance", out.var(0)))
-        }
+        batches = np.array(out).reshape(10, -1, 3)
+        for i, name in enumerate(("DPG", "GDC++", "BRAIn")):
+            table[f"{name}, samples from N({proposal:g}, 1)"] = {
+                "mean": report.estimate(batches.mean(1)[:, i]),
+                "variance": report.estimate(batches.var(1)[:, i]),
+            }
     return table
 
 
@@ -91,10 +93,15 @@ def shared_sample(config: Config) -> dict[str, dict[str, float]]:
     for name, (logits, baseline) in proposals.items():
         keys = jax.random.split(jax.random.key(1), config.repeats // 4)
         out = jax.jit(jax.vmap(estimates, (0, None, None)))(keys, logits, baseline)
-        error = 1000 * ((out - truth) ** 2).mean(0)
-        bias = jnp.abs(out.mean(0) - truth).max()
-        table[name] = {**{f"phi {j}": float(error[j]) for j in range(3)}, "largest bias": float(bias)}
+        table[name] = errors(out, truth)
     return table
+
+
+def errors(out: jax.Array, truth: jax.Array) -> dict[str, float]:
+    """Mean squared errors x 1000 of estimates [repeats, 3], over ten batches of repeats, and the largest bias."""
+    squares = 1000 * np.square(np.array(out - truth)).reshape(10, -1, 3).mean(1)
+    bias = float(jnp.abs(out.mean(0) - truth).max())
+    return {**{f"phi {j}": report.estimate(squares[:, j]) for j in range(3)}, "largest bias": bias}
 
 
 def pilot(config: Config) -> dict[str, dict[str, float]]:
@@ -116,34 +123,26 @@ def pilot(config: Config) -> dict[str, dict[str, float]]:
         return rl.control_variate_mean(phi[x], weights, baseline), ess
 
     out, ess = jax.jit(jax.vmap(estimate))(jax.random.split(jax.random.key(2), config.repeats // 4))
-    error, bias = 1000 * ((out - truth) ** 2).mean(0), jnp.abs(out.mean(0) - truth).max()
-    row = {
-        **{f"phi {j}": float(error[j]) for j in range(3)},
-        "largest bias": float(bias),
-        "mean ess": float(ess.mean()),
-    }
-    return {"adapted on a first batch": row}
+    return {"adapted on a first batch": {**errors(out, truth), "mean ess": float(ess.mean())}}
 
 
-def labelling(config: Config) -> dict[str, dict[str, float]]:
+def labelling(config: Config, seed: int) -> dict[str, dict[str, float]]:
     """Labels until every prefix's value is known to a target error: uniform choice against the largest bonus.
 
     Prefixes come with features of which a few directions are rare; values are linear in them.
     """
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng([1, seed])
     features = rng.normal(size=(config.prefixes, 6)) * np.array([1, 1, 1, 0.3, 0.3, 0.1])
     theta = rng.normal(size=6) * np.array([1, 1, 1, 3, 3, 10])
     values = features @ theta
     phi = jnp.array(features)
-    fit = jax.jit(lambda f, y, w: rl.weighted_ridge(f, y, w, l2=1e-2))
-    bonus = jax.jit(lambda r: rl.elliptical_bonus(r, phi, maximum=np.inf))
     table = {}
     for name in ("uniform", "largest bonus"):
-        curve, chosen = [], np.random.default_rng(2)
+        curve, chosen = [], np.random.default_rng([2, seed])
         rows, labels = np.zeros((config.labels, 6)), np.zeros(config.labels)
         for i in range(config.labels):
-            ridge = fit(jnp.array(rows), jnp.array(labels), jnp.arange(config.labels) < i)
-            pick = int(bonus(ridge).argmax()) if name == "largest bonus" else int(chosen.integers(config.prefixes))
+            ridge = FIT(jnp.array(rows), jnp.array(labels), jnp.arange(config.labels) < i)
+            pick = int(BONUS(ridge, phi).argmax()) if name == "largest bonus" else int(chosen.integers(config.prefixes))
             rows[i], labels[i] = features[pick], values[pick] + chosen.normal()
             curve.append(float(np.abs(features @ np.array(ridge.coefficients) - values).max()))
         smooth = np.convolve(curve, np.ones(10) / 10, mode="valid")
@@ -152,10 +151,14 @@ def labelling(config: Config) -> dict[str, dict[str, float]]:
     return table
 
 
-def allocation(config: Config) -> dict[str, dict[str, float]]:
+FIT = jax.jit(lambda f, y, w: rl.weighted_ridge(f, y, w, l2=1e-2))
+BONUS = jax.jit(lambda r, phi: rl.elliptical_bonus(r, phi, maximum=np.inf))
+
+
+def allocation(config: Config, seed: int) -> dict[str, dict[str, float]]:
     """Variance of the summed solve-rate estimates with a budget of 16 rollouts a prompt."""
-    rates = np.random.default_rng(3).beta(0.5, 0.5, size=64)
-    pilot_rates = np.random.default_rng(4).binomial(8, rates) / 8
+    rates = np.random.default_rng([3, seed]).beta(0.5, 0.5, size=64)
+    pilot_rates = np.random.default_rng([4, seed]).binomial(8, rates) / 8
     smoothed = (pilot_rates * 8 + 0.5) / 9
     variance = lambda n: float((rates * (1 - rates) / np.maximum(n, 1)).sum())  # noqa: E731
     return {
@@ -169,15 +172,55 @@ def allocation(config: Config) -> dict[str, dict[str, float]]:
     }
 
 
+def confidence(config: Config, seed: int) -> dict[str, dict[str, float]]:
+    """How well the share of the most frequent answer tells hard prompts from easy ones, no label seen.
+
+    A prompt's right answer comes with its solve rate; wrong answers spread over nine others, or, where the policy is
+    of one mind about a mistake, pile up on one.
+    """
+    rng = np.random.default_rng([5, seed])
+    prompts, samples = 400, 16
+    rates = rng.beta(1.0, 1.0, size=prompts)
+    table = {}
+    for name, stuck in (("mistakes that differ", 0.0), ("a third of prompts with one common mistake", 1 / 3)):
+        common = rng.uniform(size=prompts) < stuck
+        wrong = np.where(common[:, None], 1, rng.integers(1, 10, size=(prompts, samples)))
+        answers = np.where(rng.uniform(size=wrong.shape) < rates[:, None], 0, wrong)
+        ids = jnp.repeat(jnp.arange(prompts), samples)
+        share = CONFIDENCE(jnp.array(answers.ravel()), ids, num_groups=prompts)
+        solved = (answers == 0).mean(-1)
+        table[name] = {
+            "AUROC for solve rate > 1/2": float(rl.roc_auc(share, jnp.array(rates > 0.5))),
+            "Spearman with the observed solve rate": float(rl.spearman(share, jnp.array(solved))),
+        }
+    return table
+
+
+CONFIDENCE = jax.jit(rl.answer_confidence, static_argnames="num_groups")
+
+
 def run(config: Config) -> report.Tables:
-    """All four."""
+    """All five."""
+    seeds = range(config.seeds)
     return {
         "gradient for the mean of a Gaussian policy (posterior mean 0, policy mean 1)": brain(config),
         "three expectations from one sample: mean squared error x 1000": {**shared_sample(config), **pilot(config)},
-        "choosing which prefix to label": labelling(config),
-        "rollouts over prompts": allocation(config),
+        "choosing which prefix to label": report.average([labelling(config, seed) for seed in seeds]),
+        "rollouts over prompts": report.average([allocation(config, seed) for seed in seeds]),
+        "confidence of the majority answer as a solve rate": report.average([confidence(config, s) for s in seeds]),
     }
 
 
+PANELS = (
+    report.Panel(
+        "gradient for the mean of a Gaussian policy (posterior mean 0, policy mean 1)", ("variance",), log=True
+    ),
+    report.Panel(
+        "three expectations from one sample: mean squared error x 1000", ("phi 0", "phi 1", "phi 2"), log=True
+    ),
+    report.Panel("choosing which prefix to label", ("labels to error 1", "labels to error 0.5")),
+)
+
+
 if __name__ == "__main__":
-    report.main(run, Config(), SMOKE)
+    report.main(run, Config(), SMOKE, PANELS)

@@ -132,17 +132,18 @@ def tools(config: Config, seed: int) -> dict[str, dict[str, float]]:
 
 
 def run(config: Config) -> report.Tables:
-    """Means and spreads over seeds."""
-    tables: dict[str, dict[str, dict[str, float]]] = {}
-    for title, part in (("AUROC of a step scorer by what it sees", ablation), ("judging sums", tools)):
-        found = [part(config, seed) for seed in range(config.seeds)]
-        tables[title] = {
-            row: {c: float(np.mean([f[row][c] for f in found])) for c in columns}
-            | {"spread over seeds": float(np.std([list(f[row].values())[-1] for f in found]))}
-            for row, columns in found[0].items()
-        }
-    return tables
+    """Means over seeds."""
+    parts = {"AUROC of a step scorer by what it sees": ablation, "judging sums": tools}
+    return {
+        title: report.average([part(config, seed) for seed in range(config.seeds)]) for title, part in parts.items()
+    }
+
+
+PANELS = (
+    report.Panel("AUROC of a step scorer by what it sees"),
+    report.Panel("judging sums"),
+)
 
 
 if __name__ == "__main__":
-    report.main(run, Config(), SMOKE)
+    report.main(run, Config(), SMOKE, PANELS)

@@ -132,14 +132,17 @@ def run(config: Config) -> report.Tables:
         "rule rewards": rules,
         "pair accuracy of a ridge reward model": named_features,
     }
-    tables = {}
-    for title, part in parts.items():
-        found = [part(config, seed) for seed in range(config.seeds)]
-        tables[title] = {
-            row: {c: float(np.mean([f[row][c] for f in found])) for c in columns} for row, columns in found[0].items()
-        }
-    return tables
+    return {
+        title: report.average([part(config, seed) for seed in range(config.seeds)]) for title, part in parts.items()
+    }
+
+
+PANELS = (
+    report.Panel("best-of-n by a length-biased reward", ("longer than the median", "merit of the pick")),
+    report.Panel("rule rewards"),
+    report.Panel("pair accuracy of a ridge reward model"),
+)
 
 
 if __name__ == "__main__":
-    report.main(run, Config(), SMOKE)
+    report.main(run, Config(), SMOKE, PANELS)

@@ -92,5 +92,11 @@ def run(config: Config) -> report.Tables:
     return {"reward of the plain solution, and gain from filler": totals, "policies": outcomes}
 
 
+PANELS = (
+    report.Panel("policies", ("learnt filler",)),
+    report.Panel("policies", ("learnt success",)),
+)
+
+
 if __name__ == "__main__":
-    report.main(run, Config(), SMOKE)
+    report.main(run, Config(), SMOKE, PANELS)

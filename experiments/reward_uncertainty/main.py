@@ -30,9 +30,10 @@ class Config:
     thin: int = 20
     step_size: float = 2e-3
     batch: int = 60  # rows a step; all of them for the exact comparison
+    seeds: int = 5
 
 
-SMOKE = Config(steps=400, burn_in=100, chains=4)
+SMOKE = Config(steps=400, burn_in=100, chains=4, seeds=1)
 
 
 def langevin(config: Config, key: jax.Array, x: jax.Array, y: jax.Array, temperature: float) -> jax.Array:
@@ -74,16 +75,16 @@ def ensemble(config: Config, key: jax.Array, x: jax.Array, y: jax.Array) -> jax.
     return jax.jit(jax.vmap(member))(jax.random.split(key, config.chains))
 
 
-def run(config: Config) -> report.Tables:
-    """Posterior ratios and spreads."""
-    rng = np.random.default_rng(0)
+def one(config: Config, seed: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Posterior ratios and spreads for one draw of the data."""
+    rng = np.random.default_rng(seed)
     x = jnp.array(rng.normal(size=(config.rows, config.features)), jnp.float32)
     truth = jnp.array(rng.normal(size=config.features), jnp.float32)
     y = x @ truth + config.noise * jnp.array(rng.normal(size=config.rows), jnp.float32)
     fit = rl.weighted_ridge(x, y, jnp.full(config.rows, 1 / config.noise**2), l2=1.0)
     posterior = {}
     for temperature in (1.0, 0.25):
-        samples = langevin(config, jax.random.key(1), x, y, temperature)
+        samples = langevin(config, jax.random.key(3 * seed), x, y, temperature)
         ratio = jnp.diag(jnp.cov(samples.T)) / (temperature * jnp.diag(fit.covariance))
         off = jnp.linalg.norm(samples.mean(0) - fit.coefficients) / jnp.linalg.norm(fit.coefficients)
         posterior[f"temperature {temperature:g}"] = {
@@ -94,12 +95,12 @@ def run(config: Config) -> report.Tables:
         }
     inside = jnp.array(rng.normal(size=(400, config.features)), jnp.float32)
     outside = 4.0 * inside
-    shared = 1.0  # every label too high by this much for the first feature
+    shared = 1.0  # every label too high by this much for each unit of the first feature
     spreads = {}
     for name, labels in (("clean labels", y), ("labels biased along feature 0", y + shared * x[:, 0])):
         for sampler, members in (
-            ("Langevin", langevin(config, jax.random.key(2), x, labels, 1.0)),
-            ("ensemble", ensemble(config, jax.random.key(3), x, labels)),
+            ("Langevin", langevin(config, jax.random.key(3 * seed + 1), x, labels, 1.0)),
+            ("ensemble", ensemble(config, jax.random.key(3 * seed + 2), x, labels)),
         ):
             row = {}
             for where, points in (("inside", inside), ("outside", outside)):
@@ -111,5 +112,18 @@ def run(config: Config) -> report.Tables:
     return {"Langevin dynamics against the exact posterior": posterior, "spread and true error": spreads}
 
 
+def run(config: Config) -> report.Tables:
+    """Means over draws of the data."""
+    found = [one(config, seed) for seed in range(config.seeds)]
+    return {title: report.average([f[title] for f in found]) for title in found[0]}
+
+
+PANELS = (
+    report.Panel("Langevin dynamics against the exact posterior", ("variance / exact, mean",)),
+    report.Panel("spread and true error", ("inside: spread", "inside: error")),
+    report.Panel("spread and true error", ("outside: spread", "outside: error")),
+)
+
+
 if __name__ == "__main__":
-    report.main(run, Config(), SMOKE)
+    report.main(run, Config(), SMOKE, PANELS)

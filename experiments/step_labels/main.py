@@ -33,6 +33,8 @@ class Config:
     judge: float = 0.9  # a judge is right about a step this often
     judges: int = 5
     feature_noise: float = 0.8
+    mutation_gap: float = 0.5  # how much worse a mutated step looks than a mistake of the policy
+    candidates: int = 8  # of best-of-n
     updates: int = 400
     seeds: int = 10
 
@@ -77,6 +79,24 @@ def expand(features: np.ndarray) -> np.ndarray:
     return np.stack([np.ones_like(worst), features[..., 0], features[..., 1], worst], -1).astype(np.float32)
 
 
+def mutated(config: Config, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(features, labels, mask, truth) from right solutions with one step rewritten and then run once (PRLCoder).
+
+    Half of the rewrites break the step. A broken step that passes by luck is labelled right. Broken steps look worse
+    than the policy's own mistakes by `mutation_gap`. One call of the oracle labels one step, so these are as many
+    rows as the policy's rows have steps.
+    """
+    rows = config.rows * config.steps
+    at, broken = rng.integers(0, config.steps, size=rows), rng.uniform(size=rows) < 0.5
+    here = np.arange(config.steps) == at[:, None]
+    wrong = here & broken[:, None]
+    looks = np.where(wrong, -1.0 - config.mutation_gap, 1.0) + config.feature_noise * rng.normal(size=here.shape)
+    place = np.broadcast_to(np.arange(config.steps) / config.steps, here.shape)
+    passes = ~broken | (rng.uniform(size=rows) < config.luck)
+    labels = np.broadcast_to(passes[:, None], here.shape)
+    return np.stack([looks, place], -1), labels, here, np.broadcast_to(~broken[:, None], here.shape)
+
+
 def labels_of(config: Config, rng: np.random.Generator, right: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Name -> (labels [rows, steps], mask [rows, steps])."""
     everything = np.ones(right.shape, bool)
@@ -112,18 +132,26 @@ def one_seed(config: Config, seed: int) -> dict[str, dict[str, float]]:
     test_right, test_features = make(config, rng, config.rows)
     label = jnp.array(np.where(test_right.all(-1), -1, (~test_right).argmax(-1)))
     everything = jnp.ones(test_right.shape, bool)
+    lucky = test_right[:, -1] | (rng.uniform(size=config.rows) < config.luck)
+    arms = {name: (features, *found, right) for name, found in labels_of(config, rng, right).items()}
+    arms["mutated solutions, one call a step"] = mutated(config, rng)
     table = {}
-    for name, (labels, mask) in labels_of(config, rng, right).items():
-        weights = train(config, features, labels, mask)
+    for name, (inputs, labels, mask, truth) in arms.items():
+        weights = train(config, inputs, labels, mask)
         scores = jax.nn.sigmoid(jnp.array(expand(test_features)) @ weights)
         half = config.rows // 2
         threshold, _ = rl.best_threshold(scores[:half], everything[:half], label[:half])
         found = rl.first_error(scores[half:], everything[half:], threshold=threshold)
-        hard = (labels > 0.5) == right
+        hard = (labels > 0.5) == truth
+        groups = config.rows // config.candidates
+        pick = np.array(rl.aggregate_steps(scores, everything, how="min"))[: groups * config.candidates]
+        pick = pick.reshape(groups, -1).argmax(-1) + np.arange(groups) * config.candidates
         table[name] = {
             "labels right": float(hard[mask].mean()),
             "samples kept": float(mask.any(-1).mean()),
             "F1": float(rl.first_error_f1(found, label[half:])["f1"]),
+            "best-of-n: right answer": float(lucky[pick].mean()),
+            "best-of-n: right process": float(test_right[pick, -1].mean()),
         }
     return table
 
@@ -131,11 +159,20 @@ def one_seed(config: Config, seed: int) -> dict[str, dict[str, float]]:
 def run(config: Config) -> report.Tables:
     """Means over seeds."""
     found = [one_seed(config, seed) for seed in range(config.seeds)]
-    table = {
-        row: {c: float(np.mean([f[row][c] for f in found])) for c in columns}
-        | {"F1, spread over seeds": float(np.std([f[row]["F1"] for f in found]))}
-        for row, columns in found[0].items()
-    }
+    yardsticks = []
+    for table in found:
+        f1, answer, process = (
+            jnp.array([row[c] for row in table.values()])
+            for c in ("F1", "best-of-n: right answer", "best-of-n: right process")
+        )
+        yardsticks.append(
+            {
+                "F1 and best-of-n": {
+                    "Spearman, right answers": float(rl.spearman(f1, answer)),
+                    "Spearman, right processes": float(rl.spearman(f1, process)),
+                }
+            }
+        )
     value = 0.05
     law = {
         f"K = {k}": {
@@ -144,8 +181,18 @@ def run(config: Config) -> report.Tables:
         }
         for k in (1, 4, 16)
     }
-    return {"labels for a process reward model": table, f"labels 'any of K' at a step of value {value}": law}
+    return {
+        "labels for a process reward model": report.average(found),
+        "do the two yardsticks rank the labels alike?": report.average(yardsticks),
+        f"labels 'any of K' at a step of value {value}": law,
+    }
+
+
+PANELS = (
+    report.Panel("labels for a process reward model", ("F1",)),
+    report.Panel("labels for a process reward model", ("best-of-n: right answer", "best-of-n: right process")),
+)
 
 
 if __name__ == "__main__":
-    report.main(run, Config(), SMOKE)
+    report.main(run, Config(), SMOKE, PANELS)

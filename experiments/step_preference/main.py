@@ -27,6 +27,7 @@ class Config:
     skill: float = 0.35
     budgets: tuple[int, ...] = (60, 180, 600, 1800)  # scored steps
     label_noise: float = 0.1
+    candidates: int = 5
     beta: float = 0.4
     updates: int = 300
     seeds: int = 20
@@ -60,8 +61,8 @@ def pairs(
     return chosen, rejected, scored
 
 
-def success(config: Config, rng: np.random.Generator, kind: str, budget: int) -> float:
-    """Share of rounds whose greedy action is right after the fit."""
+def success(config: Config, rng: np.random.Generator, kind: str, budget: int) -> tuple[float, float]:
+    """Chance that all rounds are right: under the sharpened policy, and taking the best-scored of the candidates."""
     chosen, rejected, scored = (jnp.array(x) for x in pairs(config, rng, kind, budget))
     reference = jnp.zeros((config.depth, config.actions))
     optimiser = optax.adam(0.05)
@@ -81,24 +82,43 @@ def success(config: Config, rng: np.random.Generator, kind: str, budget: int) ->
         return (optax.apply_updates(params, updates), state), None
 
     run_all = jax.jit(lambda s: jax.lax.scan(step, (s, optimiser.init(s)), length=config.updates)[0][0])
-    policy = jax.nn.softmax(run_all(reference) / config.beta)
-    return float(policy[:, 0].prod())
+    fitted = run_all(reference)
+    policy = jax.nn.softmax(fitted / config.beta)
+    # As agents use a step-level Q model: candidates from the unskilled policy, the largest log-ratio is taken.
+    scores = np.array(jax.nn.log_softmax(fitted) - jax.nn.log_softmax(reference))
+    drawn = candidates(config, rng, 500)
+    taken = np.take_along_axis(drawn, scores[np.arange(config.depth)[:, None], drawn].argmax(-1)[..., None], -1)
+    return float(policy[:, 0].prod()), float((taken[..., 0] == 0).all(-1).mean())
+
+
+def candidates(config: Config, rng: np.random.Generator, episodes: int) -> np.ndarray:
+    """[episodes, depth, candidates] actions of a policy that is right with chance `skill`."""
+    shape = (episodes, config.depth, config.candidates)
+    return np.where(rng.uniform(size=shape) < config.skill, 0, rng.integers(1, config.actions, size=shape))
 
 
 def run(config: Config) -> report.Tables:
-    """Chance that the sharpened policy gets all rounds right."""
-    table = {}
+    """Means over seeds; "scored steps" is the size of the data."""
+    policy: dict[str, dict[str, float]] = {}
+    chosen: dict[str, dict[str, float]] = {}
     for budget in config.budgets:
-        row = {}
+        name = f"{budget} scored steps"
+        policy[name], chosen[name] = {"scored steps": budget}, {"scored steps": budget}
         for kind in ("step", "trajectory"):
-            found = [
-                success(config, np.random.default_rng([seed, budget]), kind, budget) for seed in range(config.seeds)
-            ]
-            row[f"{kind} pairs"] = float(np.mean(found))
-            row[f"{kind}, spread"] = float(np.std(found))
-        table[f"{budget} scored steps"] = row
-    return {"success of the fitted policy": table}
+            found = np.array(
+                [success(config, np.random.default_rng([seed, budget]), kind, budget) for seed in range(config.seeds)]
+            )
+            policy[name][f"{kind} pairs"] = report.estimate(found[:, 0])
+            chosen[name][f"{kind} pairs"] = report.estimate(found[:, 1])
+        chosen[name]["a random candidate"] = config.skill**config.depth
+    return {"success of the fitted policy": policy, "success choosing among candidates": chosen}
+
+
+PANELS = (
+    report.Panel("success of the fitted policy", x="scored steps", kind="curve"),
+    report.Panel("success choosing among candidates", x="scored steps", kind="curve"),
+)
 
 
 if __name__ == "__main__":
-    report.main(run, Config(), SMOKE)
+    report.main(run, Config(), SMOKE, PANELS)

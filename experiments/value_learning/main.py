@@ -126,16 +126,17 @@ def extraction(config: Config, seed: int) -> dict[str, dict[str, float]]:
 def run(config: Config) -> report.Tables:
     """Means over seeds."""
     titles = {"offline values by backup": backups, "policy extraction on a noisy critic": extraction}
-    tables: dict[str, dict[str, dict[str, float]]] = {}
-    for title, function in titles.items():
-        found = [function(config, seed) for seed in range(config.seeds)]
-        tables[title] = {
-            row: {c: float(np.mean([f[row][c] for f in found])) for c in columns}
-            | {"spread over seeds": float(np.std([list(f[row].values())[-1] for f in found]))}
-            for row, columns in found[0].items()
-        }
-    return tables
+    return {
+        title: report.average([part(config, seed) for seed in range(config.seeds)]) for title, part in titles.items()
+    }
+
+
+PANELS = (
+    report.Panel("offline values by backup", ("largest Q (truth <= 1)",)),
+    report.Panel("offline values by backup", ("states where argmax Q is right",)),
+    report.Panel("policy extraction on a noisy critic"),
+)
 
 
 if __name__ == "__main__":
-    report.main(run, Config(), SMOKE)
+    report.main(run, Config(), SMOKE, PANELS)
