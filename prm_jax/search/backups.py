@@ -1,0 +1,126 @@
+"""Backup: takes a value from a node up to the root.
+
+Every rule leaves the value of a node in `value_sum / visits`, so the score rules need not know which one was used.
+"""
+
+import dataclasses
+from typing import Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from prm_jax.search.tree import NO_NODE, Tree, at, children
+
+Rule = Literal["mean", "max", "child_mean"]
+_RULES = ("mean", "max", "child_mean")
+
+
+def backup(
+    tree: Tree,
+    path: ArrayLike,
+    value: ArrayLike,
+    weight: ArrayLike = 1.0,
+    rule: Rule = "mean",
+    discount: float = 1.0,
+    *,
+    best: ArrayLike | None = None,
+    rate: float = 1.0,
+    width: int | None = None,
+) -> Tree:
+    """Backs up one value a question along a path.
+
+    The return at the last node is the value; going up, G <- reward + discount * G.
+
+    * "mean": a node's value is the mean of the returns backed up through it.
+    * "max": the largest of them.
+    * "child_mean": the mean of its children's values weighted by their visits; of a node without visited children, the
+      value itself. Each is approached as Q <- (1 - rate) * Q + rate * (reward + discount * that mean).
+
+    Args:
+      tree: the trees.
+      path: [B, D + 1] i32, from the root down, -1 behind the end; a path of -1 changes nothing.
+      value: [B] float. Where it is not finite nothing changes and `refused` counts it.
+      weight: [B] float >= 0, as how many visits it counts; 0 changes nothing.
+      rule: see above.
+      discount: in [0, 1].
+      best: [B] float, the largest of the `weight` values of which `value` is the mean; None for `value`. It is what
+        "max" and `value_max` take.
+      rate: of "child_mean", in (0, 1].
+      width: static, of "child_mean": the most children that any node has; None for any number, which is slower.
+
+    Returns:
+      `Tree`.
+
+    Raises:
+      ValueError: for another rule.
+
+    Source: mean: arXiv 2405.03553. child_mean: arXiv 2406.03816; with a rate and a discount: arXiv 2501.11223. max:
+    arXiv 2205.11105.
+    """
+    if rule not in _RULES:
+        raise ValueError(f"rule={rule!r}; expected one of {', '.join(map(repr, _RULES))}")
+    path, value = jnp.asarray(path, jnp.int32), jnp.asarray(value, jnp.float32)
+    weight = jnp.broadcast_to(jnp.asarray(weight, jnp.float32), value.shape)
+    best = value if best is None else jnp.asarray(best, jnp.float32)
+    chex.assert_shape([value, weight, best], (tree.batch,))
+    chex.assert_shape(path, (tree.batch, None))
+    counts = (weight > 0) & (path[:, 0] >= 0)
+    finite = jnp.isfinite(value) & jnp.isfinite(best)
+    tree = dataclasses.replace(tree, refused=tree.refused + (counts & ~finite))
+    counts &= finite
+    path = jnp.where(counts[:, None], path, NO_NODE)
+    value, best = jnp.where(counts, value, 0.0), jnp.where(counts, best, 0.0)
+
+    on_path = path >= 0
+    rows, slot = jnp.arange(tree.batch)[:, None], jnp.where(on_path, path, tree.capacity)
+    returns, best_returns = _returns(tree, path, jnp.stack([value, best]), discount)
+    visits = at(tree.visits, path) + weight[:, None]
+    largest = jnp.maximum(at(tree.value_max, path), best_returns)
+    put = {
+        "visits": tree.visits.at[rows, slot].set(visits, mode="drop"),
+        "value_max": tree.value_max.at[rows, slot].set(largest, mode="drop"),
+    }
+    if rule == "child_mean":
+        tree = dataclasses.replace(tree, **put)
+        width = max(tree.capacity - 1, 1) if width is None else width
+        return _child_mean(tree, path, value, weight, discount, rate, width)
+    total = at(tree.value_sum, path) + weight[:, None] * returns if rule == "mean" else visits * largest
+    return dataclasses.replace(tree, **put, value_sum=tree.value_sum.at[rows, slot].set(total, mode="drop"))
+
+
+def _returns(tree: Tree, path: jax.Array, value: jax.Array, discount: float) -> jax.Array:
+    """[2, B, D + 1]: the returns of two values at each node of the path; 0 off the path."""
+    length = path.shape[1]
+    reward = at(tree.reward, path)
+    after = jnp.zeros_like(path, bool).at[:, :-1].set(path[:, 1:] >= 0)  # the path goes on behind this node
+    g = jnp.where(path[:, -1] >= 0, value, 0.0)
+    out = [g]
+    for i in range(length - 2, -1, -1):
+        g = jnp.where(after[:, i], reward[:, i + 1] + discount * g, jnp.where(path[:, i] >= 0, value, 0.0))
+        out.append(g)
+    return jnp.stack(out[::-1], axis=-1)
+
+
+def _child_mean(
+    tree: Tree, path: jax.Array, value: jax.Array, weight: jax.Array, discount: float, rate: float, width: int
+) -> Tree:
+    """Recomputes the nodes of the path from their children, bottom-up. Their visits are counted already."""
+    length = path.shape[1]
+    rows = jnp.arange(tree.batch)
+
+    def up(i: jax.Array, total: jax.Array) -> jax.Array:
+        node = jax.lax.dynamic_index_in_dim(path, length - 1 - i, axis=1, keepdims=False)
+        kids, is_child = children(tree, node, width)
+        counts = jnp.where(is_child, at(tree.visits, kids), 0.0)
+        returns = jnp.where(counts > 0, discount * at(total, kids) + counts * at(tree.reward, kids), 0.0)
+        seen = jnp.sum(counts, axis=1)
+        q = jnp.where(seen > 0, jnp.sum(returns, axis=1) / jnp.maximum(seen, 1.0), value)
+        visits = at(tree.visits, node)
+        earlier = visits - weight
+        old = at(total, node) / jnp.maximum(earlier, 1.0)
+        q = jnp.where((seen > 0) & (earlier > 0), (1.0 - rate) * old + rate * q, q)
+        return total.at[rows, jnp.where(node >= 0, node, tree.capacity)].set(q * visits, mode="drop")
+
+    return dataclasses.replace(tree, value_sum=jax.lax.fori_loop(0, length, up, tree.value_sum))

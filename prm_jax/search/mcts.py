@@ -1,0 +1,401 @@
+"""Tree search: select, evaluate, expand and back up, many times over.
+
+`search` runs it with an evaluator that is either a JAX function, in one compiled loop, or a function of the host (a
+language model behind a loop or a server). Both are made of the same two steps, `select` and `grow`, which outside
+loops can call themselves.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from prm_jax.errors import UserError
+from prm_jax.search.backups import Rule, backup
+from prm_jax.search.expansion import expand
+from prm_jax.search.scores import ScoreFn
+from prm_jax.search.selection import Selection, select, split_keys
+from prm_jax.search.tree import Tree, at, check_tree, children, close, has_room
+
+Returned = Literal["leaf", "children"]
+
+
+class Leaf(NamedTuple):
+    """What an evaluator is asked about; with several leaves a question, [B, K] instead of [B].
+
+    Attributes:
+      node: [B] i32, slot of the leaf.
+      depth: [B] i32.
+      ok: [B] bool; what is answered for the others is not used.
+      simulation: scalar i32, number of the simulation.
+      key: [B] typed keys, one a question and simulation; None when the search has none.
+      state: the tree's state at the leaf, pytree of [B, ...], or None.
+    """
+
+    node: jax.Array
+    depth: jax.Array
+    ok: jax.Array
+    simulation: jax.Array
+    key: jax.Array | None = None
+    state: Any = None
+
+
+class Expansion(NamedTuple):
+    """What an evaluator answers; with several leaves a question, [B, K, C] instead of [B, C].
+
+    Attributes:
+      prior: [B, C] float, what the policy says of each step.
+      value: [B, C] float, value of each child.
+      terminal: [B, C] bool, the child is an answer.
+      valid: [B, C] bool, the child exists.
+      reward: [B, C] float, reward of each step; None for 0.
+      node_value: [B] float, value of the leaf itself; None keeps what was said when it became a child.
+      state: pytree of [B, C, ...], state of the children; None when the tree has none.
+    """
+
+    prior: ArrayLike
+    value: ArrayLike
+    terminal: ArrayLike
+    valid: ArrayLike
+    reward: ArrayLike | None = None
+    node_value: ArrayLike | None = None
+    state: Any = None
+
+
+ExpandFn = Callable[[Leaf], Expansion]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A search method: its constants, hashable, static under jit.
+
+    Attributes:
+      score_fn: score of the children, see `scores`.
+      rule: backup rule, see `backup`.
+      width: C, the most children of a node.
+      max_depth: children at this depth are terminal.
+      returns: what an expansion backs up. "leaf": the value of the leaf and that of each terminal child (AlphaMath).
+        "children": the value of every child, which thereby counts as visited.
+      discount: of the backup.
+      rate: of the "child_mean" rule.
+      leaves: K, leaves to select a question and simulation; None is one, without the axis.
+      virtual_loss: see `select`.
+      depth_value: value of children that are terminal only because of `max_depth`; None keeps the evaluator's.
+        AlphaMath gives -1.
+    """
+
+    score_fn: ScoreFn
+    width: int
+    max_depth: int
+    rule: Rule = "mean"
+    returns: Returned = "leaf"
+    discount: float = 1.0
+    rate: float = 1.0
+    leaves: int | None = None
+    virtual_loss: float = 1.0
+    depth_value: float | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        if self.returns not in ("leaf", "children"):
+            raise ValueError(f"returns={self.returns!r}; expected 'leaf' or 'children'")
+        if self.width < 1 or self.max_depth < 1 or (self.leaves is not None and self.leaves < 1):
+            raise ValueError(
+                f"width, max_depth and leaves must be at least 1, got {self.width}, {self.max_depth}, {self.leaves}"
+            )
+
+
+def search(
+    tree: Tree,
+    expand_fn: ExpandFn,
+    num_simulations: int,
+    score_fn: ScoreFn,
+    rule: Rule = "mean",
+    *,
+    width: int,
+    max_depth: int,
+    returns: Returned = "leaf",
+    discount: float = 1.0,
+    rate: float = 1.0,
+    leaves: int | None = None,
+    virtual_loss: float = 1.0,
+    depth_value: float | None = None,
+    key: jax.Array | None = None,
+    stop_fn: Callable[[Tree], jax.Array] | None = None,
+    host: bool = False,
+    on_simulation: Callable[[int, Tree], None] | None = None,
+) -> Tree:
+    """Runs simulations: each selects a leaf of every question, has it evaluated, expands it and backs up.
+
+    A simulation that finds a question finished (its root closed), its tree full, or nothing but closed children does
+    nothing to it beyond closing the node where it got stuck. A question's tree depends on its own key and answers, not
+    on the others.
+
+    Args:
+      tree: where to begin: `init_tree`, an earlier result, or `reroot` of one.
+      expand_fn: the evaluator, from `Leaf` to `Expansion`. A JAX function is traced once; call `search` under `jax.jit`
+        to compile once for many calls. With `host` it gets NumPy arrays and may do anything.
+      num_simulations: n >= 0.
+      score_fn: see `Method`, which explains the options down to `depth_value`.
+      rule: see `Method`.
+      width: see `Method`.
+      max_depth: see `Method`.
+      returns: see `Method`.
+      discount: see `Method`.
+      rate: see `Method`.
+      leaves: see `Method`.
+      virtual_loss: see `Method`.
+      depth_value: see `Method`.
+      key: typed PRNG key, or one a question [B], consumed. It breaks ties at random and is passed on to `expand_fn`;
+        with None the first of equals is taken.
+      stop_fn: tree -> [B] bool; asked after each simulation, True ends a question's search.
+      host: whether `expand_fn` runs on the host, in a Python loop around compiled steps.
+      on_simulation: with `host`: called with (number of simulations done, tree) after each.
+
+    Returns:
+      `Tree`. `dropped` counts expansions that did not fit.
+
+    Raises:
+      UserError: an answer with a NaN or infinity; under `jax.jit` it is counted in `Tree.refused` instead, see
+        `check_tree`.
+      ValueError: an answer of the wrong shape.
+    """
+    method = Method(
+        score_fn, width, max_depth, rule, returns, discount, rate, leaves, virtual_loss, depth_value
+    )
+    keys = None if key is None else split_keys(key, tree.batch)
+    if host:
+        return _search_on_host(tree, expand_fn, num_simulations, method, keys, stop_fn, on_simulation)
+
+    def more(carry: tuple[jax.Array, Tree]) -> jax.Array:
+        return (carry[0] < num_simulations) & ~_all_closed(carry[1])
+
+    def simulate(carry: tuple[jax.Array, Tree]) -> tuple[jax.Array, Tree]:
+        number, tree = carry
+        selection, leaf = ask(tree, method, number, keys)
+        tree, _ = grow(tree, selection, expand_fn(leaf), method)
+        if stop_fn is not None:
+            tree = close(tree, jnp.zeros((tree.batch,), jnp.int32), stop_fn(tree))
+        return number + 1, tree
+
+    _, tree = jax.lax.while_loop(more, simulate, (jnp.int32(0), tree))
+    if not isinstance(tree.refused, jax.core.Tracer):
+        check_tree(tree)
+    return tree
+
+
+def ask(tree: Tree, method: Method, simulation: ArrayLike, keys: jax.Array | None = None) -> tuple[Selection, Leaf]:
+    """Selects, and says what the evaluator has to be asked.
+
+    Args:
+      tree: the trees.
+      method: the search's constants.
+      simulation: scalar i32, number of the simulation; chooses among the keys' randomness.
+      keys: [B] typed PRNG keys, consumed for this simulation; None takes the first of equally good children.
+
+    Returns:
+      (selection, leaf): `leaf.ok` is False where there is nothing to evaluate, because the tree is full, too.
+    """
+    simulation = jnp.asarray(simulation, jnp.int32)
+    tie = own = None
+    if keys is not None:
+        both = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, simulation)))(keys)
+        tie, own = both[:, 0], both[:, 1]
+    selection = select(
+        tree, method.score_fn, method.max_depth, method.width, tie,
+        leaves=method.leaves, virtual_loss=method.virtual_loss,
+    )  # fmt: skip
+    node, ok = selection.leaf, selection.ok
+    batch_axis = (slice(None),) + (None,) * (node.ndim - 1)
+    taken = method.width * (ok if node.ndim == 1 else jnp.cumsum(ok, axis=1))
+    ok = ok & (tree.count[batch_axis] + taken <= tree.capacity)
+    state = jax.tree.map(lambda x: at(x, node), tree.state)
+    return selection, Leaf(node, at(tree.depth, node), ok, simulation, own, state)
+
+
+def grow(tree: Tree, selection: Selection, expansion: Expansion, method: Method) -> tuple[Tree, jax.Array]:
+    """Takes an evaluator's answer into the tree: expands the selected leaves and backs up.
+
+    A node at which selection got stuck is closed. Nothing else happens where the selection is not `ok` or the
+    children do not fit.
+
+    Args:
+      tree: the trees from which was selected.
+      selection: of `select`; with an axis K the leaves are taken in order.
+      expansion: the answer.
+      method: the search's constants.
+
+    Returns:
+      (tree, kids [B, C] or [B, K, C] i32): the children's slots, -1 where there is none.
+
+    Raises:
+      ValueError: for an answer of the wrong shape.
+    """
+    expansion = _checked_shapes(expansion, selection, method)
+    if selection.leaf.ndim == 1:
+        return _grow_one(tree, selection, expansion, method)
+
+    def step(tree: Tree, each: tuple[Selection, Expansion]) -> tuple[Tree, jax.Array]:
+        return _grow_one(tree, *each, method)
+
+    each = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (selection, expansion))
+    tree, kids = jax.lax.scan(step, tree, each)
+    return tree, jnp.moveaxis(kids, 0, 1)
+
+
+def _grow_one(tree: Tree, selection: Selection, expansion: Expansion, method: Method) -> tuple[Tree, jax.Array]:
+    leaf, path, ok = selection
+    rows = jnp.arange(tree.batch)
+    # Selection that led nowhere: the node is exhausted. Without a node, a score was NaN.
+    stuck = ~ok & (leaf >= 0) & ~at(tree.closed, leaf) & _exhausted(tree, leaf, method)
+    tree = close(tree, leaf, stuck)
+    tree = dataclasses.replace(tree, refused=tree.refused + (tree.valid[:, 0] & (leaf < 0)))
+    ok = ok & (at(tree.first_child, leaf) < 0) & ~at(tree.closed, leaf)
+
+    terminal, value = jnp.asarray(expansion.terminal) != 0, jnp.asarray(expansion.value, jnp.float32)
+    deepest = (at(tree.depth, leaf) + 1 >= method.max_depth)[:, None]
+    if method.depth_value is not None:
+        value = jnp.where(deepest & ~terminal, method.depth_value, value)
+    terminal = terminal | deepest
+    fits = has_room(tree, method.width)
+    prior, valid, reward, state = expansion.prior, expansion.valid, expansion.reward, expansion.state
+    tree, kids = expand(tree, leaf, prior, value, terminal, valid, ok, reward=reward, state=state)
+    if expansion.node_value is not None:
+        own = jnp.asarray(expansion.node_value, jnp.float32)
+        taken = jnp.where(ok & fits & jnp.isfinite(own), leaf, tree.capacity)
+        tree = dataclasses.replace(tree, value=tree.value.at[rows, taken].set(own, mode="drop"))
+    else:
+        own = at(tree.value, leaf)
+    return _back_up_expansion(tree, path, leaf, kids, own, ok & fits, method), kids
+
+
+def _back_up_expansion(
+    tree: Tree, path: jax.Array, leaf: jax.Array, kids: jax.Array, own: jax.Array, ok: jax.Array, method: Method
+) -> Tree:
+    """Visits the new children that count, and the path once for each of them and for the leaf."""
+    born = kids >= 0
+    counts = born if method.returns == "children" else born & at(tree.terminal, kids)
+    value = jnp.where(counts, at(tree.value, kids), 0.0)
+    slot = jnp.where(counts, kids, tree.capacity)
+    rows = jnp.arange(tree.batch)[:, None]
+    tree = dataclasses.replace(
+        tree,
+        visits=tree.visits.at[rows, slot].set(1.0, mode="drop"),
+        value_sum=tree.value_sum.at[rows, slot].set(value, mode="drop"),
+        value_max=tree.value_max.at[rows, slot].set(value, mode="drop"),
+    )
+    returns = jnp.where(counts, at(tree.reward, kids) + method.discount * value, 0.0)
+    number = jnp.sum(counts, axis=1).astype(jnp.float32)
+    best = jnp.max(jnp.where(counts, returns, -jnp.inf), axis=1)
+    total = jnp.sum(returns, axis=1)
+    if method.returns == "leaf":
+        number, total, best = number + 1.0, total + own, jnp.maximum(best, own)
+    else:
+        # No child at all: the leaf's own value is all there is.
+        none = number == 0
+        number, total = jnp.where(none, 1.0, number), jnp.where(none, own, total)
+        best = jnp.where(none, own, best)
+    return backup(
+        tree,
+        path,
+        total / number,
+        jnp.where(ok, number, 0.0),
+        method.rule,
+        method.discount,
+        best=best,
+        rate=method.rate,
+        width=method.width,
+    )
+
+
+def _exhausted(tree: Tree, leaf: jax.Array, method: Method) -> jax.Array:
+    """[B] bool: `leaf` cannot be left again: too deep, or all of its children are closed."""
+    kids, is_child = children(tree, leaf, method.width)
+    open_child = jnp.any(is_child & ~at(tree.closed, kids), axis=1)
+    return ~open_child & ((at(tree.first_child, leaf) >= 0) | (at(tree.depth, leaf) >= method.max_depth))
+
+
+def _checked_shapes(expansion: Expansion, selection: Selection, method: Method) -> Expansion:
+    """Refuses an answer of the wrong shape by the name of its part."""
+    lead = selection.leaf.shape
+    for name, shape in (("prior", method.width), ("value", method.width), ("terminal", method.width),
+                        ("valid", method.width), ("reward", method.width), ("node_value", None)):  # fmt: skip
+        part = getattr(expansion, name)
+        expected = lead if shape is None else (*lead, shape)
+        if part is not None and jnp.shape(part) != expected:
+            axes = "[B" + ", K" * (len(lead) - 1) + (", C]" if shape else "]")
+            raise ValueError(f"the evaluator's {name!r} has shape {jnp.shape(part)}; expected {expected}, {axes}")
+    return Expansion(*map(_as_arrays, expansion))
+
+
+def _as_arrays(part: Any) -> Any:
+    return jax.tree.map(jnp.asarray, part)
+
+
+def _all_closed(tree: Tree) -> jax.Array:
+    return jnp.all(tree.closed[:, 0] | ~tree.valid[:, 0])
+
+
+_HOST_FIELDS = ("node", "depth", "ok", "simulation")
+_ask = functools.partial(jax.jit, static_argnames="method")(ask)
+_grow = functools.partial(jax.jit, static_argnames="method", donate_argnames="tree")(grow)
+
+
+def _search_on_host(
+    tree: Tree,
+    expand_fn: ExpandFn,
+    num_simulations: int,
+    method: Method,
+    keys: jax.Array | None,
+    stop_fn: Callable[[Tree], jax.Array] | None,
+    on_simulation: Callable[[int, Tree], None] | None,
+) -> Tree:
+    tree = jax.tree.map(jnp.copy, tree)  # the steps below reuse its memory
+    for number in range(num_simulations):
+        if bool(_all_closed(tree)):
+            break
+        selection, leaf = _ask(tree, method, number, keys)
+        asked = leaf._replace(**{name: np.asarray(getattr(leaf, name)) for name in _HOST_FIELDS})
+        answer = expand_fn(asked) if asked.ok.any() else _no_answer(tree, selection, method)
+        answer = _checked_shapes(answer, selection, method)
+        _check_finite(answer, asked)
+        tree, _ = _grow(tree, selection, answer, method)
+        if stop_fn is not None:
+            tree = close(tree, jnp.zeros((tree.batch,), jnp.int32), stop_fn(tree))
+        if on_simulation is not None:
+            on_simulation(number + 1, tree)
+    check_tree(tree)
+    return tree
+
+
+def _no_answer(tree: Tree, selection: Selection, method: Method) -> Expansion:
+    """What stands for an answer when no question asked: nothing of it is used."""
+    shape = (*selection.leaf.shape, method.width)
+    state = jax.tree.map(lambda x: np.zeros((*shape, *x.shape[2:]), x.dtype), tree.state)
+    nothing = np.zeros(shape, np.float32)
+    return Expansion(nothing, nothing, nothing != 0, nothing != 0, state=state)
+
+
+def _check_finite(answer: Expansion, leaf: Leaf) -> None:
+    """Refuses NaN and infinity by question, node and child."""
+    for name in ("prior", "value", "reward", "node_value"):
+        part = getattr(answer, name)
+        if part is None:
+            continue
+        used = np.asarray(leaf.ok)
+        if name != "node_value":
+            used = used[..., None] & np.asarray(answer.valid)
+        bad = np.argwhere(used & ~np.isfinite(np.asarray(part)))
+        if len(bad):
+            place = tuple(int(i) for i in bad[0])
+            node = int(leaf.node[place[: leaf.node.ndim]])
+            child = "" if name == "node_value" else f", child {place[-1]}"
+            raise UserError(
+                f"the evaluator's {name!r} is {np.asarray(part)[place]} for question {place[0]}, node {node}{child}: "
+                "it must return finite numbers, or mark the child as not valid"
+            )

@@ -1,0 +1,268 @@
+"""Trees as arrays: B questions, N slots each, the children of a node in neighbouring slots.
+
+Text, tokens and caches stay with the caller, keyed by (question, node). A tree holds numbers only, so its size does
+not depend on what the nodes stand for.
+"""
+
+import dataclasses
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from prm_jax.errors import UserError
+
+NO_NODE = -1
+"""What stands for "no node" everywhere: a parent of the root, the children of a leaf, the end of a path."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """A batch of search trees. Slot 0 is the root; a parent's slot is smaller than its children's.
+
+    The children of an expanded node lie in slots `first_child, first_child + 1, ...`; a slot there is a child only if
+    its `parent` says so. Whatever the backup rule, the value of a node is `value_sum / visits` (`q_values`).
+
+    Attributes:
+      parent: [B, N] i32, -1 for the root and for slots that hold no node.
+      first_child: [B, N] i32, -1 for leaves.
+      depth: [B, N] i32, 0 for the root.
+      visits: [B, N] f32, N(s): how often a value was backed up through the node.
+      value_sum: [B, N] f32, W(s): visits times the node's value.
+      value_max: [B, N] f32, the best return that was backed up through the node, -inf before the first.
+      value: [B, N] f32, what the evaluator said of the node itself.
+      prior: [B, N] f32, what the policy said of the step that leads to the node; need not sum to 1.
+      reward: [B, N] f32, reward of that step.
+      terminal: [B, N] bool, an answer stands here: the node has no children.
+      closed: [B, N] bool, selection does not enter: terminal, or nothing is left below.
+      valid: [B, N] bool, the slot holds a node.
+      count: [B] i32, slots in use, those of invalid children included.
+      dropped: [B] i32, expansions that did not fit into the capacity.
+      refused: [B] i32, numbers from outside that were not finite: children left out, values not backed up, scores
+        that led nowhere.
+      state: pytree of [B, N, ...], whatever the caller keeps at each node, or None. It is what makes a tree large.
+    """
+
+    parent: jax.Array
+    first_child: jax.Array
+    depth: jax.Array
+    visits: jax.Array
+    value_sum: jax.Array
+    value_max: jax.Array
+    value: jax.Array
+    prior: jax.Array
+    reward: jax.Array
+    terminal: jax.Array
+    closed: jax.Array
+    valid: jax.Array
+    count: jax.Array
+    dropped: jax.Array
+    refused: jax.Array
+    state: Any = None
+
+    @property
+    def batch(self) -> int:
+        """B, the number of questions."""
+        return self.parent.shape[0]
+
+    @property
+    def capacity(self) -> int:
+        """N, the number of slots of a question."""
+        return self.parent.shape[1]
+
+
+def init_tree(
+    batch: int, capacity: int, *, value: ArrayLike = 0.0, active: ArrayLike | None = None, state: Any = None
+) -> Tree:
+    """Trees of a root each.
+
+    Args:
+      batch: B >= 1.
+      capacity: N >= 1, slots a question. A search of n simulations that each add C children fills at most
+        `1 + n * C`; with fewer, expansions that do not fit are dropped and counted.
+      value: scalar or [B] float, what the evaluator says of the roots.
+      active: [B] bool, False for questions that are padding: they have no root and nothing ever happens to them.
+      state: pytree of [B, ...], the caller's state at the roots; its leaves are kept for all nodes, [B, N, ...].
+
+    Returns:
+      `Tree`.
+
+    Raises:
+      ValueError: for a batch or capacity below 1.
+    """
+    if batch < 1 or capacity < 1:
+        raise ValueError(f"a tree needs batch >= 1 and capacity >= 1, got {batch} and {capacity}")
+    root = jnp.ones((batch,), bool) if active is None else jnp.asarray(active) != 0
+    chex.assert_shape(root, (batch,))
+    shape = (batch, capacity)
+    zeros, none, no = jnp.zeros(shape, jnp.float32), jnp.full(shape, NO_NODE, jnp.int32), jnp.zeros(shape, bool)
+    value = jnp.broadcast_to(jnp.asarray(value, jnp.float32), (batch,))
+    finite = jnp.isfinite(value)
+    return Tree(
+        parent=none,
+        first_child=none,
+        depth=jnp.zeros(shape, jnp.int32),
+        visits=zeros,
+        value_sum=zeros,
+        value_max=jnp.full(shape, -jnp.inf, jnp.float32),
+        value=zeros.at[:, 0].set(jnp.where(root & finite, value, 0.0)),
+        prior=zeros,
+        reward=zeros,
+        terminal=no,
+        closed=no,
+        valid=no.at[:, 0].set(root),
+        count=root.astype(jnp.int32),
+        dropped=jnp.zeros((batch,), jnp.int32),
+        refused=(root & ~finite).astype(jnp.int32),
+        state=jax.tree.map(lambda x: _per_node(jnp.asarray(x), batch, capacity), state),
+    )
+
+
+def q_values(tree: Tree, *, unvisited: float = 0.0) -> jax.Array:
+    """The value of every node under the rule that backed it up: W / N.
+
+    Args:
+      tree: see above.
+      unvisited: value of nodes without visits.
+
+    Returns:
+      [B, N] float32; 0 in slots without a node.
+    """
+    q = jnp.where(tree.visits > 0, tree.value_sum / jnp.maximum(tree.visits, 1e-30), unvisited)
+    return jnp.where(tree.valid, q, 0.0)
+
+
+def at(field: jax.Array, nodes: jax.Array) -> jax.Array:
+    """[B, ...] entries of a field [B, N] at nodes [B, ...]; nodes out of range are moved to the nearest slot."""
+    rows = jnp.arange(field.shape[0]).reshape(-1, *(1,) * (nodes.ndim - 1))
+    return field.at[rows, jnp.maximum(nodes, 0)].get(mode="clip")
+
+
+def children(tree: Tree, node: ArrayLike, width: int) -> tuple[jax.Array, jax.Array]:
+    """The children of one node a question.
+
+    Args:
+      tree: see above.
+      node: [B] i32, -1 for none.
+      width: static, the most children that any node has.
+
+    Returns:
+      (kids [B, width] i32, is_child [B, width] bool). `kids` lies in [0, N) but means something only where
+      `is_child`.
+    """
+    node = jnp.asarray(node)
+    chex.assert_shape(node, (tree.batch,))
+    first = at(tree.first_child, node)
+    kids = jnp.minimum(jnp.maximum(first, 0)[:, None] + jnp.arange(width), tree.capacity - 1)
+    # The slot clamped to N - 1 may repeat a child, so the range is checked too.
+    inside = first[:, None] + jnp.arange(width) < tree.capacity
+    expanded = (node >= 0) & (first >= 0)
+    return kids, expanded[:, None] & inside & (at(tree.parent, kids) == node[:, None])
+
+
+def close(tree: Tree, node: ArrayLike, where: ArrayLike) -> Tree:
+    """Keeps selection out of a node from now on; closing the root ends the search of a question.
+
+    Args:
+      tree: see above.
+      node: [B] i32.
+      where: [B] bool, questions to which this applies.
+
+    Returns:
+      `Tree`.
+    """
+    node = jnp.asarray(node)
+    chex.assert_equal_shape([node, jnp.asarray(where)])
+    slot = jnp.where(where & (node >= 0), node, tree.capacity)
+    closed = tree.closed.at[jnp.arange(tree.batch), slot].set(True, mode="drop")
+    return dataclasses.replace(tree, closed=closed)
+
+
+def has_room(tree: Tree, width: int) -> jax.Array:
+    """[B] bool: `width` more children fit."""
+    return tree.count + width <= tree.capacity
+
+
+def check_tree(tree: Tree, *, names: list[str] | None = None) -> None:
+    """Raises when a number from outside was not finite; for use outside jit.
+
+    Args:
+      tree: see above.
+      names: what the questions are called; their numbers when None.
+
+    Raises:
+      UserError: naming the questions concerned.
+    """
+    bad = [int(b) for b in jnp.nonzero(tree.refused)[0]]
+    if bad:
+        called = ", ".join(names[b] if names else str(b) for b in bad[:8]) + (", ..." if len(bad) > 8 else "")
+        raise UserError(
+            f"{int(jnp.sum(tree.refused))} values, priors or scores were not finite (NaN or infinite), in "
+            f"question{'s' if len(bad) > 1 else ''} {called}: evaluator and score rule must return finite numbers"
+        )
+
+
+def _per_node(x: jax.Array, batch: int, capacity: int) -> jax.Array:
+    chex.assert_shape(x, (batch, ...))
+    return jnp.zeros((batch, capacity, *x.shape[1:]), x.dtype).at[:, 0].set(x)
+
+
+def best_path(tree: Tree, key: str = "visits", *, max_depth: int | None = None) -> jax.Array:
+    """The path from the root that always goes on to the best child; of equal ones the first.
+
+    Args:
+      tree: see above.
+      key: "visits", "q" (the node's value; unvisited children come last) or "max" (the best return seen).
+      max_depth: static length of the result less one; None takes the depth of the deepest node, which needs a tree
+        that is not traced.
+
+    Returns:
+      [B, max_depth + 1] i32, the root first, -1 behind the end.
+
+    Raises:
+      ValueError: for another key.
+    """
+    if key not in ("visits", "q", "max"):
+        raise ValueError(f"key={key!r}; expected one of 'visits', 'q', 'max'")
+    if max_depth is None:
+        max_depth = int(jnp.max(tree.depth))
+    stat = {"visits": tree.visits, "q": q_values(tree, unvisited=-jnp.inf), "max": tree.value_max}[key]
+    stat = jnp.maximum(stat, jnp.finfo(jnp.float32).min)  # an unvisited child is still better than none
+
+    def step(node: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        is_child = tree.valid & (tree.parent == node[:, None]) & (node >= 0)[:, None]
+        best = jnp.argmax(jnp.where(is_child, stat, -jnp.inf), axis=1).astype(jnp.int32)
+        best = jnp.where(jnp.any(is_child, 1), best, NO_NODE)
+        return best, best
+
+    root = jnp.where(tree.valid[:, 0], 0, NO_NODE).astype(jnp.int32)
+    _, below = jax.lax.scan(step, root, None, length=max_depth)
+    return jnp.concatenate([root[:, None], jnp.moveaxis(below, 0, 1)], axis=1)
+
+
+def paths_to(tree: Tree, node: ArrayLike, *, max_depth: int) -> jax.Array:
+    """The path from the root to a node, in the form that `backup` takes.
+
+    Args:
+      tree: see above.
+      node: [B] i32, -1 for none.
+      max_depth: static, at least the depth of every node given.
+
+    Returns:
+      [B, max_depth + 1] i32, the root first, -1 behind the node.
+    """
+    node = jnp.asarray(node, jnp.int32)
+    chex.assert_shape(node, (tree.batch,))
+
+    def step(here: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        return jnp.where(here >= 0, at(tree.parent, here), NO_NODE), here
+
+    _, upwards = jax.lax.scan(step, node, None, length=max_depth + 1)
+    # Reversed, the root stands behind max_depth - depth empty places: roll it to the front.
+    depth = jnp.where(node >= 0, at(tree.depth, node), 0)
+    place = depth[:, None] - jnp.arange(max_depth + 1)
+    path = jnp.take_along_axis(jnp.moveaxis(upwards, 0, 1), jnp.maximum(place, 0), axis=1)
+    return jnp.where(place >= 0, path, NO_NODE)
