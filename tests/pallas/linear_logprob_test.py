@@ -7,8 +7,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from prm_jax.pallas import IMPLEMENTATIONS, linear_logprob, linear_lse_and_target
-from tests.pallas.backend_contract import BackendContract, problem
+from prm_jax.pallas import linear_logprob, linear_lse_and_target
+from prm_jax.pallas.linear_logprob import tile
+from tests.pallas.backend_contract import BackendContract, error, oracle, problem
+
+XLA = ("xla_token", "xla_vocab")
 
 
 class TestXlaToken(BackendContract):
@@ -29,7 +32,7 @@ def _largest_array(hlo: str) -> int:
     return max(int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", XLA)
 @pytest.mark.parametrize("differentiated", [False, True])
 def test_no_array_of_all_logits(implementation, differentiated):
     count, width, vocab = 1024, 16, 4099
@@ -52,7 +55,7 @@ def _products(f, *args) -> int:
     return str(jax.make_jaxpr(f)(*args)).count("dot_general[")
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", XLA)
 def test_gradients_that_nobody_wants_are_not_computed(implementation):
     hidden, head, tokens, _ = problem(6, 8, 11)
 
@@ -65,6 +68,54 @@ def test_gradients_that_nobody_wants_are_not_computed(implementation):
     assert _products(jax.grad(f, 1), hidden, head) == 3
     frozen = jax.jit(lambda h: f(h, jax.lax.stop_gradient(head)))
     assert _products(jax.grad(frozen), hidden) == 3
+
+
+@pytest.mark.parametrize("implementation", XLA)
+@pytest.mark.parametrize("softcap", [None, 4.0])
+def test_kept_logits_save_a_product_and_change_no_number(implementation, softcap):
+    hidden, head, tokens, _ = problem(13, 8, 29)
+    mask, cotangents = jnp.arange(13) % 4 > 0, jax.random.normal(jax.random.key(9), (3, 13))
+    options = {"mask": mask, "temperature": jnp.linspace(0.5, 2.0, 13), "softcap": softcap}
+
+    def f(hidden, head, **more):
+        out = linear_lse_and_target(
+            hidden, head, tokens, entropy=True, implementation=implementation, token_block=5, vocab_block=7, **more,
+            **options,
+        )  # fmt: skip
+        return sum(jnp.sum(a * b) for a, b in zip(out, cotangents, strict=True))
+
+    _, exact = oracle(hidden, head, tokens, cotangents=cotangents, **options)
+    for compact in (False, True):
+        kept = jax.grad(lambda h, w: f(h, w, residual="logits", compact=compact), (0, 1))  # noqa: B023
+        assert _products(kept, hidden, head) == 3
+        for gradient, expected in zip(jax.jit(kept)(hidden, head), exact[:2], strict=True):
+            assert error(gradient, expected) < 1e-5
+    narrow = hidden.astype(jnp.bfloat16), head.astype(jnp.bfloat16)
+    _, exact = oracle(*narrow, tokens, cotangents=cotangents, **options)
+    for gradient, expected in zip(kept(*narrow), exact[:2], strict=True):
+        assert error(gradient, expected) < 2e-2
+
+
+@pytest.mark.parametrize("valid", [0, 1, 16, 17, 50])
+def test_work_follows_the_valid_tokens(monkeypatch, valid):
+    hidden, head, tokens, _ = problem(64, 8, 32)
+    tiles_made = []
+    plain = tile.logits
+
+    def counted(*args):
+        jax.debug.callback(lambda: tiles_made.append(1))
+        return plain(*args)
+
+    monkeypatch.setattr(tile, "logits", counted)
+
+    @jax.jit
+    def f(hidden, head, mask):
+        options = {"mask": mask, "compact": True, "token_block": 8, "vocab_block": 16, "implementation": "xla_vocab"}
+        return jax.value_and_grad(lambda h, w: _loss(h, w, tokens, **options), (0, 1))(hidden, head)
+
+    jax.block_until_ready(f(hidden, head, jnp.arange(64) % 64 >= 64 - valid))
+    jax.effects_barrier()
+    assert len(tiles_made) == 2 * 2 * -(-valid // 8)  # forward and backward, two blocks of the vocabulary
 
 
 def test_gradient_through_jit_remat_and_scan():
@@ -99,7 +150,7 @@ def test_the_same_bits_differentiated_or_not_and_with_the_entropy_or_without():
 
 
 @pytest.mark.parametrize("mesh_shape", [(8, 1), (2, 4)])
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", XLA)
 def test_sharded_equals_one_device(implementation, mesh_shape):
     hidden, head, tokens, _ = problem(64, 16, 40)
     options = {"implementation": implementation, "token_block": 16, "vocab_block": 16}
@@ -114,19 +165,24 @@ def test_sharded_equals_one_device(implementation, mesh_shape):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("mesh_shape", [(8, 1), (2, 4)])
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_token_parallel_under_shard_map(implementation, mesh_shape):
+@pytest.mark.parametrize(("implementation", "compact"), [("xla_token", False), ("xla_vocab", True)])
+def test_token_parallel_under_shard_map(implementation, mesh_shape, check_vma, compact):
     hidden, head, tokens, _ = problem(64, 16, 40)
-    options = {"implementation": implementation, "token_block": 4, "vocab_block": 16}
+    mask = jnp.arange(64) % 5 < 3 if compact else None
+    options = {"implementation": implementation, "token_block": 4, "vocab_block": 16, "compact": compact}
     mesh = jax.make_mesh(mesh_shape, ("data", "other"), axis_types=(AxisType.Auto,) * 2)
 
-    def local(h, w, y):
-        return jax.lax.psum(_loss(h, w, y, **options), "data")
+    def local(h, w, y, mask):
+        return jax.lax.psum(_loss(h, w, y, mask=mask, **options), "data")
 
-    sharded = jax.shard_map(local, mesh=mesh, in_specs=(P("data"), P(), P("data")), out_specs=P(), check_vma=False)
-    value, gradients = jax.jit(jax.value_and_grad(sharded, (0, 1)))(hidden, head, tokens)
-    value2, gradients2 = jax.value_and_grad(lambda h, w: _loss(h, w, tokens, **options), (0, 1))(hidden, head)
+    specs = (P("data"), P(), P("data"), P("data"))
+    sharded = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=check_vma)
+    value, gradients = jax.jit(jax.value_and_grad(sharded, (0, 1)))(hidden, head, tokens, mask)
+    value2, gradients2 = jax.value_and_grad(lambda h, w: _loss(h, w, tokens, mask=mask, **options), (0, 1))(
+        hidden, head
+    )
     np.testing.assert_allclose(value, value2, rtol=1e-5)
     for a, b in zip(gradients, gradients2, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
@@ -160,7 +216,16 @@ H, W, Y = jnp.zeros((4, 8)), jnp.zeros((11, 8)), jnp.zeros((4,), jnp.int32)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"implementation": "triton"}, "unknown implementation 'triton'; known: xla_vocab, xla_token"),
+        ({"implementation": "triton"}, "unknown implementation 'triton'; known: xla_vocab, xla_token, mosaic_tpu"),
+        ({"implementation": "mosaic_tpu"}, r"'mosaic_tpu' needs a TPU, found cpu \(cpu\)"),
+        ({"implementation": "mosaic_gpu"}, "'mosaic_gpu' needs a GPU, found cpu"),
+        ({"head": jnp.zeros((8, 11)), "head_layout": "dv", "bias": jnp.zeros((8,))}, r"bias must be \[V=11\]"),
+        ({"head_layout": "dv"}, r"head \[D, V\] with one D"),
+        ({"head_layout": "v"}, "head_layout must be one of 'vd', 'dv', found 'v'"),
+        ({"residual": "all"}, "residual must be one of 'recompute', 'logits', found 'all'"),
+        ({"hidden": jnp.zeros((4, 8), jnp.int32)}, "hidden must be one of float32, bfloat16, float16, found int32"),
+        ({"head": jnp.zeros((0, 8))}, "at least one token"),
+        ({"tokens": jnp.array([0, 11, 3, -1])}, r"tokens must be in \[0, 11\), found 11 at \[1\] \(2 in all\)"),
         ({"hidden": jnp.zeros((4, 11))}, "not logits"),
         ({"hidden": jnp.zeros((2, 2, 8))}, r"hidden must be \[T, D\]"),
         ({"tokens": jnp.zeros((5,), jnp.int32)}, r"tokens must be integers \[T=4\], found int32\[5\]"),
@@ -178,3 +243,8 @@ def test_what_does_not_fit_is_named(change, message):
     arguments = {"hidden": H, "head": W, "tokens": Y, **change}
     with pytest.raises(ValueError, match=message):
         linear_logprob(**arguments)
+
+
+def test_token_ids_under_a_false_mask_are_not_looked_at():
+    logp, _ = linear_logprob(H, W, jnp.array([0, 11, 3, -1]), mask=jnp.array([True, False, True, False]))
+    np.testing.assert_allclose(logp, np.where([True, False, True, False], -np.log(11), 0.0), rtol=1e-6)

@@ -1,21 +1,16 @@
-"""Log-probs of given tokens straight from hidden states: checks, choice of a backend, one custom VJP."""
+"""Log-probs of given tokens straight from hidden states, without the array of logits."""
 
-import functools
-from types import ModuleType
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 
-from prm_jax.pallas.linear_logprob import xla_token, xla_vocab
-from prm_jax.pallas.linear_logprob.problem import Inputs, Outputs, Spec
+from prm_jax.pallas.linear_logprob import checks
+from prm_jax.pallas.linear_logprob.dispatch import IMPLEMENTATIONS, choose, statistics, this_machine
+from prm_jax.pallas.linear_logprob.problem import Inputs, Layout, Outputs, Residual, Spec, Target, vocab_size
+from prm_jax.pallas.linear_logprob.varying import align
 
-_BACKENDS: dict[str, ModuleType] = {"xla_vocab": xla_vocab, "xla_token": xla_token}
-IMPLEMENTATIONS = tuple(_BACKENDS)
-"""Names that ``implementation`` may have; None chooses among them."""
-
-_DTYPES = ("float32", "bfloat16", "float16")
+__all__ = ["IMPLEMENTATIONS", "inverse_temperatures", "linear_logprob", "linear_lse_and_target", "row_statistics"]
 
 
 def linear_lse_and_target(
@@ -29,6 +24,10 @@ def linear_lse_and_target(
     bias: jax.Array | None = None,
     implementation: str | None = None,
     entropy: bool = False,
+    head_layout: Layout = "vd",
+    residual: Residual = "recompute",
+    compact: bool = False,
+    target: Target | None = None,
     token_block: int | None = None,
     vocab_block: int | None = None,
 ) -> tuple[jax.Array, ...]:
@@ -36,20 +35,28 @@ def linear_lse_and_target(
 
     ``l = cap(hidden head^T + bias) / temperature`` with ``cap(z) = softcap tanh(z / softcap)``;
     ``lse[t] = logsumexp_v l[t, v]``, ``target[t] = l[t, tokens[t]]``, ``entropy[t] = H(softmax(l[t]))``.
-    One custom VJP with a cotangent for every output; the backward pass makes the logits again piece by piece.
-    Gradients reach ``hidden``, ``head`` and ``bias``; those that nobody differentiates are not computed.
+    One custom VJP with a cotangent for every output.  Gradients reach ``hidden``, ``head`` and ``bias``; those that
+    nobody differentiates (a frozen head) are not computed.  Works under jit, vmap, checkpoint, scan and
+    ``shard_map``, with its check of varying axes or without.
 
     Args:
-      hidden: [T, D] float32, bfloat16 or float16; products run in this dtype, sums in float32.
-      head: [V, D], one of the same dtypes.
-      tokens: [T] int; outside [0, V) the target is NaN.
+      hidden: [T, D] float32, bfloat16 or float16; products run in this dtype, statistics and sums in float32.
+      head: [V, D], or [D, V] for ``head_layout="dv"``; one of the same dtypes.
+      tokens: [T] int in [0, V).  Outside jit others are refused; inside, their target is NaN.
       mask: [T] bool; a row where it is False is 0 in all outputs, and whatever stands in it (NaN included)
         reaches no output and no gradient.  All False gives zeros.
       temperature: a positive scalar or [T]; no gradient.
       softcap: positive, or None.
       bias: [V], or None.
-      implementation: "xla_vocab" or "xla_token"; None chooses by platform.
+      implementation: "xla_vocab", "xla_token", "mosaic_tpu" or "mosaic_gpu"; None chooses by platform.
       entropy: also returns the entropy.
+      head_layout: "vd" or "dv".
+      residual: "recompute" makes the logits again in the backward pass; "logits" keeps all T x V log-probs in
+        hidden's dtype for it, a quarter less work where that much memory is at hand (XLA implementations).
+      compact: sorts rows with a True mask to the front and computes those alone: work in proportion to their number,
+        the same results.  Rows should be one device's (no mesh, or under ``shard_map``): sorting moves rows
+        between devices.
+      target: the device to compile for; None is this machine's.
       token_block: rows of logits at a time, where the backend's own choice does not fit.
       vocab_block: columns of logits at a time.
 
@@ -57,24 +64,17 @@ def linear_lse_and_target(
       ``(lse [T], target [T])``, or ``(lse, target, entropy [T])``, all float32.
 
     Raises:
-      ValueError: for shapes, dtypes, or an implementation that do not fit, by name.
+      ValueError: for shapes, dtypes, token ids, or an implementation that do not fit, by name.
     """
-    _check(hidden, head, tokens, mask, temperature, softcap, bias)
-    for label, block in (("token_block", token_block), ("vocab_block", vocab_block)):
-        if block is not None and block < 1:
-            raise ValueError(f"{label} must be positive, found {block}")
-    spec = Spec(softcap=softcap, entropy=entropy, token_block=token_block, vocab_block=vocab_block)
-    tokens = tokens.astype(jnp.int32)
-    if mask is not None:
-        hidden = jnp.where(mask[:, None], hidden, 0)
-        tokens = jnp.where(mask, tokens, 0)
-    name = choose(implementation)
-    if not tokens.size:
-        return (jnp.zeros((0,), jnp.float32),) * (3 if entropy else 2)
-    inputs = Inputs(hidden, head, bias, _inverse(temperature, mask, hidden.shape[0]), tokens)
-    outputs = _statistics((name, spec), *inputs)
-    kept = [x for x in outputs if x is not None]
-    return tuple(kept if mask is None else [jnp.where(mask, x, 0.0) for x in kept])
+    checks.check_options(temperature, softcap, residual, token_block, vocab_block)
+    checks.check_arrays(hidden, head, tokens, mask, temperature, bias, head_layout)
+    spec = Spec(
+        softcap=softcap, entropy=entropy, head_layout=head_layout, residual=residual,
+        target=target or this_machine(), token_block=token_block, vocab_block=vocab_block,
+    )  # fmt: skip
+    checks.check_token_range(tokens, mask, vocab_size(spec, head))
+    out = row_statistics(spec, implementation, hidden, head, tokens, mask, temperature, bias, compact=compact)
+    return tuple(x for x in out if x is not None)
 
 
 def linear_logprob(
@@ -87,106 +87,82 @@ def linear_logprob(
     softcap: float | None = None,
     bias: jax.Array | None = None,
     implementation: str | None = None,
+    head_layout: Layout = "vd",
+    residual: Residual = "recompute",
+    compact: bool = False,
+    target: Target | None = None,
     token_block: int | None = None,
     vocab_block: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """``log softmax(l)[t, tokens[t]]`` and the log-sum-exp; arguments as in ``linear_lse_and_target``.
 
     Returns:
-      ``(logp [T], lse [T])`` float32, 0 where ``mask`` is False; gradients flow through both.
+      ``(logp [T], lse [T])`` float32, 0 where ``mask`` is False; gradients flow through both, so that a z-loss is
+      ``sum(lse ** 2)``.
     """
-    lse, target = linear_lse_and_target(
+    lse, chosen = linear_lse_and_target(
         hidden, head, tokens, mask=mask, temperature=temperature, softcap=softcap, bias=bias,
-        implementation=implementation, token_block=token_block, vocab_block=vocab_block,
+        implementation=implementation, head_layout=head_layout, residual=residual, compact=compact, target=target,
+        token_block=token_block, vocab_block=vocab_block,
     )  # fmt: skip
-    return target - lse, lse
+    return chosen - lse, lse
 
 
-def choose(implementation: str | None) -> str:
-    """The backend's name: the given one if there is such a one, the platform's best for None.
-
-    Raises:
-      ValueError: for an unknown name.
-    """
-    if implementation is None:
-        return "xla_vocab" if jax.default_backend() == "cpu" else "xla_token"
-    if implementation not in _BACKENDS:
-        raise ValueError(f"unknown implementation {implementation!r}; known: {', '.join(_BACKENDS)}")
-    return implementation
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _statistics(
-    static: tuple[str, Spec],
-    hidden: jax.Array,
-    head: jax.Array,
-    bias: jax.Array | None,
-    inverse_temperature: jax.Array | None,
-    tokens: jax.Array,
-) -> Outputs:
-    name, spec = static
-    return _BACKENDS[name].forward(spec, Inputs(hidden, head, bias, inverse_temperature, tokens))
-
-
-def _statistics_fwd(static: tuple[str, Spec], *primals: Any) -> tuple[Outputs, Any]:
-    inputs = Inputs(*(cast(Any, None if p is None else p.value) for p in primals))
-    # None or () in the residuals: structure, so that the backward pass knows it while tracing.
-    wanted = tuple(() if p is not None and p.perturbed else None for p in primals[:3])
-    outputs = _statistics(static, *inputs)
-    return outputs, (inputs, outputs, wanted)
-
-
-def _statistics_bwd(static: tuple[str, Spec], residuals: Any, cotangents: Outputs) -> tuple[Any, ...]:
-    name, spec = static
-    inputs, outputs, wanted = residuals
-    given = Outputs(*(cast(Any, None if isinstance(c, SymbolicZero) else c) for c in cotangents))
-    if all(c is None for c in given):
-        return None, None, None, None, None
-    flags = tuple(w is not None for w in wanted)
-    # Without the barrier XLA would merge what a single tile recomputes here with the forward pass, keep its logits,
-    # and fuse the forward pass in another way than where nothing is differentiated: other bits, same numbers.
-    inputs, outputs, given = jax.lax.optimization_barrier((inputs, outputs, given))
-    gradients = _BACKENDS[name].backward(spec, inputs, outputs, given, flags)
-    return *gradients, None, None
-
-
-_statistics.defvjp(_statistics_fwd, _statistics_bwd, symbolic_zeros=True)
-
-
-def _inverse(temperature: float | jax.Array, mask: jax.Array | None, count: int) -> jax.Array | None:
-    if isinstance(temperature, int | float) and temperature == 1:
-        return None
-    value = jax.lax.stop_gradient(jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), (count,)))
-    return 1.0 / (value if mask is None else jnp.where(mask, value, 1.0))
-
-
-def _check(
+def row_statistics(
+    spec: Spec,
+    implementation: str | None,
     hidden: jax.Array,
     head: jax.Array,
     tokens: jax.Array,
     mask: jax.Array | None,
     temperature: float | jax.Array,
-    softcap: float | None,
     bias: jax.Array | None,
-) -> None:
-    if hidden.ndim != 2 or head.ndim != 2 or hidden.shape[1] != head.shape[1]:
-        raise ValueError(
-            "hidden must be [T, D] and head [V, D] with one D (hidden states, not logits); "
-            f"found {hidden.shape} and {head.shape}"
-        )
-    count, vocab = hidden.shape[0], head.shape[0]
-    if tokens.shape != (count,) or not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise ValueError(f"tokens must be integers [T={count}], found {tokens.dtype}{list(tokens.shape)}")
-    if mask is not None and (mask.shape != (count,) or mask.dtype != jnp.bool_):
-        raise ValueError(f"mask must be bool [T={count}], found {mask.dtype}{list(mask.shape)}")
-    if bias is not None and bias.shape != (vocab,):
-        raise ValueError(f"bias must be [V={vocab}], found {list(bias.shape)}")
-    for name, array in (("hidden", hidden), ("head", head), ("bias", bias)):
-        if array is not None and array.dtype.name not in _DTYPES:
-            raise ValueError(f"{name} must be one of {', '.join(_DTYPES)}, found {array.dtype}")
-    if jnp.shape(temperature) not in ((), (count,)):
-        raise ValueError(f"temperature must be a scalar or [T={count}], found shape {jnp.shape(temperature)}")
-    if isinstance(temperature, int | float) and not temperature > 0:
-        raise ValueError(f"temperature must be positive, found {temperature}")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap must be positive, found {softcap}")
+    *,
+    compact: bool,
+) -> Outputs:
+    """The statistics of arrays that were checked, 0 where the mask is False."""
+    tokens = tokens.astype(jnp.int32)
+    if mask is not None:
+        hidden = jnp.where(mask[:, None], hidden, 0)
+        tokens = jnp.where(mask, tokens, 0)
+    inverse = inverse_temperatures(temperature, mask, tokens.shape)
+    inputs = Inputs(hidden, head, bias, inverse, tokens)
+    name = choose(implementation, spec, inputs)
+    if not tokens.size:
+        empty = jnp.zeros((0,), jnp.float32)
+        return Outputs(empty, empty, empty if spec.entropy else None)
+    place = None
+    if compact and mask is not None:
+        inputs, place = _valid_first(inputs, mask)
+    out = statistics((name, spec), *align(inputs))
+    if place is not None:
+        out = jax.tree.map(lambda x: _permuted(x, place), out)
+    return out if mask is None else jax.tree.map(lambda x: jnp.where(mask, x, 0.0), out)
+
+
+def inverse_temperatures(
+    temperature: float | jax.Array, mask: jax.Array | None, shape: tuple[int, ...]
+) -> jax.Array | None:
+    """``1 / temperature`` for every row, float32; None for the plain number 1."""
+    if isinstance(temperature, int | float) and temperature == 1:
+        return None
+    value = jax.lax.stop_gradient(jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), shape))
+    return 1.0 / (value if mask is None else jnp.where(mask, value, 1.0))
+
+
+def _valid_first(inputs: Inputs, mask: jax.Array) -> tuple[Inputs, jax.Array]:
+    """Inputs with the mask's rows in front and their count, and for every row where it went."""
+    order = jnp.argsort(~mask, stable=True)
+    place = jnp.argsort(order)
+    inverse = inputs.inverse_temperature
+    moved = inputs._replace(
+        hidden=_permuted(inputs.hidden, order),
+        tokens=_permuted(inputs.tokens, order),
+        inverse_temperature=None if inverse is None else _permuted(inverse, order),
+        valid=jnp.sum(mask, dtype=jnp.int32),
+    )
+    return moved, place
+
+
+def _permuted(rows: jax.Array, order: jax.Array) -> jax.Array:
+    return cast(Any, rows.at[order]).get(unique_indices=True, mode="promise_in_bounds")

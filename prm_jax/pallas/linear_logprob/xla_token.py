@@ -1,9 +1,9 @@
 """Blocks of tokens times the whole vocabulary: large matrix products, at their best on accelerators."""
 
-import jax
+from typing import Any
 
 from prm_jax.pallas.linear_logprob import tiles
-from prm_jax.pallas.linear_logprob.problem import Gradients, Inputs, Outputs, Spec
+from prm_jax.pallas.linear_logprob.problem import Gradients, Inputs, Outputs, Spec, Wanted, vocab_size
 
 _ROWS = 512  # on a CPU; less does not save memory that matters, more falls out of its caches
 _ROWS_ACCELERATOR = 2048  # fewer would read the head more often than the matrix units can hide
@@ -12,22 +12,28 @@ _LOGITS = 1 << 22  # with a small vocabulary, blocks grow to this many logits
 
 def blocks(spec: Spec, inputs: Inputs) -> tuple[int, int]:
     """(token block, vocab block)."""
-    vocab = inputs.head.shape[0]
-    rows = _ROWS if jax.default_backend() == "cpu" else _ROWS_ACCELERATOR
+    vocab = vocab_size(spec, inputs.head)
+    rows = _ROWS if spec.target.platform == "cpu" else _ROWS_ACCELERATOR
     return spec.token_block or max(rows, _LOGITS // vocab), spec.vocab_block or vocab
 
 
-def forward(spec: Spec, inputs: Inputs) -> Outputs:
+def refusal(spec: Spec, inputs: Inputs) -> str | None:
+    """See ``problem.Backend``."""
+    del spec, inputs
+    return None
+
+
+def forward(spec: Spec, inputs: Inputs, *, keep: bool) -> tuple[Outputs, Any]:
     """See ``problem.Backend``."""
     token_block, vocab_block = blocks(spec, inputs)
-    return tiles.forward(spec, inputs, token_block=token_block, vocab_block=vocab_block)
+    return tiles.forward(spec, inputs, token_block=token_block, vocab_block=vocab_block, keep=keep)
 
 
 def backward(
-    spec: Spec, inputs: Inputs, outputs: Outputs, cotangents: Outputs, wanted: tuple[bool, bool, bool]
+    spec: Spec, inputs: Inputs, outputs: Outputs, kept: Any, cotangents: Outputs, wanted: Wanted
 ) -> Gradients:
     """See ``problem.Backend``."""
     token_block, vocab_block = blocks(spec, inputs)
     return tiles.backward(
-        spec, inputs, outputs, cotangents, wanted, token_block=token_block, vocab_block=vocab_block
+        spec, inputs, outputs, kept, cotangents, wanted, token_block=token_block, vocab_block=vocab_block
     )
