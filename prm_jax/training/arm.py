@@ -20,13 +20,14 @@ from prm_jax.training.evaluate import PRMProbe, make_step_scorer, policy_metrics
 from prm_jax.training.integrity import fingerprint
 from prm_jax.training.interrupts import Interrupts
 from prm_jax.training.learner import Params
-from prm_jax.training.mesh import shard_batch, shard_params
+from prm_jax.training.mesh import rows_over, shard_batch, shard_params, shardings_for
 from prm_jax.training.options import TrainOptions
 from prm_jax.training.prime import (
     Frozen,
     PrimeBatch,
     PrimeSetup,
     PrimeState,
+    even_ways,
     init_state,
     make_prime_step,
     make_prm_step,
@@ -84,6 +85,13 @@ def _stop_if_asked(interrupts: Interrupts) -> None:
         )
 
 
+def _abstract(shape: PrimeState, shardings: PrimeState | None) -> PrimeState:
+    """The shape of a state with its places, so that what a checkpoint holds is the only state in memory."""
+    if shardings is None:
+        return shape
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, shardings)
+
+
 class Arm:
     """One run of the PRIME loop from given weights; outcome-only training is the same with no PRM.
 
@@ -115,8 +123,9 @@ class Arm:
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.options, self.start, self.sampler, self.run = options, start, sampler, run
-        self.setup: PrimeSetup = make_setup(options, start)
         self.mesh = mesh
+        ways = 1 if mesh is None else rows_over(mesh)
+        self.setup: PrimeSetup = dataclasses.replace(make_setup(options, start), ways=even_ways(options, ways))
         base = self._place(base)
         self.frozen = Frozen(base, base if start.prm_params is None else self._place(start.prm_params))
         self.probe = probe if self.setup.prm is not None else None
@@ -130,7 +139,11 @@ class Arm:
             )
         self._score_steps = None
         if self.probe is not None:
-            self._score_steps = make_step_scorer(start.prm_config, start.prm_config, beta=options.prm.beta)
+            of_policy = options.prm.reference == "policy"
+            self._score_steps = make_step_scorer(
+                start.prm_config, start.config if of_policy else start.prm_config,
+                beta=options.prm.beta, include_last=options.advantage.include_last,
+            )  # fmt: skip
         digests = json.dumps(fingerprint(self.frozen), sort_keys=True).encode()
         self._frozen_digest = hashlib.blake2b(digests, digest_size=16).hexdigest()
         self._bad_steps = self._empty_steps = 0
@@ -153,10 +166,10 @@ class Arm:
         """
         keep = self.options.keep_checkpoints
         with Checkpointer(self.run.path / "checkpoints", max_to_keep=keep) as checkpoints:
-            state, done = self._place(self._initial_state()), 0
-            shardings = None if self.mesh is None else jax.tree.map(lambda x: x.sharding, state)
+            shape, done = jax.eval_shape(self._initial_state), 0
+            shardings = None if self.mesh is None else shardings_for(shape, self.mesh)
             step_fn = make_prime_step(self.setup, shardings=shardings)
-            restored = checkpoints.restore(state) if resume else None
+            restored = checkpoints.restore(_abstract(shape, shardings)) if resume else None
             if resume and restored is None:
                 self.run.rewind(-1)
             if restored is not None:
@@ -167,7 +180,7 @@ class Arm:
                 self._say(f"resumed at step {done}")
             else:
                 self._on_start(0)
-                state = self._pretrain(state, shardings, interrupts)
+                state = self._pretrain(self._place(self._initial_state()), shardings, interrupts)
                 self._before = self._after = self._evaluate(state)
                 self._report(0, self._before)
                 self._save(checkpoints, state, 0)
@@ -333,9 +346,10 @@ class Arm:
             return state
         data, prompts = self._pretrain_rollouts(-(-options.pretrain_rollouts // size), interrupts)
         plain = dataclasses.replace(options, update="after", minibatches=1, epochs=1)
-        setup = dataclasses.replace(self.setup, options=dataclasses.replace(self.options, prm=plain))
-        step_fn = make_prm_step(setup, shardings=shardings)
         batch_prompts = max(1, options.pretrain_batch // size)
+        ways = self.setup.ways if batch_prompts % (self.setup.ways * options.microbatches) == 0 else 1
+        setup = dataclasses.replace(self.setup, options=dataclasses.replace(self.options, prm=plain), ways=ways)
+        step_fn = make_prm_step(setup, shardings=shardings)
         for epoch in range(options.pretrain_epochs):
             order = np.random.default_rng((self.options.seed, PRETRAIN_STREAM, epoch)).permutation(prompts)
             losses = []
@@ -399,10 +413,12 @@ class Arm:
         responses, size = self.probe.responses, self.options.eval.batch_size
         width = self.probe.labels.shape[1]
         prm, parts = self._prm_params(state), []
+        of_policy = self.options.prm.reference == "policy"
+        reference = self._policy_params(state) if of_policy else self.frozen.prm_reference
         for start in range(0, len(responses.texts), size):
             rows = slice(start, start + size)
             arrays = (responses.tokens[rows], responses.mask[rows], responses.step_ids[rows])
-            scores = self._score_steps(prm, self.frozen.prm_reference, *map(jnp.asarray, arrays), width)
+            scores = self._score_steps(prm, reference, *map(jnp.asarray, arrays), width)
             parts.append(np.asarray(scores))
         found = self.probe.evaluate(np.concatenate(parts))
         return {f"prm_eval/{name}": value for name, value in found.items()}

@@ -126,16 +126,19 @@ class PRMProbe:
 
 
 def make_step_scorer(
-    prm_config: ModelConfig, reference_config: ModelConfig, *, beta: float
+    prm_config: ModelConfig, reference_config: ModelConfig, *, beta: float, include_last: bool = True
 ) -> Callable[..., jax.Array]:
-    """Compiles ``(prm, reference, tokens, mask, step_ids, num_steps) -> step rewards [B, S]``."""
+    """Compiles ``(prm, reference, tokens, mask, step_ids, num_steps) -> step rewards [B, S]``.
+
+    `include_last`: as `rl.implicit_token_rewards`.
+    """
 
     def score(
         prm: Any, reference: Any, tokens: jax.Array, mask: jax.Array, step_ids: jax.Array, num_steps: int
     ) -> jax.Array:
         logp = token_logprobs(prm_config, prm, tokens, mask)
         ref_logp = token_logprobs(reference_config, reference, tokens, mask)
-        rewards = rl.implicit_token_rewards(logp, ref_logp, mask, beta=beta)
+        rewards = rl.implicit_token_rewards(logp, ref_logp, mask, beta=beta, include_last=include_last)
         return rl.step_rewards(rewards, step_ids, num_steps=num_steps, how="sum")[0]
 
     return jax.jit(score, static_argnums=5)

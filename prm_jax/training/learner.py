@@ -88,8 +88,35 @@ def make_optimizer(
     )
 
 
+def split_rows(batch: Any, pieces: int, ways: int = 1) -> Any:
+    """Divides the rows of every leaf: [B, ...] -> [pieces, B / pieces, ...].
+
+    Args:
+      batch: pytree whose leaves have the leading axis B, which `pieces` divides.
+      pieces: how many.
+      ways: devices over which the rows lie, in consecutive blocks.  Each piece takes its share of every block, so
+        that no row changes its device; with 1, pieces are consecutive rows.  Must divide B / pieces.
+    """
+
+    def split(x: jax.Array) -> jax.Array:
+        shape = (ways, pieces, x.shape[0] // (ways * pieces), *x.shape[1:])
+        return jnp.reshape(x, shape).swapaxes(0, 1).reshape(pieces, x.shape[0] // pieces, *x.shape[1:])
+
+    return jax.tree.map(split, batch)
+
+
+def merge_rows(split: Any, ways: int = 1) -> Any:
+    """The inverse of `split_rows`: [pieces, B / pieces, ...] -> [B, ...]."""
+
+    def merge(x: jax.Array) -> jax.Array:
+        shape = (x.shape[0], ways, x.shape[1] // ways, *x.shape[2:])
+        return x.reshape(shape).swapaxes(0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+
+    return jax.tree.map(merge, split)
+
+
 def accumulate_gradients(
-    loss_fn: Callable[[Params, Any], tuple[rl.Loss, Any]], params: Params, batch: Any, *, pieces: int = 1
+    loss_fn: Callable[[Params, Any], tuple[rl.Loss, Any]], params: Params, batch: Any, *, pieces: int = 1, ways: int = 1
 ) -> tuple[Params, rl.Loss, Any]:
     """The gradient of a whole batch's mean loss, computed in pieces.
 
@@ -102,6 +129,7 @@ def accumulate_gradients(
       params: differentiated.
       batch: pytree whose leaves have the leading axis B.
       pieces: how many; must divide B.
+      ways: see `split_rows`.
 
     Returns:
       (gradient of ``total / max(weight, 1)``, Loss over the batch, aux with leading axis B).
@@ -115,7 +143,7 @@ def accumulate_gradients(
     if pieces == 1:
         (_, (loss, aux)), grads = gradient(params, batch)
     else:
-        split = jax.tree.map(lambda x: x.reshape(pieces, x.shape[0] // pieces, *x.shape[1:]), batch)
+        split = split_rows(batch, pieces, ways)
 
         def body(carry: tuple[Params, rl.Loss], piece: Any) -> tuple[tuple[Params, rl.Loss], Any]:
             (_, (loss, aux)), grads = gradient(params, piece)
@@ -124,7 +152,7 @@ def accumulate_gradients(
         shapes = jax.eval_shape(lambda b: gradient(params, b), jax.tree.map(lambda x: x[0], split))
         zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[1], shapes[0][1][0]))
         (grads, loss), aux = jax.lax.scan(body, zero, split)
-        aux = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), aux)
+        aux = merge_rows(aux, ways)
     weight = jnp.maximum(loss.weight, 1.0)
     return jax.tree.map(lambda g: g / weight, grads), loss, aux
 

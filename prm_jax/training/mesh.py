@@ -149,6 +149,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
+def rows_over(mesh: Mesh) -> int:
+    """Devices over which a batch's rows are split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
 def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     """Places a batch on the mesh, its rows split.
 
@@ -161,7 +166,7 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
       UserError: the rows cannot be split evenly.
     """
     sharding = batch_sharding(mesh)
-    ways = math.prod(mesh.shape[axis] for axis in BATCH)
+    ways = rows_over(mesh)
     for name, leaf in named_leaves(batch).items():
         rows = leaf.shape[0] * jax.process_count()
         if rows % ways:

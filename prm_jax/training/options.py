@@ -237,8 +237,8 @@ class EvalOptions:
     sampled: bool = True
     """Evaluate one sampled response a problem."""
     prm_problems: int = 512
-    """Problems whose responses, sampled once from the initial policy, test the PRM against exact step
-    labels; 0: none. Twice as many are drawn: the first half only picks the threshold."""
+    """Responses of the initial policy on which the PRM is tested against exact step labels, one a problem;
+    0: none. Twice as many problems are drawn: the first half only picks the threshold."""
     batch_size: int = 256
     """Prompts generated for at once."""
 
@@ -358,7 +358,7 @@ def _smollm2() -> TrainOptions:
         prm=PRMOptions(lora_rank=16, learning_rate=1e-4, microbatches=2),
         advantage=AdvantageOptions(gate=True),
         policy=PolicyOptions(learning_rate=1e-4, warmup_steps=3, weight_decay=0.0, beta2=0.95, microbatches=2),
-        eval=EvalOptions(every=10, problems=64, prm_problems=0, batch_size=32),
+        eval=EvalOptions(every=10, problems=128, prm_problems=0, batch_size=32),
         steps=40,
     )
 

@@ -13,7 +13,14 @@ import jax.numpy as jnp
 
 from prm_jax import rl
 from prm_jax.models import ModelConfig, hidden_states, token_logprobs, token_logprobs_and_entropy, value_head
-from prm_jax.training.learner import Learner, Params, accumulate_gradients, guarded_update
+from prm_jax.training.learner import (
+    Learner,
+    Params,
+    accumulate_gradients,
+    guarded_update,
+    merge_rows,
+    split_rows,
+)
 from prm_jax.training.options import AdvantageOptions, PolicyOptions, PRMOptions, TrainOptions
 
 Metrics = dict[str, jax.Array]
@@ -94,17 +101,30 @@ class PrimeSetup:
       prm: the PRM's, None in outcome-only training.
       critic: the critic's, None unless the estimator is ppo.
       options: the run's options.
+      ways: devices over which a batch's rows lie, in consecutive blocks; every minibatch and microbatch then takes
+        its share of each block.  They must divide a minibatch's prompts, see `even_ways`.
     """
 
     policy: Learner
     prm: Learner | None
     critic: Learner | None
     options: TrainOptions
+    ways: int = 1
 
     @property
     def prm_config(self) -> ModelConfig:
         """The architecture of the PRM and of its reference."""
         return self.policy.config if self.prm is None else self.prm.config
+
+
+def even_ways(options: TrainOptions, ways: int) -> int:
+    """`ways` if the pieces of every update can take whole groups from as many blocks of rows, otherwise 1.
+
+    With 1 the pieces are consecutive rows: the same numbers, but each piece lies on few devices.
+    """
+    prompts = options.rollout.prompts_per_step
+    pieces = [part.minibatches * part.microbatches for part in (options.prm, options.policy)]
+    return ways if all(prompts % (ways * count) == 0 for count in pieces) else 1
 
 
 def init_state(setup: PrimeSetup, frozen: Frozen, critic_head: Params | None, key: jax.Array) -> PrimeState:
@@ -140,7 +160,7 @@ def make_prime_step(
         with jax.named_scope("prm"):
             prm, prm_opt, rewards, gate, prm_metrics = prm_phase(setup, state, frozen, batch)
         with jax.named_scope("advantages"):
-            values = critic_values(setup, state.critic, frozen, batch)
+            values = _old_values(setup, state, frozen, batch)
             penalty = kl_rewards(setup, frozen, batch, old_logp)
             advantages, returns, adv_metrics = compute_advantages(
                 setup.options.advantage, batch, rewards, gate, penalty, values
@@ -193,22 +213,29 @@ def _token_logprobs(config: ModelConfig, params: Params, batch: PrimeBatch, temp
 
 
 def _score_prm(setup: PrimeSetup, prm: Params, frozen: Frozen, batch: PrimeBatch) -> jax.Array:
-    return _score_in_pieces(lambda piece: prm_logp(setup, prm, frozen, piece), batch, setup.options.prm)
+    return _score_in_pieces(lambda piece: prm_logp(setup, prm, frozen, piece), batch, setup, setup.options.prm)
 
 
 def _score_in_pieces(
-    score: Callable[[PrimeBatch], jax.Array], batch: PrimeBatch, options: PRMOptions | PolicyOptions
+    score: Callable[[PrimeBatch], jax.Array],
+    batch: PrimeBatch,
+    setup: PrimeSetup,
+    options: PRMOptions | PolicyOptions,
 ) -> jax.Array:
     """Scores [B, T] without gradient, in the pieces in which the update runs.
 
     So scoring needs no more memory than training; and equal parameters give equal bits in both, which products of
     other shapes would not.
     """
-    pieces = options.minibatches * options.microbatches
-    if pieces == 1:
+    if options.minibatches * options.microbatches == 1:
         return jax.lax.stop_gradient(score(batch))
-    split = jax.tree.map(lambda x: jnp.reshape(x, (pieces, x.shape[0] // pieces, *x.shape[1:])), batch)
-    return jax.lax.stop_gradient(jax.lax.map(score, split)).reshape(batch.mask.shape)
+    ways = setup.ways
+
+    def minibatch(rows: PrimeBatch) -> jax.Array:
+        return merge_rows(jax.lax.map(score, split_rows(rows, options.microbatches, ways)), ways)
+
+    scores = jax.lax.map(minibatch, split_rows(batch, options.minibatches, ways))
+    return jax.lax.stop_gradient(merge_rows(scores, ways))
 
 
 def _prm_reference_logp(setup: PrimeSetup, state: PrimeState, frozen: Frozen, batch: PrimeBatch) -> jax.Array:
@@ -217,7 +244,7 @@ def _prm_reference_logp(setup: PrimeSetup, state: PrimeState, frozen: Frozen, ba
     else:
         # Without the sampling temperature: the PRM has none, and the ratio must compare like with like.
         config, params = setup.policy.config, setup.policy.params(state.policy, frozen.reference)
-    return _score_in_pieces(lambda piece: _token_logprobs(config, params, piece), batch, setup.options.prm)
+    return _score_in_pieces(lambda piece: _token_logprobs(config, params, piece), batch, setup, setup.options.prm)
 
 
 def _old_logp(setup: PrimeSetup, state: PrimeState, frozen: Frozen, batch: PrimeBatch) -> jax.Array | None:
@@ -226,7 +253,7 @@ def _old_logp(setup: PrimeSetup, state: PrimeState, frozen: Frozen, batch: Prime
     single = options.epochs == 1 and options.minibatches == 1
     if single and not (options.kl_coef and options.kl_placement == "reward"):
         return None
-    return _score_in_pieces(lambda piece: policy_logp(setup, state.policy, frozen, piece), batch, options)
+    return _score_in_pieces(lambda piece: policy_logp(setup, state.policy, frozen, piece), batch, setup, options)
 
 
 # ----------------------------------------------------------------------------------------------- PRM
@@ -338,15 +365,17 @@ def _update_prm(
 
     def update(carry: tuple[Params, Any], piece: dict[str, Any]) -> tuple[tuple[Params, Any], Any]:
         trainable, opt = carry
-        grads, loss, logp = accumulate_gradients(loss_fn, trainable, piece, pieces=options.microbatches)
+        grads, loss, logp = accumulate_gradients(
+            loss_fn, trainable, piece, pieces=options.microbatches, ways=setup.ways
+        )
         trainable, opt, health = guarded_update(learner.optimizer, grads, opt, trainable)
         return (trainable, opt), (logp, {"loss": loss.mean(), **loss.summary(), **health})
 
     data = {"batch": batch, "ref_logp": ref_logp}
     if opponents is not None:
         data["opponents"] = opponents
-    (prm, prm_opt), outs = _epochs(update, (state.prm, state.prm_opt), data, options.minibatches, options.epochs)
-    logp = outs[0][0].reshape(batch.mask.shape)  # of the first epoch: before the PRM has seen the row
+    (prm, prm_opt), outs = _epochs(setup, update, (state.prm, state.prm_opt), data, options)
+    logp = merge_rows(outs[0][0], setup.ways)  # of the first epoch: before the PRM has seen the row
     return prm, prm_opt, logp, _summary("prm", outs[1])
 
 
@@ -458,6 +487,19 @@ def critic_values(setup: PrimeSetup, critic: Params | None, frozen: Frozen, batc
     return jnp.where(batch.mask, before, 0.0)
 
 
+def _old_values(setup: PrimeSetup, state: PrimeState, frozen: Frozen, batch: PrimeBatch) -> jax.Array | None:
+    """The critic's values [B, T] before its update, in the pieces of the update; None: no critic."""
+    if setup.critic is None or state.critic is None:
+        return None
+
+    def score(piece: PrimeBatch) -> jax.Array:
+        values = critic_values(setup, state.critic, frozen, piece)
+        assert values is not None
+        return values
+
+    return _score_in_pieces(score, batch, setup, setup.options.policy)
+
+
 def critic_phase(
     setup: PrimeSetup,
     state: PrimeState,
@@ -481,13 +523,13 @@ def critic_phase(
 
     def update(carry: tuple[Params, Any], piece: dict[str, Any]) -> tuple[tuple[Params, Any], Metrics]:
         critic, opt = carry
-        grads, loss, _ = accumulate_gradients(loss_fn, critic, piece, pieces=policy.microbatches)
+        grads, loss, _ = accumulate_gradients(loss_fn, critic, piece, pieces=policy.microbatches, ways=setup.ways)
         critic, opt, health = guarded_update(learner.optimizer, grads, opt, critic)
         return (critic, opt), {"loss": loss.mean(), **health}
 
     data = {"batch": batch, "old": jax.lax.stop_gradient(old_values), "targets": targets}
     start = (state.critic, state.critic_opt)
-    (critic, critic_opt), outs = _epochs(update, start, data, policy.minibatches, policy.epochs)
+    (critic, critic_opt), outs = _epochs(setup, update, start, data, policy)
     return critic, critic_opt, _summary("critic", outs)
 
 
@@ -523,12 +565,12 @@ def policy_phase(
 
     def update(carry: tuple[Params, Any], piece: dict[str, Any]) -> tuple[tuple[Params, Any], Metrics]:
         trainable, opt = carry
-        grads, loss, _ = accumulate_gradients(loss_fn, trainable, piece, pieces=options.microbatches)
+        grads, loss, _ = accumulate_gradients(loss_fn, trainable, piece, pieces=options.microbatches, ways=setup.ways)
         trainable, opt, health = guarded_update(learner.optimizer, grads, opt, trainable)
         return (trainable, opt), {"loss": loss.mean(), **loss.summary(), **health}
 
     start = (state.policy, state.policy_opt)
-    (policy, policy_opt), outs = _epochs(update, start, data, options.minibatches, options.epochs)
+    (policy, policy_opt), outs = _epochs(setup, update, start, data, options)
     return policy, policy_opt, _summary("policy", outs)
 
 
@@ -573,6 +615,7 @@ def _policy_reference_logp(setup: PrimeSetup, frozen: Frozen, batch: PrimeBatch)
     return _score_in_pieces(
         lambda piece: _token_logprobs(config, frozen.reference, piece, temperature),
         batch,
+        setup,
         setup.options.policy,
     )
 
@@ -581,17 +624,21 @@ def _policy_reference_logp(setup: PrimeSetup, frozen: Frozen, batch: PrimeBatch)
 
 
 def _epochs(
-    update: Callable[[Any, Any], tuple[Any, Any]], carry: Any, data: Any, minibatches: int, epochs: int
+    setup: PrimeSetup,
+    update: Callable[[Any, Any], tuple[Any, Any]],
+    carry: Any,
+    data: Any,
+    options: PRMOptions | PolicyOptions,
 ) -> tuple[Any, Any]:
     """Runs `update` over minibatches, `epochs` times; outputs get leading axes [epochs, minibatches].
 
-    Rows of a group lie together and minibatches are consecutive rows: each holds whole groups as long as their number
-    divides.
+    Rows of a group lie together: each minibatch holds whole groups as long as their number divides.
     """
-    split = jax.tree.map(lambda x: x.reshape(minibatches, x.shape[0] // minibatches, *x.shape[1:]), data)
+    minibatches, epochs = options.minibatches, options.epochs
     if minibatches == 1 and epochs == 1:
         carry, out = update(carry, data)
         return carry, jax.tree.map(lambda x: x[None, None], out)
+    split = split_rows(data, minibatches, setup.ways)
 
     def epoch(carry: Any, _: None) -> tuple[Any, Any]:
         return jax.lax.scan(update, carry, split)

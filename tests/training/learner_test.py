@@ -7,7 +7,14 @@ import optax
 import pytest
 
 from prm_jax import rl
-from prm_jax.training.learner import Learner, accumulate_gradients, guarded_update, make_optimizer
+from prm_jax.training.learner import (
+    Learner,
+    accumulate_gradients,
+    guarded_update,
+    make_optimizer,
+    merge_rows,
+    split_rows,
+)
 
 
 def _loss(params, piece):
@@ -91,3 +98,15 @@ def test_a_full_learner_copies_its_start(tiny_config, tiny_params):
     for a, b in zip(jax.tree.leaves(trainable), jax.tree.leaves(tiny_params), strict=True):
         assert a.dtype == jnp.float32 and a.unsafe_buffer_pointer() != b.unsafe_buffer_pointer()
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("pieces", "ways"), [(1, 1), (3, 1), (2, 4), (3, 2)])
+def test_pieces_take_their_share_of_every_devices_rows(pieces, ways):
+    rows = jnp.arange(24)
+    split = split_rows({"x": rows, "y": rows[:, None] * jnp.ones(2)}, pieces, ways)
+    assert split["y"].shape == (pieces, 24 // pieces, 2)
+    blocks = np.arange(24).reshape(ways, -1)  # what lies on each device
+    for piece in np.asarray(split["x"]):
+        for block in blocks:
+            assert np.isin(piece, block).sum() == 24 // pieces // ways
+    np.testing.assert_array_equal(merge_rows(split, ways)["x"], rows)

@@ -18,6 +18,7 @@ from prm_jax.training.prime import (
     PrimeSetup,
     compute_advantages,
     critic_values,
+    even_ways,
     init_state,
     kl_rewards,
     make_prime_step,
@@ -307,6 +308,31 @@ def test_a_batch_over_eight_devices_gives_the_same_step(options, tiny_config, ti
     assert_trees(state.policy_opt, alone.policy_opt, atol=2e-6)
     for name in ("policy/loss", "prm/loss", "policy/grad_norm"):
         np.testing.assert_allclose(metrics[name], alone_metrics[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_pieces_of_a_batch_over_devices_stay_where_they_are_and_give_the_same_step(options, tiny_config, tiny_frozen):
+    """Minibatches and microbatches of every block of rows: the arrays of the loops are split over all devices."""
+    pieces = {"minibatches": 2, "microbatches": 2}
+    changed = replaced(options, prm=pieces, policy=pieces, rollout={"prompts_per_step": 8})
+    batch = make_batch(prompts=8)
+    assert even_ways(changed, 2) == 2 and even_ways(changed, 4) == 1
+    setup = dataclasses.replace(setup_of(changed, tiny_config), ways=2)
+    alone, alone_metrics, alone_rewards = make_prime_step(setup)(state_of(setup, tiny_frozen), tiny_frozen, batch)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    spread = jax.device_put(batch, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+    frozen = jax.device_put(tiny_frozen, everywhere)
+    state = jax.device_put(state_of(setup, tiny_frozen), everywhere)
+    compiled_step = make_prime_step(setup).lower(state, frozen, spread).compile()
+    collectives = r"= \(?\w+\[([\d,]*)\]\S* (?:all-gather|all-to-all|collective-permute)\("
+    moved = re.findall(collectives, compiled_step.as_text())
+    assert all("," not in shape for shape in moved), moved  # a number a row at most: pairs of a group are compared
+    state, metrics, rewards = compiled_step(state, frozen, spread)
+    np.testing.assert_allclose(rewards, alone_rewards, atol=1e-6)
+    assert_trees(state.policy_opt, alone.policy_opt, atol=2e-6)
+    np.testing.assert_allclose(metrics["policy/loss"], alone_metrics["policy/loss"], rtol=1e-4, atol=1e-6)
+    consecutive = make_prime_step(dataclasses.replace(setup, ways=1))(state_of(setup, tiny_frozen), tiny_frozen, batch)
+    assert not np.array_equal(consecutive[2], alone_rewards)  # other rows meet the PRM first
 
 
 def test_ppo_values_stand_before_their_tokens_and_targets_are_lambda_returns(options, tiny_config, tiny_frozen, batch):
