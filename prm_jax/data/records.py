@@ -70,9 +70,9 @@ def read_problems(
     path = pathlib.Path(path)
     problems: list[Problem] = []
     bad: list[BadLine] = []
-    for where, line in _lines(path):
+    for where, line in lines(path):
         try:
-            problems.append(read(_parse(line, where), where))
+            problems.append(read(parse(line, where), where))
         except UserError as error:
             if not skip_bad:
                 raise
@@ -86,20 +86,20 @@ def read_problems(
 
 def read_record(record: Mapping[str, Any], where: str, *, fields: Fields) -> Problem:
     """A problem from the fields named; for ``read_problems``."""
-    prompt = _prompt(_field(record, fields.prompt, where), f"{where}:{fields.prompt}")
-    answer = _answer(_field(record, fields.answer, where), f"{where}:{fields.answer}")
+    prompt = read_prompt(field(record, fields.prompt, where), f"{where}:{fields.prompt}")
+    answer = _answer(field(record, fields.answer, where), f"{where}:{fields.answer}")
     metadata: dict[str, Any] = {"where": where}
     solution = record.get(fields.solution)
     if solution is not None:
-        metadata["solution"] = _text(solution, f"{where}:{fields.solution}")
+        metadata["solution"] = text(solution, f"{where}:{fields.solution}")
     name = record.get(fields.id)
-    return Problem(prompt, answer, str(name) if isinstance(name, str | int) else _short(where), metadata)
+    return Problem(prompt, answer, str(name) if isinstance(name, str | int) else short(where), metadata)
 
 
 def read_gsm8k(record: Mapping[str, Any], where: str, *, calculator: bool) -> Problem:
     """A problem of GSM8K; for ``read_problems``.  ``calculator`` keeps the annotations ``<<48/2=24>>``."""
-    question = _text(_field(record, "question", where), f"{where}:question")
-    solution = _text(_field(record, "answer", where), f"{where}:answer")
+    question = text(field(record, "question", where), f"{where}:question")
+    solution = text(field(record, "answer", where), f"{where}:answer")
     body, marker, answer = solution.rpartition("####")
     if not marker:
         raise UserError(f"{where}:answer: expected a solution that ends in '#### N', found {solution[-60:]!r}")
@@ -108,11 +108,15 @@ def read_gsm8k(record: Mapping[str, Any], where: str, *, calculator: bool) -> Pr
     if not calculator:
         body = _CALCULATOR.sub("", body)
     written = f"{body}#### {answer.strip()}"
-    return Problem(question, answer.strip(), _short(where), {"where": where, "solution": written})
+    return Problem(question, answer.strip(), short(where), {"where": where, "solution": written})
 
 
-def _lines(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
-    """(``file:line``, the line) for every line that is not blank."""
+def lines(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
+    """(``file:line``, the line) for every line that is not blank.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
     try:
         with open(path, "rb") as file:
             number = 0
@@ -126,10 +130,15 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
                 if line.strip():
                     yield f"{path}:{number}", line
     except OSError as error:
-        raise UserError(f"cannot read the problems in {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _parse(line: bytes, where: str) -> Mapping[str, Any]:
+def parse(line: bytes, where: str) -> Mapping[str, Any]:
+    """The object that a line holds.
+
+    Raises:
+      UserError: too long, not UTF-8, not JSON, or no object.
+    """
     if len(line) > MAX_LINE_BYTES:
         raise UserError(f"{where}: the line is longer than {MAX_LINE_BYTES >> 20} MiB")
     try:
@@ -147,26 +156,38 @@ def _parse(line: bytes, where: str) -> Mapping[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON that can be read: {str(error) or 'nested too deep'}") from None
     if not isinstance(record, dict):
-        raise UserError(f"{where}: expected an object with fields, found {_kind(record)}")
+        raise UserError(f"{where}: expected an object with fields, found {kind(record)}")
     return record
 
 
-def _field(record: Mapping[str, Any], name: str, where: str) -> Any:
+def field(record: Any, name: str, where: str) -> Any:
+    """The value of a field that must be there.
+
+    Raises:
+      UserError: the record is no object, or lacks the field (the nearest name is offered).
+    """
+    if not isinstance(record, Mapping):
+        raise UserError(f"{where}: expected an object with fields, found {kind(record)}")
     if name not in record:
         raise UserError(f"{where}:{name}: the field is missing; {suggest(name, record, 'fields of this line')}")
     return record[name]
 
 
-def _prompt(value: Any, where: str) -> Prompt:
+def read_prompt(value: Any, where: str) -> Prompt:
+    """A prompt: text, a list of messages, or a list of token ids.
+
+    Raises:
+      UserError: anything else.
+    """
     if isinstance(value, str):
-        return _text(value, where)
+        return text(value, where)
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         return tuple(_message(item, f"{where}[{index}]") for index, item in enumerate(value))
     if isinstance(value, list) and value and all(type(item) is int and 0 <= item < 2**31 for item in value):
         return tuple(cast(list[int], value))
     raise UserError(
         f"{where}: expected text, a list of messages with role and content, or a list of token ids, "
-        f"found {_kind(value)}"
+        f"found {kind(value)}"
     )
 
 
@@ -177,19 +198,23 @@ def _message(item: Mapping[str, Any], where: str) -> dict[str, str]:
     unknown = set(item) - {"role", "content"}
     if unknown:
         raise UserError(f"{where}: a message has a role and a content, found {sorted(unknown)[0]!r} too")
-    return {"role": _text(item["role"], f"{where}.role"), "content": _text(item["content"], f"{where}.content")}
+    return {"role": text(item["role"], f"{where}.role"), "content": text(item["content"], f"{where}.content")}
 
 
 def _answer(value: Any, where: str) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return repr(value)
-    return _text(value, where)
+    return text(value, where)
 
 
-def _text(value: Any, where: str) -> str:
-    """A text that is not blank and that every tokenizer can take."""
+def text(value: Any, where: str) -> str:
+    """A text that is not blank and that every tokenizer can take.
+
+    Raises:
+      UserError: anything else.
+    """
     if not isinstance(value, str):
-        raise UserError(f"{where}: expected text, found {_kind(value)}")
+        raise UserError(f"{where}: expected text, found {kind(value)}")
     if not value.strip():
         raise UserError(f"{where}: the text is empty")
     if "\0" in value:
@@ -203,7 +228,8 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON value")
 
 
-def _kind(value: Any) -> str:
+def kind(value: Any) -> str:
+    """What a JSON value is, with the beginning of it, for messages."""
     kinds = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null"}
     name = kinds.get(type(value), "a number")
     return f"{name} ({json.dumps(value)[:60]})" if name not in ("null",) else name
@@ -213,6 +239,6 @@ def _excerpt(text: str, position: int) -> str:
     return repr(text[max(0, position - 20) : position + 20])
 
 
-def _short(where: str) -> str:
+def short(where: str) -> str:
     """``file:line`` without folders."""
     return pathlib.PurePath(where).name

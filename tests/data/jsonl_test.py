@@ -97,9 +97,9 @@ def test_files_that_are_empty_bad_or_absent(write, tmp_path):
         jsonl_task(write(b"", b"  "))
     with pytest.raises(UserError, match="all of its 2 lines are bad; the first is"):
         jsonl_task(write(b"x", b"y"), skip_bad=True)
-    with pytest.raises(UserError, match="cannot read the problems in .*absent.jsonl: No such file"):
+    with pytest.raises(UserError, match="cannot read .*absent.jsonl: No such file"):
         jsonl_task(str(tmp_path / "absent.jsonl"))
-    with pytest.raises(UserError, match="cannot read the problems in .*Is a directory"):
+    with pytest.raises(UserError, match="cannot read .*Is a directory"):
         jsonl_task(str(tmp_path))
 
 

@@ -32,7 +32,7 @@ def test_by_name_and_by_mapping():
         ("arithmetic", {"operation": "div"}, r"must be .*add.*, found 'div'"),
         ("arithmetic", {"steps": "perhaps"}, r"must be bool, found 'perhaps'"),
         ("jsonl", {}, r"the task 'jsonl' needs the option 'train'"),
-        ("absent.jsonl", {}, r"cannot read the problems in absent.jsonl"),
+        ("absent.jsonl", {}, r"cannot read absent.jsonl"),
         ({"min_operands": 3}, {}, r"a task needs a name"),
     ],
 )
