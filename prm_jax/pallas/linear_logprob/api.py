@@ -1,16 +1,15 @@
 """Log-probs of given tokens straight from hidden states, without the array of logits."""
 
-from typing import Any, cast
-
 import jax
 import jax.numpy as jnp
 
 from prm_jax.pallas.linear_logprob import checks
 from prm_jax.pallas.linear_logprob.dispatch import IMPLEMENTATIONS, choose, statistics, this_machine
 from prm_jax.pallas.linear_logprob.problem import Inputs, Layout, Outputs, Residual, Spec, Target, vocab_size
+from prm_jax.pallas.linear_logprob.rows import inverse_temperatures, permuted, valid_first
 from prm_jax.pallas.linear_logprob.varying import align
 
-__all__ = ["IMPLEMENTATIONS", "inverse_temperatures", "linear_logprob", "linear_lse_and_target", "row_statistics"]
+__all__ = ["IMPLEMENTATIONS", "linear_logprob", "linear_lse_and_target", "row_statistics"]
 
 
 def linear_lse_and_target(
@@ -133,36 +132,8 @@ def row_statistics(
         return Outputs(empty, empty, empty if spec.entropy else None)
     place = None
     if compact and mask is not None:
-        inputs, place = _valid_first(inputs, mask)
+        inputs, place = valid_first(inputs, mask)
     out = statistics((name, spec), *align(inputs))
     if place is not None:
-        out = jax.tree.map(lambda x: _permuted(x, place), out)
+        out = jax.tree.map(lambda x: permuted(x, place), out)
     return out if mask is None else jax.tree.map(lambda x: jnp.where(mask, x, 0.0), out)
-
-
-def inverse_temperatures(
-    temperature: float | jax.Array, mask: jax.Array | None, shape: tuple[int, ...]
-) -> jax.Array | None:
-    """``1 / temperature`` for every row, float32; None for the plain number 1."""
-    if isinstance(temperature, int | float) and temperature == 1:
-        return None
-    value = jax.lax.stop_gradient(jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), shape))
-    return 1.0 / (value if mask is None else jnp.where(mask, value, 1.0))
-
-
-def _valid_first(inputs: Inputs, mask: jax.Array) -> tuple[Inputs, jax.Array]:
-    """Inputs with the mask's rows in front and their count, and for every row where it went."""
-    order = jnp.argsort(~mask, stable=True)
-    place = jnp.argsort(order)
-    inverse = inputs.inverse_temperature
-    moved = inputs._replace(
-        hidden=_permuted(inputs.hidden, order),
-        tokens=_permuted(inputs.tokens, order),
-        inverse_temperature=None if inverse is None else _permuted(inverse, order),
-        valid=jnp.sum(mask, dtype=jnp.int32),
-    )
-    return moved, place
-
-
-def _permuted(rows: jax.Array, order: jax.Array) -> jax.Array:
-    return cast(Any, rows.at[order]).get(unique_indices=True, mode="promise_in_bounds")

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from prm_jax.pallas.linear_logprob import tile
 from prm_jax.pallas.linear_logprob.blocking import TokenBlocks, VocabBlocks, loop
@@ -24,11 +25,11 @@ _COMPACT_ROWS_ACCELERATOR = 1024
 
 
 def forward(
-    spec: Spec, inputs: Inputs, *, token_block: int, vocab_block: int, keep: bool
+    spec: Spec, inputs: Inputs, *, token_block: int, vocab_block: int, keep: DTypeLike | None
 ) -> tuple[Outputs, jax.Array | None]:
     """See ``Backend.forward``; at most ``token_block x vocab_block`` logits exist at once.
 
-    For ``keep`` the second result holds the log-probs of all tiles in hidden's dtype.
+    With ``keep`` (then ``spec.residual == "logits"``) the second result holds all tiles' log-probs, in that dtype.
     """
     hidden, bias = inputs.hidden, inputs.bias
     blocks, vocab = _plan(spec, inputs, token_block, vocab_block)
@@ -43,15 +44,15 @@ def forward(
             block_hidden, tokens, inverse_temperature = blocks.take(rows, i)
             logits, _ = tile.logits(spec, block, block_hidden, inverse_temperature)
             new = tile.merge(blocks.take(stats, i), logits, block.hit(tokens))
-            if keep:  # there is one block of the vocabulary then, so the log-sum-exp is complete
-                kept = blocks.put(kept, i, (logits - new.lse()[:, None]).astype(hidden.dtype))
+            if keep is not None:  # there is one block of the vocabulary then, so the log-sum-exp is complete
+                kept = blocks.put(kept, i, (logits - new.lse()[:, None]).astype(keep))
             return blocks.put(stats, i, new), kept
 
         return blocks.loop(one_token_block, carry, inputs.valid)
 
     zeros = varying(jnp.zeros(blocks.shape(), jnp.float32))
     start = tile.Stats(zeros + tile.MASKED, zeros, zeros, zeros if spec.entropy else None)
-    kept = varying(jnp.zeros(blocks.shape(vocab.total), hidden.dtype)) if keep else None
+    kept = None if keep is None else varying(jnp.zeros(blocks.shape(vocab.total), keep))
     stats, kept = loop(vocab.count, one_vocab_block, (start, kept))
     return tile.outputs(blocks.join(stats), inputs.tokens, vocab.total), kept
 
@@ -66,8 +67,13 @@ def backward(
     *,
     token_block: int,
     vocab_block: int,
+    sums: Gradients | None = None,
 ) -> Gradients:
-    """See ``Backend.backward``; tiles as in ``forward``, plus float32 sums the size of what is returned."""
+    """See ``Backend.backward``; tiles as in ``forward``, plus float32 sums the size of what is returned.
+
+    With ``sums`` (float32, their ``hidden`` unused) and one block of the vocabulary, the gradients of head and bias
+    are added to these and returned in float32.
+    """
     want_hidden, want_head, want_bias = wanted
     hidden, head, bias, layout = inputs.hidden, inputs.head, inputs.bias, spec.head_layout
     blocks, vocab = _plan(spec, inputs, token_block, vocab_block)
@@ -98,8 +104,11 @@ def backward(
                 d_columns = d_columns + jnp.sum(d, axis=0)
             return d_hidden, d_block, d_columns
 
-        d_block = varying(jnp.zeros(block.head.shape, jnp.float32)) if want_head else None
-        d_columns = varying(jnp.zeros((vocab.size,), jnp.float32)) if want_bias else None
+        if sums is not None:
+            d_block, d_columns = sums.head, sums.bias
+        else:
+            d_block = varying(jnp.zeros(block.head.shape, jnp.float32)) if want_head else None
+            d_columns = varying(jnp.zeros((vocab.size,), jnp.float32)) if want_bias else None
         d_hidden, d_block, d_columns = blocks.loop(one_token_block, (d_hidden, d_block, d_columns), inputs.valid)
         if want_head:
             if spec.gather_axes:  # the transpose of the gathering
@@ -110,10 +119,11 @@ def backward(
             d_bias = vocab.add(d_bias, j, d_columns)
         return d_hidden, d_head, d_bias
 
+    head_dtype, bias_dtype = (head.dtype, None if bias is None else bias.dtype) if sums is None else (jnp.float32,) * 2
     start = (
         varying(jnp.zeros(blocks.shape(hidden.shape[1]), jnp.float32)) if want_hidden else None,
-        varying(jnp.zeros(head.shape, head.dtype)) if want_head else None,
-        varying(jnp.zeros(bias.shape, bias.dtype)) if want_bias and bias is not None else None,
+        varying(jnp.zeros(head.shape, head_dtype)) if want_head else None,
+        varying(jnp.zeros(bias.shape, bias_dtype)) if want_bias and bias is not None else None,
     )
     d_hidden, d_head, d_bias = loop(vocab.count, one_vocab_block, start)
     if want_hidden:

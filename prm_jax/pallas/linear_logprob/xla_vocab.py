@@ -26,7 +26,8 @@ def refusal(spec: Spec, inputs: Inputs) -> str | None:
 def forward(spec: Spec, inputs: Inputs, *, keep: bool) -> tuple[Outputs, Any]:
     """See ``problem.Backend``."""
     token_block, vocab_block = blocks(spec, inputs)
-    return tiles.forward(spec, inputs, token_block=token_block, vocab_block=vocab_block, keep=keep)
+    kept = inputs.hidden.dtype if keep else None
+    return tiles.forward(spec, inputs, token_block=token_block, vocab_block=vocab_block, keep=kept)
 
 
 def backward(
