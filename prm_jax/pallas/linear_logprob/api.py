@@ -1,15 +1,17 @@
 """Log-probs of given tokens straight from hidden states, without the array of logits."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
-from prm_jax.pallas.linear_logprob import checks
+from prm_jax.pallas.linear_logprob import checks, parallel
 from prm_jax.pallas.linear_logprob.dispatch import IMPLEMENTATIONS, choose, statistics, this_machine
 from prm_jax.pallas.linear_logprob.problem import Inputs, Layout, Outputs, Residual, Spec, Target, vocab_size
 from prm_jax.pallas.linear_logprob.rows import inverse_temperatures, permuted, valid_first
 from prm_jax.pallas.linear_logprob.varying import align
 
-__all__ = ["IMPLEMENTATIONS", "linear_logprob", "linear_lse_and_target", "row_statistics"]
+__all__ = ["IMPLEMENTATIONS", "linear_logprob", "linear_lse_and_target"]
 
 
 def linear_lse_and_target(
@@ -26,6 +28,8 @@ def linear_lse_and_target(
     head_layout: Layout = "vd",
     residual: Residual = "recompute",
     compact: bool = False,
+    vocab_axis: str | None = None,
+    gather_axes: tuple[str, ...] = (),
     target: Target | None = None,
     token_block: int | None = None,
     vocab_block: int | None = None,
@@ -55,6 +59,10 @@ def linear_lse_and_target(
       compact: sorts rows with a True mask to the front and computes those alone: work in proportion to their number,
         the same results.  Rows should be one device's (no mesh, or under ``shard_map``): sorting moves rows
         between devices.
+      vocab_axis: under ``shard_map``: the mesh axis over which V of the head (and of the bias) is split.  ``tokens``
+        are ids of the whole vocabulary, results are equal on all devices of the axis.
+      gather_axes: under ``shard_map``: the axes over which D of the head is split.  It is gathered one block of the
+        vocabulary at a time, forward and backward (XLA implementations).
       target: the device to compile for; None is this machine's.
       token_block: rows of logits at a time, where the backend's own choice does not fit.
       vocab_block: columns of logits at a time.
@@ -66,13 +74,22 @@ def linear_lse_and_target(
       ValueError: for shapes, dtypes, token ids, or an implementation that do not fit, by name.
     """
     checks.check_options(temperature, softcap, residual, token_block, vocab_block)
-    checks.check_arrays(hidden, head, tokens, mask, temperature, bias, head_layout)
+    parallel.check_axes(head, vocab_axis, gather_axes)
+    parts = math.prod(jax.lax.axis_size(axis) for axis in gather_axes)
+    checks.check_arrays(hidden, head, tokens, mask, temperature, bias, head_layout, head_parts=parts)
     spec = Spec(
-        softcap=softcap, entropy=entropy, head_layout=head_layout, residual=residual,
+        softcap=softcap, entropy=entropy, head_layout=head_layout, residual=residual, gather_axes=gather_axes,
         target=target or this_machine(), token_block=token_block, vocab_block=vocab_block,
     )  # fmt: skip
-    checks.check_token_range(tokens, mask, vocab_size(spec, head))
-    out = row_statistics(spec, implementation, hidden, head, tokens, mask, temperature, bias, compact=compact)
+    size = vocab_size(spec, head)
+    checks.check_token_range(tokens, mask, size)
+    tokens = tokens.astype(jnp.int32)
+    own, inside = tokens, None
+    if vocab_axis is not None:
+        own, inside = parallel.local_tokens(tokens, vocab_axis, size)
+    out = _row_statistics(spec, implementation, hidden, head, own, mask, temperature, bias, compact=compact)
+    if vocab_axis is not None and inside is not None:
+        out = _masked(parallel.join(out, inside, tokens, vocab_axis, size), mask)
     return tuple(x for x in out if x is not None)
 
 
@@ -89,6 +106,8 @@ def linear_logprob(
     head_layout: Layout = "vd",
     residual: Residual = "recompute",
     compact: bool = False,
+    vocab_axis: str | None = None,
+    gather_axes: tuple[str, ...] = (),
     target: Target | None = None,
     token_block: int | None = None,
     vocab_block: int | None = None,
@@ -101,13 +120,14 @@ def linear_logprob(
     """
     lse, chosen = linear_lse_and_target(
         hidden, head, tokens, mask=mask, temperature=temperature, softcap=softcap, bias=bias,
-        implementation=implementation, head_layout=head_layout, residual=residual, compact=compact, target=target,
+        implementation=implementation, head_layout=head_layout, residual=residual, compact=compact,
+        vocab_axis=vocab_axis, gather_axes=gather_axes, target=target,
         token_block=token_block, vocab_block=vocab_block,
     )  # fmt: skip
     return chosen - lse, lse
 
 
-def row_statistics(
+def _row_statistics(
     spec: Spec,
     implementation: str | None,
     hidden: jax.Array,
@@ -119,8 +139,7 @@ def row_statistics(
     *,
     compact: bool,
 ) -> Outputs:
-    """The statistics of arrays that were checked, 0 where the mask is False."""
-    tokens = tokens.astype(jnp.int32)
+    """The statistics of checked arrays over this device's part of the vocabulary, 0 where the mask is False."""
     if mask is not None:
         hidden = jnp.where(mask[:, None], hidden, 0)
         tokens = jnp.where(mask, tokens, 0)
@@ -136,4 +155,8 @@ def row_statistics(
     out = statistics((name, spec), *align(inputs))
     if place is not None:
         out = jax.tree.map(lambda x: permuted(x, place), out)
+    return _masked(out, mask)
+
+
+def _masked(out: Outputs, mask: jax.Array | None) -> Outputs:
     return out if mask is None else jax.tree.map(lambda x: jnp.where(mask, x, 0.0), out)
