@@ -40,8 +40,8 @@ SMOKE = Config(batch=64, updates=30, rows=300, seeds=1)
 STATED = jnp.linspace(0.0, 1.0, 11)
 
 
-def train(config: Config, weight: float | None, seed: int) -> dict[str, float]:
-    """Policy gradient on the stated confidence; weight None trains on the biased reward model."""
+def train(config: Config, weight: float | None) -> list[dict[str, float]]:
+    """Policy gradient on the stated confidence, one result a seed; weight None trains on the biased reward model."""
     solve = jnp.linspace(0.1, 0.9, config.levels)
     optimiser = optax.adam(config.learning_rate)
 
@@ -73,6 +73,7 @@ def train(config: Config, weight: float | None, seed: int) -> dict[str, float]:
         return (optax.apply_updates(logits, updates), state, mean), None
 
     @jax.jit
+    @jax.vmap
     def fit(key):
         keys = jax.random.split(key, config.updates + 1)
         logits = jnp.zeros((config.levels, 11))
@@ -85,8 +86,9 @@ def train(config: Config, weight: float | None, seed: int) -> dict[str, float]:
             rl.brier_score(STATED[said], right),
         )
 
-    error, mean, brier = fit(jax.random.key(seed))
-    return {"ECE": float(error), "Brier": float(brier), "mean confidence": float(mean)}
+    found = fit(jax.vmap(jax.random.key)(jnp.arange(config.seeds)))
+    names = ("ECE", "mean confidence", "Brier")
+    return [dict(zip(names, map(float, numbers), strict=True)) for numbers in zip(*found, strict=True)]
 
 
 def post_hoc(config: Config, seed: int) -> dict[str, dict[str, float]]:
@@ -124,7 +126,7 @@ def run(config: Config) -> report.Tables:
     """Means over seeds."""
     policies: dict[str, dict[str, float]] = {}
     for name, weight in [("biased reward model", None), *((f"PPO-C, weight {w:g}", w) for w in config.weights)]:
-        policies |= report.average([{name: train(config, weight, seed)} for seed in range(config.seeds)])
+        policies |= report.average([{name: numbers} for numbers in train(config, weight)])
     posts = report.average([post_hoc(config, seed) for seed in range(config.seeds)])
     return {"stated confidence after training": policies, "post-hoc calibration": posts}
 

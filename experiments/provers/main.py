@@ -8,6 +8,7 @@ far actions are told apart, and how fast policy gradient with that reward (and e
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -63,8 +64,10 @@ def progress(config: Config, found: list[jax.Array], k: int) -> list[jax.Array]:
     return out
 
 
-def train(config: Config, outcome: jax.Array, k: int | None) -> tuple[np.ndarray, float]:
-    """Success after each update under exact policy gradient; k None is outcome reward alone.
+@functools.partial(jax.jit, static_argnames=("config", "k"))
+@functools.partial(jax.vmap, in_axes=(None, 0, None))
+def train(config: Config, outcome: jax.Array, k: int | None) -> jax.Array:
+    """[updates] success before each update under exact policy gradient; k None is outcome reward alone.
 
     The gradient is that of the expected outcome plus alpha times the expected progress of the steps taken, with the
     prover frozen within an update, as in training with process rewards.
@@ -89,11 +92,7 @@ def train(config: Config, outcome: jax.Array, k: int | None) -> tuple[np.ndarray
         updates, state = optimiser.update(gradient, state)
         return (optax.apply_updates(params, updates), state), found[0][0]
 
-    start = (logits, optimiser.init(logits))
-    curve = np.array(jax.jit(lambda s: jax.lax.scan(update, s, length=config.updates))(start)[1])
-    best = float(outcome.max())
-    reached = np.flatnonzero(curve >= config.goal * best)
-    return curve, float(reached[0]) if reached.size else float(config.updates)
+    return jax.lax.scan(update, (logits, optimiser.init(logits)), length=config.updates)[1]
 
 
 def run(config: Config) -> report.Tables:
@@ -106,20 +105,17 @@ def run(config: Config) -> report.Tables:
             "std of the advantage, p = .02 .1 .3": float(jnp.std(q)),
             "same for p = .9 .95 .99": float(jnp.std(rl.best_of_k_value(jnp.array([0.9, 0.95, 0.99]), k))),
         }
-    speed: dict[str, list[tuple[float, float]]] = {}
-    for seed in range(config.seeds):
-        outcome = leaves(config, seed)
-        for k in (None, 1, 4, 16, 256):
-            curve, reached = train(config, outcome, k)
-            name = "outcome only" if k is None else f"progress under Best-of-{k}"
-            speed.setdefault(name, []).append((curve[-1] / float(outcome.max()), reached))
-    table = {
-        name: {
-            "final success / best": report.estimate([f for f, _ in values]),
-            "updates to the goal": report.estimate([r for _, r in values]),
+    outcomes = jnp.stack([leaves(config, seed) for seed in range(config.seeds)])
+    best = np.array(outcomes.max(-1, keepdims=True))
+    table = {}
+    for k in (None, 1, 4, 16, 256):
+        curves = np.array(train(config, outcomes, k)) / best
+        done = curves >= config.goal
+        updates = np.where(done.any(-1), done.argmax(-1), config.updates)
+        table["outcome only" if k is None else f"progress under Best-of-{k}"] = {
+            "final success / best": report.estimate(curves[:, -1]),
+            "updates to the goal": report.estimate(updates),
         }
-        for name, values in speed.items()
-    }
     return {"how a prover tells actions apart": apart, "exact policy gradient with progress rewards": table}
 
 

@@ -8,6 +8,7 @@ samplers' spread inside and outside the training data, with and without an error
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,8 @@ class Config:
 SMOKE = Config(steps=400, burn_in=100, chains=4, seeds=1)
 
 
-def langevin(config: Config, key: jax.Array, x: jax.Array, y: jax.Array, temperature: float) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="config")
+def langevin(config: Config, key: jax.Array, x: jax.Array, y: jax.Array, temperature: jax.Array) -> jax.Array:
     """[chains * kept, features] samples of exp(-U / temperature), U = |y - x w|^2 / (2 noise^2) + |w|^2 / 2."""
     precision = x.T @ x / config.noise**2 + jnp.eye(x.shape[1])
     step_size = config.step_size / jnp.linalg.eigvalsh(precision)[-1] * 50
@@ -47,7 +49,9 @@ def langevin(config: Config, key: jax.Array, x: jax.Array, y: jax.Array, tempera
 
     def step(w: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         row_key, noise_key = jax.random.split(key)
-        rows = jax.random.permutation(row_key, x.shape[0])[: config.batch]
+        rows = jnp.arange(x.shape[0])
+        if config.batch < x.shape[0]:
+            rows = jax.random.permutation(row_key, rows)[: config.batch]
         drift = -step_size * gradient(w, rows)
         w = w + drift + jnp.sqrt(2 * temperature * step_size) * jax.random.normal(noise_key, w.shape)
         return w, w
@@ -58,7 +62,7 @@ def langevin(config: Config, key: jax.Array, x: jax.Array, y: jax.Array, tempera
         walk = jax.lax.scan(step, start, jax.random.split(key, config.steps))[1]
         return walk[config.burn_in :: config.thin]
 
-    walks = jax.jit(jax.vmap(chain))(jax.random.split(key, config.chains))
+    walks = jax.vmap(chain)(jax.random.split(key, config.chains))
     return walks.reshape(-1, x.shape[1])
 
 

@@ -10,6 +10,7 @@ several judges; mutated correct solutions, as PRLCoder has them, arXiv 2502.0171
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -58,9 +59,9 @@ def solve_chance(config: Config, right: np.ndarray) -> np.ndarray:
     return np.where(right, clean + (1 - clean) * config.luck, config.luck)
 
 
-def train(config: Config, features: np.ndarray, labels: np.ndarray, mask: np.ndarray) -> jax.Array:
-    """Logistic model on (looks, place, looks so far): weights [4]."""
-    x, y, m = jnp.array(expand(features)), jnp.array(labels, jnp.float32), jnp.array(mask)
+@functools.partial(jax.jit, static_argnames="config")
+def train(config: Config, x: jax.Array, y: jax.Array, m: jax.Array) -> jax.Array:
+    """Logistic model on expanded features x: weights [4]."""
     optimiser = optax.adam(0.1)
 
     def step(carry, _):
@@ -70,7 +71,7 @@ def train(config: Config, features: np.ndarray, labels: np.ndarray, mask: np.nda
         return (optax.apply_updates(w, updates), state), None
 
     start = jnp.zeros(x.shape[-1])
-    return jax.jit(lambda s: jax.lax.scan(step, (s, optimiser.init(s)), length=config.updates))(start)[0][0]
+    return jax.lax.scan(step, (start, optimiser.init(start)), length=config.updates)[0][0]
 
 
 def expand(features: np.ndarray) -> np.ndarray:
@@ -137,7 +138,7 @@ def one_seed(config: Config, seed: int) -> dict[str, dict[str, float]]:
     arms["mutated solutions, one call a step"] = mutated(config, rng)
     table = {}
     for name, (inputs, labels, mask, truth) in arms.items():
-        weights = train(config, inputs, labels, mask)
+        weights = train(config, jnp.array(expand(inputs)), jnp.array(labels, jnp.float32), jnp.array(mask))
         scores = jax.nn.sigmoid(jnp.array(expand(test_features)) @ weights)
         half = config.rows // 2
         threshold, _ = rl.best_threshold(scores[:half], everything[:half], label[:half])

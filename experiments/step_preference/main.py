@@ -8,6 +8,7 @@ loss from the same number of scored steps, and read as greedy policies.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,18 @@ def pairs(
 
 def success(config: Config, rng: np.random.Generator, kind: str, budget: int) -> tuple[float, float]:
     """Chance that all rounds are right: under the sharpened policy, and taking the best-scored of the candidates."""
-    chosen, rejected, scored = (jnp.array(x) for x in pairs(config, rng, kind, budget))
+    fitted, reference = fit(config, *(jnp.array(x) for x in pairs(config, rng, kind, budget)))
+    policy = jax.nn.softmax(fitted / config.beta)
+    # As agents use a step-level Q model: candidates from the unskilled policy, the largest log-ratio is taken.
+    scores = np.array(jax.nn.log_softmax(fitted) - jax.nn.log_softmax(reference))
+    drawn = candidates(config, rng, 500)
+    taken = np.take_along_axis(drawn, scores[np.arange(config.depth)[:, None], drawn].argmax(-1)[..., None], -1)
+    return float(policy[:, 0].prod()), float((taken[..., 0] == 0).all(-1).mean())
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def fit(config: Config, chosen: jax.Array, rejected: jax.Array, scored: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(fitted, reference) logits [depth, actions]."""
     reference = jnp.zeros((config.depth, config.actions))
     optimiser = optax.adam(0.05)
     rounds = jnp.arange(config.depth)
@@ -81,14 +93,7 @@ def success(config: Config, rng: np.random.Generator, kind: str, budget: int) ->
         updates, state = optimiser.update(jax.grad(loss)(params), state)
         return (optax.apply_updates(params, updates), state), None
 
-    run_all = jax.jit(lambda s: jax.lax.scan(step, (s, optimiser.init(s)), length=config.updates)[0][0])
-    fitted = run_all(reference)
-    policy = jax.nn.softmax(fitted / config.beta)
-    # As agents use a step-level Q model: candidates from the unskilled policy, the largest log-ratio is taken.
-    scores = np.array(jax.nn.log_softmax(fitted) - jax.nn.log_softmax(reference))
-    drawn = candidates(config, rng, 500)
-    taken = np.take_along_axis(drawn, scores[np.arange(config.depth)[:, None], drawn].argmax(-1)[..., None], -1)
-    return float(policy[:, 0].prod()), float((taken[..., 0] == 0).all(-1).mean())
+    return jax.lax.scan(step, (reference, optimiser.init(reference)), length=config.updates)[0][0], reference
 
 
 def candidates(config: Config, rng: np.random.Generator, episodes: int) -> np.ndarray:

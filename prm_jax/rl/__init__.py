@@ -8,6 +8,7 @@ from prm_jax.rl.advantages import (
     discounted_returns,
     generalized_advantages,
     grpo_advantages,
+    implicit_value_advantages,
     lambda_returns,
     leave_one_out,
     n_step_returns,
@@ -46,6 +47,7 @@ from prm_jax.rl.conformal import (
 from prm_jax.rl.correlation import midranks, pearson, r_squared, spearman
 from prm_jax.rl.extraction import best_of_n_policy_loss, best_of_n_targets, candidate_advantages
 from prm_jax.rl.filtering import passing_first, rows_of_groups, solve_rate_mask, truncation_mask
+from prm_jax.rl.gated_selection import GatedSelection, gated_selection
 from prm_jax.rl.halting import halting_distribution, halting_loss, quantile_exit
 from prm_jax.rl.imitation import advantage_weights, weighted_nll
 from prm_jax.rl.isotonic import IsotonicFit, apply_isotonic, fit_isotonic, isotonic_regression, venn_abers
@@ -82,8 +84,8 @@ from prm_jax.rl.pessimism import EnsembleMoments, ensemble_moments, ensemble_unc
 from prm_jax.rl.posterior import brain_loss
 from prm_jax.rl.preference import gpo_loss, group_preferences, preference_gates, preference_score
 from prm_jax.rl.quantiles import aggregate_quantiles, crossing_penalty, monotone_quantiles, pinball_loss
-from prm_jax.rl.ranking import ranking_metrics
-from prm_jax.rl.regression import RidgeFit, elliptical_bonus, variance_weights, weighted_ridge
+from prm_jax.rl.ranking import plackett_luce_loss, ranking_metrics
+from prm_jax.rl.regression import RidgeFit, elliptical_bonus, moment_variance, variance_weights, weighted_ridge
 from prm_jax.rl.reward_losses import (
     all_pairs_loss,
     detached_pairwise_loss,
@@ -123,8 +125,22 @@ from prm_jax.rl.shaping import (
     pessimistic_rewards,
     progress_rewards,
 )
-from prm_jax.rl.step_labels import balanced_step_weights, judge_labels, judge_weights, look_back_penalty
-from prm_jax.rl.targets import agree, mc_targets, quality_value, steps_to_correct, td_smooth, through_first_error
+from prm_jax.rl.step_labels import (
+    balanced_step_weights,
+    hard_step_labels,
+    judge_labels,
+    judge_weights,
+    look_back_penalty,
+)
+from prm_jax.rl.targets import (
+    agree,
+    mc_targets,
+    quality_value,
+    roll_forward_value,
+    steps_to_correct,
+    td_smooth,
+    through_first_error,
+)
 from prm_jax.rl.tracking import binned_r_squared, credit_concentration, proxy_gold_report
 from prm_jax.rl.values import (
     bellman_targets,
@@ -159,6 +175,7 @@ __all__ = [
     "discounted_returns",
     "generalized_advantages",
     "grpo_advantages",
+    "implicit_value_advantages",
     "lambda_returns",
     "leave_one_out",
     "n_step_returns",
@@ -189,6 +206,7 @@ __all__ = [
     "agree",
     "mc_targets",
     "quality_value",
+    "roll_forward_value",
     "steps_to_correct",
     "td_smooth",
     "through_first_error",
@@ -227,6 +245,7 @@ __all__ = [
     "pinball_loss",
     "RidgeFit",
     "elliptical_bonus",
+    "moment_variance",
     "variance_weights",
     "weighted_ridge",
     # preferences, posteriors, imitation
@@ -263,6 +282,7 @@ __all__ = [
     "ensemble_uncertainty",
     "penalized_rewards",
     "balanced_step_weights",
+    "hard_step_labels",
     "judge_labels",
     "judge_weights",
     "look_back_penalty",
@@ -271,6 +291,8 @@ __all__ = [
     "gated_objectives",
     "objective_gates",
     "verifier_rewards",
+    "GatedSelection",
+    "gated_selection",
     "halting_distribution",
     "halting_loss",
     "quantile_exit",
@@ -289,6 +311,7 @@ __all__ = [
     "best_of_n_win_rate",
     "bon_curve",
     "fit_over_optimization",
+    "plackett_luce_loss",
     "ranking_metrics",
     "midranks",
     "pearson",

@@ -47,6 +47,25 @@ def pmax(x: jax.Array, axis_name: AxisName) -> jax.Array:
     return x if axis_name is None else jax.lax.pmax(x, axis_name)
 
 
+def pmin(x: jax.Array, axis_name: AxisName) -> jax.Array:
+    """Minimum over the devices of `axis_name`; `x` itself when there is none."""
+    return x if axis_name is None else jax.lax.pmin(x, axis_name)
+
+
+def gather(x: jax.Array, axis_name: AxisName) -> jax.Array:
+    """The parts of all devices of `axis_name`, joined along the first axis; `x` itself when there is none.
+
+    For what needs all data in one place (ranks, sorted sums). Each device writes its part into zeros and the parts are
+    added up, so that the result is known to be the same everywhere, which an all-gather leaves unsaid.
+    """
+    if axis_name is None:
+        return x
+    bits = x.astype(jnp.int32) if x.dtype == jnp.bool_ else x
+    whole = jnp.zeros((jax.lax.psum(1, axis_name) * x.shape[0], *x.shape[1:]), bits.dtype)
+    start = [jax.lax.axis_index(axis_name) * x.shape[0], *(jnp.int32(0) for _ in x.shape[1:])]
+    return jax.lax.psum(jax.lax.dynamic_update_slice(whole, bits, start), axis_name).astype(x.dtype)
+
+
 def safe_divide(numerator: ArrayLike, denominator: ArrayLike) -> jax.Array:
     """`numerator / denominator`, 0 (with gradient 0) where the denominator is 0."""
     numerator, denominator = as_f32(numerator), as_f32(denominator)

@@ -325,6 +325,30 @@ def reinforce_advantages(
     return jnp.where(mask, dense_coef * dense + outcome_coef * sparse, 0.0)
 
 
+def implicit_value_advantages(token_rewards: ArrayLike, outcome: ArrayLike, mask: ArrayLike) -> jax.Array:
+    """The implicit reward model as a value function instead of a reward: A_t = a_i - v(y_<t).
+
+    v(y_<t) is the sum of the implicit rewards of the tokens before t, the model's soft value of the prefix. The paper
+    finds this weaker than using the same numbers as rewards.
+
+    Args:
+      token_rewards: [B, T] float, `implicit_token_rewards`, beta included; no gradient.
+      outcome: [B] any real dtype; fractions are kept.
+      mask: [B, T] bool, True on response tokens.
+
+    Returns:
+      [B, T] float32, 0 outside the mask.
+
+    Source: arXiv 2502.01456, appendix (value or reward).
+    """
+    mask = _util.as_mask(mask)
+    chex.assert_equal_shape([jnp.asarray(token_rewards), mask])
+    chex.assert_shape(jnp.asarray(outcome), mask.shape[:-1])
+    rewards = jax.lax.stop_gradient(_util.masked(token_rewards, mask))
+    before = jax.lax.cumsum(rewards, axis=rewards.ndim - 1) - rewards
+    return jnp.where(mask, jax.lax.stop_gradient(_util.as_f32(outcome))[..., None] - before, 0.0)
+
+
 def whiten(x: ArrayLike, mask: ArrayLike, *, eps: float = 1e-8, axis_name: _util.AxisName = None) -> jax.Array:
     """(x - mean) / sqrt(var + eps), with the mean and the unbiased variance of all valid entries of the batch.
 

@@ -62,7 +62,12 @@ def best_of_n_weights(scores: ArrayLike, mask: ArrayLike | None = None, *, n: in
 
 
 def bon_curve(
-    proxy: ArrayLike, gold: ArrayLike, mask: ArrayLike | None = None, *, sizes: Sequence[int]
+    proxy: ArrayLike,
+    gold: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    sizes: Sequence[int],
+    axis_name: _util.AxisName = None,
 ) -> BestOfNCurve:
     """Expected proxy and gold reward of best-of-n by the proxy, averaged over prompts.
 
@@ -71,6 +76,7 @@ def bon_curve(
       gold: [P, N] true rewards.
       mask: [P, N] bool, True on samples that exist, or None.
       sizes: the K values of n, each in 1..N.
+      axis_name: mapped axis over which the prompts are split, or None.
 
     Returns:
       `BestOfNCurve`. A prompt with fewer than n samples is left out of the mean at n; no prompt left gives 0.
@@ -83,11 +89,12 @@ def bon_curve(
         raise ValueError(f"sizes must lie in 1..{proxy.shape[1]} (samples a prompt), got {list(sizes)}")
     weights = jnp.stack([best_of_n_weights(proxy, mask, n=n) for n in sizes])  # [K, P, N]
     prompts = (mask.sum(-1) >= jnp.asarray(sizes)[:, None]).sum(-1).astype(jnp.float32)
+    prompts = _util.psum(prompts, axis_name)
     share = weights / jnp.maximum(prompts, 1.0)[:, None, None]
     kl = best_of_n_kl(jnp.asarray(sizes))
     return BestOfNCurve(
-        (share * _util.masked(proxy, mask)).sum((1, 2)),
-        (share * _util.masked(gold, mask)).sum((1, 2)),
+        _util.psum((share * _util.masked(proxy, mask)).sum((1, 2)), axis_name),
+        _util.psum((share * _util.masked(gold, mask)).sum((1, 2)), axis_name),
         kl,
         prompts,
     )

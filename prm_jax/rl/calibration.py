@@ -52,22 +52,20 @@ def reliability_bins(
       num_bins: K.
       bins: "width", K intervals (k/K, (k+1)/K], the first closed at 0; "mass", K bins of equally many
         entries, where ties of confidence share the bin of the first of them, so that order is immaterial.
-      axis_name: mapped axis or axes whose data is pooled; needs bins="width" (ranks do not pool).
+      axis_name: mapped axis or axes whose data is pooled ("mass" gathers the confidences, to rank them).
 
     Returns:
       `ReliabilityBins`. An empty mask gives zeros. Gradients reach `confidence` through the bin means.
     """
     _util.check_option("bins", bins, ("width", "mass"))
-    if bins == "mass" and axis_name is not None:
-        raise ValueError("bins of equal mass need all data in one place; use bins='width' with axis_name")
     confidence, outcome, mask = _masked_pair(confidence, outcome, mask)
     confidence, outcome, mask = confidence.ravel(), outcome.ravel(), mask.ravel()
     if bins == "width":
         index = jnp.ceil(confidence * num_bins).astype(jnp.int32) - 1
     else:
-        ordered = jnp.sort(jnp.where(mask, confidence, jnp.inf))
+        ordered = jnp.sort(_util.gather(jnp.where(mask, confidence, jnp.inf), axis_name))
         rank = jnp.searchsorted(ordered, confidence, side="left")
-        index = rank * num_bins // jnp.maximum(mask.sum(), 1)
+        index = rank * num_bins // jnp.maximum(_util.psum(mask.sum(), axis_name), 1)
     index = jnp.clip(index, 0, num_bins - 1)
     per_entry = jnp.stack([confidence, outcome, mask.astype(jnp.float32)], -1)
     sums = _util.psum(jax.ops.segment_sum(per_entry, index, num_bins), axis_name)
@@ -95,7 +93,7 @@ def calibration_error(
       mask: [...] bool, True on entries to use; None for all.
       kind: which error.
       num_bins: number of bins.
-      axis_name: mapped axis or axes whose data is pooled ("ece" and "mce").
+      axis_name: mapped axis or axes whose data is pooled.
 
     Returns:
       [] f32 in [0, 1]; 0 for an empty mask. Biased upwards: a calibrated forecaster gets about
@@ -146,6 +144,7 @@ def fit_platt(
     *,
     smooth: bool = True,
     num_steps: int = 25,
+    axis_name: _util.AxisName = None,
 ) -> PlattScale:
     """Platt scaling: logistic regression of a label on one score, by damped Newton steps.
 
@@ -159,6 +158,7 @@ def fit_platt(
       smooth: Platt's targets (n_pos + 1) / (n_pos + 2) and 1 / (n_neg + 2) in place of 1 and 0; keeps the
         slope finite for separable scores.
       num_steps: Newton steps.
+      axis_name: mapped axis over which the entries are split, or None; every device gets the fit to all of them.
 
     Returns:
       `PlattScale`. No gradient. An empty mask, or scores that are all equal, gives slope 0.
@@ -166,29 +166,35 @@ def fit_platt(
     scores, target, mask = jax.lax.stop_gradient(_masked_pair(scores, labels, mask))
     chex.assert_rank(scores, 1)
     weight = mask.astype(jnp.float32)
-    count = jnp.maximum(weight.sum(), 1.0)
-    centre = scores.sum() / count
-    spread = jnp.sqrt((weight * (scores - centre) ** 2).sum() / count)
+
+    def over_all(x: jax.Array) -> jax.Array:
+        return _util.psum(x, axis_name)
+
+    valid = over_all(weight.sum())
+    count = jnp.maximum(valid, 1.0)
+    centre = over_all(scores.sum()) / count
+    spread = jnp.sqrt(over_all((weight * (scores - centre) ** 2).sum()) / count)
     unit = jnp.where(spread > 0, (scores - centre) / jnp.where(spread > 0, spread, 1.0), 0.0)
     if smooth:
-        positive = target.sum()
-        high, low = (positive + 1) / (positive + 2), 1 / (weight.sum() - positive + 2)
+        positive = over_all(target.sum())
+        high, low = (positive + 1) / (positive + 2), 1 / (valid - positive + 2)
         target = target * high + (1 - target) * low
     features = jnp.stack([unit, jnp.ones_like(unit)], -1)  # [N, 2]
 
     def loss(theta: jax.Array) -> jax.Array:
         logit = features @ theta
-        return (weight * (jax.nn.softplus(logit) - target * logit)).sum() / count
+        return over_all((weight * (jax.nn.softplus(logit) - target * logit)).sum()) / count
 
     def newton(theta: jax.Array, _: None) -> tuple[jax.Array, None]:
         p = jax.nn.sigmoid(features @ theta)
-        gradient = (weight * (p - target)) @ features / count
-        hessian = (features * (weight * p * (1 - p))[:, None]).T @ features / count
+        gradient = over_all((weight * (p - target)) @ features) / count
+        hessian = over_all((features * (weight * p * (1 - p))[:, None]).T @ features) / count
         step = jnp.linalg.solve(hessian + 1e-6 * jnp.eye(2), gradient)
         options = theta - jnp.array([1.0, 0.5, 0.25, 0.1, 0.01, 4.0, 0.0])[:, None] * step
         return options[jnp.argmin(jax.vmap(loss)(options))], None
 
-    theta, _ = jax.lax.scan(newton, jnp.zeros(2), None, length=num_steps)
+    start = jnp.zeros_like(jnp.stack([centre, spread]))  # varies over mapped axes as the statistics do
+    theta, _ = jax.lax.scan(newton, start, None, length=num_steps)
     slope = jnp.where(spread > 0, theta[0] / jnp.where(spread > 0, spread, 1.0), 0.0)
     return PlattScale(slope, theta[1] - slope * centre)
 

@@ -58,7 +58,7 @@ def conformal_pvalues(
       [M] f32 in (0, 1]; small means "good".  Without calibration data 1 (or `uniforms`). No gradient.
       No two axes meet in memory: sorts of N and M.
     """
-    scores, test_scores = _util.as_f32(scores), _util.as_f32(test_scores)
+    scores, test_scores = jax.lax.stop_gradient((_util.as_f32(scores), _util.as_f32(test_scores)))
     good = _util.as_mask(good)
     mask = jnp.ones(good.shape, bool) if mask is None else _util.as_mask(mask)
     chex.assert_rank([scores, test_scores], 1)
@@ -80,7 +80,7 @@ def benjamini_hochberg(pvalues: ArrayLike, mask: ArrayLike | None = None, *, lev
     Returns:
       [..., M] bool; all False for an empty mask.
     """
-    p = _util.as_f32(pvalues)
+    p = jax.lax.stop_gradient(_util.as_f32(pvalues))
     mask = jnp.ones(p.shape, bool) if mask is None else _util.as_mask(mask)
     chex.assert_equal_shape([p, mask])
     p = jnp.where(mask, p, jnp.inf)
@@ -104,7 +104,7 @@ def e_benjamini_hochberg(evalues: ArrayLike, mask: ArrayLike | None = None, *, l
     Returns:
       [..., M] bool.
     """
-    e = _util.as_f32(evalues)
+    e = jax.lax.stop_gradient(_util.as_f32(evalues))
     positive = e > 0
     return benjamini_hochberg(jnp.where(positive, 1 / jnp.where(positive, e, 1.0), jnp.inf), mask, level=level)
 
@@ -139,7 +139,7 @@ def optimized_selection(
       `OptimizedSelection`. Ties between scorers go to the lowest index. Time O(M^2 K log M), memory O(M K).
     """
     _util.check_option("pruning", pruning, ("heterogeneous", "homogeneous", "deterministic"))
-    scores, test = _util.as_f32(scores), _util.as_f32(test_scores)
+    scores, test = jax.lax.stop_gradient((_util.as_f32(scores), _util.as_f32(test_scores)))
     good = _util.as_mask(good)
     chex.assert_rank([scores, test], 2)
     chex.assert_shape(good, scores.shape[:1])

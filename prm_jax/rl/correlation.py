@@ -24,13 +24,16 @@ def midranks(x: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
     return jnp.vectorize(_midranks, signature="(n),(n)->(n)")(x, mask)
 
 
-def pearson(x: ArrayLike, y: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
+def pearson(
+    x: ArrayLike, y: ArrayLike, mask: ArrayLike | None = None, *, axis_name: _util.AxisName = None
+) -> jax.Array:
     """Pearson's correlation along the last axis.
 
     Args:
       x: [..., N].
       y: [..., N].
       mask: [..., N] bool, True on entries to use, or None.
+      axis_name: mapped axis over which the entries are split, or None.
 
     Returns:
       [...] f32 in [-1, 1]; 0 where either side is constant or the mask is empty. Gradients flow to both.
@@ -38,9 +41,10 @@ def pearson(x: ArrayLike, y: ArrayLike, mask: ArrayLike | None = None) -> jax.Ar
     x, y = _util.as_f32(x), _util.as_f32(y)
     mask = jnp.ones(x.shape, bool) if mask is None else _util.as_mask(mask)
     chex.assert_equal_shape([x, y, mask])
-    x, y = _centred(x, mask), _centred(y, mask)
-    scale = _util.safe_sqrt((x * x).sum(-1)) * _util.safe_sqrt((y * y).sum(-1))
-    return jnp.clip(_util.safe_divide((x * y).sum(-1), scale), -1.0, 1.0)
+    w = mask.astype(jnp.float32)
+    x, y = _centred(x, mask, w, axis_name), _centred(y, mask, w, axis_name)
+    xx, yy, xy = (_util.psum((a * b).sum(-1), axis_name) for a, b in ((x, x), (y, y), (x, y)))
+    return jnp.clip(_util.safe_divide(xy, _util.safe_sqrt(xx) * _util.safe_sqrt(yy)), -1.0, 1.0)
 
 
 def spearman(x: ArrayLike, y: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
@@ -58,7 +62,12 @@ def spearman(x: ArrayLike, y: ArrayLike, mask: ArrayLike | None = None) -> jax.A
 
 
 def r_squared(
-    x: ArrayLike, y: ArrayLike, mask: ArrayLike | None = None, *, weights: ArrayLike | None = None
+    x: ArrayLike,
+    y: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    weights: ArrayLike | None = None,
+    axis_name: _util.AxisName = None,
 ) -> jax.Array:
     """Share of the variance of y that a straight line in x explains: the squared weighted correlation.
 
@@ -67,6 +76,7 @@ def r_squared(
       y: [..., N], what is explained.
       mask: [..., N] bool, True on entries to use, or None.
       weights: [..., N], >= 0, or None for ones.
+      axis_name: mapped axis over which the entries are split, or None.
 
     Returns:
       [...] f32 in [0, 1]; 0 where either side is constant.
@@ -75,19 +85,19 @@ def r_squared(
     mask = jnp.ones(x.shape, bool) if mask is None else _util.as_mask(mask)
     chex.assert_equal_shape([x, y, mask])
     w = mask.astype(jnp.float32) if weights is None else _util.masked(weights, mask)
-    x, y = _centred(x, mask, w), _centred(y, mask, w)
-    scale = (w * x * x).sum(-1) * (w * y * y).sum(-1)
-    return jnp.clip(_util.safe_divide((w * x * y).sum(-1) ** 2, scale), 0.0, 1.0)
+    x, y = _centred(x, mask, w, axis_name), _centred(y, mask, w, axis_name)
+    xx, yy, xy = (_util.psum((w * a * b).sum(-1), axis_name) for a, b in ((x, x), (y, y), (x, y)))
+    return jnp.clip(_util.safe_divide(xy**2, xx * yy), 0.0, 1.0)
 
 
-def _centred(x: jax.Array, mask: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+def _centred(x: jax.Array, mask: jax.Array, w: jax.Array, axis_name: _util.AxisName) -> jax.Array:
     """`x` less its mean over the mask; exactly 0 for a constant, so that rounding makes no correlation."""
     x = _util.masked(x, mask)
-    w = mask.astype(jnp.float32) if weights is None else weights
-    mean = _util.safe_divide((w * x).sum(-1, keepdims=True), w.sum(-1, keepdims=True))
-    used = mask & (w > 0)
-    lowest = jnp.where(used, x, jnp.inf).min(-1, keepdims=True, initial=jnp.inf)
-    highest = jnp.where(used, x, -jnp.inf).max(-1, keepdims=True, initial=-jnp.inf)
+    total, size = (_util.psum(s.sum(-1, keepdims=True), axis_name) for s in (w * x, w))
+    mean = _util.safe_divide(total, size)
+    used, still = mask & (w > 0), jax.lax.stop_gradient(x)
+    lowest = _util.pmin(jnp.where(used, still, jnp.inf).min(-1, keepdims=True, initial=jnp.inf), axis_name)
+    highest = _util.pmax(jnp.where(used, still, -jnp.inf).max(-1, keepdims=True, initial=-jnp.inf), axis_name)
     return jnp.where(mask & (highest > lowest), x - mean, 0.0)
 
 

@@ -166,9 +166,10 @@ def _blocks(values: jax.Array, weights: jax.Array) -> jax.Array:
             starts=s.starts.at[jnp.where(push, s.top, num)].set(entry, mode="drop"),
         )
 
-    zero = jnp.zeros((), jnp.int32)
-    blank = jnp.zeros(num, jnp.float32)
-    stack = _Stack(zero, zero, blank, blank, jnp.zeros(num, jnp.int32))
+    # Zeros "like" the data vary over mapped axes as the data do, which a loop under shard_map asks of its carry.
+    blank = jnp.zeros_like(values + weights)
+    empty = jnp.zeros_like(blank, jnp.int32)
+    stack = _Stack(empty[0], empty[0], blank, blank, empty)
     stack = jax.lax.while_loop(lambda s: (s.read < num) | violated(s), step, stack)
     slot = jnp.where(jnp.arange(num) < stack.top, stack.starts, num)
     starts = jnp.zeros(num, jnp.int32).at[slot].set(1, mode="drop")

@@ -139,7 +139,12 @@ def first_error_f1(
 
 
 def best_threshold(
-    scores: ArrayLike, mask: ArrayLike, label: ArrayLike, *, candidates: ArrayLike | None = None
+    scores: ArrayLike,
+    mask: ArrayLike,
+    label: ArrayLike,
+    *,
+    candidates: ArrayLike | None = None,
+    axis_name: _util.AxisName = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The threshold of `first_error` with the highest first-error F1, and that F1.
 
@@ -153,6 +158,7 @@ def best_threshold(
       mask: [B, S] bool, True on steps that exist. A response without steps is not counted.
       label: [B] int, position along S of the first wrong step, -1 for none.
       candidates: optional [N] float, the thresholds to choose from.
+      axis_name: mapped axis over which the batch is split, or None; the intervals of all responses are gathered.
 
     Returns:
       (threshold, f1), float32 scalars; of equal F1s the lowest threshold (the first candidate).
@@ -164,6 +170,7 @@ def best_threshold(
     low, high, right = _threshold_intervals(_util.masked(scores, mask), mask, label)
     rows = jnp.any(mask, -1)
     faulty, correct = rows & (label != NO_ERROR), rows & (label == NO_ERROR)
+    low, high, right, faulty, correct = (_util.gather(x, axis_name) for x in (low, high, right, faulty, correct))
     if candidates is None:
         tried = _piece_middles(jnp.concatenate([jnp.where(right, low, jnp.inf), jnp.where(right, high, jnp.inf)]))
     else:
@@ -181,13 +188,16 @@ def best_threshold(
     return tried[best], f1[best]
 
 
-def roc_auc(scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
+def roc_auc(
+    scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None, *, axis_name: _util.AxisName = None
+) -> jax.Array:
     """Probability that a positive entry scores above a negative one, ties one half; over all valid entries.
 
     Args:
       scores: any shape, float (step scores, say).
       labels: same shape, bool or 0/1.
       mask: optional bool of the same shape.
+      axis_name: mapped axis over which the entries are split, or None; the negative entries' scores are gathered.
 
     Returns:
       float32 scalar in [0, 1]; 0.5 when either kind is missing. No gradient.
@@ -198,11 +208,11 @@ def roc_auc(scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None)
     chex.assert_equal_shape([s, mask])
     s = _util.masked(s, mask).reshape(-1)
     positive, negative = (positive & mask).reshape(-1), (~positive & mask).reshape(-1)
-    ranked = jnp.sort(jnp.where(negative, s, jnp.inf))
+    ranked = jnp.sort(_util.gather(jnp.where(negative, s, jnp.inf), axis_name))
     below, upto = (jnp.searchsorted(ranked, s, side=side) for side in ("left", "right"))
-    total = jnp.sum(negative)
-    wins = jnp.sum(jnp.where(positive, 0.5 * (below + jnp.minimum(upto, total)), 0.0))
-    pairs = jnp.sum(positive).astype(jnp.float32) * total
+    total = _util.psum(jnp.sum(negative), axis_name)
+    wins = _util.psum(jnp.sum(jnp.where(positive, 0.5 * (below + jnp.minimum(upto, total)), 0.0)), axis_name)
+    pairs = _util.psum(jnp.sum(positive).astype(jnp.float32), axis_name) * total
     return jnp.where(pairs > 0, wins / jnp.maximum(pairs, 1), 0.5)
 
 
@@ -248,25 +258,40 @@ def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, *, k: int) -> jax.
     return 1.0 - jnp.prod(wrong, -1)
 
 
-def vote_totals(weights: ArrayLike, answer_ids: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
-    """For every response, the summed weight of all responses with the same answer.
+def vote_totals(
+    weights: ArrayLike,
+    answer_ids: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    reduce: Literal["sum", "mean", "max"] = "sum",
+) -> jax.Array:
+    """For every response, the summed (mean, largest) weight of all responses with the same answer.
 
-    Its argmax is a weighted majority vote (weights 1: majority; sigmoid of the score: ImplicitPRM's vote), ties
-    to the answer seen first.
+    Its argmax is a weighted vote, ties to the answer seen first. With "sum": weights 1 give the majority, sigmoids of
+    scores ImplicitPRM's vote. "mean" is the other vote of MedS3, and "max" is best-of-n.
 
     Args:
       weights: [..., N] float, one a response.
       answer_ids: [..., N] int, equal where answers are equivalent; a negative id is no answer and gets 0.
       mask: optional [..., N] bool.
+      reduce: see above.
 
     Returns:
-      [..., N] float32.
+      [..., N] float32; 0 for responses without an answer or outside the mask (keep them out of an argmax where
+      weights may be negative). Gradients flow to the weights.
+
+    Source: arXiv 2412.01981; arXiv 2501.12051.
     """
+    _util.check_option("reduce", reduce, ("sum", "mean", "max"))
     w, ids = jnp.asarray(weights), jnp.asarray(answer_ids)
     chex.assert_equal_shape([w, ids])
     valid = ids >= 0 if mask is None else (ids >= 0) & _util.as_mask(mask)
     same = (ids[..., :, None] == ids[..., None, :]) & valid[..., :, None] & valid[..., None, :]
-    return jnp.sum(jnp.where(same, _util.masked(w, valid)[..., None, :], 0.0), -1)
+    w = _util.masked(w, valid)[..., None, :]
+    if reduce == "max":
+        return jnp.where(valid, jnp.max(jnp.where(same, w, -jnp.inf), -1, initial=-jnp.inf), 0.0)
+    total = jnp.sum(jnp.where(same, w, 0.0), -1)
+    return total if reduce == "sum" else total / jnp.maximum(jnp.sum(same, -1), 1)
 
 
 def _share(hit: jax.Array, mask: jax.Array, axis_name: _util.AxisName) -> jax.Array:

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from prm_jax.rl import _util
 
-Uncertainty = Literal["std", "max_aleatoric", "max_deviation", "max_pairwise", "loo_kl"]
+Uncertainty = Literal["std", "max_aleatoric", "max_deviation", "max_pairwise", "loo_kl", "loglik_variance"]
 
 
 class EnsembleMoments(NamedTuple):
@@ -48,26 +48,32 @@ def ensemble_moments(predictions: ArrayLike, variances: ArrayLike | None = None)
 
 
 def ensemble_uncertainty(
-    predictions: ArrayLike, variances: ArrayLike | None = None, *, kind: Uncertainty = "std"
+    predictions: ArrayLike,
+    variances: ArrayLike | None = None,
+    *,
+    kind: Uncertainty = "std",
+    sample: ArrayLike | None = None,
 ) -> jax.Array:
     """One number for how unsure an ensemble is; subtract a multiple of it from the mean.
 
     "std": standard deviation of the mixture, the steadiest of the comparison. "max_aleatoric": the largest standard
     deviation of a member. "max_deviation": the largest distance of a member from the mean. "max_pairwise": the
     largest distance of two members. "loo_kl": mean over members of KL(member || Gaussian fitted to the others).
+    "loglik_variance": variance over members of the log-likelihood they give to one sample of the ensemble.
 
     Args:
       predictions: [E, ...] float, members' means.
-      variances: [E, ...] float, >= 0 (> 0 for "loo_kl"), members' own variances; needed by "max_aleatoric" and
-        "loo_kl".
+      variances: [E, ...] float, >= 0 (> 0 for "loo_kl" and "loglik_variance"), members' own variances; needed by
+        these two and by "max_aleatoric".
       kind: see above.
+      sample: [...] float, needed by "loglik_variance" and read by it alone: a draw from one member.
 
     Returns:
       [...] float32, >= 0. Gradients flow; at ties of extremes to one of them.
 
     Source: arXiv 2110.04135.
     """
-    _util.check_option("kind", kind, ("std", "max_aleatoric", "max_deviation", "max_pairwise", "loo_kl"))
+    _util.check_option("kind", kind, Uncertainty.__args__)  # type: ignore[attr-defined]
     x = _util.as_f32(predictions)
     chex.assert_axis_dimension_gt(x, 0, 0)
     if kind == "std":
@@ -83,6 +89,12 @@ def ensemble_uncertainty(
     v = _util.as_f32(variances)
     if kind == "max_aleatoric":
         return _util.safe_sqrt(v).max(0)
+    if kind == "loglik_variance":
+        if sample is None:
+            raise ValueError("kind='loglik_variance' needs a sample")
+        chex.assert_shape(jnp.asarray(sample), x.shape[1:])
+        loglik = -0.5 * (jnp.log(2 * jnp.pi * v) + jnp.square(_util.as_f32(sample) - x) / v)
+        return jnp.square(loglik - loglik.mean(0)).mean(0)
     chex.assert_axis_dimension_gt(x, 0, 1)
     rest = x.shape[0] - 1
     mean = (x.sum(0) - x) / rest
@@ -97,6 +109,7 @@ def penalized_rewards(
     *,
     coefficient: float,
     kind: Uncertainty = "std",
+    sample: ArrayLike | None = None,
 ) -> jax.Array:
     """`mean - coefficient * ensemble_uncertainty`.
 
@@ -105,6 +118,7 @@ def penalized_rewards(
       variances: [E, ...] float, or None.
       coefficient: lambda, >= 0; tune it together with the size of the ensemble.
       kind: see `ensemble_uncertainty`.
+      sample: [...] float, for "loglik_variance".
 
     Returns:
       [...] float32. Gradients flow.
@@ -112,4 +126,4 @@ def penalized_rewards(
     Source: arXiv 2110.04135.
     """
     mean = _util.as_f32(predictions).mean(0)
-    return mean - coefficient * ensemble_uncertainty(predictions, variances, kind=kind)
+    return mean - coefficient * ensemble_uncertainty(predictions, variances, kind=kind, sample=sample)

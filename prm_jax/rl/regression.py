@@ -26,7 +26,14 @@ class RidgeFit(NamedTuple):
     covariance: jax.Array
 
 
-def weighted_ridge(features: ArrayLike, targets: ArrayLike, weights: ArrayLike, *, l2: float) -> RidgeFit:
+def weighted_ridge(
+    features: ArrayLike,
+    targets: ArrayLike,
+    weights: ArrayLike,
+    *,
+    l2: float,
+    axis_name: _util.AxisName = None,
+) -> RidgeFit:
     """`argmin_theta sum_i w_i (phi_i theta - y_i)^2 + l2 |theta|^2`, without an intercept.
 
     Rows of weight 0 may hold anything, NaN included: `jax.vmap` over targets and weights [K, N] fits K objectives
@@ -37,6 +44,7 @@ def weighted_ridge(features: ArrayLike, targets: ArrayLike, weights: ArrayLike, 
       targets: [N] float.
       weights: [N] float, >= 0; with 1 / variance the best linear unbiased estimate.
       l2: > 0.
+      axis_name: mapped axis over which the rows are split, or None; every device gets the fit to all rows.
 
     Returns:
       `RidgeFit`; zeros and I / l2 when all weights are 0. Gradients flow to everything with weight.
@@ -47,9 +55,9 @@ def weighted_ridge(features: ArrayLike, targets: ArrayLike, weights: ArrayLike, 
     used = weights > 0
     weights = jnp.where(used, weights, 0.0)
     features, targets = _util.masked(features, used[:, None]), _util.masked(targets, used)
-    gram = (features * weights[:, None]).T @ features + l2 * jnp.eye(features.shape[1])
+    gram = _util.psum((features * weights[:, None]).T @ features, axis_name) + l2 * jnp.eye(features.shape[1])
     factor = jax.scipy.linalg.cho_factor(gram, lower=True)
-    moment = features.T @ (weights * targets)
+    moment = _util.psum(features.T @ (weights * targets), axis_name)
     covariance = jax.scipy.linalg.cho_solve(factor, jnp.eye(features.shape[1]))
     return RidgeFit(jax.scipy.linalg.cho_solve(factor, moment), covariance)
 
@@ -75,6 +83,25 @@ def elliptical_bonus(fit: RidgeFit, features: ArrayLike, *, scale: float = 1.0, 
     chex.assert_axis_dimension(features, -1, fit.coefficients.shape[0])
     square = jnp.einsum("...d,de,...e->...", features, fit.covariance, features)
     return jnp.minimum(scale * _util.safe_sqrt(square), maximum)
+
+
+def moment_variance(second_moment: ArrayLike, mean: ArrayLike, *, error: ArrayLike = 0.0) -> jax.Array:
+    """Variance of a value in [0, 1] from two regressions: `clip(E[V^2], 0, 1) - clip(E[V], 0, 1)^2 + error`.
+
+    Args:
+      second_moment: [...] float, prediction of V^2.
+      mean: [...] float, prediction of V.
+      error: scalar or [...] float, >= 0, bound on the error of the estimate (the paper's E), which keeps it optimistic.
+
+    Returns:
+      [...] float32, >= 0: the `variance` of `variance_weights`. No gradient.
+
+    Source: arXiv 2303.10165.
+    """
+    second, first = _util.as_f32(second_moment), _util.as_f32(mean)
+    chex.assert_equal_shape([second, first])
+    estimate = jnp.clip(second, 0.0, 1.0) - jnp.square(jnp.clip(first, 0.0, 1.0)) + _util.as_f32(error)
+    return jax.lax.stop_gradient(jnp.maximum(estimate, 0.0))
 
 
 def variance_weights(variance: ArrayLike, bonus: ArrayLike, *, gamma: float, floor: float) -> jax.Array:

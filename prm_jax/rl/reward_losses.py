@@ -196,8 +196,8 @@ def kto_loss(
     reference_point: ArrayLike = 0.0,
     *,
     beta: float = 0.05,
-    desirable_weight: float = 1.0,
-    undesirable_weight: float = 1.0,
+    desirable_weight: ArrayLike = 1.0,
+    undesirable_weight: ArrayLike = 1.0,
     variant: Literal["paper", "vanilla"] = "paper",
     mask: ArrayLike | None = None,
     axis_name: _util.AxisName = None,
@@ -214,8 +214,9 @@ def kto_loss(
       desirable: [B] bool.
       reference_point: scalar z >= 0, see `kto_reference_point`; "vanilla" does not use it.
       beta: scale.
-      desirable_weight: multiplies the losses of desirable responses.
-      undesirable_weight: multiplies the others.
+      desirable_weight: scalar or [B] float, multiplies the losses of desirable responses; no gradient. ReARTeR's
+        explanation model has exp(old score - new score) here, one a response (arXiv 2501.07861).
+      undesirable_weight: scalar or [B] float, multiplies the others; no gradient.
       variant: see above.
       mask: optional [B] bool, False for rows that do not count.
       axis_name: mapped axis over which the batch is split, or None; only the means of "vanilla" use it.
@@ -235,7 +236,8 @@ def kto_loss(
     if variant == "vanilla":
         z = jnp.where(good, _mean_above_0(x, lose, axis_name), _mean_above_0(x, win, axis_name))
     signed = jnp.where(good, beta * (x - z), beta * (z - x))
-    loss = _over(jnp.where(good, desirable_weight, undesirable_weight) * jax.nn.sigmoid(-signed), mask)
+    weight = jnp.where(good, _util.as_f32(desirable_weight), _util.as_f32(undesirable_weight))
+    loss = _over(jax.lax.stop_gradient(_util.masked(weight, mask)) * jax.nn.sigmoid(-signed), mask)
     metrics = {"desirable": _over(beta * x, win), "undesirable": _over(beta * x, lose)}
     return Loss(loss.total, loss.weight, jax.lax.stop_gradient(metrics))
 

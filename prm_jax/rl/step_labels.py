@@ -1,7 +1,7 @@
 """Step labels from judges, and corrections to step values.
 
-Ensembles of judges: AURORA (arXiv 2502.11520). Look-back correction: MedS3 (arXiv 2501.12051). Balance over prefix
-lengths: GLoRe (arXiv 2402.10963). Labels from rollouts are `mc_targets`.
+Ensembles of judges: AURORA (arXiv 2502.11520). Look-back correction and hard labels: MedS3 (arXiv 2501.12051). Balance
+over prefix lengths: GLoRe (arXiv 2402.10963). Labels from rollouts are `mc_targets`.
 """
 
 import chex
@@ -47,7 +47,12 @@ def judge_labels(
 
 
 def judge_weights(
-    votes: ArrayLike, reference: ArrayLike, present: ArrayLike | None = None, *, limit: float = 0.99
+    votes: ArrayLike,
+    reference: ArrayLike,
+    present: ArrayLike | None = None,
+    *,
+    limit: float = 0.99,
+    axis_name: _util.AxisName = None,
 ) -> jax.Array:
     """How much to trust each judge, from items whose answer was checked: the log-odds of its accuracy.
 
@@ -59,6 +64,7 @@ def judge_weights(
       reference: [...] in [0, 1], right where > 1/2.
       present: [E, ...] bool, or None.
       limit: accuracies are clipped to [1 - limit, limit].
+      axis_name: mapped axis over which the items are split, or None.
 
     Returns:
       [E] float32; 0 for a judge without items. No gradient.
@@ -69,7 +75,8 @@ def judge_weights(
     chex.assert_shape(jnp.asarray(reference), votes.shape[1:])
     right = present & ((votes > 0.5) == (_util.as_f32(reference) > 0.5))
     axes = tuple(range(1, votes.ndim))
-    accuracy = jnp.clip((right.sum(axes) + 1) / (present.sum(axes) + 2), 1 - limit, limit)
+    hits, items = (_util.psum(x.sum(axes), axis_name) for x in (right, present))
+    accuracy = jnp.clip((hits + 1) / (items + 2), 1 - limit, limit)
     return jnp.log(accuracy) - jnp.log1p(-accuracy)
 
 
@@ -103,7 +110,36 @@ def look_back_penalty(values: ArrayLike, mask: ArrayLike, *, coefficient: float)
     return jnp.where(mask, jnp.clip(v - coefficient * loss, 0.0, 1.0), 0.0)
 
 
-def balanced_step_weights(labels: ArrayLike, mask: ArrayLike) -> jax.Array:
+def hard_step_labels(
+    values: ArrayLike, mask: ArrayLike, *, threshold: float = 0.5, rising: bool = False
+) -> jax.Array:
+    """Right or wrong from step values: 1 where the value exceeds `threshold`, else 0.
+
+    With `rising` a step must also be worth no less than the step before it, so that a step which loses ground is
+    wrong even where success is still likely; the first step has only the threshold to pass.
+
+    Args:
+      values: [..., S] float, soft labels or node values; no gradient.
+      mask: [..., S] bool, True on steps that exist.
+      threshold: see above.
+      rising: see above.
+
+    Returns:
+      [..., S] float32 in {0, 1}, 0 outside the mask.
+
+    Source: released code of arXiv 2501.12051 (hard labels, and their hierarchical form).
+    """
+    mask = _util.as_mask(mask)
+    chex.assert_equal_shape([jnp.asarray(values), mask])
+    v = jax.lax.stop_gradient(_util.masked(values, mask))
+    right = mask & (v > threshold)
+    if rising:
+        first = jnp.cumsum(mask, -1) == 1
+        right &= first | (v >= _util.previous_valid(v, mask))
+    return right.astype(jnp.float32)
+
+
+def balanced_step_weights(labels: ArrayLike, mask: ArrayLike, *, axis_name: _util.AxisName = None) -> jax.Array:
     """Weights under which right and wrong labels count the same at every step index.
 
     Without them a model of steps learns that early steps are right and late ones wrong. At an index where only one
@@ -112,6 +148,7 @@ def balanced_step_weights(labels: ArrayLike, mask: ArrayLike) -> jax.Array:
     Args:
       labels: [B, S], right where > 1/2.
       mask: [B, S] bool, True on labelled steps.
+      axis_name: mapped axis over which the batch is split, or None; the counts are those of the whole batch.
 
     Returns:
       [B, S] float32, >= 0, mean 1 over the labelled steps of every index that has both kinds. No gradient.
@@ -122,8 +159,7 @@ def balanced_step_weights(labels: ArrayLike, mask: ArrayLike) -> jax.Array:
     chex.assert_rank(mask, 2)
     chex.assert_equal_shape([jnp.asarray(labels), mask])
     right = mask & (_util.as_f32(labels) > 0.5)
-    num_right = right.sum(0)
-    total = mask.sum(0)
+    num_right, total = (_util.psum(x.sum(0), axis_name) for x in (right, mask))
     num_wrong = total - num_right
     both = (num_right > 0) & (num_wrong > 0)
     own = jnp.where(right, num_right, num_wrong)

@@ -113,6 +113,28 @@ def quality_value(wrong: ArrayLike, distance: ArrayLike, mask: ArrayLike) -> jax
     return jnp.where(mask, jnp.moveaxis(values, 0, -1), 0.0)
 
 
+def roll_forward_value(values: ArrayLike, rollouts: ArrayLike, mask: ArrayLike, *, alpha: float = 0.5) -> jax.Array:
+    """ReST-MCTS*'s value of a new step after looking ahead: (1 - alpha) * V + alpha * the largest value rolled into.
+
+    Args:
+      values: [...] float, the value model's score of the step; no gradient.
+      rollouts: [..., R] float, its scores along a greedy roll-forward of R steps; no gradient.
+      mask: [..., R] bool, True on steps that were rolled out.
+      alpha: in [0, 1].
+
+    Returns:
+      [...] float32; `values` unchanged where nothing was rolled out.
+
+    Source: released code of arXiv 2406.03816.
+    """
+    mask = _util.as_mask(mask)
+    chex.assert_equal_shape([jnp.asarray(rollouts), mask])
+    chex.assert_shape(jnp.asarray(values), mask.shape[:-1])
+    v = jax.lax.stop_gradient(_util.as_f32(values))
+    best = jnp.max(jnp.where(mask, jax.lax.stop_gradient(_util.masked(rollouts, mask)), -jnp.inf), -1, initial=-jnp.inf)
+    return jnp.where(jnp.any(mask, -1), (1 - alpha) * v + alpha * jnp.where(jnp.isfinite(best), best, 0.0), v)
+
+
 def steps_to_correct(
     parent: ArrayLike, correct: ArrayLike, mask: ArrayLike
 ) -> tuple[jax.Array, jax.Array]:

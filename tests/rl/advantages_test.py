@@ -223,3 +223,10 @@ def test_bad_input():
         rl.leave_one_out(np.ones((2, 2)), np.zeros((2, 2), int), num_groups=1)
     with pytest.raises(AssertionError):
         rl.n_step_returns(np.ones((2, 3)), np.ones((2, 3)), mask, discount=1.0, n=0)
+
+
+def test_process_rewards_as_values_by_hand():
+    rewards = np.array([[0.5, -0.25, 1.0, np.nan], [1.0, np.nan, 2.0, np.nan]])
+    mask = np.array([[1, 1, 1, 0], [1, 0, 1, 0]], bool)
+    found = rl.implicit_value_advantages(rewards, np.array([1, 0.5]), mask)
+    np.testing.assert_allclose(found, [[1, 0.5, 0.75, 0], [0.5, 0, -0.5, 0]], atol=1e-6)

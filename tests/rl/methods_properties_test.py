@@ -142,6 +142,20 @@ TABLE = [
         kw={"l2": 0.1},
     ),
     Row(rl.variance_weights, rows(variance=unit(N), bonus=unit(N)), kw={"gamma": 0.5, "floor": 0.1}),
+    Row(rl.moment_variance, rows(second_moment=unit(N), mean=unit(N)), kw={"error": 0.1}),
+    Row(
+        rl.elliptical_bonus,
+        rows(features=normal(N, K)),
+        grad="features",
+        kw={"fit": rl.RidgeFit(np.zeros(K, np.float32), 0.1 * np.eye(K, dtype=np.float32))},
+    ),
+    Row(
+        rl.aggregate_quantiles,
+        rows(predictions=normal(N, 4, K), logits=normal(N, 4, K)),
+        grad="predictions logits",
+    ),
+    Row(rl.best_of_n_targets, rows(advantages=normal(N, K)), "valid:NK", "advantages", kw={"threshold": 0.1}),
+    Row(rl.continuation_discounts, rows(), "mask:NK", kw={"discount": 0.9}),
     # preference
     Row(rl.preference_score, rows(left=normal(N, 4), right=normal(N, 4)), grad="left right"),
     Row(rl.preference_gates, rows(logits=normal(N, K)), grad="logits"),
@@ -182,6 +196,22 @@ TABLE = [
         for kind in ("ece", "ace", "mce")
     ),
     Row(rl.brier_score, rows(confidence=unit(N), outcome=unit(N)), "mask", "confidence outcome", "confidence outcome"),
+    Row(
+        rl.reliability_bins,
+        rows(confidence=unit(N), outcome=unit(N)),
+        "mask",
+        "confidence outcome",
+        "confidence outcome",
+        {"num_bins": 3},
+        numeric=False,
+    ),
+    Row(rl.apply_platt, rows(scores=normal(N)), grad="scores", kw={"scale": rl.PlattScale(2.0, 0.5)}),
+    Row(
+        rl.apply_isotonic,
+        rows(scores=unit(N)),
+        grad="scores",
+        kw={"fit": rl.IsotonicFit(np.array([0.0, 1.0], np.float32), np.array([0.2, 0.7], np.float32))},
+    ),
     Row(rl.fit_platt, rows(scores=normal(N), labels=unit(N)), "mask", "scores labels"),
     Row(rl.fit_isotonic, rows(scores=normal(N), labels=unit(N)), "mask", "scores labels"),
     Row(rl.isotonic_regression, rows(values=normal(N), weights=unit(N)), grad="values weights", order=None),
@@ -209,6 +239,16 @@ TABLE = [
         kw={"lower": np.zeros(2, np.float32), "upper": np.ones(2, np.float32), "level": 0.5},
         label="finite",
     ),
+    Row(
+        rl.optimized_selection,
+        rows(scores=normal(N, K), good=integers(2, N)),
+        kw={
+            "test_scores": np.random.default_rng(4).normal(size=(4, K)).astype(np.float32),
+            "key": None,
+            "level": 0.5,
+            "pruning": "deterministic",
+        },
+    ),
     Row(rl.update_reward_mean, rows(rewards=normal(N)), "mask", "rewards", kw={"mean": 0.5}),
     # ensembles, labels and objectives
     *(
@@ -224,6 +264,15 @@ TABLE = [
     Row(rl.judge_labels, rows(votes=unit(N, K)), "present:NK", "votes"),
     Row(rl.look_back_penalty, rows(values=unit(N, K)), "mask:prefix", "values", "values", {"coefficient": 0.5}),
     Row(rl.balanced_step_weights, rows(labels=unit(N, K)), "mask:NK", "labels"),
+    *(
+        Row(rl.hard_step_labels, rows(values=unit(N, K)), "mask:NK", "values", kw={"rising": rising}, label=str(rising))
+        for rising in (False, True)
+    ),
+    Row(
+        rl.judge_weights,
+        rows(votes=unit(4, N), reference=unit(N)),
+        order=None,
+    ),
     Row(rl.objective_gates, rows(logits=normal(N, K)), grad="logits"),
     Row(
         rl.gated_objectives,
@@ -243,6 +292,26 @@ TABLE = [
     Row(rl.halting_distribution, rows(logits=normal(N, K)), grad="logits"),
     Row(rl.halting_loss, rows(losses=normal(N, K), logits=normal(N, K)), "mask", "losses logits", "losses logits"),
     Row(rl.quantile_exit, rows(probabilities=unit(N, K))),
+    Row(
+        rl.gated_selection,
+        rows(ready=integers(2, N, 4, K), potential=unit(N, 4, K), final=unit(N, 4)),
+        "mask:N4K",
+        "potential",
+    ),
+    Row(rl.debias_transform, rows(penalties=unit(N)), grad="penalties", kw={"reference_index": 1}, order=None),
+    Row(
+        rl.ensemble_moments,
+        rows(predictions=normal(3, N), variances=unit(3, N)),
+        grad="predictions variances",
+        order=None,
+    ),
+    Row(
+        rl.ensemble_uncertainty,
+        rows(predictions=normal(3, N), variances=unit(3, N), sample=normal(N)),
+        grad="predictions variances sample",
+        kw={"kind": "loglik_variance"},
+        order=None,
+    ),
     # sampling and tracking
     *(
         Row(
@@ -293,6 +362,10 @@ TABLE = [
     ),
     Row(rl.fit_over_optimization, rows(kl=unit(N), gold=normal(N)), "mask", "kl gold", "gold kl", label="bon"),
     Row(rl.ranking_metrics, rows(chosen=normal(N), rejected=normal(N, K)), "mask:NK", "rejected"),
+    Row(rl.plackett_luce_loss, rows(scores=normal(N, K)), "mask:NK", "scores", "scores"),
+    Row(rl.best_of_n_kl, rows(n=lambda rng: 1 + rng.uniform(size=N).astype(np.float32)), grad="n"),
+    Row(rl.best_of_n_win_rate, rows(n=unit(N)), grad="n"),
+    Row(rl.midranks, rows(x=normal(N)), "mask", "x"),
     Row(rl.pearson, rows(x=normal(N), y=normal(N)), "mask", "x y", "x y"),
     Row(rl.spearman, rows(x=normal(N), y=normal(N)), "mask", "x y"),
     Row(rl.r_squared, rows(x=normal(N), y=normal(N)), "mask", "x y", "x y"),
@@ -302,14 +375,9 @@ TABLE = [
 ]
 MODULES = (
     "values extraction bellman_rank quantiles regression preference posterior imitation calibration isotonic conformal "
-    "confidence pessimism step_labels multi_objective halting sampling best_of_n ranking correlation tracking"
+    "confidence pessimism step_labels multi_objective halting gated_selection sampling best_of_n ranking correlation "
+    "tracking"
 ).split()
-# Thin ones, or without arrays of rows; their own tests have all there is to say.
-ELSEWHERE = {
-    "aggregate_quantiles", "apply_isotonic", "apply_platt", "best_of_n_kl", "best_of_n_targets", "best_of_n_win_rate",
-    "continuation_discounts", "debias_transform", "elliptical_bonus", "ensemble_moments", "ensemble_uncertainty",
-    "judge_weights", "midranks", "optimized_selection", "reliability_bins",
-}  # fmt: skip
 
 
 def draw(row: Row, seed: int):
@@ -317,7 +385,7 @@ def draw(row: Row, seed: int):
     data = {name: sample(rng) for name, sample in row.arrays.items()}
     if row.mask:
         name, _, shape = row.mask.partition(":")
-        columns = {"": (), "NK": (K,), "N4": (4,), "prefix": (K,)}[shape]
+        columns = {"": (), "NK": (K,), "N4": (4,), "prefix": (K,), "N4K": (4, K)}[shape]
         mask = rng.uniform(size=(N, *columns)) < 0.7
         mask[0] = True
         if shape == "prefix":
@@ -412,7 +480,7 @@ ROWS = pytest.mark.parametrize("index", range(len(TABLE)), ids=[row.name for row
 def test_the_table_is_complete():
     names = {n for n in rl.__all__ if getattr(rl, n).__module__.rpartition(".")[2] in MODULES}
     functions = {n for n in names if not isinstance(getattr(rl, n), type)}
-    assert functions == {row.fn.__name__ for row in TABLE} | ELSEWHERE
+    assert functions == {row.fn.__name__ for row in TABLE}
 
 
 @ROWS

@@ -163,3 +163,15 @@ def test_bad_input():
         rl.pairwise_accuracy(np.ones(2), np.ones(2), [0, 0], num_groups=1, average="mean")
     with pytest.raises(AssertionError):
         rl.first_error(np.ones((2, 3)), np.ones((2, 4), bool), threshold=0.5)
+
+
+def test_votes_by_mean_and_by_the_best():
+    weights = np.array([[0.9, 0.5, 0.6, 0.2, 0.99]])
+    answers = np.array([[0, 1, 1, 2, -1]])
+    np.testing.assert_allclose(rl.vote_totals(weights, answers), [[0.9, 1.1, 1.1, 0.2, 0]], rtol=1e-6)
+    np.testing.assert_allclose(rl.vote_totals(weights, answers, reduce="mean"), [[0.9, 0.55, 0.55, 0.2, 0]], rtol=1e-6)
+    best = rl.vote_totals(weights, answers, reduce="max")
+    np.testing.assert_allclose(best, [[0.9, 0.6, 0.6, 0.2, 0]], rtol=1e-6)
+    # "max" is best-of-n among responses with an answer; equal weights are a majority.
+    assert int(np.argmax(best)) == int(np.argmax(np.where(answers >= 0, weights, -1)))
+    assert int(np.argmax(rl.vote_totals(np.ones((1, 5)), answers))) == 1

@@ -293,6 +293,13 @@ def reinforce_advantages(token_rewards, outcome, mask, dense_coef=1.0, outcome_c
     return _rows(mask, lambda i, at: [dense_coef * returns[i, t] + outcome_coef * outcome[i] for t in at])
 
 
+def implicit_value_advantages(token_rewards, outcome, mask):
+    def row(i, at):
+        return [outcome[i] - sum(token_rewards[i, s] for s in at if s < t) for t in at]
+
+    return _rows(mask, row)
+
+
 def whiten(x, mask, eps=1e-8):
     values = [x[i, t] for i, row in enumerate(mask) for t in _valid(row)]
     if len(values) < 2:
@@ -450,8 +457,9 @@ def kto_loss(
     if variant == "vanilla":
         z_win = max(np.mean([log_ratios[i] for i in lose]) if lose else 0.0, 0.0)
         z_lose = max(np.mean([log_ratios[i] for i in win]) if win else 0.0, 0.0)
-    total = sum(desirable_weight * (1 - _sigmoid(beta * (log_ratios[i] - z_win))) for i in win)
-    total += sum(undesirable_weight * (1 - _sigmoid(beta * (z_lose - log_ratios[i]))) for i in lose)
+    gain, cost = (np.broadcast_to(w, mask.shape) for w in (desirable_weight, undesirable_weight))
+    total = sum(gain[i] * (1 - _sigmoid(beta * (log_ratios[i] - z_win))) for i in win)
+    total += sum(cost[i] * (1 - _sigmoid(beta * (z_lose - log_ratios[i]))) for i in lose)
     return total, len(win) + len(lose)
 
 
@@ -529,6 +537,15 @@ def quality_value(wrong, distance, mask):
         return out
 
     return _rows(mask, row)
+
+
+def roll_forward_value(values, rollouts, mask, alpha=0.5):
+    out = np.array(values, float)
+    for i, row in enumerate(mask):
+        at = _valid(row)
+        if at:
+            out[i] = (1 - alpha) * values[i] + alpha * max(rollouts[i, k] for k in at)
+    return out
 
 
 def steps_to_correct(parent, correct, mask):
@@ -655,10 +672,11 @@ def pass_at_k(num_samples, num_correct, k):
     return np.vectorize(one)(num_samples, num_correct)
 
 
-def vote_totals(weights, answer_ids, mask):
+def vote_totals(weights, answer_ids, mask, reduce="sum"):
+    combine = {"sum": sum, "mean": np.mean, "max": max}[reduce]
     out = np.zeros(weights.shape)
     for i, row in enumerate(mask):
         at = [k for k in _valid(row) if answer_ids[i, k] >= 0]
         for k in at:
-            out[i, k] = sum(weights[i, j] for j in at if answer_ids[i, j] == answer_ids[i, k])
+            out[i, k] = combine([weights[i, j] for j in at if answer_ids[i, j] == answer_ids[i, k]])
     return out

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from prm_jax import rl
 from prm_jax.rl import pessimism
@@ -70,3 +71,15 @@ def test_one_member_is_certain_and_shared_error_invisible():
         pessimism.ensemble_uncertainty(x, kind="loo_kl")
     with pytest.raises(AssertionError):
         pessimism.ensemble_uncertainty(x, jnp.ones((1, 2)), kind="loo_kl")
+
+
+def test_variance_of_log_likelihoods_matches_a_loop():
+    rng = np.random.default_rng(5)
+    mean, variance, sample = rng.normal(size=(4, 3)), rng.uniform(0.2, 2, size=(4, 3)), rng.normal(size=3)
+    loglik = [stats.norm.logpdf(sample, mean[e], np.sqrt(variance[e])) for e in range(4)]
+    found = pessimism.ensemble_uncertainty(
+        jnp.array(mean), jnp.array(variance), kind="loglik_variance", sample=jnp.array(sample)
+    )
+    np.testing.assert_allclose(found, np.var(loglik, axis=0), rtol=1e-4)
+    with pytest.raises(ValueError, match="needs a sample"):
+        pessimism.ensemble_uncertainty(jnp.array(mean), jnp.array(variance), kind="loglik_variance")

@@ -68,6 +68,7 @@ class Row:
         of the latter, or "none".
       whole_groups: a group must lie on one device.
       empty: what every result is when all masks are empty; None for anything finite.
+      reads: names of the arguments that are read even where a mask is empty.
       compacts: a row with holes gives what the row gives with the holes cut out.
     """
 
@@ -80,6 +81,7 @@ class Row:
     shard: Literal["rows", "axis", "psum", "axis psum", "none"] = "rows"
     whole_groups: bool = False
     empty: float | None = 0.0
+    reads: str = ""
     compacts: bool = True
 
     @property
@@ -173,7 +175,7 @@ def poison(row: Row, data: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     for name, kind in row.kinds.items():
         axes = axes_of(kind)
         key = next((k for k in ("BT", "BS", "B") if axes.startswith(k)), None)
-        if kind in MASKS and kind != "ids" or key not in valid or data[name].dtype == bool:
+        if kind in MASKS and kind != "ids" or key not in valid or data[name].dtype == bool or name in row.reads.split():
             continue
         keep = valid[key].reshape(valid[key].shape + (1,) * (data[name].ndim - valid[key].ndim))
         floating = np.issubdtype(data[name].dtype, np.floating)

@@ -82,3 +82,12 @@ def test_weighting_by_variance_lowers_the_error_under_uneven_noise():
 
 
 FIT = jax.jit(lambda f, y, w: regression.weighted_ridge(f, y, w, l2=1e-3))
+
+
+def test_variance_from_two_moments():
+    """E[V^2] - E[V]^2 of a Bernoulli value, clipped to what a value in [0, 1] can have."""
+    mean = np.array([0.0, 0.3, 1.0, 0.9, 1.4])
+    second = np.array([0.0, 0.3, 1.0, 0.5, 2.0])
+    np.testing.assert_allclose(regression.moment_variance(second, mean), [0, 0.21, 0, 0, 0], atol=1e-6)
+    wider = regression.moment_variance(second, mean, error=0.5)
+    np.testing.assert_allclose(wider, [0.5, 0.71, 0.5, 0.19, 0.5], atol=1e-6)

@@ -220,3 +220,22 @@ def test_bad_input():
         rl.step_ce_loss(np.ones((2, 3, 4)), np.ones((2, 3)), np.ones((2, 3), bool))
     with pytest.raises(AssertionError):
         rl.pairwise_loss(np.ones(2), np.ones(3))
+
+
+def test_kto_with_a_weight_for_each_response():
+    """ReARTeR: an explanation that raises the score is desirable, and weighs exp(old score - new score)."""
+    ratios, old, new = np.array([0.4, -0.2, 1.0]), np.array([0.2, 0.6, 0.5]), np.array([0.7, 0.1, 0.9])
+    weights, good = np.exp(old - new), new > old
+    loss = rl.kto_loss(ratios, good, beta=0.5, desirable_weight=weights, undesirable_weight=weights)
+    each = [rl.kto_loss(ratios[i : i + 1], good[i : i + 1], beta=0.5).total * weights[i] for i in range(3)]
+    np.testing.assert_allclose(loss.total, sum(each), rtol=1e-5)
+
+
+def test_calibrated_dpo_is_dpo_and_two_terms_on_confidence():
+    """CDPO's extra terms are DPO on (chosen, sure | chosen, unsure) and (rejected, unsure | rejected, sure)."""
+    rng = np.random.default_rng(0)
+    sure, unsure = rng.normal(size=(2, 2, 4))  # chosen and rejected, each with either confidence
+    terms = [(sure[0], sure[1]), (sure[0], unsure[0]), (unsure[1], sure[1])]
+    total = sum(rl.step_preference_loss(w, l, beta=0.01).mean() for w, l in terms)
+    expected = sum(np.log1p(np.exp(-0.01 * (w - l))).mean() for w, l in terms)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)

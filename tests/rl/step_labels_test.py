@@ -69,3 +69,13 @@ def test_balance_by_step():
     right = np.nan_to_num(np.array(labels)) > 0.5
     for s in (0, 1):
         np.testing.assert_allclose(weights[right[:, s], s].sum(), weights[~right[:, s], s].sum())
+
+
+def test_hard_labels_and_their_rising_form():
+    values = np.array([[0.6, 0.9, 0.7, 0.7, 0.2], [0.4, 0.6, np.nan, 0.8, 0.9]])
+    mask = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 1, 0]], bool)
+    plain = step_labels.hard_step_labels(values, mask)
+    np.testing.assert_array_equal(plain, [[1, 1, 1, 1, 0], [0, 1, 0, 1, 0]])
+    # A step that loses ground is wrong, however likely success still is.
+    rising = step_labels.hard_step_labels(values, mask, rising=True)
+    np.testing.assert_array_equal(rising, [[1, 1, 0, 1, 0], [0, 1, 0, 1, 0]])

@@ -133,6 +133,7 @@ def _advantages() -> list[Row]:
         Row(rl.leave_one_out, "values=s group_ids=ids mask=rows", oracles.leave_one_out, "B", kw=GROUPS, shard="axis"),
         Row(rl.whiten, "x=r mask", oracles.whiten, shard="axis"),
         Row(rl.reinforce_advantages, "token_rewards=r outcome=a mask", oracles.reinforce_advantages),
+        Row(rl.implicit_value_advantages, "token_rewards=r outcome=a mask", oracles.implicit_value_advantages),
     ]
     rows += [
         Row(rl.rloo_advantages, PRIME, oracles.rloo_advantages, kw={**GROUPS, **options}, shard="axis")
@@ -249,6 +250,14 @@ def _reward_losses() -> list[Row]:
             out="-",
             shard="axis psum",
         ),
+        Row(
+            rl.kto_loss,
+            "log_ratios=s desirable=flag mask=rows desirable_weight=s2 undesirable_weight=s3",
+            oracles.kto_loss,
+            grad="log_ratios",
+            kw={"beta": 0.5},
+            **sums,
+        ),
         Row(rl.kto_reference_point, "log_ratios=s mask=rows", oracles.kto_reference_point, "-", shard="axis"),
         Row(
             rl.step_kto_loss,
@@ -301,6 +310,14 @@ def _targets() -> list[Row]:
         Row(rl.through_first_error, "labels=y mask=smask", oracles.through_first_error, "BS"),
         Row(rl.agree, "first_error_a=at first_error_b=at2", oracles.agree, "B", empty=None),
         Row(rl.quality_value, "wrong=flags distance=count mask=smask", oracles.quality_value, "BS"),
+        Row(
+            rl.roll_forward_value,
+            "values=s rollouts=p mask=smask",
+            oracles.roll_forward_value,
+            "B",
+            empty=None,
+            reads="values",
+        ),
         Row(
             rl.steps_to_correct,
             "parent correct=flags mask=smask",
@@ -369,9 +386,19 @@ def _metrics() -> list[Row]:
             "-",
             shard="axis",
         ),
-        Row(rl.roc_auc, "scores=p labels=flags mask=smask", oracles.roc_auc, "-", shard="none", empty=0.5),
+        Row(rl.roc_auc, "scores=p labels=flags mask=smask", oracles.roc_auc, "-", shard="axis", empty=0.5),
         Row(rl.min_at_last_rate, "scores=p mask=smask", oracles.min_at_last_rate, "-", shard="axis"),
-        Row(rl.vote_totals, "weights=p answer_ids=answer mask=smask", oracles.vote_totals, "BS", grad="weights"),
+    ]
+    rows += [
+        Row(
+            rl.vote_totals,
+            "weights=x answer_ids=answer mask=smask",
+            oracles.vote_totals,
+            "BS",
+            grad="weights",
+            kw={"reduce": reduce},
+        )
+        for reduce in ("sum", "mean", "max")
     ]
     return rows
 

@@ -111,3 +111,10 @@ def test_bad_input():
         rl.mc_targets([[1]], 2, [[True]], how="mean")
     with pytest.raises(AssertionError):
         rl.steps_to_correct(np.zeros((1, 2)), np.zeros((1, 2), bool), np.ones((1, 2), bool))
+
+
+def test_published_roll_forward():
+    for case in golden.load("search")["rest_mcts_value"]["greedy_rollout_mix"]["cases"]:
+        rollouts = np.array([case["rollouts"] + [np.nan]])
+        found = rl.roll_forward_value(np.array([case["V"]]), rollouts, np.isfinite(rollouts), alpha=case["a"])
+        np.testing.assert_allclose(found, [case["out"]], rtol=1e-6)
