@@ -120,6 +120,69 @@ def test_a_signal_saves_and_stops_and_the_rest_follows_on_resume(finished, tmp_p
     assert_same_as_undisturbed(whole, tmp_path / "run")
 
 
+def _stop_at(monkeypatch, name: str, when) -> None:
+    """Sends SIGTERM from inside a method of Arm when ``when(*arguments)`` says so."""
+    real = getattr(arm_module.Arm, name)
+
+    def method(self, *args, **kwargs):
+        if when(*args):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(arm_module.Arm, name, method)
+
+
+def test_adapters_critic_and_prompts_put_back_survive_a_stop(run_options, tmp_path, monkeypatch):
+    options = replaced(
+        run_options,
+        model={"lora_rank": 2},
+        prm={"lora_rank": 2},
+        advantage={"estimator": "ppo"},
+        rollout={"filter": "resample", "solve_rate_low": 0.3, "solve_rate_high": 0.9, "outcome_noise": 0.3},
+    )
+    train(options, tmp_path / "whole")
+    _stop_at(monkeypatch, "_step", lambda step_fn, state, done: done == 1)
+    with pytest.raises(InterruptedRun, match="SIGTERM"):
+        train(options, tmp_path / "run")
+    monkeypatch.undo()
+    train(options, tmp_path / "run", resume=True)
+    assert_same_as_undisturbed(tmp_path / "whole", tmp_path / "run")
+    whole, run = (records(tmp_path / name) for name in ("whole", "run"))
+    assert any(record["rollout/sampled"] > 16 for record in whole if "rollout/sampled" in record), "nothing resampled"
+    for a, b in zip(whole, run, strict=True):
+        assert {k: v for k, v in a.items() if not k.startswith(("time/", "seconds"))} == {
+            k: v for k, v in b.items() if not k.startswith(("time/", "seconds"))
+        }
+
+
+def test_stopped_in_the_prms_warm_up_it_starts_over_and_ends_in_the_same_bits(finished, tmp_path, monkeypatch):
+    options, whole, _ = finished
+    options = dataclasses.replace(options, baseline=False)
+    _stop_at(monkeypatch, "_pretrain_rollouts", lambda *_: True)
+    with pytest.raises(InterruptedRun, match="before the first step"):
+        train(options, tmp_path / "run")
+    monkeypatch.undo()
+    train(options, tmp_path / "run", resume=True)
+    assert_same_as_undisturbed(whole, tmp_path / "run")
+
+
+def test_the_prms_accuracy_on_fresh_rollouts_rises_during_a_run(run_options, tmp_path):
+    """From outcomes alone; the policy stands still, so that nothing but the PRM changes."""
+    options = replaced(
+        run_options,
+        model={"hidden_size": 32, "intermediate_size": 64, "num_layers": 2},
+        sft={"steps": 300, "learning_rate": 1e-2},
+        rollout={"prompts_per_step": 16, "samples_per_prompt": 8, "filter": "mask", "solve_rate_low": 0.05},
+        prm={"learning_rate": 3e-3, "pretrain_rollouts": 0},
+        policy={"learning_rate": 0.0},
+        eval={"prm_problems": 0},
+    )
+    train(dataclasses.replace(options, steps=16, save_every=16), tmp_path / "run")
+    accuracy = [record["prm/pairwise_accuracy"] for record in records(tmp_path / "run") if "prm/loss" in record]
+    assert accuracy[0] == 0.5, "a PRM that equals its reference tells nothing apart"
+    assert np.mean(accuracy[-5:]) > 0.7, accuracy
+
+
 def test_a_run_that_died_in_its_baseline_or_report_is_finished_by_resuming(finished, tmp_path, monkeypatch):
     options, whole, summary = finished
     path = tmp_path / "run"
