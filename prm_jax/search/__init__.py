@@ -3,6 +3,7 @@
 from prm_jax.search.backups import backup
 from prm_jax.search.expansion import expand
 from prm_jax.search.mcts import Expansion, Leaf, Method, ask, grow, search
+from prm_jax.search.reroot import reroot
 from prm_jax.search.scores import ChildValues, ScoreRule, alphazero, blueprint, child_scores, minmax, puct, ucb1
 from prm_jax.search.selection import Selection, select
 from prm_jax.search.tree import (
@@ -39,6 +40,7 @@ __all__ = [
     "paths_to",
     "puct",
     "q_values",
+    "reroot",
     "ScoreRule",
     "search",
     "select",

@@ -64,30 +64,85 @@ def backup(
     path, value = jnp.asarray(path, jnp.int32), jnp.asarray(value, jnp.float32)
     weight = jnp.broadcast_to(jnp.asarray(weight, jnp.float32), value.shape)
     best = value if best is None else jnp.asarray(best, jnp.float32)
+    nobody = jnp.full((tree.batch, 1), NO_NODE, jnp.int32)
+    return backup_with_leaves(
+        tree, path, value, weight, best, nobody, jnp.zeros((tree.batch, 1)), rule, discount, rate=rate, width=width
+    )
+
+
+def backup_with_leaves(
+    tree: Tree,
+    path: jax.Array,
+    value: jax.Array,
+    weight: jax.Array,
+    best: jax.Array,
+    leaves: jax.Array,
+    leaf_values: jax.Array,
+    rule: Rule,
+    discount: float,
+    *,
+    rate: float,
+    width: int | None,
+) -> Tree:
+    """`backup` together with the first visit of nodes that are not on the path: an expansion's children.
+
+    Args:
+      tree: the trees.
+      path: see `backup`.
+      value: see `backup`.
+      weight: see `backup`, [B].
+      best: see `backup`, [B].
+      leaves: [B, C] i32, nodes without a visit, visited once now; -1 for none.
+      leaf_values: [B, C] float, finite, their values.
+      rule: see `backup`.
+      discount: see `backup`.
+      rate: see `backup`.
+      width: see `backup`.
+
+    Returns:
+      `Tree`.
+    """
     chex.assert_shape([value, weight, best], (tree.batch,))
     chex.assert_shape(path, (tree.batch, None))
+    chex.assert_equal_shape([leaves, leaf_values])
     counts = (weight > 0) & (path[:, 0] >= 0)
     finite = jnp.isfinite(value) & jnp.isfinite(best)
-    tree = dataclasses.replace(tree, refused=tree.refused + (counts & ~finite))
+    refused = tree.refused + (counts & ~finite)
     counts &= finite
     path = jnp.where(counts[:, None], path, NO_NODE)
     value, best = jnp.where(counts, value, 0.0), jnp.where(counts, best, 0.0)
 
-    on_path = path >= 0
-    rows, slot = jnp.arange(tree.batch)[:, None], jnp.where(on_path, path, tree.capacity)
-    returns, best_returns = _returns(tree, path, jnp.stack([value, best]), discount)
-    visits = at(tree.visits, path) + weight[:, None]
-    largest = jnp.maximum(at(tree.value_max, path), best_returns)
-    put = {
-        "visits": tree.visits.at[rows, slot].set(visits, mode="drop"),
-        "value_max": tree.value_max.at[rows, slot].set(largest, mode="drop"),
-    }
-    if rule == "child_mean":
-        tree = dataclasses.replace(tree, **put)
-        width = max(tree.capacity - 1, 1) if width is None else width
-        return _child_mean(tree, path, value, weight, discount, rate, width)
-    total = at(tree.value_sum, path) + weight[:, None] * returns if rule == "mean" else visits * largest
-    return dataclasses.replace(tree, **put, value_sum=tree.value_sum.at[rows, slot].set(total, mode="drop"))
+    # Nodes of the path and leaves are all different, so one scatter takes both.
+    nodes = jnp.concatenate([path, leaves], axis=1)
+    weights = jnp.concatenate([jnp.broadcast_to(weight[:, None], path.shape), jnp.ones_like(leaf_values)], axis=1)
+    g, best_g = _returns(tree, path, jnp.stack([value, best]), discount)
+    returns = jnp.concatenate([g, leaf_values], axis=1)
+    best_returns = jnp.concatenate([best_g, leaf_values], axis=1)
+    rows, slot = jnp.arange(tree.batch)[:, None], jnp.where(nodes >= 0, nodes, tree.capacity)
+
+    def put(field: jax.Array, entries: jax.Array) -> jax.Array:
+        return field.at[rows, slot].set(entries, mode="drop")
+
+    visits = at(tree.visits, nodes) + weights
+    largest = jnp.maximum(at(tree.value_max, nodes), best_returns)
+    total = at(tree.value_sum, nodes)
+    if rule == "max":
+        total = visits * largest
+    elif rule == "mean":
+        total += weights * returns
+    else:  # the path's own is recomputed below
+        total = jnp.concatenate([total[:, : path.shape[1]], leaf_values], axis=1)
+    tree = dataclasses.replace(
+        tree,
+        visits=put(tree.visits, visits),
+        value_max=put(tree.value_max, largest),
+        value_sum=put(tree.value_sum, total),
+        refused=refused,
+    )
+    if rule != "child_mean":
+        return tree
+    width = max(tree.capacity - 1, 1) if width is None else width
+    return _child_mean(tree, path, value, weight, discount, rate, width)
 
 
 def _returns(tree: Tree, path: jax.Array, value: jax.Array, discount: float) -> jax.Array:

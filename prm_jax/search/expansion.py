@@ -46,60 +46,63 @@ def expand(
     leaf, ok = jnp.asarray(leaf, jnp.int32), jnp.asarray(ok) != 0
     prior, value = jnp.asarray(prior, jnp.float32), jnp.asarray(value, jnp.float32)
     terminal, valid = jnp.asarray(terminal) != 0, jnp.asarray(valid) != 0
-    reward = jnp.zeros_like(prior) if reward is None else jnp.asarray(reward, jnp.float32)
+    reward = None if reward is None else jnp.asarray(reward, jnp.float32)
     chex.assert_shape([leaf, ok], (tree.batch,))
-    chex.assert_shape([prior, value, terminal, valid, reward], (tree.batch, prior.shape[-1]))
+    given = [x for x in (prior, value, terminal, valid, reward) if x is not None]
+    chex.assert_shape(given, (tree.batch, prior.shape[-1]))
     width = prior.shape[1]
 
     ok = ok & (leaf >= 0) & (at(tree.first_child, leaf) < 0)
-    finite = jnp.isfinite(prior) & jnp.isfinite(value) & jnp.isfinite(reward)
+    finite = jnp.isfinite(prior) & jnp.isfinite(value)
+    if reward is not None:
+        finite &= jnp.isfinite(reward)
     refused = jnp.sum(ok[:, None] & valid & ~finite, axis=1, dtype=jnp.int32)
     valid = valid & finite
     some = jnp.any(valid, axis=1)
     fits = tree.count + width <= tree.capacity
     grows = ok & some & fits
-    born = valid & grows[:, None]
+    start = jnp.where(grows, tree.count, tree.capacity)
+    rows = jnp.arange(tree.batch)
 
     def fill(field: jax.Array, update: jax.Array) -> jax.Array:
-        return _write(field, tree.count, update, born)
+        return _write(field, start, update)
 
-    rows = jnp.arange(tree.batch)
-    expanded = jnp.where(grows, leaf, tree.capacity)
     dead = jnp.where(ok & ~some, leaf, tree.capacity)
-    parents = jnp.broadcast_to(leaf[:, None], born.shape)
-    depth = jnp.broadcast_to(at(tree.depth, leaf)[:, None] + 1, born.shape)
-    closed = fill(tree.closed, terminal).at[rows, dead].set(True, mode="drop")
     grown = dataclasses.replace(
         tree,
-        parent=fill(tree.parent, parents),
-        first_child=tree.first_child.at[rows, expanded].set(tree.count, mode="drop"),
-        depth=fill(tree.depth, depth),
-        value=fill(tree.value, value),
-        prior=fill(tree.prior, prior),
-        reward=fill(tree.reward, reward),
-        terminal=fill(tree.terminal, terminal),
-        closed=closed,
-        valid=fill(tree.valid, born),
+        parent=fill(tree.parent, jnp.where(valid, leaf[:, None], NO_NODE)),
+        first_child=tree.first_child.at[rows, jnp.where(grows, leaf, tree.capacity)].set(tree.count, mode="drop"),
+        depth=fill(tree.depth, jnp.where(valid, at(tree.depth, leaf)[:, None] + 1, 0)),
+        value=fill(tree.value, jnp.where(valid, value, 0.0)),
+        prior=fill(tree.prior, jnp.where(valid, prior, 0.0)),
+        reward=tree.reward if reward is None else fill(tree.reward, jnp.where(valid, reward, 0.0)),
+        terminal=fill(tree.terminal, valid & terminal),
+        closed=fill(tree.closed, valid & terminal).at[rows, dead].set(True, mode="drop"),
         count=tree.count + jnp.where(grows, width, 0),
         dropped=tree.dropped + (ok & some & ~fits),
         refused=tree.refused + refused,
         state=jax.tree.map(fill, tree.state, state),
     )
+    born = valid & grows[:, None]
     kids = jnp.where(born, tree.count[:, None] + jnp.arange(width), NO_NODE)
     return grown, kids
 
 
-def _write(field: jax.Array, start: jax.Array, update: jax.Array, where: jax.Array) -> jax.Array:
-    """Writes `update` [B, C] to `field` [B, N] at slots start + arange(C), where `where`."""
-    start = jnp.minimum(start, max(field.shape[1] - update.shape[1], 0))
-    if update.shape[1] > field.shape[1]:
-        return field  # never fits, so `where` is False everywhere
-
-    def one(row: jax.Array, start: jax.Array, update: jax.Array, where: jax.Array) -> jax.Array:
-        # One window a row, read and written back: a scatter of C single entries costs several times as much on a CPU.
-        place = [start] + [jnp.zeros((), start.dtype)] * (row.ndim - 1)
-        old = jax.lax.dynamic_slice(row, place, update.shape)
-        where = where.reshape(-1, *(1,) * (row.ndim - 1))
-        return jax.lax.dynamic_update_slice(row, jnp.where(where, update, old), place)
-
-    return jax.vmap(one)(field, start, update.astype(field.dtype), where)
+def _write(field: jax.Array, start: jax.Array, update: jax.Array) -> jax.Array:
+    """Writes `update` [B, C, ...] to `field` [B, N, ...] at slots start + arange(C); rows that do not fit are left."""
+    width, rest = update.shape[1], tuple(range(1, update.ndim))
+    if width > field.shape[1]:
+        return field
+    # A window a row: a CPU writes it several times as fast as C single entries.
+    windows = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=rest, inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, 1)
+    )
+    return jax.lax.scatter(
+        field,
+        jnp.stack([jnp.arange(field.shape[0]), start], axis=-1),
+        update.astype(field.dtype),
+        windows,
+        indices_are_sorted=True,
+        unique_indices=True,
+        mode=jax.lax.GatherScatterMode.FILL_OR_DROP,
+    )

@@ -16,11 +16,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from prm_jax.errors import UserError
-from prm_jax.search.backups import Rule, backup
+from prm_jax.search.backups import Rule, backup_with_leaves
 from prm_jax.search.expansion import expand
 from prm_jax.search.scores import ScoreFn
 from prm_jax.search.selection import Selection, select, split_keys
-from prm_jax.search.tree import Tree, at, check_tree, children, close, has_room
+from prm_jax.search.tree import NO_NODE, Tree, at, check_tree, children, close, has_room
 
 Returned = Literal["leaf", "children"]
 
@@ -113,7 +113,7 @@ class Method:
 def search(
     tree: Tree,
     expand_fn: ExpandFn,
-    num_simulations: int,
+    num_simulations: int | jax.Array,
     score_fn: ScoreFn,
     rule: Rule = "mean",
     *,
@@ -140,7 +140,7 @@ def search(
       tree: where to begin: `init_tree`, an earlier result, or `reroot` of one.
       expand_fn: the evaluator, from `Leaf` to `Expansion`. A JAX function is traced once; call `search` under `jax.jit`
         to compile once for many calls. With `host` it gets NumPy arrays and may do anything.
-      num_simulations: n >= 0.
+      num_simulations: n >= 0; may be traced, so that other numbers need no other compilation, but not with `host`.
       score_fn: see `Method`, which explains the options down to `depth_value`.
       rule: see `Method`.
       width: see `Method`.
@@ -170,7 +170,7 @@ def search(
     )
     keys = None if key is None else split_keys(key, tree.batch)
     if host:
-        return _search_on_host(tree, expand_fn, num_simulations, method, keys, stop_fn, on_simulation)
+        return _search_on_host(tree, expand_fn, int(num_simulations), method, keys, stop_fn, on_simulation)
 
     def more(carry: tuple[jax.Array, Tree]) -> jax.Array:
         return (carry[0] < num_simulations) & ~_all_closed(carry[1])
@@ -254,7 +254,7 @@ def _grow_one(tree: Tree, selection: Selection, expansion: Expansion, method: Me
     # Selection that led nowhere: the node is exhausted. Without a node, a score was NaN.
     stuck = ~ok & (leaf >= 0) & ~at(tree.closed, leaf) & _exhausted(tree, leaf, method)
     tree = close(tree, leaf, stuck)
-    tree = dataclasses.replace(tree, refused=tree.refused + (tree.valid[:, 0] & (leaf < 0)))
+    tree = dataclasses.replace(tree, refused=tree.refused + (tree.has_root & (leaf < 0)))
     ok = ok & (at(tree.first_child, leaf) < 0) & ~at(tree.closed, leaf)
 
     terminal, value = jnp.asarray(expansion.terminal) != 0, jnp.asarray(expansion.value, jnp.float32)
@@ -281,14 +281,6 @@ def _back_up_expansion(
     born = kids >= 0
     counts = born if method.returns == "children" else born & at(tree.terminal, kids)
     value = jnp.where(counts, at(tree.value, kids), 0.0)
-    slot = jnp.where(counts, kids, tree.capacity)
-    rows = jnp.arange(tree.batch)[:, None]
-    tree = dataclasses.replace(
-        tree,
-        visits=tree.visits.at[rows, slot].set(1.0, mode="drop"),
-        value_sum=tree.value_sum.at[rows, slot].set(value, mode="drop"),
-        value_max=tree.value_max.at[rows, slot].set(value, mode="drop"),
-    )
     returns = jnp.where(counts, at(tree.reward, kids) + method.discount * value, 0.0)
     number = jnp.sum(counts, axis=1).astype(jnp.float32)
     best = jnp.max(jnp.where(counts, returns, -jnp.inf), axis=1)
@@ -300,14 +292,16 @@ def _back_up_expansion(
         none = number == 0
         number, total = jnp.where(none, 1.0, number), jnp.where(none, own, total)
         best = jnp.where(none, own, best)
-    return backup(
+    return backup_with_leaves(
         tree,
         path,
         total / number,
         jnp.where(ok, number, 0.0),
+        best,
+        jnp.where(counts, kids, NO_NODE),
+        value,
         method.rule,
         method.discount,
-        best=best,
         rate=method.rate,
         width=method.width,
     )
@@ -338,7 +332,7 @@ def _as_arrays(part: Any) -> Any:
 
 
 def _all_closed(tree: Tree) -> jax.Array:
-    return jnp.all(tree.closed[:, 0] | ~tree.valid[:, 0])
+    return jnp.all(tree.closed[:, 0] | ~tree.has_root)
 
 
 _HOST_FIELDS = ("node", "depth", "ok", "simulation")
@@ -389,7 +383,7 @@ def _check_finite(answer: Expansion, leaf: Leaf) -> None:
             continue
         used = np.asarray(leaf.ok)
         if name != "node_value":
-            used = used[..., None] & np.asarray(answer.valid)
+            used = used[..., None] & (np.asarray(answer.valid) != 0)
         bad = np.argwhere(used & ~np.isfinite(np.asarray(part)))
         if len(bad):
             place = tuple(int(i) for i in bad[0])

@@ -172,8 +172,8 @@ def minmax(rule: ScoreRule, *, over: Literal["siblings", "parent"] = "siblings",
 
     Args:
       rule: one of those above.
-      over: "siblings" takes the extremes over the children; "parent", as MuZero, over the node's own value too, which
-        also stands for the children without visits.
+      over: "siblings" takes the extremes over the children; "parent", as MuZero's released code, over the node's own
+        value and its visited children, and gives children without visits 0.
       eps: the smallest range that is stretched; children within a smaller one score (about) 0.
 
     Returns:
@@ -245,9 +245,11 @@ class _MinMax:
             own = jnp.where(
                 visits > 0, at(tree.value_sum, node) / jnp.maximum(visits, 1e-30), at(tree.value, node)
             )[:, None]
-            q = jnp.where(at(tree.visits, kids) > 0, q, own)
+            visited = at(tree.visits, kids) > 0
+            q = jnp.where(visited, q, own)
         low = jnp.min(jnp.where(is_child, q, jnp.inf), 1, keepdims=True)
         high = jnp.max(jnp.where(is_child, q, -jnp.inf), 1, keepdims=True)
         if self.parent:
             low, high = jnp.minimum(low, own), jnp.maximum(high, own)
+            q = jnp.where(visited, q, low)
         return jnp.where(is_child, (q - low) / jnp.maximum(high - low, self.eps), 0.0)

@@ -86,9 +86,9 @@ _Descent = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Arra
 def _descend(tree: Tree, score_fn: ScoreFn, max_depth: int, width: int, keys: jax.Array | None) -> Selection:
     """One pass; all questions go down together until the last has arrived."""
     batch = tree.batch
-    root = jnp.where(tree.valid[:, 0], 0, NO_NODE).astype(jnp.int32)
+    root = jnp.where(tree.has_root, 0, NO_NODE).astype(jnp.int32)
     path = jnp.full((batch, max_depth + 1), NO_NODE, jnp.int32).at[:, 0].set(root)
-    going = tree.valid[:, 0] & (tree.first_child[:, 0] >= 0) & ~tree.closed[:, 0]
+    going = tree.has_root & (tree.first_child[:, 0] >= 0) & ~tree.closed[:, 0]
 
     def more(carry: _Descent) -> jax.Array:
         return (carry[0] < max_depth) & jnp.any(carry[3])

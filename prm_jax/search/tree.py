@@ -38,7 +38,6 @@ class Tree:
       reward: [B, N] f32, reward of that step.
       terminal: [B, N] bool, an answer stands here: the node has no children.
       closed: [B, N] bool, selection does not enter: terminal, or nothing is left below.
-      valid: [B, N] bool, the slot holds a node.
       count: [B] i32, slots in use, those of invalid children included.
       dropped: [B] i32, expansions that did not fit into the capacity.
       refused: [B] i32, numbers from outside that were not finite: children left out, values not backed up, scores
@@ -57,7 +56,6 @@ class Tree:
     reward: jax.Array
     terminal: jax.Array
     closed: jax.Array
-    valid: jax.Array
     count: jax.Array
     dropped: jax.Array
     refused: jax.Array
@@ -72,6 +70,16 @@ class Tree:
     def capacity(self) -> int:
         """N, the number of slots of a question."""
         return self.parent.shape[1]
+
+    @property
+    def has_root(self) -> jax.Array:
+        """[B] bool, False for questions that are padding."""
+        return self.count > 0
+
+    @property
+    def valid(self) -> jax.Array:
+        """[B, N] bool, the slot holds a node."""
+        return (self.parent >= 0) | (self.has_root[:, None] & (jnp.arange(self.capacity) == 0))
 
 
 def init_tree(
@@ -113,7 +121,6 @@ def init_tree(
         reward=zeros,
         terminal=no,
         closed=no,
-        valid=no.at[:, 0].set(root),
         count=root.astype(jnp.int32),
         dropped=jnp.zeros((batch,), jnp.int32),
         refused=(root & ~finite).astype(jnp.int32),
@@ -238,7 +245,7 @@ def best_path(tree: Tree, key: str = "visits", *, max_depth: int | None = None) 
         best = jnp.where(jnp.any(is_child, 1), best, NO_NODE)
         return best, best
 
-    root = jnp.where(tree.valid[:, 0], 0, NO_NODE).astype(jnp.int32)
+    root = jnp.where(tree.has_root, 0, NO_NODE).astype(jnp.int32)
     _, below = jax.lax.scan(step, root, None, length=max_depth)
     return jnp.concatenate([root[:, None], jnp.moveaxis(below, 0, 1)], axis=1)
 

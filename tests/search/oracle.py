@@ -5,9 +5,11 @@ same in NumPy and in JAX.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
+import jax
 import numpy as np
 
 
@@ -24,6 +26,9 @@ def unit(x, salt):
     return (mix(x ^ np.uint32(salt)) >> 12).astype(np.float32) / np.float32(2**20)
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["ends", "holes"], meta_fields=["width", "rewards"]
+)
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """How a random problem looks; `answer` works on arrays [...] of states and gives [..., C]."""

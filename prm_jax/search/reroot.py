@@ -1,0 +1,89 @@
+"""Re-rooting: a node becomes the root, what lies below it is kept, everything else makes room."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from prm_jax.search.tree import NO_NODE, Tree, at
+
+
+def reroot(tree: Tree, node: ArrayLike) -> tuple[Tree, jax.Array]:
+    """Keeps the subtree of one node a question, its statistics included.
+
+    Slots are packed in their old order, so a parent's is still smaller than its children's. The new root is open even
+    if all that lay below it was closed by a stop; it stays closed if it is terminal.
+
+    Args:
+      tree: the trees.
+      node: [B] i32, the new roots; -1 for a question that ends here, which gets no root.
+
+    Returns:
+      (tree, old [B, N] i32): `old` is the former slot of what now lies in each slot, -1 in free ones, for whatever the
+      caller keeps by (question, slot). `dropped` and `refused` go on counting.
+    """
+    node = jnp.asarray(node, jnp.int32)
+    chex.assert_shape(node, (tree.batch,))
+    node = jnp.where((node >= 0) & at(tree.valid, node), node, NO_NODE)
+    inside = _below(tree, node)
+    # Children slots without a child are given up, too: they are told apart by `parent`.
+    count = jnp.sum(inside, axis=1, dtype=jnp.int32)
+    order = jnp.argsort(~inside, axis=1, stable=True).astype(jnp.int32)
+    used = jnp.arange(tree.capacity) < count[:, None]
+    old = jnp.where(used, order, NO_NODE)
+    new = jnp.where(inside, jnp.cumsum(inside, axis=1, dtype=jnp.int32) - 1, NO_NODE)
+
+    def move(field: jax.Array, empty: ArrayLike) -> jax.Array:
+        shape = (*used.shape, *(1,) * (field.ndim - 2))
+        taken = jnp.take_along_axis(field, order.reshape(shape), axis=1)
+        return jnp.where(used.reshape(shape), taken, jnp.asarray(empty, field.dtype))
+
+    def renumber(field: jax.Array) -> jax.Array:
+        moved = move(field, NO_NODE)
+        return jnp.where(moved >= 0, at(new, moved), NO_NODE)
+
+    first = _first_children(tree, inside, new)
+    depth = move(tree.depth, 0)
+    root = jnp.arange(tree.capacity) == 0
+    moved = dataclasses.replace(
+        tree,
+        parent=jnp.where(root, NO_NODE, renumber(tree.parent)),
+        first_child=move(first, NO_NODE),
+        depth=jnp.where(used, depth - depth[:, :1], 0),
+        visits=move(tree.visits, 0.0),
+        value_sum=move(tree.value_sum, 0.0),
+        value_max=move(tree.value_max, -jnp.inf),
+        value=move(tree.value, 0.0),
+        prior=move(tree.prior, 0.0),
+        reward=move(tree.reward, 0.0),
+        terminal=move(tree.terminal, False),
+        closed=move(tree.closed, False),
+        count=count,
+        state=jax.tree.map(lambda x: move(x, 0), tree.state),
+    )
+    return moved, old
+
+
+def _below(tree: Tree, node: jax.Array) -> jax.Array:
+    """[B, N] bool: the node and its descendants, by doubling the pointers to ancestors."""
+    slots = jnp.arange(tree.capacity)
+    at_node = (slots == node[:, None]) & (node >= 0)[:, None]
+    # The root's pointer goes to itself, the node's too: every pointer ends at one of the two.
+    pointer = jnp.where(at_node | (tree.parent < 0), slots, tree.parent)
+
+    def double(_: int, pointer: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(pointer, pointer, axis=1)
+
+    pointer = jax.lax.fori_loop(0, max(tree.capacity - 1, 1).bit_length(), double, pointer)
+    return (pointer == node[:, None]) & (node >= 0)[:, None] & tree.valid
+
+
+def _first_children(tree: Tree, inside: jax.Array, new: jax.Array) -> jax.Array:
+    """[B, N] i32, by old slot: the new slot of the node's first child."""
+    none = tree.capacity
+    parent = jnp.where(inside & (tree.parent >= 0), tree.parent, none)
+    rows = jnp.arange(tree.batch)[:, None]
+    first = jnp.full_like(tree.first_child, none).at[rows, parent].min(new, mode="drop")
+    return jnp.where(first < none, first, NO_NODE)
