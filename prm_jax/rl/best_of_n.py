@@ -79,7 +79,8 @@ def bon_curve(
       axis_name: mapped axis over which the prompts are split, or None.
 
     Returns:
-      `BestOfNCurve`. A prompt with fewer than n samples is left out of the mean at n; no prompt left gives 0.
+      `BestOfNCurve`. A prompt with fewer than n samples is left out of the mean at n; an empty mask gives 0.
+      Gradients flow to the rewards, not through the choice of the best.
     """
     proxy, gold = _util.as_f32(proxy), _util.as_f32(gold)
     mask = jnp.ones(proxy.shape, bool) if mask is None else _util.as_mask(mask)
@@ -107,7 +108,7 @@ def best_of_n_kl(n: ArrayLike) -> jax.Array:
       n: [...], >= 1.
 
     Returns:
-      [...] f32, >= 0.
+      [...] f32, >= 0. Gradients flow to a real-valued n.
 
     Source: arXiv 2401.01879.
     """
@@ -122,7 +123,7 @@ def best_of_n_win_rate(n: ArrayLike) -> jax.Array:
       n: [...], >= 1.
 
     Returns:
-      [...] f32 in [1/2, 1).
+      [...] f32 in [1/2, 1). Gradients flow to a real-valued n.
     """
     n = _util.as_f32(n)
     return n / (n + 1)
@@ -142,8 +143,8 @@ def fit_over_optimization(
       kind: which law.
 
     Returns:
-      `OverOptimization`; a positive beta is over-optimisation. Points at KL 0 do not matter. NaN-free: fewer
-      than two usable points give the minimum-norm fit.
+      `OverOptimization`; a positive beta is over-optimisation. Points at KL 0 do not matter. NaN-free: fewer than two
+      usable points give the minimum-norm fit, an empty mask zeros. Gradients flow to both arguments.
 
     Source: arXiv 2210.10760.
     """

@@ -96,8 +96,8 @@ def calibration_error(
       axis_name: mapped axis or axes whose data is pooled.
 
     Returns:
-      [] f32 in [0, 1]; 0 for an empty mask. Biased upwards: a calibrated forecaster gets about
-      `sqrt(num_bins / n)`-sized values from n entries.
+      [] f32 in [0, 1]; 0 for an empty mask. Gradients flow through the bin means, not the choice of bins. Biased
+      upwards: a calibrated forecaster gets about `sqrt(num_bins / n)`-sized values from n entries.
     """
     _util.check_option("kind", kind, ("ece", "ace", "mce"))
     table = reliability_bins(
@@ -162,6 +162,8 @@ def fit_platt(
 
     Returns:
       `PlattScale`. No gradient. An empty mask, or scores that are all equal, gives slope 0.
+
+    Source: Platt, Probabilistic outputs for support vector machines (1999); applied in arXiv 2412.19511.
     """
     scores, target, mask = jax.lax.stop_gradient(_masked_pair(scores, labels, mask))
     chex.assert_rank(scores, 1)
@@ -207,7 +209,7 @@ def apply_platt(scale: PlattScale, scores: ArrayLike) -> jax.Array:
       scores: [...].
 
     Returns:
-      [...] f32 in (0, 1); the order of the scores is kept where the slope is positive.
+      [...] f32 in (0, 1); the order of the scores is kept where the slope is positive. Gradients flow to both.
     """
     return jax.nn.sigmoid(scale.slope * _util.as_f32(scores) + scale.intercept)
 

@@ -5,7 +5,8 @@ conformalised quantile regression (arXiv 1905.03222), the correction used in arX
 
 Calibration data are rollouts whose outcome was verified, test data rollouts that were not; "selected" rollouts are
 those to keep. Every guarantee needs calibration and test data to be exchangeable: scores of a policy that has
-moved since the calibration data were drawn carry none.
+moved since the calibration data were drawn carry none. Nothing that selects passes a gradient; `conformal_interval`
+passes them to its bounds.
 """
 
 from typing import Literal, NamedTuple
@@ -55,7 +56,7 @@ def conformal_pvalues(
       uniforms: [M] in (0, 1], random tie-breaking; None for 1, which is conservative.
 
     Returns:
-      [M] f32 in (0, 1]; small means "good".  Without calibration data 1 (or `uniforms`). No gradient.
+      [M] f32 in (0, 1]; small means "good".  1 (or `uniforms`) for an empty mask. No gradient.
       No two axes meet in memory: sorts of N and M.
     """
     scores, test_scores = jax.lax.stop_gradient((_util.as_f32(scores), _util.as_f32(test_scores)))
@@ -102,7 +103,7 @@ def e_benjamini_hochberg(evalues: ArrayLike, mask: ArrayLike | None = None, *, l
       level: bound on the expected fraction of false selections.
 
     Returns:
-      [..., M] bool.
+      [..., M] bool; all False for an empty mask.
     """
     e = jax.lax.stop_gradient(_util.as_f32(evalues))
     positive = e > 0
@@ -190,7 +191,7 @@ def conformal_interval(
       level: wanted coverage, in (0, 1).
 
     Returns:
-      `(lower [...], upper [...])` f32; infinite where n is too small for the level (n = 0 included).
+      `(lower [...], upper [...])` f32; infinite where n is too small for the level, an empty mask included.
     """
     lo, hi, y = _util.as_f32(cal_lower), _util.as_f32(cal_upper), _util.as_f32(cal_targets)
     mask = jnp.ones(y.shape, bool) if cal_mask is None else _util.as_mask(cal_mask)

@@ -16,7 +16,7 @@ def midranks(x: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
       mask: [..., N] bool, True on entries to rank, or None.
 
     Returns:
-      [..., N] f32; 0 where the mask is False. No gradient.
+      [..., N] f32; 0 outside the mask. No gradient.
     """
     x = jax.lax.stop_gradient(_util.as_f32(x))
     mask = jnp.ones(x.shape, bool) if mask is None else _util.as_mask(mask)
@@ -79,7 +79,7 @@ def r_squared(
       axis_name: mapped axis over which the entries are split, or None.
 
     Returns:
-      [...] f32 in [0, 1]; 0 where either side is constant.
+      [...] f32 in [0, 1]; 0 where either side is constant or the mask is empty. Gradients flow to x and y.
     """
     x, y = _util.as_f32(x), _util.as_f32(y)
     mask = jnp.ones(x.shape, bool) if mask is None else _util.as_mask(mask)

@@ -50,7 +50,7 @@ def best_of_n_targets(advantages: ArrayLike, valid: ArrayLike, *, threshold: flo
       threshold: 0.05 and 0.10 in the paper's two domains.
 
     Returns:
-      `(index [...] i32, weight [...] f32 in {0, 1})`; (0, 0) where no candidate is valid.
+      `(index [...] i32, weight [...] f32 in {0, 1})`; (0, 0) where no candidate is valid. No gradient.
 
     Source: arXiv 2502.15760.
     """

@@ -1,7 +1,7 @@
 """Which prompts a step learns from: those that the policy neither always nor never solves.
 
 Both ways of arXiv 2502.01456: sample until enough prompts pass, or draw more than needed and put the passing ones
-first, which keeps shapes static.
+first, which keeps shapes static. Nothing here passes a gradient.
 """
 
 import chex

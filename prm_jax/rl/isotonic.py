@@ -88,7 +88,7 @@ def apply_isotonic(fit: IsotonicFit, scores: ArrayLike) -> jax.Array:
       scores: [...], float.
 
     Returns:
-      [...] f32, non-decreasing in `scores`.
+      [...] f32, non-decreasing in `scores`. Gradients flow to the scores and the fitted values.
     """
     return jnp.interp(_util.as_f32(scores), fit.scores, fit.values)
 
@@ -108,10 +108,10 @@ def venn_abers(
       mask: [N] bool over the calibration data, or None.
 
     Returns:
-      `(lower [M], upper [M])` f32, `0 <= lower <= upper <= 1`. No calibration data gives (0, 1).
-      Costs M sorts and fits of length N + 1.
+      `(lower [M], upper [M])` f32, `0 <= lower <= upper <= 1`. An empty mask gives (0, 1).
+      No gradient. Costs M sorts and fits of length N + 1.
     """
-    scores, labels, test_scores = _util.as_f32(scores), _util.as_f32(labels), _util.as_f32(test_scores)
+    scores, labels, test_scores = jax.lax.stop_gradient([_util.as_f32(x) for x in (scores, labels, test_scores)])
     chex.assert_rank([scores, labels, test_scores], 1)
     mask = jnp.append(jnp.ones(scores.shape, bool) if mask is None else _util.as_mask(mask), True)
 

@@ -203,7 +203,9 @@ def kl_penalty(
       aggregation: see `aggregate_tokens`.
 
     Returns:
-      Loss.
+      Loss; total and weight 0 for an empty mask.
+
+    Source: Schulman, Approximating KL divergence (2020).
     """
     result = aggregate_tokens(
         token_kl(logp, ref_logp, mask, estimator=estimator), mask, aggregation=aggregation
@@ -222,7 +224,7 @@ def entropy_bonus(
       aggregation: see `aggregate_tokens`.
 
     Returns:
-      Loss, <= 0; metric entropy (mean over tokens).
+      Loss, <= 0, and 0 for an empty mask; metric entropy (mean over tokens).
     """
     mask = _util.as_mask(mask)
     result = aggregate_tokens(-_util.masked(entropy, mask), mask, aggregation=aggregation)

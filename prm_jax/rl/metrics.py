@@ -1,6 +1,6 @@
 """How good a reward is: at ordering responses, at finding the first wrong step, and whether to trust it.
 
-First-error F1: ProcessBench, arXiv 2412.06559.
+First-error F1: ProcessBench, arXiv 2412.06559. Metrics pass no gradient, but for `vote_totals` to its weights.
 """
 
 from typing import Literal
@@ -228,7 +228,7 @@ def min_at_last_rate(scores: ArrayLike, mask: ArrayLike, *, axis_name: _util.Axi
       axis_name: mapped axis over which the batch is split, or None.
 
     Returns:
-      float32 scalar in [0, 1]; 0 when no response counts. Of equal lowest scores the first is taken.
+      float32 scalar in [0, 1]; 0 for an empty batch. Of equal lowest scores the first is taken.
     """
     mask = _util.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(scores), mask])

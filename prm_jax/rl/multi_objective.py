@@ -89,7 +89,8 @@ def decorrelate(
       threshold: largest correlation tolerated.
 
     Returns:
-      [K] float32; the largest value of the grid where none will do. No gradient.
+      [K] float32; the largest value of the grid where none will do, the smallest for an empty mask.
+      No gradient.
 
     Source: arXiv 2406.12845.
     """
@@ -115,7 +116,7 @@ def debias_transform(penalties: ArrayLike, *, reference_index: int) -> jax.Array
       reference_index: column of the nuisance objective.
 
     Returns:
-      [K, K] float32.
+      [K, K] float32. Gradients flow.
 
     Source: arXiv 2406.12845.
     """

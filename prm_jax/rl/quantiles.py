@@ -86,7 +86,8 @@ def crossing_penalty(quantiles: ArrayLike, mask: ArrayLike, *, margin: float = 0
       margin: wanted gap between any two levels.
 
     Returns:
-      `Loss` with weight = number of valid entries; 0 for well separated quantiles and for an empty mask.
+      `Loss` with weight = number of valid entries; 0 for well separated quantiles and for an empty mask. Gradients
+      flow to the quantiles.
     """
     mask = _util.as_mask(mask)
     chex.assert_equal(jnp.shape(quantiles)[:-1], mask.shape)

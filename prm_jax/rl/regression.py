@@ -75,7 +75,7 @@ def elliptical_bonus(fit: RidgeFit, features: ArrayLike, *, scale: float = 1.0, 
       maximum: cap.
 
     Returns:
-      [...] float32 in [0, maximum].
+      [...] float32 in [0, maximum]. Gradients flow to the features and the fit, below the cap.
 
     Source: arXiv 2303.10165 (pseudo-reward).
     """

@@ -292,12 +292,12 @@ def step_preference_loss(
       ref_rejected: [P] or scalar; no gradient.
       beta: scale, > 0.
       kind: see above.
-      margin: see `pairwise_loss`; "sigmoid" only.
+      margin: scalar or [P] float, see `pairwise_loss`; "sigmoid" only.
       label_smoothing: see `pairwise_loss`; "sigmoid" only.
       mask: optional [P] bool, False for pairs that do not count.
 
     Returns:
-      Loss and metrics as `pairwise_loss`, of scores with beta included.
+      Loss and metrics as `pairwise_loss`, of scores with beta included; weight 0 for an empty mask.
 
     Source: arXiv 2305.18290, Eq. 7; arXiv 2406.18629 (Step-DPO); arXiv 2409.09345; "hinge" arXiv 2305.10425;
       "ipo" arXiv 2310.12036, Eq. 17.

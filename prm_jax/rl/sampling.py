@@ -229,7 +229,7 @@ def answer_confidence(
       mask: [B] bool, or None.
 
     Returns:
-      [num_groups] float32 in [0, 1]; 0 for a prompt without samples. Memory O(B^2).
+      [num_groups] float32 in [0, 1]; 0 for a prompt without samples. No gradient. Memory O(B^2).
 
     Source: arXiv 2401.05190.
     """

@@ -55,7 +55,7 @@ def through_first_error(labels: ArrayLike, mask: ArrayLike, *, threshold: float 
         succeeded.
 
     Returns:
-      [B, S] bool, a part of `mask`.
+      [B, S] bool, a part of `mask`: nothing of an empty row.
 
     Source: arXiv 2501.07301.
     """
@@ -123,7 +123,7 @@ def roll_forward_value(values: ArrayLike, rollouts: ArrayLike, mask: ArrayLike, 
       alpha: in [0, 1].
 
     Returns:
-      [...] float32; `values` unchanged where nothing was rolled out.
+      [...] float32; `values` unchanged where the mask is empty.
 
     Source: released code of arXiv 2406.03816.
     """

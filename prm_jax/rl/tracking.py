@@ -103,6 +103,7 @@ def credit_concentration(token_rewards: ArrayLike, mask: ArrayLike, *, p: float 
 
     Returns:
       [...] f32 in [0, 1 - d^(1/q - 1/p)]; 0 for an empty response and for all-zero rewards. Unchanged by scaling.
+      Gradients flow.
 
     Source: arXiv 2302.05601.
     """

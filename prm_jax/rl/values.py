@@ -47,7 +47,7 @@ def continuation_discounts(mask: ArrayLike, *, discount: float) -> jax.Array:
       discount: in [0, 1].
 
     Returns:
-      [..., T] float32, what the targets of this file take as `discounts`.
+      [..., T] float32, what the targets of this file take as `discounts`; 0 for an empty row. No gradient.
     """
     mask = _util.as_mask(mask)
     return jnp.where(mask & ~_util.is_last(mask), discount, 0.0)
