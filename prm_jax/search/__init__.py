@@ -1,8 +1,11 @@
 """Search over reasoning steps: trees as arrays, beams, votes, first errors, and the labels that they give."""
 
 from prm_jax.search.backups import backup
+from prm_jax.search.beams import StepBeam, best_of_n, look_ahead_scores, step_beam, top_steps, vote
 from prm_jax.search.expansion import expand
 from prm_jax.search.mcts import Expansion, Leaf, Method, ask, grow, search
+from prm_jax.search.omega import FirstError, first_error_search, omega_select, omega_use
+from prm_jax.search.omega_label import LocatedError, OmegaLabels, Request, Rollout, State, omega_label
 from prm_jax.search.reroot import reroot
 from prm_jax.search.scores import ChildValues, ScoreRule, alphazero, blueprint, child_scores, minmax, puct, ucb1
 from prm_jax.search.selection import Selection, select
@@ -22,6 +25,7 @@ __all__ = [
     "alphazero",
     "ask",
     "backup",
+    "best_of_n",
     "best_path",
     "blueprint",
     "check_tree",
@@ -31,20 +35,35 @@ __all__ = [
     "close",
     "expand",
     "Expansion",
+    "first_error_search",
+    "FirstError",
     "grow",
     "has_room",
     "init_tree",
     "Leaf",
+    "LocatedError",
+    "look_ahead_scores",
     "Method",
     "minmax",
+    "omega_label",
+    "omega_select",
+    "omega_use",
+    "OmegaLabels",
     "paths_to",
     "puct",
     "q_values",
+    "Request",
     "reroot",
+    "Rollout",
     "ScoreRule",
     "search",
     "select",
     "Selection",
+    "State",
+    "step_beam",
+    "StepBeam",
+    "top_steps",
     "Tree",
     "ucb1",
+    "vote",
 ]

@@ -122,9 +122,9 @@ def one_node(case):
     def row(entries):
         return np.array([[*entries, *[0] * (WIDTH - len(entries))]], np.float32)
 
-    prior, value, terminal = case.get("prior", []), case.get("params", {}).get("prior_value", []), case.get("terminal", [])
-    valid = row(np.ones(n))
-    tree, _ = expand(s.init_tree(1, 1 + WIDTH), [0], row(prior), row(value), row(terminal), valid, [True])
+    prior, value = case.get("prior", []), case.get("params", {}).get("prior_value", [])
+    answer = (row(prior), row(value), row(case.get("terminal", [])), row(np.ones(n)))
+    tree, _ = expand(s.init_tree(1, 1 + WIDTH), [0], *answer, [True])
     total = case.get("value_sum", np.multiply(case.get("q", 0), case["visits"]))
     stats = {"visits": [[case["parent_visits"], *row(case["visits"])[0]]], "value_sum": [[0, *row(total)[0]]]}
     return dataclasses.replace(tree, **{k: jnp.array(v, jnp.float32) for k, v in stats.items()}), n
@@ -224,7 +224,8 @@ def test_a_question_does_not_see_the_others():
     for b in (0, 2, 7):
         seeds = np.full(ROWS, SEEDS[b])  # the same question everywhere, so that one program serves
         same = run(start(problem, FULL, seeds, active=np.full(ROWS, active[b])), keys[np.full(ROWS, b)], sims=20)
-        assert_equal_trees(jax.tree.map(lambda x: x[b], together), jax.tree.map(lambda x: x[0], same))
+        one, other = [x[b] for x in jax.tree.leaves(together)], [x[0] for x in jax.tree.leaves(same)]
+        assert_equal_trees(one, other)
     assert not np.any(together.visits[2]) and together.count[2] == 0
 
 

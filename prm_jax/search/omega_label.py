@@ -1,0 +1,247 @@
+"""OmegaPRM as a whole: rollouts of many questions in lock-step, to labelled prefixes and located first errors.
+
+Text stays on the host; what produces and judges rollouts is a function that answers many requests at once.
+"""
+
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from prm_jax.search.omega import first_error_search, omega_select
+
+Steps = tuple[Hashable, ...]
+
+
+class Request(NamedTuple):
+    """Rollouts that are asked for.
+
+    Attributes:
+      question: its number.
+      prefix: the steps to start from.
+    """
+
+    question: int
+    prefix: Steps
+
+
+class Rollout(NamedTuple):
+    """One completion.
+
+    Attributes:
+      steps: the steps after the prefix.
+      length: in the unit of `omega_label`'s L; what a long rollout is.
+      correct: the answer is right.
+    """
+
+    steps: Steps
+    length: float
+    correct: bool
+
+
+class State(NamedTuple):
+    """A prefix whose rollouts were counted; the label of its last step.
+
+    Attributes:
+      question: its number.
+      prefix: the steps.
+      correct: right rollouts.
+      total: rollouts.
+    """
+
+    question: int
+    prefix: Steps
+    correct: int
+    total: int
+
+
+class LocatedError(NamedTuple):
+    """A wrong solution and its first wrong step.
+
+    Attributes:
+      question: its number.
+      number: of the search that located it, from 0.
+      steps: the whole solution.
+      start: how many of the steps were the prefix from which the wrong rollout started.
+      first_error: index of the first wrong step.
+    """
+
+    question: int
+    number: int
+    steps: Steps
+    start: int
+    first_error: int
+
+
+@dataclasses.dataclass(frozen=True)
+class OmegaLabels:
+    """What a run found.
+
+    Attributes:
+      states: every prefix that was estimated, the empty one of each question first.
+      errors: every located error.
+      calls: [P] i64, rollouts that each question took.
+      searches: [P] i64, binary searches done for each question.
+    """
+
+    states: tuple[State, ...]
+    errors: tuple[LocatedError, ...]
+    calls: np.ndarray
+    searches: np.ndarray
+
+
+_select = jax.jit(omega_select)
+
+RolloutFn = Callable[[Sequence[Request], int], Sequence[Sequence[Rollout]]]
+"""(requests, number of rollouts for each) -> for each request its rollouts."""
+
+
+def omega_label(
+    rollout_fn: RolloutFn,
+    num_questions: int,
+    *,
+    rollouts: int = 8,
+    searches: int = 100,
+    alpha: float = 0.5,
+    beta: float = 0.9,
+    L: float = 500.0,
+    c: float = 0.125,
+    on_search: Callable[[int, "OmegaLabels"], None] | None = None,
+) -> OmegaLabels:
+    """Estimates prefixes and locates first errors, all questions in lock-step.
+
+    Each search picks a wrong rollout (`omega_select`) and locates its first error (`first_error_search`); every prefix
+    probed on the way becomes a state, whose wrong rollouts join the pool. No prefix is estimated twice, no rollout is
+    picked twice. A question ends when its pool is empty; one whose first rollouts are all right or all wrong ends at
+    once.
+
+    Args:
+      rollout_fn: produces and judges rollouts; called for all questions together.
+      num_questions: P.
+      rollouts: k, rollouts from each state.
+      searches: most searches a question.
+      alpha: see `omega_select`.
+      beta: see `omega_select`.
+      L: see `omega_select`, in the unit of `Rollout.length`.
+      c: see `omega_select`.
+      on_search: called with (searches done, what was found so far) after each, for progress or for saving.
+
+    Returns:
+      `OmegaLabels`.
+
+    Raises:
+      ValueError: `rollout_fn` returned another number of rollouts than was asked for.
+
+    Source: arXiv 2406.06592.
+    """
+    pools = [_Pool(b) for b in range(num_questions)]
+    _estimate(pools, [(pool, ()) for pool in pools], rollout_fn, rollouts)
+    errors: list[LocatedError] = []
+    counts = np.zeros(num_questions, np.int64)
+    for number in range(searches):
+        picks = _pick(pools, alpha, beta, L, c)
+        if not picks:
+            break
+        for pool, (start, steps), first in zip(
+            [pool for pool, _ in picks], [job for _, job in picks], _locate(picks, rollout_fn, rollouts), strict=True
+        ):
+            errors.append(LocatedError(pool.question, number, start + steps, len(start), len(start) + first))
+            counts[pool.question] += 1
+        if on_search is not None:
+            on_search(number + 1, _labels(pools, errors, counts))
+    return _labels(pools, errors, counts)
+
+
+class _Pool:
+    """States and wrong rollouts of one question."""
+
+    def __init__(self, question: int) -> None:
+        self.question, self.calls = question, 0
+        self.states: dict[Steps, State] = {}
+        self.visits: list[int] = []
+        self.wrong: list[tuple[int, Rollout]] = []  # (number of the state, rollout)
+        self.used: list[bool] = []
+
+    def add(self, prefix: Steps, found: Sequence[Rollout]) -> None:
+        number = len(self.states)
+        self.states[prefix] = State(self.question, prefix, sum(r.correct for r in found), len(found))
+        self.visits.append(0)
+        self.calls += len(found)
+        # A rollout without steps has no step to blame: the prefix was the whole solution.
+        wrong = [(number, r) for r in found if not r.correct and r.steps]
+        self.wrong += wrong
+        self.used += [False] * len(wrong)
+
+
+_Job = tuple[Steps, Steps]
+"""(prefix, steps of a wrong rollout from it)."""
+
+
+def _estimate(
+    pools: Sequence[_Pool], wanted: Sequence[tuple[_Pool, Steps]], rollout_fn: RolloutFn, rollouts: int
+) -> None:
+    """Rolls out from prefixes that have not been estimated."""
+    new = [(pool, prefix) for pool, prefix in wanted if prefix not in pool.states]
+    if not new:
+        return
+    answers = rollout_fn([Request(pool.question, prefix) for pool, prefix in new], rollouts)
+    if len(answers) != len(new):
+        raise ValueError(f"rollout_fn answered {len(answers)} of {len(new)} requests")
+    for (pool, prefix), found in zip(new, answers, strict=True):
+        if len(found) != rollouts:
+            raise ValueError(f"rollout_fn gave {len(found)} rollouts for question {pool.question}, asked {rollouts}")
+        pool.add(prefix, found)
+
+
+def _pick(pools: Sequence[_Pool], alpha: float, beta: float, L: float, c: float) -> list[tuple[_Pool, _Job]]:
+    """The next wrong rollout of every question that has one, marked as used."""
+    # Sizes are rounded up to powers of two, so that few programs are compiled as the pools grow.
+    states = _ceil(max((len(pool.states) for pool in pools), default=1))
+    size = _ceil(max((len(pool.wrong) for pool in pools), default=1))
+    mc, visits = np.zeros((2, len(pools), states), np.float32)
+    state, length = np.full((len(pools), size), -1, np.int32), np.zeros((len(pools), size), np.float32)
+    used = np.ones((len(pools), size), bool)
+    for b, pool in enumerate(pools):
+        mc[b, : len(pool.states)] = [s.correct / s.total for s in pool.states.values()]
+        visits[b, : len(pool.states)] = pool.visits
+        state[b, : len(pool.wrong)] = [number for number, _ in pool.wrong]
+        length[b, : len(pool.wrong)] = [rollout.length for _, rollout in pool.wrong]
+        used[b, : len(pool.wrong)] = pool.used
+    chosen, _ = _select(mc, visits, state, length, used, alpha, beta, L, c)
+    picks = []
+    for pool, i in zip(pools, np.asarray(chosen).tolist(), strict=True):
+        if i < 0:
+            continue
+        number, rollout = pool.wrong[i]
+        pool.used[i] = True
+        pool.visits[number] += 1
+        picks.append((pool, (list(pool.states)[number], rollout.steps)))
+    return picks
+
+
+def _locate(picks: Sequence[tuple[_Pool, _Job]], rollout_fn: RolloutFn, rollouts: int) -> list[int]:
+    """First error of each picked rollout, counted from the start of the rollout."""
+    n_steps = np.array([len(steps) for _, (_, steps) in picks])
+
+    def probe(mid: np.ndarray) -> np.ndarray:
+        asked = [
+            (pool, start + steps[: m + 1]) for (pool, (start, steps)), m in zip(picks, mid.tolist(), strict=True)
+        ]
+        live = [one for one, m in zip(asked, mid.tolist(), strict=True) if m >= 0]
+        _estimate([pool for pool, _ in picks], live, rollout_fn, rollouts)
+        states = [pool.states.get(prefix) if m >= 0 else None for (pool, prefix), m in zip(asked, mid, strict=True)]
+        return np.array([0.0 if state is None else state.correct / state.total for state in states])
+
+    found = first_error_search(probe, n_steps, int(n_steps.max()), host=True)  # type: ignore[arg-type]
+    return np.asarray(found.first_error).tolist()
+
+
+def _labels(pools: Sequence[_Pool], errors: Sequence[LocatedError], counts: np.ndarray) -> OmegaLabels:
+    states = tuple(state for pool in pools for state in pool.states.values())
+    return OmegaLabels(states, tuple(errors), np.array([pool.calls for pool in pools], np.int64), counts.copy())
+
+
+def _ceil(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
