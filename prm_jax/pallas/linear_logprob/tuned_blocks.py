@@ -1,0 +1,26 @@
+"""Tiles of the kernels by device, pass, dtype, bucket of D and bucket of T.
+
+Entries are (token block, vocab block).  None of them was timed on its device: those of the TPUs come from the
+compiler's static schedules and VMEM limits.  ``experiments/benchmarks/tune_linear_logprob.py`` measures them anew.
+"""
+
+Key = tuple[str, str, str, int, int]
+
+TABLE: dict[Key, tuple[int, int]] = {
+    ("v5e", "forward", "bfloat16", 2048, 16384): (512, 512),
+    ("v5e", "forward", "bfloat16", 4096, 16384): (512, 512),
+    ("v5e", "backward", "bfloat16", 2048, 16384): (512, 512),
+    ("v5e", "backward", "bfloat16", 4096, 16384): (512, 512),
+    ("v5p", "forward", "bfloat16", 2048, 16384): (512, 512),
+    ("v5p", "forward", "bfloat16", 4096, 16384): (512, 512),
+    ("v5p", "backward", "bfloat16", 2048, 16384): (256, 1024),
+    ("v5p", "backward", "bfloat16", 4096, 16384): (256, 512),
+    ("v6e", "forward", "bfloat16", 2048, 16384): (512, 512),
+    ("v6e", "forward", "bfloat16", 4096, 16384): (512, 512),
+    ("v6e", "backward", "bfloat16", 2048, 16384): (512, 1024),
+    ("v6e", "backward", "bfloat16", 4096, 16384): (256, 1024),
+    ("7x", "forward", "bfloat16", 2048, 16384): (512, 512),
+    ("7x", "forward", "bfloat16", 4096, 16384): (512, 512),
+    ("7x", "backward", "bfloat16", 2048, 16384): (256, 1024),
+    ("7x", "backward", "bfloat16", 4096, 16384): (256, 512),
+}
