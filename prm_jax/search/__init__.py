@@ -3,6 +3,7 @@
 from prm_jax.search.backups import backup
 from prm_jax.search.beams import StepBeam, best_of_n, look_ahead_scores, step_beam, top_steps, vote
 from prm_jax.search.expansion import expand
+from prm_jax.search.labels import StepPairs, step_pairs, sums_below, tree_labels
 from prm_jax.search.mcts import Expansion, Leaf, Method, ask, grow, search
 from prm_jax.search.omega import FirstError, first_error_search, omega_select, omega_use
 from prm_jax.search.omega_label import LocatedError, OmegaLabels, Request, Rollout, State, omega_label
@@ -61,9 +62,13 @@ __all__ = [
     "Selection",
     "State",
     "step_beam",
+    "step_pairs",
     "StepBeam",
+    "StepPairs",
+    "sums_below",
     "top_steps",
     "Tree",
+    "tree_labels",
     "ucb1",
     "vote",
 ]
