@@ -2,6 +2,15 @@
 
 from prm_jax.search.backups import backup
 from prm_jax.search.beams import StepBeam, best_of_n, look_ahead_scores, step_beam, top_steps, vote
+from prm_jax.search.carry_world import (
+    CarryWorld,
+    Progress,
+    carry_expand,
+    carry_next,
+    carry_start,
+    carry_values,
+    carry_world,
+)
 from prm_jax.search.expansion import expand
 from prm_jax.search.labels import StepPairs, step_pairs, sums_below, tree_labels
 from prm_jax.search.mcts import Expansion, Leaf, Method, ask, grow, search
@@ -29,6 +38,12 @@ __all__ = [
     "best_of_n",
     "best_path",
     "blueprint",
+    "carry_expand",
+    "carry_next",
+    "carry_start",
+    "carry_values",
+    "carry_world",
+    "CarryWorld",
     "check_tree",
     "child_scores",
     "children",
@@ -51,6 +66,7 @@ __all__ = [
     "omega_use",
     "OmegaLabels",
     "paths_to",
+    "Progress",
     "puct",
     "q_values",
     "Request",
