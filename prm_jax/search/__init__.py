@@ -12,6 +12,7 @@ from prm_jax.search.carry_world import (
     carry_world,
 )
 from prm_jax.search.expansion import expand
+from prm_jax.search.expressions import Grammar
 from prm_jax.search.labels import StepPairs, step_pairs, sums_below, tree_labels
 from prm_jax.search.mcts import Expansion, Leaf, Method, ask, grow, search
 from prm_jax.search.omega import FirstError, first_error_search, omega_select, omega_use
@@ -19,6 +20,7 @@ from prm_jax.search.omega_label import LocatedError, OmegaLabels, Request, Rollo
 from prm_jax.search.reroot import reroot
 from prm_jax.search.scores import ChildValues, ScoreRule, alphazero, blueprint, child_scores, minmax, puct, ucb1
 from prm_jax.search.selection import Selection, select
+from prm_jax.search.symbolic import Regression, RsrmOptions, formula_reward, regress
 from prm_jax.search.tree import (
     Tree,
     best_path,
@@ -53,6 +55,8 @@ __all__ = [
     "Expansion",
     "first_error_search",
     "FirstError",
+    "formula_reward",
+    "Grammar",
     "grow",
     "has_room",
     "init_tree",
@@ -69,9 +73,12 @@ __all__ = [
     "Progress",
     "puct",
     "q_values",
+    "regress",
+    "Regression",
     "Request",
     "reroot",
     "Rollout",
+    "RsrmOptions",
     "ScoreRule",
     "search",
     "select",
