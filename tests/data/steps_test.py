@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prm_jax import rl
 from prm_jax.data import (
     StepSplitter,
     join_steps,
@@ -192,3 +193,98 @@ def test_process_bench_steps_survive_the_round_trip(data_dir):
         ids = step_ids_from_offsets(spans, starts)
         assert decoded == text
         assert all(spans[k][0] <= start < spans[k][1] for k, start in zip(ids, starts, strict=True))
+
+
+BYTE_SPLITTERS = [*SPLITTERS, StepSplitter("separator", separators=("ки",), answer_markers=("####",))]
+
+
+def cut_bytes(text, cuts):
+    """The UTF-8 bytes of a text as tokens, cut anywhere, characters included; an end-of-text token at the end."""
+    raw = text.encode()
+    at = sorted({0, len(raw), *(c % (len(raw) + 1) for c in cuts)})
+    return [raw[a:b] for a, b in zip(at, at[1:], strict=False)]
+
+
+def batch_of(pieces, prompt=2, padding=2):
+    """One row [prompt][pieces, end of text][padding] over a vocabulary of these pieces; id 0 stands for no text."""
+    table = [b"", *pieces]
+    ids = [0] * prompt + list(range(1, len(pieces) + 1)) + [0] * (1 + padding)
+    mask = np.zeros((1, len(ids)), bool)
+    mask[0, prompt : prompt + len(pieces) + 1] = True
+    return np.array([ids]), mask, table.__getitem__
+
+
+@settings(deadline=None)
+@given(TEXTS, st.sampled_from(BYTE_SPLITTERS), st.lists(st.integers(0, 99), max_size=12))
+def test_every_token_has_the_step_it_starts_in_however_the_text_is_tokenised(text, splitter, cuts):
+    tokens, mask, token_bytes = batch_of(cut_bytes(text, cuts))
+    step_ids, num_steps, texts = step_ids_from_text(tokens, mask, token_bytes, splitter, special_ids=[0])
+    spans = splitter(text)
+    assert texts == [text] and num_steps[0] == len(spans)
+    assert (step_ids[~mask] == -1).all()
+    owner = [step for step, (a, b) in enumerate(spans) for _ in range(a, b)] + [max(len(spans) - 1, 0)]
+    _, starts = token_starts([*cut_bytes(text, cuts), b""])
+    np.testing.assert_array_equal(step_ids[mask], [owner[start] for start in starts])
+    assert step_ids[mask][-1] == max(len(spans) - 1, 0)  # end of text belongs to the last step
+
+
+@settings(deadline=None)
+@given(TEXTS, st.sampled_from(["newline", "blank_line", "sentence", "whole"]), st.integers(0, 40))
+def test_a_response_cut_off_anywhere_keeps_the_steps_of_its_tokens(text, how, kept):
+    """Truncation, in the middle of a separator or of a character too, moves no token that remains."""
+    splitter = StepSplitter(how)
+    pieces = [bytes([b]) for b in text.encode()]
+    tokens, mask, token_bytes = batch_of(pieces)
+    whole, _, _ = step_ids_from_text(tokens, mask, token_bytes, splitter, special_ids=[0])
+    cut_mask = mask & (np.cumsum(mask, 1) <= kept)
+    cut_ids, _, _ = step_ids_from_text(tokens, cut_mask, token_bytes, splitter, special_ids=[0])
+    complete = len(b"".join(pieces[:kept]).decode(errors="ignore").encode())  # half a character has no text yet
+    counts = cut_mask & (np.cumsum(mask, 1) <= complete)
+    np.testing.assert_array_equal(cut_ids[counts], whole[counts])
+
+
+def test_rows_without_text_and_without_tokens():
+    tokens = np.array([[5, 0, 0], [5, 0, 0]])
+    mask = np.array([[False, True, False], [False, False, False]])
+    ids, num_steps, texts = step_ids_from_text(tokens, mask, {0: b"", 5: b"?"}.__getitem__, StepSplitter("newline"))
+    np.testing.assert_array_equal(ids, [[-1, 0, -1], [-1, -1, -1]])
+    np.testing.assert_array_equal(num_steps, [0, 0])
+    assert texts == ["", ""]
+
+
+def test_a_models_own_markers_may_be_special_tokens():
+    """A marker that is one special token stands for its text, unless it is named among the tokens without text."""
+    table = {0: b"", 1: b"<|step|>", 2: b"2+2", 3: b"=4", 4: b"so 4", 9: b"<|end|>"}
+    tokens, mask = np.array([[2, 3, 1, 4, 1, 9]]), np.ones((1, 6), bool)
+    splitter = StepSplitter("separator", separators=("<|step|>",))
+    ids, num_steps, _ = step_ids_from_text(tokens, mask, table.__getitem__, splitter, special_ids=[9])
+    np.testing.assert_array_equal(ids, [[0, 0, 0, 1, 1, 1]])
+    assert num_steps[0] == 2
+    np.testing.assert_array_equal(step_ids_from_separators(tokens, mask, [1], blank_ids=[9]), ids)
+
+
+def test_scores_are_read_on_the_last_token_of_a_separator_of_several():
+    """The label of a step stands on the last token of its separator, which is where "last" reads, and not behind it."""
+    table = {1: b"x=1", 2: b"\n", 3: b"y", 4: b"=2", 5: b""}
+    tokens = np.array([[1, 2, 2, 3, 4, 2, 2, 5, 5]])
+    mask = np.array([[True] * 7 + [False] * 2])
+    ids, num_steps, _ = step_ids_from_text(tokens, mask, table.__getitem__, StepSplitter("blank_line"))
+    np.testing.assert_array_equal(ids, [[0, 0, 0, 1, 1, 1, 1, -1, -1]])
+    scores = np.arange(9.0)[None]
+    values, exists = rl.step_rewards(scores, ids, num_steps=3, how="last")
+    np.testing.assert_array_equal(values, [[2.0, 6.0, 0.0]])
+    np.testing.assert_array_equal(exists, [[True, True, False]])
+    placed = rl.token_rewards_from_steps(values, ids)
+    np.testing.assert_array_equal(np.flatnonzero(placed[0]), [2, 6])
+    assert num_steps[0] == 2
+
+
+def test_steps_of_published_solutions_are_found(data_dir):
+    """Math-Shepherd's solutions: as many steps by their numbers as by the marker behind each of them."""
+    rows = [json.loads(line) for line in (data_dir / "formats" / "math_shepherd_samples.jsonl").open()]
+    numbered, marked = StepSplitter("step_marker"), StepSplitter("separator", separators=("\u043a\u0438",))
+    for row in rows:
+        text = row["input"][row["input"].index("Step 1") :]
+        by_marker = marked(text)
+        assert len(by_marker) == text.count("\u043a\u0438")
+        assert [a for a, _ in numbered(text)] == [a + len(text[a:b]) - len(text[a:b].lstrip()) for a, b in by_marker]
