@@ -71,7 +71,8 @@ def test_a_search_finds_the_formula():
     for parts, columns in zip(found.parts, found.columns, strict=True):
         for slot in (2, 3):
             if parts[slot, 0] >= 0:
-                np.testing.assert_allclose(expressions.evaluate(GRAMMAR, parts[slot], columns), columns[slot], rtol=1e-5)
+                values = expressions.evaluate(GRAMMAR, parts[slot], columns)
+                np.testing.assert_allclose(values, columns[slot], rtol=1e-5)
 
 
 def test_bad_grammar():
