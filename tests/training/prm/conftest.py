@@ -55,3 +55,23 @@ def make_records(count: int = 24, seed: int = 0, *, size: int = 4) -> list[StepR
 @pytest.fixture(scope="session")
 def records() -> list[StepRecord]:
     return make_records()
+
+
+@pytest.fixture(scope="session")
+def model_path(config, params, tokenizer, tmp_path_factory):
+    """The tiny model as a directory."""
+    from prm_jax.models import save_weights
+
+    path = tmp_path_factory.mktemp("base") / "model"
+    save_weights(path, config, params, tokenizer=tokenizer)
+    return path
+
+
+@pytest.fixture(scope="session")
+def data_path(records, tmp_path_factory):
+    """The tiny solutions as step data."""
+    from prm_jax.data.step_data import write_step_data
+
+    path = tmp_path_factory.mktemp("data") / "steps.jsonl"
+    write_step_data(path, records)
+    return path

@@ -1,0 +1,104 @@
+"""``prm-jax score``: solutions in; a score for every step and every solution out, as JSON lines and as a page."""
+
+import json
+import pathlib
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from prm_jax.errors import UserError
+from prm_jax.training.prm.options import Aggregate
+
+if TYPE_CHECKING:
+    from prm_jax.data.steps import StepSplitter
+    from prm_jax.training.prm.model import PRM
+
+LayoutName = Literal["auto", "qwen_prm", "token_classification", "math_shepherd", "rlhflow", "eurus_prm"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Score the steps of solutions with a process reward model.
+
+    Writes scores.jsonl (a line a solution: the score of each step, and of the whole) and scores.html (each solution
+    with its steps coloured by score) into --out.
+    """
+
+    model: Annotated[str, tyro.conf.Positional]
+    """Directory of a model that train-prm left, or of a public one."""
+    data: Annotated[pathlib.Path, tyro.conf.Positional]
+    """Step data, or JSON lines with "prompt" and "response"."""
+    out: pathlib.Path = pathlib.Path("scores")
+    """Directory for the results."""
+    layout: LayoutName = "auto"
+    """Family of a public checkpoint whose config does not tell."""
+    reference: str = ""
+    """Reference of an implicit model, where its directory does not hold one."""
+    format: str = "auto"
+    """Format of step data: prm_jax, prm800k, math_shepherd, processbench, trl; auto: by the first record."""
+    split: Literal["newline", "blank_line", "step_marker", "sentence", "whole"] = "newline"
+    """How a response that comes without steps is cut into them."""
+    aggregate: Aggregate | None = None
+    """A solution's score from its steps' scores; none: as the model says."""
+    cumulative: bool = False
+    """A step's score is the sum of the scores up to it."""
+    skip_long: bool = False
+    """Leave out solutions longer than the model's context, instead of refusing."""
+    max_tokens: int = 8192
+    """Tokens in one batch, padding included."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of activations and matrix products."""
+    shown: int = 200
+    """Solutions on the page."""
+
+
+def run(options: Options) -> None:
+    """Scores; says where the results are."""
+    from prm_jax.training.metrics_log import atomic_write
+    from prm_jax.training.prm.inputs import read_solutions
+    from prm_jax.training.prm.kinds import kind_of
+    from prm_jax.training.prm.page import scores_page
+    from prm_jax.training.prm.score import score
+
+    if options.max_tokens < 1 or options.shown < 0:
+        raise UserError("--max-tokens must be at least 1, and --shown must not be negative")
+    records = read_solutions(options.data, format=options.format, splitter=_splitter(options.split))
+    prm = load(options.model, options.layout, options.reference, options.dtype)
+    scored = score(
+        prm, records, max_tokens=options.max_tokens, aggregate=options.aggregate, cumulative=options.cumulative,
+        skip_long=options.skip_long, on_batch=_progress,
+    )  # fmt: skip
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        with atomic_write(options.out / "scores.jsonl") as file:
+            for one in scored:
+                file.write(json.dumps(one.to_json(), ensure_ascii=False, allow_nan=False) + "\n")
+        title = f"{pathlib.Path(options.model).name or options.model} on {options.data.name}"
+        page = scores_page(scored, title=title, output=kind_of(prm.spec).output, limit=options.shown)
+        with atomic_write(options.out / "scores.html") as file:
+            file.write(page)
+    except OSError as error:
+        raise UserError(f"cannot write to {options.out}: {error.strerror or error}") from error
+    left = len(records) - len(scored)
+    note = f", {left} left out because they are too long" if left else ""
+    print(f"{len(scored)} solutions scored{note}: {options.out / 'scores.jsonl'}, {options.out / 'scores.html'}")
+
+
+def load(model: str, layout: str, reference: str, dtype: str) -> "PRM":
+    """The model that the options of a command name."""
+    from prm_jax.training.prm.model import load_prm
+
+    return load_prm(model, layout=layout, reference=reference or None, compute_dtype=dtype)
+
+
+def _splitter(how: str) -> "StepSplitter":
+    from prm_jax.data.steps import StepSplitter
+
+    return StepSplitter(how)  # type: ignore[arg-type]
+
+
+def _progress(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{done} of {total} solutions", end="\n" if done == total else "", file=sys.stderr, flush=True)

@@ -1,0 +1,378 @@
+"""``prm-jax train-prm``: a process reward model from step data, in one resumable run directory."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prm_jax.data.step_data import StepRecord, read_step_data
+from prm_jax.errors import MissingExtraError, UserError
+from prm_jax.models import LoRAConfig, check_fits
+from prm_jax.training.arm import DivergedRun, InterruptedRun
+from prm_jax.training.checkpoint import Checkpointer
+from prm_jax.training.console import Console
+from prm_jax.training.console import Row as ConsoleRow
+from prm_jax.training.integrity import fingerprint
+from prm_jax.training.interrupts import Interrupts
+from prm_jax.training.learner import Params, make_optimizer
+from prm_jax.training.metrics_log import atomic_write
+from prm_jax.training.options import ModelOptions
+from prm_jax.training.prm import kind_armo
+from prm_jax.training.prm.data import (
+    Plan,
+    batch_of,
+    make_plan,
+    mismatched,
+    select,
+    split_by_problem,
+    stack,
+    step_pairs,
+)
+from prm_jax.training.prm.forward import Spec
+from prm_jax.training.prm.kinds import KINDS, kind_of, needs_groups
+from prm_jax.training.prm.model import finished, save_prm
+from prm_jax.training.prm.options import TrainPRMOptions
+from prm_jax.training.prm.quick_eval import row_metrics
+from prm_jax.training.prm.rows import Batch, Row, RowReport, build_rows, collate, through_first_error
+from prm_jax.training.prm.step import PRMLearner, TrainState, make_scorer, make_step
+from prm_jax.training.prm.validation import check_options
+from prm_jax.training.run_dir import RunDir, open_run
+from prm_jax.training.start import load_model
+
+SOFT_OPTIONS = ("eval_every", "save_every", "keep_checkpoints", "max_bad_steps", "plots")
+"""What a resumed run may have otherwise than before."""
+
+ROWS = (
+    ConsoleRow("prm/loss", "loss", brief=True),
+    ConsoleRow("prm/accuracy", "accuracy on the batch", percent=True, brief=True),
+    ConsoleRow("prm_eval/loss", "held-out loss"),
+    ConsoleRow("prm_eval/step_auc", "held-out step AUC", brief=True),
+    ConsoleRow("prm_eval/first_error_f1", "held-out first-error F1", brief=True),
+    ConsoleRow("prm_eval/pairwise_accuracy", "held-out pairwise accuracy", percent=True, brief=True),
+    ConsoleRow("prm/grad_norm", "gradient norm"),
+    ConsoleRow("time/step_seconds", "seconds a step"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Data ready to learn from.
+
+    Attributes:
+      rows: that the loss learns from.
+      eval_rows: whole held-out solutions, to be scored; [] without any.
+      eval_loss_rows: held-out rows for the loss; [] where none has what the kind learns from.
+      objectives: names of all objectives in the training rows.
+      notes: what was cut or left out.
+    """
+
+    rows: list[Row]
+    eval_rows: list[Row]
+    eval_loss_rows: list[Row]
+    objectives: tuple[str, ...]
+    notes: dict[str, str]
+
+
+def train_prm(options: TrainPRMOptions, run_dir: str | pathlib.Path, *, resume: bool = False) -> dict[str, Any]:
+    """Trains as `options` say and leaves everything in `run_dir`; the model itself in its folder ``model``.
+
+    Args:
+      options: of the run.
+      run_dir: a new directory, or with `resume` the one of an interrupted run.
+      resume: go on from the newest good checkpoint; the result has the same bits as if the run had never stopped.
+
+    Returns:
+      The summary that is also written to ``result.json``.
+
+    Raises:
+      UserError: options that cannot work, data that cannot be used or teaches nothing, a run directory in use.
+      InterruptedRun: a signal came and the state is saved.
+      DivergedRun: non-finite gradients several steps in a row.
+    """
+    check_options(options)
+    begun = time.monotonic()
+    model = options.model
+    config, base, tokenizer = load_model(ModelOptions(
+        path=model.path, compute_dtype=model.compute_dtype, remat=model.remat, scan_unroll=model.scan_unroll,
+        lora_rank=model.lora_rank, lora_alpha=model.lora_alpha,
+    ))  # fmt: skip
+    check_fits(tokenizer, config)
+    data = prepare(options, tokenizer, limit=config.max_position_embeddings)
+    spec = Spec(options.prm, config, objectives=data.objectives)
+    with (
+        open_run(
+            run_dir, options, resume=resume, soft=SOFT_OPTIONS, tensorboard=options.tensorboard, wandb=options.wandb
+        ) as run,
+        Interrupts() as interrupts,
+        Console(str(run.path), rows=ROWS) as console,
+    ):
+        for name, note in data.notes.items():
+            console.message(f"{name}: {note}")
+        loop = PRMLoop(options, spec, jax.tree.map(jnp.asarray, base), data, run, console)
+        state = loop.train(interrupts)
+        weights = loop.learner.weights(state.trainable, state.fixed, loop.base)
+        prm = finished(spec, weights, tokenizer, options.text)
+        save_prm(run.path / "model", prm, overwrite=True)
+        summary = {
+            "kind": options.prm.kind,
+            "steps": loop.plan.steps,
+            "rows": len(data.rows),
+            "data": data.notes,
+            "before": loop.before,
+            "after": loop.after,
+            "seconds": round(time.monotonic() - begun, 1),
+        }
+        with atomic_write(run.path / "result.json") as file:
+            json.dump(summary, file, indent=2)
+            file.write("\n")
+        run.note(finished=True)
+        if options.plots:
+            _draw(run.path, console)
+    return summary
+
+
+def prepare(options: TrainPRMOptions, tokenizer: Any, *, limit: int) -> Prepared:
+    """Reads the data, divides it by problem, and makes rows of it.
+
+    Args:
+      options: of the run.
+      tokenizer: of the model.
+      limit: the model's context, in tokens.
+
+    Raises:
+      UserError: see ``read_step_data``, ``build_rows`` and ``select``.
+    """
+    given = options.data
+    records = read_step_data(given.path, format=given.format, neutral=given.neutral)
+    if given.eval_path:
+        held_out = read_step_data(given.eval_path, format=given.format, neutral=given.neutral)
+    else:
+        records, held_out = split_by_problem(records, given.eval_fraction)
+        if not records:
+            raise UserError(f"--data.eval-fraction {given.eval_fraction} takes all of the problems in {given.path}")
+    length = min(given.max_length, limit)
+    rows, report = _rows_of(options, records, tokenizer, length)
+    notes = {"training": str(report)}
+    eval_rows: list[Row] = []
+    eval_loss_rows: list[Row] = []
+    if held_out:
+        notes["evaluation"] = f"{len(held_out)} solutions"
+        try:
+            eval_rows, eval_report = build_rows(held_out, tokenizer, options.text, max_length=length, whole=True)
+            notes["evaluation"] = str(eval_report)
+            eval_loss_rows, _ = _rows_of(options, held_out, tokenizer, length)
+        except UserError as error:
+            if not eval_rows:
+                raise
+            notes["evaluation"] += f"; no loss: {error}"
+    names = sorted({name for row in rows for name in row.objectives}) if options.prm.kind == "armo" else []
+    if options.prm.kind == "armo":
+        if not names:
+            raise UserError("kind armo regresses on objectives: no training solution has provenance.objectives")
+        if options.prm.verbosity and options.prm.verbosity not in names:
+            raise UserError(f"--prm.verbosity {options.prm.verbosity!r} is no objective; there are {', '.join(names)}")
+    return Prepared(rows, eval_rows, eval_loss_rows, tuple(names), notes)
+
+
+def _rows_of(
+    options: TrainPRMOptions, records: Sequence[StepRecord], tokenizer: Any, length: int
+) -> tuple[list[Row], RowReport]:
+    """The rows that the loss learns from, and what was left out."""
+    prm, kind = options.prm, KINDS[options.prm.kind]
+    pairs = kind.needs == "step_pairs"
+    if pairs:
+        records = step_pairs(records, how=prm.pairs, margin=prm.pair_margin)
+    rows, report = build_rows(records, tokenizer, options.text, max_length=length, whole=kind.whole, only_last=pairs)
+    if prm.kind == "token" and prm.mask_after_error:
+        rows = [through_first_error(row) for row in rows]
+    needs = "groups" if prm.kind == "implicit" and prm.loss in ("dpo", "nca") else kind.needs
+    return select(rows, needs, report), report
+
+
+class PRMLoop:
+    """The training loop of one run.
+
+    Args:
+      options: of the run.
+      spec: of the model.
+      base: the loaded parameters.
+      data: rows.
+      run: the run directory, open.
+      console: says what happens.
+    """
+
+    def __init__(
+        self, options: TrainPRMOptions, spec: Spec, base: Params, data: Prepared, run: RunDir, console: Console
+    ) -> None:
+        self.options, self.spec, self.data, self.run, self.console = options, spec, data, run, console
+        train = options.train
+        self.plan: Plan = make_plan(
+            data.rows, batch_size=train.batch_size, microbatches=train.microbatches, epochs=train.epochs,
+            seed=options.seed, whole_groups=needs_groups(spec), packed=options.data.pack, objectives=data.objectives,
+        )  # fmt: skip
+        steps = self.plan.steps
+        optimizer = make_optimizer(
+            train.learning_rate, warmup_steps=round(train.warmup_fraction * steps), weight_decay=train.weight_decay,
+            beta2=train.beta2, grad_clip=train.grad_clip, decay_steps=steps if train.schedule == "cosine" else 0,
+        )  # fmt: skip
+        lora = LoRAConfig(options.model.lora_rank, options.model.lora_alpha) if options.model.lora_rank else None
+        head_only = train.trains == "head" or (train.trains == "auto" and kind_of(spec).head_only)
+        self.learner = PRMLearner(spec, optimizer, lora, head_only)
+        needs_base = head_only or lora is not None or kind_of(spec).reference
+        self.start: Params | None = base
+        self.base = base if needs_base else None
+        self.before: dict[str, float] = {}
+        self.after: dict[str, float] = {}
+        self._bad_steps = 0
+        self._score = make_scorer(self.learner)
+        self._digest = self._fingerprint()
+
+    def train(self, interrupts: Interrupts) -> TrainState:
+        """Runs to the last step; see ``train_prm``."""
+        options, steps = self.options, self.plan.steps
+        key = jax.random.key(options.seed)
+        step_fn = make_step(self.learner, microbatches=options.train.microbatches)
+        with Checkpointer(self.run.checkpoints, max_to_keep=options.keep_checkpoints) as checkpoints:
+            shape, done = jax.eval_shape(self.learner.init, self.start, key), 0
+            restored = checkpoints.restore(shape) if self.run.resumed else None
+            if restored is not None:
+                state, done = restored.state, restored.step
+                self._take_up(restored.metadata)
+                self.run.rewind(done)
+                self.console.phase("reward model", steps, start=done)
+                self.console.message(f"resumed at step {done}")
+            else:
+                if self.run.resumed:
+                    self.run.rewind(-1)
+                self.console.phase("reward model", steps)
+                state = self._stage_one(self.learner.init(self.start, key))
+                self.start = None  # its copy trains; what stays frozen is the base
+                self.before = self.after = self._evaluate(state)
+                self._report(0, self.before)
+                self._save(checkpoints, state, 0)
+            while done < steps:
+                begun = time.monotonic()
+                batch, other = self._batch(done)
+                state, found = step_fn(state, self.base, batch, other)
+                metrics = {name: float(value) for name, value in jax.device_get(found).items()}
+                metrics["time/step_seconds"] = time.monotonic() - begun
+                self._bad_steps = self._bad_steps + 1 if metrics["prm/skipped"] else 0
+                done += 1
+                last = done == steps
+                if last or (options.eval_every and done % options.eval_every == 0):
+                    self.after = self._evaluate(state)
+                    metrics |= self.after
+                self._report(done, metrics)
+                stop, failed = interrupts.should_stop(), self._bad_steps >= options.max_bad_steps
+                if stop or failed or last or done % options.save_every == 0:
+                    self._save(checkpoints, state, done)
+                if failed:
+                    checkpoints.wait()
+                    raise DivergedRun(
+                        f"{self._bad_steps} steps in a row had a non-finite gradient and were skipped: lower "
+                        "--train.learning-rate or raise --max-bad-steps"
+                    )
+                if stop and not last:
+                    checkpoints.wait()
+                    raise InterruptedRun(f"stopped by {interrupts.signal_name} after step {done}")
+        return state
+
+    def _batch(self, step: int) -> tuple[Batch, Batch | None]:
+        pieces = self.options.train.microbatches
+        batch = batch_of(self.plan, self.data.rows, step, microbatches=pieces)
+        if self.spec.options.kind != "implicit" or self.spec.options.loss != "kto":
+            return batch, None
+        shape = dataclasses.replace(self.plan.shape, rows=self.plan.shape.solutions)
+        others = [
+            collate(mismatched([self.data.rows[i] for i in piece], width=shape.width), shape, packed=False)
+            for piece in self.plan.microbatches(step)
+        ]
+        others += [collate([], shape, packed=False)] * (pieces - len(others))
+        return batch, stack(others)
+
+    def _stage_one(self, state: TrainState) -> TrainState:
+        """Kind armo: the regressions, before the gate is trained; any other kind as it is."""
+        if self.spec.options.kind != "armo":
+            return state
+        forward = jax.jit(kind_armo.forward, static_argnums=0)
+        weights = self.learner.weights(state.trainable, state.fixed, self.base)
+        features, targets, known = [], [], []
+        for step in range(len(self.plan.epochs[0])):
+            for piece in self.plan.microbatches(step):
+                batch = collate([self.data.rows[i] for i in piece], self.plan.shape, packed=self.plan.packed)
+                real = slice(0, len(piece))
+                features.append(np.asarray(forward(self.spec, weights, batch)["features"])[real])
+                targets.append(batch.objectives[real])
+                known.append(batch.objective_mask[real])
+        fitted = kind_armo.fit(self.spec, *(jnp.asarray(np.concatenate(parts)) for parts in (features, targets, known)))
+        return dataclasses.replace(state, fixed=fitted)
+
+    def _evaluate(self, state: TrainState) -> dict[str, float]:
+        """Held-out loss, and what the scores of held-out solutions are worth."""
+        found: dict[str, float] = {}
+        if self.data.eval_loss_rows:
+            losses = [loss for _, _, loss in self._scored(state, self.data.eval_loss_rows)]
+            total, weight = (sum(float(getattr(loss, name)) for loss in losses) for name in ("total", "weight"))
+            found["prm_eval/loss"] = total / max(weight, 1.0)
+        if self.data.eval_rows:
+            parts = [(rows, scores) for rows, scores, _ in self._scored(state, self.data.eval_rows)]
+            rows = [row for members, _ in parts for row in members]
+            scores = [table[place, : len(row.reads)] for members, table in parts for place, row in enumerate(members)]
+            how = self.spec.options.aggregate or kind_of(self.spec).aggregate
+            found |= {f"prm_eval/{name}": value for name, value in row_metrics(rows, scores, how=how).items()}
+        return found
+
+    def _scored(self, state: TrainState, rows: Sequence[Row]) -> list[tuple[list[Row], np.ndarray, Any]]:
+        plan = make_plan(
+            rows, batch_size=self.options.train.batch_size, whole_groups=needs_groups(self.spec),
+            packed=self.options.data.pack, shuffle=False, objectives=self.data.objectives,
+        )  # fmt: skip
+        found = []
+        for step in range(plan.steps):
+            members = [rows[i] for i in plan.microbatches(step)[0]]
+            scores, loss = self._score(state, self.base, collate(members, plan.shape, packed=plan.packed))
+            found.append((members, np.asarray(scores), jax.device_get(loss)))
+        return found
+
+    def _report(self, step: int, metrics: dict[str, float]) -> None:
+        self.console.update(step, self.run.log(step, metrics))
+
+    def _save(self, checkpoints: Checkpointer, state: TrainState, done: int) -> None:
+        metadata = {
+            "digest": self._digest, "before": self.before, "after": self.after, "bad_steps": self._bad_steps,
+        }  # fmt: skip
+        self.run.sync()
+        checkpoints.save(done, state, metadata)
+
+    def _take_up(self, metadata: dict[str, Any]) -> None:
+        if metadata["digest"] != self._digest:
+            raise UserError(
+                "the data or the weights that this run starts from have changed since its checkpoint was written "
+                "(--data.path or --model.path): put the old ones back, or start a new run"
+            )
+        self.before, self.after, self._bad_steps = metadata["before"], metadata["after"], metadata["bad_steps"]
+
+    def _fingerprint(self) -> str:
+        """Of the start and of the rows."""
+        digest = hashlib.blake2b(json.dumps(fingerprint(self.start), sort_keys=True).encode(), digest_size=16)
+        for row in self.data.rows:
+            for array in (row.tokens, row.step_ids, row.labels, row.label_mask):
+                digest.update(array.tobytes())
+            digest.update(repr((row.outcome, row.group, sorted(row.objectives.items()))).encode())
+        return digest.hexdigest()
+
+
+def _draw(path: pathlib.Path, console: Console) -> None:
+    from prm_jax.training.plots import plot_report
+
+    try:
+        plot_report({"reward model": path}, path / "plots")
+    except MissingExtraError as error:
+        console.message(f"no plots: {error}")
