@@ -130,7 +130,9 @@ class Arm:
         self.frozen = Frozen(base, base if start.prm_params is None else self._place(start.prm_params))
         self.probe = probe if self.setup.prm is not None else None
         self.key = jax.random.key(options.seed)
-        self.collector = Collector(sampler, PromptStream(start.task.train, options.seed), options.rollout, self.key)
+        stream = PromptStream(start.task.train, options.seed)
+        checker = options.advantage.process == "checker" and options.advantage.process_coef != 0
+        self.collector = Collector(sampler, stream, options.rollout, self.key, checker)
         self._on_start, self._report, self._say = on_start, report, say
         self.eval_problems = sampler.fitting(start.task.eval[: options.eval.problems])
         if not self.eval_problems:
@@ -292,7 +294,8 @@ class Arm:
         self._bad_steps += 1
         folder = self.run.path / "bad_steps"
         folder.mkdir(exist_ok=True)
-        arrays: dict[str, Any] = {f.name: np.asarray(getattr(batch, f.name)) for f in dataclasses.fields(batch)}
+        fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+        arrays: dict[str, Any] = {name: np.asarray(value) for name, value in fields.items() if value is not None}
         np.savez_compressed(folder / f"step_{step}.npz", **arrays)
         names = ", ".join(name.removesuffix("/skipped") for name in skipped)
         self._say(f"step {step}: non-finite gradient in {names}; not applied, batch kept in {folder.name}/")

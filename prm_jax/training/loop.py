@@ -24,7 +24,7 @@ from prm_jax.training.report import write_report
 from prm_jax.training.rollouts import EVAL_STREAM, INIT_STREAM, Sampler
 from prm_jax.training.run_dir import RunDir, open_run
 from prm_jax.training.sft import train_sft
-from prm_jax.training.start import Start, fresh_params, load_start
+from prm_jax.training.start import Start, fresh_params, load_start, uses_prm
 from prm_jax.training.validation import check_options
 
 BASELINE = "outcome_only"
@@ -207,7 +207,7 @@ def _probe(options: TrainOptions, start: Start, base: Params, sampler: Sampler) 
     if (
         not count
         or not problems
-        or not options.advantage.process_coef
+        or not uses_prm(options)
         or start.task.step_labels(problems[0], "") is None
     ):
         return None

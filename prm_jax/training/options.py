@@ -152,6 +152,9 @@ class AdvantageOptions:
     estimator: Literal["rloo", "rloo_released", "grpo", "reinforce", "ppo"] = "rloo"
     """rloo: the paper's equation 5; rloo_released: the published code; grpo, reinforce: its equations 7 and
     8; ppo: GAE with a critic."""
+    process: Literal["implicit", "checker"] = "implicit"
+    """Where process rewards come from.  implicit: the online PRM; checker: the task's own step checker, -1 on the last
+    token of the first wrong step: what a PRM without error would say, for tasks that know."""
     process_coef: float = 1.0
     """Weight of the process rewards; 0 is outcome-only training, and then no PRM is kept at all."""
     outcome_coef: float = 1.0

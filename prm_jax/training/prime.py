@@ -45,6 +45,7 @@ class PrimeBatch:
       outcome: [B] float32 in [0, 1].
       group_ids: [B] int32 in [0, P), the prompt of each row.
       step_ids: [B, T] int32, the reasoning step of each response token, -1 elsewhere.
+      process: [B, T] float32 process rewards from elsewhere than a PRM, or None.
       start: static; no response begins before this column, so that nothing before it goes through the head.
     """
 
@@ -54,6 +55,7 @@ class PrimeBatch:
     outcome: jax.Array  # [B]
     group_ids: jax.Array  # [B]
     step_ids: jax.Array  # [B, T]
+    process: jax.Array | None = None  # [B, T]
     start: int = dataclasses.field(default=0, metadata={"static": True})
 
 
@@ -272,7 +274,8 @@ def prm_phase(
     """
     options, advantage = setup.options.prm, setup.options.advantage
     if setup.prm is None or state.prm is None:
-        return None, None, jnp.zeros(batch.mask.shape, jnp.float32), jnp.ones(()), {}
+        given = jnp.zeros(batch.mask.shape, jnp.float32) if batch.process is None else batch.process
+        return None, None, given, jnp.ones(()), {}
     ref_logp = _prm_reference_logp(setup, state, frozen, batch)
     prm, prm_opt = state.prm, state.prm_opt
     metrics: Metrics = {}

@@ -190,8 +190,22 @@ class Sampler:
         return tokens, mask
 
 
-def to_batch(responses: Responses, keep: np.ndarray) -> PrimeBatch:
-    """The training step's arrays; `keep` [P] says which groups count."""
+def checker_rewards(task: Task, responses: Responses) -> np.ndarray:
+    """Process rewards [B, T] float32 of the task's exact step checker: -1 on the last token of the first wrong step."""
+    rewards = np.zeros(responses.mask.shape, np.float32)
+    size = responses.samples_per_prompt
+    for row, text in enumerate(responses.texts):
+        labels = task.step_labels(responses.problems[row // size], text)
+        if labels is None:
+            raise UserError(f"the task {task.name!r} cannot check the steps of a response")
+        if False in labels:
+            columns = np.flatnonzero(responses.step_ids[row] == labels.index(False))
+            rewards[row, columns[-1:]] = -1.0
+    return rewards
+
+
+def to_batch(responses: Responses, keep: np.ndarray, process: np.ndarray | None = None) -> PrimeBatch:
+    """The training step's arrays; `keep` [P] says which groups count, `process` [B, T] is `PrimeBatch.process`."""
     size = responses.samples_per_prompt
     arrays: dict[str, Any] = {
         "tokens": responses.tokens,
@@ -200,6 +214,7 @@ def to_batch(responses: Responses, keep: np.ndarray) -> PrimeBatch:
         "outcome": responses.outcome,
         "group_ids": np.repeat(np.arange(len(responses.problems), dtype=np.int32), size),
         "step_ids": responses.step_ids,
+        "process": process,
         "start": _floor_to_power_of_two(int(responses.mask.argmax(axis=1).min())),
     }
     return PrimeBatch(**arrays)
@@ -233,6 +248,7 @@ class Collector:
       stream: prompts in order.
       options: sizes, filter.
       key: the run's key; every step folds its number into it.
+      checker: give every batch the process rewards of the task's step checker.
       buffer: the cursor into the stream, and prompts that passed a filter but were not needed.
       sampled: responses sampled so far, whether used or not.
       too_long: prompts left out so far because they exceed the longest.
@@ -242,6 +258,7 @@ class Collector:
     stream: PromptStream
     options: RolloutOptions
     key: jax.Array
+    checker: bool = False
     buffer: PromptBuffer = PromptBuffer()
     sampled: int = 0
     too_long: int = 0
@@ -275,7 +292,7 @@ class Collector:
                 chosen, keep = drawn, passed
                 if options.filter == "none":
                     keep = passed = np.ones(len(passed), bool)
-        batch = to_batch(chosen, keep)
+        batch = to_batch(chosen, keep, checker_rewards(self.sampler.task, chosen) if self.checker else None)
         lengths = chosen.mask.sum(axis=1)
         metrics = {
             "rollout/solve_rate": float(rates.mean()),

@@ -48,6 +48,10 @@ def load_start(options: TrainOptions) -> Start:
         raise UserError(
             f"the task {options.task.name!r} has no evaluation problems; give it some, or a larger share of them"
         )
+    if options.advantage.process == "checker" and task.step_labels(task.eval[0], "") is None:
+        raise UserError(
+            f"the task {options.task.name!r} cannot check steps, which --advantage.process checker needs; use implicit"
+        )
     if options.model.path:
         config, params, tokenizer = load_model(options.model)
     else:
@@ -59,7 +63,7 @@ def load_start(options: TrainOptions) -> Start:
             )
         config, params = fresh_config(options.model, tokenizer.vocab_size), None
     prm_config, prm_params = config, None
-    if options.prm.path and options.advantage.process_coef:
+    if options.prm.path and uses_prm(options):
         prm_options = dataclasses.replace(options.model, path=options.prm.path, lora_rank=options.prm.lora_rank)
         prm_config, prm_params, prm_tokenizer = load_model(prm_options)
         # Rewards of tokens need one vocabulary.
@@ -102,6 +106,11 @@ def fresh_params(config: ModelConfig, key: jax.Array) -> Params:
     return jax.jit(init_params, static_argnums=0)(config, key)
 
 
+def uses_prm(options: TrainOptions) -> bool:
+    """Whether process rewards come from a PRM that learns beside the policy."""
+    return options.advantage.process_coef != 0 and options.advantage.process == "implicit"
+
+
 def make_setup(options: TrainOptions, start: Start) -> PrimeSetup:
     """The learners of a run."""
     policy, prm, critic = options.policy, options.prm, options.critic
@@ -114,7 +123,7 @@ def make_setup(options: TrainOptions, start: Start) -> PrimeSetup:
         _lora(options.model.lora_rank, options.model.lora_alpha),
     )  # fmt: skip
     prm_learner = None
-    if options.advantage.process_coef:
+    if uses_prm(options):
         prm_learner = Learner(
             start.prm_config,
             make_optimizer(

@@ -171,12 +171,15 @@ def _combinations(options: TrainOptions) -> list[str]:
     advantage, prm, policy = options.advantage, options.prm, options.policy
     if advantage.process_coef == 0 and advantage.outcome_coef == 0:
         found.append("--advantage.process-coef and --advantage.outcome-coef are both 0: nothing would be learned")
+    if advantage.process == "checker" and advantage.gate:
+        found.append("--advantage.gate measures a PRM, and with --advantage.process checker there is none")
     if prm.reference == "policy" and prm.path:
         found.append(
             "--prm.reference policy compares the PRM with the policy, so that both must start from the same "
             "weights; leave --prm.path out or use --prm.reference frozen"
         )
-    if prm.update == "none" and prm.reference == "frozen" and not prm.pretrain_rollouts and advantage.process_coef:
+    useless = prm.update == "none" and prm.reference == "frozen" and not prm.pretrain_rollouts
+    if useless and advantage.process_coef and advantage.process == "implicit":
         found.append(
             "--prm.update none with a frozen reference never moves the PRM away from it, so that all process rewards "
             "are 0: warm it up with --prm.pretrain-rollouts, or choose another update"

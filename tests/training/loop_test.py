@@ -288,6 +288,7 @@ def test_gradients_that_never_are_finite_stop_the_run_and_keep_the_batch(run_opt
         ({"mesh": {"data": 3}}, "cannot be split over 3 devices"),
         ({"eval": {"problems": 0}}, "eval.problems"),
         ({"advantage": {"process_coef": 0.0, "outcome_coef": 0.0}}, "nothing would be learned"),
+        ({"advantage": {"process": "checker", "gate": True}}, "with --advantage.process checker there is none"),
         ({"task": {"name": "cary"}}, "carry"),
         ({"task": {"options": {"min_operand": "2"}}}, "min_operands"),
         ({"model": {"path": "/no/such/weights"}, "sft": {"steps": 0}}, "/no/such/weights"),

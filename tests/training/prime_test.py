@@ -157,6 +157,19 @@ def test_every_estimator_learns_from_process_rewards(options, tiny_config, tiny_
         assert metrics["critic/grad_norm"] > 0
 
 
+def test_process_rewards_from_elsewhere_take_the_prms_place(options, tiny_config, tiny_frozen, batch):
+    """They reach the advantages as the PRM's would, and no PRM is kept."""
+    setup = dataclasses.replace(setup_of(options, tiny_config), prm=None)
+    given = np.where(batch.mask, np.random.default_rng(1).normal(size=batch.mask.shape), 0.0).astype(np.float32)
+    state, metrics, rewards = make_prime_step(setup)(
+        state_of(setup, tiny_frozen), tiny_frozen, dataclasses.replace(batch, process=given)
+    )
+    np.testing.assert_array_equal(rewards, given)
+    assert state.prm is None and not any(name.startswith("prm/") for name in metrics)
+    advantages, _, _ = compute_advantages(options.advantage, batch, jnp.asarray(given), jnp.ones(()), None, None)
+    np.testing.assert_allclose(metrics["advantage/abs"], np.abs(advantages)[batch.mask].mean(), rtol=1e-5)
+
+
 def test_process_and_outcome_coefficients_scale_their_parts(options, batch):
     rng = np.random.default_rng(3)
     rewards = jnp.asarray(np.where(batch.mask, rng.normal(size=batch.mask.shape), 0.0), jnp.float32)

@@ -8,11 +8,21 @@ import pytest
 
 from prm_jax.data.carry import CarryTask
 from prm_jax.data.pipeline import PromptStream
+from prm_jax.data.problems import Problem
+from prm_jax.data.steps import step_ids_from_text
 from prm_jax.errors import UserError
 from prm_jax.models import init_params
 from prm_jax.training import rollouts
 from prm_jax.training.options import RolloutOptions
-from prm_jax.training.rollouts import Collector, Responses, Sampler, concatenate, passing_groups, to_batch
+from prm_jax.training.rollouts import (
+    Collector,
+    Responses,
+    Sampler,
+    checker_rewards,
+    concatenate,
+    passing_groups,
+    to_batch,
+)
 from prm_jax.training.start import fresh_config
 
 PROMPTS, SIZE = 4, 4
@@ -204,3 +214,28 @@ def test_take_and_concatenate_keep_groups_whole():
     np.testing.assert_allclose(joined.solve_rates(), [0.75, 0.25])
     assert joined.texts == ["0", "1", "2", "3", "0", "1", "2", "3"]
     assert len(a.take([]).texts) == 0
+
+
+def test_the_checkers_rewards_stand_on_the_last_token_of_the_first_wrong_step(task):
+    problem = Problem("7+5+9=", "21", "sum")
+    texts = ["7+5=12;12+9=21#21", "7+5=2;2+9=11#11", "7+5=12;12+9=11#11", "7+5=12;12+9=21#22", ""]
+    tokenizer = task.tokenizer()
+    rows = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
+    tokens = np.array([row + [0] * (20 - len(row)) for row in rows], np.int32)
+    mask = np.arange(20)[None, :] < np.array([len(row) for row in rows])[:, None]
+    step_ids, _, found = step_ids_from_text(
+        tokens, mask, tokenizer.token_bytes, task.splitter, special_ids=tuple(tokenizer.special_ids)
+    )
+    assert found == texts
+    responses = dataclasses.replace(
+        fake([[1, 0, 0, 0, 0]]), problems=[problem], tokens=tokens, mask=mask, step_ids=step_ids, texts=texts
+    )
+    rewards = checker_rewards(task, responses)
+    for text, row, ids in zip(texts, rewards, step_ids, strict=True):
+        labels = task.step_labels(problem, text)
+        expected = np.zeros(20)
+        if False in labels:
+            expected[max(t for t in range(20) if ids[t] == labels.index(False))] = -1.0
+        np.testing.assert_array_equal(row, expected)
+    assert rewards.sum() == -3.0 and rewards[0].sum() == 0.0
+    np.testing.assert_array_equal(to_batch(responses, np.array([True]), rewards).process, rewards)
