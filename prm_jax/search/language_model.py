@@ -1,0 +1,371 @@
+"""Searches over the steps of a language model, many questions in lock-step.
+
+Text is token ids here. What proposes steps and what scores prefixes are two functions of the caller's, each called once
+for all questions together; the engine behind them may be in this process or a server.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from prm_jax.errors import UserError
+from prm_jax.search.beams import step_beam, top_steps
+from prm_jax.search.mcts import Expansion, Method, ask, grow
+from prm_jax.search.scores import ScoreFn, puct
+from prm_jax.search.tree import check_tree, init_tree
+
+Tokens = tuple[int, ...]
+
+
+class Step(NamedTuple):
+    """One proposed step.
+
+    Attributes:
+      tokens: its ids, the step's boundary or the end of text included; not empty.
+      logp: sum of their log-probabilities.
+      finished: nothing comes after it.
+    """
+
+    tokens: Tokens
+    logp: float
+    finished: bool
+
+
+class Partial(NamedTuple):
+    """The beginning of a solution, or a whole one.
+
+    Attributes:
+      question: its number.
+      steps: the ids of each step.
+      logp: sum of all log-probabilities.
+      finished: nothing comes after it.
+    """
+
+    question: int
+    steps: tuple[Tokens, ...] = ()
+    logp: float = 0.0
+    finished: bool = False
+
+    @property
+    def tokens(self) -> Tokens:
+        """All ids, in order."""
+        return tuple(token for step in self.steps for token in step)
+
+    def then(self, step: Step) -> "Partial":
+        """With one more step."""
+        return Partial(self.question, (*self.steps, step.tokens), self.logp + step.logp, step.finished)
+
+
+class Ask(NamedTuple):
+    """A request for steps.
+
+    Attributes:
+      partial: what they follow.
+      stream: tells apart the random numbers of the requests of one question; the same in every run.
+    """
+
+    partial: Partial
+    stream: int
+
+
+ProposeFn = Callable[[Sequence[Ask], int, bool], Sequence[Sequence[Step]]]
+"""(requests, number of proposals for each, to the end of the solution or one step) -> proposals of each request."""
+
+ScorePartials = Callable[[Sequence[Partial]], Sequence[float]]
+"""Prefixes of solutions -> a value of each, higher is better."""
+
+
+class Candidate(NamedTuple):
+    """A solution that a search ends with.
+
+    Attributes:
+      partial: the solution.
+      score: its value.
+    """
+
+    partial: Partial
+    score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+      candidates: of each question, best first.
+      tokens: [P] i64, tokens generated.
+      proposals: [P] i64, steps (or whole solutions) generated.
+      scored: [P] i64, prefixes scored.
+    """
+
+    candidates: tuple[tuple[Candidate, ...], ...]
+    tokens: np.ndarray
+    proposals: np.ndarray
+    scored: np.ndarray
+
+
+def sample_search(propose: ProposeFn, score: ScorePartials, num_questions: int, *, samples: int) -> Found:
+    """Whole solutions, each scored once: best-of-n and votes are made of them.
+
+    Args:
+      propose: produces solutions.
+      score: scores them.
+      num_questions: P.
+      samples: n of each question; equal ones stay, because votes count them.
+
+    Returns:
+      `Found` with n candidates of each question.
+    """
+    engine = _Engine(propose, score, num_questions)
+    found = engine.propose([Ask(Partial(b), 0) for b in range(num_questions)], samples, whole=True, distinct=False)
+    flat = [partial for partials in found for partial in partials]
+    scores = engine.score(flat)
+    return engine.result([Candidate(p, v) for p, v in zip(flat, scores, strict=True)])
+
+
+def beam_search(
+    propose: ProposeFn,
+    score: ScorePartials,
+    num_questions: int,
+    *,
+    beams: int,
+    width: int,
+    trees: int = 1,
+    max_steps: int,
+) -> Found:
+    """Beam search over steps, or with several trees diverse verifier tree search.
+
+    Every step, each of the live beams gets `width` proposals and each tree keeps its best `beams / trees` of those that
+    go on. Finished proposals are candidates as soon as they are made.
+
+    Args:
+      propose: produces steps.
+      score: scores prefixes.
+      num_questions: P.
+      beams: N; a multiple of `trees`.
+      width: M, proposals of each beam.
+      trees: G, groups that do not compete; N with one beam each is DVTS.
+      max_steps: most steps of a solution; what is live then is a candidate that is not finished.
+
+    Returns:
+      `Found`.
+
+    Raises:
+      ValueError: `beams` is not a multiple of `trees`.
+
+    Source: arXiv 2408.03314 and the released code search-and-learn.
+    """
+    if beams % trees:
+        raise ValueError(f"beams={beams} is not a multiple of trees={trees}")
+    keep = beams // trees
+    engine = _Engine(propose, score, num_questions)
+    # At first all beams are the empty solution, and each tree asks for as many proposals as it will later.
+    live = {(b, g): [Partial(b)] for b in range(num_questions) for g in range(trees)}
+    candidates: list[Candidate] = []
+    for number in range(max_steps):
+        slots = [(key, partial) for key, partials in live.items() for partial in partials]
+        if not slots:
+            break
+        asks = [Ask(partial, _stream(i, slots)) for i, (_, partial) in enumerate(slots)]
+        proposed = engine.propose(asks, keep * width if number == 0 else width)
+        pools: dict[tuple[int, int], list[Partial]] = {key: [] for key in live}
+        for (key, _), partials in zip(slots, proposed, strict=True):
+            pools[key] += partials
+        scored = _scored(engine, pools)
+        candidates += [one for pool in scored.values() for one in pool if one.partial.finished]
+        live = _keep_best({key: [c for c in pool if not c.partial.finished] for key, pool in scored.items()}, keep)
+        if number == max_steps - 1:
+            rest = {id(p) for partials in live.values() for p in partials}
+            candidates += [one for pool in scored.values() for one in pool if id(one.partial) in rest]
+    return engine.result(candidates)
+
+
+def step_beam_search(
+    propose: ProposeFn, score: ScorePartials, num_questions: int, *, beams: int, width: int, max_steps: int
+) -> Found:
+    """AlphaMath's beam search over steps: finished solutions keep their place in the beam.
+
+    Args:
+      propose: produces steps.
+      score: scores prefixes.
+      num_questions: P.
+      beams: B1.
+      width: B2, proposals of each beam; at the first step B1 * B2 from the root.
+      max_steps: most steps of a solution; what is live then is a candidate that is not finished.
+
+    Returns:
+      `Found`.
+
+    Source: arXiv 2405.03553 and its released code.
+    """
+    engine = _Engine(propose, score, num_questions)
+    live: list[list[Partial | None]] = [[Partial(b)] + [None] * (beams - 1) for b in range(num_questions)]
+    widths = np.full(num_questions, beams, np.int32)
+    candidates: list[Candidate] = []
+    children = beams * width
+    for number in range(max_steps):
+        slots = [(b, m, p) for b, row in enumerate(live) for m, p in enumerate(row) if p is not None]
+        if not slots:
+            break
+        asks = [Ask(partial, m) for _, m, partial in slots]
+        proposed = engine.propose(asks, children if number == 0 else width)
+        flat = [partial for partials in proposed for partial in partials]
+        values = iter(engine.score(flat))
+        scores = np.full((num_questions, beams, children), -np.inf, np.float32)
+        ends = np.zeros(scores.shape, bool)
+        for (b, m, _), partials in zip(slots, proposed, strict=True):
+            for i, partial in enumerate(partials):
+                scores[b, m, i], ends[b, m, i] = next(values), partial.finished
+        if number == max_steps - 1:
+            ends[:] = True
+        at = {(b, m): partials for (b, m, _), partials in zip(slots, proposed, strict=True)}
+        going = np.array([[p is not None for p in row] for row in live])
+        kept = jax.tree.map(np.asarray, _step_beam(scores, going, ends, widths))
+        live = [[None] * beams for _ in range(num_questions)]
+        for b, place in np.argwhere(kept.parent >= 0).tolist():
+            m, i = kept.parent[b, place], kept.choice[b, place]
+            if kept.live[b, place]:
+                live[b][place] = at[b, m][i]
+            else:
+                candidates.append(Candidate(at[b, m][i], float(scores[b, m, i])))
+        widths = kept.width
+    return engine.result(candidates)
+
+
+def tree_search(
+    propose: ProposeFn,
+    score: ScorePartials,
+    num_questions: int,
+    *,
+    simulations: int,
+    width: int,
+    max_steps: int,
+    score_fn: ScoreFn | None = None,
+    on_simulation: Callable[[int], None] | None = None,
+    **options: Any,
+) -> tuple[Found, Any, list[dict[int, Partial]]]:
+    """Monte-Carlo tree search over steps, with AlphaMath's rule unless told otherwise.
+
+    The prior of a step is exp(mean log-probability of its tokens). Candidates are the finished solutions in the tree.
+
+    Args:
+      propose: produces steps.
+      score: scores prefixes, in [-1, 1] or [0, 1].
+      num_questions: P.
+      simulations: of each question.
+      width: C, proposals of each leaf.
+      max_steps: depth of the tree.
+      score_fn: see `Method`; `puct(1.25)` when None.
+      on_simulation: called with the number of simulations done.
+      **options: of `Method`.
+
+    Returns:
+      (`Found`, the tree, for each question its nodes' prefixes by slot).
+    """
+    method = Method(score_fn or puct(1.25), width, max_steps, **options)
+    engine = _Engine(propose, score, num_questions)
+    tree = init_tree(num_questions, 1 + simulations * width)
+    nodes: list[dict[int, Partial]] = [{0: Partial(b)} for b in range(num_questions)]
+    for number in range(simulations):
+        selection, leaf = _ask(tree, method, number)
+        asked = np.flatnonzero(np.asarray(leaf.ok)).tolist()
+        slots = np.asarray(leaf.node).tolist()
+        prior, value = np.zeros((2, num_questions, width), np.float32)
+        terminal, valid = np.zeros((2, num_questions, width), bool)
+        # The slot tells the requests of a question apart: no two simulations expand the same one.
+        proposed = engine.propose([Ask(nodes[b][slots[b]], slots[b]) for b in asked], width) if asked else []
+        values = iter(engine.score([partial for partials in proposed for partial in partials]))
+        for b, partials in zip(asked, proposed, strict=True):
+            before = nodes[b][slots[b]].logp
+            for i, partial in enumerate(partials):
+                prior[b, i] = math.exp((partial.logp - before) / len(partial.steps[-1]))
+                value[b, i], terminal[b, i], valid[b, i] = next(values), partial.finished, True
+        tree, kids = _grow(tree, selection, Expansion(prior, value, terminal, valid), method)
+        kids = np.asarray(kids)
+        for b, partials in zip(asked, proposed, strict=True):
+            nodes[b].update({int(kids[b, i]): p for i, p in enumerate(partials) if kids[b, i] >= 0})
+        if on_simulation is not None:
+            on_simulation(number + 1)
+    check_tree(tree)
+    value = np.asarray(tree.value)
+    ends = [Candidate(p, float(value[b, n])) for b, own in enumerate(nodes) for n, p in own.items() if p.finished]
+    return engine.result(ends), tree, nodes
+
+
+_step_beam, _top_steps = jax.jit(step_beam), jax.jit(top_steps, static_argnums=1)
+_ask, _grow = jax.jit(ask, static_argnames="method"), jax.jit(grow, static_argnames="method")
+
+
+class _Engine:
+    """Both functions of the caller's, with their answers checked and counted."""
+
+    def __init__(self, propose: ProposeFn, score: ScorePartials, num_questions: int) -> None:
+        self._propose, self._score = propose, score
+        self.tokens, self.proposals, self.scored = np.zeros((3, num_questions), np.int64)
+
+    def propose(
+        self, asks: Sequence[Ask], count: int, *, whole: bool = False, distinct: bool = True
+    ) -> list[list[Partial]]:
+        answers = self._propose(asks, count, whole)
+        if len(answers) != len(asks) or any(len(steps) > count for steps in answers):
+            raise ValueError(f"the proposer must answer each of {len(asks)} requests with at most {count} steps")
+        found = []
+        for (partial, _), steps in zip(asks, answers, strict=True):
+            self.tokens[partial.question] += sum(len(step.tokens) for step in steps)
+            self.proposals[partial.question] += len(steps)
+            real = [step for step in steps if step.tokens]
+            kept = list({step.tokens: step for step in reversed(real)}.values())[::-1] if distinct else real
+            found.append([partial.then(step) for step in kept])
+        return found
+
+    def score(self, partials: Sequence[Partial]) -> list[float]:
+        if not partials:
+            return []
+        values = [float(value) for value in self._score(partials)]
+        if len(values) != len(partials):
+            raise ValueError(f"the scorer returned {len(values)} values for {len(partials)} prefixes")
+        for partial, value in zip(partials, values, strict=True):
+            self.scored[partial.question] += 1
+            if not math.isfinite(value):
+                raise UserError(
+                    f"the scorer returned {value} for question {partial.question}, a prefix of {len(partial.steps)} "
+                    "steps: scores must be finite"
+                )
+        return values
+
+    def result(self, candidates: Sequence[Candidate]) -> Found:
+        own: list[list[Candidate]] = [[] for _ in self.tokens]
+        for candidate in candidates:
+            own[candidate.partial.question].append(candidate)
+        ranked = tuple(tuple(sorted(each, key=lambda c: -c.score)) for each in own)
+        return Found(ranked, self.tokens, self.proposals, self.scored)
+
+
+def _stream(index: int, slots: Sequence[tuple[tuple[int, int], Partial]]) -> int:
+    """The number of a request among those of its question."""
+    return sum(other[0][0] == slots[index][0][0] for other in slots[:index])
+
+
+def _scored(
+    engine: _Engine, pools: dict[tuple[int, int], list[Partial]]
+) -> dict[tuple[int, int], list[Candidate]]:
+    values = iter(engine.score([partial for pool in pools.values() for partial in pool]))
+    return {key: [Candidate(partial, next(values)) for partial in pool] for key, pool in pools.items()}
+
+
+def _keep_best(pools: dict[tuple[int, int], list[Candidate]], keep: int) -> dict[tuple[int, int], list[Partial]]:
+    """The best of each tree's pool."""
+    size = max(map(len, pools.values()), default=0)
+    if size == 0:
+        return {}
+    size = 1 << (size - 1).bit_length()  # few shapes, so few compilations
+    scores = np.full((1, len(pools), size), -np.inf, np.float32)
+    for row, pool in zip(scores[0], pools.values(), strict=True):
+        row[: len(pool)] = [one.score for one in pool]
+    best = np.asarray(_top_steps(scores, keep))[0]
+    kept = {key: [pool[i].partial for i in row if i >= 0] for (key, pool), row in zip(pools.items(), best, strict=True)}
+    return {key: partials for key, partials in kept.items() if partials}

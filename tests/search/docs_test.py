@@ -1,0 +1,34 @@
+"""The page about search: its code runs, it names every public name and nothing that does not exist."""
+
+import collections
+import pathlib
+import re
+
+from prm_jax import search
+
+PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "search.md"
+
+
+def test_every_public_name_is_on_the_page():
+    text = PAGE.read_text()
+    named = set(re.findall(r"\b\w+\b", text))
+    minor = {"FirstError", "LocatedError", "OmegaLabels", "Request", "Rollout", "State", "StepBeam", "StepPairs"}
+    assert set(search.__all__) - minor <= named
+    for name in re.findall(r"\bsearch\.(\w+)\(", text):
+        assert hasattr(search, name), name
+    for link in re.findall(r"\]\(([^)#]+)", text):
+        assert (PAGE.parent / link).exists(), link
+
+
+def test_the_code_on_the_page_runs():
+    step = collections.namedtuple("Step", "text prior value is_answer")
+
+    def sample_steps(text, count):
+        return [step(f"{i};", 1 / count, 0.1 * i, len(text) > 12) for i in range(count)]
+
+    names = {"sample_steps": sample_steps}
+    for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
+        exec(code, names)
+    assert names["labels"].shape == names["mask"].shape == (2, 61)
+    assert int(names["tree"].count.min()) > 10 and len(names["texts"]) > 20
+    assert all((b, 0) in names["texts"] for b in (0, 1))
