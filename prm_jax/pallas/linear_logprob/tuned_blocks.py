@@ -1,7 +1,8 @@
 """Tiles of the kernels by device, pass, dtype, bucket of D and bucket of T.
 
-Entries are (token block, vocab block).  None of them was timed on its device: those of the TPUs come from the
-compiler's static schedules and VMEM limits.  ``experiments/benchmarks/tune_linear_logprob.py`` measures them anew.
+Entries are (token block, vocab block); those of "h100" are a warpgroup's.  None of them was timed on its device: they
+come from static schedules, register counts and memory limits of the compilers.
+``experiments/benchmarks/linear_logprob.py --tune`` measures them anew.
 """
 
 Key = tuple[str, str, str, int, int]
@@ -23,4 +24,6 @@ TABLE: dict[Key, tuple[int, int]] = {
     ("7x", "forward", "bfloat16", 4096, 16384): (512, 512),
     ("7x", "backward", "bfloat16", 2048, 16384): (256, 1024),
     ("7x", "backward", "bfloat16", 4096, 16384): (256, 512),
+    ("h100", "forward", "bfloat16", 2048, 16384): (64, 256),
+    ("h100", "forward", "bfloat16", 4096, 16384): (64, 256),
 }

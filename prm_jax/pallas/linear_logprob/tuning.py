@@ -106,6 +106,16 @@ def tpu_blocks(spec: Spec, inputs: Inputs, which: str) -> Blocks | None:
     return Blocks(tokens, columns, _divisor(tokens, 256, sublanes), _divisor(columns, 256, 128))
 
 
+def gpu_columns(spec: Spec, inputs: Inputs) -> int:
+    """Columns of a Hopper tile: given, from the table, or 256.
+
+    A soft cap or temperatures take registers: with them the compiler would spill at more than 128.
+    """
+    columns = spec.vocab_block or (lookup(spec, inputs, "forward") or (64, 256))[1]
+    plain = spec.softcap is None and inputs.inverse_temperature is None
+    return min(_multiple(columns, 64), 256 if plain else 128)
+
+
 def _multiple(size: int, of: int) -> int:
     return max(of, math.ceil(size / of) * of)
 
