@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from prm_jax import rl
@@ -42,6 +41,7 @@ class Scored:
         """What goes into a line of scores: ids, scores, and what is known about the solution."""
         record = self.record
         fields: dict[str, Any] = {"id": record.id, "group": record.group, "scores": self.steps, "score": self.response}
+        fields["length"] = sum(map(len, record.steps))
         if record.labels is not None:
             fields["labels"] = record.labels
         if record.outcome is not None:
@@ -95,7 +95,7 @@ def score(
             found[row.record] = (own, {name: value[place] for name, value in extra.items()})
         on_batch(len(found), len(rows))
     order = sorted(found)
-    table, mask = _table([np.cumsum(found[i][0]) if cumulative else found[i][0] for i in order])
+    table, mask = pad_table([np.cumsum(found[i][0]) if cumulative else found[i][0] for i in order])
     _check_aggregate(how, kind.output, table, mask)
     responses = np.asarray(rl.aggregate_steps(table, mask, how=how))
     if prm.spec.options.kind == "gpm":
@@ -188,7 +188,8 @@ def _compiled(spec: Spec) -> Callable[[Weights, Batch], tuple[jax.Array, dict[st
     return jax.jit(run)
 
 
-def _table(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def pad_table(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(values [B, S] float32, mask [B, S] bool) of rows of different lengths, 0 behind their ends."""
     width = max(map(len, rows))
     table, mask = np.zeros((len(rows), width), np.float32), np.zeros((len(rows), width), bool)
     for index, values in enumerate(rows):
@@ -215,9 +216,3 @@ def _check_aggregate(how: str, output: str, table: np.ndarray, mask: np.ndarray)
 
 def _power_of_two(number: int) -> int:
     return 1 << math.ceil(math.log2(max(1, number)))
-
-
-def step_table(scored: Sequence[Scored]) -> tuple[jax.Array, jax.Array]:
-    """(scores [B, S] float32, mask [B, S] bool) of scored solutions."""
-    table, mask = _table([np.asarray(one.steps, np.float32) for one in scored])
-    return jnp.asarray(table), jnp.asarray(mask)
