@@ -14,6 +14,7 @@ import os
 import pathlib
 import platform
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -148,6 +149,7 @@ def draw(tables: Tables, panels: Sequence[Panel], path: pathlib.Path) -> None:
     """Draws the panels side by side, off screen; needs the extra plots."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     tallest = max(len(tables[p.title]) if p.kind == "dots" else 6 for p in panels)
     figure = Figure(figsize=(5.2 * len(panels), 1.3 + 0.34 * tallest), dpi=100, layout="constrained")
@@ -156,13 +158,19 @@ def draw(tables: Tables, panels: Sequence[Panel], path: pathlib.Path) -> None:
         rows = tables[panel.title]
         columns = panel.columns or tuple(c for c in next(iter(rows.values())) if c != panel.x)
         (_dots if panel.kind == "dots" else _curve)(axis, rows, columns, panel)
-        axis.set_title(panel.title, loc="left", fontsize=9, fontweight="bold", wrap=True)
+        axis.set_title(textwrap.fill(panel.title, 48), loc="left", fontsize=9, fontweight="bold")
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="x" if panel.kind == "dots" else "y", color="#E4E4E4")
         axis.set_axisbelow(True)
         axis.tick_params(labelsize=8)
+        if panel.log:
+            numbers = axis.xaxis if panel.kind == "dots" else axis.yaxis
+            numbers.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            numbers.set_major_formatter(StrMethodFormatter("{x:g}"))
+            numbers.set_minor_formatter(NullFormatter())
         if len(columns) > 1:
-            axis.legend(fontsize=8, frameon=False)
+            place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.11), "ncols": 2}
+            axis.legend(fontsize=8, frameon=False, **place)
     figure.savefig(path)
 
 

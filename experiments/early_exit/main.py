@@ -8,6 +8,7 @@ several quantiles, by sampled exits, and at fixed depths.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,26 @@ def one(config: Config, seed: int) -> dict[str, dict[str, float]]:
     rng = np.random.default_rng(seed)
     x, y, _ = data(config, rng)
     test_x, test_y, test_easy = data(config, rng)
+    scores, halts = fit(config, jax.random.key(seed), x, y, test_x)
+    p = rl.halting_distribution(halts)
+    exits = {f"Q-exit, q = {q:g}": rl.quantile_exit(p, quantile=q) for q in (0.3, 0.5, 0.8)}
+    exits["sampled exit"] = jax.random.categorical(jax.random.key(9), jnp.log(p + 1e-9))
+    exits |= {f"layer {d + 1} always": jnp.full(test_y.shape, d) for d in range(config.layers)}
+    table = {}
+    for name, depth in exits.items():
+        read = jnp.take_along_axis(scores, depth[:, None], -1)[:, 0]
+        table[name] = {
+            "AUROC": float(rl.roc_auc(read, test_y)),
+            "mean depth": float(depth.mean() + 1),
+            "depth, easy": float((depth * test_easy).sum() / test_easy.sum() + 1),
+            "depth, hard": float((depth * ~test_easy).sum() / (~test_easy).sum() + 1),
+        }
+    return table
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def fit(config: Config, key: jax.Array, x: jax.Array, y: jax.Array, test: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Trains on (x, y); (scores, halting logits) of the test rows, both [rows, layers]."""
     optimiser = optax.adam(3e-3)
 
     def loss(params, rows):
@@ -89,26 +110,9 @@ def one(config: Config, seed: int) -> dict[str, dict[str, float]]:
         updates, state = optimiser.update(gradient, state)
         return (optax.apply_updates(params, updates), state), None
 
-    @jax.jit
-    def fit(key):
-        params = init(config, key)
-        return jax.lax.scan(step, (params, optimiser.init(params)), jax.random.split(key, config.updates))[0][0]
-
-    scores, halts = jax.jit(forward)(fit(jax.random.key(seed)), test_x)
-    p = rl.halting_distribution(halts)
-    exits = {f"Q-exit, q = {q:g}": rl.quantile_exit(p, quantile=q) for q in (0.3, 0.5, 0.8)}
-    exits["sampled exit"] = jax.random.categorical(jax.random.key(9), jnp.log(p + 1e-9))
-    exits |= {f"layer {d + 1} always": jnp.full(test_y.shape, d) for d in range(config.layers)}
-    table = {}
-    for name, depth in exits.items():
-        read = jnp.take_along_axis(scores, depth[:, None], -1)[:, 0]
-        table[name] = {
-            "AUROC": float(rl.roc_auc(read, test_y)),
-            "mean depth": float(depth.mean() + 1),
-            "depth, easy": float((depth * test_easy).sum() / test_easy.sum() + 1),
-            "depth, hard": float((depth * ~test_easy).sum() / (~test_easy).sum() + 1),
-        }
-    return table
+    params = init(config, key)
+    start = (params, optimiser.init(params))
+    return forward(jax.lax.scan(step, start, jax.random.split(key, config.updates))[0][0], test)
 
 
 def run(config: Config) -> report.Tables:

@@ -26,7 +26,7 @@ class Config:
     depth: int = 6
     actions: int = 8
     skill: float = 0.35
-    budgets: tuple[int, ...] = (60, 180, 600, 1800)  # scored steps
+    budgets: tuple[int, ...] = (60, 180, 600, 1800, 5400)  # scored steps
     label_noise: float = 0.1
     candidates: int = 5
     beta: float = 0.4

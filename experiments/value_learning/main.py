@@ -10,6 +10,7 @@ advantage-weighted regression and filtered cloning on values with errors (arXiv 
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +31,14 @@ class Config:
     episodes: int = 300
     sweeps: int = 3000
     step: float = 0.05
-    noise: float = 0.5  # of the initial values, and of the critic in the second part
+    noise: float = 0.5  # of the initial values
+    critic_noise: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5)
     discount: float = 0.999
     candidates: int = 8
     seeds: int = 10
 
 
-SMOKE = Config(length=4, vocabulary=6, episodes=40, sweeps=50, seeds=1)
+SMOKE = Config(length=4, vocabulary=6, episodes=40, sweeps=50, critic_noise=(0.25,), seeds=1)
 
 
 def policy_logits(config: Config) -> jax.Array:
@@ -80,24 +82,26 @@ def backups(config: Config, seed: int) -> dict[str, dict[str, float]]:
     return table
 
 
-def extraction(config: Config, seed: int) -> dict[str, dict[str, float]]:
-    """One round of policy extraction on a noisy critic; value of the new policy is the chance of a right chain."""
-    rng = np.random.default_rng(1000 + seed)
+EXTRACTORS = ("best of N, max of twins", "best of N, min of twins", "advantage weighting", "filtered cloning")
+
+
+@functools.partial(jax.jit, static_argnames=("config", "name"))
+def extract(config: Config, name: str, noise: jax.Array, key: jax.Array) -> jax.Array:
+    """Chance of a right chain under the policy extracted from critics that err by `noise`."""
     logits = policy_logits(config)
     after = config.skill ** jnp.arange(config.length - 1, -1, -1.0)  # chance that the rest is right
     exact = jnp.full((config.length, config.vocabulary), -0.3).at[:, 0].set(after * 1.3 - 0.3)
     value = (jax.nn.softmax(logits) * exact).sum(-1)
-    twins = [exact + config.noise * jnp.array(rng.normal(size=exact.shape)) for _ in range(2)]
-    key = jax.random.key(seed)
+    noise_key, token_key = jax.random.split(key)
+    twins = exact + noise * jax.random.normal(noise_key, (2, *exact.shape))
     rows = 256
     state = jnp.tile(jnp.arange(config.length), rows // config.length + 1)[:rows]
-    tokens = jax.random.categorical(key, logits[state][:, None], shape=(rows, config.candidates))
+    tokens = jax.random.categorical(token_key, logits[state][:, None], shape=(rows, config.candidates))
     valid = jnp.ones(tokens.shape, bool)
+    q = rl.twin(*(t[state[:, None], tokens] for t in twins), how="max" if "max" in name else "min")
 
-    def objective(name: str, params: jax.Array) -> jax.Array:
+    def objective(params: jax.Array) -> jax.Array:
         logp = jax.nn.log_softmax(params)[state[:, None], tokens]
-        how = "max" if "max" in name else "min"
-        q = rl.twin(*(t[state[:, None], tokens] for t in twins), how=how)
         if name.startswith("best of"):
             advantages = rl.candidate_advantages(q, value[state], valid)
             return rl.best_of_n_policy_loss(logp, advantages, valid, threshold=0.05).mean()
@@ -107,25 +111,31 @@ def extraction(config: Config, seed: int) -> dict[str, dict[str, float]]:
         weights = rl.advantage_weights(advantages, temperature=0.05)
         return rl.weighted_nll(logp[:, :1], weights, valid[:, :1], normalize="tokens").mean()
 
-    table = {"policy before": {"chance of a right chain": float(config.skill**config.length)}}
     optimiser = optax.adam(0.05)
-    for name in ("best of N, max of twins", "best of N, min of twins", "advantage weighting", "filtered cloning"):
 
-        def step(carry, _, name=name):
-            params, state = carry
-            gradient = jax.grad(lambda p: objective(name, p))(params)
-            updates, state = optimiser.update(gradient, state)
-            return (optax.apply_updates(params, updates), state), None
+    def step(carry, _):
+        params, state = carry
+        updates, state = optimiser.update(jax.grad(objective)(params), state)
+        return (optax.apply_updates(params, updates), state), None
 
-        run_all = jax.jit(lambda s, f=step: jax.lax.scan(f, (s, optimiser.init(s)), length=200)[0][0])
-        policy = jax.nn.softmax(run_all(logits))
-        table[name] = {"chance of a right chain": float(policy[:, 0].prod())}
+    fitted = jax.lax.scan(step, (logits, optimiser.init(logits)), length=200)[0][0]
+    return jax.nn.softmax(fitted)[:, 0].prod()
+
+
+def extraction(config: Config, seed: int) -> dict[str, dict[str, float]]:
+    """One round of policy extraction, by how far the critic is off."""
+    table = {"policy before": {f"critic off by {n:g}": config.skill**config.length for n in config.critic_noise}}
+    for name in EXTRACTORS:
+        table[name] = {
+            f"critic off by {n:g}": float(extract(config, name, jnp.float32(n), jax.random.key(seed)))
+            for n in config.critic_noise
+        }
     return table
 
 
 def run(config: Config) -> report.Tables:
     """Means over seeds."""
-    titles = {"offline values by backup": backups, "policy extraction on a noisy critic": extraction}
+    titles = {"offline values by backup": backups, "policy extraction: chance of a right chain": extraction}
     return {
         title: report.average([part(config, seed) for seed in range(config.seeds)]) for title, part in titles.items()
     }
@@ -134,7 +144,7 @@ def run(config: Config) -> report.Tables:
 PANELS = (
     report.Panel("offline values by backup", ("largest Q (truth <= 1)",)),
     report.Panel("offline values by backup", ("states where argmax Q is right",)),
-    report.Panel("policy extraction on a noisy critic"),
+    report.Panel("policy extraction: chance of a right chain"),
 )
 
 
