@@ -1,4 +1,4 @@
-"""The TPU kernels compiled for real TPUs without one: needs libtpu (pip install --no-deps libtpu, jax's version of it)."""
+"""The TPU kernels compiled for TPUs without one: needs libtpu (pip install --no-deps libtpu, of jax's version)."""
 
 import importlib.util
 import os
