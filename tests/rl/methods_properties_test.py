@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from prm_jax import rl
 
@@ -380,10 +382,16 @@ MODULES = (
 ).split()
 
 
-def draw(row: Row, seed: int):
+def draw(row: Row, seed: int, bits: int | None = None):
+    """Random arguments; `bits` spells the mask, any mask at all."""
     rng = np.random.default_rng(seed)
     data = {name: sample(rng) for name, sample in row.arrays.items()}
-    if row.mask:
+    if row.mask and bits is not None:
+        name, _, shape = row.mask.partition(":")
+        size = (N, *{"": (), "NK": (K,), "N4": (4,), "prefix": (K,), "N4K": (4, K)}[shape])
+        mask = np.array([bits >> i & 1 for i in range(int(np.prod(size)))], bool).reshape(size)
+        data[name] = np.sort(~mask, -1) == 0 if shape == "prefix" else mask
+    elif row.mask:
         name, _, shape = row.mask.partition(":")
         columns = {"": (), "NK": (K,), "N4": (4,), "prefix": (K,), "N4K": (4, K)}[shape]
         mask = rng.uniform(size=(N, *columns)) < 0.7
@@ -405,9 +413,9 @@ def spoil(row: Row, data):
     return dirty
 
 
-def variants(row: Row):
+def variants(row: Row, seed: int = 3, bits: int | None = None):
     """[clean, spoilt, empty, permuted, a bit up, a bit down], stacked; without a mask clean ones stand in."""
-    clean = draw(row, 3)
+    clean = draw(row, seed, bits)
     parts = [clean] * 3
     if row.mask is not None:
         name = row.mask.partition(":")[0]
@@ -435,10 +443,11 @@ def scalar(tree):
 
 
 @functools.cache
-def results(index: int):
+def program(index: int):
     """Everything that needs compiling, in one compilation: compiling is nearly all of the time.
 
-    Values, their scalars and gradients of the variants under vmap, and values of a plain call on the clean one.
+    Values, their gradients and scalars of the variants under vmap, and values of a plain call on the clean one; and a
+    list with an entry for each trace.
     """
     row = TABLE[index]
     traces = []
@@ -460,8 +469,14 @@ def results(index: int):
         traces.append(1)
         return jax.vmap(everything)(data), call(*split({k: v[0] for k, v in data.items()}))
 
-    run = jax.jit(both)
-    data = variants(row)
+    return jax.jit(both), traces
+
+
+@functools.cache
+def results(index: int):
+    """What the program of a row gives on its variants, and that it was traced once."""
+    run, traces = program(index)
+    data = variants(TABLE[index])
     (values, gradients, numbers), plain = jax.tree.map(np.asarray, run(data))
     run(data)
     assert len(traces) == 1, "traced twice for one shape"
@@ -517,6 +532,32 @@ def test_gradients_are_those_of_differences(index):
     difference = (float(numbers[4]) - float(numbers[5])) / (2 * STEP)
     scale = sum(np.abs(gradients[name][0] * move).sum() for name, move in direction(row).items())
     np.testing.assert_allclose(slope, difference, atol=0.01 * scale + 1e-2)
+
+
+MASKED = pytest.mark.parametrize(
+    "index",
+    [i for i, row in enumerate(TABLE) if row.mask],
+    ids=[row.name for row in TABLE if row.mask],
+)
+
+
+@MASKED
+@settings(max_examples=8, deadline=None, derandomize=True, database=None)
+@given(st.integers(0, 2 ** (N * 4 * K) - 1), st.integers(0, 99))
+def test_any_mask_and_any_layout_of_groups(index, bits, seed):
+    """NaN behind any mask, groups of any sizes (empty ones included), any order: no difference, nothing but numbers."""
+    row = TABLE[index]
+    (values, gradients, _), _ = program(index)[0](variants(row, seed, bits))
+    for x in map(np.asarray, jax.tree.leaves(values)):
+        np.testing.assert_array_equal(x[0], x[1])
+        if row.fn is not rl.conformal_interval:
+            assert np.isfinite(x).all()
+        if row.order:
+            follows = x.ndim > 1 and x.shape[1] == N and row.fn is not rl.fit_isotonic
+            np.testing.assert_allclose(x[0][ORDER] if follows else x[0], x[3], rtol=1e-3, atol=1e-4)
+    for gradient in map(np.asarray, jax.tree.leaves(gradients)):
+        assert np.isfinite(gradient).all()
+        np.testing.assert_array_equal(gradient[0], gradient[1])
 
 
 @ROWS
