@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from prm_jax import rl
+from prm_jax.training.prm import compiled
 from prm_jax.training.prm.options import Aggregate
 from prm_jax.training.prm.rows import Row
 
@@ -32,19 +32,19 @@ def row_metrics(rows: Sequence[Row], scores: Sequence[np.ndarray], *, how: Aggre
     right = labels > 0.5
     seen = known & (np.cumsum(known & ~right, axis=1) - (known & ~right) == 0)
     if (seen & right).any() and (seen & ~right).any():
-        found["step_auc"] = float(rl.roc_auc(table, right, seen))
+        found["step_auc"] = float(compiled.roc_auc(table, right, seen))
     found |= _first_error(rows, table, mask, right, known)
     judged = np.asarray([np.isfinite(row.outcome) for row in rows])
     if judged.any():
         outcome = np.nan_to_num(np.asarray([row.outcome for row in rows], np.float32))
-        response = np.asarray(rl.aggregate_steps(table, mask, how=how))
+        response = np.asarray(compiled.aggregate_steps(table, mask, how=how))
         good = outcome > 0.5
         if (judged & good).any() and (judged & ~good).any():
-            found["outcome_auc"] = float(rl.roc_auc(response, good, judged))
+            found["outcome_auc"] = float(compiled.roc_auc(response, good, judged))
         numbers = {group: number for number, group in enumerate(dict.fromkeys(row.group for row in rows))}
         groups = np.asarray([numbers[row.group] for row in rows], np.int32)
         found["pairwise_accuracy"] = float(
-            rl.pairwise_accuracy(response, outcome, groups, num_groups=len(numbers), mask=judged)
+            compiled.pairwise_accuracy(response, outcome, groups, num_groups=len(numbers), mask=judged)
         )
     return found
 
@@ -63,6 +63,6 @@ def _first_error(
     tests = usable & ~picks
     if not all((first[side] >= 0).any() and (first[side] < 0).any() for side in (picks, tests)):
         return {}
-    threshold, _ = rl.best_threshold(table[picks], mask[picks], first[picks])
-    f1 = rl.first_error_f1(rl.first_error(table[tests], mask[tests], threshold=threshold), first[tests])
+    threshold, _ = compiled.best_threshold(table[picks], mask[picks], first[picks])
+    f1 = compiled.first_error_f1(compiled.first_error(table[tests], mask[tests], threshold=threshold), first[tests])
     return {"first_error_f1": float(f1["f1"])}

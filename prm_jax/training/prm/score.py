@@ -12,6 +12,7 @@ import numpy as np
 from prm_jax import rl
 from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import UserError
+from prm_jax.training.prm import compiled
 from prm_jax.training.prm.forward import Spec, Weights, at_last
 from prm_jax.training.prm.kinds import kind_of
 from prm_jax.training.prm.model import PRM
@@ -97,7 +98,7 @@ def score(
     order = sorted(found)
     table, mask = pad_table([np.cumsum(found[i][0]) if cumulative else found[i][0] for i in order])
     _check_aggregate(how, kind.output, table, mask)
-    responses = np.asarray(rl.aggregate_steps(table, mask, how=how))
+    responses = np.asarray(compiled.aggregate_steps(table, mask, how=how))
     if prm.spec.options.kind == "gpm":
         extras = [found[i][1] for i in order]
         responses = prefer(prm.spec, extras, [records[i].group for i in order], responses)
