@@ -93,7 +93,7 @@ def test_every_command_has_its_module():
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["trian"], "unknown command 'trian': did you mean train?"),
+        (["trian"], "unknown command 'trian': did you mean train"),
         (["xyz"], "there are train"),
         (["train", "--preset", "tinny"], "unknown preset 'tinny': did you mean tiny"),
         (["train", "--prm.lerning-rate", "1"], "did you mean --prm.learning-rate"),
