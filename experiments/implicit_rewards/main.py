@@ -31,13 +31,13 @@ class Config:
 
     steps: int = 4
     slip: float = 0.15
-    sizes: tuple[int, ...] = (250, 1000, 4000)
+    sizes: tuple[int, ...] = (500, 4000)
     reference_rows: int = 8000
-    test_rows: int = 2000
-    width: int = 64
+    test_rows: int = 1000
+    width: int = 48
     beta: float = 0.5
-    reference_updates: int = 3000
-    updates: int = 1500
+    reference_updates: int = 2000
+    updates: int = 500
     batch: int = 128
     seeds: int = 3
 

@@ -83,8 +83,9 @@ def test_pooled_over_devices():
         np.testing.assert_allclose(
             pooled(confidence, outcome, mask), np.full(4, function(confidence, outcome, mask)), rtol=1e-6
         )
-    with pytest.raises(ValueError, match="equal mass"):
-        calibration.reliability_bins(confidence, outcome, bins="mass", axis_name="d")
+    mass = jax.vmap(lambda c, o, m: calibration.calibration_error(c, o, m, kind="ace", axis_name="d"), axis_name="d")
+    whole = calibration.calibration_error(confidence, outcome, mask, kind="ace")
+    np.testing.assert_allclose(mass(confidence, outcome, mask), np.full(4, whole), rtol=1e-6)
 
 
 def test_empty_mask_gives_zero():
