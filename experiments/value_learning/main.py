@@ -142,7 +142,7 @@ def run(config: Config) -> report.Tables:
 
 
 PANELS = (
-    report.Panel("offline values by backup", ("largest Q (truth <= 1)",)),
+    report.Panel("offline values by backup", ("error of Q(right token)",), log=True),
     report.Panel("offline values by backup", ("states where argmax Q is right",)),
     report.Panel("policy extraction: chance of a right chain"),
 )
