@@ -65,7 +65,8 @@ class Ask(NamedTuple):
 
     Attributes:
       partial: what they follow.
-      stream: tells apart the random numbers of the requests of one question; the same in every run.
+      stream: differs between all requests of one question, and is the same in every run and beside any other question:
+        with the question's number it can choose the random numbers.
     """
 
     partial: Partial
@@ -170,7 +171,7 @@ def beam_search(
         slots = [(key, partial) for key, partials in live.items() for partial in partials]
         if not slots:
             break
-        asks = [Ask(partial, _stream(i, slots)) for i, (_, partial) in enumerate(slots)]
+        asks = [Ask(partial, number * beams + _place(i, slots)) for i, (_, partial) in enumerate(slots)]
         proposed = engine.propose(asks, keep * width if number == 0 else width)
         pools: dict[tuple[int, int], list[Partial]] = {key: [] for key in live}
         for (key, _), partials in zip(slots, proposed, strict=True):
@@ -211,7 +212,7 @@ def step_beam_search(
         slots = [(b, m, p) for b, row in enumerate(live) for m, p in enumerate(row) if p is not None]
         if not slots:
             break
-        asks = [Ask(partial, m) for _, m, partial in slots]
+        asks = [Ask(partial, number * beams + m) for _, m, partial in slots]
         proposed = engine.propose(asks, children if number == 0 else width)
         flat = [partial for partials in proposed for partial in partials]
         values = iter(engine.score(flat))
@@ -276,7 +277,7 @@ def tree_search(
         slots = np.asarray(leaf.node).tolist()
         prior, value = np.zeros((2, num_questions, width), np.float32)
         terminal, valid = np.zeros((2, num_questions, width), bool)
-        # The slot tells the requests of a question apart: no two simulations expand the same one.
+        # No two simulations expand the same slot, so it tells the requests of a question apart.
         proposed = engine.propose([Ask(nodes[b][slots[b]], slots[b]) for b in asked], width) if asked else []
         values = iter(engine.score([partial for partials in proposed for partial in partials]))
         for b, partials in zip(asked, proposed, strict=True):
@@ -345,7 +346,7 @@ class _Engine:
         return Found(ranked, self.tokens, self.proposals, self.scored)
 
 
-def _stream(index: int, slots: Sequence[tuple[tuple[int, int], Partial]]) -> int:
+def _place(index: int, slots: Sequence[tuple[tuple[int, int], Partial]]) -> int:
     """The number of a request among those of its question."""
     return sum(other[0][0] == slots[index][0][0] for other in slots[:index])
 
