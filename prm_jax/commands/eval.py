@@ -65,13 +65,13 @@ class Options:
 def run(options: Options) -> None:
     """Judges; prints the main numbers and where the rest is."""
     from prm_jax.training.metrics_log import atomic_write
-    from prm_jax.training.prm.judge import judge
+    from prm_jax.training.prm.judge import judge_scores
     from prm_jax.training.prm.judge_page import results_page
 
     files = _subsets(options.data)
     _check(options)
     subsets, output = _read(options, files) if options.scored else _score(options, files)
-    results = judge(
+    results = judge_scores(
         subsets, output=output, threshold_on=options.threshold_on, false_discovery=options.false_discovery,
         resamples=options.resamples, seed=options.seed,
     )  # fmt: skip
@@ -128,13 +128,13 @@ def _score(options: Options, files: dict[str, pathlib.Path]) -> "tuple[dict[str,
     from prm_jax.training.prm.cases import case_of
     from prm_jax.training.prm.inputs import read_solutions
     from prm_jax.training.prm.kinds import kind_of
-    from prm_jax.training.prm.score import score
+    from prm_jax.training.prm.score import score_solutions
 
     records = {name: read_solutions(path, format=options.format) for name, path in files.items()}
     prm = load(options.model, options.layout, options.reference, options.dtype)
     subsets = {}
     for name, found in records.items():
-        scored = score(
+        scored = score_solutions(
             prm, found, max_tokens=options.max_tokens, aggregate=options.aggregate, cumulative=options.cumulative,
             skip_long=options.skip_long,
         )  # fmt: skip

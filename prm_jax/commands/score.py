@@ -60,13 +60,13 @@ def run(options: Options) -> None:
     from prm_jax.training.prm.inputs import read_solutions
     from prm_jax.training.prm.kinds import kind_of
     from prm_jax.training.prm.page import scores_page
-    from prm_jax.training.prm.score import score
+    from prm_jax.training.prm.score import score_solutions
 
     if options.max_tokens < 1 or options.shown < 0:
         raise UserError("--max-tokens must be at least 1, and --shown must not be negative")
     records = read_solutions(options.data, format=options.format, splitter=_splitter(options.split))
     prm = load(options.model, options.layout, options.reference, options.dtype)
-    scored = score(
+    scored = score_solutions(
         prm, records, max_tokens=options.max_tokens, aggregate=options.aggregate, cumulative=options.cumulative,
         skip_long=options.skip_long, on_batch=_progress,
     )  # fmt: skip

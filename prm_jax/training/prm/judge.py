@@ -17,7 +17,7 @@ from prm_jax.training.prm.judge_calibration import calibration
 from prm_jax.training.prm.judge_selection import best_of_n, ranking, selection, tracking
 
 
-def judge(
+def judge_scores(
     subsets: Mapping[str, Sequence[Case]],
     *,
     output: str = "probability",
@@ -77,7 +77,7 @@ def process_bench(
 
     Args:
       subsets: cases by name; those whose labels do not tell the first wrong step are left out and counted.
-      threshold_on: see ``judge``.
+      threshold_on: see ``judge_scores``.
       resamples: of the 95 % interval of F1, the threshold held fixed; 0 for none.
       seed: of the resampling.
 

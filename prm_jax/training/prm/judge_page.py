@@ -11,7 +11,7 @@ _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 420, 280, 48, 40, 14, 12
 
 
 def results_page(results: Mapping[str, Any], *, title: str) -> str:
-    """The page of what ``judge`` returned."""
+    """The page of what ``judge_scores`` returned."""
     parts = [_process_bench(results["process_bench"])]
     for name, found in results["subsets"].items():
         parts.append(f"<h2>{_text(name)}</h2>")

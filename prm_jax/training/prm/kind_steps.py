@@ -36,9 +36,10 @@ def token_scores(spec: Spec, logits: jax.Array, batch: Batch) -> jax.Array:
 
 
 def init_value(spec: Spec, key: jax.Array) -> tuple[Params, Params]:
-    """A head with one output, one a quantile, or two that start apart."""
-    outputs = {"quantile": spec.options.quantiles, "twin": 2}.get(spec.options.value, 1)
-    return init_head(spec, key, num_outputs=outputs, random=spec.options.value == "twin"), {}
+    """A head with one output, one a quantile, or several that start apart."""
+    several = {"quantile": spec.options.quantiles, "twin": 2, "ensemble": spec.options.members}
+    apart = spec.options.value in ("twin", "ensemble")
+    return init_head(spec, key, num_outputs=several.get(spec.options.value, 1), random=apart), {}
 
 
 def forward_value(spec: Spec, weights: Weights, batch: Batch) -> jax.Array:
@@ -64,13 +65,18 @@ def value_loss(spec: Spec, values: jax.Array, batch: Batch, constant: jax.Array)
 
 
 def value_scores(spec: Spec, values: jax.Array, batch: Batch) -> jax.Array:
-    """[R, S]: the estimated chance of success (tanh values moved to [0, 1]; quantiles averaged; the lower twin)."""
+    """[R, S]: the estimated chance of success (tanh values moved to [0, 1]; quantiles averaged; the lower twin; an
+    ensemble's lower confidence bound, at least 0).
+    """
     if spec.options.value == "quantile":
         found = values.mean(-1)
     elif spec.options.value == "tanh":
         found = 0.5 * (jnp.tanh(values[..., 0]) + 1)
     elif spec.options.value == "twin":
         found = jax.nn.sigmoid(rl.twin(values[..., 0], values[..., 1], how="min"))
+    elif spec.options.value == "ensemble":
+        members = jax.nn.sigmoid(jnp.moveaxis(values, -1, 0))
+        found = jnp.maximum(rl.pessimistic_rewards(members, coefficient=spec.options.pessimism)[0], 0.0)
     else:
         found = jax.nn.sigmoid(values[..., 0])
     return jnp.where(batch.step_mask, found, 0.0)

@@ -61,9 +61,14 @@ class KindOptions:
     """A step is right when its label is greater (hard labels)."""
     mask_after_error: bool = True
     """Kind token: steps after the first one with a label below 0.5 teach nothing."""
-    value: Literal["bce", "tanh", "quantile", "twin"] = "bce"
+    value: Literal["bce", "tanh", "quantile", "twin", "ensemble"] = "bce"
     """Kind value: success probability by cross-entropy; tanh value by squared error, targets in [-1, 1]; quantiles by
-    the pinball loss; two probabilities, of which the smaller is the score."""
+    the pinball loss; two probabilities, of which the smaller is the score; several that start apart, whose mean less
+    their spread is the score."""
+    members: int = 4
+    """Kind value, ensemble: how many; they differ by their start, so give the head two layers."""
+    pessimism: float = 1.0
+    """Kind value, ensemble: standard deviations that are taken off the mean."""
     quantiles: int = 5
     """Kind value, quantile: how many, at levels (k + 1/2) / n; the score is their mean."""
     head_layers: int = 1

@@ -54,7 +54,7 @@ class Scored:
         return fields
 
 
-def score(
+def score_solutions(
     prm: PRM,
     records: Sequence[StepRecord],
     *,

@@ -23,6 +23,7 @@ def _ranges(options: TrainPRMOptions) -> list[str]:
         "data.max-length": data.max_length,
         "prm.head-layers": prm.head_layers,
         "prm.quantiles": prm.quantiles,
+        "prm.members": prm.members,
         "train.batch-size": train.batch_size,
         "train.microbatches": train.microbatches,
         "train.epochs": train.epochs,
@@ -37,6 +38,7 @@ def _ranges(options: TrainPRMOptions) -> list[str]:
         "train.learning-rate": train.learning_rate,
         "train.weight-decay": train.weight_decay,
         "prm.pair-margin": prm.pair_margin,
+        "prm.pessimism": prm.pessimism,
         "prm.advantage-coef": prm.advantage_coef,
         "prm.ce-coef": prm.ce_coef,
     }

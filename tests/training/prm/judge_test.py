@@ -11,7 +11,7 @@ from prm_jax import cli
 from prm_jax.data.step_data import read_step_data
 from prm_jax.errors import UserError
 from prm_jax.training.prm.cases import Case, read_cases
-from prm_jax.training.prm.judge import categories, judge, min_at_last, process_bench, verbosity
+from prm_jax.training.prm.judge import categories, judge_scores, min_at_last, process_bench, verbosity
 from prm_jax.training.prm.judge_calibration import calibration
 from prm_jax.training.prm.judge_page import results_page
 from prm_jax.training.prm.judge_selection import best_of_n, ranking, selection, tracking
@@ -39,7 +39,7 @@ def test_the_first_wrong_step_by_a_threshold_from_one_subset():
     with pytest.raises(UserError, match="did you mean 'first'"):
         process_bench({"first": first}, threshold_on="frist")
     with pytest.raises(UserError, match="'empty' is empty"):
-        judge({"empty": []})
+        judge_scores({"empty": []})
     assert "skipped" in process_bench({"bare": [case([1.0])]})
 
 

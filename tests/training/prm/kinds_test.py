@@ -35,6 +35,7 @@ CASES = [
     pytest.param(KindOptions("value", value="tanh"), marks=slow),
     pytest.param(KindOptions("value", value="quantile"), marks=slow),
     KindOptions("value", value="twin"),
+    pytest.param(KindOptions("value", value="ensemble", head_layers=2), marks=slow),
     KindOptions("step_q"),
     pytest.param(KindOptions("outcome"), marks=slow),
     KindOptions("bradley_terry"),
@@ -171,6 +172,15 @@ def test_implicit_step_scores_are_those_of_the_released_scoring():
     assert int(np.argmax(lowest)) == 1
     votes = rl.vote_totals(jax.nn.sigmoid(lowest), jnp.asarray([0, 0, 1]))
     np.testing.assert_allclose(votes, [0.9997980000372859, 0.9997980000372859, 0.49990000000133333], rtol=1e-6)
+
+
+def test_an_ensemble_scores_below_its_mean():
+    logits = jnp.asarray([[[0.0, 2.0], [1.0, 1.0]]])
+    batch = empty_batch(step_mask=np.ones((1, 2), bool))
+    spec = Spec(KindOptions("value", value="ensemble", members=2, pessimism=1.0), None)
+    p = 1 / (1 + np.exp(-np.asarray([0.0, 2.0])))
+    found = kind_steps.value_scores(spec, logits, batch)
+    np.testing.assert_allclose(found, [[p.mean() - p.std(), 1 / (1 + np.exp(-1))]], rtol=1e-5)
 
 
 def empty_batch(**arrays):

@@ -23,7 +23,7 @@ from prm_jax.training.prm.options import (
     TextLayout,
     TrainPRMOptions,
 )
-from prm_jax.training.prm.score import score
+from prm_jax.training.prm.score import score_solutions
 from prm_jax.training.prm.validation import check_options
 
 
@@ -66,7 +66,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(options, tmp_path, monkeypatch, 
     assert files(tmp_path / "whole" / "model") == files(tmp_path / "parts" / "model")
 
     prm = load_prm(tmp_path / "whole" / "model")
-    found = score(prm, records)
+    found = score_solutions(prm, records)
     auc = [(s, l) for one in found for s, l in zip(one.steps, one.record.labels, strict=True)]
     assert np.mean([s for s, l in auc if l]) > np.mean([s for s, l in auc if not l]) + 0.2
 

@@ -18,7 +18,7 @@ from prm_jax.training.prm.kinds import KINDS
 from prm_jax.training.prm.model import KEY, PRM, load_prm, save_prm
 from prm_jax.training.prm.options import KindOptions, TextLayout
 from prm_jax.training.prm.public import LAYOUTS
-from prm_jax.training.prm.score import score
+from prm_jax.training.prm.score import score_solutions
 from tests.models.checkpoints import random_params
 
 CHATML = (
@@ -92,7 +92,7 @@ def test_qwens_two_layer_head_at_extra_0(tmp_path):
     edit(tmp_path / "m", tensors=head, drop=("lm_head.weight",), architectures=["Qwen2ForProcessRewardModel"],
          auto_map={"AutoModel": "modeling_qwen2_rm.Qwen2ForProcessRewardModel"})  # fmt: skip
     prm = load_prm(tmp_path / "m")
-    found = score(prm, [StepRecord("1+1+1?", STEPS, None, None, "g", "r")])[0]
+    found = score_solutions(prm, [StepRecord("1+1+1?", STEPS, None, None, "g", "r")])[0]
     system = LAYOUTS["qwen_prm"].text.system
     text = (
         f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n1+1+1?<|im_end|>\n<|im_start|>assistant\n"
@@ -114,7 +114,7 @@ def test_math_shepherds_tags(tmp_path):
         load_prm(tmp_path / "m")
     prm = load_prm(tmp_path / "m", layout="math_shepherd")
     assert prm.spec.config.max_position_embeddings == 300
-    found = score(prm, [StepRecord("1+1+1?", STEPS, None, None, "g", "r")])[0]
+    found = score_solutions(prm, [StepRecord("1+1+1?", STEPS, None, None, "g", "r")])[0]
     text = f"1+1+1? {STEPS[0]} \u043a\u0438\n{STEPS[1]} \u043a\u0438"
     ids, places = reads(text, prm.tokenizer, ["\u043a\u0438"] * 2)
     check_labels(prm, found, ids, places)
@@ -123,7 +123,7 @@ def test_math_shepherds_tags(tmp_path):
 def test_rlhflows_turns(tmp_path):
     checkpoint(tmp_path / "m", "llama")
     prm = load_prm(tmp_path / "m", layout="rlhflow")
-    found = score(prm, [StepRecord("1+1+1?", STEPS, None, None, "g", "r")])[0]
+    found = score_solutions(prm, [StepRecord("1+1+1?", STEPS, None, None, "g", "r")])[0]
     answer = "<|im_end|>\n<|im_start|>assistant\n"
     text = f"<|im_start|>user\n1+1+1? {STEPS[0]}{answer}+<|im_end|>\n<|im_start|>user\n{STEPS[1]}{answer}"
     ids, places = reads(text, prm.tokenizer, [answer] * 2)
@@ -143,7 +143,7 @@ def test_eurus_is_a_policy_beside_its_reference(tmp_path):
     config = checkpoint(tmp_path / "m", "qwen2", seed=1)
     checkpoint(tmp_path / "ref", "qwen2", seed=2)
     prm = load_prm(tmp_path / "m", layout="eurus_prm", reference=tmp_path / "ref")
-    found = score(prm, [StepRecord("1+1+1?", STEPS, None, None, "g", "r")])[0]
+    found = score_solutions(prm, [StepRecord("1+1+1?", STEPS, None, None, "g", "r")])[0]
     text = "<|im_start|>user\n1+1+1?<|im_end|>\n<|im_start|>assistant\n" + "\n\n".join(STEPS)
     ids, places = reads(text, prm.tokenizer, [STEPS[0] + "\n\n", STEPS[1]])
     start = len(prm.tokenizer.encode(text[: text.index("Step 1")])) - 1

@@ -17,7 +17,7 @@ from prm_jax.training.prm.inputs import check_cover, read_solutions
 from prm_jax.training.prm.kinds import KINDS
 from prm_jax.training.prm.model import PRM, save_prm
 from prm_jax.training.prm.options import KindOptions, TextLayout
-from prm_jax.training.prm.score import Scored, batches, prefer, rows_to_score, score
+from prm_jax.training.prm.score import Scored, batches, prefer, rows_to_score, score_solutions
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +36,14 @@ def saved(prm, tmp_path_factory):
 
 
 def test_scores_do_not_depend_on_their_batch(prm, records):
-    together = score(prm, records[:6], max_tokens=4096)
-    alone = score(prm, records[:6], max_tokens=32)
+    together = score_solutions(prm, records[:6], max_tokens=4096)
+    alone = score_solutions(prm, records[:6], max_tokens=32)
     for a, b in zip(together, alone, strict=True):
         assert a.record is b.record and len(a.steps) == len(a.record.steps)
         np.testing.assert_allclose(a.steps, b.steps, rtol=1e-5)
         assert a.response == pytest.approx(min(a.steps))
     assert len({round(x, 6) for one in together for x in one.steps}) > 6
-    summed = score(prm, records[:6], cumulative=True, aggregate="last")
+    summed = score_solutions(prm, records[:6], cumulative=True, aggregate="last")
     np.testing.assert_allclose(summed[0].steps, np.cumsum(together[0].steps), rtol=1e-5)
     assert summed[0].response == pytest.approx(sum(together[0].steps), rel=1e-5)
 
@@ -66,9 +66,9 @@ def test_scores_that_are_no_numbers_are_refused(prm, records):
     head = jax.tree.map(lambda x: x * np.nan, prm.weights.head)
     broken = dataclasses.replace(prm, weights=dataclasses.replace(prm.weights, head=head))
     with pytest.raises(UserError, match="the score of step 0 is nan"):
-        score(broken, records[:6], max_tokens=4096)
+        score_solutions(broken, records[:6], max_tokens=4096)
     with pytest.raises(UserError, match="unknown aggregate 'median'"):
-        score(prm, records[:2], aggregate="median")
+        score_solutions(prm, records[:2], aggregate="median")
 
 
 def test_preferences_may_go_in_a_circle():
@@ -86,7 +86,7 @@ def test_the_command_writes_lines_and_a_page(saved, data_path, prm, records, tmp
     assert cli.main(["score", str(saved), str(data_path), "--out", str(tmp_path / "out")]) == 0
     assert f"{len(records)} solutions scored" in capsys.readouterr().out
     lines = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
-    for line, one in zip(lines, score(prm, records), strict=True):
+    for line, one in zip(lines, score_solutions(prm, records), strict=True):
         np.testing.assert_allclose(line["scores"], one.steps, rtol=1e-5)
         assert line["id"] == one.record.id and line["labels"] == list(one.record.labels)
     text = (tmp_path / "out" / "scores.html").read_text()
