@@ -23,6 +23,7 @@ def token_logprobs(
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
     start: int = 0,
+    compact: bool = False,
 ) -> jax.Array:
     """``log p(tokens[:, t] | tokens[:, :t])`` for every token.
 
@@ -37,13 +38,16 @@ def token_logprobs(
       positions: [B, T] int32; see ``Transformer``.
       segment_ids: [B, T] int32 of packed rows; the first token of every segment scores 0.
       start: columns before it are 0 and cost no work in the head (say, the width of the prompts).  Static.
+      compact: tokens that are not scored cost no work in the head either; for rows on one device, see
+        ``pallas.linear_lse_and_target``.
 
     Returns:
       [B, T] float32: 0 at t = 0, where ``mask`` is False, and before ``start``.
     """
     lse, target = _statistics(
-        config, params, tokens, mask, temperature, implementation, positions, segment_ids, start, entropy=False
-    )
+        config, params, tokens, mask, temperature, implementation, positions, segment_ids, start, compact,
+        entropy=False,
+    )  # fmt: skip
     return target - lse
 
 
@@ -58,6 +62,7 @@ def token_logprobs_and_entropy(
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
     start: int = 0,
+    compact: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """``token_logprobs``, and the entropy of the distribution that each token was drawn from.
 
@@ -66,8 +71,9 @@ def token_logprobs_and_entropy(
       through both.  The entropy is that at ``temperature``, in nats, in [0, log V].
     """
     lse, target, entropy = _statistics(
-        config, params, tokens, mask, temperature, implementation, positions, segment_ids, start, entropy=True
-    )
+        config, params, tokens, mask, temperature, implementation, positions, segment_ids, start, compact,
+        entropy=True,
+    )  # fmt: skip
     return target - lse, entropy
 
 
@@ -81,6 +87,7 @@ def _statistics(
     positions: jax.Array | None,
     segment_ids: jax.Array | None,
     start: int,
+    compact: bool,
     *,
     entropy: bool,
 ) -> list[jax.Array]:
@@ -108,5 +115,6 @@ def _statistics(
         temperature=temperature,
         implementation=implementation,
         entropy=entropy,
+        compact=compact,
     )
     return [jnp.pad(x.reshape(rows, length - first), ((0, 0), (first, 0))) for x in statistics]

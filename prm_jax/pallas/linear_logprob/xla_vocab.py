@@ -5,7 +5,7 @@ from typing import Any
 from prm_jax.pallas.linear_logprob import tiles
 from prm_jax.pallas.linear_logprob.problem import Gradients, Inputs, Outputs, Spec, Wanted, vocab_size
 
-_COLUMNS = 4096
+_COLUMNS = 2048
 _LOGITS = 1 << 24  # the token block follows from this many logits a tile
 
 
