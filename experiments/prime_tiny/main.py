@@ -29,6 +29,8 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
 # What else was tried to make dense rewards pay, in the regime in which they have the best case. Groups without a right
 # answer pass the filter: outcomes say nothing about them, process rewards do.
 EXTRA_ARMS: dict[str, dict[str, dict[str, Any]]] = {
+    "PRIME, careful gate": {"advantage": {"gate": True, "gate_z": 1.0}},
+    "PRIME, careful gate, 4 PRM passes": {"advantage": {"gate": True, "gate_z": 1.0}, "prm": {"epochs": 4}},
     "PRIME, gated, PRM warmed up": {
         "advantage": {"gate": True}, "prm": {"pretrain_rollouts": 2048}, "rollout": {"solve_rate_low": 0.0},
     },
@@ -233,7 +235,9 @@ def draw(out: pathlib.Path, names: list[str], target: pathlib.Path) -> None:
     rows = {"eval/greedy_accuracy": "greedy accuracy", "eval/sampled_accuracy": "sampled accuracy",
             "prm/pairwise_accuracy": "PRM pairwise accuracy"}  # fmt: skip
     figure, axes = plt.subplots(len(rows), len(names), figsize=(5.0 * len(names), 8.0), sharey="row", squeeze=False)
-    colors = dict(zip(arms("long"), ("#6b7280", "#d97706", "#2563eb", "#7c3aed", "#059669"), strict=True))
+    colors = dict(
+        zip(arms("long"), ("#6b7280", "#d97706", "#2563eb", "#0891b2", "#db2777", "#7c3aed", "#059669"), strict=True)
+    )
     for column, regime in enumerate(names):
         for row, (key, label) in enumerate(rows.items()):
             axis = axes[row][column]

@@ -63,12 +63,30 @@ def pairwise_accuracy(
     return jax.lax.stop_gradient(jnp.where(number > 0, mean, 0.5))
 
 
-def trust_gate(accuracy: ArrayLike) -> jax.Array:
+def trust_gate(accuracy: ArrayLike, *, count: ArrayLike | None = None, z: float = 1.0) -> jax.Array:
     """How far to trust a reward model of this `pairwise_accuracy`: max(0, 2 * accuracy - 1).
 
-    0 at chance and below, 1 when every pair is right; a factor for the process coefficient. Elementwise, float32.
+    0 at chance and below, 1 when every pair is right; a factor for the process coefficient. Estimated from few groups,
+    the accuracy of a useless model is above one half by luck half of the time, and the gate opens for noise; with
+    `count` the lower end of Wilson's interval takes its place, which few groups cannot lift above one half.
+
+    Args:
+      accuracy: [...] float in [0, 1].
+      count: [...] how many independent comparisons it is the mean of (say, the groups that have a pair), or None to
+        take the accuracy as it is. With a count of 0 the gate is 0.
+      z: half width of the interval in standard errors, not negative.
+
+    Returns:
+      [...] float32 in [0, 1]. No use of gradients is intended; they are those of the formula.
+
+    Source: the gate is this project's own; the interval is Wilson's (1927).
     """
-    return jnp.maximum(0.0, 2 * _util.as_f32(accuracy) - 1)
+    a = _util.as_f32(accuracy)
+    if count is not None:
+        n = jnp.maximum(_util.as_f32(count), 1e-6)
+        middle, spread = a + z * z / (2 * n), z * jnp.sqrt(a * (1 - a) / n + z * z / (4 * n * n))
+        a = jnp.where(_util.as_f32(count) > 0, (middle - spread) / (1 + z * z / n), 0.5)
+    return jnp.maximum(0.0, 2 * a - 1)
 
 
 def outcome_accuracy(

@@ -167,6 +167,9 @@ class AdvantageOptions:
     gate: bool = False
     """Scale the process rewards by max(0, 2 * a - 1), a = the PRM's pairwise accuracy on these rollouts
     before it learns from them."""
+    gate_z: float = 0.0
+    """Put the lower end of a's interval in its place, this many standard errors below, counting the mixed groups: a
+    gate that few groups cannot open by luck; 0: a as it is."""
     include_last: bool = True
     """The response's last token gets a process reward, too."""
     discount: float = 1.0

@@ -302,7 +302,7 @@ def prm_phase(
         num_groups=batch.mask.shape[0],
         mask=batch.keep,
     )
-    gate = rl.trust_gate(accuracy) if advantage.gate else jnp.ones(())
+    gate = _gate(advantage, accuracy, batch)
     rewards = rl.implicit_token_rewards(
         scored, ref_logp, batch.mask, beta=options.beta, include_last=advantage.include_last
     )
@@ -319,6 +319,21 @@ def prm_phase(
         "prm/reward_abs": _mean(jnp.abs(jnp.where(counted, rewards, 0.0)), counted),
     }
     return prm, prm_opt, rewards, gate, metrics
+
+
+def _gate(options: AdvantageOptions, accuracy: jax.Array, batch: PrimeBatch) -> jax.Array:
+    """The factor of the process rewards; groups in which outcomes differ are what the accuracy was measured on."""
+    if not options.gate:
+        return jnp.ones(())
+    if not options.gate_z:
+        return rl.trust_gate(accuracy)
+    groups = batch.mask.shape[0]
+    extremes = [
+        jax.ops.segment_max(jnp.where(batch.keep, sign * batch.outcome, -jnp.inf), batch.group_ids, groups)
+        for sign in (1.0, -1.0)
+    ]
+    mixed = jnp.isfinite(extremes[0]) & (extremes[0] > -extremes[1])
+    return rl.trust_gate(accuracy, count=mixed.sum(), z=options.gate_z)
 
 
 def prm_loss(

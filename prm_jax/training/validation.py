@@ -73,6 +73,7 @@ def _positive(options: TrainOptions) -> list[str]:
         "policy.clip-high": policy.clip_high,
         "policy.entropy-coef": policy.entropy_coef,
         "advantage.process-coef": options.advantage.process_coef,
+        "advantage.gate-z": options.advantage.gate_z,
         "advantage.outcome-coef": options.advantage.outcome_coef,
         "seed": options.seed,
     }

@@ -52,6 +52,21 @@ def test_trust_gate():
     np.testing.assert_allclose(rl.trust_gate([0.0, 0.5, 0.75, 1.0]), [0.0, 0.0, 0.5, 1.0])
 
 
+def test_a_trust_gate_that_knows_how_many_groups_it_saw_opens_for_evidence_only():
+    """The lower end solves (a - p)^2 = z^2 p (1 - p) / n for p below a."""
+    accuracy, count, z = np.array([0.6, 0.8, 1.0, 1.0, 0.9]), np.array([50, 7, 1, 12, 400]), 1.3
+    gate = np.asarray(rl.trust_gate(accuracy, count=count, z=z), np.float64)
+    for a, n, g in zip(accuracy, count, gate, strict=True):
+        grid = np.linspace(0, a, 200_001)
+        low = grid[np.argmin(np.abs((a - grid) ** 2 - z**2 * grid * (1 - grid) / n)[:-1])] if a < 1 else n / (n + z**2)
+        np.testing.assert_allclose(g, max(0.0, 2 * low - 1), atol=2e-5)
+    assert float(rl.trust_gate(1.0, count=0)) == 0.0 and float(rl.trust_gate(1.0, count=1)) == 0.0
+    np.testing.assert_allclose(rl.trust_gate(accuracy, count=count, z=0.0), 2 * accuracy - 1, rtol=1e-6)
+    chance = np.random.default_rng(0).binomial(7, 0.5, size=20_000) / 7
+    plain, careful = rl.trust_gate(chance).mean(), rl.trust_gate(chance, count=7).mean()
+    assert plain > 0.14 and careful < plain / 3  # noise opens the plain gate by a seventh on average
+
+
 def test_published_first_error_f1():
     case = golden.load("search")["processbench"]
     for one in case["cases"]:

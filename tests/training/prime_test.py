@@ -303,6 +303,13 @@ def test_gate_follows_the_accuracy_before_the_update(options, tiny_config, tiny_
     accuracy = float(metrics["prm/pairwise_accuracy"])
     np.testing.assert_allclose(metrics["prm/gate"], rl.trust_gate(accuracy), rtol=1e-6)
     assert accuracy > 0.7
+    # With an interval: three of the four groups are mixed, the fourth is all wrong.
+    outcome = np.where(np.arange(16) < 12, batch.outcome, 0.0).astype(np.float32)
+    careful = replaced(options, advantage={"gate": True, "gate_z": 0.5}, prm={"learning_rate": 3e-2})
+    _, metrics, _ = run(careful, tiny_config, tiny_frozen, dataclasses.replace(batch, outcome=outcome), steps=8)
+    expected = rl.trust_gate(metrics["prm/pairwise_accuracy"], count=3, z=0.5)
+    np.testing.assert_allclose(metrics["prm/gate"], expected, rtol=1e-5)
+    assert 0 < expected < rl.trust_gate(metrics["prm/pairwise_accuracy"])
 
 
 def test_a_batch_over_eight_devices_gives_the_same_step(options, tiny_config, tiny_frozen, batch):
