@@ -118,6 +118,7 @@ def test_bad_options(model, more, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_real_model_proposes_steps(model, tmp_path, capsys):
     words = ["search", model, *SMALL, "--problems", "2", "--width", "2", "--beams", "2", "--sampling.rows", "4"]
     assert cli.main([*words, "--method", "step_beam"]) == 0
