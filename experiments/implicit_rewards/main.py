@@ -32,13 +32,13 @@ class Config:
     steps: int = 4
     slip: float = 0.15
     sizes: tuple[int, ...] = (500, 4000)
-    reference_rows: int = 8000
+    reference_rows: int = 4000
     test_rows: int = 1000
-    width: int = 48
+    width: int = 32
     beta: float = 0.5
-    reference_updates: int = 2000
-    updates: int = 500
-    batch: int = 128
+    reference_updates: int = 1000
+    updates: int = 300
+    batch: int = 64
     seeds: int = 3
 
 
