@@ -135,7 +135,6 @@ def make_plan(
     packed: bool = True,
     shuffle: bool = True,
     objectives: tuple[str, ...] = (),
-    lengths: Sequence[int] | None = None,
 ) -> Plan:
     """Divides rows over steps.
 
@@ -149,7 +148,6 @@ def make_plan(
       packed: several solutions a row.
       shuffle: False keeps the order of the rows.
       objectives: names of the objectives that batches carry.
-      lengths: tokens to make room for a row, where they are more than the row's own.
 
     Raises:
       UserError: a problem has more solutions than a piece holds.
@@ -173,15 +171,12 @@ def make_plan(
                 pieces.append([])
             pieces[-1].extend(units[unit])
         planned.append([pieces[start : start + microbatches] for start in range(0, len(pieces), microbatches)])
-    sizes = [len(row.tokens) for row in rows] if lengths is None else list(lengths)
+    sizes = [len(row.tokens) for row in rows]
     width = -(-max(sizes) // 8) * 8
+    count = size
     if packed:
-        # Packing needs slack: rows twice as wide waste less than rows of the longest solution.
-        width = min(2 * width, -(-sum(sizes) // 8) * 8)
         every = [piece for steps in planned for step in steps for piece in step]
         count = max(len(pack([sizes[index] for index in piece], width)) for piece in every)
-    else:
-        count = size
     shape = Shape(count, width, size, max(len(row.reads) for row in rows), objectives)
     return Plan(shape, planned, packed)
 

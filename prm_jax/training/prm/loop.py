@@ -318,20 +318,23 @@ class PRMLoop:
         """Held-out loss, and what the scores of held-out solutions are worth."""
         found: dict[str, float] = {}
         if self.data.eval_loss_rows:
-            losses = [loss for _, _, loss in self._scored(state, self.data.eval_loss_rows)]
+            losses = [loss for _, _, loss in self._scored(state, self.data.eval_loss_rows, needs_groups(self.spec))]
             total, weight = (sum(float(getattr(loss, name)) for loss in losses) for name in ("total", "weight"))
             found["prm_eval/loss"] = total / max(weight, 1.0)
         if self.data.eval_rows:
-            parts = [(rows, scores) for rows, scores, _ in self._scored(state, self.data.eval_rows)]
+            parts = [(rows, scores) for rows, scores, _ in self._scored(state, self.data.eval_rows, False)]
             rows = [row for members, _ in parts for row in members]
             scores = [table[place, : len(row.reads)] for members, table in parts for place, row in enumerate(members)]
             how = self.spec.options.aggregate or kind_of(self.spec).aggregate
             found |= {f"prm_eval/{name}": value for name, value in row_metrics(rows, scores, how=how).items()}
         return found
 
-    def _scored(self, state: TrainState, rows: Sequence[Row]) -> list[tuple[list[Row], np.ndarray, Any]]:
+    def _scored(
+        self, state: TrainState, rows: Sequence[Row], whole_groups: bool
+    ) -> list[tuple[list[Row], np.ndarray, Any]]:
+        """For every batch in order: its rows, their step scores, the loss (of pairs, only with whole groups)."""
         plan = make_plan(
-            rows, batch_size=self.options.train.batch_size, whole_groups=needs_groups(self.spec),
+            rows, batch_size=self.options.train.batch_size, whole_groups=whole_groups,
             packed=self.options.data.pack, shuffle=False, objectives=self.data.objectives,
         )  # fmt: skip
         found = []

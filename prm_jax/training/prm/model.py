@@ -259,9 +259,3 @@ def _check_target(path: pathlib.Path, overwrite: bool) -> None:
     config = path / "config.json"
     if not config.is_file() or KEY not in read_json(config):
         raise UserError(f"{path} holds something other than a model of this kind; give another path")
-
-
-def spec_with(prm: PRM, **changes: Any) -> PRM:
-    """The model with options of its kind changed that training does not depend on (aggregate, say)."""
-    options = dataclasses.replace(prm.spec.options, **changes)
-    return dataclasses.replace(prm, spec=dataclasses.replace(prm.spec, options=options))
