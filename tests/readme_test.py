@@ -13,14 +13,19 @@ PAGES = [
 ]
 
 
+# Fragments checked by tests/rl/docs_test.py, and a page whose blocks need the models of tests/search/docs_test.py.
+ELSEWHERE = {"rl", "search.md"}
+
+
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if page.parent.name != "rl"],  # those are fragments, checked by tests/rl/docs_test.py
+    [page for page in PAGES if not {page.parent.name, page.name} & ELSEWHERE],
     ids=lambda page: str(page.relative_to(REPO)),
 )
 def test_python_blocks_run(page):
+    names: dict[str, object] = {}  # later blocks of a page go on from earlier ones
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
-        exec(compile(block, str(page), "exec"), {})
+        exec(compile(block, str(page), "exec"), names)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
