@@ -42,14 +42,18 @@ def check(mesh, *, layout="vd", **axes):
         assert error(ours, expected) < 1e-5
 
 
-@pytest.mark.parametrize("implementation", ["xla_vocab", "xla_token"])
-@pytest.mark.parametrize("shape", [(2, 2), (1, 4), (4, 1)])
+@pytest.mark.parametrize(
+    ("shape", "implementation"),
+    [((2, 2), "xla_vocab"), ((1, 4), "xla_vocab"), ((4, 1), "xla_vocab"), ((1, 4), "xla_token")],
+)
 def test_vocabulary_parallel(shape, implementation):
     check(make_mesh(*shape), token_axes=("data",), gather_axes=(), implementation=implementation)
 
 
-@pytest.mark.parametrize(("layout", "compact"), [("vd", False), ("dv", True)])
-@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 4, 1), (1, 2, 4)])
+@pytest.mark.parametrize(
+    ("shape", "layout", "compact"),
+    [((2, 2, 2), "vd", True), ((1, 4, 1), "vd", False), ((1, 2, 4), "dv", True)],
+)
 def test_rows_over_data_and_fsdp_and_a_head_split_both_ways(shape, layout, compact):
     check(make_mesh(*shape), layout=layout, compact=compact)
 
