@@ -44,6 +44,10 @@ class Options:
     """A solution's score from its steps' scores; none: as the model says."""
     cumulative: bool = False
     """A step's score is the sum of the scores up to it."""
+    calibration: str = ""
+    """A results.json of prm-jax eval on the same model: turn step scores into chances by the map fitted there."""
+    calibrated_on: str = ""
+    """Subset of it whose map is taken; empty: the first that has one."""
     skip_long: bool = False
     """Leave out solutions longer than the model's context, instead of refusing."""
     max_tokens: int = 8192
@@ -57,6 +61,7 @@ class Options:
 def run(options: Options) -> None:
     """Scores; says where the results are."""
     from prm_jax.training.metrics_log import atomic_write
+    from prm_jax.training.prm.calibrate import calibrated, read_map
     from prm_jax.training.prm.inputs import read_solutions
     from prm_jax.training.prm.kinds import kind_of
     from prm_jax.training.prm.page import scores_page
@@ -64,19 +69,26 @@ def run(options: Options) -> None:
 
     if options.max_tokens < 1 or options.shown < 0:
         raise UserError("--max-tokens must be at least 1, and --shown must not be negative")
+    if options.calibration and options.cumulative:
+        raise UserError("--calibration is for the scores of single steps: leave --cumulative out")
+    platt = read_map(options.calibration, options.calibrated_on) if options.calibration else None
     records = read_solutions(options.data, format=options.format, splitter=_splitter(options.split))
     prm = load(options.model, options.layout, options.reference, options.dtype)
     scored = score_solutions(
         prm, records, max_tokens=options.max_tokens, aggregate=options.aggregate, cumulative=options.cumulative,
         skip_long=options.skip_long, on_batch=_progress,
     )  # fmt: skip
+    output: str = kind_of(prm.spec).output
+    if platt is not None:
+        scored = calibrated(scored, platt, output=output, how=options.aggregate or prm.aggregate)
+        output = "probability"
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         with atomic_write(options.out / "scores.jsonl") as file:
             for one in scored:
                 file.write(json.dumps(one.to_json(), ensure_ascii=False, allow_nan=False) + "\n")
         title = f"{pathlib.Path(options.model).name or options.model} on {options.data.name}"
-        page = scores_page(scored, title=title, output=kind_of(prm.spec).output, limit=options.shown)
+        page = scores_page(scored, title=title, output=output, limit=options.shown)
         with atomic_write(options.out / "scores.html") as file:
             file.write(page)
     except OSError as error:

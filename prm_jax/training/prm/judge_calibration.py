@@ -45,6 +45,12 @@ def as_chance(scores: np.ndarray, output: str) -> np.ndarray:
     return scores if chances else 1 / (1 + np.exp(-np.clip(scores.astype(np.float64), -60, 60)))
 
 
+def as_logit(scores: np.ndarray, output: str) -> np.ndarray:
+    """Log-odds of scores as chances; what the maps of Platt read."""
+    chance = np.clip(as_chance(scores, output), _EDGE, 1 - _EDGE)
+    return np.log(chance) - np.log1p(-chance)
+
+
 def _measure(
     scores: np.ndarray, labels: np.ndarray, known: np.ndarray, fitted_on: np.ndarray, output: str, num_bins: int
 ) -> dict[str, Any]:

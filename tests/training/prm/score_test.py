@@ -11,7 +11,7 @@ import pytest
 from prm_jax import cli
 from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import UserError
-from prm_jax.training.prm import page
+from prm_jax.training.prm import calibrate, page
 from prm_jax.training.prm.forward import Spec, Weights, init_head
 from prm_jax.training.prm.inputs import check_cover, read_solutions
 from prm_jax.training.prm.kinds import KINDS
@@ -91,6 +91,26 @@ def test_the_command_writes_lines_and_a_page(saved, data_path, prm, records, tmp
         assert line["id"] == one.record.id and line["labels"] == list(one.record.labels)
     text = (tmp_path / "out" / "scores.html").read_text()
     assert text.count("<article>") == len(records) and "<script" not in text
+
+
+def test_scores_become_chances_by_a_fitted_map(saved, data_path, tmp_path):
+    results = {"subsets": {"bare": {"calibration": {"steps": {"skipped": "few"}}},
+                           "mine": {"calibration": {"steps": {"platt_map": [0.5, 1.0]}}}}}  # fmt: skip
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(results))
+    assert calibrate.read_map(file) == (0.5, 1.0)
+    one = Scored(StepRecord("p", ("a", "b"), None, None, "g", "r"), (0.5, 0.9), 0.5)
+    found = calibrate.calibrated([one], (0.5, 1.0), output="probability", how="min")[0]
+    expected = 1 / (1 + np.exp(-(0.5 * np.asarray([0.0, np.log(9)]) + 1)))
+    np.testing.assert_allclose(found.steps, expected, rtol=1e-6)
+    assert found.response == pytest.approx(expected[0], rel=1e-6)
+    raw = dataclasses.replace(one, steps=(0.0, -2.0))
+    found = calibrate.calibrated([raw], (1.0, 0.0), output="log_ratio", how="last")[0]
+    assert found.response == pytest.approx(1 / (1 + np.exp(2)), rel=1e-6)
+    with pytest.raises(UserError, match="did you mean 'mine'"):
+        calibrate.read_map(file, "mina")
+    with pytest.raises(UserError, match="no calibration of step scores"):
+        calibrate.read_map(file, "bare")
 
 
 def test_model_text_cannot_write_html():
