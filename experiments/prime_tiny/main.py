@@ -134,6 +134,12 @@ def curve(path: pathlib.Path, key: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array([step for step, _ in found]), np.array([value for _, value in found])
 
 
+def running_mean(x: np.ndarray, width: int) -> np.ndarray:
+    """Means over `width` neighbours, fewer at the ends."""
+    ones = np.ones(width)
+    return np.convolve(x, ones, "same") / np.convolve(np.ones_like(x), ones, "same")
+
+
 def steps_to(steps: np.ndarray, values: np.ndarray, level: float) -> float:
     """The step at which a curve first reaches a level, interpolated; twice the last step if it never does."""
     above = np.flatnonzero(values >= level)
@@ -226,7 +232,7 @@ def _cell(values: tuple[float, float, float], digits: int = 3) -> str:
 
 
 def draw(out: pathlib.Path, names: list[str], target: pathlib.Path) -> None:
-    """Greedy accuracy and the PRM's pairwise accuracy against steps; line: interquartile mean, band: all seeds."""
+    """accuracies and the PRM's pairwise accuracy against steps; line: interquartile mean, band: all seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -248,8 +254,10 @@ def draw(out: pathlib.Path, names: list[str], target: pathlib.Path) -> None:
                     continue
                 grid = sorted(set.intersection(*(set(x.tolist()) for x, _ in curves)))
                 values = np.array([[y[np.flatnonzero(x == g)[0]] for g in grid] for x, y in curves])
+                if key.startswith("prm/"):  # few groups a step: noisy
+                    values = np.array([running_mean(seed, max(1, len(grid) // 10)) for seed in values])
                 axis.plot(grid, interquartile_mean(values.T), color=colors[arm], label=arm, linewidth=1.8)
-                axis.fill_between(grid, values.min(0), values.max(0), color=colors[arm], alpha=0.15, linewidth=0)
+                axis.fill_between(grid, values.min(0), values.max(0), color=colors[arm], alpha=0.08, linewidth=0)
             axis.set_ylim(0, 1.02)
             axis.spines[["top", "right"]].set_visible(False)
             axis.grid(axis="y", alpha=0.25)
@@ -257,9 +265,10 @@ def draw(out: pathlib.Path, names: list[str], target: pathlib.Path) -> None:
                 axis.set_ylabel(label)
         axes[0][column].set_title(regime)
         axes[-1][column].set_xlabel("training step")
-    axes[0][-1].legend(frameon=False, loc="lower right", fontsize=8)
     axes[-1][0].axhline(0.5, color="#9ca3af", linewidth=0.8, linestyle=":")
-    figure.tight_layout()
+    handles, labels = axes[0][-1].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="lower center", ncol=3 if len(labels) > 3 else len(labels))
+    figure.tight_layout(rect=(0, 0.09 if len(labels) > 3 else 0.05, 1, 1))
     figure.savefig(target, dpi=150)
     plt.close(figure)
 

@@ -43,3 +43,8 @@ def test_smoke(tmp_path):
     summary = json.loads((tmp_path / "results.json").read_text())
     assert summary["smoke"]["seeds"] == 1 and set(summary["smoke"]["arms"]) == set(experiment.ARMS)
     assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_running_means_take_fewer_values_at_the_ends():
+    np.testing.assert_allclose(experiment.running_mean(np.array([1.0, 2.0, 6.0]), 3), [1.5, 3.0, 4.0])
+    np.testing.assert_allclose(experiment.running_mean(np.array([1.0, 2.0, 6.0]), 1), [1.0, 2.0, 6.0])
