@@ -232,7 +232,7 @@ def _cell(values: tuple[float, float, float], digits: int = 3) -> str:
 
 
 def draw(out: pathlib.Path, names: list[str], target: pathlib.Path) -> None:
-    """accuracies and the PRM's pairwise accuracy against steps; line: interquartile mean, band: all seeds."""
+    """Accuracies and the PRM's pairwise accuracy against steps; line: interquartile mean, band: all seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
