@@ -217,13 +217,14 @@ def make_scorer(name: str, engine: Engine) -> Callable[[Sequence[Any]], list[flo
     if not pathlib.Path(name).exists():
         raise UserError(f"no scorer {name!r}: it is logp, truth, or the path of a process reward model")
     from prm_jax.training.prm.model import load_prm
-    from prm_jax.training.prm.score import score
+    from prm_jax.training.prm.score import score_solutions
 
     prm = load_prm(name)
 
     def by_model(partials: Sequence[Any]) -> list[float]:
         records = [engine.record(p) for p in partials]
-        scored = iter(score(prm, [r for r in records if r is not None]) if any(records) else [])
+        written = [record for record in records if record is not None]
+        scored = iter(score_solutions(prm, written) if written else [])
         # A prefix without a step has nothing to be scored by: it goes last.
         return [next(scored).response if r is not None else -1e9 for r in records]
 

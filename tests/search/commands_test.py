@@ -93,6 +93,22 @@ def test_every_method_on_the_careless_policy(method, model, careless, tmp_path, 
     assert (tmp_path / "whole.jsonl").read_text().splitlines()[1:] == out.read_text().splitlines()[1:]
 
 
+def test_a_saved_reward_model_scores_the_candidates(model, careless, tmp_path):
+    from prm_jax.training.prm import PRM, save_prm
+    from prm_jax.training.prm.forward import Spec, Weights, init_head
+    from prm_jax.training.prm.options import KindOptions, TextLayout
+
+    config, params = models.load_weights(model)
+    spec = Spec(KindOptions("token"), config)
+    head = init_head(spec, jax.random.key(5), num_outputs=2, random=True)
+    layout = TextLayout(separator="")
+    save_prm(tmp_path / "prm", PRM(spec, Weights(params, head, {}), models.CharTokenizer(ALPHABET), layout))
+    out = tmp_path / "found.jsonl"
+    words = ["search", model, *SMALL, "--method", "best_of_n", "--scorer", str(tmp_path / "prm"), "--out", str(out)]
+    assert cli.main(words) == 0
+    assert all(json.loads(line)["candidates"] > 0 for line in out.read_text().splitlines()[1:])
+
+
 def test_other_settings_are_refused(model, careless, tmp_path, capsys):
     out = tmp_path / "found.jsonl"
     words = ["search", model, *SMALL, "--samples", "2", "--out", str(out)]
