@@ -12,6 +12,14 @@ import pytest
 from prm_jax.training.interrupts import Interrupts
 
 
+@pytest.fixture(autouse=True)
+def python_handler():
+    """Python's own handler of Ctrl-C: a process started in the background of a shell script inherits "ignore"."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_first_signal_sets_the_flag(number, capfd):
     before = signal.getsignal(number)
