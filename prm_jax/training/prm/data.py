@@ -135,6 +135,7 @@ def make_plan(
     packed: bool = True,
     shuffle: bool = True,
     objectives: tuple[str, ...] = (),
+    ways: int = 1,
 ) -> Plan:
     """Divides rows over steps.
 
@@ -148,6 +149,8 @@ def make_plan(
       packed: several solutions a row.
       shuffle: False keeps the order of the rows.
       objectives: names of the objectives that batches carry.
+      ways: devices over which batches are split; it must divide the solutions of a piece, and rows are padded to a
+        multiple of it.
 
     Raises:
       UserError: a problem has more solutions than a piece holds.
@@ -175,8 +178,8 @@ def make_plan(
     width = -(-max(sizes) // 8) * 8
     count = size
     if packed:
-        every = [piece for steps in planned for step in steps for piece in step]
-        count = max(len(pack([sizes[index] for index in piece], width)) for piece in every)
+        every = [[sizes[index] for index in piece] for steps in planned for step in steps for piece in step]
+        count, width = _packed_shape(every, width, ways=ways)
     shape = Shape(count, width, size, max(len(row.reads) for row in rows), objectives)
     return Plan(shape, planned, packed)
 
@@ -210,6 +213,19 @@ def mismatched(rows: Sequence[Row], *, width: int) -> list[Row]:
         outcome = float("nan") if other.group == row.group else row.outcome
         found.append(dataclasses.replace(row, tokens=tokens, step_ids=step_ids, reads=reads, outcome=outcome))
     return found
+
+
+def _packed_shape(pieces: Sequence[Sequence[int]], longest: int, *, ways: int) -> tuple[int, int]:
+    """(rows, width) of the cheapest batch that holds any of the pieces, in rows of one to four longest lengths.
+
+    Wide rows leave less room unused, but every token attends over its whole row.
+    """
+    found = []
+    for halves in range(2, 9):
+        width = -(-halves * longest // 16) * 8
+        count = max(len(pack(lengths, width)) for lengths in pieces)
+        found.append((-(-count // ways) * ways, width))
+    return min(found, key=lambda shape: shape[0] * shape[1] * (1 + shape[1] / 4096))
 
 
 def _groups(rows: Sequence[Row]) -> list[list[int]]:

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from prm_jax.data.step_data import StepRecord, read_step_data
 from prm_jax.errors import MissingExtraError, UserError
 from prm_jax.models import LoRAConfig, check_fits
 from prm_jax.training.arm import DivergedRun, InterruptedRun
@@ -22,25 +22,18 @@ from prm_jax.training.console import Row as ConsoleRow
 from prm_jax.training.integrity import fingerprint
 from prm_jax.training.interrupts import Interrupts
 from prm_jax.training.learner import Params, make_optimizer
+from prm_jax.training.mesh import BATCH, make_mesh, rows_over, shard_params, shardings_for
 from prm_jax.training.metrics_log import atomic_write
 from prm_jax.training.options import ModelOptions
 from prm_jax.training.prm import kind_armo
-from prm_jax.training.prm.data import (
-    Plan,
-    batch_of,
-    make_plan,
-    mismatched,
-    select,
-    split_by_problem,
-    stack,
-    step_pairs,
-)
+from prm_jax.training.prm.data import Plan, batch_of, make_plan, mismatched, stack
 from prm_jax.training.prm.forward import Spec
-from prm_jax.training.prm.kinds import KINDS, kind_of, needs_groups
+from prm_jax.training.prm.kinds import kind_of, needs_groups
 from prm_jax.training.prm.model import finished, save_prm
 from prm_jax.training.prm.options import TrainPRMOptions
+from prm_jax.training.prm.prepare import Prepared, prepare
 from prm_jax.training.prm.quick_eval import row_metrics
-from prm_jax.training.prm.rows import Batch, Row, RowReport, build_rows, collate, through_first_error
+from prm_jax.training.prm.rows import Batch, Row, collate
 from prm_jax.training.prm.step import PRMLearner, TrainState, make_scorer, make_step
 from prm_jax.training.prm.validation import check_options
 from prm_jax.training.run_dir import RunDir, open_run
@@ -61,25 +54,6 @@ ROWS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """Data ready to learn from.
-
-    Attributes:
-      rows: that the loss learns from.
-      eval_rows: whole held-out solutions, to be scored; [] without any.
-      eval_loss_rows: held-out rows for the loss; [] where none has what the kind learns from.
-      objectives: names of all objectives in the training rows.
-      notes: what was cut or left out.
-    """
-
-    rows: list[Row]
-    eval_rows: list[Row]
-    eval_loss_rows: list[Row]
-    objectives: tuple[str, ...]
-    notes: dict[str, str]
-
-
 def train_prm(options: TrainPRMOptions, run_dir: str | pathlib.Path, *, resume: bool = False) -> dict[str, Any]:
     """Trains as `options` say and leaves everything in `run_dir`; the model itself in its folder ``model``.
 
@@ -98,6 +72,7 @@ def train_prm(options: TrainPRMOptions, run_dir: str | pathlib.Path, *, resume: 
     """
     check_options(options)
     begun = time.monotonic()
+    mesh = _mesh(options)
     model = options.model
     config, base, tokenizer = load_model(ModelOptions(
         path=model.path, compute_dtype=model.compute_dtype, remat=model.remat, scan_unroll=model.scan_unroll,
@@ -115,7 +90,7 @@ def train_prm(options: TrainPRMOptions, run_dir: str | pathlib.Path, *, resume: 
     ):
         for name, note in data.notes.items():
             console.message(f"{name}: {note}")
-        loop = PRMLoop(options, spec, jax.tree.map(jnp.asarray, base), data, run, console)
+        loop = PRMLoop(options, spec, base, data, run, console, mesh=mesh)
         state = loop.train(interrupts)
         weights = loop.learner.weights(state.trainable, state.fixed, loop.base)
         prm = finished(spec, weights, tokenizer, options.text)
@@ -138,64 +113,6 @@ def train_prm(options: TrainPRMOptions, run_dir: str | pathlib.Path, *, resume: 
     return summary
 
 
-def prepare(options: TrainPRMOptions, tokenizer: Any, *, limit: int) -> Prepared:
-    """Reads the data, divides it by problem, and makes rows of it.
-
-    Args:
-      options: of the run.
-      tokenizer: of the model.
-      limit: the model's context, in tokens.
-
-    Raises:
-      UserError: see ``read_step_data``, ``build_rows`` and ``select``.
-    """
-    given = options.data
-    records = read_step_data(given.path, format=given.format, neutral=given.neutral)
-    if given.eval_path:
-        held_out = read_step_data(given.eval_path, format=given.format, neutral=given.neutral)
-    else:
-        records, held_out = split_by_problem(records, given.eval_fraction)
-        if not records:
-            raise UserError(f"--data.eval-fraction {given.eval_fraction} takes all of the problems in {given.path}")
-    length = min(given.max_length, limit)
-    rows, report = _rows_of(options, records, tokenizer, length)
-    notes = {"training": str(report)}
-    eval_rows: list[Row] = []
-    eval_loss_rows: list[Row] = []
-    if held_out:
-        notes["evaluation"] = f"{len(held_out)} solutions"
-        try:
-            eval_rows, eval_report = build_rows(held_out, tokenizer, options.text, max_length=length, whole=True)
-            notes["evaluation"] = str(eval_report)
-            eval_loss_rows, _ = _rows_of(options, held_out, tokenizer, length)
-        except UserError as error:
-            if not eval_rows:
-                raise
-            notes["evaluation"] += f"; no loss: {error}"
-    names = sorted({name for row in rows for name in row.objectives}) if options.prm.kind == "armo" else []
-    if options.prm.kind == "armo":
-        if not names:
-            raise UserError("kind armo regresses on objectives: no training solution has provenance.objectives")
-        if options.prm.verbosity and options.prm.verbosity not in names:
-            raise UserError(f"--prm.verbosity {options.prm.verbosity!r} is no objective; there are {', '.join(names)}")
-    return Prepared(rows, eval_rows, eval_loss_rows, tuple(names), notes)
-
-
-def _rows_of(
-    options: TrainPRMOptions, records: Sequence[StepRecord], tokenizer: Any, length: int
-) -> tuple[list[Row], RowReport]:
-    """The rows that the loss learns from, and what was left out."""
-    prm, kind = options.prm, KINDS[options.prm.kind]
-    pairs = kind.needs == "step_pairs"
-    if pairs:
-        records = step_pairs(records, how=prm.pairs, margin=prm.pair_margin)
-    rows, report = build_rows(records, tokenizer, options.text, max_length=length, whole=kind.whole, only_last=pairs)
-    if prm.kind == "token" and prm.mask_after_error:
-        rows = [through_first_error(row) for row in rows]
-    needs = "groups" if prm.kind == "implicit" and prm.loss in ("dpo", "nca") else kind.needs
-    return select(rows, needs, report), report
-
-
 class PRMLoop:
     """The training loop of one run.
 
@@ -206,16 +123,28 @@ class PRMLoop:
       data: rows.
       run: the run directory, open.
       console: says what happens.
+      mesh: devices over which parameters and batches lie; None for one device.
     """
 
     def __init__(
-        self, options: TrainPRMOptions, spec: Spec, base: Params, data: Prepared, run: RunDir, console: Console
+        self,
+        options: TrainPRMOptions,
+        spec: Spec,
+        base: Params,
+        data: Prepared,
+        run: RunDir,
+        console: Console,
+        *,
+        mesh: Mesh | None = None,
     ) -> None:
         self.options, self.spec, self.data, self.run, self.console = options, spec, data, run, console
+        self.mesh, self.ways = mesh, 1 if mesh is None else rows_over(mesh)
+        base = jax.tree.map(jnp.asarray, base) if mesh is None else shard_params(base, mesh)
         train = options.train
         self.plan: Plan = make_plan(
             data.rows, batch_size=train.batch_size, microbatches=train.microbatches, epochs=train.epochs,
             seed=options.seed, whole_groups=needs_groups(spec), packed=options.data.pack, objectives=data.objectives,
+            ways=self.ways,
         )  # fmt: skip
         steps = self.plan.steps
         optimizer = make_optimizer(
@@ -238,10 +167,11 @@ class PRMLoop:
         """Runs to the last step; see ``train_prm``."""
         options, steps = self.options, self.plan.steps
         key = jax.random.key(options.seed)
-        step_fn = make_step(self.learner, microbatches=options.train.microbatches)
         with Checkpointer(self.run.checkpoints, max_to_keep=options.keep_checkpoints) as checkpoints:
             shape, done = jax.eval_shape(self.learner.init, self.start, key), 0
-            restored = checkpoints.restore(shape) if self.run.resumed else None
+            shardings = None if self.mesh is None else shardings_for(shape, self.mesh)
+            step_fn = make_step(self.learner, microbatches=options.train.microbatches, shardings=shardings)
+            restored = checkpoints.restore(_on_mesh(shape, shardings)) if self.run.resumed else None
             if restored is not None:
                 state, done = restored.state, restored.step
                 self._take_up(restored.metadata)
@@ -252,7 +182,7 @@ class PRMLoop:
                 if self.run.resumed:
                     self.run.rewind(-1)
                 self.console.phase("reward model", steps)
-                state = self._stage_one(self.learner.init(self.start, key))
+                state = self._place(self._stage_one(self.learner.init(self.start, key)))
                 self.start = None  # its copy trains; what stays frozen is the base
                 self.before = self.after = self._evaluate(state)
                 self._report(0, self.before)
@@ -284,18 +214,28 @@ class PRMLoop:
                     raise InterruptedRun(f"stopped by {interrupts.signal_name} after step {done}")
         return state
 
+    def _place(self, tree: Any) -> Any:
+        """Parameters, or a state that holds them, on the mesh."""
+        return tree if self.mesh is None else shard_params(tree, self.mesh)
+
+    def _split(self, batch: Batch, *, axis: int = 0) -> Batch:
+        """A batch on the mesh, `axis` of every leaf split."""
+        if self.mesh is None:
+            return batch
+        return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec(*([None] * axis), BATCH)))
+
     def _batch(self, step: int) -> tuple[Batch, Batch | None]:
         pieces = self.options.train.microbatches
         batch = batch_of(self.plan, self.data.rows, step, microbatches=pieces)
         if self.spec.options.kind != "implicit" or self.spec.options.loss != "kto":
-            return batch, None
+            return self._split(batch, axis=1), None
         shape = dataclasses.replace(self.plan.shape, rows=self.plan.shape.solutions)
         others = [
             collate(mismatched([self.data.rows[i] for i in piece], width=shape.width), shape, packed=False)
             for piece in self.plan.microbatches(step)
         ]
         others += [collate([], shape, packed=False)] * (pieces - len(others))
-        return batch, stack(others)
+        return self._split(batch, axis=1), self._split(stack(others), axis=1)
 
     def _stage_one(self, state: TrainState) -> TrainState:
         """Kind armo: the regressions, before the gate is trained; any other kind as it is."""
@@ -335,12 +275,13 @@ class PRMLoop:
         """For every batch in order: its rows, their step scores, the loss (of pairs, only with whole groups)."""
         plan = make_plan(
             rows, batch_size=self.options.train.batch_size, whole_groups=whole_groups,
-            packed=self.options.data.pack, shuffle=False, objectives=self.data.objectives,
+            packed=self.options.data.pack, shuffle=False, objectives=self.data.objectives, ways=self.ways,
         )  # fmt: skip
         found = []
         for step in range(plan.steps):
             members = [rows[i] for i in plan.microbatches(step)[0]]
-            scores, loss = self._score(state, self.base, collate(members, plan.shape, packed=plan.packed))
+            batch = self._split(collate(members, plan.shape, packed=plan.packed))
+            scores, loss = self._score(state, self.base, batch)
             found.append((members, np.asarray(scores), jax.device_get(loss)))
         return found
 
@@ -370,6 +311,29 @@ class PRMLoop:
                 digest.update(array.tobytes())
             digest.update(repr((row.outcome, row.group, sorted(row.objectives.items()))).encode())
         return digest.hexdigest()
+
+
+def _mesh(options: TrainPRMOptions) -> Mesh | None:
+    sizes, train = options.mesh, options.train
+    if (sizes.data, sizes.fsdp, sizes.tensor) == (1, 1, 1):
+        return None
+    if jax.process_count() > 1:
+        raise UserError(f"--mesh: a reward model trains in one process with all its devices; {jax.process_count()} run")
+    mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+    piece, ways = train.batch_size // train.microbatches, rows_over(mesh)
+    if piece % ways:
+        raise UserError(
+            f"{piece} solutions (--train.batch-size over --train.microbatches) cannot be split over {ways} devices "
+            "(--mesh.data x --mesh.fsdp): choose numbers that divide"
+        )
+    return mesh
+
+
+def _on_mesh(shape: TrainState, shardings: TrainState | None) -> TrainState:
+    """Shapes with their places, so that what a checkpoint holds is the only state in memory."""
+    if shardings is None:
+        return shape
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, shardings)
 
 
 def _draw(path: pathlib.Path, console: Console) -> None:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from prm_jax.training.options import MeshOptions
+
 KindName = Literal[
     "implicit", "token", "value", "step_q", "outcome", "bradley_terry", "gpm", "armo", "digi_q", "b_coder"
 ]
@@ -180,6 +182,7 @@ class TrainPRMOptions:
     model: BaseOptions = field(default_factory=BaseOptions)
     prm: KindOptions = field(default_factory=KindOptions)
     train: OptimizerOptions = field(default_factory=OptimizerOptions)
+    mesh: MeshOptions = field(default_factory=MeshOptions)
     seed: int = 0
     """Seed of everything random."""
     eval_every: int = 50

@@ -143,7 +143,7 @@ def batches(rows: Sequence[Row], *, max_tokens: int) -> list[tuple[Batch, list[R
     steps = _power_of_two(max(len(row.reads) for row in rows))
     widths: dict[int, list[Row]] = {}
     for row in sorted(rows, key=lambda row: -len(row.tokens)):
-        widths.setdefault(max(32, _power_of_two(len(row.tokens))), []).append(row)
+        widths.setdefault(_width(len(row.tokens)), []).append(row)
     found = []
     for width, members in widths.items():
         count = min(max(1, max_tokens // width), len(members))
@@ -213,6 +213,12 @@ def _check_aggregate(how: str, output: str, table: np.ndarray, mask: np.ndarray)
             f"the aggregate {how!r} is for probabilities, but this model's step scores are {output.replace('_', '-')}s "
             "outside [0, 1]; take min, last, mean or sum"
         )
+
+
+def _width(length: int) -> int:
+    """The least of 32, 48, 64, 96, 128, ... that is long enough: at most a third of a row is padding beyond 32."""
+    whole = max(32, _power_of_two(length))
+    return max(32, 3 * whole // 4) if length <= 3 * whole // 4 else whole
 
 
 def _power_of_two(number: int) -> int:

@@ -76,12 +76,13 @@ class PRMLearner:
 PRMStep = Callable[[TrainState, Params | None, Batch, Batch | None], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def make_step(learner: PRMLearner, *, microbatches: int = 1) -> PRMStep:
+def make_step(learner: PRMLearner, *, microbatches: int = 1, shardings: TrainState | None = None) -> PRMStep:
     """Compiles ``(state, base, batch, mismatched) -> (state, metrics)``; the state is donated.
 
     Args:
       learner: of the run.
       microbatches: leading axis of every leaf of a batch.
+      shardings: how the new state lies on a mesh, leaf by leaf as the old one does; None on one device.
 
     Returns:
       The step.  `base` holds the frozen parameters (reference, base of adapters, features); `mismatched` is a batch of
@@ -110,7 +111,10 @@ def make_step(learner: PRMLearner, *, microbatches: int = 1) -> PRMStep:
             rate = spec.options.target_rate
             fixed = {**fixed, "target": optax.incremental_update(trainable["head"], fixed["target"], rate)}
         metrics = {"loss": loss.mean(), "counted": loss.weight, **loss.summary(), **health}
-        return TrainState(trainable, opt_state, fixed), {f"prm/{name}": value for name, value in metrics.items()}
+        new = TrainState(trainable, opt_state, fixed)
+        if shardings is not None:
+            new = jax.lax.with_sharding_constraint(new, shardings)
+        return new, {f"prm/{name}": value for name, value in metrics.items()}
 
     return jax.jit(step, donate_argnums=0)
 

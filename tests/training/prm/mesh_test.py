@@ -1,0 +1,80 @@
+"""Training over a mesh of devices: the same losses and the same model as on one device, and what is refused."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from prm_jax.errors import UserError
+from prm_jax.training.options import MeshOptions
+from prm_jax.training.prm.data import make_plan
+from prm_jax.training.prm.loop import train_prm
+from prm_jax.training.prm.model import load_prm
+from prm_jax.training.prm.options import (
+    BaseOptions,
+    DataOptions,
+    KindOptions,
+    OptimizerOptions,
+    TextLayout,
+    TrainPRMOptions,
+)
+from prm_jax.training.prm.rows import build_rows
+from prm_jax.training.prm.score import score_solutions
+
+pytestmark = pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")
+
+
+@pytest.fixture(scope="module")
+def options(model_path, data_path) -> TrainPRMOptions:
+    return TrainPRMOptions(
+        data=DataOptions(path=str(data_path), eval_fraction=0.3),
+        text=TextLayout(separator=" "),
+        model=BaseOptions(path=str(model_path)),
+        train=OptimizerOptions(learning_rate=1e-2, batch_size=16, microbatches=2),
+        plots=False,
+    )
+
+
+def losses(path) -> list[float]:
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [line["prm/loss"] for line in lines if "prm/loss" in line]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank", "sizes"),
+    [
+        (KindOptions("token", head_layers=2), 0, {"data": 2, "fsdp": 2, "tensor": 2}),
+        (KindOptions("implicit", reference="base"), 2, {"data": 4, "fsdp": 2}),
+    ],
+)
+def test_a_mesh_gives_the_losses_of_one_device(kind, rank, sizes, options, tmp_path, records):
+    options = dataclasses.replace(options, prm=kind, model=dataclasses.replace(options.model, lora_rank=rank))
+    alone = train_prm(options, tmp_path / "one")
+    spread = dataclasses.replace(options, mesh=MeshOptions(**sizes))
+    over = train_prm(spread, tmp_path / "mesh")
+    assert len(losses(tmp_path / "one")) == alone["steps"] >= 1
+    np.testing.assert_allclose(losses(tmp_path / "mesh"), losses(tmp_path / "one"), rtol=1e-4)
+    for name, value in alone["after"].items():
+        np.testing.assert_allclose(over["after"][name], value, rtol=2e-3, atol=2e-3, err_msg=name)
+    # Resumed, the state of the last checkpoint finds its places on the mesh again.
+    again = train_prm(spread, tmp_path / "mesh", resume=True)
+    assert again["after"] == over["after"]
+    one, mesh = (score_solutions(load_prm(tmp_path / n / "model"), records[:4]) for n in ("one", "mesh"))
+    for a, b in zip(one, mesh, strict=True):
+        np.testing.assert_allclose(a.steps, b.steps, atol=2e-3)
+
+
+def test_batches_are_padded_to_what_the_mesh_divides(tokenizer, records):
+    rows, _ = build_rows(records, tokenizer, TextLayout(), max_length=64)
+    whole, split = (make_plan(rows, batch_size=16, ways=ways) for ways in (1, 8))
+    assert split.epochs == whole.epochs
+    assert split.shape.rows == -(-whole.shape.rows // 8) * 8 and split.shape.solutions % 8 == 0
+
+
+def test_what_cannot_be_split_is_refused(options, tmp_path):
+    with pytest.raises(UserError, match="8 solutions .* cannot be split over 3 devices"):
+        train_prm(dataclasses.replace(options, mesh=MeshOptions(data=3)), tmp_path / "run")
+    with pytest.raises(UserError, match="needs 16 devices; there are 8"):
+        train_prm(dataclasses.replace(options, mesh=MeshOptions(data=4, fsdp=4)), tmp_path / "run")
