@@ -4,109 +4,38 @@ Text is token ids here. What proposes steps and what scores prefixes are two fun
 for all questions together; the engine behind them may be in this process or a server.
 """
 
-import dataclasses
+import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from prm_jax.errors import UserError
-from prm_jax.search.beams import step_beam, top_steps
+from prm_jax.search.beams import look_ahead_scores, step_beam, top_steps
+from prm_jax.search.gated import gated_search
 from prm_jax.search.mcts import Expansion, Method, ask, grow
+from prm_jax.search.partials import Ask, Calls, Candidate, Found, Partial, ProposeFn, ScorePartials, Step, Tokens
 from prm_jax.search.scores import ScoreFn, puct
 from prm_jax.search.tree import check_tree, init_tree
 
-Tokens = tuple[int, ...]
-
-
-class Step(NamedTuple):
-    """One proposed step.
-
-    Attributes:
-      tokens: its ids, the step's boundary or the end of text included; not empty.
-      logp: sum of their log-probabilities.
-      finished: nothing comes after it.
-    """
-
-    tokens: Tokens
-    logp: float
-    finished: bool
-
-
-class Partial(NamedTuple):
-    """The beginning of a solution, or a whole one.
-
-    Attributes:
-      question: its number.
-      steps: the ids of each step.
-      logp: sum of all log-probabilities.
-      finished: nothing comes after it.
-    """
-
-    question: int
-    steps: tuple[Tokens, ...] = ()
-    logp: float = 0.0
-    finished: bool = False
-
-    @property
-    def tokens(self) -> Tokens:
-        """All ids, in order."""
-        return tuple(token for step in self.steps for token in step)
-
-    def then(self, step: Step) -> "Partial":
-        """With one more step."""
-        return Partial(self.question, (*self.steps, step.tokens), self.logp + step.logp, step.finished)
-
-
-class Ask(NamedTuple):
-    """A request for steps.
-
-    Attributes:
-      partial: what they follow.
-      stream: differs between all requests of one question, and is the same in every run and beside any other question:
-        with the question's number it can choose the random numbers.
-    """
-
-    partial: Partial
-    stream: int
-
-
-ProposeFn = Callable[[Sequence[Ask], int, bool], Sequence[Sequence[Step]]]
-"""(requests, number of proposals for each, to the end of the solution or one step) -> proposals of each request."""
-
-ScorePartials = Callable[[Sequence[Partial]], Sequence[float]]
-"""Prefixes of solutions -> a value of each, higher is better."""
-
-
-class Candidate(NamedTuple):
-    """A solution that a search ends with.
-
-    Attributes:
-      partial: the solution.
-      score: its value.
-    """
-
-    partial: Partial
-    score: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """What a search found.
-
-    Attributes:
-      candidates: of each question, best first.
-      tokens: [P] i64, tokens generated.
-      proposals: [P] i64, steps (or whole solutions) generated.
-      scored: [P] i64, prefixes scored.
-    """
-
-    candidates: tuple[tuple[Candidate, ...], ...]
-    tokens: np.ndarray
-    proposals: np.ndarray
-    scored: np.ndarray
+__all__ = [
+    "Ask",
+    "beam_search",
+    "Candidate",
+    "Found",
+    "gated_search",
+    "look_ahead_search",
+    "Partial",
+    "ProposeFn",
+    "sample_search",
+    "ScorePartials",
+    "Step",
+    "step_beam_search",
+    "Tokens",
+    "tree_search",
+]
 
 
 def sample_search(propose: ProposeFn, score: ScorePartials, num_questions: int, *, samples: int) -> Found:
@@ -121,11 +50,11 @@ def sample_search(propose: ProposeFn, score: ScorePartials, num_questions: int, 
     Returns:
       `Found` with n candidates of each question.
     """
-    engine = _Engine(propose, score, num_questions)
-    found = engine.propose([Ask(Partial(b), 0) for b in range(num_questions)], samples, whole=True, distinct=False)
+    calls = Calls(propose, score, num_questions)
+    found = calls.propose([Ask(Partial(b), 0) for b in range(num_questions)], samples, whole=True, distinct=False)
     flat = [partial for partials in found for partial in partials]
-    scores = engine.score(flat)
-    return engine.result([Candidate(p, v) for p, v in zip(flat, scores, strict=True)])
+    scores = calls.score(flat)
+    return calls.result([Candidate(p, v) for p, v in zip(flat, scores, strict=True)])
 
 
 def beam_search(
@@ -163,7 +92,7 @@ def beam_search(
     if beams % trees:
         raise ValueError(f"beams={beams} is not a multiple of trees={trees}")
     keep = beams // trees
-    engine = _Engine(propose, score, num_questions)
+    calls = Calls(propose, score, num_questions)
     # At first all beams are the empty solution, and each tree asks for as many proposals as it will later.
     live = {(b, g): [Partial(b)] for b in range(num_questions) for g in range(trees)}
     candidates: list[Candidate] = []
@@ -172,17 +101,17 @@ def beam_search(
         if not slots:
             break
         asks = [Ask(partial, number * beams + _place(i, slots)) for i, (_, partial) in enumerate(slots)]
-        proposed = engine.propose(asks, keep * width if number == 0 else width)
+        proposed = calls.propose(asks, keep * width if number == 0 else width)
         pools: dict[tuple[int, int], list[Partial]] = {key: [] for key in live}
         for (key, _), partials in zip(slots, proposed, strict=True):
             pools[key] += partials
-        scored = _scored(engine, pools)
+        scored = _scored(calls, pools)
         candidates += [one for pool in scored.values() for one in pool if one.partial.finished]
         live = _keep_best({key: [c for c in pool if not c.partial.finished] for key, pool in scored.items()}, keep)
         if number == max_steps - 1:
             rest = {id(p) for partials in live.values() for p in partials}
             candidates += [one for pool in scored.values() for one in pool if id(one.partial) in rest]
-    return engine.result(candidates)
+    return calls.result(candidates)
 
 
 def step_beam_search(
@@ -203,7 +132,77 @@ def step_beam_search(
 
     Source: arXiv 2405.03553 and its released code.
     """
-    engine = _Engine(propose, score, num_questions)
+    calls = Calls(propose, score, num_questions)
+    return _step_beams(calls, lambda _, partials: calls.score(partials), num_questions, beams, width, max_steps)
+
+
+def look_ahead_search(
+    propose: ProposeFn,
+    score: ScorePartials,
+    num_questions: int,
+    *,
+    beams: int = 1,
+    width: int = 3,
+    horizon: int = 3,
+    alpha: float = 0.5,
+    min_gain: float | None = None,
+    max_steps: int,
+) -> Found:
+    """ReARTeR's search: a step counts by its own score and by those of the steps that it leads to.
+
+    `step_beam_search` in which every proposed step is followed by up to `horizon` further ones, one sample each, which
+    are scored and then forgotten; `look_ahead_scores` makes one value of these.
+
+    Args:
+      propose: produces steps.
+      score: scores prefixes.
+      num_questions: P.
+      beams: solutions that are followed at the same time; 1 as published.
+      width: proposals of each beam.
+      horizon: H, how many steps to look ahead; 0 is `step_beam_search`.
+      alpha: how much what comes later counts, in [0, 1]; see `rl.td_smooth`.
+      min_gain: see `rl.td_smooth`.
+      max_steps: most steps of a solution, those looked ahead included.
+
+    Returns:
+      `Found`; a candidate's score is the look-ahead score with which it was kept.
+
+    Source: arXiv 2501.07861.
+    """
+    calls = Calls(propose, score, num_questions)
+
+    def values(number: int, partials: Sequence[Partial]) -> list[float]:
+        scores, mask = np.zeros((2, len(partials), horizon + 1))
+        scores[:, 0], mask[:, 0] = calls.score(partials), 1
+        # A request's number is made of the step, how far it looks ahead, and the candidate's place in its question.
+        places, counts = [], Counter[int]()
+        for partial in partials:
+            places.append(counts[partial.question])
+            counts[partial.question] += 1
+        going = dict(enumerate(partials))
+        for ahead in range(min(horizon, max_steps - 1 - number)):
+            going = {i: partial for i, partial in going.items() if not partial.finished}
+            first = max_steps * beams + (number * horizon + ahead) * beams * width
+            found = calls.propose([Ask(p, first + places[i]) for i, p in going.items()], 1) if going else []
+            going = {i: own[0] for i, own in zip(going, found, strict=True) if own}
+            for i, value in zip(going, calls.score(list(going.values())), strict=True):
+                scores[i, ahead + 1], mask[i, ahead + 1] = value, 1
+        size = 1 << max(len(partials) - 1, 0).bit_length()  # few shapes, so few compilations
+        padded = [np.pad(x, ((0, size - len(partials)), (0, 0))) for x in (scores, mask)]
+        return np.asarray(_look_ahead(*padded, alpha=alpha, min_gain=min_gain))[: len(partials)].tolist()
+
+    return _step_beams(calls, values, num_questions, beams, width, max_steps)
+
+
+def _step_beams(
+    calls: Calls,
+    values_of: Callable[[int, Sequence[Partial]], list[float]],
+    num_questions: int,
+    beams: int,
+    width: int,
+    max_steps: int,
+) -> Found:
+    """`step_beam_search`; `values_of` gets the number of the step and all its proposals."""
     live: list[list[Partial | None]] = [[Partial(b)] + [None] * (beams - 1) for b in range(num_questions)]
     widths = np.full(num_questions, beams, np.int32)
     candidates: list[Candidate] = []
@@ -213,9 +212,8 @@ def step_beam_search(
         if not slots:
             break
         asks = [Ask(partial, number * beams + m) for _, m, partial in slots]
-        proposed = engine.propose(asks, children if number == 0 else width)
-        flat = [partial for partials in proposed for partial in partials]
-        values = iter(engine.score(flat))
+        proposed = calls.propose(asks, children if number == 0 else width)
+        values = iter(values_of(number, [partial for partials in proposed for partial in partials]))
         scores = np.full((num_questions, beams, children), -np.inf, np.float32)
         ends = np.zeros(scores.shape, bool)
         for (b, m, _), partials in zip(slots, proposed, strict=True):
@@ -234,7 +232,7 @@ def step_beam_search(
             else:
                 candidates.append(Candidate(at[b, m][i], float(scores[b, m, i])))
         widths = kept.width
-    return engine.result(candidates)
+    return calls.result(candidates)
 
 
 def tree_search(
@@ -268,7 +266,7 @@ def tree_search(
       (`Found`, the tree, for each question its nodes' prefixes by slot).
     """
     method = Method(score_fn or puct(1.25), width, max_steps, **options)
-    engine = _Engine(propose, score, num_questions)
+    calls = Calls(propose, score, num_questions)
     tree = init_tree(num_questions, 1 + simulations * width)
     nodes: list[dict[int, Partial]] = [{0: Partial(b)} for b in range(num_questions)]
     for number in range(simulations):
@@ -278,8 +276,8 @@ def tree_search(
         prior, value = np.zeros((2, num_questions, width), np.float32)
         terminal, valid = np.zeros((2, num_questions, width), bool)
         # No two simulations expand the same slot, so it tells the requests of a question apart.
-        proposed = engine.propose([Ask(nodes[b][slots[b]], slots[b]) for b in asked], width) if asked else []
-        values = iter(engine.score([partial for partials in proposed for partial in partials]))
+        proposed = calls.propose([Ask(nodes[b][slots[b]], slots[b]) for b in asked], width) if asked else []
+        values = iter(calls.score([partial for partials in proposed for partial in partials]))
         for b, partials in zip(asked, proposed, strict=True):
             before = nodes[b][slots[b]].logp
             for i, partial in enumerate(partials):
@@ -294,56 +292,12 @@ def tree_search(
     check_tree(tree)
     value = np.asarray(tree.value)
     ends = [Candidate(p, float(value[b, n])) for b, own in enumerate(nodes) for n, p in own.items() if p.finished]
-    return engine.result(ends), tree, nodes
+    return calls.result(ends), tree, nodes
 
 
 _step_beam, _top_steps = jax.jit(step_beam), jax.jit(top_steps, static_argnums=1)
+_look_ahead = functools.partial(jax.jit, static_argnames=("alpha", "min_gain"))(look_ahead_scores)
 _ask, _grow = jax.jit(ask, static_argnames="method"), jax.jit(grow, static_argnames="method")
-
-
-class _Engine:
-    """Both functions of the caller's, with their answers checked and counted."""
-
-    def __init__(self, propose: ProposeFn, score: ScorePartials, num_questions: int) -> None:
-        self._propose, self._score = propose, score
-        self.tokens, self.proposals, self.scored = np.zeros((3, num_questions), np.int64)
-
-    def propose(
-        self, asks: Sequence[Ask], count: int, *, whole: bool = False, distinct: bool = True
-    ) -> list[list[Partial]]:
-        answers = self._propose(asks, count, whole)
-        if len(answers) != len(asks) or any(len(steps) > count for steps in answers):
-            raise ValueError(f"the proposer must answer each of {len(asks)} requests with at most {count} steps")
-        found = []
-        for (partial, _), steps in zip(asks, answers, strict=True):
-            self.tokens[partial.question] += sum(len(step.tokens) for step in steps)
-            self.proposals[partial.question] += len(steps)
-            real = [step for step in steps if step.tokens]
-            kept = list({step.tokens: step for step in reversed(real)}.values())[::-1] if distinct else real
-            found.append([partial.then(step) for step in kept])
-        return found
-
-    def score(self, partials: Sequence[Partial]) -> list[float]:
-        if not partials:
-            return []
-        values = [float(value) for value in self._score(partials)]
-        if len(values) != len(partials):
-            raise ValueError(f"the scorer returned {len(values)} values for {len(partials)} prefixes")
-        for partial, value in zip(partials, values, strict=True):
-            self.scored[partial.question] += 1
-            if not math.isfinite(value):
-                raise UserError(
-                    f"the scorer returned {value} for question {partial.question}, a prefix of {len(partial.steps)} "
-                    "steps: scores must be finite"
-                )
-        return values
-
-    def result(self, candidates: Sequence[Candidate]) -> Found:
-        own: list[list[Candidate]] = [[] for _ in self.tokens]
-        for candidate in candidates:
-            own[candidate.partial.question].append(candidate)
-        ranked = tuple(tuple(sorted(each, key=lambda c: -c.score)) for each in own)
-        return Found(ranked, self.tokens, self.proposals, self.scored)
 
 
 def _place(index: int, slots: Sequence[tuple[tuple[int, int], Partial]]) -> int:
@@ -352,9 +306,9 @@ def _place(index: int, slots: Sequence[tuple[tuple[int, int], Partial]]) -> int:
 
 
 def _scored(
-    engine: _Engine, pools: dict[tuple[int, int], list[Partial]]
+    calls: Calls, pools: dict[tuple[int, int], list[Partial]]
 ) -> dict[tuple[int, int], list[Candidate]]:
-    values = iter(engine.score([partial for pool in pools.values() for partial in pool]))
+    values = iter(calls.score([partial for pool in pools.values() for partial in pool]))
     return {key: [Candidate(partial, next(values)) for partial in pool] for key, pool in pools.items()}
 
 

@@ -1,0 +1,170 @@
+"""Partial solutions of a language model, what is asked about them, and the answers, checked and counted.
+
+Text is token ids here. What proposes steps and what scores prefixes are two functions of the caller's, each called once
+for all questions together; the engine behind them may be in this process or a server.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from prm_jax.errors import UserError
+
+Tokens = tuple[int, ...]
+
+
+class Step(NamedTuple):
+    """One proposed step.
+
+    Attributes:
+      tokens: its ids, the step's boundary or the end of text included; not empty.
+      logp: sum of their log-probabilities.
+      finished: nothing comes after it.
+    """
+
+    tokens: Tokens
+    logp: float
+    finished: bool
+
+
+class Partial(NamedTuple):
+    """The beginning of a solution, or a whole one.
+
+    Attributes:
+      question: its number.
+      steps: the ids of each step.
+      logp: sum of all log-probabilities.
+      finished: nothing comes after it.
+    """
+
+    question: int
+    steps: tuple[Tokens, ...] = ()
+    logp: float = 0.0
+    finished: bool = False
+
+    @property
+    def tokens(self) -> Tokens:
+        """All ids, in order."""
+        return tuple(token for step in self.steps for token in step)
+
+    def then(self, step: Step) -> "Partial":
+        """With one more step."""
+        return Partial(self.question, (*self.steps, step.tokens), self.logp + step.logp, step.finished)
+
+
+class Ask(NamedTuple):
+    """A request for steps.
+
+    Attributes:
+      partial: what they follow.
+      stream: differs between all requests of one question, and is the same in every run and beside any other question:
+        with the question's number it can choose the random numbers.
+    """
+
+    partial: Partial
+    stream: int
+
+
+ProposeFn = Callable[[Sequence[Ask], int, bool], Sequence[Sequence[Step]]]
+"""(requests, number of proposals for each, to the end of the solution or one step) -> proposals of each request."""
+
+ScorePartials = Callable[[Sequence[Partial]], Sequence[float]]
+"""Prefixes of solutions -> a value of each, higher is better."""
+
+
+class Candidate(NamedTuple):
+    """A solution that a search ends with.
+
+    Attributes:
+      partial: the solution.
+      score: its value.
+    """
+
+    partial: Partial
+    score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+      candidates: of each question, best first.
+      tokens: [P] i64, tokens generated.
+      proposals: [P] i64, steps (or whole solutions) generated.
+      scored: [P] i64, prefixes scored.
+    """
+
+    candidates: tuple[tuple[Candidate, ...], ...]
+    tokens: np.ndarray
+    proposals: np.ndarray
+    scored: np.ndarray
+
+
+class Calls:
+    """Both functions of the caller's, with their answers checked and counted.
+
+    Args:
+      propose: produces steps.
+      score: scores prefixes.
+      num_questions: P.
+    """
+
+    def __init__(self, propose: ProposeFn, score: ScorePartials, num_questions: int) -> None:
+        self._propose, self._score = propose, score
+        self.tokens, self.proposals, self.scored = np.zeros((3, num_questions), np.int64)
+
+    def propose(
+        self, asks: Sequence[Ask], count: int, *, whole: bool = False, distinct: bool = True
+    ) -> list[list[Partial]]:
+        """The requests' prefixes with each of the proposed steps; empty steps left out, with `distinct` equal ones too.
+
+        Raises:
+          ValueError: another number of answers than requests, or more steps than asked for.
+        """
+        answers = self._propose(asks, count, whole)
+        if len(answers) != len(asks) or any(len(steps) > count for steps in answers):
+            raise ValueError(f"the proposer must answer each of {len(asks)} requests with at most {count} steps")
+        found = []
+        for (partial, _), steps in zip(asks, answers, strict=True):
+            self.tokens[partial.question] += sum(len(step.tokens) for step in steps)
+            self.proposals[partial.question] += len(steps)
+            real = [step for step in steps if step.tokens]
+            kept = list({step.tokens: step for step in reversed(real)}.values())[::-1] if distinct else real
+            found.append([partial.then(step) for step in kept])
+        return found
+
+    def score(self, partials: Sequence[Partial], by: ScorePartials | None = None) -> list[float]:
+        """A value of each prefix, by another scorer if one is given.
+
+        Raises:
+          UserError: a value is not finite.
+          ValueError: anything but one value a prefix.
+        """
+        if not partials:
+            return []
+        values = np.asarray((by or self._score)(partials), np.float64)
+        if values.shape != (len(partials),):
+            raise ValueError(
+                f"the scorer returned shape {values.shape} for {len(partials)} prefixes; expected ({len(partials)},), "
+                "one value a prefix"
+            )
+        for partial, value in zip(partials, values.tolist(), strict=True):
+            self.scored[partial.question] += 1
+            if not math.isfinite(value):
+                raise UserError(
+                    f"the scorer returned {value} for question {partial.question}, a prefix of {len(partial.steps)} "
+                    "steps: scores must be finite"
+                )
+        return values.tolist()
+
+    def result(self, candidates: Sequence[Candidate]) -> Found:
+        """The candidates by question, best first; of equally good ones in the order given."""
+        own: list[list[Candidate]] = [[] for _ in self.tokens]
+        for candidate in candidates:
+            own[candidate.partial.question].append(candidate)
+        ranked = tuple(tuple(sorted(each, key=lambda c: -c.score)) for each in own)
+        return Found(ranked, self.tokens, self.proposals, self.scored)
