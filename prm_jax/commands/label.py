@@ -1,4 +1,4 @@
-"""``prm-jax label``: step labels from rollouts of a policy, in the format that ``prm-jax train-prm`` reads."""
+"""``prm-jax label``: step labels from a policy's rollouts or search trees, for ``prm-jax train-prm``."""
 
 import pathlib
 import sys
@@ -9,18 +9,45 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from prm_jax.commands.search import Engine, Sampling
+from prm_jax.commands import results
+from prm_jax.commands.policy import STREAMS, Connection, Engine, Sampling, settings_of
 from prm_jax.errors import UserError
 
 Tokens = tuple[int, ...]
+_ROLLOUT_LABELS, _TREE_LABELS = ("soft", "hard", "vstar"), ("soft", "hard", "q", "quality")
+_PAIRS = ("best_worst", "first_error", "top_bottom")
+
+
+@dataclass(frozen=True)
+class TreeOptions:
+    """The search behind --method tree."""
+
+    rule: Literal["alphamath", "rest_mcts"] = "alphamath"
+    """alphamath: PUCT, mean of returns, answers worth 1 or -1; rest_mcts: UCB1, values of the children weighted by
+    visits, answers worth 1 or 0."""
+    scorer: str = "none"
+    """What values a step before an answer was found below it: none (the middle of the range, as in AlphaMath's first
+    round), rollouts (the share of right ones), or the path of a process reward model that gives chances or values."""
+    simulations: int = 16
+    """Simulations a problem."""
+    width: int = 4
+    """Steps proposed at each leaf."""
+    max_steps: int = 16
+    """Depth of the tree."""
+    margin: float | None = None
+    """Least difference of the values of a pair, on the scale of the answers' worth; none: as published, 0.5 for
+    top_bottom and 0 otherwise."""
+    min_edits: int = 0
+    """Leave out pairs whose steps differ in fewer letters (edit distance); 20 in rStar-Math."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Label the steps of solutions by how often the policy's rollouts from there end right.
+    """Label the steps of solutions by where the policy gets from there.
 
     Writes a JSON line a solution: prompt, steps, labels (null where nothing is known), outcome, and where they come
-    from: policy, sampling, and the counts behind every label.
+    from: policy, sampling, and the counts behind every label. A preference pair is two lines in a group of their own,
+    whose last steps are labelled 1 and 0.
     """
 
     model: Annotated[str, tyro.conf.Positional]
@@ -33,64 +60,171 @@ class Options:
     """Options of that task as name value pairs."""
     problems: int = 64
     """How many training problems, from the first on."""
-    method: Literal["omega", "every_step"] = "omega"
+    method: Literal["omega", "every_step", "tree"] = "omega"
     """omega: binary search for the first errors of wrong rollouts (OmegaPRM); every_step: rollouts after every step of
-    sampled solutions."""
-    labels: Literal["soft", "hard", "vstar"] = "hard"
-    """soft: the share of right rollouts; hard: whether any was right; vstar: hard, and right before a right step."""
+    sampled solutions; tree: Monte-Carlo tree search over steps."""
+    labels: Literal["soft", "hard", "vstar", "q", "quality", "best_worst", "first_error", "top_bottom"] = "hard"
+    """soft: the share of right rollouts, or of right answers below the step; hard: whether any was right; vstar: hard,
+    and right before a right step (not of trees). Of trees: q, the search's own values (AlphaMath), as chances; quality
+    (ReST-MCTS*); and preference pairs: best_worst (step-level Q), first_error (Step-DPO), top_bottom (rStar-Math)."""
     rollouts: int = 8
     """Rollouts from each prefix."""
     searches: int = 16
     """Most searches a problem (omega)."""
     solutions: int = 4
     """Solutions a problem (every_step)."""
+    tree: TreeOptions = field(default_factory=TreeOptions)
+    """The search (tree)."""
     chunk: int = 32
-    """Problems in lock-step."""
+    """Problems in lock-step; also what an interruption loses at most."""
     sampling: Sampling = field(default_factory=Sampling)
-    """How rollouts are sampled."""
+    """How rollouts and steps are sampled."""
     seed: int = 0
     """Seed of the sampling."""
     chat: bool = False
     """Wrap prompts into the model's chat template."""
+    server: str = ""
+    """Address of a server with the completions API that runs the policy, as http://localhost:8000; the model's
+    directory is then needed for its tokenizer only."""
+    connection: Connection = field(default_factory=Connection)
+    """How to talk to that server."""
+    resume: bool = False
+    """Go on after an interruption, with what lies beside the file as .partial; the labels are those of one go."""
 
 
 def run(options: Options) -> None:
-    """Labels chunk by chunk and writes the file at the end of each."""
-    from prm_jax.data.step_data import write_step_data
+    """Labels chunk by chunk, keeping what is done beside the file, and writes the file at the end."""
+    from prm_jax.data.step_data import to_json
     from prm_jax.data.tasks import load_task
 
-    if min(options.problems, options.rollouts, options.searches, options.solutions, options.chunk) < 1:
-        raise UserError("--problems, --rollouts, --searches, --solutions and --chunk must be at least 1")
-    if options.out.exists():
-        raise UserError(f"{options.out} exists: give another name, or remove it")
+    _check(options)
     task: Any = load_task({"name": options.task, **options.task_options})
     problems = [task.train[i] for i in range(min(options.problems, len(task.train)))]
-    engine = Engine(options.model, task, options.sampling, seed=options.seed, chat=options.chat)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    records: list[Any] = []
-    begun, calls = time.monotonic(), 0
-    for start in range(0, len(problems), options.chunk):
-        engine.begin(problems[start : start + options.chunk], start)
-        roller = Roller(engine)
-        found = _omega(options, roller) if options.method == "omega" else _every_step(options, roller)
-        records += found
-        calls += roller.calls
-        partial = options.out.with_name(options.out.name + ".partial")
-        write_step_data(partial, records)
-        seconds = time.monotonic() - begun
-        done = min(start + options.chunk, len(problems))
-        print(f"{done}/{len(problems)} problems, {len(records)} solutions, {calls} rollouts, {seconds:.0f} s",
-              file=sys.stderr, flush=True)  # fmt: skip
+    if options.resume and options.out.exists():
+        _check_finished(options)
+        print(f"{options.out} is finished")
+        return
+    partial = options.out.with_name(options.out.name + ".partial")
+    first = results.header(settings_of(options), task.fingerprint)
+    done = results.begin(partial, first) if options.resume and partial.exists() else []
+    if partial.exists() and not options.resume and len(results.whole_lines(partial)) > 1:
+        raise UserError(f"{partial} is there from an interrupted run: go on with it by --resume, or remove it")
+    chunks = range(0, len(problems), options.chunk)
+    labeller = _Labeller(options, task) if len(done) < len(chunks) else None
+    begun = time.monotonic()
+    for number, start in enumerate(chunks):
+        if labeller is None or number < len(done):
+            continue
+        records, calls = labeller(problems[start : start + options.chunk], start)
+        done.append({"calls": calls, "records": [to_json(record) for record in records]})
+        results.append(partial, first, number, done[-1:])
+        _progress(options, min(start + options.chunk, len(problems)), len(problems), done, time.monotonic() - begun)
+    _finish(options, partial, done, len(problems))
+
+
+class _Labeller:
+    """The policy, and what values the steps of trees, ready for chunk after chunk."""
+
+    def __init__(self, options: Options, task: Any) -> None:
+        self.options = options
+        self.engine = Engine(
+            options.model, task, options.sampling, seed=options.seed, chat=options.chat, server=options.server,
+            connection=options.connection,
+        )  # fmt: skip
+        self.prm = None
+        if options.method == "tree" and options.tree.scorer not in ("none", "rollouts"):
+            from prm_jax.commands.tree_labels import load_value_model
+
+            self.prm = load_value_model(options.tree.scorer)
+
+    def __call__(self, problems: Sequence[Any], first: int) -> tuple[list[Any], int]:
+        """(records, rollouts or proposals) of a chunk whose first problem has this number."""
+        self.engine.begin(problems, first)
+        if self.options.method == "tree":
+            from prm_jax.commands.tree_labels import tree_records
+
+            return tree_records(self.options, self.engine, self.prm)
+        roller = Roller(self.engine)
+        by_method = _omega if self.options.method == "omega" else _every_step
+        return by_method(self.options, roller), roller.calls
+
+
+def _check(options: Options) -> None:
+    tree = options.tree
+    counts = (options.problems, options.rollouts, options.searches, options.solutions, options.chunk, tree.simulations,
+              tree.width, tree.max_steps)  # fmt: skip
+    if min(counts) < 1:
+        raise UserError(
+            "--problems, --rollouts, --searches, --solutions, --chunk, --tree.simulations, --tree.width and "
+            "--tree.max-steps must be at least 1"
+        )
+    known = (*_TREE_LABELS, *_PAIRS) if options.method == "tree" else _ROLLOUT_LABELS
+    if options.labels not in known:
+        raise UserError(f"--method {options.method} has no labels {options.labels!r}; it has {', '.join(known)}")
+    if 2 * (1 + tree.simulations * tree.width) >= STREAMS:
+        raise UserError(f"--tree.simulations times --tree.width must stay below {STREAMS // 2 - 1}")
+    if tree.min_edits < 0 or (tree.margin is not None and tree.margin < 0):
+        raise UserError("--tree.margin and --tree.min-edits must not be negative")
+    if tree.scorer not in ("none", "rollouts") and not pathlib.Path(tree.scorer).exists():
+        raise UserError(f"no scorer {tree.scorer!r}: it is none, rollouts, or the path of a process reward model")
+    if options.out.exists() and not options.resume:
+        raise UserError(f"{options.out} exists: give another name, or remove it")
+
+
+def _check_finished(options: Options) -> None:
+    """Refuses to take a finished file for that of other settings: those that its lines tell."""
+    from prm_jax.data.step_data import read_step_data
+
+    told = dict(read_step_data(options.out)[0].provenance)
+    differ = results.differences({name: told.get(name) for name in provenance(options)}, provenance(options))
+    if differ:
+        raise UserError(f"{options.out} was made with other {', '.join(differ)}: give another name")
+
+
+def _progress(options: Options, count: int, total: int, done: Sequence[dict[str, Any]], seconds: float) -> None:
+    records, calls = sum(len(chunk["records"]) for chunk in done), sum(chunk["calls"] for chunk in done)
+    print(f"{count}/{total} problems, {records} solutions, {calls} {_calls(options)}, {seconds:.0f} s",
+          file=sys.stderr, flush=True)  # fmt: skip
+
+
+def _finish(options: Options, partial: pathlib.Path, done: Sequence[dict[str, Any]], problems: int) -> None:
+    """Writes the file that train-prm reads, and says what is in it."""
+    import json
+
+    records = [record for chunk in done for record in chunk["records"]]
     if not records:
         partial.unlink()
+        hint = "--tree.simulations" if options.method == "tree" else "--rollouts"
         raise UserError(
-            f"no solution could be labelled: the rollouts of all {len(problems)} problems were all right or all wrong; "
-            "take other problems, more --rollouts or another --sampling.temperature"
+            f"no solution could be labelled: the rollouts of all {problems} problems were all right or all wrong, or "
+            f"gave no answer; take other problems, more {hint} or another --sampling.temperature"
         )
-    partial.replace(options.out)
-    known = [label for record in records for label in record.labels or () if label is not None]
-    errors = sum(label == 0 for label in known)
-    print(f"{options.out}: {len(records)} solutions, {len(known)} labels, {errors} of them 0, {calls} rollouts")
+    results.write(options.out, [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records])
+    partial.unlink()
+    known = [label for record in records for label in record.get("labels", ()) if label is not None]
+    errors, calls = sum(label == 0 for label in known), sum(chunk["calls"] for chunk in done)
+    found = f"{len(records)} solutions, {len(known)} labels, {errors} of them 0"
+    print(f"{options.out}: {found}, {calls} {_calls(options)}")
+
+
+def _calls(options: Options) -> str:
+    return "proposals" if options.method == "tree" else "rollouts"
+
+
+def provenance(options: Options) -> dict[str, Any]:
+    """What every record says of its origin, beside its own counts."""
+    own: dict[str, Any] = {"method": options.method, "labels": options.labels, "model": options.model}
+    if options.method == "tree":
+        tree = options.tree
+        own |= {"rule": tree.rule, "scorer": tree.scorer, "simulations": tree.simulations, "width": tree.width}
+    if options.method != "tree" or options.tree.scorer == "rollouts":
+        own["rollouts"] = options.rollouts
+    return own | {
+        "temperature": options.sampling.temperature,
+        "top_p": options.sampling.top_p,
+        "max_new_tokens": options.sampling.max_new_tokens,
+        "seed": options.seed,
+    }
 
 
 class Roller:
@@ -98,10 +232,11 @@ class Roller:
 
     Args:
       engine: already turned to a chunk of problems.
+      first: number of each problem's first request; those below it are others'.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.calls = engine, 0
+    def __init__(self, engine: Engine, first: int = 0) -> None:
+        self.engine, self.first, self.calls = engine, first, 0
         self._asked: dict[int, int] = {}
 
     def __call__(self, requests: Sequence[Any], count: int) -> list[list[Any]]:
@@ -111,7 +246,7 @@ class Roller:
 
         asks = []
         for request in requests:
-            stream = self._asked.get(request.question, 0)
+            stream = self._asked.get(request.question, self.first)
             self._asked[request.question] = stream + 1
             asks.append(Ask(Partial(request.question, request.prefix), stream))
         self.calls += len(requests) * count
@@ -131,26 +266,10 @@ class Roller:
             found = []
             for i in range(count):
                 rest = whole[r * count + i][len(prefix) :]
-                steps = self.split(whole[r * count + i])[len(request.prefix) :]
+                steps = self.engine.split(whole[r * count + i])[len(request.prefix) :]
                 found.append(Rollout(tuple(steps), float(len(rest)), next(verdicts).score > 0.5))
             out.append(found)
         return out
-
-    def split(self, tokens: Tokens) -> list[Tokens]:
-        """The token ids of each step of a response."""
-        import numpy as np
-
-        from prm_jax.data.steps import step_ids_from_text
-
-        if not tokens:
-            return []
-        row = np.array([tokens])
-        tokenizer = self.engine.tokenizer
-        ids, _, _ = step_ids_from_text(
-            row, np.ones_like(row, bool), tokenizer.token_bytes, self.engine.task.splitter,
-            special_ids=tokenizer.special_ids,
-        )  # fmt: skip
-        return [tuple(row[0][ids[0] == step].tolist()) for step in range(int(ids.max()) + 1)]
 
 
 def _omega(options: Options, roller: Roller) -> list[Any]:
@@ -207,20 +326,13 @@ def _record(
     correct = np.array([[0 if c is None else c[0] for c in counts]])
     total = np.array([[0 if c is None else c[1] for c in counts]])
     # A step before one from which the answer was reached is right for "vstar", whether it was probed or not.
-    labels = np.asarray(rl.mc_targets(correct, total, np.ones_like(total, bool), how=options.labels))[0].tolist()
+    how: Any = options.labels
+    labels = np.asarray(rl.mc_targets(correct, total, np.ones_like(total, bool), how=how))[0].tolist()
     known = [c is not None or (options.labels == "vstar" and labels[i] > 0) for i, c in enumerate(counts)]
     problem = engine.problems[question]
-    provenance = {
-        "method": options.method,
-        "labels": options.labels,
-        "model": options.model,
-        "rollouts": options.rollouts,
-        "temperature": options.sampling.temperature,
-        "top_p": options.sampling.top_p,
-        "max_new_tokens": options.sampling.max_new_tokens,
-        "seed": options.seed,
+    told = provenance(options) | {
         "correct": [None if c is None else c[0] for c in counts],
         "total": [None if c is None else c[1] for c in counts],
     }
     own = tuple(label if know else None for label, know in zip(labels, known, strict=True))
-    return StepRecord(problem.prompt, texts, own, outcome, problem.id, f"{problem.id}/{name}", provenance)
+    return StepRecord(problem.prompt, texts, own, outcome, problem.id, f"{problem.id}/{name}", told)

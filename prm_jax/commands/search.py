@@ -1,7 +1,5 @@
 """``prm-jax search``: a language model's answers by search over its steps, with accuracy, tokens and calls."""
 
-import dataclasses
-import json
 import pathlib
 import sys
 import time
@@ -12,29 +10,15 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from prm_jax.commands.convert import model_path
+from prm_jax.commands import results
+from prm_jax.commands.policy import STREAMS, Connection, Engine, Sampling, settings_of
 from prm_jax.errors import UserError
 
-Method = Literal["majority", "best_of_n", "weighted_vote", "beam", "dvts", "step_beam", "mcts"]
-STREAMS = 1 << 14
-"""More than a problem's requests in any search."""
+Method = Literal[
+    "majority", "best_of_n", "weighted_vote", "beam", "dvts", "step_beam", "lookahead", "parm", "mcts"
+]
+Scorer = Callable[[Sequence[Any]], list[float]]
 _SAMPLED = ("majority", "best_of_n", "weighted_vote")
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How steps are sampled; shared with ``prm-jax label``."""
-
-    temperature: float = 1.0
-    """Of the sampling."""
-    top_p: float = 1.0
-    """Sample within this much probability mass."""
-    step_tokens: int = 64
-    """Longest step, in tokens."""
-    max_new_tokens: int = 256
-    """Longest solution, in tokens."""
-    rows: int = 64
-    """Most sequences generated at once."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +38,31 @@ class Options:
     problems: int = 64
     """How many evaluation problems, from the first on."""
     method: Method = "best_of_n"
-    """majority, best_of_n and weighted_vote sample whole solutions; the others go step by step."""
+    """majority, best_of_n and weighted_vote sample whole solutions; the others go step by step: beam search, diverse
+    verifier trees, AlphaMath's beam, ReARTeR's look-ahead, PARM's gates, and Monte-Carlo tree search."""
     scorer: str = "logp"
     """What values prefixes: logp (the policy's own mean log-probability), truth (the task's exact step checker, for
     bounds), or the path of a process reward model."""
     samples: int = 16
-    """Solutions a problem (majority, best_of_n, weighted_vote)."""
+    """Solutions a problem (majority, best_of_n, weighted_vote, parm)."""
     beams: int = 4
-    """Beams a problem (beam, dvts, step_beam)."""
+    """Beams a problem (beam, dvts, step_beam, lookahead)."""
     width: int = 4
     """Proposals of each beam or leaf."""
     simulations: int = 16
     """Simulations a problem (mcts)."""
+    horizon: int = 3
+    """Steps to look ahead (lookahead)."""
+    alpha: float = 0.5
+    """How much the score of a later step counts, from 0 to 1 (lookahead)."""
+    min_gain: float | None = None
+    """Look no further than the first step that scores less than this more than the one before it (lookahead)."""
+    gate: float = 0.5
+    """Give a solution up at the first score not above this (parm)."""
+    gate_from: int = 1
+    """The first step that is judged (parm)."""
+    final_scorer: str = ""
+    """What scores the solutions that remain, as in --scorer; empty: their last score (parm)."""
     max_steps: int = 16
     """Most steps of a solution."""
     sampling: Sampling = field(default_factory=Sampling)
@@ -76,135 +73,18 @@ class Options:
     """Seed of the sampling."""
     chat: bool = False
     """Wrap prompts into the model's chat template."""
+    server: str = ""
+    """Address of a server with the completions API that runs the policy, as http://localhost:8000; the model's
+    directory is then needed for its tokenizer only."""
+    connection: Connection = field(default_factory=Connection)
+    """How to talk to that server."""
     out: pathlib.Path | None = None
     """JSON-lines file for the results."""
     resume: bool = False
     """Go on with the file in --out."""
 
 
-class Engine:
-    """A policy on a task: proposes steps with ``generate``, counts them, and reads them as text.
-
-    Args:
-      model: name or path of the policy.
-      task: gives problems, step boundaries and verdicts.
-      sampling: how steps are sampled.
-      seed: of the sampling.
-      chat: wrap prompts into the chat template.
-
-    Raises:
-      UserError: a task whose steps do not end at fixed strings.
-    """
-
-    def __init__(self, model: str, task: Any, sampling: Sampling, *, seed: int, chat: bool) -> None:
-        import jax
-
-        from prm_jax.models import Tokenizer, load_weights
-
-        if min(sampling.step_tokens, sampling.max_new_tokens, sampling.rows) < 1:
-            raise UserError("--sampling.step-tokens, --sampling.max-new-tokens and --sampling.rows must be at least 1")
-        path = model_path(model)
-        self.config, self.params = load_weights(path)
-        self.tokenizer = Tokenizer.load(path)
-        self.task, self.sampling, self.chat = task, sampling, chat
-        self.boundary = step_boundary(task.splitter)
-        self.key = jax.random.key(seed)
-        self.problems: Sequence[Any] = ()
-        self.first = 0
-        self._prompts: list[list[int]] = []
-
-    def begin(self, problems: Sequence[Any], first: int) -> None:
-        """Turns to a chunk of problems; ``first`` is the number of its first one in the whole run."""
-        self.problems, self.first = problems, first
-        self._prompts = [self._encode(problem.prompt) for problem in problems]
-
-    def propose(self, asks: Sequence[Any], count: int, whole: bool) -> list[list[Any]]:
-        """Steps after prefixes, or the rest of the solution; see ``language_model.ProposeFn``."""
-        import numpy as np
-
-        from prm_jax.models import generate
-        from prm_jax.search.language_model import Step
-
-        found: list[list[Any]] = [[] for _ in asks]
-        spent = [len(ask.partial.tokens) for ask in asks]
-        open_ones = [i for i, used in enumerate(spent) if used < self.sampling.max_new_tokens]
-        size = max(1, self.sampling.rows // count)
-        new = self.sampling.max_new_tokens if whole else self.sampling.step_tokens
-        for start in range(0, len(open_ones), size):
-            batch = open_ones[start : start + size]
-            filled = batch + [batch[-1]] * (size - len(batch) if len(open_ones) > size else 0)
-            prompts = [self._prompts[asks[i].partial.question] + list(asks[i].partial.tokens) for i in filled]
-            # Problem and stream choose the random numbers: not the chunk, nor what else is in it.
-            ids = [(self.first + asks[i].partial.question) * STREAMS + asks[i].stream for i in filled]
-            samples = generate(
-                self.config, self.params, prompts, self.key, samples_per_prompt=count, max_new_tokens=new,
-                temperature=self.sampling.temperature, top_p=self.sampling.top_p,
-                stop=self.task.stop if whole else (*self.boundary, *self.task.stop),
-                tokenizer=self.tokenizer, prompt_ids=ids,
-            )  # fmt: skip
-            tokens, mask, logp = (np.asarray(x) for x in (samples.tokens, samples.mask, samples.logp))
-            for place, i in enumerate(batch):
-                for row in range(place * count, (place + 1) * count):
-                    ids_of_step = tuple(tokens[row][mask[row]].tolist())[: self.sampling.max_new_tokens - spent[i]]
-                    ends = whole or self._ends(ids_of_step, spent[i] + len(ids_of_step))
-                    found[i].append(Step(ids_of_step, float(logp[row][mask[row]].sum()), ends))
-        return found
-
-    def text(self, partial: Any) -> str:
-        """The response that a prefix stands for, without special tokens."""
-        return self.tokenizer.decode(list(partial.tokens), skip_special=True)
-
-    def record(self, partial: Any, name: str = "") -> Any:
-        """A prefix as step data; None while it has no step that is not blank."""
-        from prm_jax.data.step_data import StepRecord
-
-        text = self.text(partial)
-        steps = tuple(text[start:end] for start, end in self.task.splitter(text))
-        problem = self.problems[partial.question]
-        return StepRecord(problem.prompt, steps, None, None, problem.id, name or problem.id) if steps else None
-
-    def answer(self, partial: Any) -> str | None:
-        """What a solution answers, numbers in one form, so that equal answers are equal texts; None for none."""
-        from prm_jax.verifiers.extraction import ANSWER_MARKERS, find_answer
-        from prm_jax.verifiers.number import parse_number
-
-        markers = (*self.task.splitter.answer_markers, *ANSWER_MARKERS)
-        text = self.text(partial)
-        found = find_answer(text, "marker", markers=markers) or find_answer(text, "boxed")
-        found = found or find_answer(text, "last_number")
-        number = parse_number(found) if found is not None else None
-        return found if number is None else str(number)
-
-    def _ends(self, step: tuple[int, ...], length: int) -> bool:
-        if not step or length >= self.sampling.max_new_tokens or step[-1] in self.tokenizer.eos_ids:
-            return True
-        text = self.tokenizer.decode(list(step), skip_special=True)
-        return any(stop in text for stop in self.task.stop)
-
-    def _encode(self, prompt: Any) -> list[int]:
-        if isinstance(prompt, str) and not self.chat:
-            return list(self.tokenizer.encode(prompt, add_special=True))
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        ids: Any = messages if isinstance(messages[0], int) else self.tokenizer.chat(list(messages))
-        return list(ids)
-
-
-def step_boundary(splitter: Any) -> tuple[str, ...]:
-    """The strings at which a step ends.
-
-    Raises:
-      UserError: the splitter does not cut at fixed strings.
-    """
-    known = {"newline": ("\n",), "blank_line": ("\n\n",), "separator": splitter.separators}
-    if splitter.how not in known:
-        raise UserError(
-            f"this task cuts steps by {splitter.how!r}; search needs steps that end at fixed strings: newline, "
-            "blank_line or separator"
-        )
-    return tuple(known[splitter.how])
-
-
-def make_scorer(name: str, engine: Engine) -> Callable[[Sequence[Any]], list[float]]:
+def make_scorer(name: str, engine: Engine) -> Scorer:
     """The function that values prefixes.
 
     Raises:
@@ -235,17 +115,20 @@ def run(options: Options) -> None:
     """Searches chunk by chunk, writing as it goes, and prints the table."""
     from prm_jax.data.tasks import load_task
 
-    if min(options.problems, options.chunk, options.samples, options.beams, options.width, options.simulations) < 1:
-        raise UserError("--problems, --chunk, --samples, --beams, --width and --simulations must be at least 1")
-    if options.simulations * options.width >= STREAMS or options.max_steps * options.beams >= STREAMS:
-        raise UserError(f"--simulations times --width and --max-steps times --beams must stay below {STREAMS}")
+    _check(options)
     task: Any = load_task({"name": options.task, **options.task_options})
     problems = list(task.eval)[: options.problems]
     if not problems:
         raise UserError(f"the task {options.task!r} has no evaluation problems")
-    done = begin_results(options, task.fingerprint)
-    engine = Engine(options.model, task, options.sampling, seed=options.seed, chat=options.chat)
+    first = results.header(settings_of(options), task.fingerprint)
+    done = begin_results(options, first)
+    engine = Engine(
+        options.model, task, options.sampling, seed=options.seed, chat=options.chat, server=options.server,
+        connection=options.connection,
+    )  # fmt: skip
     scorer = make_scorer(options.scorer, engine)
+    parm = options.method == "parm" and options.final_scorer
+    final = make_scorer(options.final_scorer, engine) if parm else None
     begun = time.monotonic()
     for start in range(0, len(problems), options.chunk):
         chunk = problems[start : start + options.chunk]
@@ -253,14 +136,15 @@ def run(options: Options) -> None:
             continue
         del done[start:]  # a chunk is done anew as a whole, so that lines stay in order
         engine.begin(chunk, start)
-        lines = list(_results(options, engine, scorer))
+        lines = list(_results(options, engine, scorer, final))
         done += lines
-        append_results(options.out, start, lines)
+        if options.out is not None:
+            results.append(options.out, first, start, lines)
         _progress(len(done), len(problems), done, time.monotonic() - begun)
     print(_table(options, done))
 
 
-def search(options: Options, engine: Engine, scorer: Callable[[Sequence[Any]], list[float]]) -> Any:
+def search(options: Options, engine: Engine, scorer: Scorer, final: Scorer | None = None) -> Any:
     """One chunk's search, by the method of the options; gives ``language_model.Found``."""
     from prm_jax.search import language_model as lm
 
@@ -273,6 +157,17 @@ def search(options: Options, engine: Engine, scorer: Callable[[Sequence[Any]], l
         return lm.beam_search(engine.propose, scorer, count, beams=options.beams, trees=trees, **steps)
     if options.method == "step_beam":
         return lm.step_beam_search(engine.propose, scorer, count, beams=options.beams, **steps)
+    if options.method == "lookahead":
+        return lm.look_ahead_search(
+            engine.propose, scorer, count, beams=options.beams, horizon=options.horizon, alpha=options.alpha,
+            min_gain=options.min_gain, **steps,
+        )  # fmt: skip
+    if options.method == "parm":
+        return lm.gated_search(
+            engine.propose, scorer, count, samples=options.samples, max_steps=options.max_steps,
+            threshold=options.gate, ready=lambda partial: len(partial.steps) >= options.gate_from,
+            final=final,
+        )  # fmt: skip
     return lm.tree_search(engine.propose, scorer, count, simulations=options.simulations, **steps)[0]
 
 
@@ -296,7 +191,7 @@ def choose(options: Options, engine: Engine, candidates: Sequence[Any]) -> Any:
     return candidates[answers.index(known[winner])] if winner >= 0 else candidates[0]
 
 
-def begin_results(options: Any, fingerprint: str) -> list[dict[str, Any]]:
+def begin_results(options: Options, first: dict[str, Any]) -> list[dict[str, Any]]:
     """Opens the file of results; the lines that are already there, with ``resume``.
 
     Raises:
@@ -306,51 +201,13 @@ def begin_results(options: Any, fingerprint: str) -> list[dict[str, Any]]:
         if options.resume:
             raise UserError("--resume needs --out: which file should go on?")
         return []
-    plain = {k: v for k, v in _plain(options).items() if k not in ("out", "resume")}
-    settings = json.loads(json.dumps({"settings": plain, "task": fingerprint}, default=str))
     if options.out.exists() and not options.resume:
         raise UserError(f"{options.out} exists: go on with it by --resume, or give another --out")
-    if not options.out.exists():
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(settings) + "\n")
-        return []
-    head, *lines = [json.loads(line) for line in _whole_lines(options.out)] or [{}]
-    if head != settings:
-        old, new = head.get("settings", {}), settings["settings"]
-        differ = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k)) or ["the task's problems"]
-        raise UserError(
-            f"{options.out} was made with other {', '.join(differ)}: go on with the same, or give another --out"
-        )
-    return lines
+    return results.begin(options.out, first)
 
 
-def append_results(path: pathlib.Path | None, keep: int, lines: Sequence[dict[str, Any]]) -> None:
-    """Writes a chunk's lines behind the first ``keep``, in one replacement of the file."""
-    if path is None:
-        return
-    kept = _whole_lines(path)[: 1 + keep]
-    whole = "".join(line + "\n" for line in [*kept, *(json.dumps(line, ensure_ascii=False) for line in lines)])
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(whole, encoding="utf-8")
-    partial.replace(path)
-
-
-def _whole_lines(path: pathlib.Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a line without its end was cut off
-        for line in lines:
-            json.loads(line)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot go on with {path}: {error}") from error
-    return lines
-
-
-def _plain(options: Any) -> dict[str, Any]:
-    return dataclasses.asdict(options)
-
-
-def _results(options: Options, engine: Engine, scorer: Any) -> Iterator[dict[str, Any]]:
-    found = search(options, engine, scorer)
+def _results(options: Options, engine: Engine, scorer: Scorer, final: Scorer | None) -> Iterator[dict[str, Any]]:
+    found = search(options, engine, scorer, final)
     for b, problem in enumerate(engine.problems):
         own = found.candidates[b]
         texts = [engine.text(c.partial) for c in own]
@@ -368,6 +225,30 @@ def _results(options: Options, engine: Engine, scorer: Any) -> Iterator[dict[str
             "proposals": int(found.proposals[b]),
             "scored": int(found.scored[b]),
         }
+
+
+def _check(options: Options) -> None:
+    counts = ("problems", "chunk", "samples", "beams", "width", "simulations", "max_steps", "gate_from")
+    low = [f"--{name.replace('_', '-')}" for name in counts if getattr(options, name) < 1]
+    if low:
+        raise UserError(f"{' and '.join(low)} must be at least 1")
+    if options.horizon < 0 or not 0.0 <= options.alpha <= 1.0:
+        raise UserError("--horizon must not be negative, and --alpha must be from 0 to 1")
+    requests = {
+        "mcts": 1 + options.simulations * options.width,
+        "lookahead": options.max_steps * options.beams * (1 + options.horizon * options.width),
+        "parm": 1 + options.max_steps * options.samples,
+    }.get(options.method, options.max_steps * options.beams)
+    if requests >= STREAMS:
+        raise UserError(f"this search may make {requests} requests a problem, which must stay below {STREAMS}")
+    if options.method == "parm" and options.scorer == "logp" and options.gate >= 0:
+        raise UserError(
+            f"log-probabilities are never above 0, so that --gate {options.gate:g} gives every solution up: take a "
+            "negative --gate, or another --scorer"
+        )
+    scored_by = [options.scorer, *([options.final_scorer] if options.method == "parm" else [])]
+    if options.server and not options.connection.logprobs and "logp" in scored_by:
+        raise UserError("the scorer logp needs log-probabilities: leave --connection.no-logprobs out")
 
 
 def _truth(engine: Engine, partial: Any) -> float:

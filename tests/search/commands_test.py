@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from prm_jax import cli, models
+from prm_jax.commands.tree_labels import edit_distance
 from prm_jax.data.carry import ALPHABET, CarryTask
 from prm_jax.data.step_data import read_step_data
+from prm_jax.training.prm.data import step_pairs
+from tests.search.completion_server import serving
 
 SMALL = ["--problems", "4", "--task-options", "max_operands", "4", "--sampling.step-tokens", "14",
          "--sampling.max-new-tokens", "40", "--max-steps", "3"]  # fmt: skip
@@ -67,6 +70,7 @@ def careless(monkeypatch):
 METHODS = {
     "majority": [], "best_of_n": [], "weighted_vote": [], "beam": ["--beams", "2"], "dvts": ["--beams", "2"],
     "step_beam": ["--beams", "2"], "mcts": ["--simulations", "6"],
+    "lookahead": ["--beams", "1", "--horizon", "2"], "parm": ["--samples", "8"],
 }  # fmt: skip
 
 
@@ -93,20 +97,26 @@ def test_every_method_on_the_careless_policy(method, model, careless, tmp_path, 
     assert (tmp_path / "whole.jsonl").read_text().splitlines()[1:] == out.read_text().splitlines()[1:]
 
 
-def test_a_saved_reward_model_scores_the_candidates(model, careless, tmp_path):
+def save_reward_model(model, path, kind, outputs):
     from prm_jax.training.prm import PRM, save_prm
     from prm_jax.training.prm.forward import Spec, Weights, init_head
     from prm_jax.training.prm.options import KindOptions, TextLayout
 
     config, params = models.load_weights(model)
-    spec = Spec(KindOptions("token"), config)
-    head = init_head(spec, jax.random.key(5), num_outputs=2, random=True)
-    layout = TextLayout(separator="")
-    save_prm(tmp_path / "prm", PRM(spec, Weights(params, head, {}), models.CharTokenizer(ALPHABET), layout))
-    out = tmp_path / "found.jsonl"
-    words = ["search", model, *SMALL, "--method", "best_of_n", "--scorer", str(tmp_path / "prm"), "--out", str(out)]
-    assert cli.main(words) == 0
+    spec = Spec(KindOptions(kind), config)
+    head = init_head(spec, jax.random.key(5), num_outputs=outputs, random=True)
+    save_prm(path, PRM(spec, Weights(params, head, {}), models.CharTokenizer(ALPHABET), TextLayout(separator="")))
+    return str(path)
+
+
+def test_a_saved_reward_model_scores_the_candidates(model, careless, tmp_path):
+    prm, out = save_reward_model(model, tmp_path / "prm", "token", 2), tmp_path / "found.jsonl"
+    assert cli.main(["search", model, *SMALL, "--method", "best_of_n", "--scorer", prm, "--out", str(out)]) == 0
     assert all(json.loads(line)["candidates"] > 0 for line in out.read_text().splitlines()[1:])
+    labels = tmp_path / "labels.jsonl"
+    words = ["label", model, str(labels), *TREE, "--problems", "2", "--labels", "q", "--tree.scorer"]
+    assert cli.main([*words, prm]) == 0
+    assert read_step_data(labels)[0].provenance["scorer"] == prm
 
 
 def test_other_settings_are_refused(model, careless, tmp_path, capsys):
@@ -114,7 +124,11 @@ def test_other_settings_are_refused(model, careless, tmp_path, capsys):
     words = ["search", model, *SMALL, "--samples", "2", "--out", str(out)]
     assert cli.main(words) == 0
     assert cli.main(words) == 2 and "exists" in capsys.readouterr().err
-    assert cli.main([*words, "--resume", "--seed", "1"]) == 2 and "other seed" in capsys.readouterr().err
+    assert cli.main([*words, "--resume", "--seed", "1"]) == 2 and "other seed (0, now 1)" in capsys.readouterr().err
+    assert cli.main([*words, "--resume", "--sampling.top-p", "0.5"]) == 2
+    assert "other sampling.top_p (1.0, now 0.5)" in capsys.readouterr().err
+    assert cli.main([*words, "--resume", "--task-options", "max_operands", "5"]) == 2
+    assert "other task_options" in capsys.readouterr().err
     assert cli.main(["search", model, *SMALL, "--resume"]) == 2 and "--resume needs --out" in capsys.readouterr().err
     out.write_text("no json\n")
     assert cli.main([*words, "--resume"]) == 2 and "cannot go on" in capsys.readouterr().err
@@ -127,6 +141,12 @@ def test_other_settings_are_refused(model, careless, tmp_path, capsys):
         (["--width", "0"], "must be at least 1"),
         (["--method", "mcts", "--simulations", "5000"], "must stay below"),
         (["--task", "carryy"], "unknown task"),
+        (["--method", "parm"], "log-probabilities are never above 0"),
+        (["--method", "lookahead", "--horizon", "2000"], "must stay below"),
+        (["--alpha", "2"], "--alpha must be from 0 to 1"),
+        (["--server", "localhost:8000"], "no address of a server"),
+        (["--server", "http://localhost:1", "--connection.no-logprobs"], "scorer logp needs log-probabilities"),
+        (["--server", "http://localhost:1", "--connection.key-from", "NO_SUCH"], "no environment variable 'NO_SUCH'"),
     ],
 )
 def test_bad_options(model, more, message, capsys):
@@ -164,6 +184,179 @@ def test_labels_find_the_true_first_error(method, kind, model, careless, tmp_pat
                 right, known = right + (correct == (label > 0)), known + 1
     assert known > 20 and right / known > 0.8
     assert cli.main(words) == 2 and "exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["omega", "tree"])
+def test_labelling_goes_on_after_an_interruption(method, model, tmp_path, monkeypatch, capsys):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "labels.jsonl"
+    partial = tmp_path / "labels.jsonl.partial"
+    more = [*LABEL, "--method", method, "--chunk", "2", "--searches", "3", "--tree.simulations", "4"]
+    policy = Careless()
+    monkeypatch.setattr(models, "generate", policy)
+    assert cli.main(["label", model, str(whole), *more]) == 0
+    assert not whole.with_name("whole.jsonl.partial").exists()
+
+    def interrupted(*args, prompt_ids, **options):
+        if min(prompt_ids) >= 4 << 14:  # the third chunk
+            raise KeyboardInterrupt
+        return policy(*args, prompt_ids=prompt_ids, **options)
+
+    monkeypatch.setattr(models, "generate", interrupted)
+    words = ["label", model, str(out), *more]
+    assert cli.main(words) == 130 and not out.exists()
+    assert len(partial.read_text().splitlines()) == 3  # the settings, two chunks
+    monkeypatch.setattr(models, "generate", policy)
+    assert cli.main(words) == 2 and "go on with it by --resume" in capsys.readouterr().err
+    assert cli.main([*words, "--resume", "--seed", "1"]) == 2 and "other seed (0, now 1)" in capsys.readouterr().err
+    text = partial.read_text()
+    partial.write_bytes(text.encode()[:-40] + "\N{WHITE SMILING FACE}".encode()[:-1])  # killed while writing
+    assert cli.main([*words, "--resume"]) == 0
+    assert out.read_text() == whole.read_text() and not partial.exists()
+    assert cli.main([*words, "--resume"]) == 0 and "is finished" in capsys.readouterr().out
+    assert cli.main([*words, "--resume", "--seed", "1"]) == 2 and "other seed (0, now 1)" in capsys.readouterr().err
+    assert cli.main([*words]) == 2 and "exists" in capsys.readouterr().err
+
+
+TREE = [*LABEL, "--method", "tree", "--tree.simulations", "12", "--tree.width", "3", "--tree.max-steps", "6"]
+
+
+def truths(record):
+    task = CarryTask(5, 5)
+    problems = {task.train[i].id: task.train[i] for i in range(6)}
+    return task.step_labels(problems[record.group.partition("/tree/")[0]], "".join(record.steps))
+
+
+@pytest.mark.parametrize("kind", ["q", "soft", "hard", "quality"])
+def test_trees_as_labels(kind, model, careless, tmp_path):
+    out = tmp_path / "labels.jsonl"
+    assert cli.main(["label", model, str(out), *TREE, "--labels", kind]) == 0
+    records = read_step_data(out)
+    values = {True: [], False: []}
+    for record in records:
+        truth = truths(record)
+        told = record.provenance
+        assert told["method"] == "tree" and told["rule"] == "alphamath" and told["scorer"] == "none"
+        # The answer stands in the same proposal as the last sum, of which nothing is told by itself.
+        assert len(record.steps) == 5 and [i for i, label in enumerate(record.labels) if label is None] == [3]
+        assert record.outcome == float(all(truth))
+        for i, (label, right) in enumerate(zip(record.labels, truth, strict=True)):
+            if label is None:
+                continue
+            values[right].append(label)
+            if kind in ("soft", "hard"):
+                share = told["correct"][i] / told["total"][i]
+                assert label == pytest.approx(share if kind == "soft" else float(share > 0)) and (right or label == 0)
+            if kind == "quality" and all(truth):  # a right path of four proposals: k / 4
+                assert label == pytest.approx((i + 1) / 4 if i < 4 else 1.0)
+    assert len(records) > (5 if kind == "quality" else 10)  # some problems have no right answer
+    assert np.mean(values[True]) > np.mean(values[False]) + 0.3
+    assert len({(r.group, r.steps) for r in records}) == len(records)
+
+
+@pytest.mark.parametrize("kind", ["best_worst", "first_error", "top_bottom"])
+def test_trees_as_preferences(kind, model, careless, tmp_path):
+    out = tmp_path / "pairs.jsonl"
+    more = ["--labels", kind, "--tree.rule", "rest_mcts", "--tree.scorer", "rollouts", "--rollouts", "4"]
+    assert cli.main(["label", model, str(out), *TREE, *more]) == 0
+    records = read_step_data(out)
+    right = []
+    for good, bad in zip(records[::2], records[1::2], strict=True):
+        assert good.group == bad.group and good.id == f"{good.group}/chosen" and bad.id == f"{good.group}/rejected"
+        assert good.steps[:-1] == bad.steps[:-1] and good.steps[-1] != bad.steps[-1]
+        assert good.labels == (None,) * (len(good.steps) - 1) + (1.0,) and bad.labels[-1] == 0.0
+        gap = good.provenance["q"] - bad.provenance["q"]
+        assert gap >= {"top_bottom": 0.5, "best_worst": 1e-9, "first_error": -1.0}[kind]
+        right.append(truths(good)[-1])
+    assert len(records) >= 4 and np.mean(right) > 0.8
+    assert kind == "best_worst" or all(right)  # what led to a right answer is right
+    assert len(step_pairs(records, how="first_error", margin=0.5)) == len(records)  # what train-prm learns from
+    assert cli.main(["label", model, str(tmp_path / "none.jsonl"), *TREE, *more, "--tree.min-edits", "99"]) == 2
+
+
+def test_edit_distance():
+    assert [edit_distance(*x) for x in (("", ""), ("", "abc"), ("kitten", "sitting"), ("flaw", "lawn"))] == [0, 3, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--labels", "q"], "--method omega has no labels 'q'; it has soft, hard, vstar"),
+        (["--method", "tree", "--labels", "vstar"], "has no labels 'vstar'; it has soft, hard, q, quality, best_worst"),
+        (["--method", "tree", "--tree.scorer", "nowhere"], "no scorer 'nowhere'"),
+        (["--method", "tree", "--tree.simulations", "5000"], "must stay below"),
+        (["--method", "tree", "--tree.width", "0"], "must be at least 1"),
+        (["--tree.min-edits", "-1"], "must not be negative"),
+    ],
+)
+def test_bad_options_of_labels(model, more, message, tmp_path, capsys):
+    assert cli.main(["label", model, str(tmp_path / "labels.jsonl"), *LABEL, *more]) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_tree_is_not_valued_by_what_gives_no_chances(model, tmp_path, capsys):
+    prm = save_reward_model(model, tmp_path / "prm", "bradley_terry", 1)
+    assert cli.main(["label", model, str(tmp_path / "labels.jsonl"), *TREE, "--tree.scorer", prm]) == 2
+    assert "kind 'bradley_terry', whose scores are no chances" in capsys.readouterr().err
+
+
+class CarelessServer:
+    """The careless writer behind a completions API, as a server that says why it stopped, or one that does not."""
+
+    def __init__(self, tells, tokens=False):
+        self.writer, self.tells, self.tokens = Careless(), tells, tokens
+
+    def __call__(self, body, number):
+        prompt = body["prompt"]
+        assert isinstance(prompt, list) == self.tokens
+        text = self.writer.tokenizer.decode(prompt, skip_special=True) if self.tokens else prompt
+        rng = np.random.default_rng(body["seed"])
+        return [self.choice(self.writer.go_on(text, rng), body) for _ in range(body["n"])]
+
+    def choice(self, text, body):
+        found = [stop for stop in body.get("stop", ()) if stop in text]
+        shown = text[: min(text.index(stop) for stop in found)] if found else text
+        tokens = list(text[: len(shown) + 1]) if found else [*shown, ""]
+        choice = {"text": shown, "finish_reason": "stop"}
+        choice["logprobs"] = {"tokens": tokens, "token_logprobs": [-0.1] * len(tokens)}
+        return {**choice, "stop_reason": found[0] if found else None} if self.tells else choice
+
+
+@pytest.mark.parametrize("method", ["majority", "step_beam", "mcts"])
+def test_a_server_as_policy(method, model, tmp_path, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("the model in this process was asked")
+
+    monkeypatch.setattr(models, "generate", never)
+    found = []
+    for tells, tokens in ((True, False), (False, False), (True, True)):
+        out = tmp_path / f"{tells}-{tokens}.jsonl"
+        with serving(CarelessServer(tells, tokens)) as (url, seen):
+            words = ["search", model, *SMALL, "--method", method, *METHODS[method], "--scorer", "truth",
+                     "--out", str(out), "--server", url, "--connection.model", "tiny"]  # fmt: skip
+            assert cli.main([*words, *(["--connection.prompts", "tokens"] if tokens else [])]) == 0
+            assert {body["model"] for body in seen} == {"tiny"} and {body["logprobs"] for body in seen} == {1}
+        head, *lines = [json.loads(line) for line in out.read_text().splitlines()]
+        assert head["settings"]["server"]["prompts"] == ("tokens" if tokens else "text") and url not in str(head)
+        assert all(line["candidates"] > 0 and line["any_correct"] == 1.0 for line in lines)
+        found.append(lines)
+    assert found[0] == found[1] == found[2]  # what a server says of its stops changes nothing
+
+
+def test_labels_from_a_server(model, tmp_path, capsys):
+    out = tmp_path / "labels.jsonl"
+    words = ["label", model, str(out), *LABEL, "--searches", "2", "--problems", "3"]
+    with serving(CarelessServer(tells=True)) as (url, _):
+        assert cli.main([*words, "--server", url]) == 0
+    assert all(label in (None, 0.0, 1.0) for record in read_step_data(out) for label in record.labels)
+    out.unlink()
+    assert cli.main([*words, "--server", url]) == 2 and "no server answers at" in capsys.readouterr().err
+
+
+def test_text_that_the_tokenizer_does_not_have(model, capsys):
+    choice = {"text": "so 7", "finish_reason": "stop", "logprobs": {"tokens": ["so 7"], "token_logprobs": [-0.1]}}
+    with serving(lambda body, _: [choice] * body["n"]) as (url, _):
+        assert cli.main(["search", model, *SMALL, "--server", url]) == 2
+    assert "the character 's'" in capsys.readouterr().err
 
 
 def test_nothing_to_label(model, tmp_path, capsys):
