@@ -10,6 +10,7 @@ from prm_jax.commands.convert import model_path
 from prm_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from prm_jax.models.prefixes import PrefixStore
     from prm_jax.search.server import Completion
 
 STREAMS = 1 << 14
@@ -30,6 +31,9 @@ class Sampling:
     """Longest solution, in tokens."""
     rows: int = 64
     """Most sequences generated at once (without --server)."""
+    reuse_mib: int = 0
+    """Memory for keys and values of prefixes, so that they are not read anew for each step; pays for long prefixes and
+    large models, not for tiny ones (without --server)."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +110,13 @@ class LocalPolicy:
         import jax
 
         from prm_jax.models import Tokenizer, load_weights
+        from prm_jax.models.prefixes import PrefixStore
 
         path = model_path(model)
         self.config, self.params = load_weights(path)
         self.tokenizer = Tokenizer.load(path)
         self.sampling, self.key = sampling, jax.random.key(seed)
+        self.reuse = PrefixStore(sampling.reuse_mib << 20) if sampling.reuse_mib > 0 else None
 
     def __call__(
         self, prompts: Sequence[list[int]], ids: Sequence[int], count: int, *, room: Sequence[int], longest: int,
@@ -124,12 +130,14 @@ class LocalPolicy:
             number = len(batch)
             batch += batch[-1:] * (size - number if len(prompts) > size else 0)
             own_prompts, own_ids = [prompts[i] for i in batch], [ids[i] for i in batch]
-            found += self._generate(own_prompts, own_ids, number, count, longest, (*boundary, *stop))
+            # Whole solutions are not gone on with.
+            reuse = self.reuse if boundary else None
+            found += self._generate(own_prompts, own_ids, number, count, longest, (*boundary, *stop), reuse)
         return found
 
     def _generate(
         self, prompts: Sequence[list[int]], ids: Sequence[int], number: int, count: int, longest: int,
-        stop: tuple[str, ...],
+        stop: tuple[str, ...], reuse: "PrefixStore | None",
     ) -> list[list[Written]]:  # fmt: skip
         """Of the first `number` prompts; the others only fill up."""
         import numpy as np
@@ -139,7 +147,7 @@ class LocalPolicy:
         samples = generate(
             self.config, self.params, prompts, self.key, samples_per_prompt=count, max_new_tokens=longest,
             temperature=self.sampling.temperature, top_p=self.sampling.top_p, stop=stop, tokenizer=self.tokenizer,
-            prompt_ids=ids,
+            prompt_ids=ids, reuse=reuse,
         )  # fmt: skip
         tokens, mask, logp = (np.asarray(x) for x in (samples.tokens, samples.mask, samples.logp))
         rows = [
@@ -263,6 +271,8 @@ class Engine:
     ) -> None:  # fmt: skip
         if min(sampling.step_tokens, sampling.max_new_tokens, sampling.rows) < 1:
             raise UserError("--sampling.step-tokens, --sampling.max-new-tokens and --sampling.rows must be at least 1")
+        if sampling.reuse_mib < 0:
+            raise UserError(f"--sampling.reuse-mib is {sampling.reuse_mib}: give the memory in MiB, 0 for none")
         self.task, self.sampling, self.chat = task, sampling, chat
         self.boundary = step_boundary(task.splitter)
         self.policy: Policy = (

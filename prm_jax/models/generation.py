@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from prm_jax.errors import UserError
 from prm_jax.models import decode, stopping
 from prm_jax.models.config import ModelConfig
+from prm_jax.models.prefixes import PrefixStore
 from prm_jax.models.responses import Samples, drop_stop, pad_right
 from prm_jax.models.sampling import Sampling, make_sampling, row_uniforms, sample
 from prm_jax.models.tokenizer import Tokenizer, check_fits
@@ -47,6 +48,7 @@ def generate(
     keep_stop: bool = True,
     prompt_ids: Sequence[int] | None = None,
     sharding: NamedSharding | None = None,
+    reuse: PrefixStore | None = None,
 ) -> Samples:
     """Samples responses to prompts.
 
@@ -75,6 +77,8 @@ def generate(
         its samples in any batch in which it keeps its number.
       sharding: how the rows lie on a mesh (its spec's first entry counts).  When None, over the axes "data"
         and "fsdp" of the mesh on which the parameters lie, if they divide the prompts.
+      reuse: keeps keys and values, so that later prompts which begin with these prompts and responses are not read
+        again; for parameters on one device.  The samples are the same but for float rounding.
 
     Returns:
       `Samples` of B = P * G rows and R columns.
@@ -97,19 +101,14 @@ def generate(
     encoded = [_encode(i, prompt, tokenizer) for i, prompt in enumerate(prompts)]
     _check_prompts(config, encoded, max_new_tokens)
     ids = _check_prompt_ids(prompt_ids, len(encoded))
-    tokens, lengths = pad_right(encoded, _bucket(max(map(len, encoded)), config.max_position_embeddings))
-    arrays = _place((tokens, lengths, ids), params, sharding)
-    samples = generate_arrays(
-        config,
-        params,
-        *arrays,
-        key,
-        sampling,
-        tables,
-        samples=samples_per_prompt,
-        steps=max_new_tokens,
-        repack=_on_cpu(params),
-    )
+    columns = _bucket(max(map(len, encoded)), config.max_position_embeddings)
+    static: Any = {"samples": samples_per_prompt, "steps": max_new_tokens, "repack": _on_cpu(params)}
+    if reuse is not None:
+        samples = reuse.generate(config, params, encoded, columns, ids, key, sampling, tables, **static)
+    else:
+        tokens, lengths = pad_right(encoded, columns)
+        arrays = _place((tokens, lengths, ids), params, sharding)
+        samples = generate_arrays(config, params, *arrays, key, sampling, tables, **static)
     return samples if keep_stop else drop_stop(samples, strings, sequences, tokenizer)
 
 
@@ -147,11 +146,47 @@ def generate_arrays(
       `Samples` of P * G rows and R columns.
     """
     packed = decode.prepare(config, params, repack=repack)
-    rows = prompts.shape[0] * samples
-    uniforms = row_uniforms(key, prompt_ids, samples=samples, steps=steps)
     hidden, prefix = decode.prefill(config, params, prompts, lengths)
+    return write_responses(
+        config, packed, hidden, prefix, prompt_ids, key, sampling, tables, samples=samples, steps=steps
+    )[0]
+
+
+def write_responses(
+    config: ModelConfig,
+    packed: Params,
+    hidden: Array,
+    prefix: decode.Prefix,
+    prompt_ids: Array,
+    key: Array,
+    sampling: Sampling,
+    tables: tuple[Array, ...],
+    *,
+    samples: int,
+    steps: int,
+) -> tuple[Samples, tuple[decode.KeyValues, ...]]:
+    """Writes responses to prompts whose keys and values are there; traced.
+
+    Args:
+      config: the model.
+      packed: its parameters, from `decode.prepare`.
+      hidden: [D, P], of the last token of each prompt.
+      prefix: of the P prompts; one of length 0 is padding, whose rows stay empty.
+      prompt_ids: see `generate_arrays`.
+      key: see `generate_arrays`.
+      sampling: see `generate_arrays`.
+      tables: see `generate_arrays`.
+      samples: G.
+      steps: R.
+
+    Returns:
+      (`Samples` of P * G rows and R columns; keys and values of the responses, those of a row's last token not
+      always among them).
+    """
+    rows = hidden.shape[1] * samples
+    uniforms = row_uniforms(key, prompt_ids, samples=samples, steps=steps)
     logits = jnp.repeat(decode.next_logits(config, packed, hidden), samples, axis=0)
-    empty = jnp.repeat(lengths == 0, samples)
+    empty = jnp.repeat(prefix.lengths == 0, samples)
     blank = _Written(
         tokens=jnp.zeros((steps, rows), jnp.int32),
         mask=jnp.zeros((steps, rows), bool),
@@ -177,8 +212,8 @@ def generate_arrays(
 
     written, token = write(blank, logits, jnp.int32(0))
     suffix = decode.init_suffix(config, rows, steps)
-    written, *_ = lax.while_loop(more, body, (written, token, suffix, jnp.int32(1)))
-    return Samples(written.tokens.T, written.mask.T, written.logp.T, written.done & ~empty)
+    written, _, suffix, _ = lax.while_loop(more, body, (written, token, suffix, jnp.int32(1)))
+    return Samples(written.tokens.T, written.mask.T, written.logp.T, written.done & ~empty), suffix
 
 
 @jax.tree_util.register_dataclass

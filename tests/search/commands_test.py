@@ -143,6 +143,7 @@ def test_other_settings_are_refused(model, careless, tmp_path, capsys):
         (["--task", "carryy"], "unknown task"),
         (["--method", "parm"], "log-probabilities are never above 0"),
         (["--method", "lookahead", "--horizon", "2000"], "must stay below"),
+        (["--sampling.reuse-mib", "-1"], "--sampling.reuse-mib is -1"),
         (["--alpha", "2"], "--alpha must be from 0 to 1"),
         (["--server", "localhost:8000"], "no address of a server"),
         (["--server", "http://localhost:1", "--connection.no-logprobs"], "scorer logp needs log-probabilities"),
@@ -157,8 +158,13 @@ def test_bad_options(model, more, message, capsys):
 @pytest.mark.slow
 def test_a_real_model_proposes_steps(model, tmp_path, capsys):
     words = ["search", model, *SMALL, "--problems", "2", "--width", "2", "--beams", "2", "--sampling.rows", "4"]
-    assert cli.main([*words, "--method", "step_beam"]) == 0
-    assert "accuracy              0.0000" in capsys.readouterr().out
+    lines = []
+    for reuse in ("0", "64"):
+        out = tmp_path / f"{reuse}.jsonl"
+        assert cli.main([*words, "--method", "step_beam", "--sampling.reuse-mib", reuse, "--out", str(out)]) == 0
+        assert "accuracy              0.0000" in capsys.readouterr().out
+        lines.append(out.read_text().splitlines()[1:])
+    assert lines[0] == lines[1] and len(lines[0]) == 2
 
 
 LABEL = ["--problems", "6", "--task-options", "min_operands", "5", "max_operands", "5", "--sampling.max-new-tokens",
