@@ -1,17 +1,24 @@
-"""Outcomes or Monte-Carlo step labels? Implicit reward models against an explicit one, at equal rollouts.
+"""Outcomes or Monte-Carlo step labels? Implicit reward models against an explicit one, at equal rollouts and compute.
 
 The policy is the careless teacher of the carry task, who drops carries and goes on from the wrong total; every step's
 truth is known. A small model is first trained on his solutions; every reward model starts as a copy of it. Implicit
 models (arXiv 2412.01981) see solutions with outcomes. The explicit model classifies steps by Monte-Carlo labels: the
-teacher finishes each prefix `completions` times, and a step's label is the share of right answers (arXiv 2312.08935).
-"equal rollouts" gives it as many solutions as that leaves of the same number of rollouts; "equal solutions" gives it
-all solutions, and pays for their labels on top. Updates and batch size are the same for all arms.
+teacher finishes each prefix `completions` times, and a step's label is whether any answer is right (arXiv 2312.08935).
+"equal rollouts" gives it as many solutions as that leaves of the same number of rollouts; "all labelled" gives it all
+solutions and pays for the labels with updates; "labels for nothing" gives it the labels on top.
+
+Compute is counted in forward passes of one token through the small model: 1 for a token that is sampled, 3 for one
+that is learned from, 1 more where a reference reads it too. Every arm spends the same total, rollouts and learning
+together. Half way and at the end the model's step AUC is taken on half of the held-out problems; the better of the two
+is judged on the other half. A solution's score is the sum of an implicit model's steps, the least of an explicit one's.
 
     python -m experiments.prm_kinds.main
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -23,20 +30,21 @@ from prm_jax.data.step_data import StepRecord
 from prm_jax.models import ModelConfig, init_params
 from prm_jax.training.learner import make_optimizer
 from prm_jax.training.options import SFTOptions
-from prm_jax.training.prm.cases import case_of
-from prm_jax.training.prm.data import batch_of, make_plan, select
+from prm_jax.training.prm.cases import Case, case_of
+from prm_jax.training.prm.data import batch_of, make_plan, mismatched, select, stack
 from prm_jax.training.prm.forward import Spec
 from prm_jax.training.prm.judge import process_bench, step_quality
 from prm_jax.training.prm.judge_selection import best_of_n
 from prm_jax.training.prm.kinds import KINDS, needs_groups
-from prm_jax.training.prm.model import finished
-from prm_jax.training.prm.options import KindOptions, TextLayout
-from prm_jax.training.prm.rows import build_rows, through_first_error
+from prm_jax.training.prm.model import PRM, finished
+from prm_jax.training.prm.options import Aggregate, KindOptions, TextLayout
+from prm_jax.training.prm.rows import Row, build_rows, collate, through_first_error
 from prm_jax.training.prm.score import score_solutions
 from prm_jax.training.prm.step import PRMLearner, make_step
 from prm_jax.training.sft import train_sft
 
 LAYOUT = TextLayout(separator="", end=True)
+BASE, HELD_OUT = "implicit, ce", "reward models on held-out solutions"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +53,15 @@ class Config:
 
     min_operands: int = 3
     max_operands: int = 5
-    hidden: int = 64
-    layers: int = 3
-    sft_steps: int = 700
-    problems: int = 256
+    hidden: int = 48
+    layers: int = 2
+    sft_steps: int = 400
+    problems: int = 128
     solutions: int = 8  # of each problem, with outcomes
     completions: int = 8  # of each prefix, for Monte-Carlo labels
-    eval_problems: int = 128
+    eval_problems: int = 64
     eval_solutions: int = 16
-    updates: int = 150
+    updates: int = 40  # of the implicit model by cross-entropy; the others get what costs as much
     batch_size: int = 128
     learning_rate: float = 1e-3
     arms: tuple[str, ...] = ()  # all of them when empty
@@ -127,16 +135,36 @@ def start_model(config: Config, task: CarryTask, seed: int) -> tuple[ModelConfig
     return model, train_sft(model, params, batches, SFTOptions(steps=config.sft_steps))
 
 
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """A kind of reward model and what it learns from.
+
+    Attributes:
+      options: the kind.
+      records: what it learns from.
+      rollouts: that were sampled for it.
+      sampled: their tokens, as far as the arm pays for them.
+    """
+
+    options: KindOptions
+    records: Callable[[], list[StepRecord]]
+    rollouts: int
+    sampled: int
+
+
 def arms(
     config: Config, task: CarryTask, records: Sequence[StepRecord], problems: dict[str, Problem], seed: int
-) -> dict[str, tuple[KindOptions, Callable[[], list[StepRecord]], int]]:
-    """Name -> (kind, data, rollouts in all)."""
+) -> dict[str, Arm]:
+    """All that are compared, by name."""
     rng = np.random.default_rng((seed, 1))
-    prefixes = [len(record.steps) - 1 for record in records]
-    cost = np.cumsum([1 + config.completions * prefix for prefix in prefixes])
-    affordable = max(1, int(np.searchsorted(cost, len(records), side="right")))
+    # Rollouts and their tokens: the solution itself, and `completions` continuations of each of its prefixes.
+    rollouts = np.asarray([1 + config.completions * (len(record.steps) - 1) for record in records])
+    own = np.asarray([sum(map(len, record.steps)) + 1 for record in records])
+    rest = [sum(sum(map(len, record.steps[cut:])) + 1 for cut in range(1, len(record.steps))) for record in records]
+    paid = own + config.completions * np.asarray(rest)
     # Spread over the problems rather than all solutions of a few.
-    spread = np.random.default_rng((seed, 2)).permutation(len(records))[:affordable]
+    spread = np.random.default_rng((seed, 2)).permutation(len(records))
+    few = spread[: max(1, int(np.searchsorted(rollouts[spread].cumsum(), len(records), side="right")))]
 
     def labelled(chosen: Sequence[int]) -> list[StepRecord]:
         return [
@@ -147,36 +175,73 @@ def arms(
             for i in chosen
         ]
 
-    token = KindOptions("token", labels="hard", label_threshold=0.0)
+    def outcomes() -> list[StepRecord]:
+        return list(records)
+
+    def everything() -> list[StepRecord]:
+        return labelled(range(len(records)))
+
+    token, count, tokens = KindOptions("token", labels="hard", label_threshold=0.0), len(records), int(own.sum())
     found = {
-        f"implicit, {loss}": (KindOptions(loss=loss), lambda: list(records), len(records))
-        for loss in ("ce", "dpo", "nca", "kto_vanilla")
+        f"implicit, {loss}": Arm(KindOptions(loss=loss), outcomes, count, tokens)
+        for loss in ("ce", "dpo", "nca", "kto", "kto_vanilla")
     }
-    found["explicit, equal rollouts"] = (token, lambda: labelled(spread.tolist()), len(records))
-    found["explicit, equal solutions"] = (token, lambda: labelled(range(len(records))), int(cost[-1]))
-    found["explicit, exact labels"] = (KindOptions("token"), lambda: list(records), len(records))
+    found["explicit, equal rollouts"] = Arm(
+        token, lambda: labelled(few.tolist()), int(rollouts[few].sum()), int(paid[few].sum())
+    )
+    found["explicit, all labelled"] = Arm(token, everything, int(rollouts.sum()), int(paid.sum()))
+    found["explicit, labels for nothing"] = Arm(token, everything, int(rollouts.sum()), tokens)
+    found["explicit, exact labels"] = Arm(KindOptions("token"), outcomes, count, tokens)
     return {name: arm for name, arm in found.items() if not config.arms or name in config.arms}
 
 
-def train(config: Config, spec: Spec, base: dict, records: Sequence[StepRecord], task: CarryTask, seed: int):
-    """One reward model."""
-    kind, tokenizer = KINDS[spec.options.kind], task.tokenizer()
-    rows, info = build_rows(records, tokenizer, LAYOUT, max_length=128)
-    if spec.options.kind == "token":
-        rows = [through_first_error(row, threshold=1e-6 if spec.options.labels == "hard" else 0.5) for row in rows]
-    rows = select(rows, "groups" if needs_groups(spec) else kind.needs, info)
+def cost_of_learning(options: KindOptions) -> int:
+    """Forward passes a token: 3 to learn, 1 in the reference, 2 behind another prompt for KTO's reference point."""
+    if options.kind == "token":
+        return 3
+    return 6 if options.loss == "kto" else 4
+
+
+def train(
+    config: Config, spec: Spec, base: dict, rows: Sequence[Row], task: CarryTask, seed: int, compute: float
+) -> Iterator[tuple[float, PRM]]:
+    """One reward model after half and after all of its compute, each beside what was spent so far."""
     size = max(config.batch_size, config.solutions)
-    epochs = -(-config.updates // max(1, len(rows) // size))
+    unit = cost_of_learning(spec.options)
+    lengths = np.asarray([len(row.tokens) for row in rows])
+    epochs = 1 + int(np.ceil(compute / (unit * lengths.sum())))
     plan = make_plan(rows, batch_size=size, epochs=epochs, seed=seed, whole_groups=needs_groups(spec))
+    # Rows in eights: fewer shapes to compile.
+    plan = dataclasses.replace(plan, shape=dataclasses.replace(plan.shape, rows=-(-plan.shape.rows // 8) * 8))
+    alone = dataclasses.replace(plan.shape, rows=plan.shape.solutions)
     learner = PRMLearner(spec, make_optimizer(config.learning_rate, warmup_steps=5))
     state, step = learner.init(base, jax.random.key(seed)), make_step(learner)
-    for number in range(min(config.updates, plan.steps)):
-        state, _ = step(state, base, batch_of(plan, rows, number), None)
-    return finished(spec, learner.weights(state.trainable, state.fixed, base), tokenizer, LAYOUT)
+    spent, marks = 0.0, [compute / 2, compute]
+    for number in range(plan.steps):
+        members, other = plan.microbatches(number)[0], None
+        if spec.options.loss == "kto":
+            others = mismatched([rows[i] for i in members], width=plan.shape.width)
+            other = stack([collate(others, alone, packed=False)])
+        state, _ = step(state, base, batch_of(plan, rows, number), other)
+        spent += unit * lengths[members].sum()
+        if spent >= marks[0]:
+            weights = learner.weights(state.trainable, state.fixed, base)
+            yield spent, finished(spec, weights, task.tokenizer(), LAYOUT)
+            marks = [mark for mark in marks if mark > spent]
+            if not marks:
+                return
+
+
+def rows_of(spec: Spec, records: Sequence[StepRecord], task: CarryTask) -> list[Row]:
+    """What the loss learns from."""
+    rows, info = build_rows(records, task.tokenizer(), LAYOUT, max_length=128)
+    if spec.options.kind == "token":
+        rows = [through_first_error(row, threshold=1e-6 if spec.options.labels == "hard" else 0.5) for row in rows]
+    return select(rows, "groups" if needs_groups(spec) else KINDS[spec.options.kind].needs, info)
 
 
 def one_seed(config: Config, seed: int) -> dict[str, dict[str, float]]:
-    """Every arm of one seed: same start, same solutions."""
+    """Every arm of one seed: same start, same solutions, same compute."""
     task = CarryTask(
         config.min_operands, config.max_operands, num_train=1 << 14, num_eval=config.eval_problems, seed=seed
     )
@@ -185,32 +250,74 @@ def one_seed(config: Config, seed: int) -> dict[str, dict[str, float]]:
     problems = {problem.id: problem for problem in (task.train[i] for i in range(config.problems))}
     records = write(task, list(problems.values()), config.solutions, rng)
     held_out = write(task, task.eval, config.eval_solutions, rng)
+    # Half of the problems choose threshold and moment, the other half are judged.
+    half = {problem.id for problem in task.eval[::2]}
+    everything = arms(config, task, records, problems, seed)
+    plain = rows_of(Spec(KindOptions(), model), records, task)
+    a_batch = config.batch_size * float(np.mean([len(row.tokens) for row in plain]))
+    total = sum(sum(map(len, record.steps)) + 1 for record in records) + config.updates * 4 * a_batch
     table = {}
-    for name, (options, data, rollouts) in arms(config, task, records, problems, seed).items():
-        prm = train(config, Spec(options, model), base, data(), task, seed)
-        how = "last" if options.kind == "token" else "sum"
-        cases = [case_of(one) for one in score_solutions(prm, held_out, aggregate=how)]
-        # Half of the problems choose the threshold, the other half are judged.
-        half = {problem.id for problem in task.eval[::2]}
-        picks, tests = [c for c in cases if c.group in half], [c for c in cases if c.group not in half]
-        bench = process_bench({"picks": picks, "tests": tests}, threshold_on="picks", resamples=0)
-        best = best_of_n(tests, output="score")
+    for name, arm in everything.items():
+        began, best = time.perf_counter(), None
+        spec = Spec(arm.options, model)
+        how: Aggregate = "min" if arm.options.kind == "token" else "sum"
+        rows, compute = rows_of(spec, arm.records(), task), total - arm.sampled
+        for spent, prm in train(config, spec, base, rows, task, seed, compute):
+            cases = [case_of(one) for one in score_solutions(prm, held_out, aggregate=how)]
+            picks, tests = [c for c in cases if c.group in half], [c for c in cases if c.group not in half]
+            auc = step_quality(picks)["auc_to_first_error"]
+            if best is None or auc > best[0]:
+                best = auc, spent, picks, tests
+        assert best is not None
         table[name] = {
-            "rollouts": float(rollouts),
-            "step AUC": step_quality(tests)["auc_to_first_error"],
-            "first-error F1": bench["subsets"]["tests"]["f1"],
-            f"best of {config.eval_solutions}": best["accuracy"]["as_scored"][-1],
-            "one solution": best["random"][0],
+            "rollouts": float(arm.rollouts),
+            "compute": (arm.sampled + spent) / 1e6,
+            "taken at": best[1] / spent,
+            **judged(config, best[2], best[3]),
         }
+        shown = ", ".join(f"{column} {value:.3f}" for column, value in table[name].items())
+        print(f"seed {seed}, {name}: {shown} ({time.perf_counter() - began:.0f} s)", file=sys.stderr, flush=True)
     return table
 
 
+def judged(config: Config, picks: Sequence[Case], tests: Sequence[Case]) -> dict[str, float]:
+    """What the scores of `tests` are worth; `picks` choose the threshold."""
+    bench = process_bench({"picks": picks, "tests": tests}, threshold_on="picks", resamples=0)
+    best = best_of_n(tests, output="score")
+    return {
+        "step AUC": step_quality(tests)["auc_to_first_error"],
+        "first-error F1": bench["subsets"]["tests"]["f1"],
+        f"best of {config.eval_solutions}": best["accuracy"]["as_scored"][-1],
+        "one solution": best["random"][0],
+    }
+
+
+def interval(values: Sequence[float]) -> report.Estimate:
+    """Mean over seeds and the 95 % interval of its bootstrap over seeds."""
+    x = np.asarray(values, np.float64)
+    drawn = x[np.random.default_rng(0).integers(x.size, size=(10_000, x.size))].mean(1)
+    return report.Estimate(float(x.mean()), *(float(q) for q in np.quantile(drawn, [0.025, 0.975])))
+
+
 def run(config: Config) -> report.Tables:
-    """Means over seeds."""
-    return {"reward models on held-out solutions": report.average([one_seed(config, s) for s in range(config.seeds)])}
+    """See the module's docstring."""
+    return summary(config, [one_seed(config, seed) for seed in range(config.seeds)])
+
+
+def summary(config: Config, found: Sequence[report.Table]) -> report.Tables:
+    """Means over seeds, and differences to the implicit model by cross-entropy seed by seed."""
+    quality = ("step AUC", "first-error F1", f"best of {config.eval_solutions}")
+    means = {
+        name: {column: interval([table[name][column] for table in found]) for column in columns}
+        for name, columns in found[0].items()
+    }
+    differences = {
+        name: {column: interval([table[name][column] - table[BASE][column] for table in found]) for column in quality}
+        for name in found[0]
+        if name != BASE
+    }
+    return {HELD_OUT: means, f"difference to '{BASE}'": differences}
 
 
 if __name__ == "__main__":
-    report.main(
-        run, Config(), SMOKE, [report.Panel("reward models on held-out solutions", ("step AUC", "first-error F1"))]
-    )
+    report.main(run, Config(), SMOKE, [report.Panel(HELD_OUT, ("step AUC", "first-error F1", "best of 16"))])

@@ -23,11 +23,13 @@ def results_page(results: Mapping[str, Any], *, title: str) -> str:
     return document(title, "\n".join(part for part in parts if part))
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """An HTML table; numbers with three decimals, all texts escaped."""
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, style: str = "") -> str:
+    """An HTML table that scrolls where it is too wide; numbers with three decimals, all texts escaped."""
     cells = "".join(f"<th>{_text(name)}</th>" for name in head)
     lines = "".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table>"
+    named = f' class="{style}"' if style else ""
+    head_row = f"<thead><tr>{cells}</tr></thead>" if any(head) else ""
+    return f'<div class="wide"><table{named}>{head_row}<tbody>{lines}</tbody></table></div>'
 
 
 def chart(
@@ -48,7 +50,7 @@ def chart(
     drawn = []
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
         x, y = place(low, tick)
-        drawn.append(f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{_WIDTH - _RIGHT}" y2="{y:.1f}" stroke="#e2e2e2"/>')
+        drawn.append(f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{_WIDTH - _RIGHT}" y2="{y:.1f}" class="rule"/>')
         drawn.append(f'<text x="{x - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
     for tick, label in x_ticks.items():
         x, y = place(tick, 0)
@@ -56,8 +58,9 @@ def chart(
     if diagonal:
         (x1, y1), (x2, y2) = place(0, 0), place(1, 1)
         drawn.append(
-            f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="#999" stroke-dasharray="4 3"/>'
+            f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="guide" stroke-dasharray="4 3"/>'
         )
+    names = []
     for index, (name, points) in enumerate(series.items()):
         colour = _COLOURS[index % len(_COLOURS)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
@@ -65,14 +68,12 @@ def chart(
         drawn += [
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"/>' for x, y in (place(*p) for p in points)
         ]
-        drawn.append(
-            f'<text x="{_LEFT + 8 + 118 * (index % 3)}" y="{_HEIGHT - _BOTTOM - 8 - 14 * (index // 3)}" '
-            f'fill="{colour}" font-weight="600">{_text(name)}</text>'
-        )
+        names.append(f'<li><i style="background:{colour}"></i>{_text(name)}</li>')
+    legend = f'<ul class="legend">{"".join(names)}</ul>' if len(names) > 1 else ""
     return (
-        f'<figure><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" role="img" '
+        f'<figure><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
         f'aria-label="{html.escape(caption, quote=True)}" font-size="11" font-family="system-ui, sans-serif">'
-        f"{''.join(drawn)}</svg><figcaption>{_text(caption)}</figcaption></figure>"
+        f"{''.join(drawn)}</svg>{legend}<figcaption>{_text(caption)}</figcaption></figure>"
     )
 
 
@@ -111,7 +112,7 @@ def _facts(found: Mapping[str, Any]) -> str:
             continue
         shown = ", ".join(f"{name.replace('_', ' ')} {_number(x)}" for name, x in part.items() if name != "ids")
         rows.append([title, shown])
-    return table(["", "result"], rows)
+    return table(["", "result"], rows, style="facts")
 
 
 def _best_of_n(found: Mapping[str, Any]) -> str:

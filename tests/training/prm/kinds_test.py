@@ -219,3 +219,12 @@ def test_plans_keep_groups_whole_and_repeat_themselves(tokenizer, records):
     assert make_plan(rows, batch_size=8, epochs=2, seed=1, whole_groups=True) == plan
     with pytest.raises(UserError, match="a problem has 4 solutions"):
         make_plan(rows, batch_size=8, microbatches=4, whole_groups=True)
+
+
+def test_packed_rows_are_as_wide_as_is_cheapest(tokenizer, records):
+    rows, _ = build_rows(records, tokenizer, LAYOUT, max_length=64)
+    longest = max(len(row.tokens) for row in rows)
+    shape = make_plan(rows, batch_size=8).shape
+    assert shape.width % 8 == 0 and longest <= shape.width <= 4 * longest + 8
+    own = sum(len(row.tokens) for row in rows) / len(rows)
+    assert shape.rows * shape.width < 1.5 * 8 * own  # one solution a row would be 8 * longest, padded to eights

@@ -12,9 +12,12 @@ from prm_jax.data.carry import CarryTask
 @pytest.mark.slow
 def test_smoke():
     tables = experiment.run(experiment.SMOKE)
-    (rows,) = tables.values()
-    assert set(rows) == set(experiment.SMOKE.arms)
-    assert all(math.isfinite(value) for row in rows.values() for value in row.values())
+    rows, differences = tables.values()
+    assert set(rows) == set(experiment.SMOKE.arms) and set(differences) == set(rows) - {experiment.BASE}
+    assert all(math.isfinite(value) for table in tables.values() for row in table.values() for value in row.values())
+    # All arms pay the same, but for what the last update is too much.
+    spent = [row["compute"] for row in rows.values()]
+    assert max(spent) < 1.2 * min(spent)
 
 
 def test_monte_carlo_labels_are_shares_of_right_completions():
