@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from prm_jax.pallas import linear_logprob, linear_lse_and_target
-from prm_jax.pallas.linear_logprob import tile
+from prm_jax.pallas.linear_logprob import tile, tiles
 from tests.pallas.backend_contract import BackendContract, error, oracle, problem
 
 XLA = ("xla_token", "xla_vocab")
@@ -116,6 +116,28 @@ def test_work_follows_the_valid_tokens(monkeypatch, valid):
     jax.block_until_ready(f(hidden, head, jnp.arange(64) % 64 >= 64 - valid))
     jax.effects_barrier()
     assert len(tiles_made) == 2 * 2 * -(-valid // 8)  # forward and backward, two blocks of the vocabulary
+
+
+@pytest.mark.parametrize("head_layout", ["vd", "dv"])
+def test_head_gradient_in_pieces(monkeypatch, head_layout):
+    """On a CPU the head's gradient is added piece by piece; pieces need not divide the vocabulary."""
+    hidden, head, tokens, _ = problem(12, 8, 29)
+    head = head if head_layout == "vd" else head.T
+
+    def gradients():
+        def loss(hidden, head):
+            logp, lse = linear_logprob(
+                hidden, head, tokens, implementation="xla_token", head_layout=head_layout, token_block=5
+            )
+            return jnp.sum(logp + 0.1 * lse**2)
+
+        return jax.grad(loss, (0, 1))(hidden, head)
+
+    whole = gradients()
+    for columns in (10, 7, 28, 1):
+        monkeypatch.setattr(tiles, "_HEAD_COLUMNS_CPU", columns)
+        for found, expected in zip(gradients(), whole, strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_gradient_through_jit_remat_and_scan():

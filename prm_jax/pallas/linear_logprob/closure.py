@@ -31,7 +31,7 @@ from prm_jax.pallas.linear_logprob.problem import (
 from prm_jax.pallas.linear_logprob.rows import inverse_temperatures, permuted, valid_first
 from prm_jax.pallas.linear_logprob.varying import align, mark, varying_axes
 
-_TOKENS = 512  # of a chunk on a CPU
+_TOKENS = 256  # of a chunk on a CPU
 _TOKENS_ACCELERATOR = 1024
 _LOGITS = 1 << 22  # with a small vocabulary, chunks grow to this many logits
 _COMPACT_TOKENS = 256  # what a chunk is cut into where work follows the valid tokens
@@ -94,7 +94,7 @@ def linear_logprob_loss(
       head_layout: "vd" or "dv".
       compact: work in proportion to the tokens under the mask, the same results; see ``linear_lse_and_target``.
       target: the device to compile for; None is this machine's.
-      row_block: rows of a chunk; None makes chunks of 512 tokens on a CPU and of 1,024 elsewhere.
+      row_block: rows of a chunk; None makes chunks of 256 tokens on a CPU and of 1,024 elsewhere.
 
     Returns:
       ``(loss [] float32, statistics [N, ...])``; no gradient flows through the statistics.

@@ -22,6 +22,7 @@ from prm_jax.pallas.linear_logprob.varying import mark, varying_axes
 
 _COMPACT_ROWS = 256  # finer blocks follow the number of valid tokens more closely
 _COMPACT_ROWS_ACCELERATOR = 1024
+_HEAD_COLUMNS_CPU = 8192  # of the head's gradient at once: XLA's product for CPUs cannot add to what is there
 
 
 def forward(
@@ -98,8 +99,7 @@ def backward(
                 part = jnp.einsum(f"tv,{layout}->td", narrow, block.head, preferred_element_type=jnp.float32)
                 d_hidden = blocks.add(d_hidden, i, part)
             if want_head:
-                part = jnp.einsum(f"tv,td->{layout}", narrow, block_hidden, preferred_element_type=jnp.float32)
-                d_block = d_block + part
+                d_block = _add_head_gradient(spec, d_block, narrow, block_hidden)
             if want_bias:
                 d_columns = d_columns + jnp.sum(d, axis=0)
             return d_hidden, d_block, d_columns
@@ -129,6 +129,23 @@ def backward(
     if want_hidden:
         d_hidden = blocks.join(d_hidden).astype(hidden.dtype)
     return Gradients(d_hidden, d_head, d_bias)
+
+
+def _add_head_gradient(spec: Spec, d_block: jax.Array, d: jax.Array, hidden: jax.Array) -> jax.Array:
+    """``d_block`` with the product of ``d [t, v]`` and ``hidden [t, D]`` added, in the head's layout.
+
+    On a CPU in pieces, since the product has memory of its own before it is added: as much as the head.
+    """
+    pieces = VocabBlocks(d.shape[1], _HEAD_COLUMNS_CPU if spec.target.platform == "cpu" else d.shape[1])
+
+    def one_piece(j: Any, total: jax.Array) -> jax.Array:
+        piece, (_, fresh) = pieces.take(d, j, axis=1), pieces.columns(j)
+        if fresh is not None:
+            piece = jnp.where(fresh, piece, 0)
+        part = jnp.einsum(f"tv,td->{spec.head_layout}", piece, hidden, preferred_element_type=jnp.float32)
+        return total + part if pieces.count == 1 else pieces.add(total, j, part, spec.vocab_axis)
+
+    return loop(pieces.count, one_piece, d_block)
 
 
 def _plan(spec: Spec, inputs: Inputs, token_block: int, vocab_block: int) -> tuple[TokenBlocks, VocabBlocks]:
