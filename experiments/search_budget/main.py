@@ -1,0 +1,282 @@
+"""Does search beat voting when both may generate equally many tokens?  Seven methods on a policy of known faults.
+
+The policy is a small model trained on the careless teacher of the carry task. Where he drops carries more often than
+not, the policy's most frequent answer is wrong and votes must fail; where he drops them seldom, votes are strong. Its
+prefixes are valued by a model that starts as a copy of it and learns from outcomes of its own rollouts, and, as an
+upper line, by the task's exact step checker. Every token generated counts, those of discarded steps too.
+
+    python -m experiments.search_budget.main --out experiments/search_budget
+    python -m experiments.search_budget.figure experiments/search_budget
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from scipy import stats
+
+from experiments import report
+from experiments.prm_kinds import main as prm_kinds
+from experiments.search_budget.policy import Policy, Scorer, exact_scorer, train_value
+from prm_jax.data.carry import CarryTask
+from prm_jax.search import language_model as lm
+from prm_jax.search import vote
+
+VOTES = {"majority vote": "majority", "weighted best-of-n": "weighted", "best-of-n": "best"}
+SEARCHES = ("beam search", "DVTS", "step-level beam", "MCTS")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Task, model and budgets."""
+
+    min_operands: int = 3
+    max_operands: int = 5
+    drop_carry: tuple[float, ...] = (0.6, 0.3)
+    hidden: int = 64
+    layers: int = 3
+    sft_steps: int = 500
+    problems: int = 64  # held out, a seed
+    samples: int = 64  # of each of them, for votes
+    budgets: tuple[int, ...] = (4, 8, 16, 32)  # of the searches, in solutions
+    exact_budgets: tuple[int, ...] = (4, 16)  # the same with the exact checker
+    width: int = 4  # proposals of each beam or leaf
+    prm_problems: int = 384
+    prm_solutions: int = 8
+    updates: int = 120
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    resamples: int = 1000
+    seeds: int = 5
+
+
+SMOKE = Config(
+    min_operands=2, max_operands=3, drop_carry=(0.6,), hidden=16, layers=1, sft_steps=20, problems=6, samples=8,
+    budgets=(4,), exact_budgets=(4,), prm_problems=8, prm_solutions=4, updates=4, batch_size=16, resamples=20, seeds=1,
+)  # fmt: skip
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a method did on each problem of a seed; each [P], a mean where it was done several times.
+
+    Attributes:
+      right: the answer is right.
+      tokens: generated.
+      scored: calls of the scorer.
+      silent: no answer was given.
+    """
+
+    right: np.ndarray
+    tokens: np.ndarray
+    scored: np.ndarray
+    silent: np.ndarray
+
+
+Outcomes = dict[tuple[str, int], Outcome]
+"""(method, budget in solutions) -> what it did."""
+
+
+def votes(policy: Policy, sampled: lm.Found, scores: np.ndarray) -> Outcomes:
+    """Votes of every size that divides the samples, each a mean over disjoint sets of them; scores [P, samples]."""
+    count, samples = scores.shape
+    right, tokens = np.zeros((2, count, samples))
+    ids = np.full((count, samples), -1)
+    for b, candidates in enumerate(sampled.candidates):
+        answers = [policy.answer(c.partial) for c in candidates]
+        known = sorted({a for a in answers if a is not None})
+        for i, (one, answer) in enumerate(zip(candidates, answers, strict=True)):
+            tokens[b, i] = len(one.partial.tokens)
+            if answer is not None:
+                ids[b, i], right[b, i] = known.index(answer), answer.strip() == policy.problems[b].answer
+    outcomes: Outcomes = {}
+    for size in (2**i for i in range(samples.bit_length()) if samples % 2**i == 0):
+        sets = ids.reshape(-1, size)
+        spent = tokens.mean(-1) * size
+        for name, how in VOTES.items():
+            weights = np.maximum(scores, 0.0) if how == "weighted" else scores
+            winner = np.asarray(vote(weights.reshape(-1, size), sets, how))  # type: ignore[arg-type]
+            hit = ((sets == winner[:, None]) & (right.reshape(-1, size) > 0)).any(-1)
+            per_problem = [x.reshape(count, -1).mean(-1) for x in (hit, winner < 0)]
+            scored = np.full(count, 0.0 if how == "majority" else size)
+            outcomes[name, size] = Outcome(per_problem[0], spent, scored, per_problem[1])
+    return outcomes
+
+
+def searched(policy: Policy, found: lm.Found) -> Outcome:
+    """The best candidate is the answer."""
+    best = [candidates[0].partial if candidates else None for candidates in found.candidates]
+    right = [
+        0.0 if partial is None else policy.task.verify(problem, policy.text(partial))
+        for problem, partial in zip(policy.problems, best, strict=True)
+    ]
+    silent = [partial is None or policy.answer(partial) is None for partial in best]
+    return Outcome(np.array(right), found.tokens.astype(float), found.scored.astype(float), np.array(silent, float))
+
+
+def search(config: Config, policy: Policy, score: lm.ScorePartials, method: str, budget: int) -> lm.Found | None:
+    """One search of about `budget` solutions' worth of steps; None where the method cannot be had for that."""
+    count, steps = len(policy.problems), config.max_operands
+    width = min(config.width, budget)
+    if method == "MCTS":
+        # As many steps as so many solutions of the mean length have; fewer would not reach an answer.
+        simulations = round(budget * (config.min_operands + config.max_operands - 2) / 2 / width)
+        if budget < config.width:
+            return None
+        return lm.tree_search(policy.propose, score, count, simulations=simulations, width=width, max_steps=steps)[0]
+    beams = budget // width
+    if method == "step-level beam":
+        return lm.step_beam_search(policy.propose, score, count, beams=beams, width=width, max_steps=steps)
+    trees = beams if method == "DVTS" else 1
+    return lm.beam_search(policy.propose, score, count, beams=beams, trees=trees, width=width, max_steps=steps)
+
+
+def make_policy(config: Config, drop_carry: float, seed: int) -> Policy:
+    """A model after supervised training on the teacher's solutions."""
+    task = CarryTask(
+        config.min_operands, config.max_operands, num_train=1 << 14, num_eval=config.problems, seed=seed,
+        drop_carry=drop_carry,
+    )  # fmt: skip
+    start = prm_kinds.Config(hidden=config.hidden, layers=config.layers, sft_steps=config.sft_steps)
+    return Policy(*prm_kinds.start_model(start, task, seed), task)
+
+
+def make_scorer(config: Config, policy: Policy, seed: int) -> Scorer:
+    """A value model from outcomes of the policy's own rollouts on training problems."""
+    policy.begin([policy.task.train[i] for i in range(config.prm_problems)], jax.random.key(2 * seed + 1))
+    found = lm.sample_search(policy.propose, _no_score, config.prm_problems, samples=config.prm_solutions)
+    records = []
+    for b, candidates in enumerate(found.candidates):
+        for i, one in enumerate(candidates):
+            outcome = policy.task.verify(policy.problems[b], policy.text(one.partial))
+            records.append(policy.record(one.partial, outcome, f"{b}/{i}"))
+    prm = train_value(
+        policy, [record for record in records if record is not None], updates=config.updates,
+        batch_size=config.batch_size, learning_rate=config.learning_rate, seed=seed,
+    )  # fmt: skip
+    return Scorer(prm, policy)
+
+
+def one_seed(config: Config, drop_carry: float, seed: int) -> tuple[dict[str, Outcomes], dict[str, float]]:
+    """(scorer -> outcomes, what policy and scorer are worth)."""
+    policy = make_policy(config, drop_carry, seed)
+    value, exact = make_scorer(config, policy, seed), exact_scorer(policy)
+    # The tree's constants are those of values in [-1, 1].
+    scorers: dict[str, tuple[lm.ScorePartials, lm.ScorePartials, tuple[int, ...]]] = {
+        "value model": (value, lambda partials: [2 * v - 1 for v in value(partials)], config.budgets),
+        "exact checker": (exact, exact, config.exact_budgets),
+    }
+    problems, key = policy.task.eval, jax.random.key(2 * seed)
+    policy.begin(problems, jax.random.fold_in(key, 0))
+    # Samples of equal worth keep their order.
+    sampled = lm.sample_search(policy.propose, _no_score, len(problems), samples=config.samples)
+    flat = [candidate.partial for candidates in sampled.candidates for candidate in candidates]
+    outcomes: dict[str, Outcomes] = {}
+    facts: dict[str, float] = {}
+    for name, (score, tree_score, budgets) in scorers.items():
+        scores = np.array(score(flat)).reshape(len(problems), -1)
+        outcomes[name] = votes(policy, sampled, scores)
+        facts = facts or quality(policy, sampled, scores)
+        for number, (method, budget) in enumerate((m, n) for m in SEARCHES for n in budgets):
+            policy.begin(problems, jax.random.fold_in(key, number + 1))
+            found = search(config, policy, tree_score if method == "MCTS" else score, method, budget)
+            if found is not None:
+                outcomes[name][method, budget] = searched(policy, found)
+    return outcomes, facts
+
+
+def quality(policy: Policy, sampled: lm.Found, scores: np.ndarray) -> dict[str, float]:
+    """What single samples are worth, and how well the scorer tells right ones from wrong ones."""
+    hit = np.array(
+        [
+            [policy.task.verify(problem, policy.text(c.partial)) > 0 for c in candidates]
+            for problem, candidates in zip(policy.problems, sampled.candidates, strict=True)
+        ]
+    )
+    auc = 0.5
+    if 0 < hit.sum() < hit.size:
+        auc = stats.mannwhitneyu(scores[hit], scores[~hit]).statistic / (hit.sum() * (~hit).sum())
+    return {
+        "right samples": float(hit.mean()),
+        "problems with a right sample": float(hit.any(-1).mean()),
+        "tokens a sample": float(sampled.tokens.sum() / hit.size),
+        "AUC of the value of whole solutions": float(auc),
+    }
+
+
+def _no_score(partials: Sequence[lm.Partial]) -> list[float]:
+    return [0.0] * len(partials)
+
+
+def stack(runs: Sequence[Outcomes]) -> dict[str, dict[tuple[str, int], np.ndarray]]:
+    """Field -> method and budget -> [seeds, problems]."""
+    fields = [field.name for field in dataclasses.fields(Outcome)]
+    return {f: {key: np.stack([getattr(run[key], f) for run in runs]) for key in runs[0]} for f in fields}
+
+
+def against_votes(
+    right: Mapping[tuple[str, int], np.ndarray], tokens: Mapping[tuple[str, int], np.ndarray], draw: np.ndarray | None
+) -> dict[tuple[str, int], tuple[float, float]]:
+    """Method and budget -> (accuracy, accuracy less that of a majority vote of as many tokens).
+
+    Between two sizes of the vote its accuracy is interpolated over the logarithm of its tokens.
+    """
+
+    def mean(x: np.ndarray) -> float:
+        return float(x.mean() if draw is None else x[draw[0], draw[1]].mean())
+
+    voted = [key for key in right if key[0] == "majority vote"]
+    cost, share = [np.log(mean(tokens[key])) for key in voted], [mean(right[key]) for key in voted]
+    return {
+        key: (mean(right[key]), mean(right[key]) - float(np.interp(np.log(mean(tokens[key])), cost, share)))
+        for key in right
+    }
+
+
+def summary(config: Config, runs: Sequence[Outcomes]) -> report.Tables:
+    """The tables of one policy and one scorer; intervals by resampling seeds and, within each, problems."""
+    fields = stack(runs)
+    rng = np.random.default_rng(0)
+    shape = next(iter(fields["right"].values())).shape
+    draws = []
+    for _ in range(config.resamples):
+        seeds = np.repeat(rng.integers(shape[0], size=(shape[0], 1)), shape[1], axis=1)
+        draw = np.stack([seeds, rng.integers(shape[1], size=shape)])
+        draws.append(against_votes(fields["right"], fields["tokens"], draw))
+    found = against_votes(fields["right"], fields["tokens"], None)
+    tables: dict[str, dict[str, dict[str, float]]] = {
+        title: {}
+        for title in ("accuracy", "accuracy less that of majority vote at equal tokens", "tokens a problem",
+                      "scorer calls a problem", "problems without an answer")
+    }  # fmt: skip
+    accuracy, difference, tokens, scored, silent = tables.values()
+    for key in sorted(found, key=lambda k: ([*VOTES, *SEARCHES].index(k[0]), k[1])):
+        method, column = key[0], f"n = {key[1]}"
+        ends = np.percentile([draw[key] for draw in draws], [2.5, 97.5], axis=0)
+        both = [report.Estimate(v, *ends[:, i]) for i, v in enumerate(found[key])]
+        accuracy.setdefault(method, {})[column] = both[0]
+        if method != "majority vote":
+            difference.setdefault(method, {})[column] = both[1]
+        tokens.setdefault(method, {})[column] = float(fields["tokens"][key].mean())
+        scored.setdefault(method, {})[column] = float(fields["scored"][key].mean())
+        silent.setdefault(method, {})[column] = float(fields["silent"][key].mean())
+    return tables
+
+
+def run(config: Config) -> report.Tables:
+    """Every policy, every scorer."""
+    tables: dict[str, report.Table] = {}
+    worth: dict[str, dict[str, float]] = {}
+    for drop_carry in config.drop_carry:
+        found = [one_seed(config, drop_carry, seed) for seed in range(config.seeds)]
+        policy = f"carries dropped {drop_carry:.0%}"
+        worth |= report.average([{policy: facts} for _, facts in found])
+        for scorer in found[0][0]:
+            for title, table in summary(config, [outcomes[scorer] for outcomes, _ in found]).items():
+                tables[f"{policy}, {scorer}: {title}"] = table
+    return {"policies and value models": worth, **tables}
+
+
+if __name__ == "__main__":
+    report.main(run, Config(), SMOKE)
