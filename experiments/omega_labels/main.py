@@ -210,18 +210,19 @@ def one_seed(config: Config, policy: Policy, operands: int, seed: int) -> dict[i
 
 
 def rates(sums: np.ndarray) -> np.ndarray:
-    """[arms, 4] -> [5, arms]: calls and tokens for a correct label, share of correct labels, and how many times fewer
-    calls and tokens than the arm that completes every step (shared prefixes).
+    """[arms, 4] -> [6, arms]: calls and tokens for a correct label, share of correct labels, and how many times fewer
+    calls and tokens than the arm that completes every step (shared prefixes), and calls than that which shares none.
     """
     calls, tokens, labels, correct = np.maximum(sums, 1e-9).T
     cost, spent = calls / correct, tokens / correct
-    base = ARMS.index("every step")
-    return np.stack([cost, spent, correct / labels, cost[base] / cost, spent[base] / spent])
+    plain, base = map(ARMS.index, ARMS[:2])
+    return np.stack([cost, spent, correct / labels, cost[base] / cost, spent[base] / spent, cost[plain] / cost])
 
 
 RATES = (
     "calls for a correct label", "tokens for a correct label", "share of labels that are correct",
     "times fewer calls for a correct label", "times fewer tokens for a correct label",
+    "times fewer calls than with nothing shared",
 )  # fmt: skip
 
 
@@ -259,7 +260,7 @@ def run(config: Config) -> report.Tables:
 
 PANELS = (
     report.Panel("times fewer calls for a correct label", ARMS[2:], log=True),
-    report.Panel("share of labels that are correct", ARMS[1:]),
+    report.Panel("share of labels that are correct", ARMS[2:]),
 )
 
 
