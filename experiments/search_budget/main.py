@@ -52,7 +52,7 @@ class Config:
 
 
 SMOKE = Config(
-    min_operands=2, max_operands=3, drop_carry=(0.6,), hidden=16, layers=1, sft_steps=20, problems=6, samples=8,
+    min_operands=2, max_operands=3, drop_carry=(0.6,), hidden=16, layers=1, sft_steps=20, problems=6, samples=4,
     budgets=(4,), exact_budgets=(4,), prm_problems=8, prm_solutions=4, updates=4, batch_size=16, resamples=20, seeds=1,
 )  # fmt: skip
 
