@@ -103,7 +103,7 @@ def _truth(value: Any) -> bool:
 
 def _sequence(value: Any, kind: Any, arguments: tuple[Any, ...]) -> Any:
     if isinstance(value, str):
-        value = [part.strip() for part in value.split(",")] if value else []
+        value = [part.strip(" ") for part in value.split(",")] if value else []
     if not isinstance(value, list | tuple):
         raise TypeError(value)
     return kind(convert(part, arguments[0]) if arguments else part for part in value)

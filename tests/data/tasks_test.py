@@ -51,6 +51,7 @@ def test_unknown_names_and_bad_options(spec, options, message):
         ("on", bool, True),
         (5, str, "5"),
         ("a, b", tuple[str, ...], ("a", "b")),
+        ("\n\n, b", tuple[str, ...], ("\n\n", "b")),
         ([1, "2"], tuple[int, ...], (1, 2)),
         ("", list[str], []),
         ("none", int | None, None),
