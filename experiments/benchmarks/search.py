@@ -7,8 +7,10 @@
 5 children, 40 simulations, depth 8: 200 nodes a question. mctx evaluates one node a simulation, so it takes 200 of
 them; prm_jax evaluates the five children of a leaf in one call. `prm_jax, one child at a time` does the work of mctx's
 policies in their way: 200 simulations of one evaluation each. The evaluator is a hash of the node's number, so that
-what is measured is the tree. All are compiled once and take turns within each repeat; seconds are wall clock and, on a
-busy machine more to the point, processor time. What was measured is in search.md.
+what is measured is the tree. All are compiled once and take turns within each repeat; a turn calls as often as fills a
+twentieth of a second and takes the mean, so that a search of a fraction of a millisecond is not measured with the caches
+that its neighbour left. Seconds are wall clock and, on a busy machine more to the point, processor time. What was
+measured is in search.md.
 """
 
 import argparse
@@ -142,22 +144,32 @@ def theirs(policy: Callable[..., Any], batch: int, floats: int = 0) -> Run:
 
 def _measure(runs: dict[str, Run], repeats: int) -> dict[str, dict[str, Any]]:
     compiled = {name: jax.jit(run).lower(state).compile() for name, (run, state) in runs.items()}
-    for name, (_, state) in runs.items():
-        jax.block_until_ready(compiled[name](state))
+    calls = {name: _calls(compiled[name], state) for name, (_, state) in runs.items()}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for repeat in range(repeats):
         for name in list(runs) if repeat % 2 == 0 else list(runs)[::-1]:
             cpu, begun = time.process_time(), time.perf_counter()
-            jax.block_until_ready(compiled[name](runs[name][1]))
-            times[name].append((time.perf_counter() - begun, time.process_time() - cpu))
+            for _ in range(calls[name]):
+                jax.block_until_ready(compiled[name](runs[name][1]))
+            wall, cpu = time.perf_counter() - begun, time.process_time() - cpu
+            times[name].append((wall / calls[name], cpu / calls[name]))
     return {
         name: {
             "wall_ms": [round(1e3 * wall, 3) for wall, _ in taken],
             "cpu_ms": [round(1e3 * cpu, 3) for _, cpu in taken],
+            "calls": calls[name],
             "temporary_bytes": _temporary(compiled[name]),
         }
         for name, taken in times.items()
     }
+
+
+def _calls(compiled: Any, state: jax.Array) -> int:
+    """How many calls fill a turn."""
+    jax.block_until_ready(compiled(state))
+    begun = time.perf_counter()
+    jax.block_until_ready(compiled(state))
+    return max(1, round(0.05 / (time.perf_counter() - begun)))
 
 
 def _memory(batch: int) -> dict[str, dict[str, int]]:

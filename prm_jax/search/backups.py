@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prm_jax.search.tree import NO_NODE, Tree, at, children
+from prm_jax.search.tree import NO_NODE, Tree, at, children, put
 
 Rule = Literal["mean", "max", "child_mean"]
 _RULES = ("mean", "max", "child_mean")
@@ -108,37 +108,24 @@ def backup_with_leaves(
     counts = (weight > 0) & (path[:, 0] >= 0)
     finite = jnp.isfinite(value) & jnp.isfinite(best)
     refused = tree.refused + (counts & ~finite)
-    counts &= finite
-    path = jnp.where(counts[:, None], path, NO_NODE)
-    value, best = jnp.where(counts, value, 0.0), jnp.where(counts, best, 0.0)
+    # From the path as it is, and at all of its places: what does not count is dropped when it is written.
+    g, best_g = _returns(tree, path, jnp.stack([value, best]), discount)
+    path = jnp.where((counts & finite)[:, None], path, NO_NODE)
 
     # Nodes of the path and leaves are all different, so one scatter takes both.
     nodes = jnp.concatenate([path, leaves], axis=1)
     weights = jnp.concatenate([jnp.broadcast_to(weight[:, None], path.shape), jnp.ones_like(leaf_values)], axis=1)
-    g, best_g = _returns(tree, path, jnp.stack([value, best]), discount)
     returns = jnp.concatenate([g, leaf_values], axis=1)
     best_returns = jnp.concatenate([best_g, leaf_values], axis=1)
-    rows, slot = jnp.arange(tree.batch)[:, None], jnp.where(nodes >= 0, nodes, tree.capacity)
-
-    def put(field: jax.Array, entries: jax.Array) -> jax.Array:
-        return field.at[rows, slot].set(entries, mode="drop")
-
-    visits = at(tree.visits, nodes) + weights
-    largest = jnp.maximum(at(tree.value_max, nodes), best_returns)
-    total = at(tree.value_sum, nodes)
+    visits = put(tree.visits, nodes, weights, "add")
+    value_max = put(tree.value_max, nodes, best_returns, "max")
     if rule == "max":
-        total = visits * largest
+        value_sum = put(tree.value_sum, nodes, at(visits, nodes) * at(value_max, nodes))
     elif rule == "mean":
-        total += weights * returns
+        value_sum = put(tree.value_sum, nodes, weights * returns, "add")
     else:  # the path's own is recomputed below
-        total = jnp.concatenate([total[:, : path.shape[1]], leaf_values], axis=1)
-    tree = dataclasses.replace(
-        tree,
-        visits=put(tree.visits, visits),
-        value_max=put(tree.value_max, largest),
-        value_sum=put(tree.value_sum, total),
-        refused=refused,
-    )
+        value_sum = put(tree.value_sum, leaves, leaf_values)
+    tree = dataclasses.replace(tree, visits=visits, value_max=value_max, value_sum=value_sum, refused=refused)
     if rule != "child_mean":
         return tree
     width = max(tree.capacity - 1, 1) if width is None else width
@@ -146,15 +133,18 @@ def backup_with_leaves(
 
 
 def _returns(tree: Tree, path: jax.Array, value: jax.Array, discount: float) -> jax.Array:
-    """[2, B, D + 1]: the returns of two values at each node of the path; 0 off the path."""
+    """[2, B, D + 1]: the returns of two values at each node of the path; anything off the path."""
     length = path.shape[1]
     reward = at(tree.reward, path)
-    after = jnp.zeros_like(path, bool).at[:, :-1].set(path[:, 1:] >= 0)  # the path goes on behind this node
-    g = jnp.where(path[:, -1] >= 0, value, 0.0)
-    out = [g]
-    for i in range(length - 2, -1, -1):
-        g = jnp.where(after[:, i], reward[:, i + 1] + discount * g, jnp.where(path[:, i] >= 0, value, 0.0))
-        out.append(g)
+    on_path = path >= 0
+    if isinstance(discount, float | int) and discount == 1:
+        # All levels at once, as sums: a CPU runs the chain of the general case below in `length` steps.
+        here = jnp.arange(length)
+        counts = (here[None, :] > here[:, None]) & on_path[:, None, :]
+        return value[:, :, None] + jnp.sum(jnp.where(counts, reward[:, None, :], 0.0), axis=2)
+    out = [value]
+    for i in range(length - 1, 0, -1):
+        out.append(jnp.where(on_path[:, i], reward[:, i] + discount * out[-1], value))
     return jnp.stack(out[::-1], axis=-1)
 
 
@@ -163,7 +153,6 @@ def _child_mean(
 ) -> Tree:
     """Recomputes the nodes of the path from their children, bottom-up. Their visits are counted already."""
     length = path.shape[1]
-    rows = jnp.arange(tree.batch)
 
     def up(i: jax.Array, total: jax.Array) -> jax.Array:
         node = jax.lax.dynamic_index_in_dim(path, length - 1 - i, axis=1, keepdims=False)
@@ -176,6 +165,6 @@ def _child_mean(
         earlier = visits - weight
         old = at(total, node) / jnp.maximum(earlier, 1.0)
         q = jnp.where((seen > 0) & (earlier > 0), (1.0 - rate) * old + rate * q, q)
-        return total.at[rows, jnp.where(node >= 0, node, tree.capacity)].set(q * visits, mode="drop")
+        return put(total, node, q * visits)
 
     return dataclasses.replace(tree, value_sum=jax.lax.fori_loop(0, length, up, tree.value_sum))

@@ -1,14 +1,30 @@
 """Expansion: gives a leaf its children, all at once."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prm_jax.search.tree import NO_NODE, Tree, at
+from prm_jax.search.tree import NO_NODE, Tree, at, has_room, put, write
+
+
+class Born(NamedTuple):
+    """The children that an expansion made, all [B, C]; where there is none, 0 and False.
+
+    Attributes:
+      kids: i32, their slots, -1 for none.
+      value: f32.
+      reward: f32.
+      terminal: bool.
+    """
+
+    kids: jax.Array
+    value: jax.Array
+    reward: jax.Array
+    terminal: jax.Array
 
 
 def expand(
@@ -44,65 +60,82 @@ def expand(
       (tree, kids [B, C] i32): the children's slots, -1 where there is none.
     """
     leaf, ok = jnp.asarray(leaf, jnp.int32), jnp.asarray(ok) != 0
+    chex.assert_shape([leaf, ok], (tree.batch,))
+    ok = ok & (leaf >= 0) & (at(tree.first_child, leaf) < 0)
+    depth, no = jnp.where(ok, at(tree.depth, leaf), NO_NODE), jnp.zeros_like(ok)
+    tree, born = expand_and_close(tree, leaf, depth, prior, value, terminal, valid, no, reward, state)
+    return tree, born.kids
+
+
+def expand_and_close(
+    tree: Tree,
+    leaf: jax.Array,
+    depth: jax.Array,
+    prior: ArrayLike,
+    value: ArrayLike,
+    terminal: ArrayLike,
+    valid: ArrayLike,
+    stuck: jax.Array,
+    reward: ArrayLike | None,
+    state: Any,
+) -> tuple[Tree, Born]:
+    """`expand` and `close` in one go, without a look at the nodes themselves.
+
+    Args:
+      tree: see `expand`.
+      leaf: see `expand`.
+      depth: [B] i32, depth of the leaf; negative where it is not expanded: there is none, or it has children.
+      prior: see `expand`.
+      value: see `expand`.
+      terminal: see `expand`.
+      valid: see `expand`.
+      stuck: [B] bool, `leaf` is a node that is to be closed instead.
+      reward: see `expand`.
+      state: see `expand`.
+
+    Returns:
+      (tree, what was born).
+    """
+    ok = depth >= 0
     prior, value = jnp.asarray(prior, jnp.float32), jnp.asarray(value, jnp.float32)
     terminal, valid = jnp.asarray(terminal) != 0, jnp.asarray(valid) != 0
     reward = None if reward is None else jnp.asarray(reward, jnp.float32)
-    chex.assert_shape([leaf, ok], (tree.batch,))
     given = [x for x in (prior, value, terminal, valid, reward) if x is not None]
     chex.assert_shape(given, (tree.batch, prior.shape[-1]))
     width = prior.shape[1]
 
-    ok = ok & (leaf >= 0) & (at(tree.first_child, leaf) < 0)
     finite = jnp.isfinite(prior) & jnp.isfinite(value)
     if reward is not None:
         finite &= jnp.isfinite(reward)
     refused = jnp.sum(ok[:, None] & valid & ~finite, axis=1, dtype=jnp.int32)
     valid = valid & finite
     some = jnp.any(valid, axis=1)
-    fits = tree.count + width <= tree.capacity
+    fits = has_room(tree, width)
     grows = ok & some & fits
-    start = jnp.where(grows, tree.count, tree.capacity)
-    rows = jnp.arange(tree.batch)
 
     def fill(field: jax.Array, update: jax.Array) -> jax.Array:
-        return _write(field, start, update)
+        return write(field, tree.count, update, grows)
 
-    dead = jnp.where(ok & ~some, leaf, tree.capacity)
+    closes = stuck | (ok & fits & ~some)
+    prior, value, terminal = jnp.where(valid, prior, 0.0), jnp.where(valid, value, 0.0), valid & terminal
+    reward = None if reward is None else jnp.where(valid, reward, 0.0)
     grown = dataclasses.replace(
         tree,
         parent=fill(tree.parent, jnp.where(valid, leaf[:, None], NO_NODE)),
-        first_child=tree.first_child.at[rows, jnp.where(grows, leaf, tree.capacity)].set(tree.count, mode="drop"),
-        depth=fill(tree.depth, jnp.where(valid, at(tree.depth, leaf)[:, None] + 1, 0)),
-        value=fill(tree.value, jnp.where(valid, value, 0.0)),
-        prior=fill(tree.prior, jnp.where(valid, prior, 0.0)),
-        reward=tree.reward if reward is None else fill(tree.reward, jnp.where(valid, reward, 0.0)),
-        terminal=fill(tree.terminal, valid & terminal),
-        closed=fill(tree.closed, valid & terminal).at[rows, dead].set(True, mode="drop"),
+        first_child=put(tree.first_child, jnp.where(grows, leaf, NO_NODE), tree.count),
+        depth=fill(tree.depth, jnp.where(valid, depth[:, None] + 1, 0)),
+        value=fill(tree.value, value),
+        prior=fill(tree.prior, prior),
+        reward=tree.reward if reward is None else fill(tree.reward, reward),
+        terminal=fill(tree.terminal, terminal),
+        closed=fill(put(tree.closed, jnp.where(closes, leaf, NO_NODE), True), terminal),
         count=tree.count + jnp.where(grows, width, 0),
-        dropped=tree.dropped + (ok & some & ~fits),
+        dropped=tree.dropped + (ok & ~fits),
         refused=tree.refused + refused,
         state=jax.tree.map(fill, tree.state, state),
     )
-    born = valid & grows[:, None]
-    kids = jnp.where(born, tree.count[:, None] + jnp.arange(width), NO_NODE)
-    return grown, kids
-
-
-def _write(field: jax.Array, start: jax.Array, update: jax.Array) -> jax.Array:
-    """Writes `update` [B, C, ...] to `field` [B, N, ...] at slots start + arange(C); rows that do not fit are left."""
-    width, rest = update.shape[1], tuple(range(1, update.ndim))
-    if width > field.shape[1]:
-        return field
-    # A window a row: a CPU writes it several times as fast as C single entries.
-    windows = jax.lax.ScatterDimensionNumbers(
-        update_window_dims=rest, inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, 1)
-    )
-    return jax.lax.scatter(
-        field,
-        jnp.stack([jnp.arange(field.shape[0]), start], axis=-1),
-        update.astype(field.dtype),
-        windows,
-        indices_are_sorted=True,
-        unique_indices=True,
-        mode=jax.lax.GatherScatterMode.FILL_OR_DROP,
-    )
+    exists = valid & grows[:, None]
+    kids = jnp.where(exists, tree.count[:, None] + jnp.arange(width), NO_NODE)
+    no_reward = jnp.zeros_like(value)
+    value, reward = (jnp.where(exists, x, 0.0) for x in (value, no_reward if reward is None else reward))
+    return grown, Born(kids, value, reward, exists & terminal)

@@ -17,10 +17,10 @@ from jax.typing import ArrayLike
 
 from prm_jax.errors import UserError
 from prm_jax.search.backups import Rule, backup_with_leaves
-from prm_jax.search.expansion import expand
+from prm_jax.search.expansion import Born, expand_and_close
 from prm_jax.search.scores import ScoreFn
 from prm_jax.search.selection import Selection, select, split_keys
-from prm_jax.search.tree import NO_NODE, Tree, at, check_tree, children, close, has_room
+from prm_jax.search.tree import NO_NODE, Tree, at, check_tree, children, close, has_room, put
 
 Returned = Literal["leaf", "children"]
 
@@ -138,8 +138,9 @@ def search(
 
     Args:
       tree: where to begin: `init_tree`, an earlier result, or `reroot` of one.
-      expand_fn: the evaluator, from `Leaf` to `Expansion`. A JAX function is traced once; call `search` under `jax.jit`
-        to compile once for many calls. With `host` it gets NumPy arrays and may do anything.
+      expand_fn: the evaluator, from `Leaf` to `Expansion`; not asked when no question needs it. A JAX function is
+        traced once; call `search` under `jax.jit` to compile once for many calls. With `host` it gets NumPy arrays and
+        may do anything.
       num_simulations: n >= 0; may be traced, so that other numbers need no other compilation, but not with `host`.
       score_fn: see `Method`, which explains the options down to `depth_value`.
       rule: see `Method`.
@@ -165,9 +166,7 @@ def search(
         `check_tree`.
       ValueError: an answer of the wrong shape.
     """
-    method = Method(
-        score_fn, width, max_depth, rule, returns, discount, rate, leaves, virtual_loss, depth_value
-    )
+    method = Method(score_fn, width, max_depth, rule, returns, discount, rate, leaves, virtual_loss, depth_value)
     keys = None if key is None else split_keys(key, tree.batch)
     if host:
         return _search_on_host(tree, expand_fn, int(num_simulations), method, keys, stop_fn, on_simulation)
@@ -178,7 +177,11 @@ def search(
     def simulate(carry: tuple[jax.Array, Tree]) -> tuple[jax.Array, Tree]:
         number, tree = carry
         selection, leaf = ask(tree, method, number, keys)
-        tree, _ = grow(tree, selection, expand_fn(leaf), method)
+        place, expansion = _evaluate(tree, selection, leaf, expand_fn, method)
+        if place is None:
+            tree, _ = grow(tree, selection, expansion, method)
+        else:
+            tree, _ = _take_in(tree, selection, place, expansion, method)
         if stop_fn is not None:
             tree = close(tree, jnp.zeros((tree.batch,), jnp.int32), stop_fn(tree))
         return number + 1, tree
@@ -238,50 +241,91 @@ def grow(tree: Tree, selection: Selection, expansion: Expansion, method: Method)
     """
     expansion = _checked_shapes(expansion, selection, method)
     if selection.leaf.ndim == 1:
-        return _grow_one(tree, selection, expansion, method)
+        return _take_in(tree, selection, _look(tree, selection, method), expansion, method)
 
     def step(tree: Tree, each: tuple[Selection, Expansion]) -> tuple[Tree, jax.Array]:
-        return _grow_one(tree, *each, method)
+        selection, expansion = each
+        return _take_in(tree, selection, _look(tree, selection, method), expansion, method)
 
     each = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (selection, expansion))
     tree, kids = jax.lax.scan(step, tree, each)
     return tree, jnp.moveaxis(kids, 0, 1)
 
 
-def _grow_one(tree: Tree, selection: Selection, expansion: Expansion, method: Method) -> tuple[Tree, jax.Array]:
-    leaf, path, ok = selection
-    rows = jnp.arange(tree.batch)
-    # Selection that led nowhere: the node is exhausted. Without a node, a score was NaN.
-    stuck = ~ok & (leaf >= 0) & ~at(tree.closed, leaf) & _exhausted(tree, leaf, method)
-    tree = close(tree, leaf, stuck)
-    tree = dataclasses.replace(tree, refused=tree.refused + (tree.has_root & (leaf < 0)))
-    ok = ok & (at(tree.first_child, leaf) < 0) & ~at(tree.closed, leaf)
+# What has to be done about a selected leaf, besides expanding it.
+_NOTHING, _CLOSE = -1, -2
 
+
+class _Place(NamedTuple):
+    """What has to be known of the selected leaves before the tree changes.
+
+    Attributes:
+      depth: [B] i32, depth of a leaf that can be expanded, or one of the above.
+      value: [B] f32, what the evaluator said of the leaf.
+    """
+
+    depth: jax.Array
+    value: jax.Array
+
+
+def _look(tree: Tree, selection: Selection, method: Method) -> _Place:
+    leaf, _, ok = selection
+    is_open = (leaf >= 0) & ~at(tree.closed, leaf)
+    # Selection led nowhere: the node is exhausted.
+    otherwise = jnp.where(is_open & ~ok & _exhausted(tree, leaf, method), _CLOSE, _NOTHING)
+    can_grow = ok & is_open & (at(tree.first_child, leaf) < 0)
+    return _Place(jnp.where(can_grow, at(tree.depth, leaf), otherwise), at(tree.value, leaf))
+
+
+def _evaluate(
+    tree: Tree, selection: Selection, leaf: Leaf, expand_fn: ExpandFn, method: Method
+) -> tuple[_Place | None, Expansion]:
+    """Asks the evaluator unless no question needs it, and looks at the leaves where there is one a question.
+
+    Compilers do not move work across a conditional. So all reads of the tree are done when the writes begin, and these
+    need no copies of it.
+    """
+    evaluate = jax.jit(lambda leaf: _checked_shapes(expand_fn(leaf), selection, method))  # one trace for both branches
+
+    def answer(leaf: Leaf) -> tuple[_Place | None, Expansion]:
+        return look(), evaluate(leaf)
+
+    def nothing(leaf: Leaf) -> tuple[_Place | None, Expansion]:
+        return look(), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(evaluate, leaf))
+
+    def look() -> _Place | None:
+        return _look(tree, selection, method) if method.leaves is None else None
+
+    return jax.lax.cond(jnp.any(leaf.ok), answer, nothing, leaf)
+
+
+def _take_in(
+    tree: Tree, selection: Selection, place: _Place, expansion: Expansion, method: Method
+) -> tuple[Tree, jax.Array]:
+    leaf, path, _ = selection
+    # Without a node, a score was NaN.
+    tree = dataclasses.replace(tree, refused=tree.refused + (tree.has_root & (leaf < 0)))
     terminal, value = jnp.asarray(expansion.terminal) != 0, jnp.asarray(expansion.value, jnp.float32)
-    deepest = (at(tree.depth, leaf) + 1 >= method.max_depth)[:, None]
+    last = (place.depth + 1 >= method.max_depth)[:, None]
     if method.depth_value is not None:
-        value = jnp.where(deepest & ~terminal, method.depth_value, value)
-    terminal = terminal | deepest
-    fits = has_room(tree, method.width)
-    prior, valid, reward, state = expansion.prior, expansion.valid, expansion.reward, expansion.state
-    tree, kids = expand(tree, leaf, prior, value, terminal, valid, ok, reward=reward, state=state)
+        value = jnp.where(last & ~terminal, method.depth_value, value)
+    ok = (place.depth >= 0) & has_room(tree, method.width)
+    tree, born = expand_and_close(
+        tree, leaf, place.depth, expansion.prior, value, terminal | last, expansion.valid, place.depth == _CLOSE,
+        expansion.reward, expansion.state,
+    )  # fmt: skip
+    own = place.value
     if expansion.node_value is not None:
         own = jnp.asarray(expansion.node_value, jnp.float32)
-        taken = jnp.where(ok & fits & jnp.isfinite(own), leaf, tree.capacity)
-        tree = dataclasses.replace(tree, value=tree.value.at[rows, taken].set(own, mode="drop"))
-    else:
-        own = at(tree.value, leaf)
-    return _back_up_expansion(tree, path, leaf, kids, own, ok & fits, method), kids
+        tree = dataclasses.replace(tree, value=put(tree.value, jnp.where(ok & jnp.isfinite(own), leaf, NO_NODE), own))
+    return _back_up_expansion(tree, path, born, own, ok, method), born.kids
 
 
-def _back_up_expansion(
-    tree: Tree, path: jax.Array, leaf: jax.Array, kids: jax.Array, own: jax.Array, ok: jax.Array, method: Method
-) -> Tree:
+def _back_up_expansion(tree: Tree, path: jax.Array, born: Born, own: jax.Array, ok: jax.Array, method: Method) -> Tree:
     """Visits the new children that count, and the path once for each of them and for the leaf."""
-    born = kids >= 0
-    counts = born if method.returns == "children" else born & at(tree.terminal, kids)
-    value = jnp.where(counts, at(tree.value, kids), 0.0)
-    returns = jnp.where(counts, at(tree.reward, kids) + method.discount * value, 0.0)
+    counts = born.kids >= 0 if method.returns == "children" else born.terminal
+    value = jnp.where(counts, born.value, 0.0)
+    returns = jnp.where(counts, born.reward + method.discount * value, 0.0)
     number = jnp.sum(counts, axis=1).astype(jnp.float32)
     best = jnp.max(jnp.where(counts, returns, -jnp.inf), axis=1)
     total = jnp.sum(returns, axis=1)
@@ -298,7 +342,7 @@ def _back_up_expansion(
         total / number,
         jnp.where(ok, number, 0.0),
         best,
-        jnp.where(counts, kids, NO_NODE),
+        jnp.where(counts, born.kids, NO_NODE),
         value,
         method.rule,
         method.discount,

@@ -79,41 +79,42 @@ def select(
     return Selection(leaf, path, ok & ~again)
 
 
-# (depth, node [B], path [B, D + 1], going on [B], stuck [B], a score was NaN [B])
-_Descent = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+# What a path says behind its last node, besides "no node": no child could be entered, or a score was NaN.
+_STUCK, _BROKEN = -2, -3
+
+# (depth, node [B] or -1 where the descent is over, path [B, D + 1])
+_Descent = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def _descend(tree: Tree, score_fn: ScoreFn, max_depth: int, width: int, keys: jax.Array | None) -> Selection:
-    """One pass; all questions go down together until the last has arrived."""
-    batch = tree.batch
-    root = jnp.where(tree.has_root, 0, NO_NODE).astype(jnp.int32)
-    path = jnp.full((batch, max_depth + 1), NO_NODE, jnp.int32).at[:, 0].set(root)
-    going = tree.has_root & (tree.first_child[:, 0] >= 0) & ~tree.closed[:, 0]
+    """One pass; all questions go down together until the last has arrived.
+
+    The loop carries as little as it can: XLA runs bodies of at most eight kernels without its scheduler on CPUs, which
+    for small batches is half of the time.
+    """
+    is_open = tree.has_root & ~tree.closed[:, 0]
+    node = jnp.where(is_open & (tree.first_child[:, 0] >= 0), 0, NO_NODE)
+    path = jnp.full((tree.batch, max_depth + 1), NO_NODE, jnp.int32).at[:, 0].set(jnp.where(tree.has_root, 0, NO_NODE))
 
     def more(carry: _Descent) -> jax.Array:
-        return (carry[0] < max_depth) & jnp.any(carry[3])
+        return (carry[0] < max_depth) & jnp.any(carry[1] >= 0)
 
     def down(carry: _Descent) -> _Descent:
-        depth, node, path, going, stuck, broken = carry
+        depth, node, path = carry
         scores, kids = child_scores(tree, node, score_fn, width=width)
-        broken |= going & jnp.any(jnp.isnan(scores), axis=1)
         choice = _best(scores, None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, depth))
-        found = jnp.max(scores, axis=1) > -jnp.inf  # argmax alone gives 0; NaN compares False
+        best = jnp.max(scores, axis=1)  # NaN if there is one; -inf without an open child, where argmax gives 0
         child = jnp.take_along_axis(kids, choice[:, None], axis=1)[:, 0]
-        stuck |= going & ~found
-        going &= found
-        node = jnp.where(going, child, node)
-        path = jax.lax.dynamic_update_slice_in_dim(path, jnp.where(going, node, NO_NODE)[:, None], depth + 1, axis=1)
-        going &= at(tree.first_child, node) >= 0
-        return depth + 1, node, path, going, stuck, broken
+        move = jnp.where(best > -jnp.inf, child, jnp.where(jnp.isnan(best), _BROKEN, _STUCK))
+        move = jnp.where(node >= 0, move, NO_NODE)
+        path = jax.lax.dynamic_update_slice_in_dim(path, move[:, None], depth + 1, axis=1)
+        return depth + 1, jnp.where((move >= 0) & (at(tree.first_child, move) >= 0), move, NO_NODE), path
 
-    no = jnp.zeros((batch,), bool)
-    start = (jnp.zeros((), jnp.int32), root, path, going, no, no)
-    _, node, path, _, stuck, broken = jax.lax.while_loop(more, down, start)
-    deep = at(tree.depth, node) >= max_depth
-    ok = (node >= 0) & ~stuck & ~broken & ~deep & ~at(tree.closed, node)
-    path = jnp.where(broken[:, None], NO_NODE, path)
-    return Selection(jnp.where(broken, NO_NODE, node), path, ok)
+    _, _, path = jax.lax.while_loop(more, down, (jnp.zeros((), jnp.int32), node, path))
+    stuck, broken = (jnp.any(path == what, axis=1) for what in (_STUCK, _BROKEN))
+    path = jnp.where(broken[:, None], NO_NODE, jnp.maximum(path, NO_NODE))
+    leaf = jnp.max(path, axis=1)  # children lie behind their parents
+    return Selection(leaf, path, is_open & ~stuck & ~broken & (path[:, -1] < 0))
 
 
 def _best(scores: jax.Array, keys: jax.Array | None) -> jax.Array:

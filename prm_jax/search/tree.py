@@ -5,7 +5,7 @@ not depend on what the nodes stand for.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import chex
 import jax
@@ -144,8 +144,48 @@ def q_values(tree: Tree, *, unvisited: float = 0.0) -> jax.Array:
 
 def at(field: jax.Array, nodes: jax.Array) -> jax.Array:
     """[B, ...] entries of a field [B, N] at nodes [B, ...]; nodes out of range are moved to the nearest slot."""
+    nodes = jnp.maximum(nodes, 0)
+    if field.shape[0] == 1:
+        # One question needs no row numbers: on a CPU, building the pairs costs as much as the lookup.
+        return field[0].at[nodes].get(mode="clip")
     rows = jnp.arange(field.shape[0]).reshape(-1, *(1,) * (nodes.ndim - 1))
-    return field.at[rows, jnp.maximum(nodes, 0)].get(mode="clip")
+    return field.at[rows, nodes].get(mode="clip")
+
+
+def put(field: jax.Array, nodes: jax.Array, entries: ArrayLike, how: Literal["set", "add", "max"] = "set") -> jax.Array:
+    """A field [B, N] with entries written to, added to or maximised into nodes [B, ...]; -1 stands for none."""
+    if nodes.shape == (1,) and how == "set":
+        return write(field, nodes, jnp.broadcast_to(entries, (1, 1)), nodes >= 0)
+    slots = jnp.where(nodes >= 0, nodes, field.shape[1])
+    rows = jnp.arange(field.shape[0]).reshape(-1, *(1,) * (nodes.ndim - 1))
+    return getattr(field.at[rows, slots], how)(entries, mode="drop")
+
+
+def write(field: jax.Array, start: jax.Array, update: jax.Array, where: jax.Array) -> jax.Array:
+    """`update` [B, C, ...] written to `field` [B, N, ...] at slots start [B] + arange(C) of the rows `where` [B]."""
+    width, rest = update.shape[1], tuple(range(1, update.ndim))
+    if width > field.shape[1]:
+        return field
+    update = update.astype(field.dtype)
+    if field.shape[0] == 1:
+        zero = jnp.zeros_like(start[0])
+        begin = [zero, start[0], *[zero] * (field.ndim - 2)]
+        old = jax.lax.dynamic_slice(field, begin, update.shape)
+        return jax.lax.dynamic_update_slice(field, jnp.where(where[0], update, old), begin)
+    # A window a row: a CPU writes it several times as fast as C single entries.
+    windows = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=rest, inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, 1)
+    )
+    slots = jnp.stack([jnp.arange(field.shape[0]), jnp.where(where, start, field.shape[1])], axis=-1)
+    return jax.lax.scatter(
+        field,
+        slots,
+        update,
+        windows,
+        indices_are_sorted=True,
+        unique_indices=True,
+        mode=jax.lax.GatherScatterMode.FILL_OR_DROP,
+    )
 
 
 def children(tree: Tree, node: ArrayLike, width: int) -> tuple[jax.Array, jax.Array]:
@@ -183,9 +223,7 @@ def close(tree: Tree, node: ArrayLike, where: ArrayLike) -> Tree:
     """
     node = jnp.asarray(node)
     chex.assert_equal_shape([node, jnp.asarray(where)])
-    slot = jnp.where(where & (node >= 0), node, tree.capacity)
-    closed = tree.closed.at[jnp.arange(tree.batch), slot].set(True, mode="drop")
-    return dataclasses.replace(tree, closed=closed)
+    return dataclasses.replace(tree, closed=put(tree.closed, jnp.where(where, node, NO_NODE), True))
 
 
 def has_room(tree: Tree, width: int) -> jax.Array:

@@ -475,3 +475,24 @@ def test_equals_mctx():
         state = {int(x): float(n) for x, n in zip(ours.state[b], ours.visits[b], strict=True) if n > 0}
         other = {int(x): float(n) for x, n in zip(theirs.embeddings[b], theirs.node_visits[b], strict=True) if n > 0}
         assert state == other
+
+
+@pytest.mark.parametrize("leaves", [None, 2])
+def test_the_evaluator_is_not_asked_for_nothing(leaves):
+    """Full trees have the simulations pass without a call, and the evaluator is traced once."""
+    problem, calls, traces = oracle.Problem(ends=0.0, holes=0.0), [], []
+
+    def expand(leaf):
+        traces.append(1)
+        jax.debug.callback(lambda number: calls.append(int(number)), leaf.simulation)
+        child, prior, value, terminal, valid, _ = problem.answer(leaf.state, jnp)
+        return s.Expansion(prior, value, terminal, valid, state=child)
+
+    tree = s.init_tree(2, 1 + 3 * 4, state=jnp.arange(2, dtype=jnp.uint32))
+    found = s.search(tree, expand, 20, s.puct(), width=3, max_depth=9, leaves=leaves)
+    jax.block_until_ready(found)
+    jax.effects_barrier()
+    assert len(traces) == 1
+    assert 2 <= len(calls) <= 4
+    np.testing.assert_array_equal(found.count, 13)
+    assert np.all(np.asarray(found.dropped) >= 20 - len(calls))
