@@ -8,9 +8,9 @@
 them; prm_jax evaluates the five children of a leaf in one call. `prm_jax, one child at a time` does the work of mctx's
 policies in their way: 200 simulations of one evaluation each. The evaluator is a hash of the node's number, so that
 what is measured is the tree. All are compiled once and take turns within each repeat; a turn calls as often as fills a
-twentieth of a second and takes the mean, so that a search of a fraction of a millisecond is not measured with the caches
-that its neighbour left. Seconds are wall clock and, on a busy machine more to the point, processor time. What was
-measured is in search.md.
+twentieth of a second and takes the mean, so that a search of a fraction of a millisecond is not measured with the
+caches that its neighbour left; `--cold` calls once a turn. Seconds are wall clock and, on a busy machine more to the
+point, processor time. What was measured is in search.md.
 """
 
 import argparse
@@ -39,13 +39,14 @@ def main() -> None:
     """Measures, prints a table and writes the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7, help="at B = 1024 about half as many")
+    parser.add_argument("--cold", action="store_true", help="one call a turn")
     parser.add_argument("--out", type=pathlib.Path, help="write the numbers as JSON")
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
     results: dict[str, Any] = {"setting": _setting(), "batches": {}}
     for batch in (2,) if options.smoke else (1, 64, 1024):
         repeats = 2 if options.smoke else options.repeats if batch < 1024 else options.repeats // 2 + 1
-        results["batches"][str(batch)] = measured = _measure(_contestants(batch), repeats)
+        results["batches"][str(batch)] = measured = _measure(_contestants(batch), repeats, options.cold)
         _print(batch, measured)
     results["memory"] = _memory(2 if options.smoke else 64)
     print("temporary memory of the compiled search, bytes a question, by floats kept at each node:", results["memory"])
@@ -142,10 +143,12 @@ def theirs(policy: Callable[..., Any], batch: int, floats: int = 0) -> Run:
     return run, roots(batch)
 
 
-def _measure(runs: dict[str, Run], repeats: int) -> dict[str, dict[str, Any]]:
+def _measure(runs: dict[str, Run], repeats: int, cold: bool) -> dict[str, dict[str, Any]]:
     compiled = {name: jax.jit(run).lower(state).compile() for name, (run, state) in runs.items()}
-    calls = {name: _calls(compiled[name], state) for name, (_, state) in runs.items()}
+    calls = {name: 1 if cold else _calls(compiled[name], state) for name, (_, state) in runs.items()}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for name, (_, state) in runs.items():
+        jax.block_until_ready(compiled[name](state))
     for repeat in range(repeats):
         for name in list(runs) if repeat % 2 == 0 else list(runs)[::-1]:
             cpu, begun = time.process_time(), time.perf_counter()
