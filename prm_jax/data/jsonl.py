@@ -134,7 +134,8 @@ def jsonl_task(
       split: how a response is cut into steps, as for ``StepSplitter``.
       separators: for ``split="separator"``.
       stop: strings that end a response.
-      eval_fraction: the share of problems that become evaluation problems when there is only one file; in [0, 1).
+      eval_fraction: the share of problems that become evaluation problems when there is only one file; 1 for
+        a file that nothing is trained on, 0 for one that nothing is evaluated on.
       skip_bad: leave bad lines out and count them where they would be errors.
 
     Returns:
@@ -223,19 +224,25 @@ def _read_files(
     skip_bad: bool,
 ) -> _Files:
     """Reads both files and makes them disjoint, or divides one."""
-    if not 0.0 <= eval_fraction < 1.0:
-        raise UserError(f"eval_fraction must be in [0, 1), found {eval_fraction}")
+    if not 0.0 <= eval_fraction <= 1.0:
+        raise UserError(f"eval_fraction must be in [0, 1], found {eval_fraction}")
     problems, bad = read_problems(train, read, skip_bad=skip_bad)
     if not held_out:
         kept, others = split_problems(problems, eval_fraction)
-        if not kept:
-            raise UserError(f"all {len(others)} problems of {train} went to evaluation; lower eval_fraction")
+        if not kept and eval_fraction < 1.0:
+            raise UserError(
+                f"all {len(others)} problems of {train} went to evaluation; lower eval_fraction, or make it 1 to train "
+                "on none"
+            )
         return _Files(kept, others, find_overlap(problems), tuple(bad))
     others, more = read_problems(held_out, read, skip_bad=skip_bad)
     keys = {problem_hash(problem) for problem in others}
     kept = [problem for problem in problems if problem_hash(problem) not in keys]
     if not kept:
-        raise UserError(f"no training problems are left: every prompt of {train} stands in {held_out} too")
+        raise UserError(
+            f"no training problems are left: every prompt of {train} stands in {held_out} too; to evaluate on one file "
+            "and train on none, give it alone with eval_fraction 1"
+        )
     return _Files(kept, others, find_overlap(problems, others), (*bad, *more))
 
 

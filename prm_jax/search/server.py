@@ -143,12 +143,12 @@ class CompletionServer:
             body["stop"] = list(request.stop)
         if self.logprobs:
             body["logprobs"] = 1
-        return self._read(self._post(json.dumps(body).encode()), request)
+        return self._read(self._post(json.dumps(body).encode(), request.n), request)
 
-    def _post(self, body: bytes) -> bytes:
+    def _post(self, body: bytes, asked: int) -> bytes:
         for attempt in range(self.retries + 1):
             try:
-                return self._post_once(body)
+                return self._post_once(body, asked)
             except _Again as again:
                 if attempt == self.retries:
                     tries = "once" if attempt == 0 else f"{attempt + 1} times"
@@ -157,7 +157,7 @@ class CompletionServer:
                     raise UserError(f"{self.url}: another request failed") from again
         raise AssertionError
 
-    def _post_once(self, body: bytes) -> bytes:
+    def _post_once(self, body: bytes, asked: int) -> bytes:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
         request = urllib.request.Request(self.url, body, headers)
         try:
@@ -168,7 +168,8 @@ class CompletionServer:
             what = f"HTTP {error.code}: {_reason(error)}"
             if error.code in (408, 429, 500, 502, 503, 504):
                 raise _Again(what, _seconds(error.headers.get("Retry-After"))) from error
-            raise UserError(f"{self.url} refused the request, {what}") from error
+            many = f"; if {asked} completions of one request are too many for it, ask for fewer (at_once)"
+            raise UserError(f"{self.url} refused the request, {what}{many if asked > 1 else ''}") from error
         except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
             cause = getattr(error, "reason", error)
             if isinstance(cause, TimeoutError):

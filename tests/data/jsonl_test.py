@@ -110,6 +110,12 @@ def test_one_file_is_divided_by_hash(write):
     shuffled = jsonl_task(write(*lines[::-1], name="other.jsonl"))
     assert {p.prompt for p in shuffled.eval} == {p.prompt for p in task.eval}
     assert task.fingerprint != shuffled.fingerprint
+    only = jsonl_task(write(row(1), row(2)), eval_fraction=1.0)
+    assert not only.train and [p.answer for p in only.eval] == ["1", "2"]
+    with pytest.raises(UserError, match="all 2 problems .* went to evaluation"):
+        jsonl_task(write(row(1), row(2)), eval_fraction=0.999999)
+    with pytest.raises(UserError, match=r"must be in \[0, 1\], found 1.5"):
+        jsonl_task(write(row(1)), eval_fraction=1.5)
 
 
 def test_duplicates_and_leaks_are_reported_and_kept_out_of_training(write):
