@@ -47,7 +47,7 @@ class Connection:
     logprobs: bool = True
     """Ask for log-probabilities; without them the scorer logp is not possible and a tree's priors are equal."""
     at_once: int = 0
-    """Most completions of one request, 0: all; 1 for servers that give one at a time, llama.cpp: its number of slots."""
+    """Most completions of one request, 0: all; 1 for servers that give one at a time; for llama.cpp its slots."""
     workers: int = 16
     """Most requests at the same time."""
     timeout: float = 300.0
