@@ -269,9 +269,20 @@ class Roller:
             for i in range(count):
                 rest = whole[r * count + i][len(prefix) :]
                 steps = self.engine.split(whole[r * count + i])[len(request.prefix) :]
-                found.append(Rollout(tuple(steps), float(len(rest)), next(verdicts).score > 0.5))
+                found.append(Rollout(tuple(steps), float(len(rest)), _right(next(verdicts))))
             out.append(found)
         return out
+
+
+def _right(verdict: Any) -> bool | None:
+    """None where the reference or the verifier is at fault: that says nothing about the answer."""
+    return verdict.score > 0.5 if verdict.usable else None
+
+
+def counted(rollouts: Sequence[Any]) -> tuple[int, int]:
+    """(right ones, judged ones)."""
+    judged = [rollout.correct for rollout in rollouts if rollout.correct is not None]
+    return sum(judged), len(judged)
 
 
 def _omega(options: Options, roller: Roller) -> list[Any]:
@@ -300,9 +311,9 @@ def _every_step(options: Options, roller: Roller) -> list[Any]:
 
     engine = roller.engine
     roots = roller([Request(b, ()) for b in range(len(engine.problems))], options.solutions)
-    solutions = [(b, rollout) for b, found in enumerate(roots) for rollout in found if rollout.steps]
+    solutions = [(b, r) for b, found in enumerate(roots) for r in found if r.steps and r.correct is not None]
     requests = [Request(b, r.steps[:i]) for b, r in solutions for i in range(1, len(r.steps))]
-    counts = iter([(sum(x.correct for x in found), len(found)) for found in roller(requests, options.rollouts)])
+    counts = iter([counted(found) for found in roller(requests, options.rollouts)])
     records = []
     for number, (b, rollout) in enumerate(solutions):
         own = [next(counts) for _ in rollout.steps[:-1]] + [(int(rollout.correct), 1)]
@@ -330,7 +341,8 @@ def _record(
     # A step before one from which the answer was reached is right for "vstar", whether it was probed or not.
     how: Any = options.labels
     labels = np.asarray(rl.mc_targets(correct, total, np.ones_like(total, bool), how=how))[0].tolist()
-    known = [c is not None or (options.labels == "vstar" and labels[i] > 0) for i, c in enumerate(counts)]
+    inferred = [options.labels == "vstar" and label > 0 for label in labels]
+    known = [(c is not None and c[1] > 0) or sure for c, sure in zip(counts, inferred, strict=True)]
     problem = engine.problems[question]
     told = provenance(options) | {
         "correct": [None if c is None else c[0] for c in counts],

@@ -119,10 +119,12 @@ class _Values:
             return self._by_model(partials)
         if self.options.tree.scorer == "none":
             return [0.5] * len(partials)
+        from prm_jax.commands.label import counted
         from prm_jax.search import Request
 
         found = self._roller([Request(p.question, p.steps) for p in partials], self.options.rollouts)
-        return [sum(rollout.correct for rollout in own) / len(own) for own in found]
+        counts = [counted(own) for own in found]
+        return [right / judged if judged else 0.5 for right, judged in counts]
 
     def _by_model(self, partials: Sequence[Any]) -> list[float]:
         from prm_jax.training.prm.score import score_solutions

@@ -33,12 +33,13 @@ class Rollout(NamedTuple):
     Attributes:
       steps: the steps after the prefix.
       length: in the unit of `omega_label`'s L; what a long rollout is.
-      correct: the answer is right.
+      correct: the answer is right; None where that cannot be said, because the reference or the checker is at fault.
+        Such a rollout counts as none.
     """
 
     steps: Steps
     length: float
-    correct: bool
+    correct: bool | None
 
 
 class State(NamedTuple):
@@ -48,13 +49,18 @@ class State(NamedTuple):
       question: its number.
       prefix: the steps.
       correct: right rollouts.
-      total: rollouts.
+      total: rollouts that could be judged.
     """
 
     question: int
     prefix: Steps
     correct: int
     total: int
+
+    @property
+    def mc(self) -> float:
+        """The share of right ones, 0 where none could be judged."""
+        return self.correct / max(self.total, 1)
 
 
 class LocatedError(NamedTuple):
@@ -115,7 +121,7 @@ def omega_label(
     Each search picks a wrong rollout (`omega_select`) and locates its first error (`first_error_search`); every prefix
     probed on the way becomes a state, whose wrong rollouts join the pool. No prefix is estimated twice, no rollout is
     picked twice. A question ends when its pool is empty; one whose first rollouts are all right or all wrong ends at
-    once.
+    once. Where no rollout of a probed prefix could be judged, the search that asked for it locates nothing.
 
     Args:
       rollout_fn: produces and judges rollouts; called for all questions together.
@@ -144,11 +150,10 @@ def omega_label(
         picks = _pick(pools, alpha, beta, L, c)
         if not picks:
             break
-        for pool, (start, steps), first in zip(
-            [pool for pool, _ in picks], [job for _, job in picks], _locate(picks, rollout_fn, rollouts), strict=True
-        ):
-            errors.append(LocatedError(pool.question, number, start + steps, len(start), len(start) + first))
+        for (pool, (start, steps)), first in zip(picks, _locate(picks, rollout_fn, rollouts), strict=True):
             counts[pool.question] += 1
+            if first is not None:
+                errors.append(LocatedError(pool.question, number, start + steps, len(start), len(start) + first))
         if on_search is not None:
             on_search(number + 1, _labels(pools, errors, counts))
     return _labels(pools, errors, counts)
@@ -166,11 +171,12 @@ class _Pool:
 
     def add(self, prefix: Steps, found: Sequence[Rollout]) -> None:
         number = len(self.states)
-        self.states[prefix] = State(self.question, prefix, sum(r.correct for r in found), len(found))
+        judged = [r.correct for r in found if r.correct is not None]
+        self.states[prefix] = State(self.question, prefix, sum(judged), len(judged))
         self.visits.append(0)
         self.calls += len(found)
         # A rollout without steps has no step to blame: the prefix was the whole solution.
-        wrong = [(number, r) for r in found if not r.correct and r.steps]
+        wrong = [(number, r) for r in found if r.correct is False and r.steps]
         self.wrong += wrong
         self.used += [False] * len(wrong)
 
@@ -204,7 +210,7 @@ def _pick(pools: Sequence[_Pool], alpha: float, beta: float, L: float, c: float)
     state, length = np.full((len(pools), size), -1, np.int32), np.zeros((len(pools), size), np.float32)
     used = np.ones((len(pools), size), bool)
     for b, pool in enumerate(pools):
-        mc[b, : len(pool.states)] = [s.correct / s.total for s in pool.states.values()]
+        mc[b, : len(pool.states)] = [s.mc for s in pool.states.values()]
         visits[b, : len(pool.states)] = pool.visits
         state[b, : len(pool.wrong)] = [number for number, _ in pool.wrong]
         length[b, : len(pool.wrong)] = [rollout.length for _, rollout in pool.wrong]
@@ -221,9 +227,10 @@ def _pick(pools: Sequence[_Pool], alpha: float, beta: float, L: float, c: float)
     return picks
 
 
-def _locate(picks: Sequence[tuple[_Pool, _Job]], rollout_fn: RolloutFn, rollouts: int) -> list[int]:
-    """First error of each picked rollout, counted from the start of the rollout."""
+def _locate(picks: Sequence[tuple[_Pool, _Job]], rollout_fn: RolloutFn, rollouts: int) -> list[int | None]:
+    """First error of each picked rollout, counted from the start of the rollout; None where it cannot be said."""
     n_steps = np.array([len(steps) for _, (_, steps) in picks])
+    unknown = np.zeros(len(picks), bool)
 
     def probe(mid: np.ndarray) -> np.ndarray:
         asked = [
@@ -232,10 +239,12 @@ def _locate(picks: Sequence[tuple[_Pool, _Job]], rollout_fn: RolloutFn, rollouts
         live = [one for one, m in zip(asked, mid.tolist(), strict=True) if m >= 0]
         _estimate([pool for pool, _ in picks], live, rollout_fn, rollouts)
         states = [pool.states.get(prefix) if m >= 0 else None for (pool, prefix), m in zip(asked, mid, strict=True)]
-        return np.array([0.0 if state is None else state.correct / state.total for state in states])
+        unknown[:] |= [state is not None and state.total == 0 for state in states]
+        return np.array([0.0 if state is None else state.mc for state in states])
 
     found = first_error_search(probe, n_steps, int(n_steps.max()), host=True)  # type: ignore[arg-type]
-    return np.asarray(found.first_error).tolist()
+    first = np.asarray(found.first_error).tolist()
+    return [None if no else error for no, error in zip(unknown.tolist(), first, strict=True)]
 
 
 def _labels(pools: Sequence[_Pool], errors: Sequence[LocatedError], counts: np.ndarray) -> OmegaLabels:

@@ -11,6 +11,7 @@ from prm_jax.commands.tree_labels import edit_distance
 from prm_jax.data.carry import ALPHABET, CarryTask
 from prm_jax.data.step_data import read_step_data
 from prm_jax.training.prm.data import step_pairs
+from prm_jax.verifiers.verdict import Verdict
 from tests.search.completion_server import serving
 
 SMALL = ["--problems", "4", "--task-options", "max_operands", "4", "--sampling.step-tokens", "14",
@@ -190,6 +191,23 @@ def test_labels_find_the_true_first_error(method, kind, model, careless, tmp_pat
                 right, known = right + (correct == (label > 0)), known + 1
     assert known > 20 and right / known > 0.8
     assert cli.main(words) == 2 and "exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["omega", "every_step", "tree"])
+def test_answers_that_cannot_be_checked_label_nothing(method, model, careless, tmp_path, monkeypatch):
+    judge, bad = CarryTask.verify_many, CarryTask(5, 5).train[0].prompt
+
+    def doubtful(self, problems, responses):
+        found = judge(self, problems, responses)
+        wrong = Verdict(0.0, "error", "no reference")
+        return [wrong if p.prompt == bad else verdict for p, verdict in zip(problems, found, strict=True)]
+
+    monkeypatch.setattr(CarryTask, "verify_many", doubtful)
+    out = tmp_path / "labels.jsonl"
+    more = ["--method", method, "--searches", "2", "--tree.simulations", "6"]
+    assert cli.main(["label", model, str(out), *LABEL, *more]) == 0
+    records = read_step_data(out)
+    assert len(records) > 4 and all(record.prompt != bad for record in records)
 
 
 @pytest.mark.parametrize("method", ["omega", "tree"])

@@ -144,6 +144,27 @@ def test_questions_without_a_mix_end_at_once():
         np.testing.assert_array_equal(out.searches, 0)
 
 
+def test_rollouts_that_cannot_be_judged():
+    """They are neither right nor wrong: counted nowhere, picked never; a probe of nothing else locates nothing."""
+
+    class Doubtful(World):
+        def __call__(self, requests, count):
+            found = super().__call__(requests, count)
+            for request, own in zip(requests, found, strict=True):
+                blind = request.question == 1 or (request.question == 2 and request.prefix)
+                own[:] = [r._replace(correct=None) if blind or i % 2 else r for i, r in enumerate(own)]
+            return found
+
+    world = Doubtful(luck=0.8)
+    out = s.omega_label(world, 3, rollouts=16, searches=4, L=6.0)
+    for state in out.states:
+        blind = state.question == 1 or (state.question == 2 and state.prefix)
+        assert state.total == (0 if blind else 8) and state.correct <= state.total
+    assert {e.question for e in out.errors} == {0} and len(out.errors) == out.searches[0] == 4
+    assert out.searches[1] == 0 and out.searches[2] == 4
+    assert out.calls[1] == 16
+
+
 def test_rollouts_of_the_wrong_number():
     with pytest.raises(ValueError, match="3 rollouts for question 0"):
         s.omega_label(lambda requests, count: [[s.Rollout(("a",), 1.0, True)] * 3 for _ in requests], 1, rollouts=4,
