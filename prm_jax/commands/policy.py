@@ -31,9 +31,10 @@ class Sampling:
     """Longest solution, in tokens."""
     rows: int = 64
     """Most sequences generated at once (without --server)."""
-    reuse_mib: int = 0
-    """Memory for keys and values of prefixes, so that they are not read anew for each step; pays for long prefixes and
-    large models, not for tiny ones (without --server)."""
+    reuse_mib: int | None = None
+    """Memory in MiB for keys and values of prefixes, so that they are not read anew for each step, 0 for none; by
+    default 1024 for models of 20 million parameters and more, none for smaller ones, where it does not pay (without
+    --server)."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,10 @@ class LocalPolicy:
         self.config, self.params = load_weights(path)
         self.tokenizer = Tokenizer.load(path)
         self.sampling, self.key = sampling, jax.random.key(seed)
-        self.reuse = PrefixStore(sampling.reuse_mib << 20) if sampling.reuse_mib > 0 else None
+        mib = sampling.reuse_mib
+        if mib is None:
+            mib = 1024 if sum(x.size for x in jax.tree.leaves(self.params)) >= 20_000_000 else 0
+        self.reuse = PrefixStore(mib << 20) if mib > 0 else None
 
     def __call__(
         self, prompts: Sequence[list[int]], ids: Sequence[int], count: int, *, room: Sequence[int], longest: int,
@@ -271,7 +275,7 @@ class Engine:
     ) -> None:  # fmt: skip
         if min(sampling.step_tokens, sampling.max_new_tokens, sampling.rows) < 1:
             raise UserError("--sampling.step-tokens, --sampling.max-new-tokens and --sampling.rows must be at least 1")
-        if sampling.reuse_mib < 0:
+        if sampling.reuse_mib is not None and sampling.reuse_mib < 0:
             raise UserError(f"--sampling.reuse-mib is {sampling.reuse_mib}: give the memory in MiB, 0 for none")
         self.task, self.sampling, self.chat = task, sampling, chat
         self.boundary = step_boundary(task.splitter)

@@ -157,6 +157,18 @@ def test_bad_options(model, more, message, capsys):
 
 
 @pytest.mark.slow
+def test_large_models_keep_what_they_have_read(model, monkeypatch):
+    """Unless told otherwise; small ones do not."""
+    from prm_jax.commands.policy import LocalPolicy, Sampling
+
+    stores = lambda: [LocalPolicy(model, Sampling(reuse_mib=mib), 0).reuse is not None for mib in (None, 0, 1)]  # noqa: E731
+    assert stores() == [False, False, True]
+    config, params = models.load_weights(model)
+    large = {**params, "other": np.broadcast_to(np.float32(0), (20_000_000,))}
+    monkeypatch.setattr(models, "load_weights", lambda path: (config, large))
+    assert stores() == [True, False, True]
+
+
 def test_a_real_model_proposes_steps(model, tmp_path, capsys):
     words = ["search", model, *SMALL, "--problems", "2", "--width", "2", "--beams", "2", "--sampling.rows", "4"]
     lines = []
