@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from prm_jax import rl
-from prm_jax.search.tree import NO_NODE, Tree, at, best_path, q_values
+from prm_jax.search.tree import NO_NODE, Tree, at, best_path, put, q_values
 
 Labels = Literal["q", "soft", "hard", "quality"]
 Pairing = Literal["best_worst", "first_error", "top_bottom"]
@@ -154,12 +154,11 @@ def sums_below(tree: Tree, entries: ArrayLike) -> jax.Array:
     """
     start = jnp.where(tree.valid, jnp.asarray(entries).astype(jnp.float32), 0.0)
     chex.assert_shape(start, tree.parent.shape)
-    rows, last = jnp.arange(tree.batch), tree.capacity - 1
+    last = tree.capacity - 1
 
     def up(i: jax.Array, total: jax.Array) -> jax.Array:
         node = last - i  # children come behind their parents
-        above = jnp.where(tree.parent[:, node] >= 0, tree.parent[:, node], tree.capacity)
-        return total.at[rows, above].add(total[:, node], mode="drop")
+        return put(total, tree.parent[:, node], total[:, node], "add")
 
     return jax.lax.fori_loop(0, tree.capacity, up, start)
 
@@ -185,8 +184,8 @@ def _quality(tree: Tree, right: jax.Array, finished: jax.Array) -> tuple[jax.Arr
 def _on_best_path(tree: Tree) -> jax.Array:
     """[B, N] bool: nodes of the best path by value that were visited."""
     path = best_path(tree, "q", max_depth=tree.capacity - 1)
-    slot = jnp.where((path >= 0) & (at(tree.visits, path) > 0), path, tree.capacity)
-    return jnp.zeros(tree.parent.shape, bool).at[jnp.arange(tree.batch)[:, None], slot].set(True, mode="drop")
+    visited = jnp.where(at(tree.visits, path) > 0, path, NO_NODE)
+    return put(jnp.zeros(tree.parent.shape, bool), visited, True)
 
 
 def _all_children(tree: Tree, width: int) -> tuple[jax.Array, jax.Array]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from prm_jax.search.tree import NO_NODE
+from prm_jax.search.tree import NO_NODE, at, put
 
 NO_ERROR = -1
 
@@ -97,10 +97,7 @@ def omega_use(
     visits, state, used = jnp.asarray(visits, jnp.float32), jnp.asarray(state), jnp.asarray(used) != 0
     pick = jnp.asarray(pick, jnp.int32)
     chex.assert_equal_shape([state, used])
-    rows = jnp.arange(state.shape[0])
-    slot = jnp.where(pick >= 0, pick, state.shape[1])
-    own = jnp.where(pick >= 0, jnp.take_along_axis(state, jnp.maximum(pick, 0)[:, None], axis=1)[:, 0], visits.shape[1])
-    return visits.at[rows, own].add(1.0, mode="drop"), used.at[rows, slot].set(True, mode="drop")
+    return put(visits, jnp.where(pick >= 0, at(state, pick), NO_NODE), 1.0, "add"), put(used, pick, True)
 
 
 def first_error_search(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prm_jax.search.tree import NO_NODE, Tree, at
+from prm_jax.search.tree import NO_NODE, Tree, at, put
 
 
 def reroot(tree: Tree, node: ArrayLike) -> tuple[Tree, jax.Array]:
@@ -83,7 +83,6 @@ def _below(tree: Tree, node: jax.Array) -> jax.Array:
 def _first_children(tree: Tree, inside: jax.Array, new: jax.Array) -> jax.Array:
     """[B, N] i32, by old slot: the new slot of the node's first child."""
     none = tree.capacity
-    parent = jnp.where(inside & (tree.parent >= 0), tree.parent, none)
-    rows = jnp.arange(tree.batch)[:, None]
-    first = jnp.full_like(tree.first_child, none).at[rows, parent].min(new, mode="drop")
+    parent = jnp.where(inside, tree.parent, NO_NODE)
+    first = put(jnp.full_like(tree.first_child, none), parent, new, "min")
     return jnp.where(first < none, first, NO_NODE)

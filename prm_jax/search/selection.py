@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from prm_jax.search.scores import ScoreFn, child_scores
-from prm_jax.search.tree import NO_NODE, Tree, at
+from prm_jax.search.tree import NO_NODE, Tree, at, put
 
 
 class Selection(NamedTuple):
@@ -64,12 +64,11 @@ def select(
     def step(seen: Tree, number: jax.Array) -> tuple[Tree, Selection]:
         own = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, number)
         found = _descend(seen, score_fn, max_depth, width, own)
-        slot = jnp.where(found.ok[:, None] & (found.path >= 0), found.path, tree.capacity)
-        rows = jnp.arange(tree.batch)[:, None]
+        path = jnp.where(found.ok[:, None], found.path, NO_NODE)
         return dataclasses.replace(
             seen,
-            visits=seen.visits.at[rows, slot].add(1.0, mode="drop"),
-            value_sum=seen.value_sum.at[rows, slot].add(-virtual_loss, mode="drop"),
+            visits=put(seen.visits, path, 1.0, "add"),
+            value_sum=put(seen.value_sum, path, -virtual_loss, "add"),
         ), found
 
     _, found = jax.lax.scan(step, tree, jnp.arange(leaves))

@@ -142,28 +142,32 @@ def q_values(tree: Tree, *, unvisited: float = 0.0) -> jax.Array:
     return jnp.where(tree.valid, q, 0.0)
 
 
+# Lookups and writes below are mapped over the questions instead of indexed by their numbers: only then does a compiler
+# that divides the batch among devices see that no question needs another's tree.
+
+
 def at(field: jax.Array, nodes: jax.Array) -> jax.Array:
     """[B, ...] entries of a field [B, N] at nodes [B, ...]; nodes out of range are moved to the nearest slot."""
     nodes = jnp.maximum(nodes, 0)
-    if field.shape[0] == 1:
-        # One question needs no row numbers: on a CPU, building the pairs costs as much as the lookup.
+    if field.shape[0] == 1:  # on a CPU the general case takes a kernel more for each lookup
         return field[0].at[nodes].get(mode="clip")
-    rows = jnp.arange(field.shape[0]).reshape(-1, *(1,) * (nodes.ndim - 1))
-    return field.at[rows, nodes].get(mode="clip")
+    return jax.vmap(lambda row, own: row.at[own].get(mode="clip"))(field, nodes)
 
 
-def put(field: jax.Array, nodes: jax.Array, entries: ArrayLike, how: Literal["set", "add", "max"] = "set") -> jax.Array:
-    """A field [B, N] with entries written to, added to or maximised into nodes [B, ...]; -1 stands for none."""
+def put(
+    field: jax.Array, nodes: jax.Array, entries: ArrayLike, how: Literal["set", "add", "max", "min"] = "set"
+) -> jax.Array:
+    """A field [B, N] with entries written to, added to, or compared with nodes [B, ...]; -1 stands for none."""
+    entries = jnp.broadcast_to(jnp.asarray(entries, field.dtype), nodes.shape)
     if nodes.shape == (1,) and how == "set":
-        return write(field, nodes, jnp.broadcast_to(entries, (1, 1)), nodes >= 0)
+        return write(field, nodes, entries[:, None], nodes >= 0)
     slots = jnp.where(nodes >= 0, nodes, field.shape[1])
-    rows = jnp.arange(field.shape[0]).reshape(-1, *(1,) * (nodes.ndim - 1))
-    return getattr(field.at[rows, slots], how)(entries, mode="drop")
+    return jax.vmap(lambda row, own, new: getattr(row.at[own], how)(new, mode="drop"))(field, slots, entries)
 
 
 def write(field: jax.Array, start: jax.Array, update: jax.Array, where: jax.Array) -> jax.Array:
     """`update` [B, C, ...] written to `field` [B, N, ...] at slots start [B] + arange(C) of the rows `where` [B]."""
-    width, rest = update.shape[1], tuple(range(1, update.ndim))
+    width = update.shape[1]
     if width > field.shape[1]:
         return field
     update = update.astype(field.dtype)
@@ -174,18 +178,16 @@ def write(field: jax.Array, start: jax.Array, update: jax.Array, where: jax.Arra
         return jax.lax.dynamic_update_slice(field, jnp.where(where[0], update, old), begin)
     # A window a row: a CPU writes it several times as fast as C single entries.
     windows = jax.lax.ScatterDimensionNumbers(
-        update_window_dims=rest, inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, 1)
+        update_window_dims=tuple(range(update.ndim - 1)), inserted_window_dims=(), scatter_dims_to_operand_dims=(0,)
     )
-    slots = jnp.stack([jnp.arange(field.shape[0]), jnp.where(where, start, field.shape[1])], axis=-1)
-    return jax.lax.scatter(
-        field,
-        slots,
-        update,
-        windows,
-        indices_are_sorted=True,
-        unique_indices=True,
-        mode=jax.lax.GatherScatterMode.FILL_OR_DROP,
-    )
+
+    def write_row(row: jax.Array, slot: jax.Array, new: jax.Array) -> jax.Array:
+        return jax.lax.scatter(
+            row, slot[None], new, windows, indices_are_sorted=True, unique_indices=True,
+            mode=jax.lax.GatherScatterMode.FILL_OR_DROP,
+        )  # fmt: skip
+
+    return jax.vmap(write_row)(field, jnp.where(where, start, field.shape[1]), update)
 
 
 def children(tree: Tree, node: ArrayLike, width: int) -> tuple[jax.Array, jax.Array]:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prm_jax import search as s
 from prm_jax.errors import UserError
@@ -496,3 +498,41 @@ def test_the_evaluator_is_not_asked_for_nothing(leaves):
     assert 2 <= len(calls) <= 4
     np.testing.assert_array_equal(found.count, 13)
     assert np.all(np.asarray(found.dropped) >= 20 - len(calls))
+
+
+@pytest.mark.parametrize("name", ["search", "keys, two leaves", "mean of the children", "reroot", "labels"])
+def test_questions_on_several_devices_exchange_nothing(name):
+    """Divided by the batch, a tree stays where it is: devices only agree on when to end."""
+    problem, questions = oracle.Problem(), 16
+
+    def searched(state, **options):
+        def expand(leaf):
+            child, prior, value, terminal, valid, _ = problem.answer(leaf.state, jnp)
+            return s.Expansion(prior, value, terminal, valid, state=child)
+
+        tree = s.init_tree(questions, 40, state=state)
+        return s.search(tree, expand, 12, s.minmax(s.puct()), width=3, max_depth=5, **options)
+
+    def run(state):
+        if name == "keys, two leaves":
+            return searched(state, leaves=2, key=jax.random.key(0))
+        if name == "mean of the children":
+            return searched(state, rule="child_mean", discount=0.9)
+        tree = searched(state)
+        if name == "reroot":
+            return s.reroot(tree, s.best_path(tree, max_depth=5)[:, 1])
+        if name == "labels":
+            return s.tree_labels(tree, tree.terminal & (tree.value > 0), how="soft"), s.paths_to(
+                tree, jnp.argmax(tree.visits[:, 1:], axis=1) + 1, max_depth=5
+            )
+        return tree
+
+    split = NamedSharding(Mesh(np.array(jax.devices()[:4]), ("data",)), PartitionSpec("data"))
+    state = jnp.arange(questions, dtype=jnp.uint32)
+    compiled = jax.jit(run, in_shardings=split, out_shardings=split).lower(state).compile()
+    exchanged = re.findall(r"= ([^=]+) (all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(", compiled.as_text())
+    assert {shape for shape, _ in exchanged} <= {"pred[]", "s32[]"}
+    jax.tree.map(
+        lambda here, there: np.testing.assert_allclose(here, there, rtol=1e-5, atol=1e-6),
+        compiled(jax.device_put(state, split)), jax.jit(run)(state),
+    )  # fmt: skip
