@@ -102,12 +102,12 @@ def run(options: Options) -> None:
     problems = [task.train[i] for i in range(min(options.problems, len(task.train)))]
     if not problems:
         raise UserError(f"the task {options.task!r} has no training problems, which are the ones to label")
+    first = results.header(settings_of(options), task.fingerprint)
     if options.resume and options.out.exists():
-        _check_finished(options)
+        _check_finished(options, first)
         print(f"{options.out} is finished")
         return
     partial = options.out.with_name(options.out.name + ".partial")
-    first = results.header(settings_of(options), task.fingerprint)
     done = results.begin(partial, first) if options.resume and partial.exists() else []
     if partial.exists() and not options.resume and len(results.whole_lines(partial)) > 1:
         raise UserError(f"{partial} is there from an interrupted run: go on with it by --resume, or remove it")
@@ -165,7 +165,7 @@ def _check(options: Options) -> None:
         raise UserError(f"--method {options.method} has no labels {options.labels!r}; it has {', '.join(known)}")
     if 2 * (1 + tree.simulations * tree.width) >= STREAMS:
         raise UserError(f"--tree.simulations times --tree.width must stay below {STREAMS // 2 - 1}")
-    if tree.min_edits < 0 or (tree.margin is not None and tree.margin < 0):
+    if tree.min_edits < 0 or (tree.margin is not None and not tree.margin >= 0):
         raise UserError("--tree.margin and --tree.min-edits must not be negative")
     if tree.scorer not in ("none", "rollouts") and not pathlib.Path(tree.scorer).exists():
         raise UserError(f"no scorer {tree.scorer!r}: it is none, rollouts, or the path of a process reward model")
@@ -173,10 +173,17 @@ def _check(options: Options) -> None:
         raise UserError(f"{options.out} exists: give another name, or remove it")
 
 
-def _check_finished(options: Options) -> None:
-    """Refuses to take a finished file for that of other settings: those that its lines tell."""
+def _settings_file(options: Options) -> pathlib.Path:
+    return options.out.with_name(options.out.name + ".settings")
+
+
+def _check_finished(options: Options, first: dict[str, Any]) -> None:
+    """Refuses to take a finished file for that of other settings: those beside it, else those that its lines tell."""
     from prm_jax.data.step_data import read_step_data
 
+    if _settings_file(options).exists():
+        results.begin(_settings_file(options), first)
+        return
     told = dict(read_step_data(options.out)[0].provenance)
     differ = results.differences({name: told.get(name) for name in provenance(options)}, provenance(options))
     if differ:
@@ -201,6 +208,8 @@ def _finish(options: Options, partial: pathlib.Path, done: Sequence[dict[str, An
             f"no solution could be labelled: the rollouts of all {problems} problems were all right or all wrong, or "
             f"gave no answer; take other problems, more {hint} or another --sampling.temperature"
         )
+    # First, so that there is no finished file without its settings.
+    results.write(_settings_file(options), results.whole_lines(partial)[:1])
     results.write(options.out, [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records])
     partial.unlink()
     known = [label for record in records for label in record.get("labels", ()) if label is not None]

@@ -34,12 +34,16 @@ def begin(path: pathlib.Path, first: Mapping[str, Any]) -> list[dict[str, Any]]:
     Raises:
       UserError: the file was made with other settings, which are named with both values, or cannot be read.
     """
-    if not path.exists():
+    lines = [json.loads(line) for line in whole_lines(path)] if path.exists() else []
+    if not lines:  # or stopped before the first line was whole
         write(path, [json.dumps(first)])
         return []
-    head, *lines = [json.loads(line) for line in whole_lines(path)] or [{}]
+    head, *lines = lines
     if head != first:
-        differ = differences(head.get("settings", {}), first["settings"]) or ["the task's problems"]
+        settings = head.get("settings")
+        if not isinstance(settings, dict):
+            raise UserError(f"cannot go on with {path}: its first line holds no settings, it is no file of results")
+        differ = differences(settings, first["settings"]) or ["the task's problems"]
         raise UserError(
             f"{path} was made with other {', '.join(differ)}: go on with the same, or give another file for the results"
         )

@@ -1,12 +1,13 @@
 """``prm-jax search``: a language model's answers by search over its steps, with accuracy, tokens and calls."""
 
+import math
 import pathlib
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -14,10 +15,12 @@ from prm_jax.commands import results
 from prm_jax.commands.policy import STREAMS, Connection, Engine, Sampling, settings_of
 from prm_jax.errors import UserError
 
+if TYPE_CHECKING:
+    import numpy as np
+
 Method = Literal[
     "majority", "best_of_n", "weighted_vote", "beam", "dvts", "step_beam", "lookahead", "parm", "mcts"
 ]
-Scorer = Callable[[Sequence[Any]], list[float]]
 _SAMPLED = ("majority", "best_of_n", "weighted_vote")
 
 
@@ -84,6 +87,31 @@ class Options:
     """Go on with the file in --out."""
 
 
+@dataclass(frozen=True)
+class Scorer:
+    """What values prefixes.
+
+    Attributes:
+      values: prefixes -> their scores.
+      output: what a score is: a mean log-probability, a chance, or a log-ratio or other score around 0.
+    """
+
+    values: Callable[[Sequence[Any]], list[float]]
+    output: Literal["logp", "chance", "score"]
+
+    def __call__(self, partials: Sequence[Any]) -> list[float]:
+        """The scores."""
+        return self.values(partials)
+
+    def weights(self, scores: "np.ndarray") -> "np.ndarray":
+        """What votes weigh, at least 0: probabilities, chances, or the sigmoid of a score."""
+        import numpy as np
+
+        if self.output == "logp":
+            return np.exp(scores)
+        return np.maximum(scores, 0.0) if self.output == "chance" else 1.0 / (1.0 + np.exp(-np.maximum(scores, -60.0)))
+
+
 def make_scorer(name: str, engine: Engine) -> Scorer:
     """The function that values prefixes.
 
@@ -91,11 +119,12 @@ def make_scorer(name: str, engine: Engine) -> Scorer:
       UserError: a task without a step checker (truth), or a path without a process reward model.
     """
     if name == "logp":
-        return lambda partials: [p.logp / max(len(p.tokens), 1) for p in partials]
+        return Scorer(lambda partials: [p.logp / max(len(p.tokens), 1) for p in partials], "logp")
     if name == "truth":
-        return lambda partials: [_truth(engine, p) for p in partials]
+        return Scorer(lambda partials: [_truth(engine, p) for p in partials], "chance")
     if not pathlib.Path(name).exists():
         raise UserError(f"no scorer {name!r}: it is logp, truth, or the path of a process reward model")
+    from prm_jax.training.prm.kinds import kind_of
     from prm_jax.training.prm.model import load_prm
     from prm_jax.training.prm.score import score_solutions
 
@@ -108,7 +137,7 @@ def make_scorer(name: str, engine: Engine) -> Scorer:
         # A prefix without a step has nothing to be scored by: it goes last.
         return [next(scored).response if r is not None else -1e9 for r in records]
 
-    return by_model
+    return Scorer(by_model, "chance" if kind_of(prm.spec).output in ("probability", "value") else "score")
 
 
 def run(options: Options) -> None:
@@ -122,6 +151,7 @@ def run(options: Options) -> None:
         raise UserError(f"the task {options.task!r} has no evaluation problems")
     first = results.header(settings_of(options), task.fingerprint)
     done = begin_results(options, first)
+    _check_lines(options, done, problems)
     engine = Engine(
         options.model, task, options.sampling, seed=options.seed, chat=options.chat, server=options.server,
         connection=options.connection,
@@ -171,10 +201,10 @@ def search(options: Options, engine: Engine, scorer: Scorer, final: Scorer | Non
     return lm.tree_search(engine.propose, scorer, count, simulations=options.simulations, **steps)[0]
 
 
-def choose(options: Options, engine: Engine, candidates: Sequence[Any]) -> Any:
+def choose(options: Options, engine: Engine, scorer: Scorer, candidates: Sequence[Any]) -> Any:
     """The candidate to answer with; None where there is none.
 
-    A vote gives the best candidate with the winning answer. Weights are scores moved to be at least 0.
+    A vote gives the best candidate with the winning answer.
     """
     import numpy as np
 
@@ -185,8 +215,7 @@ def choose(options: Options, engine: Engine, candidates: Sequence[Any]) -> Any:
     answers = [engine.answer(c.partial) for c in candidates]
     known = sorted({a for a in answers if a is not None}, key=answers.index)
     ids = np.array([[known.index(a) if a is not None else -1 for a in answers]])
-    scores = np.array([[c.score for c in candidates]])
-    weights = np.exp(scores) if options.scorer == "logp" else np.maximum(scores, 0.0)
+    weights = scorer.weights(np.array([[c.score for c in candidates]]))
     winner = int(vote(weights, ids, "majority" if options.method == "majority" else "weighted")[0])
     return candidates[answers.index(known[winner])] if winner >= 0 else candidates[0]
 
@@ -206,6 +235,18 @@ def begin_results(options: Options, first: dict[str, Any]) -> list[dict[str, Any
     return results.begin(options.out, first)
 
 
+def _check_lines(options: Options, done: Sequence[dict[str, Any]], problems: Sequence[Any]) -> None:
+    """Results of an earlier run have to be those of the first problems."""
+    told = ("correct", "any_correct", "tokens", "proposals", "scored", "answer")
+    for number, line in enumerate(done):
+        expected = problems[number].id if number < len(problems) else None
+        if line.get("id") != expected or not all(name in line for name in told):
+            raise UserError(
+                f"cannot go on with {options.out}: line {number + 2} is not the result of "
+                f"{'any problem' if expected is None else repr(expected)}, found {str(line)[:80]}"
+            )
+
+
 def _results(options: Options, engine: Engine, scorer: Scorer, final: Scorer | None) -> Iterator[dict[str, Any]]:
     found = search(options, engine, scorer, final)
     for b, problem in enumerate(engine.problems):
@@ -213,7 +254,7 @@ def _results(options: Options, engine: Engine, scorer: Scorer, final: Scorer | N
         texts = [engine.text(c.partial) for c in own]
         verdicts = engine.task.verify_many([problem] * len(own), texts) if own else []
         right = {c.partial.steps: v.score for c, v in zip(own, verdicts, strict=True)}
-        chosen = choose(options, engine, own)
+        chosen = choose(options, engine, scorer, own)
         yield {
             "id": problem.id,
             "answer": None if chosen is None else engine.answer(chosen.partial),
@@ -232,6 +273,8 @@ def _check(options: Options) -> None:
     low = [f"--{name.replace('_', '-')}" for name in counts if getattr(options, name) < 1]
     if low:
         raise UserError(f"{' and '.join(low)} must be at least 1")
+    if math.isnan(options.gate) or (options.min_gain is not None and math.isnan(options.min_gain)):
+        raise UserError("--gate and --min-gain must be numbers, found nan")
     if options.horizon < 0 or not 0.0 <= options.alpha <= 1.0:
         raise UserError("--horizon must not be negative, and --alpha must be from 0 to 1")
     requests = {

@@ -59,8 +59,7 @@ def backup(
     Source: mean: arXiv 2405.03553. child_mean: arXiv 2406.03816; with a rate and a discount: arXiv 2501.11223. max:
     arXiv 2205.11105.
     """
-    if rule not in _RULES:
-        raise ValueError(f"rule={rule!r}; expected one of {', '.join(map(repr, _RULES))}")
+    check_rule(rule)
     path, value = jnp.asarray(path, jnp.int32), jnp.asarray(value, jnp.float32)
     weight = jnp.broadcast_to(jnp.asarray(weight, jnp.float32), value.shape)
     best = value if best is None else jnp.asarray(best, jnp.float32)
@@ -68,6 +67,12 @@ def backup(
     return backup_with_leaves(
         tree, path, value, weight, best, nobody, jnp.zeros((tree.batch, 1)), rule, discount, rate=rate, width=width
     )
+
+
+def check_rule(rule: str) -> None:
+    """Raises ValueError for another rule than those of `backup`."""
+    if rule not in _RULES:
+        raise ValueError(f"rule={rule!r}; expected one of {', '.join(map(repr, _RULES))}")
 
 
 def backup_with_leaves(
@@ -111,6 +116,7 @@ def backup_with_leaves(
     # From the path as it is, and at all of its places: what does not count is dropped when it is written.
     g, best_g = _returns(tree, path, jnp.stack([value, best]), discount)
     path = jnp.where((counts & finite)[:, None], path, NO_NODE)
+    leaves = jnp.where(finite[:, None], leaves, NO_NODE)
 
     # Nodes of the path and leaves are all different, so one scatter takes both.
     nodes = jnp.concatenate([path, leaves], axis=1)
@@ -120,7 +126,7 @@ def backup_with_leaves(
     visits = put(tree.visits, nodes, weights, "add")
     value_max = put(tree.value_max, nodes, best_returns, "max")
     if rule == "max":
-        value_sum = put(tree.value_sum, nodes, at(visits, nodes) * at(value_max, nodes))
+        value_sum = put(tree.value_sum, nodes, at(visits, nodes) * jnp.where(nodes >= 0, at(value_max, nodes), 0.0))
     elif rule == "mean":
         value_sum = put(tree.value_sum, nodes, weights * returns, "add")
     else:  # the path's own is recomputed below

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prm_jax.search.tree import NO_NODE, Tree, at, has_room, put, write
+from prm_jax.search.tree import NO_NODE, Tree, at, has_room, is_node, put, write
 
 
 class Born(NamedTuple):
@@ -41,9 +41,10 @@ def expand(
 ) -> tuple[Tree, jax.Array]:
     """Adds C children to a leaf of each question, in neighbouring slots.
 
-    Nothing happens to a question where `ok` is False, where the node already has children, and where C children do not
-    fit any more: that is counted in `dropped`, and what was in the tree stays. A child whose prior, value or reward is
-    not finite is left out and counted in `refused`. A leaf without a valid child is closed: a dead end.
+    Nothing happens to a question where `ok` is False, where the leaf is no node, is terminal or already has children,
+    and where C children do not fit any more: that is counted in `dropped`, and what was in the tree stays. A child
+    whose prior, value or reward is not finite is left out and counted in `refused`. A leaf without a valid child is
+    closed: a dead end.
 
     Args:
       tree: the trees.
@@ -61,10 +62,21 @@ def expand(
     """
     leaf, ok = jnp.asarray(leaf, jnp.int32), jnp.asarray(ok) != 0
     chex.assert_shape([leaf, ok], (tree.batch,))
-    ok = ok & (leaf >= 0) & (at(tree.first_child, leaf) < 0)
+    check_state(tree, state, jnp.shape(prior), "'state'")
+    ok = ok & is_node(tree, leaf) & ~at(tree.terminal, leaf) & (at(tree.first_child, leaf) < 0)
     depth, no = jnp.where(ok, at(tree.depth, leaf), NO_NODE), jnp.zeros_like(ok)
     tree, born = expand_and_close(tree, leaf, depth, prior, value, terminal, valid, no, reward, state)
     return tree, born.kids
+
+
+def check_state(tree: Tree, state: Any, lead: tuple[int, ...], what: str) -> None:
+    """Raises ValueError unless the children's state has the tree's structure, and shapes [*lead, ...]."""
+    given, expected = str(jax.tree.structure(state)), str(jax.tree.structure(tree.state))
+    if given != expected:
+        raise ValueError(f"{what} is {given}; expected {expected}, as the tree's own state")
+    for own, new in zip(jax.tree.leaves(tree.state), jax.tree.leaves(state), strict=True):
+        if jnp.shape(new) != (*lead, *own.shape[2:]):
+            raise ValueError(f"{what} has shape {jnp.shape(new)}; expected {(*lead, *own.shape[2:])}")
 
 
 def expand_and_close(
@@ -116,7 +128,7 @@ def expand_and_close(
     def fill(field: jax.Array, update: jax.Array) -> jax.Array:
         return write(field, tree.count, update, grows)
 
-    closes = stuck | (ok & fits & ~some)
+    closes = stuck | (ok & ~some)
     prior, value, terminal = jnp.where(valid, prior, 0.0), jnp.where(valid, value, 0.0), valid & terminal
     reward = None if reward is None else jnp.where(valid, reward, 0.0)
     grown = dataclasses.replace(
@@ -130,7 +142,7 @@ def expand_and_close(
         terminal=fill(tree.terminal, terminal),
         closed=fill(put(tree.closed, jnp.where(closes, leaf, NO_NODE), True), terminal),
         count=tree.count + jnp.where(grows, width, 0),
-        dropped=tree.dropped + (ok & ~fits),
+        dropped=tree.dropped + (ok & some & ~fits),
         refused=tree.refused + refused,
         state=jax.tree.map(fill, tree.state, state),
     )

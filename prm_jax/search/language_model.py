@@ -7,7 +7,7 @@ for all questions together; the engine behind them may be in this process or a s
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -85,10 +85,11 @@ def beam_search(
       `Found`.
 
     Raises:
-      ValueError: `beams` is not a multiple of `trees`.
+      ValueError: `beams` is not a multiple of `trees`, or a number is below 1.
 
     Source: arXiv 2408.03314 and the released code search-and-learn.
     """
+    _check_counts(beams=beams, width=width, trees=trees, max_steps=max_steps)
     if beams % trees:
         raise ValueError(f"beams={beams} is not a multiple of trees={trees}")
     keep = beams // trees
@@ -100,7 +101,8 @@ def beam_search(
         slots = [(key, partial) for key, partials in live.items() for partial in partials]
         if not slots:
             break
-        asks = [Ask(partial, number * beams + _place(i, slots)) for i, (_, partial) in enumerate(slots)]
+        places = _places(key[0] for key, _ in slots)
+        asks = [Ask(partial, number * beams + place) for (_, partial), place in zip(slots, places, strict=True)]
         proposed = calls.propose(asks, keep * width if number == 0 else width)
         pools: dict[tuple[int, int], list[Partial]] = {key: [] for key in live}
         for (key, _), partials in zip(slots, proposed, strict=True):
@@ -132,6 +134,7 @@ def step_beam_search(
 
     Source: arXiv 2405.03553 and its released code.
     """
+    _check_counts(beams=beams, width=width, max_steps=max_steps)
     calls = Calls(propose, score, num_questions)
     return _step_beams(calls, lambda _, partials: calls.score(partials), num_questions, beams, width, max_steps)
 
@@ -260,11 +263,14 @@ def tree_search(
       max_steps: depth of the tree.
       score_fn: see `Method`; `puct(1.25)` when None.
       on_simulation: called with the number of simulations done.
-      **options: of `Method`.
+      **options: of `Method`, but for `leaves`.
 
     Returns:
       (`Found`, the tree, for each question its nodes' prefixes by slot).
     """
+    _check_counts(num_questions=num_questions, simulations=simulations, width=width, max_steps=max_steps)
+    if options.get("leaves") is not None:
+        raise ValueError("with a language model one leaf of each question is selected at a time: leave `leaves` out")
     method = Method(score_fn or puct(1.25), width, max_steps, **options)
     calls = Calls(propose, score, num_questions)
     tree = init_tree(num_questions, 1 + simulations * width)
@@ -300,9 +306,18 @@ _look_ahead = functools.partial(jax.jit, static_argnames=("alpha", "min_gain"))(
 _ask, _grow = jax.jit(ask, static_argnames="method"), jax.jit(grow, static_argnames="method")
 
 
-def _place(index: int, slots: Sequence[tuple[tuple[int, int], Partial]]) -> int:
-    """The number of a request among those of its question."""
-    return sum(other[0][0] == slots[index][0][0] for other in slots[:index])
+def _check_counts(**counts: int) -> None:
+    low = [f"{name}={count}" for name, count in counts.items() if count < 1]
+    if low:
+        raise ValueError(f"{' and '.join(low)}: expected at least 1")
+
+
+def _places(questions: Iterable[int]) -> Iterator[int]:
+    """The number of each request among those of its question."""
+    seen = Counter[int]()
+    for question in questions:
+        yield seen[question]
+        seen[question] += 1
 
 
 def _scored(

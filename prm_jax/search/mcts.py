@@ -16,11 +16,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from prm_jax.errors import UserError
-from prm_jax.search.backups import Rule, backup_with_leaves
-from prm_jax.search.expansion import Born, expand_and_close
+from prm_jax.search.backups import Rule, backup_with_leaves, check_rule
+from prm_jax.search.expansion import Born, check_state, expand_and_close
 from prm_jax.search.scores import ScoreFn
 from prm_jax.search.selection import Selection, select, split_keys
-from prm_jax.search.tree import NO_NODE, Tree, at, check_tree, children, close, has_room, put
+from prm_jax.search.tree import NO_NODE, Tree, at, check_tree, children, close, has_room, is_node, put
 
 Returned = Literal["leaf", "children"]
 
@@ -104,6 +104,12 @@ class Method:
         """Checks the numbers."""
         if self.returns not in ("leaf", "children"):
             raise ValueError(f"returns={self.returns!r}; expected 'leaf' or 'children'")
+        check_rule(self.rule)
+        for name, value, low in (("discount", self.discount, 0.0), ("rate", self.rate, 0.0)):
+            if isinstance(value, int | float) and not low <= value <= 1.0:
+                raise ValueError(f"{name}={value}; expected a number from 0 to 1")
+        if isinstance(self.virtual_loss, int | float) and not self.virtual_loss >= 0:
+            raise ValueError(f"virtual_loss={self.virtual_loss}; expected a number of at least 0")
         if self.width < 1 or self.max_depth < 1 or (self.leaves is not None and self.leaves < 1):
             raise ValueError(
                 f"width, max_depth and leaves must be at least 1, got {self.width}, {self.max_depth}, {self.leaves}"
@@ -168,6 +174,8 @@ def search(
     """
     method = Method(score_fn, width, max_depth, rule, returns, discount, rate, leaves, virtual_loss, depth_value)
     keys = None if key is None else split_keys(key, tree.batch)
+    if isinstance(num_simulations, int) and num_simulations < 0:
+        raise ValueError(f"num_simulations={num_simulations}; expected a number of at least 0")
     if host:
         return _search_on_host(tree, expand_fn, int(num_simulations), method, keys, stop_fn, on_simulation)
 
@@ -213,12 +221,16 @@ def ask(tree: Tree, method: Method, simulation: ArrayLike, keys: jax.Array | Non
         tree, method.score_fn, method.max_depth, method.width, tie,
         leaves=method.leaves, virtual_loss=method.virtual_loss,
     )  # fmt: skip
-    node, ok = selection.leaf, selection.ok
-    batch_axis = (slice(None),) + (None,) * (node.ndim - 1)
-    taken = method.width * (ok if node.ndim == 1 else jnp.cumsum(ok, axis=1))
-    ok = ok & (tree.count[batch_axis] + taken <= tree.capacity)
+    node, ok = selection.leaf, selection.ok & _fits(tree, selection, method)
     state = jax.tree.map(lambda x: at(x, node), tree.state)
     return selection, Leaf(node, at(tree.depth, node), ok, simulation, own, state)
+
+
+def _fits(tree: Tree, selection: Selection, method: Method) -> jax.Array:
+    """[B] or [B, K] bool: there is room for the leaf's children, and for those of the leaves before it."""
+    if selection.leaf.ndim == 1:
+        return has_room(tree, method.width)
+    return tree.count[:, None] + method.width * jnp.cumsum(selection.ok, axis=1) <= tree.capacity
 
 
 def grow(tree: Tree, selection: Selection, expansion: Expansion, method: Method) -> tuple[Tree, jax.Array]:
@@ -239,21 +251,21 @@ def grow(tree: Tree, selection: Selection, expansion: Expansion, method: Method)
     Raises:
       ValueError: for an answer of the wrong shape.
     """
-    expansion = _checked_shapes(expansion, selection, method)
+    expansion, fits = _checked_shapes(expansion, tree, selection, method), _fits(tree, selection, method)
     if selection.leaf.ndim == 1:
-        return _take_in(tree, selection, _look(tree, selection, method), expansion, method)
+        return _take_in(tree, selection, _look(tree, selection, fits, method), expansion, method)
 
-    def step(tree: Tree, each: tuple[Selection, Expansion]) -> tuple[Tree, jax.Array]:
-        selection, expansion = each
-        return _take_in(tree, selection, _look(tree, selection, method), expansion, method)
+    def step(tree: Tree, each: tuple[Selection, jax.Array, Expansion]) -> tuple[Tree, jax.Array]:
+        selection, fits, expansion = each
+        return _take_in(tree, selection, _look(tree, selection, fits, method), expansion, method)
 
-    each = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (selection, expansion))
+    each = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (selection, fits, expansion))
     tree, kids = jax.lax.scan(step, tree, each)
     return tree, jnp.moveaxis(kids, 0, 1)
 
 
-# What has to be done about a selected leaf, besides expanding it.
-_NOTHING, _CLOSE = -1, -2
+# What has to be done about a selected leaf that is not expanded: nothing, close it, or count that it did not fit.
+_NOTHING, _CLOSE, _DROP = -1, -2, -3
 
 
 class _Place(NamedTuple):
@@ -268,13 +280,14 @@ class _Place(NamedTuple):
     value: jax.Array
 
 
-def _look(tree: Tree, selection: Selection, method: Method) -> _Place:
+def _look(tree: Tree, selection: Selection, fits: jax.Array, method: Method) -> _Place:
     leaf, _, ok = selection
-    is_open = (leaf >= 0) & ~at(tree.closed, leaf)
+    is_open = is_node(tree, leaf) & ~at(tree.closed, leaf)
     # Selection led nowhere: the node is exhausted.
     otherwise = jnp.where(is_open & ~ok & _exhausted(tree, leaf, method), _CLOSE, _NOTHING)
     can_grow = ok & is_open & (at(tree.first_child, leaf) < 0)
-    return _Place(jnp.where(can_grow, at(tree.depth, leaf), otherwise), at(tree.value, leaf))
+    grows = jnp.where(fits, at(tree.depth, leaf), _DROP)
+    return _Place(jnp.where(can_grow, grows, otherwise), at(tree.value, leaf))
 
 
 def _evaluate(
@@ -285,7 +298,8 @@ def _evaluate(
     Compilers do not move work across a conditional. So all reads of the tree are done when the writes begin, and these
     need no copies of it.
     """
-    evaluate = jax.jit(lambda leaf: _checked_shapes(expand_fn(leaf), selection, method))  # one trace for both branches
+    # Compiled as one function, it is traced once for both branches.
+    evaluate = jax.jit(lambda leaf: _checked_shapes(expand_fn(leaf), tree, selection, method))
 
     def answer(leaf: Leaf) -> tuple[_Place | None, Expansion]:
         return look(), evaluate(leaf)
@@ -294,7 +308,7 @@ def _evaluate(
         return look(), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(evaluate, leaf))
 
     def look() -> _Place | None:
-        return _look(tree, selection, method) if method.leaves is None else None
+        return _look(tree, selection, _fits(tree, selection, method), method) if method.leaves is None else None
 
     return jax.lax.cond(jnp.any(leaf.ok), answer, nothing, leaf)
 
@@ -304,12 +318,13 @@ def _take_in(
 ) -> tuple[Tree, jax.Array]:
     leaf, path, _ = selection
     # Without a node, a score was NaN.
-    tree = dataclasses.replace(tree, refused=tree.refused + (tree.has_root & (leaf < 0)))
+    refused = tree.refused + (tree.has_root & (leaf < 0))
+    tree = dataclasses.replace(tree, refused=refused, dropped=tree.dropped + (place.depth == _DROP))
     terminal, value = jnp.asarray(expansion.terminal) != 0, jnp.asarray(expansion.value, jnp.float32)
     last = (place.depth + 1 >= method.max_depth)[:, None]
     if method.depth_value is not None:
         value = jnp.where(last & ~terminal, method.depth_value, value)
-    ok = (place.depth >= 0) & has_room(tree, method.width)
+    ok = place.depth >= 0
     tree, born = expand_and_close(
         tree, leaf, place.depth, expansion.prior, value, terminal | last, expansion.valid, place.depth == _CLOSE,
         expansion.reward, expansion.state,
@@ -358,16 +373,21 @@ def _exhausted(tree: Tree, leaf: jax.Array, method: Method) -> jax.Array:
     return ~open_child & ((at(tree.first_child, leaf) >= 0) | (at(tree.depth, leaf) >= method.max_depth))
 
 
-def _checked_shapes(expansion: Expansion, selection: Selection, method: Method) -> Expansion:
+def _checked_shapes(expansion: Expansion, tree: Tree, selection: Selection, method: Method) -> Expansion:
     """Refuses an answer of the wrong shape by the name of its part."""
     lead = selection.leaf.shape
+    if not isinstance(expansion, Expansion):
+        raise ValueError(f"the evaluator returned {type(expansion).__name__}; expected an Expansion")
     for name, shape in (("prior", method.width), ("value", method.width), ("terminal", method.width),
                         ("valid", method.width), ("reward", method.width), ("node_value", None)):  # fmt: skip
         part = getattr(expansion, name)
+        if part is None and name not in ("reward", "node_value"):
+            raise ValueError(f"the evaluator's {name!r} is None; only 'reward', 'node_value' and 'state' may be")
         expected = lead if shape is None else (*lead, shape)
         if part is not None and jnp.shape(part) != expected:
             axes = "[B" + ", K" * (len(lead) - 1) + (", C]" if shape else "]")
             raise ValueError(f"the evaluator's {name!r} has shape {jnp.shape(part)}; expected {expected}, {axes}")
+    check_state(tree, expansion.state, (*lead, method.width), "the evaluator's 'state'")
     return Expansion(*map(_as_arrays, expansion))
 
 
@@ -400,7 +420,7 @@ def _search_on_host(
         selection, leaf = _ask(tree, method, number, keys)
         asked = leaf._replace(**{name: np.asarray(getattr(leaf, name)) for name in _HOST_FIELDS})
         answer = expand_fn(asked) if asked.ok.any() else _no_answer(tree, selection, method)
-        answer = _checked_shapes(answer, selection, method)
+        answer = _checked_shapes(answer, tree, selection, method)
         _check_finite(answer, asked)
         tree, _ = _grow(tree, selection, answer, method)
         if stop_fn is not None:

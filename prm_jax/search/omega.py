@@ -70,8 +70,9 @@ def omega_select(
     chex.assert_rank([mc, state], 2)
     chex.assert_equal_shape([mc, visits])
     chex.assert_equal_shape([state, length, used])
-    at = jnp.clip(state, 0, mc.shape[1] - 1)
-    own_mc, own_visits = jnp.take_along_axis(mc, at, axis=1), jnp.take_along_axis(visits, at, axis=1)
+    if state.shape[1] == 0:
+        return jnp.full(state.shape[:1], NO_NODE, jnp.int32), jnp.zeros(state.shape, jnp.float32)
+    own_mc, own_visits = at(mc, state), at(visits, state)
     pool = (state >= 0) & ~used & (own_mc > 0) & (own_mc < 1) & ~jnp.isnan(length)
     quality = alpha ** (1.0 - own_mc) * beta ** (length / L)
     bonus = c * jnp.sqrt(jnp.sum(visits, axis=1, keepdims=True)) / (1.0 + own_visits)

@@ -13,8 +13,8 @@ from prm_jax.search.tree import NO_NODE, Tree, at, put
 def reroot(tree: Tree, node: ArrayLike) -> tuple[Tree, jax.Array]:
     """Keeps the subtree of one node a question, its statistics included.
 
-    Slots are packed in their old order, so a parent's is still smaller than its children's. The new root is open even
-    if all that lay below it was closed by a stop; it stays closed if it is terminal.
+    Slots are packed in their old order, so a parent's is still smaller than its children's. What was closed stays
+    closed. A stop closes the old root alone, so that a search goes on below any other node that had something left.
 
     Args:
       tree: the trees.

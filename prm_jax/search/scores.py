@@ -6,6 +6,7 @@ program. Which children may be entered is decided by `child_scores`, not by the 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -123,7 +124,7 @@ def ucb1(
     c: float = 1.0,
     *,
     two: float = 2.0,
-    unvisited: float | Literal["inf"] = "inf",
+    unvisited: float | Literal["inf", "first"] = "inf",
     initial: Unvisited = 0.0,
     discount: float | None = None,
 ) -> ScoreRule:
@@ -135,7 +136,8 @@ def ucb1(
     Args:
       c: weight of the exploration.
       two: the factor under the root, 2 or 1.
-      unvisited: what is added to Q of a child without visits; "inf" visits every child once before any twice.
+      unvisited: what is added to Q of a child without visits; "inf", also called "first", visits every
+        child once before any twice.
       initial: Q of a child without visits.
       discount: None where steps have no rewards, see `ChildValues`.
 
@@ -144,8 +146,10 @@ def ucb1(
 
     Source: arXiv 2406.03816, 2408.06195, 2501.04519, 2501.12051.
     """
-    if isinstance(unvisited, str) and unvisited != "inf":
-        raise ValueError(f"unvisited={unvisited!r}; expected 'inf' or a number")
+    if isinstance(unvisited, str):
+        if unvisited not in ("inf", "first"):
+            raise ValueError(f"unvisited={unvisited!r}; expected 'inf', 'first' or a number")
+        unvisited = math.inf
     return _Ucb1(ChildValues(initial, discount), c, two, float(unvisited))
 
 

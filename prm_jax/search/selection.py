@@ -105,7 +105,7 @@ def _descend(tree: Tree, score_fn: ScoreFn, max_depth: int, width: int, keys: ja
         best = jnp.max(scores, axis=1)  # NaN if there is one; -inf without an open child, where argmax gives 0
         child = jnp.take_along_axis(kids, choice[:, None], axis=1)[:, 0]
         move = jnp.where(best > -jnp.inf, child, jnp.where(jnp.isnan(best), _BROKEN, _STUCK))
-        move = jnp.where(node >= 0, move, NO_NODE)
+        move = jnp.where(node >= 0, move, NO_NODE).astype(jnp.int32)
         path = jax.lax.dynamic_update_slice_in_dim(path, move[:, None], depth + 1, axis=1)
         return depth + 1, jnp.where((move >= 0) & (at(tree.first_child, move) >= 0), move, NO_NODE), path
 

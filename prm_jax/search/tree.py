@@ -160,7 +160,7 @@ def put(
     """A field [B, N] with entries written to, added to, or compared with nodes [B, ...]; -1 stands for none."""
     entries = jnp.broadcast_to(jnp.asarray(entries, field.dtype), nodes.shape)
     if nodes.shape == (1,) and how == "set":
-        return write(field, nodes, entries[:, None], nodes >= 0)
+        return write(field, nodes, entries[:, None], (nodes >= 0) & (nodes < field.shape[1]))
     slots = jnp.where(nodes >= 0, nodes, field.shape[1])
     return jax.vmap(lambda row, own, new: getattr(row.at[own], how)(new, mode="drop"))(field, slots, entries)
 
@@ -188,6 +188,12 @@ def write(field: jax.Array, start: jax.Array, update: jax.Array, where: jax.Arra
         )  # fmt: skip
 
     return jax.vmap(write_row)(field, jnp.where(where, start, field.shape[1]), update)
+
+
+def is_node(tree: Tree, node: jax.Array) -> jax.Array:
+    """[B] bool: the slot [B] holds a node."""
+    inside = (node > 0) & (node < tree.capacity) & (at(tree.parent, node) >= 0)
+    return inside | ((node == 0) & tree.has_root)
 
 
 def children(tree: Tree, node: ArrayLike, width: int) -> tuple[jax.Array, jax.Array]:
@@ -223,8 +229,8 @@ def close(tree: Tree, node: ArrayLike, where: ArrayLike) -> Tree:
     Returns:
       `Tree`.
     """
-    node = jnp.asarray(node)
-    chex.assert_equal_shape([node, jnp.asarray(where)])
+    node, where = jnp.asarray(node), jnp.asarray(where) != 0
+    chex.assert_equal_shape([node, where])
     return dataclasses.replace(tree, closed=put(tree.closed, jnp.where(where, node, NO_NODE), True))
 
 

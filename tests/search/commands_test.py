@@ -184,6 +184,38 @@ LABEL = ["--problems", "6", "--task-options", "min_operands", "5", "max_operands
          "48", "--rollouts", "6"]  # fmt: skip
 
 
+def test_a_damaged_file_of_results_is_refused(model, careless, tmp_path, capsys):
+    out = tmp_path / "found.jsonl"
+    words = ["search", model, "--problems", "3", "--method", "majority", "--samples", "2", "--out", str(out)]
+    assert cli.main(words) == 0
+    head, *lines = out.read_text().splitlines()
+    for damaged, words_of_it in (
+        ([head, "{}"], "line 2 is not the result of 'carry"),
+        ([head, lines[1]], "line 2 is not the result of 'carry"),
+        ([head, *lines, lines[0]], "line 5 is not the result of any problem"),
+        (['{"settings": [1]}', *lines], "its first line holds no settings"),
+    ):
+        out.write_text("".join(line + "\n" for line in damaged))
+        assert cli.main([*words, "--resume"]) == 2
+        assert words_of_it in capsys.readouterr().err, damaged
+
+
+def test_votes_weigh_scores_below_0():
+    """Three candidates for 2 outweigh a slightly better one for 1, whatever the scores are."""
+    from prm_jax.commands.search import Options, Scorer, choose
+    from prm_jax.search.language_model import Candidate, Partial
+
+    class Answers:
+        def answer(self, partial):
+            return partial.steps[0][0]
+
+    own = [Candidate(Partial(0, ((a,),)), score) for a, score in (("1", -0.9), ("2", -1.0), ("2", -1.0), ("2", -1.1))]
+    options = Options("model", method="weighted_vote")
+    for output in ("logp", "score"):
+        chosen = choose(options, Answers(), Scorer(lambda partials: [], output), own)
+        assert chosen is own[1]
+
+
 @pytest.mark.parametrize("method", ["omega", "every_step"])
 @pytest.mark.parametrize("kind", ["soft", "hard", "vstar"])
 def test_labels_find_the_true_first_error(method, kind, model, careless, tmp_path, capsys):
@@ -250,7 +282,15 @@ def test_labelling_goes_on_after_an_interruption(method, model, tmp_path, monkey
     assert out.read_text() == whole.read_text() and not partial.exists()
     assert cli.main([*words, "--resume"]) == 0 and "is finished" in capsys.readouterr().out
     assert cli.main([*words, "--resume", "--seed", "1"]) == 2 and "other seed (0, now 1)" in capsys.readouterr().err
+    for option, value in (("--problems", "7"), ("--searches", "9"), ("--sampling.step-tokens", "20")):
+        assert cli.main([*words, "--resume", option, value]) == 2
+        assert f"other {option[2:].replace('-', '_')} (" in capsys.readouterr().err
+    out.with_name("labels.jsonl.settings").unlink()  # the lines themselves tell some of it
+    assert cli.main([*words, "--resume", "--seed", "1"]) == 2 and "other seed" in capsys.readouterr().err
     assert cli.main([*words]) == 2 and "exists" in capsys.readouterr().err
+    partial.write_text("")  # stopped before the first line was there
+    out.unlink()
+    assert cli.main([*words, "--resume"]) == 0 and out.read_text() == whole.read_text()
 
 
 TREE = [*LABEL, "--method", "tree", "--tree.simulations", "12", "--tree.width", "3", "--tree.max-steps", "6"]

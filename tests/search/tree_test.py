@@ -415,7 +415,11 @@ def test_bad_options():
     for call, words in (
         (lambda: s.init_tree(0, 4), "batch >= 1"),
         (lambda: s.minmax(s.puct(), over="all"), "over='all'"),
-        (lambda: s.ucb1(unvisited="first"), "unvisited='first'"),
+        (lambda: s.ucb1(unvisited="last"), "unvisited='last'"),
+            (lambda: s.Method(s.puct(), 2, 1, rule="median"), "rule='median'"),
+            (lambda: s.Method(s.puct(), 2, 1, discount=1.5), "discount=1.5"),
+            (lambda: s.Method(s.puct(), 2, 1, virtual_loss=float("nan")), "virtual_loss=nan"),
+            (lambda: s.search(s.init_tree(1, 4), None, -1, s.puct(), width=2, max_depth=2), "num_simulations=-1"),
         (lambda: s.Method(s.puct(), 2, 0), "max_depth"),
         (lambda: s.Method(s.puct(), 2, 1, returns="best"), "returns='best'"),
     ):
@@ -536,3 +540,82 @@ def test_questions_on_several_devices_exchange_nothing(name):
         lambda here, there: np.testing.assert_allclose(here, there, rtol=1e-5, atol=1e-6),
         compiled(jax.device_put(state, split)), jax.jit(run)(state),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("questions", [1, 2])
+def test_what_was_not_asked_is_not_used(questions):
+    """Room for one of two leaves: the other is dropped, whatever is answered for it, though the first needs no room."""
+    method = s.Method(s.puct(), 2, 4, leaves=2)
+    ones = jnp.ones((questions, 2))
+    tree, _ = s.expand(s.init_tree(questions, 5), [0] * questions, ones, ones, ones == 0, ones > 0, [True] * questions)
+    selection, leaf = s.ask(tree, method, 0)
+    np.testing.assert_array_equal(leaf.ok, [[True, False]] * questions)
+    answer = jnp.stack([ones, jnp.nan * ones], 1)
+    valid = jnp.stack([ones == 0, ones > 0], 1)
+    grown, kids = s.grow(tree, selection, s.Expansion(answer, answer, valid & False, valid), method)
+    assert np.all(np.asarray(kids) == -1)
+    np.testing.assert_array_equal(grown.closed[0], [False, True, False, False, False])  # the first is a dead end
+    np.testing.assert_array_equal(grown.visits[0], [1, 1, 0, 0, 0])
+    np.testing.assert_array_equal(grown.dropped, 1)
+    np.testing.assert_array_equal(grown.refused, 0)
+
+
+@pytest.mark.parametrize("questions", [1, 2])
+def test_slots_without_a_node_stay_empty(questions):
+    ones = jnp.ones((questions, 2))
+    tree, ok = s.init_tree(questions, 7), [True] * questions
+    for slot in (3, 7, 99, -1):
+        assert not np.any(s.close(tree, [slot] * questions, ok).closed[:, :3])
+        grown, kids = s.expand(tree, [slot] * questions, ones, ones, ones == 0, ones > 0, ok)
+        assert np.all(np.asarray(kids) == -1)
+        assert_equal_trees(grown, tree)
+    tree, _ = s.expand(tree, [0] * questions, ones, ones, ones > 0, ones > 0, ok)
+    grown, _ = s.expand(tree, [1] * questions, ones, ones, ones == 0, ones > 0, ok)
+    assert_equal_trees(grown, tree)  # below an answer there is nothing
+    full, _ = s.expand(s.init_tree(questions, 2), [0] * questions, ones, ones, ones == 0, ones == 0, ok)
+    assert np.all(full.closed[:, 0]) and not np.any(full.dropped)  # a dead end needs no room
+
+
+def test_the_state_of_the_children_is_checked():
+    tree = s.init_tree(2, 5, state=jnp.zeros((2, 3)))
+    ones = jnp.ones((2, 2))
+    for state, words in (
+        (jnp.zeros((2, 2, 1)), r"shape \(2, 2, 1\); expected \(2, 2, 3\)"),
+        (jnp.zeros((2, 4, 3)), r"shape \(2, 4, 3\); expected"),
+        (jnp.zeros((1, 2, 3)), r"shape \(1, 2, 3\); expected"),
+        (None, "'state' is"),
+        ((jnp.zeros((2, 2, 3)),), "'state' is"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            s.expand(tree, [0, 0], ones, ones, ones == 0, ones > 0, [True, True], state=state)
+        for host in (False, True):
+            with pytest.raises(ValueError, match="the evaluator's .*" + words):
+                s.search(
+                    tree, lambda leaf, state=state: s.Expansion(ones, ones, ones == 0, ones > 0, state=state), 2,
+                    s.puct(), width=2, max_depth=2, host=host,
+                )  # fmt: skip
+    with pytest.raises(ValueError, match="returned tuple; expected an Expansion"):
+        s.search(tree, lambda leaf: (ones, ones), 2, s.puct(), width=2, max_depth=2)
+    with pytest.raises(ValueError, match="'prior' is None"):
+        s.search(tree, lambda leaf: s.Expansion(None, ones, ones == 0, ones > 0), 2, s.puct(), width=2, max_depth=2)
+
+
+def test_a_value_that_is_not_finite_visits_nothing():
+    def expand(leaf):
+        child, prior, value, terminal, valid, _ = oracle.Problem(ends=1.1, holes=0.0).answer(leaf.state, jnp)
+        return s.Expansion(prior, value, terminal, valid, node_value=leaf.depth * jnp.nan, state=child)
+
+    run = jax.jit(lambda state: s.search(s.init_tree(2, 9, state=state), expand, 1, s.puct(), width=3, max_depth=3))
+    tree = run(jnp.arange(2, dtype=jnp.uint32))
+    assert not np.any(tree.visits) and np.all(np.asarray(tree.refused) == 1)
+
+
+@pytest.mark.parametrize("leaves", [None, 2])
+def test_with_64_bits(leaves):
+    """Numbers of 64 bits around it change nothing."""
+    problem = oracle.Problem()
+    expected = run(start(problem, FULL), problem=problem, options=(("leaves", leaves),))
+    with jax.enable_x64(True):
+        found = run(start(problem, FULL), problem=problem, options=(("leaves", leaves),))
+    np.testing.assert_array_equal(found.visits, expected.visits)
+    assert found.parent.dtype == jnp.int32 and found.value_sum.dtype == jnp.float32

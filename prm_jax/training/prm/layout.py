@@ -71,6 +71,8 @@ def lay_out(prompt: Prompt, steps: Sequence[str], layout: TextLayout, tokenizer:
     text, ends = head, []
     for index, step in enumerate(steps):
         separated = layout.last_separator or index + 1 < len(steps)
+        # Steps that were cut out of a response may have their separator still.
+        separated &= not step.endswith(layout.separator)
         text += (layout.between if index else "") + step + (layout.separator if separated else "")
         ends.append(len(text))
     return LaidText(text, len(head), tuple(ends), begin, prefix)

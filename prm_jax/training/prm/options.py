@@ -26,7 +26,7 @@ class TextLayout:
     join: str = ""
     """Written between prompt and steps (chat none), or between the problem and step 1 (chat turns)."""
     separator: str = "\n"
-    """Written after each step; it belongs to the step."""
+    """Written after each step that does not end with it; it belongs to the step."""
     last_separator: bool = True
     """Write it after the last step, too."""
     between: str = ""

@@ -113,3 +113,10 @@ def test_a_packed_batch_says_where_everything_is(tokenizer, records):
     assert batch.segment_ids.max() > 1
     with pytest.raises(ValueError, match="do not fit"):
         collate(rows, Shape(1, 32, 6, 3))
+
+
+def test_a_separator_is_not_written_twice():
+    """Steps that were cut out of a response end with it, all but the last."""
+    tokenizer = CharTokenizer("ab?\n")
+    cut, bare = (lay_out("a?", steps, TextLayout(), tokenizer) for steps in (["a\n", "b\n", "ab"], ["a", "b", "ab"]))
+    assert cut == bare and cut.text == "a?a\nb\nab\n"
