@@ -21,6 +21,7 @@ from prm_jax.search.expansion import Born, check_state, expand_and_close
 from prm_jax.search.scores import ScoreFn
 from prm_jax.search.selection import Selection, select, split_keys
 from prm_jax.search.tree import NO_NODE, Tree, at, check_tree, children, close, has_room, is_node, put
+from prm_jax.varying import align
 
 Returned = Literal["leaf", "children"]
 
@@ -179,6 +180,8 @@ def search(
     if host:
         return _search_on_host(tree, expand_fn, int(num_simulations), method, keys, stop_fn, on_simulation)
 
+    tree, keys = align((tree, keys))  # under shard_map a loop keeps its types
+
     def more(carry: tuple[jax.Array, Tree]) -> jax.Array:
         return (carry[0] < num_simulations) & ~_all_closed(carry[1])
 
@@ -302,10 +305,11 @@ def _evaluate(
     evaluate = jax.jit(lambda leaf: _checked_shapes(expand_fn(leaf), tree, selection, method))
 
     def answer(leaf: Leaf) -> tuple[_Place | None, Expansion]:
-        return look(), evaluate(leaf)
+        return align((look(), evaluate(leaf)), leaf)
 
     def nothing(leaf: Leaf) -> tuple[_Place | None, Expansion]:
-        return look(), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(evaluate, leaf))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(evaluate, leaf))
+        return align((look(), zeros), leaf)
 
     def look() -> _Place | None:
         return _look(tree, selection, _fits(tree, selection, method), method) if method.leaves is None else None

@@ -619,3 +619,24 @@ def test_with_64_bits(leaves):
         found = run(start(problem, FULL), problem=problem, options=(("leaves", leaves),))
     np.testing.assert_array_equal(found.visits, expected.visits)
     assert found.parent.dtype == jnp.int32 and found.value_sum.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("options", [{}, {"leaves": 2}, {"rule": "child_mean", "discount": 0.9}, {"random": True}])
+def test_devices_that_do_not_wait_for_each_other(options):
+    """Under shard_map, with its types checked, each device searches its own questions."""
+    problem, options = oracle.Problem(), dict(options)
+    random = options.pop("random", False)
+
+    def run(state, keys):
+        tree = s.init_tree(len(state), 40, state=state)
+        key = keys if random else None
+        return s.search(tree, evaluator(problem), 12, s.puct(), width=3, max_depth=5, key=key, **options)
+
+    mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
+    apart = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data")))
+    given = jnp.arange(16, dtype=jnp.uint32), jax.random.split(jax.random.key(0), 16)
+    assert not re.search(r"(all-\w+|collective-\w+)\(", apart.lower(*given).compile().as_text())
+    jax.tree.map(
+        lambda here, there: np.testing.assert_allclose(here, there, rtol=1e-5, atol=1e-6),
+        apart(*given), jax.jit(run)(*given),
+    )  # fmt: skip

@@ -9,7 +9,7 @@ from prm_jax.pallas.linear_logprob import checks, parallel
 from prm_jax.pallas.linear_logprob.dispatch import IMPLEMENTATIONS, choose, statistics, this_machine
 from prm_jax.pallas.linear_logprob.problem import Inputs, Layout, Outputs, Residual, Spec, Target, vocab_size
 from prm_jax.pallas.linear_logprob.rows import inverse_temperatures, permuted, valid_first
-from prm_jax.pallas.linear_logprob.varying import align
+from prm_jax.varying import align
 
 __all__ = ["IMPLEMENTATIONS", "linear_logprob", "linear_lse_and_target"]
 

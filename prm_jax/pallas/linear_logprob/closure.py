@@ -29,7 +29,7 @@ from prm_jax.pallas.linear_logprob.problem import (
     vocab_size,
 )
 from prm_jax.pallas.linear_logprob.rows import inverse_temperatures, permuted, valid_first
-from prm_jax.pallas.linear_logprob.varying import align, mark, varying_axes
+from prm_jax.varying import align, mark, varying_axes
 
 _TOKENS = 256  # of a chunk on a CPU
 _TOKENS_ACCELERATOR = 1024

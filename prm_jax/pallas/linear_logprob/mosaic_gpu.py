@@ -14,7 +14,7 @@ from prm_jax.pallas.linear_logprob import mosaic_gpu_kernel as kernel
 from prm_jax.pallas.linear_logprob import xla_token
 from prm_jax.pallas.linear_logprob.problem import Gradients, Inputs, Outputs, Spec, Wanted, vocab_size
 from prm_jax.pallas.linear_logprob.tuning import device_name, gpu_columns
-from prm_jax.pallas.linear_logprob.varying import mark, varying_axes
+from prm_jax.varying import mark, varying_axes
 
 _FEATURES = 64  # of a step: a row of them is one 128-byte swizzle
 _ROWS = 64  # of a warpgroup: more would not leave registers for 256 columns

@@ -12,7 +12,7 @@ from jax.experimental.pallas import tpu as pltpu
 from prm_jax.pallas.linear_logprob import mosaic_tpu_kernels as kernels
 from prm_jax.pallas.linear_logprob.problem import Gradients, Inputs, Outputs, Spec, Wanted, vocab_size
 from prm_jax.pallas.linear_logprob.tuning import Blocks, tpu_blocks, tpu_memory
-from prm_jax.pallas.linear_logprob.varying import mark, varying_axes
+from prm_jax.varying import mark, varying_axes
 
 _LEAST_TOKEN_BLOCKS = 4
 

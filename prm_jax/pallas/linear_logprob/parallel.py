@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from prm_jax.pallas.linear_logprob.problem import Outputs
-from prm_jax.pallas.linear_logprob.varying import varying_axes
+from prm_jax.varying import varying_axes
 
 
 def check_axes(head: jax.Array, vocab_axis: str | None, gather_axes: tuple[str, ...]) -> None:

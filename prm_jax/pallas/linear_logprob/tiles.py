@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from prm_jax.pallas.linear_logprob import tile
 from prm_jax.pallas.linear_logprob.blocking import TokenBlocks, VocabBlocks, loop
 from prm_jax.pallas.linear_logprob.problem import Gradients, Inputs, Outputs, Spec, Wanted, vocab_size
-from prm_jax.pallas.linear_logprob.varying import mark, varying_axes
+from prm_jax.varying import mark, varying_axes
 
 _COMPACT_ROWS = 256  # finer blocks follow the number of valid tokens more closely
 _COMPACT_ROWS_ACCELERATOR = 1024
