@@ -87,7 +87,32 @@ def main() -> None:
             found = [json.loads(line) for line in out.read_text().splitlines()]
             table[name] = [line for line in found if "answer" in line]
             if arguments.out is not None:
-                arguments.out.write_text(json.dumps(table, indent=1) + "\n")
+                arguments.out.write_text(json.dumps(numbers(table), indent=1) + "\n")
+    print(markdown(numbers(table)))
+
+
+def numbers(table: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, list[float]]]:
+    """What is kept of the results: one number a problem."""
+    names = ("correct", "any_correct", "tokens", "scored")
+    return {method: {name: [line[name] for line in lines] for name in names} for method, lines in table.items()}
+
+
+def markdown(table: dict[str, dict[str, list[float]]], against: str = "majority vote of 8") -> str:
+    """A table with 95% intervals by resampling problems; differences are paired."""
+    rng = np.random.default_rng(0)
+    count = len(table[against]["correct"])
+    draws = rng.integers(0, count, (4000, count))
+    lines = ["| | accuracy | less the vote's | a right candidate | tokens | scorer calls |", "|---" + "|--:" * 5 + "|"]
+    for method, row in table.items():
+        right, vote = np.array(row["correct"]), np.array(table[against]["correct"])
+        cells = []
+        for values in (right, right - vote):
+            low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
+            cells.append(f"{values.mean():.3f} [{low:.3f}, {high:.3f}]")
+        cells[1] = "" if method == against else cells[1]
+        means = [np.mean(row[name]) for name in ("any_correct", "tokens", "scored")]
+        lines.append(f"| {method} | {cells[0]} | {cells[1]} | {means[0]:.3f} | {means[1]:.0f} | {means[2]:.1f} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
