@@ -1,9 +1,11 @@
-"""What the command line says on stderr: errors in red where a terminal shows it, warnings, nothing else."""
+"""What the command line says on stderr: errors in red where a terminal shows it, and warnings."""
 
 import contextlib
+import io
 import logging
 import os
 import sys
+from typing import TextIO
 
 
 def print_error(text: str) -> None:
@@ -56,3 +58,29 @@ def _printable(text: str) -> str:
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
     kept = "".join(char if char in "\n\t" or char.isprintable() else repr(char)[1:-1] for char in text)
     return kept.encode(encoding, "backslashreplace").decode(encoding)
+
+
+class Forgiving(io.TextIOBase):
+    """A text stream that drops what cannot be written: a closed pipe or lost terminal must not end a run."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._file.flush()
+
+    def isatty(self) -> bool:
+        return self._file.isatty()
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(self._file, "encoding", None) or "utf-8"

@@ -1,8 +1,6 @@
 """``prm-jax label``: step labels from a policy's rollouts or search trees, for ``prm-jax train-prm``."""
 
 import pathlib
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -11,6 +9,8 @@ import tyro
 
 from prm_jax.commands import results
 from prm_jax.commands.policy import STREAMS, Connection, Engine, Sampling, settings_of
+from prm_jax.commands.progress import Progress
+from prm_jax.commands.rollouts import Roller, counted
 from prm_jax.errors import UserError
 
 Tokens = tuple[int, ...]
@@ -112,26 +112,28 @@ def run(options: Options) -> None:
     if partial.exists() and not options.resume and len(results.whole_lines(partial)) > 1:
         raise UserError(f"{partial} is there from an interrupted run: go on with it by --resume, or remove it")
     chunks = range(0, len(problems), options.chunk)
-    labeller = _Labeller(options, task) if len(done) < len(chunks) else None
-    begun = time.monotonic()
-    for number, start in enumerate(chunks):
-        if labeller is None or number < len(done):
-            continue
-        records, calls = labeller(problems[start : start + options.chunk], start)
-        done.append({"calls": calls, "records": [to_json(record) for record in records]})
-        results.append(partial, first, number, done[-1:])
-        _progress(options, min(start + options.chunk, len(problems)), len(problems), done, time.monotonic() - begun)
+    if len(done) < len(chunks):
+        progress = Progress(len(problems), len(done) * options.chunk)
+        labeller = _Labeller(options, task, progress)
+        with progress:
+            for number in range(len(done), len(chunks)):
+                own = problems[chunks[number] : chunks[number] + options.chunk]
+                records, calls = labeller(own, chunks[number])
+                done.append({"calls": calls, "records": [to_json(record) for record in records]})
+                results.append(partial, first, number, done[-1:])
+                count = sum(len(chunk["records"]) for chunk in done)
+                progress.update(chunks[number] + len(own), f"{count} records")
     _finish(options, partial, done, len(problems))
 
 
 class _Labeller:
     """The policy, and what values the steps of trees, ready for chunk after chunk."""
 
-    def __init__(self, options: Options, task: Any) -> None:
+    def __init__(self, options: Options, task: Any, progress: Progress) -> None:
         self.options = options
         self.engine = Engine(
             options.model, task, options.sampling, seed=options.seed, chat=options.chat, server=options.server,
-            connection=options.connection,
+            connection=options.connection, on_written=progress.wrote,
         )  # fmt: skip
         self.prm = None
         if options.method == "tree" and options.tree.scorer not in ("none", "rollouts"):
@@ -190,12 +192,6 @@ def _check_finished(options: Options, first: dict[str, Any]) -> None:
         raise UserError(f"{options.out} was made with other {', '.join(differ)}: give another name")
 
 
-def _progress(options: Options, count: int, total: int, done: Sequence[dict[str, Any]], seconds: float) -> None:
-    records, calls = sum(len(chunk["records"]) for chunk in done), sum(chunk["calls"] for chunk in done)
-    print(f"{count}/{total} problems, {records} solutions, {calls} {_calls(options)}, {seconds:.0f} s",
-          file=sys.stderr, flush=True)  # fmt: skip
-
-
 def _finish(options: Options, partial: pathlib.Path, done: Sequence[dict[str, Any]], problems: int) -> None:
     """Writes the file that train-prm reads, and says what is in it."""
     import json
@@ -236,62 +232,6 @@ def provenance(options: Options) -> dict[str, Any]:
         "max_new_tokens": options.sampling.max_new_tokens,
         "seed": options.seed,
     }
-
-
-class Roller:
-    """Rollouts from prefixes of token ids, judged by the task.
-
-    Args:
-      engine: already turned to a chunk of problems.
-      first: number of each problem's first request; those below it are others'.
-    """
-
-    def __init__(self, engine: Engine, first: int = 0) -> None:
-        self.engine, self.first, self.calls = engine, first, 0
-        self._asked: dict[int, int] = {}
-
-    def __call__(self, requests: Sequence[Any], count: int) -> list[list[Any]]:
-        """``count`` rollouts of each request; see ``omega_label.RolloutFn``."""
-        from prm_jax.search import Rollout
-        from prm_jax.search.language_model import Ask, Partial
-
-        asks = []
-        for request in requests:
-            stream = self._asked.get(request.question, self.first)
-            self._asked[request.question] = stream + 1
-            asks.append(Ask(Partial(request.question, request.prefix), stream))
-        self.calls += len(requests) * count
-        answers = self.engine.propose(asks, count, True)
-        problems = [self.engine.problems[r.question] for r in requests for _ in range(count)]
-        prefixes = [ask.partial.tokens for ask in asks]
-        # A prefix that fills the whole length has no rollouts: it is what it is.
-        whole = [
-            prefix + (steps[i].tokens if steps else ())
-            for prefix, steps in zip(prefixes, answers, strict=True)
-            for i in range(count)
-        ]
-        texts = [self.engine.tokenizer.decode(list(tokens), skip_special=True) for tokens in whole]
-        verdicts = iter(self.engine.task.verify_many(problems, texts))
-        out = []
-        for r, (request, prefix) in enumerate(zip(requests, prefixes, strict=True)):
-            found = []
-            for i in range(count):
-                rest = whole[r * count + i][len(prefix) :]
-                steps = self.engine.split(whole[r * count + i])[len(request.prefix) :]
-                found.append(Rollout(tuple(steps), float(len(rest)), _right(next(verdicts))))
-            out.append(found)
-        return out
-
-
-def _right(verdict: Any) -> bool | None:
-    """None where the reference or the verifier is at fault: that says nothing about the answer."""
-    return verdict.score > 0.5 if verdict.usable else None
-
-
-def counted(rollouts: Sequence[Any]) -> tuple[int, int]:
-    """(right ones, judged ones)."""
-    judged = [rollout.correct for rollout in rollouts if rollout.correct is not None]
-    return sum(judged), len(judged)
 
 
 def _omega(options: Options, roller: Roller) -> list[Any]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -75,6 +75,10 @@ class Written(NamedTuple):
     over: bool | None
 
 
+OnWritten = Callable[[int, int], None]
+"""Told how many continuations were written, and of how many tokens in all, as they come."""
+
+
 class Policy(Protocol):
     """Goes on with prompts of token ids."""
 
@@ -105,9 +109,10 @@ class LocalPolicy:
       model: its name or path.
       sampling: how to sample.
       seed: of the sampling.
+      on_written: see `OnWritten`.
     """
 
-    def __init__(self, model: str, sampling: Sampling, seed: int) -> None:
+    def __init__(self, model: str, sampling: Sampling, seed: int, on_written: OnWritten) -> None:
         import jax
 
         from prm_jax.models import Tokenizer, load_weights
@@ -116,7 +121,7 @@ class LocalPolicy:
         path = model_path(model)
         self.config, self.params = load_weights(path)
         self.tokenizer = Tokenizer.load(path)
-        self.sampling, self.key = sampling, jax.random.key(seed)
+        self.sampling, self.key, self.on_written = sampling, jax.random.key(seed), on_written
         mib = sampling.reuse_mib
         if mib is None:
             mib = 1024 if sum(x.size for x in jax.tree.leaves(self.params)) >= 20_000_000 else 0
@@ -136,7 +141,9 @@ class LocalPolicy:
             own_prompts, own_ids = [prompts[i] for i in batch], [ids[i] for i in batch]
             # Whole solutions are not gone on with.
             reuse = self.reuse if boundary else None
-            found += self._generate(own_prompts, own_ids, number, count, longest, (*boundary, *stop), reuse)
+            new = self._generate(own_prompts, own_ids, number, count, longest, (*boundary, *stop), reuse)
+            self.on_written(number * count, sum(len(one.tokens) for own in new for one in own))
+            found += new
         return found
 
     def _generate(
@@ -173,9 +180,12 @@ class ServerPolicy:
       connection: how to talk to it.
       sampling: how to sample.
       seed: of the sampling, for servers that take one.
+      on_written: see `OnWritten`; tokens are counted where log-probabilities are asked for.
     """
 
-    def __init__(self, model: str, url: str, connection: Connection, sampling: Sampling, seed: int) -> None:
+    def __init__(
+        self, model: str, url: str, connection: Connection, sampling: Sampling, seed: int, on_written: OnWritten
+    ) -> None:
         from prm_jax.models import Tokenizer
         from prm_jax.search.server import CompletionServer
 
@@ -189,6 +199,7 @@ class ServerPolicy:
             backoff=connection.backoff, workers=connection.workers, at_once=connection.at_once,
             logprobs=connection.logprobs, key=key,
         )  # fmt: skip
+        self._told = lambda new: on_written(len(new), sum(len(one.logps or ()) for one in new))
         self._tells = True
 
     def __call__(
@@ -209,11 +220,11 @@ class ServerPolicy:
             for prompt, number, left in zip(prompts, ids, room, strict=True)
         ]  # fmt: skip
         if boundary and self._tells:
-            found = self.server.complete([r._replace(stop=(*boundary, *stop)) for r in requests])
+            found = self.server.complete([r._replace(stop=(*boundary, *stop)) for r in requests], self._told)
             self._tells = all(one.end != "either" for own in found for one in own)
             if self._tells:
                 return [[self._stopped(one, boundary) for one in own] for own in found]
-        found = self.server.complete([r._replace(stop=stop) for r in requests])
+        found = self.server.complete([r._replace(stop=stop) for r in requests], self._told)
         return [[self._cut(one, boundary) for one in own] for own in found]
 
     def _prompt(self, ids: list[int]) -> str | list[int]:
@@ -264,6 +275,7 @@ class Engine:
       chat: wrap prompts into the chat template.
       server: address of a server that runs the policy; empty: it runs in this process.
       connection: how to talk to the server.
+      on_written: see `OnWritten`.
 
     Raises:
       UserError: a task whose steps do not end at fixed strings.
@@ -271,7 +283,7 @@ class Engine:
 
     def __init__(
         self, model: str, task: Any, sampling: Sampling, *, seed: int, chat: bool, server: str = "",
-        connection: Connection | None = None,
+        connection: Connection | None = None, on_written: OnWritten = lambda samples, tokens: None,
     ) -> None:  # fmt: skip
         if min(sampling.step_tokens, sampling.max_new_tokens, sampling.rows) < 1:
             raise UserError("--sampling.step-tokens, --sampling.max-new-tokens and --sampling.rows must be at least 1")
@@ -280,9 +292,9 @@ class Engine:
         self.task, self.sampling, self.chat = task, sampling, chat
         self.boundary = step_boundary(task.splitter)
         self.policy: Policy = (
-            ServerPolicy(model, server, connection or Connection(), sampling, seed)
+            ServerPolicy(model, server, connection or Connection(), sampling, seed, on_written)
             if server
-            else LocalPolicy(model, sampling, seed)
+            else LocalPolicy(model, sampling, seed, on_written)
         )
         self.tokenizer = self.policy.tokenizer
         self.problems: Sequence[Any] = ()

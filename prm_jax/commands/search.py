@@ -2,8 +2,6 @@
 
 import math
 import pathlib
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +11,8 @@ import tyro
 
 from prm_jax.commands import results
 from prm_jax.commands.policy import STREAMS, Connection, Engine, Sampling, settings_of
+from prm_jax.commands.progress import Progress
+from prm_jax.commands.rollouts import AnswerValues, Roller
 from prm_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,8 +44,11 @@ class Options:
     """majority, best_of_n and weighted_vote sample whole solutions; the others go step by step: beam search, diverse
     verifier trees, AlphaMath's beam, ReARTeR's look-ahead, PARM's gates, and Monte-Carlo tree search."""
     scorer: str = "logp"
-    """What values prefixes: logp (the policy's own mean log-probability), truth (the task's exact step checker, for
-    bounds), or the path of a process reward model."""
+    """What values prefixes: logp (the policy's own mean log-probability), or the path of a process reward model; and,
+    for bounds, since they know the reference answers: verifier (answers alone), rollouts (the share of right ones among
+    --rollouts solutions written from there), truth (the task's exact step checker)."""
+    rollouts: int = 8
+    """Rollouts of each prefix (scorer rollouts); their tokens count."""
     samples: int = 16
     """Solutions a problem (majority, best_of_n, weighted_vote, parm)."""
     beams: int = 4
@@ -94,10 +97,12 @@ class Scorer:
     Attributes:
       values: prefixes -> their scores.
       output: what a score is: a mean log-probability, a chance, or a log-ratio or other score around 0.
+      roller: what makes rollouts for it, if anything does.
     """
 
     values: Callable[[Sequence[Any]], list[float]]
     output: Literal["logp", "chance", "score"]
+    roller: Roller | None = None
 
     def __call__(self, partials: Sequence[Any]) -> list[float]:
         """The scores."""
@@ -112,8 +117,17 @@ class Scorer:
         return np.maximum(scores, 0.0) if self.output == "chance" else 1.0 / (1.0 + np.exp(-np.maximum(scores, -60.0)))
 
 
-def make_scorer(name: str, engine: Engine) -> Scorer:
+def make_scorer(name: str, engine: Engine, *, rollouts: int = 0, first: int = 0) -> Scorer:
     """The function that values prefixes.
+
+    Args:
+      name: as in the options.
+      engine: reads prefixes, and makes rollouts.
+      rollouts: of each prefix (rollouts).
+      first: number of each problem's first request for rollouts; those below it are the search's.
+
+    Returns:
+      `Scorer`.
 
     Raises:
       UserError: a task without a step checker (truth), or a path without a process reward model.
@@ -122,8 +136,13 @@ def make_scorer(name: str, engine: Engine) -> Scorer:
         return Scorer(lambda partials: [p.logp / max(len(p.tokens), 1) for p in partials], "logp")
     if name == "truth":
         return Scorer(lambda partials: [_truth(engine, p) for p in partials], "chance")
+    if name in ("verifier", "rollouts"):
+        values = AnswerValues(engine, rollouts if name == "rollouts" else 0, first)
+        return Scorer(values, "chance", values.roller)
     if not pathlib.Path(name).exists():
-        raise UserError(f"no scorer {name!r}: it is logp, truth, or the path of a process reward model")
+        raise UserError(
+            f"no scorer {name!r}: it is logp, verifier, rollouts, truth, or the path of a process reward model"
+        )
     from prm_jax.training.prm.kinds import kind_of
     from prm_jax.training.prm.model import load_prm
     from prm_jax.training.prm.score import score_solutions
@@ -152,25 +171,28 @@ def run(options: Options) -> None:
     first = results.header(settings_of(options), task.fingerprint)
     done = begin_results(options, first)
     _check_lines(options, done, problems)
+    progress = Progress(len(problems), len(done))
     engine = Engine(
         options.model, task, options.sampling, seed=options.seed, chat=options.chat, server=options.server,
-        connection=options.connection,
+        connection=options.connection, on_written=progress.wrote,
     )  # fmt: skip
-    scorer = make_scorer(options.scorer, engine)
-    parm = options.method == "parm" and options.final_scorer
-    final = make_scorer(options.final_scorer, engine) if parm else None
-    begun = time.monotonic()
-    for start in range(0, len(problems), options.chunk):
-        chunk = problems[start : start + options.chunk]
-        if start + len(chunk) <= len(done):
-            continue
-        del done[start:]  # a chunk is done anew as a whole, so that lines stay in order
-        engine.begin(chunk, start)
-        lines = list(_results(options, engine, scorer, final))
-        done += lines
-        if options.out is not None:
-            results.append(options.out, first, start, lines)
-        _progress(len(done), len(problems), done, time.monotonic() - begun)
+    requests, prefixes = _requests(options)
+    scorer = make_scorer(options.scorer, engine, rollouts=options.rollouts, first=requests)
+    final = None
+    if options.method == "parm" and options.final_scorer:
+        final = make_scorer(options.final_scorer, engine, rollouts=options.rollouts, first=requests + prefixes)
+    with progress:
+        for start in range(0, len(problems), options.chunk):
+            chunk = problems[start : start + options.chunk]
+            if start + len(chunk) <= len(done):
+                continue
+            del done[start:]  # a chunk is done anew as a whole, so that lines stay in order
+            engine.begin(chunk, start)
+            lines = list(_results(options, engine, scorer, final))
+            done += lines
+            if options.out is not None:
+                results.append(options.out, first, start, lines)
+            progress.update(len(done), f"accuracy {sum(line['correct'] for line in done) / len(done):.3f}")
     print(_table(options, done))
 
 
@@ -249,7 +271,9 @@ def _check_lines(options: Options, done: Sequence[dict[str, Any]], problems: Seq
 
 def _results(options: Options, engine: Engine, scorer: Scorer, final: Scorer | None) -> Iterator[dict[str, Any]]:
     found = search(options, engine, scorer, final)
+    rollers = [one.roller for one in (scorer, final) if one is not None and one.roller is not None]
     for b, problem in enumerate(engine.problems):
+        rolled = sum(roller.tokens.get(engine.first + b, 0) for roller in rollers)
         own = found.candidates[b]
         texts = [engine.text(c.partial) for c in own]
         verdicts = engine.task.verify_many([problem] * len(own), texts) if own else []
@@ -262,14 +286,15 @@ def _results(options: Options, engine: Engine, scorer: Scorer, final: Scorer | N
             "correct": 0.0 if chosen is None else right[chosen.partial.steps],
             "any_correct": max(right.values(), default=0.0),
             "candidates": len(own),
-            "tokens": int(found.tokens[b]),
+            "tokens": int(found.tokens[b]) + rolled,
             "proposals": int(found.proposals[b]),
             "scored": int(found.scored[b]),
         }
 
 
 def _check(options: Options) -> None:
-    counts = ("problems", "chunk", "samples", "beams", "width", "simulations", "max_steps", "gate_from")
+    counts = ("problems", "chunk", "samples", "beams", "width", "simulations", "max_steps", "gate_from",
+              "rollouts")  # fmt: skip
     low = [f"--{name.replace('_', '-')}" for name in counts if getattr(options, name) < 1]
     if low:
         raise UserError(f"{' and '.join(low)} must be at least 1")
@@ -277,13 +302,12 @@ def _check(options: Options) -> None:
         raise UserError("--gate and --min-gain must be numbers, found nan")
     if options.horizon < 0 or not 0.0 <= options.alpha <= 1.0:
         raise UserError("--horizon must not be negative, and --alpha must be from 0 to 1")
-    requests = {
-        "mcts": 1 + options.simulations * options.width,
-        "lookahead": options.max_steps * options.beams * (1 + options.horizon * options.width),
-        "parm": 1 + options.max_steps * options.samples,
-    }.get(options.method, options.max_steps * options.beams)
-    if requests >= STREAMS:
-        raise UserError(f"this search may make {requests} requests a problem, which must stay below {STREAMS}")
+    requests, prefixes = _requests(options)
+    rolled = [options.scorer, options.final_scorer].count("rollouts") * prefixes
+    if requests + rolled >= STREAMS:
+        raise UserError(
+            f"this search may make {requests + rolled} requests a problem, which must stay below {STREAMS}"
+        )
     if options.method == "parm" and options.scorer == "logp" and options.gate >= 0:
         raise UserError(
             f"log-probabilities are never above 0, so that --gate {options.gate:g} gives every solution up: take a "
@@ -292,6 +316,16 @@ def _check(options: Options) -> None:
     scored_by = [options.scorer, *([options.final_scorer] if options.method == "parm" else [])]
     if options.server and not options.connection.logprobs and "logp" in scored_by:
         raise UserError("the scorer logp needs log-probabilities: leave --connection.no-logprobs out")
+
+
+def _requests(options: Options) -> tuple[int, int]:
+    """(requests that a search may make for a problem, prefixes that it may have scored), at most."""
+    tree, beams = 1 + options.simulations * options.width, options.max_steps * options.beams
+    return {
+        "mcts": (tree, tree),
+        "lookahead": (beams * (1 + options.horizon * options.width), beams * (1 + options.horizon) * options.width),
+        "parm": (1 + options.max_steps * options.samples, 1 + options.max_steps * options.samples),
+    }.get(options.method, (beams, beams * options.width))
 
 
 def _truth(engine: Engine, partial: Any) -> float:
@@ -303,11 +337,6 @@ def _truth(engine: Engine, partial: Any) -> float:
     if not labels:
         return 0.0
     return 1.0 if all(labels) else labels.index(False) / len(labels) - 1.0
-
-
-def _progress(count: int, total: int, lines: Sequence[dict[str, Any]], seconds: float) -> None:
-    right = sum(line["correct"] for line in lines) / max(len(lines), 1)
-    print(f"{count}/{total} problems, accuracy {right:.3f}, {seconds:.0f} s", file=sys.stderr, flush=True)
 
 
 def _table(options: Options, lines: Sequence[dict[str, Any]]) -> str:

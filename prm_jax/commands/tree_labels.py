@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prm_jax.commands.policy import Engine
+from prm_jax.commands.rollouts import AnswerValues
 from prm_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,55 +79,26 @@ def _search(options: "Options", engine: Engine, prm: Any) -> _Trees:
         for slot, partial in own.items():
             right = values.verdicts.get((b, partial.steps))
             answers[b, slot], correct[b, slot] = right is not None, bool(right)
-    return _Trees(tree, nodes, correct, answers, values.low, int(found.proposals.sum()) + values.rollouts)
+    return _Trees(tree, nodes, correct, answers, values.low, int(found.proposals.sum()) + values.roller.calls)
 
 
-class _Values:
-    """What prefixes are worth to the search, from 1 down to `low`; remembers the verdicts on answers."""
+class _Values(AnswerValues):
+    """What prefixes are worth to the search, from 1 down to `low`."""
 
     def __init__(self, options: "Options", engine: Engine, prm: Any) -> None:
-        from prm_jax.commands.label import Roller
-
-        self.options, self.engine, self.prm = options, engine, prm
-        self.low = -1.0 if options.tree.rule == "alphamath" else 0.0
-        self.verdicts: dict[tuple[int, Any], bool] = {}
         # The requests below belong to the tree's proposals, one a slot.
-        self._roller = Roller(engine, first=1 + options.tree.simulations * options.tree.width)
-
-    @property
-    def rollouts(self) -> int:
-        return self._roller.calls
+        first = 1 + options.tree.simulations * options.tree.width
+        super().__init__(engine, options.rollouts if options.tree.scorer == "rollouts" else 0, first)
+        self.prm, self.low = prm, -1.0 if options.tree.rule == "alphamath" else 0.0
 
     def __call__(self, partials: Sequence[Any]) -> list[float]:
-        ends = [p for p in partials if p.finished]
-        going = [p for p in partials if not p.finished]
-        worth = iter(self._ends(ends)), iter(self._going(going) if going else [])
-        return [self.low + (1.0 - self.low) * next(worth[not p.finished]) for p in partials]
+        """See above."""
+        return [self.low + (1.0 - self.low) * chance for chance in super().__call__(partials)]
 
-    def _ends(self, partials: Sequence[Any]) -> Iterator[float]:
-        """1 or 0; an end without an answer (cut off for its length) is worth 0, one that cannot be checked 1/2."""
-        problems = [self.engine.problems[p.question] for p in partials]
-        found = self.engine.task.verify_many(problems, [self.engine.text(p) for p in partials]) if partials else []
-        for partial, verdict in zip(partials, found, strict=True):
-            complete = self.engine.complete(partial)
-            right = complete and verdict.score > 0.5
-            if complete and verdict.usable:
-                self.verdicts[partial.question, partial.steps] = right
-            yield float(right) if verdict.usable else 0.5
-
-    def _going(self, partials: Sequence[Any]) -> list[float]:
-        if self.prm is not None:
-            return self._by_model(partials)
-        if self.options.tree.scorer == "none":
-            return [0.5] * len(partials)
-        from prm_jax.commands.label import counted
-        from prm_jax.search import Request
-
-        found = self._roller([Request(p.question, p.steps) for p in partials], self.options.rollouts)
-        counts = [counted(own) for own in found]
-        return [right / judged if judged else 0.5 for right, judged in counts]
-
-    def _by_model(self, partials: Sequence[Any]) -> list[float]:
+    def going(self, partials: Sequence[Any]) -> list[float]:
+        """By the reward model, where there is one."""
+        if self.prm is None or not partials:
+            return super().going(partials)
         from prm_jax.training.prm.score import score_solutions
 
         records = [self.engine.record(p) for p in partials]

@@ -12,7 +12,7 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
@@ -105,8 +105,19 @@ class CompletionServer:
         self._stopped = threading.Event()
         self._answered = False
 
-    def complete(self, requests: Sequence[CompletionRequest]) -> list[list[Completion]]:
+    def complete(
+        self,
+        requests: Sequence[CompletionRequest],
+        on_answer: Callable[[Sequence[Completion]], None] = lambda answer: None,
+    ) -> list[list[Completion]]:
         """Completions of each request, `n` of them, in order.
+
+        Args:
+          requests: what to ask.
+          on_answer: called with each answer, in order, as soon as those before it are there.
+
+        Returns:
+          For each request its completions.
 
         Raises:
           UserError: nobody answers at the address, the server refuses the request, does not answer in time or fails
@@ -119,6 +130,7 @@ class CompletionServer:
         try:
             for (i, _), answer in zip(pieces, pool.map(lambda piece: self._ask(piece[1]), pieces), strict=True):
                 found[i] += answer
+                on_answer(answer)
         finally:
             self._stopped.set()  # wakes those that wait for another try after a failure elsewhere
             pool.shutdown(wait=False, cancel_futures=True)

@@ -1,7 +1,5 @@
 """What a run says while it runs: a live table on a terminal, plain lines everywhere else."""
 
-import contextlib
-import io
 import sys
 import time
 from collections import deque
@@ -15,6 +13,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from prm_jax.terminal import Forgiving
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -84,7 +84,7 @@ class Console:
           file: where to; default the standard output.
           live: a live table (default: when the output is a terminal that can show one).
         """
-        output = cast(TextIO, _Forgiving(file or sys.stdout))
+        output = cast(TextIO, Forgiving(file or sys.stdout))
         self._console = rich.console.Console(file=output, highlight=False, soft_wrap=False)
         terminal = self._console.is_terminal and not self._console.is_dumb_terminal
         self._is_live = terminal if live is None else live
@@ -212,32 +212,6 @@ class Console:
                 cells.append(sparkline(values, min(32, width - 52)))
             table.add_row(*cells)
         return table
-
-
-class _Forgiving(io.TextIOBase):
-    """A text stream that drops what cannot be written: a closed pipe or lost terminal must not end a run."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError, ValueError):
-            self._file.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._file.flush()
-
-    def isatty(self) -> bool:
-        return self._file.isatty()
-
-    def fileno(self) -> int:
-        return self._file.fileno()
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return getattr(self._file, "encoding", None) or "utf-8"
 
 
 def sparkline(values: Sequence[float], width: int) -> str:

@@ -98,6 +98,28 @@ def test_every_method_on_the_careless_policy(method, model, careless, tmp_path, 
     assert (tmp_path / "whole.jsonl").read_text().splitlines()[1:] == out.read_text().splitlines()[1:]
 
 
+@pytest.mark.parametrize("method", ["best_of_n", "step_beam", "mcts"])
+def test_the_verifier_and_rollouts_value_prefixes(method, model, careless, tmp_path):
+    """The answer is right if any candidate is; rollouts find more of these, and their tokens count."""
+    found = {}
+    for scorer in ("verifier", "rollouts"):
+        words = ["search", model, *SMALL, "--problems", "12", "--samples", "4", "--beams", "1", "--width", "2",
+                 "--simulations", "6", "--method", method, "--scorer", scorer, "--rollouts", "6"]  # fmt: skip
+        outs = [tmp_path / f"{scorer}{chunk}.jsonl" for chunk in (5, 12)]
+        for out, chunk in zip(outs, ("5", "12"), strict=True):
+            assert cli.main([*words, "--out", str(out), "--chunk", chunk]) == 0
+        one, other = ([json.loads(line) for line in out.read_text().splitlines()[1:]] for out in outs)
+        assert one == other and all(line["correct"] == line["any_correct"] for line in one)
+        found[scorer] = one
+    mean = {name: [np.mean([line[key] for line in lines]) for key in ("correct", "tokens")]
+            for name, lines in found.items()}  # fmt: skip
+    if method == "best_of_n":  # its prefixes are whole solutions
+        assert found["verifier"] == found["rollouts"]
+    else:
+        assert mean["rollouts"][1] > 3 * mean["verifier"][1]
+        assert mean["rollouts"][0] - mean["verifier"][0] > (0.2 if method == "step_beam" else -1e-9)
+
+
 def save_reward_model(model, path, kind, outputs):
     from prm_jax.training.prm import PRM, save_prm
     from prm_jax.training.prm.forward import Spec, Weights, init_head
@@ -139,6 +161,8 @@ def test_other_settings_are_refused(model, careless, tmp_path, capsys):
     ("more", "message"),
     [
         (["--scorer", "nowhere"], "no scorer 'nowhere'"),
+        (["--scorer", "rollouts", "--rollouts", "0"], "--rollouts must be at least 1"),
+        (["--scorer", "rollouts", "--method", "beam", "--width", "4000"], "must stay below"),
         (["--width", "0"], "must be at least 1"),
         (["--method", "mcts", "--simulations", "5000"], "must stay below"),
         (["--task", "carryy"], "unknown task"),

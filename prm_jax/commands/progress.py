@@ -1,0 +1,97 @@
+"""How far a command over many problems has come: a bar on a terminal, plain lines elsewhere, on the standard error."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, TextIO, cast
+
+from prm_jax.terminal import Forgiving
+
+
+class Progress:
+    """Shows problems done, what is being written meanwhile, and how long the rest will take.
+
+    Problems advance in chunks, which may take minutes: what the policy writes is told in between. Use it as a context
+    manager.
+
+    Args:
+      total: problems of the whole run.
+      done: problems that an earlier run has done.
+      every: seconds between plain lines while a chunk is not done.
+      file: where to; default the standard error.
+      live: a bar (default: when the output is a terminal that can show one).
+    """
+
+    def __init__(
+        self, total: int, done: int = 0, *, every: float = 30.0, file: TextIO | None = None, live: bool | None = None
+    ) -> None:
+        import rich.console
+
+        output = cast(TextIO, Forgiving(file or sys.stderr))
+        self._console = rich.console.Console(file=output, highlight=False, soft_wrap=True)
+        terminal = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._live = terminal if live is None else live
+        self._total, self._done, self._first, self._every = total, done, done, every
+        self._samples = self._tokens = 0
+        self._result = ""
+        self._begun = self._told = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> "Progress":
+        """Shows the bar."""
+        if self._live:
+            from rich import progress
+
+            self._bar = progress.Progress(
+                progress.BarColumn(),
+                progress.TextColumn("{task.completed}/{task.total} problems{task.fields[note]}", markup=False),
+                console=self._console,
+            )
+            self._task = self._bar.add_task("", total=self._total, completed=self._done, note="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leaves the bar as it stands."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def wrote(self, samples: int, tokens: int) -> None:
+        """Tells that the policy has written so many more steps or solutions, of so many tokens in all."""
+        self._samples += samples
+        self._tokens += tokens
+        if self._bar is not None:
+            self._bar.update(self._task, note=self._note())
+        elif time.monotonic() - self._told >= self._every:
+            self._line()
+
+    def update(self, done: int, result: str) -> None:
+        """Tells that so many problems are done in all, and in a few words with what result."""
+        self._done, self._result = done, result
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, note=self._note())
+        else:
+            self._line()
+
+    def _line(self) -> None:
+        self._told = time.monotonic()
+        self._console.print(f"{self._done}/{self._total} problems{self._note()}", markup=False)
+
+    def _note(self) -> str:
+        from prm_jax.training.console import duration
+
+        passed = time.monotonic() - self._begun
+        parts = [self._result] if self._result else []
+        if self._samples:
+            parts.append(f"{self._samples:,} samples")
+        if self._tokens:
+            parts.append(f"{self._tokens:,} tokens")
+        parts.append(duration(passed))
+        new = self._done - self._first
+        if new and self._done < self._total:
+            # Problems are done a chunk at a time, so the time of a chunk that is under way counts as of none.
+            parts.append(f"about {duration(passed / new * (self._total - self._done))} left")
+        return ", " + ", ".join(parts)
