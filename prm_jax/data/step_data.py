@@ -77,7 +77,7 @@ def read_step_data(path: str | pathlib.Path, *, format: str = "auto", neutral: L
         raise UserError(f"unknown format {format!r} of step data; {suggest(format, FORMATS, 'formats')}")
     found: list[StepRecord] = []
     reader: Callable[..., Iterator[StepRecord]] | None = None
-    for where, record in _objects(path):
+    for where, record in read_objects(path):
         if reader is None:
             reader = FORMATS[_recognise(record, where) if format == "auto" else format]
         options = {"neutral": neutral} if reader is _prm800k else {}
@@ -275,8 +275,12 @@ def _recognise(record: Mapping[str, Any], where: str) -> str:
 # ---------------------------------------------------------------------------------------- checks
 
 
-def _objects(path: pathlib.Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(place, object) of each record of JSON lines, or of one JSON list."""
+def read_objects(path: pathlib.Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(place, object) of each record of JSON lines, or of one JSON list.
+
+    Raises:
+      UserError: a file that cannot be read, or a record that is no object.
+    """
     if _opens_list(path):
         try:
             values = json.loads(path.read_text(encoding="utf-8-sig"))

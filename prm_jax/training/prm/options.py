@@ -120,6 +120,11 @@ class DataOptions:
     """Data to evaluate on; empty: a share of the problems in --data.path."""
     eval_fraction: float = 0.1
     """That share; problems are divided by their text, so that no problem is on both sides."""
+    agree_with: str = ""
+    """Other labels of the same solutions, by their ids: scores of prm-jax score, or JSON lines with labels or
+    first_error. Only solutions in which both name the same first wrong step are learned from; empty: all."""
+    agree_threshold: float = 0.5
+    """Scores and labels in --data.agree-with below this are wrong."""
     neutral: float = 1.0
     """Label of PRM800K's neutral rating; 0.5 with --prm.mask-after-error false makes it uncertain."""
     max_length: int = 1024

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from prm_jax.data.consensus import consensus, read_first_errors
 from prm_jax.data.step_data import StepRecord, read_step_data
 from prm_jax.errors import UserError
 from prm_jax.training.prm.data import select, split_by_problem, step_pairs
@@ -51,8 +52,14 @@ def prepare(options: TrainPRMOptions, tokenizer: Any, *, limit: int) -> Prepared
         if not records:
             raise UserError(f"--data.eval-fraction {given.eval_fraction} takes all of the problems in {given.path}")
     length = min(given.max_length, limit)
+    notes: dict[str, str] = {}
+    if given.agree_with:  # held-out solutions stay as hard as they are
+        agreed = consensus(records, read_first_errors(given.agree_with, threshold=given.agree_threshold))
+        records, notes["consensus"] = agreed.kept, str(agreed)
+        if not records:
+            raise UserError(f"nothing to learn from: {agreed}, see {given.agree_with}")
     rows, report = _rows_of(options, records, tokenizer, length)
-    notes = {"training": str(report)}
+    notes["training"] = str(report)
     eval_rows: list[Row] = []
     eval_loss_rows: list[Row] = []
     if held_out:

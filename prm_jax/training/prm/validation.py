@@ -1,5 +1,7 @@
 """Checks of the options of ``train-prm`` before anything is loaded: every problem is named at once."""
 
+import math
+
 from prm_jax.errors import UserError
 from prm_jax.training.prm.options import TrainPRMOptions
 
@@ -79,6 +81,8 @@ def _missing(options: TrainPRMOptions) -> list[str]:
         found.append("--data.path is missing: which step data is learned from?")
     if not options.model.path:
         found.append("--model.path is missing: which language model does it start from?")
+    if not math.isfinite(options.data.agree_threshold):
+        found.append(f"--data.agree-threshold is {options.data.agree_threshold}; it must be a number")
     return found
 
 

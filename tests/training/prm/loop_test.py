@@ -23,6 +23,7 @@ from prm_jax.training.prm.options import (
     TextLayout,
     TrainPRMOptions,
 )
+from prm_jax.training.prm.prepare import prepare
 from prm_jax.training.prm.score import score_solutions
 from prm_jax.training.prm.validation import check_options
 
@@ -122,3 +123,18 @@ def test_the_command_reads_a_file_and_words(options, tmp_path, monkeypatch, caps
     assert cli.main(["train-prm", "--prm.bate", "1"]) == 2
     assert "--prm.beta" in capsys.readouterr().err
     assert command.EXIT_INTERRUPTED == 75
+
+
+def test_only_what_two_labellers_agree_on_is_learned_from(options, records, tokenizer, tmp_path):
+    judged = tmp_path / "judged.jsonl"
+    # The judge names the same step of every other solution and has not seen the last four.
+    lines = [{"id": one.id, "first_error": one.first_error() + i % 2} for i, one in enumerate(records[:-4])]
+    judged.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = dataclasses.replace(options.data, agree_with=str(judged), eval_fraction=0.0)
+    agreeing = dataclasses.replace(options, data=data)
+    prepared = prepare(agreeing, tokenizer, limit=256)
+    assert [row.outcome for row in prepared.rows] == [one.outcome for one in records[:-4:2]]
+    assert prepared.notes["consensus"].startswith("10 of 24 solutions kept, 10 left out where")
+    judged.write_text("".join(json.dumps({"id": one.id, "first_error": 7}) + "\n" for one in records))
+    with pytest.raises(UserError, match="nothing to learn from: 0 of 24 solutions kept, 24 left out"):
+        prepare(agreeing, tokenizer, limit=256)
