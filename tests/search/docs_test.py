@@ -4,6 +4,8 @@ import collections
 import pathlib
 import re
 
+import numpy as np
+
 from prm_jax import search
 
 PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "search.md"
@@ -29,6 +31,10 @@ def test_the_code_on_the_page_runs():
     names = {"sample_steps": sample_steps}
     for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
         exec(code, names)
+        if "decode" in names and "decoded" not in names:
+            names["decoded"] = names["texts"]  # another block has texts of its own
     assert names["labels"].shape == names["mask"].shape == (2, 61)
     assert int(names["tree"].count.min()) > 10 and len(names["texts"]) > 20
     assert all((b, 0) in names["texts"] for b in (0, 1))
+    prompts, decoded = np.asarray(names["prompts"]), np.asarray(names["decoded"])
+    assert (decoded[:, :3] == prompts[:, :3]).all() and (decoded != prompts).any(axis=1).all()
