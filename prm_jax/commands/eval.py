@@ -3,13 +3,14 @@
 import json
 import pathlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from prm_jax.commands.score import LayoutName
 from prm_jax.errors import UserError
+from prm_jax.training.options import MeshOptions
 from prm_jax.training.prm.options import Aggregate
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Options:
     """Tokens in one batch, padding included."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of activations and matrix products."""
+    mesh: MeshOptions = field(default_factory=MeshOptions)
+    """Devices over which the model and the solutions lie."""
 
 
 def run(options: Options) -> None:
@@ -131,7 +134,7 @@ def _score(options: Options, files: dict[str, pathlib.Path]) -> "tuple[dict[str,
     from prm_jax.training.prm.score import score_solutions
 
     records = {name: read_solutions(path, format=options.format) for name, path in files.items()}
-    prm = load(options.model, options.layout, options.reference, options.dtype)
+    prm = load(options.model, options.layout, options.reference, options.dtype, options.mesh)
     subsets = {}
     for name, found in records.items():
         scored = score_solutions(

@@ -8,10 +8,12 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from prm_jax.commands import results
+from prm_jax.commands.devices import mesh_of
 from prm_jax.commands.policy import STREAMS, Connection, Engine, Sampling, settings_of
 from prm_jax.commands.progress import Progress
 from prm_jax.commands.rollouts import Roller, counted
 from prm_jax.errors import UserError
+from prm_jax.training.options import MeshOptions
 
 Tokens = tuple[int, ...]
 _ROLLOUT_LABELS, _TREE_LABELS = ("soft", "hard", "vstar"), ("soft", "hard", "q", "quality")
@@ -59,7 +61,9 @@ class Options:
     task_options: dict[str, str] = field(default_factory=dict)
     """Options of that task as name value pairs."""
     problems: int = 64
-    """How many training problems, from the first on."""
+    """How many training problems."""
+    first_problem: int = 0
+    """The first of them, from 0 on: several machines divide the work, with the labels of one."""
     method: Literal["omega", "every_step", "tree"] = "omega"
     """omega: binary search for the first errors of wrong rollouts (OmegaPRM); every_step: rollouts after every step of
     sampled solutions; tree: Monte-Carlo tree search over steps."""
@@ -83,6 +87,10 @@ class Options:
     """Seed of the sampling."""
     chat: bool = False
     """Wrap prompts into the model's chat template."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the policy's parameters and of all arithmetic (without --server)."""
+    mesh: MeshOptions = field(default_factory=MeshOptions)
+    """Devices over which the policy and a process reward model lie."""
     server: str = ""
     """Address of a server with the completions API that runs the policy, as http://localhost:8000; the model's
     directory is then needed for its tokenizer only."""
@@ -99,9 +107,11 @@ def run(options: Options) -> None:
 
     _check(options)
     task: Any = load_task({"name": options.task, **options.task_options})
-    problems = [task.train[i] for i in range(min(options.problems, len(task.train)))]
+    end = min(options.first_problem + options.problems, len(task.train))
+    problems = [task.train[i] for i in range(options.first_problem, end)]
     if not problems:
-        raise UserError(f"the task {options.task!r} has no training problems, which are the ones to label")
+        after = f" from number {options.first_problem} on: there are {len(task.train)}" if len(task.train) else ""
+        raise UserError(f"the task {options.task!r} has no training problems, which are the ones to label{after}")
     first = results.header(settings_of(options), task.fingerprint)
     if options.resume and options.out.exists():
         _check_finished(options, first)
@@ -118,7 +128,7 @@ def run(options: Options) -> None:
         with progress:
             for number in range(len(done), len(chunks)):
                 own = problems[chunks[number] : chunks[number] + options.chunk]
-                records, calls = labeller(own, chunks[number])
+                records, calls = labeller(own, options.first_problem + chunks[number])
                 done.append({"calls": calls, "records": [to_json(record) for record in records]})
                 results.append(partial, first, number, done[-1:])
                 count = sum(len(chunk["records"]) for chunk in done)
@@ -130,16 +140,16 @@ class _Labeller:
     """The policy, and what values the steps of trees, ready for chunk after chunk."""
 
     def __init__(self, options: Options, task: Any, progress: Progress) -> None:
-        self.options = options
+        self.options, mesh = options, mesh_of(options.mesh)
         self.engine = Engine(
             options.model, task, options.sampling, seed=options.seed, chat=options.chat, server=options.server,
-            connection=options.connection, on_written=progress.wrote,
+            connection=options.connection, dtype=options.dtype, mesh=mesh, on_written=progress.wrote,
         )  # fmt: skip
         self.prm = None
         if options.method == "tree" and options.tree.scorer not in ("none", "rollouts"):
             from prm_jax.commands.tree_labels import load_value_model
 
-            self.prm = load_value_model(options.tree.scorer)
+            self.prm = load_value_model(options.tree.scorer, dtype=options.dtype, mesh=mesh)
 
     def __call__(self, problems: Sequence[Any], first: int) -> tuple[list[Any], int]:
         """(records, rollouts or proposals) of a chunk whose first problem has this number."""
@@ -162,6 +172,8 @@ def _check(options: Options) -> None:
             "--problems, --rollouts, --searches, --solutions, --chunk, --tree.simulations, --tree.width and "
             "--tree.max-steps must be at least 1"
         )
+    if options.first_problem < 0:
+        raise UserError(f"--first-problem is {options.first_problem}; the first one is 0")
     known = (*_TREE_LABELS, *_PAIRS) if options.method == "tree" else _ROLLOUT_LABELS
     if options.labels not in known:
         raise UserError(f"--method {options.method} has no labels {options.labels!r}; it has {', '.join(known)}")

@@ -10,6 +10,8 @@ from prm_jax.commands.convert import model_path
 from prm_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from prm_jax.models.prefixes import PrefixStore
     from prm_jax.search.server import Completion
 
@@ -34,7 +36,7 @@ class Sampling:
     reuse_mib: int | None = None
     """Memory in MiB for keys and values of prefixes, so that they are not read anew for each step, 0 for none; by
     default 1024 for models of 20 million parameters and more, none for smaller ones, where it does not pay (without
-    --server)."""
+    --server; on one device)."""
 
 
 @dataclass(frozen=True)
@@ -109,22 +111,34 @@ class LocalPolicy:
       model: its name or path.
       sampling: how to sample.
       seed: of the sampling.
+      dtype: of parameters and arithmetic.
+      mesh: devices over which prompts and parameters lie; None for one.
       on_written: see `OnWritten`.
     """
 
-    def __init__(self, model: str, sampling: Sampling, seed: int, on_written: OnWritten) -> None:
+    def __init__(
+        self, model: str, sampling: Sampling, seed: int, dtype: str, mesh: "Mesh | None", on_written: OnWritten
+    ) -> None:
         import jax
 
         from prm_jax.models import Tokenizer, load_weights
         from prm_jax.models.prefixes import PrefixStore
+        from prm_jax.training.mesh import rows_over, shard_params
 
         path = model_path(model)
-        self.config, self.params = load_weights(path)
+        config, self.params = load_weights(path, dtype=dtype, host=mesh is not None)
+        self.config = dataclasses.replace(config, compute_dtype=dtype)
+        self.ways = 1
+        if mesh is not None:
+            self.params, self.ways = shard_params(self.params, mesh), rows_over(mesh)
         self.tokenizer = Tokenizer.load(path)
         self.sampling, self.key, self.on_written = sampling, jax.random.key(seed), on_written
         mib = sampling.reuse_mib
+        if mib and mesh is not None:
+            raise UserError("--sampling.reuse-mib keeps keys and values on one device: leave it out with --mesh")
         if mib is None:
-            mib = 1024 if sum(x.size for x in jax.tree.leaves(self.params)) >= 20_000_000 else 0
+            large = sum(x.size for x in jax.tree.leaves(self.params)) >= 20_000_000
+            mib = 1024 if large and mesh is None else 0
         self.reuse = PrefixStore(mib << 20) if mib > 0 else None
 
     def __call__(
@@ -132,12 +146,12 @@ class LocalPolicy:
         stop: tuple[str, ...], boundary: tuple[str, ...],
     ) -> list[list[Written]]:  # fmt: skip
         """See `Policy`; as many prompts at a time as `Sampling.rows` allows, with few shapes to compile."""
-        size = max(1, self.sampling.rows // count)
+        size = self._over_devices(max(1, self.sampling.rows // count))
         found: list[list[Written]] = []
         for start in range(0, len(prompts), size):
             batch = list(range(start, min(start + size, len(prompts))))
             number = len(batch)
-            batch += batch[-1:] * (size - number if len(prompts) > size else 0)
+            batch += batch[-1:] * ((size if len(prompts) > size else self._over_devices(number)) - number)
             own_prompts, own_ids = [prompts[i] for i in batch], [ids[i] for i in batch]
             # Whole solutions are not gone on with.
             reuse = self.reuse if boundary else None
@@ -145,6 +159,10 @@ class LocalPolicy:
             self.on_written(number * count, sum(len(one.tokens) for own in new for one in own))
             found += new
         return found
+
+    def _over_devices(self, prompts: int) -> int:
+        """The next number of prompts that the devices divide."""
+        return -(-prompts // self.ways) * self.ways
 
     def _generate(
         self, prompts: Sequence[list[int]], ids: Sequence[int], number: int, count: int, longest: int,
@@ -275,6 +293,8 @@ class Engine:
       chat: wrap prompts into the chat template.
       server: address of a server that runs the policy; empty: it runs in this process.
       connection: how to talk to the server.
+      dtype: of a policy in this process, its parameters and arithmetic.
+      mesh: devices over which such a policy lies; None for one.
       on_written: see `OnWritten`.
 
     Raises:
@@ -283,7 +303,8 @@ class Engine:
 
     def __init__(
         self, model: str, task: Any, sampling: Sampling, *, seed: int, chat: bool, server: str = "",
-        connection: Connection | None = None, on_written: OnWritten = lambda samples, tokens: None,
+        connection: Connection | None = None, dtype: str = "float32", mesh: "Mesh | None" = None,
+        on_written: OnWritten = lambda samples, tokens: None,
     ) -> None:  # fmt: skip
         if min(sampling.step_tokens, sampling.max_new_tokens, sampling.rows) < 1:
             raise UserError("--sampling.step-tokens, --sampling.max-new-tokens and --sampling.rows must be at least 1")
@@ -294,7 +315,7 @@ class Engine:
         self.policy: Policy = (
             ServerPolicy(model, server, connection or Connection(), sampling, seed, on_written)
             if server
-            else LocalPolicy(model, sampling, seed, on_written)
+            else LocalPolicy(model, sampling, seed, dtype, mesh, on_written)
         )
         self.tokenizer = self.policy.tokenizer
         self.problems: Sequence[Any] = ()

@@ -3,12 +3,14 @@
 import json
 import pathlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from prm_jax.commands.devices import mesh_of
 from prm_jax.errors import UserError
+from prm_jax.training.options import MeshOptions
 from prm_jax.training.prm.options import Aggregate
 
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ class Options:
     """Tokens in one batch, padding included."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of activations and matrix products."""
+    mesh: MeshOptions = field(default_factory=MeshOptions)
+    """Devices over which the model and the solutions lie."""
     shown: int = 200
     """Solutions on the page."""
 
@@ -73,7 +77,7 @@ def run(options: Options) -> None:
         raise UserError("--calibration is for the scores of single steps: leave --cumulative out")
     platt = read_map(options.calibration, options.calibrated_on) if options.calibration else None
     records = read_solutions(options.data, format=options.format, splitter=_splitter(options.split))
-    prm = load(options.model, options.layout, options.reference, options.dtype)
+    prm = load(options.model, options.layout, options.reference, options.dtype, options.mesh)
     scored = score_solutions(
         prm, records, max_tokens=options.max_tokens, aggregate=options.aggregate, cumulative=options.cumulative,
         skip_long=options.skip_long, on_batch=_progress,
@@ -98,11 +102,14 @@ def run(options: Options) -> None:
     print(f"{len(scored)} solutions scored{note}: {options.out / 'scores.jsonl'}, {options.out / 'scores.html'}")
 
 
-def load(model: str, layout: str, reference: str, dtype: str) -> "PRM":
-    """The model that the options of a command name."""
+def load(model: str, layout: str, reference: str, dtype: str, mesh: MeshOptions) -> "PRM":
+    """The model that the options of a command name, on the devices that they name."""
     from prm_jax.training.prm.model import load_prm
+    from prm_jax.training.prm.score import spread
 
-    return load_prm(model, layout=layout, reference=reference or None, compute_dtype=dtype)
+    devices = mesh_of(mesh)
+    prm = load_prm(model, layout=layout, reference=reference or None, compute_dtype=dtype)
+    return prm if devices is None else spread(prm, devices)
 
 
 def _splitter(how: str) -> "StepSplitter":

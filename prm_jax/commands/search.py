@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from prm_jax.commands import results
+from prm_jax.commands.devices import mesh_of
 from prm_jax.commands.policy import STREAMS, Connection, Engine, Sampling, settings_of
 from prm_jax.commands.progress import Progress
 from prm_jax.commands.rollouts import AnswerValues, Roller
 from prm_jax.errors import UserError
+from prm_jax.training.options import MeshOptions
 
 if TYPE_CHECKING:
     import numpy as np
+    from jax.sharding import Mesh
 
 Method = Literal[
     "majority", "best_of_n", "weighted_vote", "beam", "dvts", "step_beam", "lookahead", "parm", "mcts"
@@ -39,7 +42,9 @@ class Options:
     task_options: dict[str, str] = field(default_factory=dict)
     """Options of that task as name value pairs."""
     problems: int = 64
-    """How many evaluation problems, from the first on."""
+    """How many evaluation problems."""
+    first_problem: int = 0
+    """The first of them, from 0 on: several machines divide the work, with the answers of one."""
     method: Method = "best_of_n"
     """majority, best_of_n and weighted_vote sample whole solutions; the others go step by step: beam search, diverse
     verifier trees, AlphaMath's beam, ReARTeR's look-ahead, PARM's gates, and Monte-Carlo tree search."""
@@ -79,6 +84,10 @@ class Options:
     """Seed of the sampling."""
     chat: bool = False
     """Wrap prompts into the model's chat template."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the policy's parameters and of all arithmetic (without --server)."""
+    mesh: MeshOptions = field(default_factory=MeshOptions)
+    """Devices over which the policy and a process reward model lie."""
     server: str = ""
     """Address of a server with the completions API that runs the policy, as http://localhost:8000; the model's
     directory is then needed for its tokenizer only."""
@@ -117,7 +126,9 @@ class Scorer:
         return np.maximum(scores, 0.0) if self.output == "chance" else 1.0 / (1.0 + np.exp(-np.maximum(scores, -60.0)))
 
 
-def make_scorer(name: str, engine: Engine, *, rollouts: int = 0, first: int = 0) -> Scorer:
+def make_scorer(
+    name: str, engine: Engine, *, rollouts: int = 0, first: int = 0, dtype: str = "float32", mesh: "Mesh | None" = None
+) -> Scorer:
     """The function that values prefixes.
 
     Args:
@@ -125,6 +136,8 @@ def make_scorer(name: str, engine: Engine, *, rollouts: int = 0, first: int = 0)
       engine: reads prefixes, and makes rollouts.
       rollouts: of each prefix (rollouts).
       first: number of each problem's first request for rollouts; those below it are the search's.
+      dtype: of a reward model's activations and matrix products.
+      mesh: devices over which it lies; None for one.
 
     Returns:
       `Scorer`.
@@ -145,9 +158,10 @@ def make_scorer(name: str, engine: Engine, *, rollouts: int = 0, first: int = 0)
         )
     from prm_jax.training.prm.kinds import kind_of
     from prm_jax.training.prm.model import load_prm
-    from prm_jax.training.prm.score import score_solutions
+    from prm_jax.training.prm.score import score_solutions, spread
 
-    prm = load_prm(name)
+    prm = load_prm(name, compute_dtype=dtype)
+    prm = prm if mesh is None else spread(prm, mesh)
 
     def by_model(partials: Sequence[Any]) -> list[float]:
         records = [engine.record(p) for p in partials]
@@ -165,29 +179,32 @@ def run(options: Options) -> None:
 
     _check(options)
     task: Any = load_task({"name": options.task, **options.task_options})
-    problems = list(task.eval)[: options.problems]
+    problems = list(task.eval)[options.first_problem : options.first_problem + options.problems]
     if not problems:
-        raise UserError(f"the task {options.task!r} has no evaluation problems")
+        count = len(task.eval)
+        after = f" from number {options.first_problem} on: there are {count}" if count else ""
+        raise UserError(f"the task {options.task!r} has no evaluation problems{after}")
     first = results.header(settings_of(options), task.fingerprint)
     done = begin_results(options, first)
     _check_lines(options, done, problems)
-    progress = Progress(len(problems), len(done))
+    mesh, progress = mesh_of(options.mesh), Progress(len(problems), len(done))
     engine = Engine(
         options.model, task, options.sampling, seed=options.seed, chat=options.chat, server=options.server,
-        connection=options.connection, on_written=progress.wrote,
+        connection=options.connection, dtype=options.dtype, mesh=mesh, on_written=progress.wrote,
     )  # fmt: skip
     requests, prefixes = _requests(options)
-    scorer = make_scorer(options.scorer, engine, rollouts=options.rollouts, first=requests)
+    own: dict[str, Any] = {"rollouts": options.rollouts, "dtype": options.dtype, "mesh": mesh}
+    scorer = make_scorer(options.scorer, engine, first=requests, **own)
     final = None
     if options.method == "parm" and options.final_scorer:
-        final = make_scorer(options.final_scorer, engine, rollouts=options.rollouts, first=requests + prefixes)
+        final = make_scorer(options.final_scorer, engine, first=requests + prefixes, **own)
     with progress:
         for start in range(0, len(problems), options.chunk):
             chunk = problems[start : start + options.chunk]
             if start + len(chunk) <= len(done):
                 continue
             del done[start:]  # a chunk is done anew as a whole, so that lines stay in order
-            engine.begin(chunk, start)
+            engine.begin(chunk, options.first_problem + start)
             lines = list(_results(options, engine, scorer, final))
             done += lines
             if options.out is not None:
@@ -298,6 +315,8 @@ def _check(options: Options) -> None:
     low = [f"--{name.replace('_', '-')}" for name in counts if getattr(options, name) < 1]
     if low:
         raise UserError(f"{' and '.join(low)} must be at least 1")
+    if options.first_problem < 0:
+        raise UserError(f"--first-problem is {options.first_problem}; the first one is 0")
     if math.isnan(options.gate) or (options.min_gain is not None and math.isnan(options.min_gain)):
         raise UserError("--gate and --min-gain must be numbers, found nan")
     if options.horizon < 0 or not 0.0 <= options.alpha <= 1.0:

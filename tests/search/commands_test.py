@@ -120,6 +120,41 @@ def test_the_verifier_and_rollouts_value_prefixes(method, model, careless, tmp_p
         assert mean["rollouts"][0] - mean["verifier"][0] > (0.2 if method == "step_beam" else -1e-9)
 
 
+def answers(out):
+    return [json.loads(line) for line in out.read_text().splitlines()[1:]]
+
+
+@pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")
+@pytest.mark.parametrize("method", ["best_of_n", "beam"])
+def test_several_devices_give_the_answers_of_one(method, model, tmp_path, capsys):
+    prm = save_reward_model(model, tmp_path / "prm", "token", 2)
+    words = ["search", model, *SMALL, "--method", method, "--samples", "3", "--beams", "2", "--width", "2", "--scorer",
+             prm, "--problems", "3"]  # fmt: skip
+    assert cli.main([*words, "--out", str(tmp_path / "one.jsonl")]) == 0
+    spread = [*words, "--mesh.data", "2", "--mesh.fsdp", "2"]
+    assert cli.main([*spread, "--out", str(tmp_path / "mesh.jsonl")]) == 0
+    assert answers(tmp_path / "mesh.jsonl") == answers(tmp_path / "one.jsonl")
+    assert cli.main([*spread, "--sampling.reuse-mib", "8"]) == 2
+    assert "leave it out with --mesh" in capsys.readouterr().err
+    assert cli.main([*words, "--mesh.data", "3000"]) == 2 and "needs 3000 devices" in capsys.readouterr().err
+
+
+def test_a_part_of_the_problems_has_the_answers_of_the_whole(model, careless, tmp_path, capsys):
+    words = ["search", model, *SMALL, "--samples", "2"]
+    parts = [["--problems", "5"], ["--problems", "2"], ["--first-problem", "2", "--problems", "3"]]
+    whole, *halves = (tmp_path / f"{i}.jsonl" for i in range(3))
+    for out, part in zip((whole, *halves), parts, strict=True):
+        assert cli.main([*words, *part, "--out", str(out), "--chunk", "2"]) == 0
+    assert answers(whole) == sum(map(answers, halves), [])
+    assert cli.main([*words, "--first-problem", "999999"]) == 2
+    assert "no evaluation problems from number 999999 on: there are" in capsys.readouterr().err
+    labels = [tmp_path / f"labels{i}.jsonl" for i in range(3)]
+    for out, part in zip(labels, parts, strict=True):
+        assert cli.main(["label", model, str(out), *LABEL, *part, "--searches", "2", "--chunk", "2"]) == 0
+    whole, *halves = map(read_step_data, labels)
+    assert whole == halves[0] + halves[1]
+
+
 def save_reward_model(model, path, kind, outputs):
     from prm_jax.training.prm import PRM, save_prm
     from prm_jax.training.prm.forward import Spec, Weights, init_head

@@ -8,10 +8,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from prm_jax import rl
 from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import UserError
+from prm_jax.training.mesh import batch_sharding, rows_over, shard_params
 from prm_jax.training.prm import compiled
 from prm_jax.training.prm.forward import Spec, Weights, at_last
 from prm_jax.training.prm.kinds import kind_of
@@ -67,7 +69,7 @@ def score_solutions(
     """Scores every step, and every solution as a whole.
 
     Args:
-      prm: from ``load_prm`` or ``finished``.
+      prm: from ``load_prm`` or ``finished``; where its weights lie on a mesh (``spread``), solutions are split over it.
       records: at least one.
       max_tokens: tokens in one batch, padding included; a longer solution is a batch of its own.
       aggregate: how step scores become the solution's; None: as the model says.
@@ -87,7 +89,10 @@ def score_solutions(
     rows = rows_to_score(prm, records, skip_long=skip_long)
     kind = kind_of(prm.spec)
     found: dict[int, tuple[np.ndarray, dict[str, np.ndarray]]] = {}
-    for batch, members in batches(rows, max_tokens=max_tokens):
+    mesh = _mesh_under(prm.weights)
+    for batch, members in batches(rows, max_tokens=max_tokens, ways=1 if mesh is None else rows_over(mesh)):
+        if mesh is not None:
+            batch = jax.device_put(batch, batch_sharding(mesh))
         values, extra = _compiled(prm.spec)(prm.weights, batch)
         values, extra = jax.device_get((values, extra))
         for place, row in enumerate(members):
@@ -134,8 +139,23 @@ def rows_to_score(prm: PRM, records: Sequence[StepRecord], *, skip_long: bool = 
     return rows
 
 
-def batches(rows: Sequence[Row], *, max_tokens: int) -> list[tuple[Batch, list[Row]]]:
+def spread(prm: PRM, mesh: Mesh) -> PRM:
+    """The model with its weights on a mesh of devices, over which `score_solutions` then splits solutions."""
+    return dataclasses.replace(prm, weights=shard_params(prm.weights, mesh))
+
+
+def _mesh_under(weights: Weights) -> Mesh | None:
+    placed = getattr(jax.tree.leaves(weights)[0], "sharding", None)
+    return placed.mesh if isinstance(placed, NamedSharding) and isinstance(placed.mesh, Mesh) else None
+
+
+def batches(rows: Sequence[Row], *, max_tokens: int, ways: int = 1) -> list[tuple[Batch, list[Row]]]:
     """Rows of similar length together; few different shapes, so that little is compiled.
+
+    Args:
+      rows: at least one.
+      max_tokens: tokens in one batch, padding included.
+      ways: devices that divide the solutions of each batch; empty ones are added.
 
     Returns:
       (batch with one solution a row, its rows), the longest first.
@@ -148,8 +168,8 @@ def batches(rows: Sequence[Row], *, max_tokens: int) -> list[tuple[Batch, list[R
     for width, members in widths.items():
         count = min(max(1, max_tokens // width), len(members))
         for start in range(0, len(members), count):
-            part = members[start : start + count]
-            found.append((collate(part, Shape(count, width, count, steps), packed=False), part))
+            part, places = members[start : start + count], -(-count // ways) * ways
+            found.append((collate(part, Shape(places, width, places, steps), packed=False), part))
     return found
 
 

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from prm_jax.errors import UserError
+from prm_jax.training.mesh import make_mesh
 from prm_jax.training.options import MeshOptions
 from prm_jax.training.prm.data import make_plan
+from prm_jax.training.prm.forward import Spec, Weights, init_head
 from prm_jax.training.prm.loop import train_prm
-from prm_jax.training.prm.model import load_prm
+from prm_jax.training.prm.model import PRM, load_prm
 from prm_jax.training.prm.options import (
     BaseOptions,
     DataOptions,
@@ -21,7 +23,7 @@ from prm_jax.training.prm.options import (
     TrainPRMOptions,
 )
 from prm_jax.training.prm.rows import build_rows
-from prm_jax.training.prm.score import score_solutions
+from prm_jax.training.prm.score import score_solutions, spread
 
 pytestmark = pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")
 
@@ -81,3 +83,17 @@ def test_what_cannot_be_split_is_refused(options, tmp_path):
         train_prm(dataclasses.replace(options, mesh=MeshOptions(data=3)), tmp_path / "run")
     with pytest.raises(UserError, match="needs 16 devices; there are 8"):
         train_prm(dataclasses.replace(options, mesh=MeshOptions(data=4, fsdp=4)), tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", [KindOptions("implicit"), KindOptions("value", value="ensemble", head_layers=2)])
+def test_scores_over_a_mesh_are_those_of_one_device(kind, config, params, tokenizer, records):
+    spec = Spec(kind, config)
+    implicit = kind.kind == "implicit"
+    head = {} if implicit else init_head(spec, jax.random.key(1), num_outputs=4, random=True)
+    reference = jax.tree.map(lambda x: 1.1 * x, params) if implicit else None
+    prm = PRM(spec, Weights(params, head, {}, reference), tokenizer, TextLayout(separator=" "))
+    alone = score_solutions(prm, records[:9], max_tokens=96)
+    over = score_solutions(spread(prm, make_mesh(2, 2, 2)), records[:9], max_tokens=96)
+    for one, two in zip(alone, over, strict=True):
+        assert one.record == two.record and np.abs(one.steps).max() > 0
+        np.testing.assert_allclose(one.steps, two.steps, rtol=2e-4, atol=1e-6)
