@@ -40,9 +40,10 @@ def backup(
 
     Args:
       tree: the trees.
-      path: [B, D + 1] i32, from the root down, -1 behind the end; a path of -1 changes nothing.
-      value: [B] float. Where it is not finite nothing changes and `refused` counts it.
-      weight: [B] float >= 0, as how many visits it counts; 0 changes nothing.
+      path: [B, D + 1] i32, from the root down, -1 behind the end; a path of -1, or through a slot without a node,
+        changes nothing.
+      value: [B] float. Where it or the weight is not finite nothing changes and `refused` counts it.
+      weight: scalar or [B] float >= 0, as how many visits it counts, fractions included; 0 changes nothing.
       rule: see above.
       discount: in [0, 1].
       best: [B] float, the largest of the `weight` values of which `value` is the mean; None for `value`. It is what
@@ -63,6 +64,11 @@ def backup(
     path, value = jnp.asarray(path, jnp.int32), jnp.asarray(value, jnp.float32)
     weight = jnp.broadcast_to(jnp.asarray(weight, jnp.float32), value.shape)
     best = value if best is None else jnp.asarray(best, jnp.float32)
+    chex.assert_shape(path, (tree.batch, None))
+    nodes_only = (path < 0) | ((path < tree.capacity) & at(tree.valid, path))
+    path = jnp.where(jnp.all(nodes_only, axis=1, keepdims=True), path, NO_NODE)
+    # An infinite weight is refused as an infinite value is.
+    value, weight = jnp.where(jnp.isfinite(weight), value, jnp.nan), jnp.where(jnp.isfinite(weight), weight, 1.0)
     nobody = jnp.full((tree.batch, 1), NO_NODE, jnp.int32)
     return backup_with_leaves(
         tree, path, value, weight, best, nobody, jnp.zeros((tree.batch, 1)), rule, discount, rate=rate, width=width
@@ -166,10 +172,10 @@ def _child_mean(
         counts = jnp.where(is_child, at(tree.visits, kids), 0.0)
         returns = jnp.where(counts > 0, discount * at(total, kids) + counts * at(tree.reward, kids), 0.0)
         seen = jnp.sum(counts, axis=1)
-        q = jnp.where(seen > 0, jnp.sum(returns, axis=1) / jnp.maximum(seen, 1.0), value)
+        q = jnp.where(seen > 0, jnp.sum(returns, axis=1) / jnp.maximum(seen, 1e-30), value)
         visits = at(tree.visits, node)
         earlier = visits - weight
-        old = at(total, node) / jnp.maximum(earlier, 1.0)
+        old = at(total, node) / jnp.maximum(earlier, 1e-30)
         q = jnp.where((seen > 0) & (earlier > 0), (1.0 - rate) * old + rate * q, q)
         return put(total, node, q * visits)
 

@@ -305,10 +305,12 @@ def paths_to(tree: Tree, node: ArrayLike, *, max_depth: int) -> jax.Array:
       max_depth: static, at least the depth of every node given.
 
     Returns:
-      [B, max_depth + 1] i32, the root first, -1 behind the node.
+      [B, max_depth + 1] i32, the root first, -1 behind the node; -1 everywhere for a slot without a node and for a node
+      that is deeper.
     """
     node = jnp.asarray(node, jnp.int32)
     chex.assert_shape(node, (tree.batch,))
+    node = jnp.where(is_node(tree, node) & (at(tree.depth, node) <= max_depth), node, NO_NODE)
 
     def step(here: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
         return jnp.where(here >= 0, at(tree.parent, here), NO_NODE), here

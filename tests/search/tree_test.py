@@ -212,6 +212,47 @@ def test_published_backups(rule):
         np.testing.assert_array_equal(tree.visits[0, slots], case["discounted"]["visits"])
 
 
+def family(questions=1, capacity=9):
+    """A root with two children, the first of which has two."""
+    ones = jnp.ones((questions, 2))
+    tree = s.init_tree(questions, capacity)
+    for leaf in (0, 1):
+        tree, _ = s.expand(tree, [leaf] * questions, ones, ones, ones == 0, ones > 0, [True] * questions)
+    return tree
+
+
+def test_visits_may_be_fractions():
+    """A weight is a share of a visit as well as a number of them: means do not change when all weights are scaled."""
+    for scale in (1.0, 0.125):
+        tree = family()
+        for path, value, weight in (([0, 1, 3], 0.4, 2.0), ([0, 2, -1], 0.8, 1.0), ([0, 1, 4], -0.2, 1.0)):
+            tree = s.backup(tree, [path], [value], [scale * weight], "child_mean", width=2)
+        np.testing.assert_allclose(tree.visits[0, :5], np.multiply(scale, [4, 3, 1, 2, 1]), rtol=1e-6)
+        np.testing.assert_allclose(s.q_values(tree)[0, :5], [0.35, 0.2, 0.8, 0.4, -0.2], rtol=1e-6)
+        half = s.backup(tree, [[0, 2, -1]], [0.0], [scale], "child_mean", rate=0.5)
+        np.testing.assert_allclose(s.q_values(half)[0, [0, 2]], [(0.35 + 0.2 * 3 / 5) / 2, 0.0], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("questions", [1, 2])
+def test_backups_that_change_nothing(questions):
+    tree = family(questions)
+    for path in ([0, 7], [0, 9], [7, -1], [-1, 0]):
+        assert_equal_trees(s.backup(tree, [path] * questions, [1.0] * questions), tree)
+    for weight in (np.nan, np.inf):
+        found = s.backup(tree, [[0, 1]] * questions, [1.0] * questions, weight)
+        np.testing.assert_array_equal(found.refused, 1)
+        assert_equal_trees(dataclasses.replace(found, refused=tree.refused), tree)
+
+
+@pytest.mark.parametrize("questions", [1, 2])
+def test_paths_to_nodes(questions):
+    tree = family(questions)
+    none = [-1, -1, -1]
+    for node, path in ((4, [0, 1, 4]), (2, [0, 2, -1]), (0, [0, -1, -1]), (-1, none), (7, none), (99, none)):
+        assert s.paths_to(tree, [node] * questions, max_depth=2).tolist() == [path] * questions
+    assert s.paths_to(tree, [4] * questions, max_depth=1).tolist() == [[-1, -1]] * questions  # it does not fit
+
+
 def assert_equal_trees(left, right):
     for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
