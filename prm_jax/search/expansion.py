@@ -55,7 +55,7 @@ def expand(
       valid: [B, C] bool, False for slots without a child (fewer proposals than C, or duplicates).
       ok: [B] bool.
       reward: [B, C] float, rewards of the steps; None for 0.
-      state: pytree of [B, C, ...], the caller's state at the children; of the tree's structure.
+      state: pytree of [B, C, ...], the caller's state at the children; of the tree's structure and dtypes.
 
     Returns:
       (tree, kids [B, C] i32): the children's slots, -1 where there is none.
@@ -70,13 +70,19 @@ def expand(
 
 
 def check_state(tree: Tree, state: Any, lead: tuple[int, ...], what: str) -> None:
-    """Raises ValueError unless the children's state has the tree's structure, and shapes [*lead, ...]."""
+    """Raises ValueError unless the children's state has the tree's structure, shapes [*lead, ...], and fits its dtypes.
+
+    Numbers may be rounded, not cut: what has fractions does not go into whole numbers.
+    """
     given, expected = str(jax.tree.structure(state)), str(jax.tree.structure(tree.state))
     if given != expected:
         raise ValueError(f"{what} is {given}; expected {expected}, as the tree's own state")
     for own, new in zip(jax.tree.leaves(tree.state), jax.tree.leaves(state), strict=True):
         if jnp.shape(new) != (*lead, *own.shape[2:]):
             raise ValueError(f"{what} has shape {jnp.shape(new)}; expected {(*lead, *own.shape[2:])}")
+        given_type = jnp.result_type(new)
+        if jnp.issubdtype(given_type, jnp.inexact) and not jnp.issubdtype(own.dtype, jnp.inexact):
+            raise ValueError(f"{what} has dtype {given_type}; expected {own.dtype}, as the tree's own state")
 
 
 def expand_and_close(

@@ -146,8 +146,8 @@ def search(
     Args:
       tree: where to begin: `init_tree`, an earlier result, or `reroot` of one.
       expand_fn: the evaluator, from `Leaf` to `Expansion`; not asked when no question needs it. A JAX function is
-        traced once; call `search` under `jax.jit` to compile once for many calls. With `host` it gets NumPy arrays and
-        may do anything.
+        traced once; call `search` under `jax.jit` to compile once for many calls. With `host` it may do anything, and
+        gets NumPy arrays, but for the key and the state, which stay where they are.
       num_simulations: n >= 0; may be traced, so that other numbers need no other compilation, but not with `host`.
       score_fn: see `Method`, which explains the options down to `depth_value`.
       rule: see `Method`.
@@ -163,7 +163,7 @@ def search(
         with None the first of equals is taken.
       stop_fn: tree -> [B] bool; asked after each simulation, True ends a question's search.
       host: whether `expand_fn` runs on the host, in a Python loop around compiled steps.
-      on_simulation: with `host`: called with (number of simulations done, tree) after each.
+      on_simulation: with `host`: called with (number of simulations done, tree) after each; the tree may be kept.
 
     Returns:
       `Tree`. `dropped` counts expansions that did not fit.
@@ -382,6 +382,11 @@ def _checked_shapes(expansion: Expansion, tree: Tree, selection: Selection, meth
     lead = selection.leaf.shape
     if not isinstance(expansion, Expansion):
         raise ValueError(f"the evaluator returned {type(expansion).__name__}; expected an Expansion")
+    # Lists are numbers here, but containers in a state.
+    given = {name: part for name, part in expansion._asdict().items() if name != "state" and part is not None}
+    expansion = expansion._replace(
+        **{name: jnp.asarray(part) for name, part in given.items()}, state=jax.tree.map(jnp.asarray, expansion.state)
+    )
     for name, shape in (("prior", method.width), ("value", method.width), ("terminal", method.width),
                         ("valid", method.width), ("reward", method.width), ("node_value", None)):  # fmt: skip
         part = getattr(expansion, name)
@@ -392,11 +397,7 @@ def _checked_shapes(expansion: Expansion, tree: Tree, selection: Selection, meth
             axes = "[B" + ", K" * (len(lead) - 1) + (", C]" if shape else "]")
             raise ValueError(f"the evaluator's {name!r} has shape {jnp.shape(part)}; expected {expected}, {axes}")
     check_state(tree, expansion.state, (*lead, method.width), "the evaluator's 'state'")
-    return Expansion(*map(_as_arrays, expansion))
-
-
-def _as_arrays(part: Any) -> Any:
-    return jax.tree.map(jnp.asarray, part)
+    return expansion
 
 
 def _all_closed(tree: Tree) -> jax.Array:
@@ -430,7 +431,7 @@ def _search_on_host(
         if stop_fn is not None:
             tree = close(tree, jnp.zeros((tree.batch,), jnp.int32), stop_fn(tree))
         if on_simulation is not None:
-            on_simulation(number + 1, tree)
+            on_simulation(number + 1, jax.tree.map(jnp.copy, tree))  # the next step takes the memory of its own
     check_tree(tree)
     return tree
 

@@ -35,10 +35,12 @@ def reroot(tree: Tree, node: ArrayLike) -> tuple[Tree, jax.Array]:
     old = jnp.where(used, order, NO_NODE)
     new = jnp.where(inside, jnp.cumsum(inside, axis=1, dtype=jnp.int32) - 1, NO_NODE)
 
-    def move(field: jax.Array, empty: ArrayLike) -> jax.Array:
+    def move(field: jax.Array, empty: ArrayLike | None = None) -> jax.Array:
         shape = (*used.shape, *(1,) * (field.ndim - 2))
         taken = jnp.take_along_axis(field, order.reshape(shape), axis=1)
-        return jnp.where(used.reshape(shape), taken, jnp.asarray(empty, field.dtype))
+        # Keys, which a state may hold, have zeros but cannot be made of numbers.
+        free = jnp.zeros((), field.dtype) if empty is None else jnp.asarray(empty, field.dtype)
+        return jnp.where(used.reshape(shape), taken, free)
 
     def renumber(field: jax.Array) -> jax.Array:
         moved = move(field, NO_NODE)
@@ -61,7 +63,7 @@ def reroot(tree: Tree, node: ArrayLike) -> tuple[Tree, jax.Array]:
         terminal=move(tree.terminal, False),
         closed=move(tree.closed, False),
         count=count,
-        state=jax.tree.map(lambda x: move(x, 0), tree.state),
+        state=jax.tree.map(move, tree.state),
     )
     return moved, old
 

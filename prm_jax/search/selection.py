@@ -135,7 +135,7 @@ def split_keys(key: jax.Array, batch: int) -> jax.Array:
     Returns:
       [B] keys.
     """
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if not jnp.issubdtype(getattr(key, "dtype", None) or type(key), jax.dtypes.prng_key):
         raise TypeError("key must be a typed PRNG key, from jax.random.key")
     if key.ndim == 0:
         return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))

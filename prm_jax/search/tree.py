@@ -170,7 +170,7 @@ def write(field: jax.Array, start: jax.Array, update: jax.Array, where: jax.Arra
     width = update.shape[1]
     if width > field.shape[1]:
         return field
-    update = update.astype(field.dtype)
+    update = update if update.dtype == field.dtype else update.astype(field.dtype)  # keys have no astype
     if field.shape[0] == 1:
         zero = jnp.zeros_like(start[0])
         begin = [zero, start[0], *[zero] * (field.ndim - 2)]

@@ -292,13 +292,16 @@ def test_the_host_loop_equals_the_compiled_one():
         child, prior, value, terminal, valid, _ = problem.answer(np.asarray(leaf.state))
         return s.Expansion(prior, value, terminal, valid, state=child)
 
-    seen = []
+    seen, kept = [], []
     tree = s.search(
         start(problem, FULL), on_host, 20, s.puct(1.25), width=3, max_depth=DEPTH, host=True,
-        on_simulation=lambda number, tree: seen.append(number),
+        on_simulation=lambda number, tree: (seen.append(number), kept.append(tree)),
     )  # fmt: skip
     assert_equal_trees(tree, run(start(problem, FULL), sims=20))
     assert asked[0] == ROWS and seen == list(range(1, 21))
+    # A tree that was shown can be kept: the steps after it do not take its memory.
+    assert_equal_trees(kept[7], run(start(problem, FULL), sims=8))
+    assert_equal_trees(kept[-1], tree)
 
 
 @pytest.mark.slow
@@ -361,6 +364,18 @@ def test_reroot():
     slow = ancestors(again, 0, int(again.count[0]) - 1)
     assert slow[-1] == 0
     np.testing.assert_array_equal(jax.jit(s.reroot)(tree, np.zeros(ROWS, int))[0].visits.sum(1), tree.visits.sum(1))
+
+
+def test_reroot_moves_keys():
+    """PRNG keys are a state as any other."""
+    keys = jax.random.split(jax.random.key(0), 4).reshape(2, 2)
+    ones = jnp.ones((2, 2))
+    tree = s.init_tree(2, 5, state=keys[:, 0])
+    tree, _ = s.expand(tree, [0, 0], ones, ones, ones == 0, ones > 0, [True] * 2, state=keys)
+    new, _ = jax.jit(s.reroot)(tree, [2, -1])
+    held = jax.random.key_data(new.state)
+    np.testing.assert_array_equal(held[0, 0], jax.random.key_data(keys[0, 1]))
+    assert not np.any(held[0, 1:]) and not np.any(held[1])
 
 
 def ancestors(tree, b, node):
@@ -433,6 +448,20 @@ def test_bad_answers():
         go(value=np.zeros((2, 4)))
 
 
+@pytest.mark.parametrize("host", [False, True])
+def test_answers_may_be_lists(host):
+    """An evaluator on the host need not know of arrays."""
+
+    def expand(make):
+        parts = [[0.5, 0.5]], [[0.25, -1.0]], [[False, True]], [[True, True]], [[0.0, 0.5]], [0.75]
+        return lambda leaf: s.Expansion(*map(make, parts))
+
+    def go(make):
+        return s.search(s.init_tree(1, 9), expand(make), 3, s.puct(), width=2, max_depth=3, host=host)
+
+    assert_equal_trees(go(list), go(np.array))
+
+
 def test_refused_under_jit_is_counted():
     @functools.partial(jax.jit, static_argnames="score")
     def go(value, score=s.puct()):
@@ -466,6 +495,12 @@ def test_bad_options():
     ):
         with pytest.raises(ValueError, match=words):
             call()
+
+
+@pytest.mark.parametrize("key", [0, np.zeros(2, np.uint32)])
+def test_keys_are_typed(key):
+    with pytest.raises(TypeError, match=r"jax\.random\.key"):
+        s.select(s.init_tree(1, 4), s.puct(), 2, 2, key)
 
 
 def test_stop_ends_a_question():
@@ -635,6 +670,16 @@ def test_the_state_of_the_children_is_checked():
                     tree, lambda leaf, state=state: s.Expansion(ones, ones, ones == 0, ones > 0, state=state), 2,
                     s.puct(), width=2, max_depth=2, host=host,
                 )  # fmt: skip
+    counts = s.init_tree(2, 5, state=jnp.zeros(2, jnp.int32))
+    for state in (ones, ones > 0, np.ones((2, 2), np.int64)):
+        given = s.Expansion(ones, ones, ones == 0, ones > 0, state=state)
+        if state is not ones:
+            assert s.expand(counts, [0, 0], *given[:4], [True] * 2, state=state)[0].state.dtype == jnp.int32
+            continue
+        with pytest.raises(ValueError, match="'state' has dtype float32; expected int32"):  # fractions would be lost
+            s.expand(counts, [0, 0], *given[:4], [True] * 2, state=state)
+        with pytest.raises(ValueError, match="the evaluator's 'state' has dtype float32"):
+            s.search(counts, lambda leaf, given=given: given, 2, s.puct(), width=2, max_depth=2)
     with pytest.raises(ValueError, match="returned tuple; expected an Expansion"):
         s.search(tree, lambda leaf: (ones, ones), 2, s.puct(), width=2, max_depth=2)
     with pytest.raises(ValueError, match="'prior' is None"):
