@@ -62,13 +62,14 @@ def tree_labels(
     if how == "q":
         mask &= tree.visits > 0
         return jnp.where(mask, jax.lax.stop_gradient(q_values(tree)), 0.0), mask
-    right = ended & (jnp.asarray(correct) != 0)
+    right = ended & _marks(tree, correct)
     if how == "quality":
         values, found = _quality(tree, right, total > 0)
         mask &= found
         return jnp.where(mask, values, 0.0), mask
     good = sums_below(tree, right)
-    return jnp.where(mask, good / jnp.maximum(total, 1.0) if how == "soft" else (good > 0) * 1.0, 0.0), mask
+    found = good / jnp.maximum(total, 1.0) if how == "soft" else (good > 0).astype(jnp.float32)
+    return jnp.where(mask, found, 0.0), mask
 
 
 def step_pairs(
@@ -94,7 +95,7 @@ def step_pairs(
       width: static, the most children that any node has.
       rule: see above.
       margin: smallest difference of values; a pair also needs a difference above 0, except for "first_error", where
-        the answers decide.
+        the answers decide: with a margin of 0 the preferred child's value may even be the lower one.
       answers: [B, N] bool, see `tree_labels`.
 
     Returns:
@@ -114,7 +115,7 @@ def step_pairs(
         good, bad = _on_best_path(tree), visited
     else:
         ended = _answers(tree, answers)
-        right = ended & (jnp.asarray(correct) != 0)
+        right = ended & _marks(tree, correct)
         to_right, to_wrong = sums_below(tree, right) > 0, sums_below(tree, ended & ~right) > 0
         good, bad = visited & to_right, visited & to_wrong
         if rule == "first_error":
@@ -134,9 +135,8 @@ def step_pairs(
     chosen = jnp.broadcast_to(best[..., :, None], (*best.shape, worst.shape[-1])).reshape(pairs)
     rejected = jnp.broadcast_to(worst[..., None, :], (*best.shape, worst.shape[-1])).reshape(pairs)
     gap = at(q, chosen) - at(q, rejected)
-    kept = (chosen >= 0) & (rejected >= 0) & (chosen != rejected) & (gap >= margin)
-    if rule != "first_error":
-        kept &= gap > 0
+    kept = (chosen >= 0) & (rejected >= 0) & (chosen != rejected)
+    kept &= ((gap >= margin) | (margin <= 0)) if rule == "first_error" else (gap >= margin) & (gap > 0)
     return StepPairs(
         jnp.where(kept, chosen, NO_NODE), jnp.where(kept, rejected, NO_NODE), jnp.where(kept, gap, 0.0)
     )
@@ -152,8 +152,9 @@ def sums_below(tree: Tree, entries: ArrayLike) -> jax.Array:
     Returns:
       [B, N] float32.
     """
-    start = jnp.where(tree.valid, jnp.asarray(entries).astype(jnp.float32), 0.0)
-    chex.assert_shape(start, tree.parent.shape)
+    entries = jnp.asarray(entries).astype(jnp.float32)
+    chex.assert_shape(entries, tree.parent.shape)
+    start = jnp.where(tree.valid, entries, 0.0)
     last = tree.capacity - 1
 
     def up(i: jax.Array, total: jax.Array) -> jax.Array:
@@ -164,7 +165,14 @@ def sums_below(tree: Tree, entries: ArrayLike) -> jax.Array:
 
 
 def _answers(tree: Tree, answers: ArrayLike | None) -> jax.Array:
-    return tree.valid & (tree.terminal if answers is None else jnp.asarray(answers) != 0)
+    return tree.valid & (tree.terminal if answers is None else _marks(tree, answers))
+
+
+def _marks(tree: Tree, nodes: ArrayLike | None) -> jax.Array:
+    """[B, N] bool; not of fewer questions or nodes, which would be repeated."""
+    marks = jnp.asarray(nodes) != 0
+    chex.assert_shape(marks, tree.parent.shape)
+    return marks
 
 
 def _quality(tree: Tree, right: jax.Array, finished: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -190,7 +198,7 @@ def _on_best_path(tree: Tree) -> jax.Array:
 
 def _all_children(tree: Tree, width: int) -> tuple[jax.Array, jax.Array]:
     """(kids [B, N, C], is_child [B, N, C]) of every node."""
-    slot = jnp.maximum(tree.first_child, 0)[..., None] + jnp.arange(width)
+    slot = jnp.maximum(tree.first_child, 0)[..., None] + jnp.arange(width, dtype=jnp.int32)
     kids = jnp.minimum(slot, tree.capacity - 1)
     node = jnp.arange(tree.capacity)[:, None]
     return kids, (tree.first_child >= 0)[..., None] & (slot < tree.capacity) & (at(tree.parent, kids) == node)

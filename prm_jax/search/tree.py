@@ -211,9 +211,10 @@ def children(tree: Tree, node: ArrayLike, width: int) -> tuple[jax.Array, jax.Ar
     node = jnp.asarray(node)
     chex.assert_shape(node, (tree.batch,))
     first = at(tree.first_child, node)
-    kids = jnp.minimum(jnp.maximum(first, 0)[:, None] + jnp.arange(width), tree.capacity - 1)
+    places = jnp.arange(width, dtype=jnp.int32)
+    kids = jnp.minimum(jnp.maximum(first, 0)[:, None] + places, tree.capacity - 1)
     # The slot clamped to N - 1 may repeat a child, so the range is checked too.
-    inside = first[:, None] + jnp.arange(width) < tree.capacity
+    inside = first[:, None] + places < tree.capacity
     expanded = (node >= 0) & (first >= 0)
     return kids, expanded[:, None] & inside & (at(tree.parent, kids) == node[:, None])
 

@@ -86,6 +86,44 @@ def test_step_pairs():
     assert named(pairs(level, width=2, rule="best_worst"), slots) == set()
 
 
+def test_the_answers_decide_about_the_first_error():
+    """A right step may look worse than a wrong one to a value function; that is when the pair teaches most."""
+    tree, slots, right, *_ = published()
+    turned = dataclasses.replace(tree, value_sum=-tree.value_sum)
+    found = pairs(turned, right, width=2, rule="first_error")
+    assert named(found, slots) == {(1, 2), (6, 7)}
+    np.testing.assert_allclose(sorted(found.margin[found.chosen >= 0].tolist()), [-1.9, -0.4], rtol=1e-5)
+    assert named(pairs(turned, right, width=2, rule="first_error", margin=0.1), slots) == set()
+    assert named(pairs(tree, right, width=2, rule="first_error", margin=0.5), slots) == {(6, 7)}
+
+
+def test_with_64_bits():
+    tree, _, right, *_ = published()
+    with jax.enable_x64(True):
+        for how in ("q", "soft", "hard", "quality"):
+            assert labels(tree, right, how=how)[0].dtype == jnp.float32
+        found = pairs(tree, right, width=2, rule="top_bottom")
+        assert [x.dtype for x in found] == [jnp.int32, jnp.int32, jnp.float32]
+
+
+def test_every_question_needs_answers_of_its_own():
+    tree = s.init_tree(2, 4)
+    for shape in ((4,), (1, 4), (2, 1), ()):
+        answers = np.zeros(shape, bool)
+        for call in (
+            lambda answers=answers: s.tree_labels(tree, answers, how="soft"),
+            lambda answers=answers: s.tree_labels(tree, answers, how="quality"),
+            lambda answers=answers: s.tree_labels(tree, answers=answers),
+            lambda answers=answers: s.step_pairs(tree, answers, width=2, rule="top_bottom"),
+            lambda answers=answers: s.step_pairs(
+                tree, np.zeros((2, 4)), width=2, rule="first_error", answers=answers
+            ),
+            lambda answers=answers: s.sums_below(tree, answers),
+        ):
+            with pytest.raises(AssertionError, match="shape"):
+                call()
+
+
 def test_bad_options():
     tree = s.init_tree(1, 4)
     with pytest.raises(ValueError, match="how='mean'"):

@@ -705,6 +705,8 @@ def test_with_64_bits(leaves):
         found = run(start(problem, FULL), problem=problem, options=(("leaves", leaves),))
     np.testing.assert_array_equal(found.visits, expected.visits)
     assert found.parent.dtype == jnp.int32 and found.value_sum.dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert s.children(found, np.zeros(ROWS, int), 3)[0].dtype == jnp.int32
 
 
 @pytest.mark.parametrize("options", [{}, {"leaves": 2}, {"rule": "child_mean", "discount": 0.9}, {"random": True}])
