@@ -51,7 +51,7 @@ def omega_select(
     Args:
       mc: [B, S] float in [0, 1], share of right rollouts from each state.
       visits: [B, S] float, N of each state; 0 in free places, because the sum runs over all.
-      state: [B, R] i32, the state from which each wrong rollout starts, -1 in free places.
+      state: [B, R] i32 in 0..S-1, the state from which each wrong rollout starts, -1 in free places.
       length: [B, R] float >= 0, length of each rollout in the caller's unit (tokens, words, steps).
       used: [B, R] bool.
       alpha: in (0, 1].
@@ -70,10 +70,11 @@ def omega_select(
     chex.assert_rank([mc, state], 2)
     chex.assert_equal_shape([mc, visits])
     chex.assert_equal_shape([state, length, used])
-    if state.shape[1] == 0:
-        return jnp.full(state.shape[:1], NO_NODE, jnp.int32), jnp.zeros(state.shape, jnp.float32)
+    chex.assert_shape(mc, (state.shape[0], None))
+    if 0 in (state.shape[1], mc.shape[1]):
+        return jnp.full(state.shape[:1], NO_NODE, jnp.int32), jnp.full(state.shape, -jnp.inf, jnp.float32)
     own_mc, own_visits = at(mc, state), at(visits, state)
-    pool = (state >= 0) & ~used & (own_mc > 0) & (own_mc < 1) & ~jnp.isnan(length)
+    pool = (state >= 0) & (state < mc.shape[1]) & ~used & (own_mc > 0) & (own_mc < 1) & ~jnp.isnan(length)
     quality = alpha ** (1.0 - own_mc) * beta ** (length / L)
     bonus = c * jnp.sqrt(jnp.sum(visits, axis=1, keepdims=True)) / (1.0 + own_visits)
     score = jnp.where(pool, quality + bonus, -jnp.inf)
@@ -128,13 +129,14 @@ def first_error_search(
       solution of one step costs no probe (unless `probe_last`).
 
     Raises:
-      ValueError: `probe` returned the wrong shape, or, on the host, something that is not in [0, 1].
+      ValueError: `probe` returned the wrong shape, or, on the host, something that is not in [0, 1]; `n_steps` is not
+        traced and goes beyond `max_steps`.
 
     Source: arXiv 2406.06592; closed interval: openr.
     """
     xp: Any = np if host else jnp
     steps = xp.asarray(n_steps, xp.int32)
-    if host and steps.size and int(steps.max()) > max_steps:
+    if not isinstance(steps, jax.core.Tracer) and steps.size and int(steps.max()) > max_steps:
         raise ValueError(f"n_steps goes up to {int(steps.max())}, max_steps is only {max_steps}")
     lo, hi = xp.full_like(steps, -1), steps if probe_last else steps - 1
     probes, found = [], []

@@ -92,8 +92,22 @@ def test_bad_probes():
         run(lambda mid: np.array([0.5, np.nan]))
     with pytest.raises(ValueError, match=r"shape \(3,\); expected \(2,\)"):
         run(lambda mid: np.zeros(3))
-    with pytest.raises(ValueError, match="n_steps goes up to 5"):
-        s.first_error_search(lambda mid: mid, np.array([5]), 4, host=True)
+    for host in (True, False):  # too few halvings would name a step that nobody looked at
+        with pytest.raises(ValueError, match="n_steps goes up to 5"):
+            s.first_error_search(lambda mid: mid, np.array([5]), 4, host=host)
+
+
+def test_pools_of_the_wrong_size():
+    one, two = np.full((1, 3), 0.5), np.full((2, 3), 0.5)
+    state, length, used = np.zeros((2, 4), int), np.ones((2, 4)), np.zeros((2, 4), bool)
+    with pytest.raises(AssertionError, match="shape"):
+        s.omega_select(one, one, state, length, used)  # the first question's states are not the second's
+    state[0], state[1, 1:] = 3, -1  # there is no state 3
+    pick, score = s.omega_select(two, 0 * two, state, length, used)
+    assert pick.tolist() == [-1, 0] and np.isfinite(score).sum() == 1
+    for shape in ((2, 0), (2, 4)):
+        pick, score = s.omega_select(two[:, :0], two[:, :0], *(np.zeros(shape, int),) * 3)
+        assert pick.tolist() == [-1, -1] and np.all(np.asarray(score) == -np.inf)
 
 
 class World:
