@@ -85,7 +85,7 @@ def carry_values(world: CarryWorld, progress: Progress) -> jax.Array:
     keeps = jnp.where(exists & overflow, 1.0 - world.drop_carry, 1.0)
     later = jnp.flip(jnp.cumprod(jnp.flip(keeps, 1), axis=1), 1)  # the additions from each one on
     later = jnp.concatenate([later, jnp.ones_like(later[:, :1])], axis=1)
-    rows = jnp.arange(world.lengths.shape[0]).reshape(-1, *(1,) * (progress.written.ndim - 1))
+    rows = _of_sums(jnp.arange(world.lengths.shape[0]), progress.written)
     return jnp.where(progress.right, later[rows, jnp.minimum(progress.written, later.shape[1] - 1)], 0.0)
 
 
@@ -94,21 +94,22 @@ def carry_next(world: CarryWorld, progress: Progress) -> tuple[Progress, jax.Arr
 
     Args:
       world: B sums.
-      progress: leaves [B].
+      progress: leaves [B, ...].
 
     Returns:
-      (progress with leaves [B, 2]: the right addition and the one with the carry dropped, policy [B, 2] f32): a way
-      that does not exist has probability 0; after the last addition there is none.
+      (progress with leaves [B, ..., 2]: the right addition and the one with the carry dropped, policy [B, ..., 2] f32):
+      a way that does not exist has probability 0; after the last addition there is none.
     """
-    place = jnp.minimum(progress.written + 1, world.operands.shape[1] - 1)
-    operand = jnp.take_along_axis(world.operands, place[:, None], axis=1)[:, 0]
-    going = progress.written + 1 < world.lengths
+    written = progress.written
+    place = jnp.minimum(written + 1, world.operands.shape[1] - 1)
+    operand = jnp.take_along_axis(world.operands, place.reshape(len(place), -1), axis=1).reshape(place.shape)
+    going = written + 1 < _of_sums(world.lengths, written)
     overflow = progress.total % 10 + operand >= 10
-    total = (progress.total + operand)[:, None] - jnp.array([0, 10])
+    total = (progress.total + operand)[..., None] - jnp.array([0, 10])
     slip = jnp.where(overflow, world.drop_carry, 0.0)
-    policy = jnp.where(going[:, None], jnp.stack([1.0 - slip, slip], axis=1), 0.0)
-    right = progress.right[:, None] & jnp.array([True, False])
-    return Progress(jnp.broadcast_to(progress.written[:, None] + 1, total.shape), total, right), policy
+    policy = jnp.where(going[..., None], jnp.stack([1.0 - slip, slip], axis=-1), 0.0)
+    right = progress.right[..., None] & jnp.array([True, False])
+    return Progress(jnp.broadcast_to(written[..., None] + 1, total.shape), total, right), policy
 
 
 def carry_expand(world: CarryWorld, leaf: Leaf, *, noise: float = 0.0) -> Expansion:
@@ -125,10 +126,15 @@ def carry_expand(world: CarryWorld, leaf: Leaf, *, noise: float = 0.0) -> Expans
       `Expansion` of width 2.
     """
     nodes, policy = carry_next(world, leaf.state)
-    terminal = nodes.written + 1 >= world.lengths[:, None]
+    terminal = nodes.written + 1 >= _of_sums(world.lengths, nodes.written)
     value = carry_values(world, nodes)
     if noise > 0.0:
         assert leaf.key is not None, "noise needs keys: give search a key"
-        error = jax.vmap(lambda key: jax.random.normal(key, (WIDTH,)))(leaf.key)
+        error = jax.vmap(lambda key: jax.random.normal(key, value.shape[1:]))(leaf.key)
         value = jnp.where(terminal, value, value + noise * error)
     return Expansion(policy, value, terminal, policy > 0, state=nodes)
+
+
+def _of_sums(field: jax.Array, like: jax.Array) -> jax.Array:
+    """[B] as [B, 1, ...], beside an array [B, ...]."""
+    return field.reshape(-1, *(1,) * (like.ndim - 1))

@@ -63,3 +63,22 @@ def test_exact_values_and_a_noisy_search():
             assert all(task.step_labels(problem, text)) == bool(tree.state.right[b, node])
             if mask[b, node] and not tree.state.right[b, node]:
                 assert labels[b, node] == 0  # nothing below a dropped carry is right
+
+
+def test_several_leaves_at_once():
+    numbers, lengths = problems()
+    world = s.carry_world(numbers, lengths)
+
+    def run(leaves, simulations):
+        tree = s.init_tree(len(lengths), 61, state=s.carry_start(world))
+        evaluate = functools.partial(s.carry_expand, world, noise=0.2)
+        return s.search(
+            tree, evaluate, simulations, s.puct(), width=2, max_depth=L, leaves=leaves, key=jax.random.key(0)
+        )
+
+    tree = jax.jit(run, static_argnums=(0, 1))(3, 10)
+    value = s.carry_values(world, tree.state)
+    ends = np.asarray(tree.terminal)
+    np.testing.assert_allclose(np.asarray(tree.value)[ends], np.asarray(value)[ends])
+    noise = np.asarray(tree.value - value)[np.asarray(tree.parent >= 0) & ~ends]
+    assert ends.any() and len(np.unique(noise)) > 0.9 * len(noise)  # every child's own
