@@ -91,9 +91,9 @@ def formula_reward(
     Returns:
       f32 scalar in [0, 1].
     """
-    error = evaluate(grammar, tokens, columns) - target
+    error = evaluate(grammar, tokens, jnp.asarray(columns, jnp.float32)) - jnp.asarray(target, jnp.float32)
     rmse = jnp.sqrt(jnp.mean(error**2))
-    reward = shrink ** jnp.sum(tokens >= 0) / (1.0 + rmse)
+    reward = shrink ** jnp.sum(tokens >= 0, dtype=jnp.float32) / (1.0 + rmse)
     return jnp.where(jnp.isfinite(rmse), reward, 0.0)
 
 
@@ -138,7 +138,7 @@ def regress(
     chex.assert_shape(target, (batch, points))
     start = Regression(
         jnp.full((batch, grammar.max_length), NO_TOKEN, jnp.int32),
-        jnp.full((batch,), -jnp.inf),
+        jnp.full((batch,), -jnp.inf, jnp.float32),
         columns,
         jnp.full((batch, size, grammar.max_length), NO_TOKEN, jnp.int32),
         present,
@@ -237,7 +237,7 @@ def _learn(
     target = rl.double_q_target(rewards, discounts, after(mine), after(other), form=options.form)
     index = jnp.maximum(tokens, 0)[..., None]
     error = jnp.where(real, target - jnp.take_along_axis(mine, index, axis=2)[..., 0], 0.0)
-    hot = jax.nn.one_hot(jnp.maximum(tokens, 0), tables.shape[-1])
+    hot = jax.nn.one_hot(jnp.maximum(tokens, 0), tables.shape[-1], dtype=jnp.float32)
     mine = mine + options.rate * error[..., None] * hot
     return jnp.stack([jnp.where(coin, mine, other), jnp.where(coin, other, mine)])
 

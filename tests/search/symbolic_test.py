@@ -75,6 +75,19 @@ def test_a_search_finds_the_formula():
                 np.testing.assert_allclose(values, columns[slot], rtol=1e-5)
 
 
+def test_with_64_bits():
+    """Numbers of 64 bits around it change nothing."""
+    grammar = s.Grammar(columns=3, max_length=5, operators=("+", "*"))
+    columns, target = np.stack([X, X + 1, X])[None], (X * X)[None]
+    run = functools.partial(s.regress, grammar, simulations=6, rounds=2)
+    expected = jax.jit(run)(columns, PRESENT[None, :3], target, jax.random.key(0))
+    with jax.enable_x64(True):
+        found = jax.jit(run)(columns, PRESENT[None, :3], target, jax.random.key(0))
+        reward = s.formula_reward(grammar, jnp.array([2, -1, -1, -1, -1]), columns[0], target[0])
+    assert [x.dtype for x in found] == [x.dtype for x in expected] and reward.dtype == jnp.float32
+    assert found.reward > 0
+
+
 def test_bad_grammar():
     with pytest.raises(ValueError, match="operators among"):
         s.Grammar(columns=1, max_length=3, operators=("pow",))
