@@ -36,6 +36,7 @@ def mc_targets(
     _util.check_option("how", how, ("soft", "hard", "vstar"))
     mask = _util.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(correct), mask])
+    chex.assert_rank(jnp.asarray(count), {0, mask.ndim})  # one a response would be taken for one a step
     c = jax.lax.stop_gradient(_util.masked(correct, mask))
     if how == "soft":
         return jnp.where(mask, _util.safe_divide(c, jnp.where(mask, _util.as_f32(count), 1.0)), 0.0)

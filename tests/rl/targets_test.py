@@ -109,6 +109,8 @@ def test_look_ahead_is_a_lambda_return():
 def test_bad_input():
     with pytest.raises(ValueError, match="how='mean'"):
         rl.mc_targets([[1]], 2, [[True]], how="mean")
+    with pytest.raises(AssertionError):  # of each response or of each step?
+        rl.mc_targets(np.ones((2, 2)), np.array([4, 8]), np.ones((2, 2), bool))
     with pytest.raises(AssertionError):
         rl.steps_to_correct(np.zeros((1, 2)), np.zeros((1, 2), bool), np.ones((1, 2), bool))
 
