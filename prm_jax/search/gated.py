@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from prm_jax import rl
-from prm_jax.search.partials import Ask, Calls, Candidate, Found, Partial, ProposeFn, ScorePartials
+from prm_jax.search.partials import Ask, Calls, Candidate, Found, Partial, ProposeFn, ScorePartials, check_counts
 
 
 def gated_search(
@@ -45,6 +45,7 @@ def gated_search(
 
     Source: arXiv 2501.13926.
     """
+    check_counts(samples=samples, max_steps=max_steps)
     calls = Calls(propose, score, num_questions)
     paths = _Paths(num_questions, samples, max_steps)
     for number in range(max_steps):

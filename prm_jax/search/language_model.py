@@ -16,7 +16,18 @@ import numpy as np
 from prm_jax.search.beams import look_ahead_scores, step_beam, top_steps
 from prm_jax.search.gated import gated_search
 from prm_jax.search.mcts import Expansion, Method, ask, grow
-from prm_jax.search.partials import Ask, Calls, Candidate, Found, Partial, ProposeFn, ScorePartials, Step, Tokens
+from prm_jax.search.partials import (
+    Ask,
+    Calls,
+    Candidate,
+    Found,
+    Partial,
+    ProposeFn,
+    ScorePartials,
+    Step,
+    Tokens,
+    check_counts,
+)
 from prm_jax.search.scores import ScoreFn, puct
 from prm_jax.search.tree import check_tree, init_tree
 
@@ -50,6 +61,7 @@ def sample_search(propose: ProposeFn, score: ScorePartials, num_questions: int, 
     Returns:
       `Found` with n candidates of each question.
     """
+    check_counts(samples=samples)
     calls = Calls(propose, score, num_questions)
     found = calls.propose([Ask(Partial(b), 0) for b in range(num_questions)], samples, whole=True, distinct=False)
     flat = [partial for partials in found for partial in partials]
@@ -89,7 +101,7 @@ def beam_search(
 
     Source: arXiv 2408.03314 and the released code search-and-learn.
     """
-    _check_counts(beams=beams, width=width, trees=trees, max_steps=max_steps)
+    check_counts(beams=beams, width=width, trees=trees, max_steps=max_steps)
     if beams % trees:
         raise ValueError(f"beams={beams} is not a multiple of trees={trees}")
     keep = beams // trees
@@ -134,7 +146,7 @@ def step_beam_search(
 
     Source: arXiv 2405.03553 and its released code.
     """
-    _check_counts(beams=beams, width=width, max_steps=max_steps)
+    check_counts(beams=beams, width=width, max_steps=max_steps)
     calls = Calls(propose, score, num_questions)
     return _step_beams(calls, lambda _, partials: calls.score(partials), num_questions, beams, width, max_steps)
 
@@ -162,7 +174,7 @@ def look_ahead_search(
       num_questions: P.
       beams: solutions that are followed at the same time; 1 as published.
       width: proposals of each beam.
-      horizon: H, how many steps to look ahead; 0 is `step_beam_search`.
+      horizon: H >= 0, how many steps to look ahead; 0 is `step_beam_search`.
       alpha: how much what comes later counts, in [0, 1]; see `rl.td_smooth`.
       min_gain: see `rl.td_smooth`.
       max_steps: most steps of a solution, those looked ahead included.
@@ -172,6 +184,9 @@ def look_ahead_search(
 
     Source: arXiv 2501.07861.
     """
+    check_counts(beams=beams, width=width, max_steps=max_steps)
+    if horizon < 0:
+        raise ValueError(f"horizon={horizon}: expected at least 0")
     calls = Calls(propose, score, num_questions)
 
     def values(number: int, partials: Sequence[Partial]) -> list[float]:
@@ -268,7 +283,7 @@ def tree_search(
     Returns:
       (`Found`, the tree, for each question its nodes' prefixes by slot).
     """
-    _check_counts(num_questions=num_questions, simulations=simulations, width=width, max_steps=max_steps)
+    check_counts(num_questions=num_questions, simulations=simulations, width=width, max_steps=max_steps)
     if options.get("leaves") is not None:
         raise ValueError("with a language model one leaf of each question is selected at a time: leave `leaves` out")
     method = Method(score_fn or puct(1.25), width, max_steps, **options)
@@ -304,12 +319,6 @@ def tree_search(
 _step_beam, _top_steps = jax.jit(step_beam), jax.jit(top_steps, static_argnums=1)
 _look_ahead = functools.partial(jax.jit, static_argnames=("alpha", "min_gain"))(look_ahead_scores)
 _ask, _grow = jax.jit(ask, static_argnames="method"), jax.jit(grow, static_argnames="method")
-
-
-def _check_counts(**counts: int) -> None:
-    low = [f"{name}={count}" for name, count in counts.items() if count < 1]
-    if low:
-        raise ValueError(f"{' and '.join(low)}: expected at least 1")
 
 
 def _places(questions: Iterable[int]) -> Iterator[int]:

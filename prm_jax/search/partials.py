@@ -104,6 +104,13 @@ class Found:
     scored: np.ndarray
 
 
+def check_counts(**counts: int) -> None:
+    """Raises ValueError, by name, for numbers below 1."""
+    low = [f"{name}={count}" for name, count in counts.items() if count < 1]
+    if low:
+        raise ValueError(f"{' and '.join(low)}: expected at least 1")
+
+
 class Calls:
     """Both functions of the caller's, with their answers checked and counted.
 

@@ -119,6 +119,17 @@ def test_bad_answers():
         SEARCHES["sample"](p=lambda asks, count, whole: propose(asks, count + 1, whole))
     with pytest.raises(ValueError, match="multiple of trees"):
         lm.beam_search(propose, score, 1, beams=3, width=2, trees=2, max_steps=2)
+    for call, words in (
+        (lambda: lm.sample_search(propose, score, 1, samples=0), "samples=0"),
+        (lambda: lm.step_beam_search(propose, score, 1, beams=0, width=0, max_steps=2), "beams=0 and width=0"),
+        (lambda: lm.look_ahead_search(propose, score, 1, beams=0, max_steps=2), "beams=0"),
+        (lambda: lm.look_ahead_search(propose, score, 1, width=0, max_steps=2), "width=0"),
+        (lambda: lm.look_ahead_search(propose, score, 1, horizon=-1, max_steps=2), "horizon=-1"),
+        (lambda: lm.gated_search(propose, score, 1, samples=0, max_steps=2), "samples=0"),
+        (lambda: lm.gated_search(propose, score, 1, samples=2, max_steps=0), "max_steps=0"),
+    ):
+        with pytest.raises(ValueError, match=words + ": expected"):
+            call()
 
 
 def enumerated(asks, count, whole):
