@@ -15,7 +15,7 @@ from prm_jax.search.expansion import expand
 from prm_jax.search.expressions import Grammar
 from prm_jax.search.labels import StepPairs, step_pairs, sums_below, tree_labels
 from prm_jax.search.mcts import Expansion, Leaf, Method, ask, grow, search
-from prm_jax.search.omega import FirstError, first_error_search, omega_select, omega_use
+from prm_jax.search.omega import FirstError, Halvings, first_error_search, omega_select, omega_use
 from prm_jax.search.omega_label import LocatedError, OmegaLabels, Request, Rollout, State, omega_label
 from prm_jax.search.reroot import reroot
 from prm_jax.search.scores import ChildValues, ScoreRule, alphazero, blueprint, child_scores, minmax, puct, ucb1
@@ -58,6 +58,7 @@ __all__ = [
     "formula_reward",
     "Grammar",
     "grow",
+    "Halvings",
     "has_room",
     "init_tree",
     "Leaf",

@@ -44,7 +44,7 @@ def step_beam(score: ArrayLike, live: ArrayLike, finished: ArrayLike, width: Arr
       score: [B, M, C] float, value of each child; -inf where there is none (fewer proposals, duplicates).
       live: [B, M] bool, beams that had children proposed.
       finished: [B, M, C] bool, the child is an answer, or must not go on.
-      width: [B] i32, <= M; M at first.
+      width: [B] i32, M at first, where all beams but one may still be free places, not live; more than M count as M.
 
     Returns:
       `StepBeam`. Of equal scores the first child is kept. A question without candidates keeps nothing.

@@ -18,18 +18,32 @@ from prm_jax.search.tree import NO_NODE, at, put
 NO_ERROR = -1
 
 
+class Halvings(NamedTuple):
+    """The course of a binary search; I halvings, in order.
+
+    Attributes:
+      lo: [B, I] i32, index of the last step known to be right before the probe, -1 for none.
+      hi: [B, I] i32, index of the first step known to be wrong before the probe.
+      probes: [B, I] i32, index of the last step of the prefix that was probed; -1 where nothing was asked.
+      mc: [B, I] f32, what the probe said; 0 where nothing was asked.
+    """
+
+    lo: jax.Array
+    hi: jax.Array
+    probes: jax.Array
+    mc: jax.Array
+
+
 class FirstError(NamedTuple):
     """What a binary search found.
 
     Attributes:
       first_error: [B] i32, index of the first wrong step, -1 for none.
-      probes: [B, I] i32, index of the last step of each prefix that was probed, in order; -1 where nothing was asked.
-      mc: [B, I] f32, what the probe said; 0 where nothing was asked.
+      trace: how it was found.
     """
 
     first_error: jax.Array
-    probes: jax.Array
-    mc: jax.Array
+    trace: Halvings
 
 
 def omega_select(
@@ -139,7 +153,7 @@ def first_error_search(
     if not isinstance(steps, jax.core.Tracer) and steps.size and int(steps.max()) > max_steps:
         raise ValueError(f"n_steps goes up to {int(steps.max())}, max_steps is only {max_steps}")
     lo, hi = xp.full_like(steps, -1), steps if probe_last else steps - 1
-    probes, found = [], []
+    trace: list[tuple[Any, ...]] = []
     # hi - lo starts at no more than max_steps (+ 1) and halves, rounded up.
     for _ in range((max_steps if probe_last else max_steps - 1).bit_length()):
         active = (hi - lo > 1) & (steps > 0)
@@ -147,17 +161,14 @@ def first_error_search(
             break
         mid = xp.where(active, (lo + hi) // 2, NO_NODE).astype(xp.int32)
         mc = _probed(probe(mid), mid, host)
+        trace.append((lo, hi, mid, xp.where(active, mc, 0.0)))
         right = active & (mc > 0)
         lo, hi = xp.where(right, mid, lo), xp.where(active & ~right, mid, hi)
-        probes.append(mid)
-        found.append(xp.where(active, mc, 0.0))
-    nothing = xp.zeros((*steps.shape, 0))
+    nothing = (xp.zeros((*steps.shape, 0)),) * 4
+    course = [xp.stack(each, -1) for each in zip(*trace, strict=True)] if trace else nothing
     first = xp.where((steps > 0) & (hi < steps), hi, NO_ERROR)
-    return FirstError(
-        jnp.asarray(first, jnp.int32),
-        jnp.asarray(xp.stack(probes, -1) if probes else nothing, jnp.int32),
-        jnp.asarray(xp.stack(found, -1) if found else nothing, jnp.float32),
-    )
+    lows, highs, probes, first = (jnp.asarray(x, jnp.int32) for x in (*course[:3], first))
+    return FirstError(first, Halvings(lows, highs, probes, jnp.asarray(course[3], jnp.float32)))
 
 
 def _probed(answer: ArrayLike, mid: Any, host: bool) -> Any:

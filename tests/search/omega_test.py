@@ -73,9 +73,16 @@ def searched(rows, **options):
 def test_published_searches(closed):
     cases = load()["omega_binary_search"]["cases"]
     for out in searched([case["mc_prefix"] for case in cases], probe_last=closed):
-        for case, first, probes in zip(cases, out.first_error, np.asarray(out.probes), strict=True):
+        for case, first, probes in zip(cases, out.first_error, np.asarray(out.trace.probes), strict=True):
             assert int(first) == case["openr_left_end" if closed else "first_error"]
             assert probes[probes >= 0].tolist() == case["openr_probes" if closed else "probes"]
+        # Each probe lies between what is known, and moves one of the two ends to itself.
+        lo, hi, mid, mc = (np.asarray(x) for x in out.trace)
+        asked = mid >= 0
+        assert ((lo < mid) & (mid < hi))[asked].all() and (mid[asked] == ((lo + hi) // 2)[asked]).all()
+        after = asked[:, 1:]
+        assert (np.where(mc > 0, mid, lo)[:, :-1] == lo[:, 1:])[after].all()
+        assert (np.where(mc > 0, hi, mid)[:, :-1] == hi[:, 1:])[after].all()
 
 
 def test_searches_without_steps_and_without_error():
@@ -83,7 +90,7 @@ def test_searches_without_steps_and_without_error():
     assert out.first_error.tolist() == [-1, -1, 1]
     out, on_host = searched([[], [0.0]])
     assert out.first_error.tolist() == on_host.first_error.tolist() == [-1, 0]
-    assert not np.any(np.asarray(out.probes) >= 0)
+    assert not np.any(np.asarray(out.trace.probes) >= 0)
 
 
 def test_bad_probes():
