@@ -351,16 +351,23 @@ class Engine:
         return StepRecord(problem.prompt, steps, None, None, problem.id, name or problem.id) if steps else None
 
     def answer(self, partial: Any) -> str | None:
-        """What a solution answers, numbers in one form, so that equal answers are equal texts; None for none."""
+        """What a solution answers, so that equal answers are equal texts; None for none.
+
+        It is read where the task's verifier reads it, or else wherever an answer may stand. Numbers have one form.
+        """
         from prm_jax.verifiers.extraction import ANSWER_MARKERS, find_answer
         from prm_jax.verifiers.number import parse_number
 
+        text, verifier = self.text(partial), getattr(self.task, "verifier", None)
+        own = getattr(verifier, "extract", None)
+        found = find_answer(text, own, markers=getattr(verifier, "markers", ANSWER_MARKERS)) if own else None
         markers = (*self.task.splitter.answer_markers, *ANSWER_MARKERS)
-        text = self.text(partial)
-        found = find_answer(text, "marker", markers=markers) or find_answer(text, "boxed")
+        found = found or find_answer(text, "marker", markers=markers) or find_answer(text, "boxed")
         found = found or find_answer(text, "last_number")
-        number = parse_number(found) if found is not None else None
-        return found if number is None else str(number)
+        if found is None:
+            return None
+        number = parse_number(found)
+        return str(number) if number is not None else " ".join(found.split())
 
     def _ends(self, tokens: tuple[int, ...]) -> bool:
         if not tokens or tokens[-1] in self.tokenizer.eos_ids:

@@ -200,6 +200,27 @@ def test_a_damaged_file_of_results_is_refused(model, careless, tmp_path, capsys)
         assert words_of_it in capsys.readouterr().err, damaged
 
 
+def test_answers_to_vote_on_are_those_that_the_verifier_reads():
+    from prm_jax.commands.policy import Engine
+    from prm_jax.verifiers.exact import ExactVerifier
+    from prm_jax.verifiers.math import MathVerifier
+
+    class Stand(Engine):
+        def __init__(self, verifier):
+            self.task = CarryTask(3, 4)
+            self.task.verifier = verifier
+
+        def text(self, partial):
+            return partial
+
+    math = Stand(MathVerifier())
+    boxed = (r"The answer is $\boxed{x+1}$.", r"so it is \boxed{x+1}", r"Answer: \boxed{x+1}, as 2 is not")
+    assert {math.answer(text) for text in boxed} == {"x+1"}
+    assert [math.answer(text) for text in ("the answer is 0.", r"\boxed{2.50}")] == ["0", "5/2"]
+    words = Stand(ExactVerifier())
+    assert [words.answer(text) for text in ("yes", " yes\n", "no", " ")] == ["yes", "yes", "no", None]
+
+
 def test_votes_weigh_scores_below_0():
     """Three candidates for 2 outweigh a slightly better one for 1, whatever the scores are."""
     from prm_jax.commands.search import Options, Scorer, choose
