@@ -146,6 +146,10 @@ def test_other_settings_are_refused(model, careless, tmp_path, capsys):
         (["--method", "lookahead", "--horizon", "2000"], "must stay below"),
         (["--sampling.reuse-mib", "-1"], "--sampling.reuse-mib is -1"),
         (["--alpha", "2"], "--alpha must be from 0 to 1"),
+        (["--sampling.temperature", "nan"], "--sampling.temperature is nan"),
+        (["--sampling.top-p", "0"], "--sampling.top-p is 0.0"),
+        (["--seed", "-1"], "--seed is -1: give a whole number in [0, 2**32)"),
+        (["--seed", str(1 << 32)], "--seed is 4294967296"),
         (["--server", "localhost:8000"], "no address of a server"),
         (["--server", "http://localhost:1", "--connection.no-logprobs"], "scorer logp needs log-probabilities"),
         (["--server", "http://localhost:1", "--connection.key-from", "NO_SUCH"], "no environment variable 'NO_SUCH'"),
@@ -198,6 +202,26 @@ def test_a_damaged_file_of_results_is_refused(model, careless, tmp_path, capsys)
         out.write_text("".join(line + "\n" for line in damaged))
         assert cli.main([*words, "--resume"]) == 2
         assert words_of_it in capsys.readouterr().err, damaged
+
+
+def test_steps_may_begin_near_the_end_of_the_context(model, tmp_path):
+    """What fits as a whole fits step by step; what is cut off counts in no score."""
+    from prm_jax.commands.policy import Engine, Sampling
+    from prm_jax.search.language_model import Ask, Partial
+
+    problem = CarryTask(3, 4).eval[0]
+    sampling = Sampling(step_tokens=14, max_new_tokens=64 - len(problem.prompt) - 1)
+    engine = Engine(model, CarryTask(3, 4), sampling, seed=0, chat=False)
+    engine.check_prompts([problem])
+    engine.begin([problem], 0)
+    before = tuple([5] * (sampling.max_new_tokens - 3))
+    ((step,),) = engine.propose([Ask(Partial(0, (before,)), 0)], 1, False)
+    engine.sampling = engine.policy.sampling = Sampling(step_tokens=3, max_new_tokens=sampling.max_new_tokens)
+    ((short,),) = engine.propose([Ask(Partial(0, (before,)), 0)], 1, False)
+    assert step.tokens == short.tokens and len(step.tokens) == 3
+    assert step.logp == pytest.approx(short.logp, abs=1e-5)
+    ((whole,),) = engine.propose([Ask(Partial(0, (before,)), 0)], 1, True)
+    assert len(whole.tokens) <= 3
 
 
 def test_answers_to_vote_on_are_those_that_the_verifier_reads():
