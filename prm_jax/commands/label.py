@@ -1,5 +1,6 @@
 """``prm-jax label``: step labels from a policy's rollouts or search trees, for ``prm-jax train-prm``."""
 
+import json
 import pathlib
 import sys
 import time
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from prm_jax.commands import results
-from prm_jax.commands.policy import STREAMS, Connection, Engine, Sampling, settings_of
+from prm_jax.commands.policy import STREAMS, Connection, Engine, Sampling, settings_of, tell_notes
 from prm_jax.errors import UserError
 
 Tokens = tuple[int, ...]
@@ -55,7 +56,8 @@ class Options:
     out: Annotated[pathlib.Path, tyro.conf.Positional]
     """JSON-lines file to write."""
     task: str = "carry"
-    """Task: carry, arithmetic, gsm8k, a path that ends in .jsonl, or the name of a reasoning-gym dataset."""
+    """Task: carry, arithmetic, gsm8k (its files by --task-options train PATH eval PATH), a path that ends in .jsonl, or
+    the name of a reasoning-gym dataset."""
     task_options: dict[str, str] = field(default_factory=dict)
     """Options of that task as name value pairs."""
     problems: int = 64
@@ -102,32 +104,52 @@ def run(options: Options) -> None:
     problems = [task.train[i] for i in range(min(options.problems, len(task.train)))]
     if not problems:
         raise UserError(f"the task {options.task!r} has no training problems, which are the ones to label")
+    tell_notes(task)
     first = results.header(settings_of(options), task.fingerprint)
     if options.resume and options.out.exists():
         _check_finished(options, first)
         print(f"{options.out} is finished")
         return
     partial = options.out.with_name(options.out.name + ".partial")
-    done = results.begin(partial, first) if options.resume and partial.exists() else []
-    if partial.exists() and not options.resume and len(results.whole_lines(partial)) > 1:
+    if not options.resume and not results.unstarted(partial):
         raise UserError(f"{partial} is there from an interrupted run: go on with it by --resume, or remove it")
     chunks = range(0, len(problems), options.chunk)
-    labeller = _Labeller(options, task) if len(done) < len(chunks) else None
-    begun = time.monotonic()
-    for number, start in enumerate(chunks):
-        if labeller is None or number < len(done):
-            continue
-        records, calls = labeller(problems[start : start + options.chunk], start)
-        done.append({"calls": calls, "records": [to_json(record) for record in records]})
-        results.append(partial, first, number, done[-1:])
-        _progress(options, min(start + options.chunk, len(problems)), len(problems), done, time.monotonic() - begun)
+    done = results.read(partial, first)
+    _check_chunks(partial, done, len(chunks))
+    labeller = _Labeller(options, task, problems) if len(done) < len(chunks) else None
+    if not done:
+        results.begin(partial, first)
+    begun, before = time.monotonic(), len(done) * options.chunk
+    with results.kept(partial):
+        for number, start in enumerate(chunks):
+            if labeller is None or number < len(done):
+                continue
+            records, calls = labeller(problems[start : start + options.chunk], start)
+            done.append({"calls": calls, "records": [to_json(record) for record in records]})
+            results.append(partial, first, number, done[-1:])
+            count = min(start + options.chunk, len(problems))
+            seconds = time.monotonic() - begun
+            left = results.time_left(count - before, len(problems) - count, seconds)
+            _progress(options, f"{count}/{len(problems)}", done, f"{seconds:.0f} s{left}")
     _finish(options, partial, done, len(problems))
+
+
+def _check_chunks(partial: pathlib.Path, done: Sequence[dict[str, Any]], most: int) -> None:
+    """What an earlier run kept has to be the records of the first chunks."""
+    for number, chunk in enumerate(done):
+        calls, records = chunk.get("calls"), chunk.get("records")
+        known = isinstance(calls, int) and isinstance(records, list) and all(isinstance(r, dict) for r in records)
+        if number >= most or not known:
+            raise UserError(
+                f"cannot go on with {partial}: line {number + 2} is not what one of {most} chunks gave, found "
+                f"{str(chunk)[:80]}"
+            )
 
 
 class _Labeller:
     """The policy, and what values the steps of trees, ready for chunk after chunk."""
 
-    def __init__(self, options: Options, task: Any) -> None:
+    def __init__(self, options: Options, task: Any, problems: Sequence[Any]) -> None:
         self.options = options
         self.engine = Engine(
             options.model, task, options.sampling, seed=options.seed, chat=options.chat, server=options.server,
@@ -138,6 +160,7 @@ class _Labeller:
             from prm_jax.commands.tree_labels import load_value_model
 
             self.prm = load_value_model(options.tree.scorer)
+        self.engine.check_prompts(problems)
 
     def __call__(self, problems: Sequence[Any], first: int) -> tuple[list[Any], int]:
         """(records, rollouts or proposals) of a chunk whose first problem has this number."""
@@ -169,6 +192,8 @@ def _check(options: Options) -> None:
         raise UserError("--tree.margin and --tree.min-edits must not be negative")
     if tree.scorer not in ("none", "rollouts") and not pathlib.Path(tree.scorer).exists():
         raise UserError(f"no scorer {tree.scorer!r}: it is none, rollouts, or the path of a process reward model")
+    if options.out.is_dir():
+        raise UserError(f"{options.out} is a directory: give the name of a file")
     if options.out.exists() and not options.resume:
         raise UserError(f"{options.out} exists: give another name, or remove it")
 
@@ -182,7 +207,8 @@ def _check_finished(options: Options, first: dict[str, Any]) -> None:
     from prm_jax.data.step_data import read_step_data
 
     if _settings_file(options).exists():
-        results.begin(_settings_file(options), first)
+        head = results.whole_lines(_settings_file(options))[:1]
+        results.check_settings(_settings_file(options), json.loads(head[0]) if head else {}, first)
         return
     told = dict(read_step_data(options.out)[0].provenance)
     differ = results.differences({name: told.get(name) for name in provenance(options)}, provenance(options))
@@ -190,16 +216,13 @@ def _check_finished(options: Options, first: dict[str, Any]) -> None:
         raise UserError(f"{options.out} was made with other {', '.join(differ)}: give another name")
 
 
-def _progress(options: Options, count: int, total: int, done: Sequence[dict[str, Any]], seconds: float) -> None:
+def _progress(options: Options, share: str, done: Sequence[dict[str, Any]], seconds: str) -> None:
     records, calls = sum(len(chunk["records"]) for chunk in done), sum(chunk["calls"] for chunk in done)
-    print(f"{count}/{total} problems, {records} solutions, {calls} {_calls(options)}, {seconds:.0f} s",
-          file=sys.stderr, flush=True)  # fmt: skip
+    print(f"{share} problems, {records} solutions, {calls} {_calls(options)}, {seconds}", file=sys.stderr, flush=True)
 
 
 def _finish(options: Options, partial: pathlib.Path, done: Sequence[dict[str, Any]], problems: int) -> None:
     """Writes the file that train-prm reads, and says what is in it."""
-    import json
-
     records = [record for chunk in done for record in chunk["records"]]
     if not records:
         partial.unlink()
@@ -210,7 +233,7 @@ def _finish(options: Options, partial: pathlib.Path, done: Sequence[dict[str, An
         )
     # First, so that there is no finished file without its settings.
     results.write(_settings_file(options), results.whole_lines(partial)[:1])
-    results.write(options.out, [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records])
+    results.write(options.out, [results.dump(record) for record in records])
     partial.unlink()
     known = [label for record in records for label in record.get("labels", ()) if label is not None]
     errors, calls = sum(label == 0 for label in known), sum(chunk["calls"] for chunk in done)
