@@ -1,5 +1,6 @@
 """``prm-jax label``: step labels from a policy's rollouts or search trees, for ``prm-jax train-prm``."""
 
+import json
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ import tyro
 
 from prm_jax.commands import results
 from prm_jax.commands.devices import mesh_of
-from prm_jax.commands.policy import STREAMS, Connection, Engine, Sampling, settings_of
+from prm_jax.commands.policy import STREAMS, Connection, Engine, Sampling, settings_of, tell_notes
 from prm_jax.commands.progress import Progress
 from prm_jax.commands.rollouts import Roller, counted
 from prm_jax.errors import UserError
@@ -57,7 +58,8 @@ class Options:
     out: Annotated[pathlib.Path, tyro.conf.Positional]
     """JSON-lines file to write."""
     task: str = "carry"
-    """Task: carry, arithmetic, gsm8k, a path that ends in .jsonl, or the name of a reasoning-gym dataset."""
+    """Task: carry, arithmetic, gsm8k (its files by --task-options train PATH eval PATH), a path that ends in .jsonl, or
+    the name of a reasoning-gym dataset."""
     task_options: dict[str, str] = field(default_factory=dict)
     """Options of that task as name value pairs."""
     problems: int = 64
@@ -112,20 +114,24 @@ def run(options: Options) -> None:
     if not problems:
         after = f" from number {options.first_problem} on: there are {len(task.train)}" if len(task.train) else ""
         raise UserError(f"the task {options.task!r} has no training problems, which are the ones to label{after}")
+    tell_notes(task)
     first = results.header(settings_of(options), task.fingerprint)
     if options.resume and options.out.exists():
         _check_finished(options, first)
         print(f"{options.out} is finished")
         return
     partial = options.out.with_name(options.out.name + ".partial")
-    done = results.begin(partial, first) if options.resume and partial.exists() else []
-    if partial.exists() and not options.resume and len(results.whole_lines(partial)) > 1:
+    if not options.resume and not results.unstarted(partial):
         raise UserError(f"{partial} is there from an interrupted run: go on with it by --resume, or remove it")
     chunks = range(0, len(problems), options.chunk)
+    done = results.read(partial, first)
+    _check_chunks(partial, done, len(chunks))
     if len(done) < len(chunks):
         progress = Progress(len(problems), len(done) * options.chunk)
-        labeller = _Labeller(options, task, progress)
-        with progress:
+        labeller = _Labeller(options, task, problems, progress)
+        if not done:
+            results.begin(partial, first)
+        with results.kept(partial), progress:
             for number in range(len(done), len(chunks)):
                 own = problems[chunks[number] : chunks[number] + options.chunk]
                 records, calls = labeller(own, options.first_problem + chunks[number])
@@ -136,10 +142,22 @@ def run(options: Options) -> None:
     _finish(options, partial, done, len(problems))
 
 
+def _check_chunks(partial: pathlib.Path, done: Sequence[dict[str, Any]], most: int) -> None:
+    """What an earlier run kept has to be the records of the first chunks."""
+    for number, chunk in enumerate(done):
+        calls, records = chunk.get("calls"), chunk.get("records")
+        known = isinstance(calls, int) and isinstance(records, list) and all(isinstance(r, dict) for r in records)
+        if number >= most or not known:
+            raise UserError(
+                f"cannot go on with {partial}: line {number + 2} is not what one of {most} chunks gave, found "
+                f"{str(chunk)[:80]}"
+            )
+
+
 class _Labeller:
     """The policy, and what values the steps of trees, ready for chunk after chunk."""
 
-    def __init__(self, options: Options, task: Any, progress: Progress) -> None:
+    def __init__(self, options: Options, task: Any, problems: Sequence[Any], progress: Progress) -> None:
         self.options, mesh = options, mesh_of(options.mesh)
         self.engine = Engine(
             options.model, task, options.sampling, seed=options.seed, chat=options.chat, server=options.server,
@@ -150,6 +168,7 @@ class _Labeller:
             from prm_jax.commands.tree_labels import load_value_model
 
             self.prm = load_value_model(options.tree.scorer, dtype=options.dtype, mesh=mesh)
+        self.engine.check_prompts(problems)
 
     def __call__(self, problems: Sequence[Any], first: int) -> tuple[list[Any], int]:
         """(records, rollouts or proposals) of a chunk whose first problem has this number."""
@@ -183,6 +202,8 @@ def _check(options: Options) -> None:
         raise UserError("--tree.margin and --tree.min-edits must not be negative")
     if tree.scorer not in ("none", "rollouts") and not pathlib.Path(tree.scorer).exists():
         raise UserError(f"no scorer {tree.scorer!r}: it is none, rollouts, or the path of a process reward model")
+    if options.out.is_dir():
+        raise UserError(f"{options.out} is a directory: give the name of a file")
     if options.out.exists() and not options.resume:
         raise UserError(f"{options.out} exists: give another name, or remove it")
 
@@ -196,7 +217,8 @@ def _check_finished(options: Options, first: dict[str, Any]) -> None:
     from prm_jax.data.step_data import read_step_data
 
     if _settings_file(options).exists():
-        results.begin(_settings_file(options), first)
+        head = results.whole_lines(_settings_file(options))[:1]
+        results.check_settings(_settings_file(options), json.loads(head[0]) if head else {}, first)
         return
     told = dict(read_step_data(options.out)[0].provenance)
     differ = results.differences({name: told.get(name) for name in provenance(options)}, provenance(options))
@@ -206,8 +228,6 @@ def _check_finished(options: Options, first: dict[str, Any]) -> None:
 
 def _finish(options: Options, partial: pathlib.Path, done: Sequence[dict[str, Any]], problems: int) -> None:
     """Writes the file that train-prm reads, and says what is in it."""
-    import json
-
     records = [record for chunk in done for record in chunk["records"]]
     if not records:
         partial.unlink()
@@ -218,7 +238,7 @@ def _finish(options: Options, partial: pathlib.Path, done: Sequence[dict[str, An
         )
     # First, so that there is no finished file without its settings.
     results.write(_settings_file(options), results.whole_lines(partial)[:1])
-    results.write(options.out, [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records])
+    results.write(options.out, [results.dump(record) for record in records])
     partial.unlink()
     known = [label for record in records for label in record.get("labels", ()) if label is not None]
     errors, calls = sum(label == 0 for label in known), sum(chunk["calls"] for chunk in done)

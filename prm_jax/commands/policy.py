@@ -1,6 +1,7 @@
 """The policy of ``prm-jax search`` and ``prm-jax label``: a model in this process or a server, on a task."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from prm_jax.commands.convert import model_path
 from prm_jax.errors import UserError
+from prm_jax.terminal import print_warning
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
+    from prm_jax.models import ModelConfig
     from prm_jax.models.prefixes import PrefixStore
     from prm_jax.search.server import Completion
 
@@ -32,7 +35,7 @@ class Sampling:
     max_new_tokens: int = 256
     """Longest solution, in tokens."""
     rows: int = 64
-    """Most sequences generated at once (without --server)."""
+    """Most sequences generated at once, but all that are asked for after one prefix (without --server)."""
     reuse_mib: int | None = None
     """Memory in MiB for keys and values of prefixes, so that they are not read anew for each step, 0 for none; by
     default 1024 for models of 20 million parameters and more, none for smaller ones, where it does not pay (without
@@ -82,9 +85,15 @@ OnWritten = Callable[[int, int], None]
 
 
 class Policy(Protocol):
-    """Goes on with prompts of token ids."""
+    """Goes on with prompts of token ids.
+
+    Attributes:
+      tokenizer: of the model.
+      context: most tokens of a prompt and its solution; None where it is not known.
+    """
 
     tokenizer: Any
+    context: int | None
 
     def __call__(
         self, prompts: Sequence[list[int]], ids: Sequence[int], count: int, *, room: Sequence[int], longest: int,
@@ -117,8 +126,9 @@ class LocalPolicy:
     """
 
     def __init__(
-        self, model: str, sampling: Sampling, seed: int, dtype: str, mesh: "Mesh | None", on_written: OnWritten
-    ) -> None:
+        self, model: str, sampling: Sampling, seed: int, dtype: str = "float32", mesh: "Mesh | None" = None,
+        on_written: OnWritten = lambda samples, tokens: None,
+    ) -> None:  # fmt: skip
         import jax
 
         from prm_jax.models import Tokenizer, load_weights
@@ -127,7 +137,8 @@ class LocalPolicy:
 
         path = model_path(model)
         config, self.params = load_weights(path, dtype=dtype, host=mesh is not None)
-        self.config = dataclasses.replace(config, compute_dtype=dtype)
+        config = dataclasses.replace(config, compute_dtype=dtype)
+        self.config, self.context = _with_room_behind(config, sampling), config.max_position_embeddings
         self.ways = 1
         if mesh is not None:
             self.params, self.ways = shard_params(self.params, mesh), rows_over(mesh)
@@ -152,10 +163,10 @@ class LocalPolicy:
             batch = list(range(start, min(start + size, len(prompts))))
             number = len(batch)
             batch += batch[-1:] * ((size if len(prompts) > size else self._over_devices(number)) - number)
-            own_prompts, own_ids = [prompts[i] for i in batch], [ids[i] for i in batch]
+            own_prompts, own_ids, left = [prompts[i] for i in batch], [ids[i] for i in batch], [room[i] for i in batch]
             # Whole solutions are not gone on with.
             reuse = self.reuse if boundary else None
-            new = self._generate(own_prompts, own_ids, number, count, longest, (*boundary, *stop), reuse)
+            new = self._generate(own_prompts, own_ids, left, number, count, longest, (*boundary, *stop), reuse)
             self.on_written(number * count, sum(len(one.tokens) for own in new for one in own))
             found += new
         return found
@@ -165,10 +176,10 @@ class LocalPolicy:
         return -(-prompts // self.ways) * self.ways
 
     def _generate(
-        self, prompts: Sequence[list[int]], ids: Sequence[int], number: int, count: int, longest: int,
-        stop: tuple[str, ...], reuse: "PrefixStore | None",
+        self, prompts: Sequence[list[int]], ids: Sequence[int], room: Sequence[int], number: int, count: int,
+        longest: int, stop: tuple[str, ...], reuse: "PrefixStore | None",
     ) -> list[list[Written]]:  # fmt: skip
-        """Of the first `number` prompts; the others only fill up."""
+        """Of the first `number` prompts; the others only fill up. What does not fit into the room is cut off."""
         import numpy as np
 
         from prm_jax.models import generate
@@ -179,11 +190,23 @@ class LocalPolicy:
             prompt_ids=ids, reuse=reuse,
         )  # fmt: skip
         tokens, mask, logp = (np.asarray(x) for x in (samples.tokens, samples.mask, samples.logp))
-        rows = [
-            Written(tuple(tokens[row][mask[row]].tolist()), float(logp[row][mask[row]].sum()), None)
-            for row in range(number * count)
-        ]
+        rows = []
+        for row in range(number * count):
+            kept = np.flatnonzero(mask[row])[: room[row // count]]
+            rows.append(Written(tuple(tokens[row][kept].tolist()), float(logp[row][kept].sum()), None))
         return [rows[place * count : (place + 1) * count] for place in range(number)]
+
+
+def _with_room_behind(config: "ModelConfig", sampling: Sampling) -> "ModelConfig":
+    """The same model with a longer context: what begins near its end is written too long, and cut off afterwards.
+
+    Nothing that is kept lies beyond the model's own context.
+    """
+    tokens = max(sampling.step_tokens, sampling.max_new_tokens)
+    context, scaling = config.max_position_embeddings, config.rope_scaling
+    if scaling is not None and scaling.original_max_position_embeddings is None:
+        scaling = dataclasses.replace(scaling, original_max_position_embeddings=context)
+    return dataclasses.replace(config, max_position_embeddings=context + tokens, rope_scaling=scaling)
 
 
 class ServerPolicy:
@@ -191,6 +214,9 @@ class ServerPolicy:
 
     A step ends at its boundary, a solution at the end of text: where a server does not say which of the two it was, it
     is asked for more than the step, which is then cut at the boundary.
+
+    Attributes:
+      context: None; the server knows it.
 
     Args:
       model: of which only the tokenizer is read here.
@@ -200,6 +226,8 @@ class ServerPolicy:
       seed: of the sampling, for servers that take one.
       on_written: see `OnWritten`; tokens are counted where log-probabilities are asked for.
     """
+
+    context: int | None = None
 
     def __init__(
         self, model: str, url: str, connection: Connection, sampling: Sampling, seed: int, on_written: OnWritten
@@ -298,7 +326,7 @@ class Engine:
       on_written: see `OnWritten`.
 
     Raises:
-      UserError: a task whose steps do not end at fixed strings.
+      UserError: a task whose steps do not end at fixed strings, or an option out of range.
     """
 
     def __init__(
@@ -306,10 +334,7 @@ class Engine:
         connection: Connection | None = None, dtype: str = "float32", mesh: "Mesh | None" = None,
         on_written: OnWritten = lambda samples, tokens: None,
     ) -> None:  # fmt: skip
-        if min(sampling.step_tokens, sampling.max_new_tokens, sampling.rows) < 1:
-            raise UserError("--sampling.step-tokens, --sampling.max-new-tokens and --sampling.rows must be at least 1")
-        if sampling.reuse_mib is not None and sampling.reuse_mib < 0:
-            raise UserError(f"--sampling.reuse-mib is {sampling.reuse_mib}: give the memory in MiB, 0 for none")
+        _check_sampling(sampling, seed)
         self.task, self.sampling, self.chat = task, sampling, chat
         self.boundary = step_boundary(task.splitter)
         self.policy: Policy = (
@@ -321,6 +346,25 @@ class Engine:
         self.problems: Sequence[Any] = ()
         self.first = 0
         self._prompts: list[list[int]] = []
+
+    def check_prompts(self, problems: Sequence[Any]) -> None:
+        """Reads all prompts once, so that one that cannot be used is found before the work begins.
+
+        Raises:
+          UserError: a prompt that the tokenizer cannot read, or too long for the model together with its solution.
+        """
+        lengths = [len(self._encode(problem.prompt)) for problem in problems]
+        if self.policy.context is None:
+            return
+        room = self.policy.context - self.sampling.max_new_tokens
+        long = [i for i, length in enumerate(lengths) if length > room]
+        if long:
+            others = f" (as do those of {len(long) - 1} others)" if len(long) > 1 else ""
+            raise UserError(
+                f"{problems[long[0]].id}: its prompt of {lengths[long[0]]} tokens and a solution of "
+                f"--sampling.max-new-tokens {self.sampling.max_new_tokens} exceed the model's context of "
+                f"{self.policy.context} tokens{others}: lower that option, or leave such problems out"
+            )
 
     def begin(self, problems: Sequence[Any], first: int) -> None:
         """Turns to a chunk of problems; ``first`` is the number of its first one in the whole run."""
@@ -384,16 +428,23 @@ class Engine:
         return StepRecord(problem.prompt, steps, None, None, problem.id, name or problem.id) if steps else None
 
     def answer(self, partial: Any) -> str | None:
-        """What a solution answers, numbers in one form, so that equal answers are equal texts; None for none."""
+        """What a solution answers, so that equal answers are equal texts; None for none.
+
+        It is read where the task's verifier reads it, or else wherever an answer may stand. Numbers have one form.
+        """
         from prm_jax.verifiers.extraction import ANSWER_MARKERS, find_answer
         from prm_jax.verifiers.number import parse_number
 
+        text, verifier = self.text(partial), getattr(self.task, "verifier", None)
+        own = getattr(verifier, "extract", None)
+        found = find_answer(text, own, markers=getattr(verifier, "markers", ANSWER_MARKERS)) if own else None
         markers = (*self.task.splitter.answer_markers, *ANSWER_MARKERS)
-        text = self.text(partial)
-        found = find_answer(text, "marker", markers=markers) or find_answer(text, "boxed")
+        found = found or find_answer(text, "marker", markers=markers) or find_answer(text, "boxed")
         found = found or find_answer(text, "last_number")
-        number = parse_number(found) if found is not None else None
-        return found if number is None else str(number)
+        if found is None:
+            return None
+        number = parse_number(found)
+        return str(number) if number is not None else " ".join(found.split())
 
     def _ends(self, tokens: tuple[int, ...]) -> bool:
         if not tokens or tokens[-1] in self.tokenizer.eos_ids:
@@ -409,6 +460,19 @@ class Engine:
         return list(ids)
 
 
+def _check_sampling(sampling: Sampling, seed: int) -> None:
+    if min(sampling.step_tokens, sampling.max_new_tokens, sampling.rows) < 1:
+        raise UserError("--sampling.step-tokens, --sampling.max-new-tokens and --sampling.rows must be at least 1")
+    if not 0.0 <= sampling.temperature < math.inf:
+        raise UserError(f"--sampling.temperature is {sampling.temperature}: give a finite number >= 0")
+    if not 0.0 < sampling.top_p <= 1.0:
+        raise UserError(f"--sampling.top-p is {sampling.top_p}: give a number in (0, 1]")
+    if sampling.reuse_mib is not None and sampling.reuse_mib < 0:
+        raise UserError(f"--sampling.reuse-mib is {sampling.reuse_mib}: give the memory in MiB, 0 for none")
+    if not 0 <= seed < 1 << 32:  # beyond, other seeds have the same random numbers
+        raise UserError(f"--seed is {seed}: give a whole number in [0, 2**32)")
+
+
 def step_boundary(splitter: Any) -> tuple[str, ...]:
     """The strings at which a step ends.
 
@@ -422,6 +486,12 @@ def step_boundary(splitter: Any) -> tuple[str, ...]:
             "blank_line or separator"
         )
     return tuple(known[splitter.how])
+
+
+def tell_notes(task: Any) -> None:
+    """Says what a user should know about the task's files: lines left out, prompts that occur twice."""
+    for note in getattr(task, "notes", ()):
+        print_warning(note)
 
 
 def settings_of(options: Any) -> dict[str, Any]:

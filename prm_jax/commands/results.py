@@ -4,12 +4,14 @@ The first line holds the settings that made the file, and what was asked of whic
 results. A last line that was cut off counts as not written.
 """
 
+import contextlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prm_jax.errors import UserError
+from prm_jax.terminal import print_warning
 
 OPTIONS_OF_THE_FILE = ("out", "resume")
 """Options that say where results go, not what they are."""
@@ -22,7 +24,7 @@ def header(options: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
 
 
 def begin(path: pathlib.Path, first: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Opens a file, or goes on with it.
+    """Opens a file, or goes on with it; one without results is begun anew, whatever its settings are.
 
     Args:
       path: where results go.
@@ -34,26 +36,84 @@ def begin(path: pathlib.Path, first: Mapping[str, Any]) -> list[dict[str, Any]]:
     Raises:
       UserError: the file was made with other settings, which are named with both values, or cannot be read.
     """
-    lines = [json.loads(line) for line in whole_lines(path)] if path.exists() else []
-    if not lines:  # or stopped before the first line was whole
+    done = read(path, first)
+    if not done:
         write(path, [json.dumps(first)])
+    return done
+
+
+def read(path: pathlib.Path, first: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The results in a file that may be there or not; see `begin`, which writes."""
+    if unstarted(path):
         return []
-    head, *lines = lines
+    head, *lines = whole_lines(path)
+    check_settings(path, json.loads(head), first)
+    return [json.loads(line) for line in lines]
+
+
+def unstarted(path: pathlib.Path) -> bool:
+    """Nothing is lost when the file is replaced: there is none, or no more in it than settings.
+
+    Raises:
+      UserError: something else is there.
+    """
+    if not path.exists():
+        return True
+    lines = whole_lines(path)
+    if lines:
+        _settings(path, json.loads(lines[0]))
+        return len(lines) == 1
+    begun, begins = path.read_bytes(), b'{"settings": '
+    if not (begun.startswith(begins) or begins.startswith(begun)):
+        raise UserError(f"cannot go on with {path}: it is no file of results, found {begun[:40]!r}")
+    return True
+
+
+def check_settings(path: pathlib.Path, head: Mapping[str, Any], first: Mapping[str, Any]) -> None:
+    """Compares a file's first line with what it would be now.
+
+    Raises:
+      UserError: they differ.
+    """
     if head != first:
-        settings = head.get("settings")
-        if not isinstance(settings, dict):
-            raise UserError(f"cannot go on with {path}: its first line holds no settings, it is no file of results")
-        differ = differences(settings, first["settings"]) or ["the task's problems"]
+        differ = differences(_settings(path, head), first["settings"]) or ["the task's problems"]
         raise UserError(
             f"{path} was made with other {', '.join(differ)}: go on with the same, or give another file for the results"
         )
-    return lines
+
+
+def _settings(path: pathlib.Path, head: Mapping[str, Any]) -> dict[str, Any]:
+    settings = head.get("settings")
+    if not isinstance(settings, dict):
+        raise UserError(f"cannot go on with {path}: its first line holds no settings, it is no file of results")
+    return settings
+
+
+@contextlib.contextmanager
+def kept(path: pathlib.Path | None) -> Iterator[None]:
+    """Says, when the work inside ends early, that what the file holds is kept, and how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, UserError):
+        if path is not None and not unstarted(path):
+            print_warning(f"what was done is kept in {path}: the same command with --resume goes on with it")
+        raise
 
 
 def append(path: pathlib.Path, first: Mapping[str, Any], keep: int, lines: Sequence[Mapping[str, Any]]) -> None:
     """Writes lines behind the first `keep` results, in one replacement of the file; behind none, begins it anew."""
-    kept = whole_lines(path)[: 1 + keep] if keep else [json.dumps(first)]
-    write(path, [*kept, *(json.dumps(line, ensure_ascii=False) for line in lines)])
+    before = whole_lines(path)[: 1 + keep] if keep else [json.dumps(first)]
+    write(path, [*before, *map(dump, lines)])
+
+
+def dump(line: Mapping[str, Any]) -> str:
+    """One line; as text that people can read, unless it holds halves of characters, which UTF-8 does not have."""
+    text = json.dumps(line, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(line)
+    return text
 
 
 def write(path: pathlib.Path, lines: Sequence[str]) -> None:
@@ -64,6 +124,8 @@ def write(path: pathlib.Path, lines: Sequence[str]) -> None:
         partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         partial.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise UserError(f"cannot write to {path}: {error.strerror or error}") from error
 
 
@@ -75,12 +137,19 @@ def whole_lines(path: pathlib.Path) -> list[str]:
     """
     try:
         lines = path.read_bytes().decode(errors="replace").split("\n")[:-1]  # what was cut off may end within a letter
-        for line in lines:
-            if not isinstance(json.loads(line), dict):
-                raise ValueError(f"expected JSON objects, found {line[:60]!r}")
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot go on with {path}: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot go on with {path}: {error.strerror or error}") from error
+    for number, line in enumerate(lines, start=1):
+        if not _is_object(line):
+            raise UserError(f"cannot go on with {path}: line {number} is no JSON object, found {line[:60]!r}")
     return lines
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -11,7 +11,7 @@ import tyro
 
 from prm_jax.commands import results
 from prm_jax.commands.devices import mesh_of
-from prm_jax.commands.policy import STREAMS, Connection, Engine, Sampling, settings_of
+from prm_jax.commands.policy import STREAMS, Connection, Engine, Sampling, settings_of, tell_notes
 from prm_jax.commands.progress import Progress
 from prm_jax.commands.rollouts import AnswerValues, Roller
 from prm_jax.errors import UserError
@@ -25,6 +25,7 @@ Method = Literal[
     "majority", "best_of_n", "weighted_vote", "beam", "dvts", "step_beam", "lookahead", "parm", "mcts"
 ]
 _SAMPLED = ("majority", "best_of_n", "weighted_vote")
+_COUNTED = ("correct", "any_correct", "tokens", "proposals", "scored")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Options:
     model: Annotated[str, tyro.conf.Positional]
     """Policy: Hugging Face directory, GGUF file, or "smollm2"."""
     task: str = "carry"
-    """Task: carry, arithmetic, gsm8k, a path that ends in .jsonl, or the name of a reasoning-gym dataset."""
+    """Task: carry, arithmetic, gsm8k (its files by --task-options train PATH eval PATH), a path that ends in .jsonl, or
+    the name of a reasoning-gym dataset."""
     task_options: dict[str, str] = field(default_factory=dict)
     """Options of that task as name value pairs."""
     problems: int = 64
@@ -182,8 +184,10 @@ def run(options: Options) -> None:
     problems = list(task.eval)[options.first_problem : options.first_problem + options.problems]
     if not problems:
         count = len(task.eval)
-        after = f" from number {options.first_problem} on: there are {count}" if count else ""
-        raise UserError(f"the task {options.task!r} has no evaluation problems{after}")
+        hint = ", for a file of problems alone with --task-options eval_fraction 1" if hasattr(task, "notes") else ""
+        after = f" from number {options.first_problem} on: there are {count}" if count else hint
+        raise UserError(f"the task {options.task!r} has no evaluation problems, which are the ones to search{after}")
+    tell_notes(task)
     first = results.header(settings_of(options), task.fingerprint)
     done = begin_results(options, first)
     _check_lines(options, done, problems)
@@ -198,7 +202,10 @@ def run(options: Options) -> None:
     final = None
     if options.method == "parm" and options.final_scorer:
         final = make_scorer(options.final_scorer, engine, first=requests + prefixes, **own)
-    with progress:
+    engine.check_prompts(problems)
+    if options.out is not None and not done:
+        results.begin(options.out, first)
+    with results.kept(options.out), progress:
         for start in range(0, len(problems), options.chunk):
             chunk = problems[start : start + options.chunk]
             if start + len(chunk) <= len(done):
@@ -260,26 +267,35 @@ def choose(options: Options, engine: Engine, scorer: Scorer, candidates: Sequenc
 
 
 def begin_results(options: Options, first: dict[str, Any]) -> list[dict[str, Any]]:
-    """Opens the file of results; the lines that are already there, with ``resume``.
+    """The results that are already in the file, with ``resume``; nothing is written yet.
 
     Raises:
-      UserError: a file that is there without ``resume``, or was made with other settings.
+      UserError: a file with results is there without ``resume``, or was made with other settings.
     """
     if options.out is None:
         if options.resume:
             raise UserError("--resume needs --out: which file should go on?")
         return []
-    if options.out.exists() and not options.resume:
+    if options.out.is_dir():
+        raise UserError(f"--out {options.out} is a directory: give the name of a file")
+    if options.out.exists() and not options.resume and not _unstarted(options.out):
         raise UserError(f"{options.out} exists: go on with it by --resume, or give another --out")
-    return results.begin(options.out, first)
+    return results.read(options.out, first)
+
+
+def _unstarted(out: pathlib.Path) -> bool:
+    try:
+        return results.unstarted(out)
+    except UserError:
+        return False
 
 
 def _check_lines(options: Options, done: Sequence[dict[str, Any]], problems: Sequence[Any]) -> None:
     """Results of an earlier run have to be those of the first problems."""
-    told = ("correct", "any_correct", "tokens", "proposals", "scored", "answer")
     for number, line in enumerate(done):
         expected = problems[number].id if number < len(problems) else None
-        if line.get("id") != expected or not all(name in line for name in told):
+        counted = all(isinstance(line.get(name), int | float) and math.isfinite(line[name]) for name in _COUNTED)
+        if line.get("id") != expected or not counted or "answer" not in line:
             raise UserError(
                 f"cannot go on with {options.out}: line {number + 2} is not the result of "
                 f"{'any problem' if expected is None else repr(expected)}, found {str(line)[:80]}"
@@ -360,8 +376,7 @@ def _truth(engine: Engine, partial: Any) -> float:
 
 def _table(options: Options, lines: Sequence[dict[str, Any]]) -> str:
     count = len(lines)
-    mean = {name: sum(line[name] for line in lines) / count for name in ("correct", "any_correct", "tokens",
-                                                                         "proposals", "scored")}  # fmt: skip
+    mean = {name: sum(line[name] for line in lines) / count for name in _COUNTED}
     none = Counter(line["answer"] is None for line in lines)[True]
     rows = [
         ("problems", f"{count}"),

@@ -95,8 +95,13 @@ class CompletionServer:
         parts = urllib.parse.urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"{self.url!r} is no address of a server: it should look like http://localhost:8000")
-        if self.timeout <= 0 or self.retries < 0 or self.backoff < 0 or self.workers < 1 or self.at_once < 0:
-            raise UserError("a server needs timeout > 0, retries >= 0, backoff >= 0, workers >= 1 and at_once >= 0")
+        # A day at most: sockets take no longer times, and NaN is none.
+        seconds = 0 < self.timeout <= 86400 and 0 <= self.backoff <= 86400
+        if not seconds or self.retries < 0 or self.workers < 1 or self.at_once < 0:
+            raise UserError(
+                "a server needs timeout > 0 and backoff >= 0, both of at most 86400 seconds, retries >= 0, "
+                "workers >= 1 and at_once >= 0"
+            )
         base = self.url.rstrip("/").removesuffix("/completions").removesuffix("/v1")
         self.url = f"{base}/v1/completions"
         # A proxy of the environment is for the world outside.
@@ -180,14 +185,14 @@ class CompletionServer:
             what = f"HTTP {error.code}: {_reason(error)}"
             if error.code in (408, 429, 500, 502, 503, 504):
                 raise _Again(what, _seconds(error.headers.get("Retry-After"))) from error
-            many = f"; if {asked} completions of one request are too many for it, ask for fewer (at_once)"
+            many = f"; if {asked} completions of one request are too many for it, ask for fewer (--connection.at-once)"
             raise UserError(f"{self.url} refused the request, {what}{many if asked > 1 else ''}") from error
         except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
             cause = getattr(error, "reason", error)
             if isinstance(cause, TimeoutError):
                 raise _Again(f"no answer within {self.timeout:g} s") from error
-            # Without a single answer so far the address is wrong, or the server not there yet.
-            if not self._answered:
+            # Without a single answer so far the address is wrong, or the server not there yet; one that hangs up is.
+            if not self._answered and isinstance(error, urllib.error.URLError):
                 raise UserError(f"no server answers at {self.url} ({cause}): is it running there?") from error
             raise _Again(str(cause) or type(cause).__name__) from error
         self._answered = True
@@ -204,7 +209,7 @@ class CompletionServer:
         if len(choices) != request.n:
             raise UserError(
                 f"{self.url} answered with {len(choices)} completions, asked for {request.n}: a server that gives one "
-                "at a time has to be asked for one at a time"
+                "at a time has to be asked for one at a time (--connection.at-once 1)"
             )
         if all(isinstance(c, dict) and isinstance(c.get("index"), int) for c in choices):
             choices = sorted(choices, key=lambda c: c["index"])
@@ -218,7 +223,10 @@ class CompletionServer:
             raise UserError(f"{self.url} ended a completion for the reason {choice.get('finish_reason')!r}")
         logps = _logps(choice.get("logprobs")) if self.logprobs else None
         if self.logprobs and logps is None:
-            raise UserError(f"{self.url} sent no log-probabilities: have it send them, or do not ask for them")
+            raise UserError(
+                f"{self.url} sent no log-probabilities: have it send them, or do not ask for them "
+                "(--connection.no-logprobs)"
+            )
         return Completion(choice["text"], end, matched, logps)
 
 
@@ -263,8 +271,10 @@ def _logps(logprobs: Any) -> tuple[tuple[str, float], ...] | None:
         return None
     found = []
     for token, logp in pairs:
-        if not isinstance(logp, int | float) or not math.isfinite(logp):
-            raise UserError(f"the server sent {logp!r} as the log-probability of the token {token!r}")
+        # Above 0 by rounding at most.
+        if not isinstance(logp, int | float) or not math.isfinite(logp) or logp > 0.01:
+            what = f"the server sent {logp!r} as the log-probability of the token {token!r}"
+            raise UserError(f"{what}: expected a number of at most 0")
         found.append((str(token), float(logp)))
     return tuple(found)
 

@@ -147,7 +147,7 @@ def test_a_part_of_the_problems_has_the_answers_of_the_whole(model, careless, tm
         assert cli.main([*words, *part, "--out", str(out), "--chunk", "2"]) == 0
     assert answers(whole) == sum(map(answers, halves), [])
     assert cli.main([*words, "--first-problem", "999999"]) == 2
-    assert "no evaluation problems from number 999999 on: there are" in capsys.readouterr().err
+    assert "which are the ones to search from number 999999 on: there are" in capsys.readouterr().err
     labels = [tmp_path / f"labels{i}.jsonl" for i in range(3)]
     for out, part in zip(labels, parts, strict=True):
         assert cli.main(["label", model, str(out), *LABEL, *part, "--searches", "2", "--chunk", "2"]) == 0
@@ -205,6 +205,10 @@ def test_other_settings_are_refused(model, careless, tmp_path, capsys):
         (["--method", "lookahead", "--horizon", "2000"], "must stay below"),
         (["--sampling.reuse-mib", "-1"], "--sampling.reuse-mib is -1"),
         (["--alpha", "2"], "--alpha must be from 0 to 1"),
+        (["--sampling.temperature", "nan"], "--sampling.temperature is nan"),
+        (["--sampling.top-p", "0"], "--sampling.top-p is 0.0"),
+        (["--seed", "-1"], "--seed is -1: give a whole number in [0, 2**32)"),
+        (["--seed", str(1 << 32)], "--seed is 4294967296"),
         (["--server", "localhost:8000"], "no address of a server"),
         (["--server", "http://localhost:1", "--connection.no-logprobs"], "scorer logp needs log-probabilities"),
         (["--server", "http://localhost:1", "--connection.key-from", "NO_SUCH"], "no environment variable 'NO_SUCH'"),
@@ -220,11 +224,13 @@ def test_large_models_keep_what_they_have_read(model, monkeypatch):
     """Unless told otherwise; small ones do not."""
     from prm_jax.commands.policy import LocalPolicy, Sampling
 
-    stores = lambda: [LocalPolicy(model, Sampling(reuse_mib=mib), 0).reuse is not None for mib in (None, 0, 1)]  # noqa: E731
+    def stores():
+        return [LocalPolicy(model, Sampling(reuse_mib=mib), 0).reuse is not None for mib in (None, 0, 1)]
+
     assert stores() == [False, False, True]
     config, params = models.load_weights(model)
     large = {**params, "other": np.broadcast_to(np.float32(0), (20_000_000,))}
-    monkeypatch.setattr(models, "load_weights", lambda path: (config, large))
+    monkeypatch.setattr(models, "load_weights", lambda path, **_: (config, large))
     assert stores() == [True, False, True]
 
 
@@ -245,18 +251,152 @@ LABEL = ["--problems", "6", "--task-options", "min_operands", "5", "max_operands
 
 def test_a_damaged_file_of_results_is_refused(model, careless, tmp_path, capsys):
     out = tmp_path / "found.jsonl"
-    words = ["search", model, "--problems", "3", "--method", "majority", "--samples", "2", "--out", str(out)]
+    words = ["search", model, *SMALL, "--problems", "3", "--method", "majority", "--samples", "2", "--out", str(out)]
     assert cli.main(words) == 0
     head, *lines = out.read_text().splitlines()
+    first = json.loads(lines[0])
     for damaged, words_of_it in (
         ([head, "{}"], "line 2 is not the result of 'carry"),
         ([head, lines[1]], "line 2 is not the result of 'carry"),
+        ([head, json.dumps(first | {"correct": "yes"})], "line 2 is not the result of 'carry"),
+        ([head, json.dumps(first | {"tokens": None})], "line 2 is not the result of 'carry"),
+        ([head, json.dumps(first | {"correct": float("nan")})], "line 2 is not the result of 'carry"),
+        ([head, *lines, ""], "line 5 is no JSON object, found ''"),
         ([head, *lines, lines[0]], "line 5 is not the result of any problem"),
         (['{"settings": [1]}', *lines], "its first line holds no settings"),
     ):
         out.write_text("".join(line + "\n" for line in damaged))
         assert cli.main([*words, "--resume"]) == 2
         assert words_of_it in capsys.readouterr().err, damaged
+    out.write_text("my notes, in a line without an end")
+    assert cli.main([*words, "--resume"]) == 2 and "it is no file of results" in capsys.readouterr().err
+    assert out.read_text().startswith("my notes")
+    for begun in ("", head[:7], head[:60], head + "\n"):
+        out.write_text(begun)
+        assert cli.main([*words, "--resume"]) == 0 and out.read_text().splitlines() == [head, *lines]
+
+
+def test_a_damaged_part_of_labels_is_refused(model, careless, tmp_path, capsys):
+    partial = tmp_path / "labels.jsonl.partial"
+    words = ["label", model, str(tmp_path / "labels.jsonl"), *LABEL, "--searches", "2"]
+    assert cli.main(words) == 0
+    head = (tmp_path / "labels.jsonl.settings").read_text()
+    (tmp_path / "labels.jsonl").unlink()
+    for damaged in ({"calls": 3}, {"calls": "3", "records": []}, {"calls": 3, "records": [1]}):
+        partial.write_text(head + json.dumps(damaged) + "\n")
+        assert cli.main([*words, "--resume"]) == 2
+        assert "line 2 is not what one of 1 chunks gave" in capsys.readouterr().err
+    partial.write_text(head + 2 * (json.dumps({"calls": 3, "records": []}) + "\n"))
+    assert cli.main([*words, "--resume"]) == 2 and "line 3 is not what" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["search", "label"])
+def test_a_failed_start_leaves_nothing_in_the_way(command, model, careless, tmp_path, monkeypatch, capsys):
+    """The name of the file can be used again; what cannot be written to is told before any work."""
+    out = tmp_path / "out.jsonl"
+
+    def words(model, out):
+        return [command, model, *([str(out)] if command == "label" else ["--out", str(out)]), *LABEL[:-2]]
+
+    assert cli.main(words(str(tmp_path / "nowhere"), out)) == 2 and not list(tmp_path.iterdir())
+    assert cli.main(words(model, tmp_path)) == 2 and "is a directory" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "generate", None)
+        assert cli.main(words(model, tmp_path / "file" / "out.jsonl")) == 2
+    assert "cannot write to" in capsys.readouterr().err
+    first = {"settings": {"model": "another"}, "task": "0"}
+    (out if command == "search" else tmp_path / "out.jsonl.partial").write_text(json.dumps(first) + "\n")
+    assert cli.main(words(model, out)) == 0
+
+
+def test_an_interrupted_search_says_what_is_kept_and_how_long_it_takes(model, tmp_path, monkeypatch, capsys):
+    out, policy = tmp_path / "found.jsonl", Careless()
+
+    def interrupted(*args, prompt_ids, **options):
+        if min(prompt_ids) >= 2 << 14:  # the third problem
+            raise KeyboardInterrupt
+        return policy(*args, prompt_ids=prompt_ids, **options)
+
+    monkeypatch.setattr(models, "generate", interrupted)
+    words = ["search", model, *SMALL, "--chunk", "1", "--samples", "2", "--out", str(out)]
+    assert cli.main(words) == 130
+    told = capsys.readouterr().err
+    assert f"what was done is kept in {out}: the same command with --resume" in told
+    assert told.count("2/4 problems") == 1 and told.count(" left\n") == 2
+
+
+def jsonl(path, *records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return ["--task", str(path), "--task-options", "eval_fraction", "1"]
+
+
+def test_prompts_that_are_too_long_are_told_before_the_work(model, careless, tmp_path, capsys):
+    out = tmp_path / "found.jsonl"
+    long = {"prompt": "+".join("1" * 20), "answer": "20"}
+    task = jsonl(tmp_path / "p.jsonl", {"prompt": "1+1=", "answer": "2"}, long)
+    words = ["search", model, *task, "--sampling.max-new-tokens", "40", "--chunk", "1", "--out", str(out)]
+    assert cli.main(words) == 2 and not out.exists()
+    told = capsys.readouterr().err
+    assert "p.jsonl:2: its prompt of 40 tokens and a solution of --sampling.max-new-tokens 40 exceed" in told
+    assert "context of 64 tokens" in told
+
+
+def test_steps_may_begin_near_the_end_of_the_context(model, tmp_path):
+    """What fits as a whole fits step by step; what is cut off counts in no score."""
+    from prm_jax.commands.policy import Engine, Sampling
+    from prm_jax.search.language_model import Ask, Partial
+
+    problem = CarryTask(3, 4).eval[0]
+    sampling = Sampling(step_tokens=14, max_new_tokens=64 - len(problem.prompt) - 1)
+    engine = Engine(model, CarryTask(3, 4), sampling, seed=0, chat=False)
+    engine.check_prompts([problem])
+    engine.begin([problem], 0)
+    before = tuple([5] * (sampling.max_new_tokens - 3))
+    ((step,),) = engine.propose([Ask(Partial(0, (before,)), 0)], 1, False)
+    engine.sampling = engine.policy.sampling = Sampling(step_tokens=3, max_new_tokens=sampling.max_new_tokens)
+    ((short,),) = engine.propose([Ask(Partial(0, (before,)), 0)], 1, False)
+    assert step.tokens == short.tokens and len(step.tokens) == 3
+    assert step.logp == pytest.approx(short.logp, abs=1e-5)
+    ((whole,),) = engine.propose([Ask(Partial(0, (before,)), 0)], 1, True)
+    assert len(whole.tokens) <= 3
+
+
+def test_bad_lines_that_were_left_out_are_told(model, careless, tmp_path, capsys):
+    task = jsonl(tmp_path / "p.jsonl", {"prompt": "1+1=", "answer": "2"}, {"prompt": "1+2="})
+    assert cli.main(["search", model, *SMALL, *task, "skip_bad", "true"]) == 0
+    assert "warning: 1 bad lines were left out; the first: " in capsys.readouterr().err
+    assert cli.main(["search", model, *SMALL, *task[:-1], "0", "skip_bad", "true"]) == 2
+    assert "eval_fraction 1" in capsys.readouterr().err
+
+
+def test_halves_of_characters_are_written_as_escapes(model, careless, tmp_path, capsys):
+    out = tmp_path / "found.jsonl"
+    task = jsonl(tmp_path / "p.jsonl", {"prompt": "1+1=", "answer": "2", "id": "\ud83d"})
+    words = ["search", model, *SMALL, *task, "--samples", "2", "--out", str(out)]
+    assert cli.main(words) == 0 and '"\\ud83d"' in out.read_text()
+    assert cli.main([*words, "--resume"]) == 0
+
+
+def test_answers_to_vote_on_are_those_that_the_verifier_reads():
+    from prm_jax.commands.policy import Engine
+    from prm_jax.verifiers.exact import ExactVerifier
+    from prm_jax.verifiers.math import MathVerifier
+
+    class Stand(Engine):
+        def __init__(self, verifier):
+            self.task = CarryTask(3, 4)
+            self.task.verifier = verifier
+
+        def text(self, partial):
+            return partial
+
+    math = Stand(MathVerifier())
+    boxed = (r"The answer is $\boxed{x+1}$.", r"so it is \boxed{x+1}", r"Answer: \boxed{x+1}, as 2 is not")
+    assert {math.answer(text) for text in boxed} == {"x+1"}
+    assert [math.answer(text) for text in ("the answer is 0.", r"\boxed{2.50}")] == ["0", "5/2"]
+    words = Stand(ExactVerifier())
+    assert [words.answer(text) for text in ("yes", " yes\n", "no", " ")] == ["yes", "yes", "no", None]
 
 
 def test_votes_weigh_scores_below_0():

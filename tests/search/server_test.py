@@ -112,6 +112,7 @@ def test_a_slow_answer_is_not_waited_for_for_ever():
         ([choice(), {**choice(), "logprobs": None}], "no log-probabilities"),
         ([choice(), choice(logp=None)], "None as the log-probability of the token '2;'"),
         ([choice(), choice(logp=float("nan"))], "nan as the log-probability"),
+        ([choice(), choice(logp=5.0)], "5.0 as the log-probability .*: expected a number of at most 0"),
     ],
 )
 def test_answers_that_cannot_be_used(answer, message):
@@ -146,6 +147,15 @@ def test_no_address(url):
         CompletionServer(url, "tiny")
 
 
-def test_bad_options():
+@pytest.mark.parametrize(
+    "options",
+    [{"timeout": 0}, {"timeout": float("nan")}, {"timeout": float("inf")}, {"backoff": float("nan")}, {"retries": -1}],
+)
+def test_bad_options(options):
     with pytest.raises(UserError, match="timeout > 0"):
-        CompletionServer("http://localhost:1", "tiny", timeout=0)
+        CompletionServer("http://localhost:1", "tiny", **options)
+
+
+def test_a_first_request_that_is_hung_up_on_is_asked_again():
+    with serving(lambda body, number: None if number < 3 else [choice()]) as (url, seen):
+        assert client(url).complete([ASK._replace(n=1)]) and len(seen) == 3

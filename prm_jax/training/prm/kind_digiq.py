@@ -24,13 +24,14 @@ def init(spec: Spec, key: jax.Array) -> tuple[Params, Params]:
 
 
 def forward(spec: Spec, weights: Weights, batch: Batch) -> dict[str, jax.Array]:
-    """q, v [R, S, 2]; target_q, target_next_v [R, S, 2] from the slow heads, without gradient."""
+    """q, v [R, S, 2]; while there are slow heads, target_q, target_next_v [R, S, 2] from them, without gradient."""
     after, starts = read_hidden(spec, weights, batch)
     before = jnp.concatenate([starts[:, None], after[:, :-1]], axis=1)
+    found = {"q": apply_head(spec, weights.head["q"], after), "v": apply_head(spec, weights.head["v"], before)}
+    if "target" not in weights.fixed:  # a finished model, which scores by q alone
+        return found
     target = jax.lax.stop_gradient(weights.fixed["target"])
-    return {
-        "q": apply_head(spec, weights.head["q"], after),
-        "v": apply_head(spec, weights.head["v"], before),
+    return found | {
         "target_q": apply_head(spec, target["q"], after),
         "target_next_v": apply_head(spec, target["v"], after),
     }

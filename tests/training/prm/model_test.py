@@ -15,7 +15,7 @@ from prm_jax.errors import UserError
 from prm_jax.models import CharTokenizer, ModelConfig, load_weights, save_weights
 from prm_jax.training.prm.forward import Spec, Weights
 from prm_jax.training.prm.kinds import KINDS
-from prm_jax.training.prm.model import KEY, PRM, load_prm, save_prm
+from prm_jax.training.prm.model import KEY, PRM, finished, load_prm, save_prm
 from prm_jax.training.prm.options import KindOptions, TextLayout
 from prm_jax.training.prm.public import LAYOUTS
 from prm_jax.training.prm.score import score_solutions
@@ -174,6 +174,16 @@ def prm(config, params, tokenizer):
     options = KindOptions("value", value="twin", head_layers=2)
     head, fixed = KINDS["value"].init(Spec(options, config), jax.random.key(1))
     return PRM(Spec(options, config), Weights(params, head, fixed), tokenizer, TextLayout(separator=" "))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_scores_when_its_training_is_over(kind, config, params, tokenizer, records, tmp_path):
+    spec = Spec(KindOptions(kind), config, objectives=("right",) if kind == "armo" else ())
+    head, fixed = KINDS[kind].init(spec, jax.random.key(1))
+    weights = Weights(params, head, fixed, params if KINDS[kind].reference else None)
+    save_prm(tmp_path / "m", finished(spec, weights, tokenizer, TextLayout(separator=" ")))
+    scored = score_solutions(load_prm(tmp_path / "m"), records[:2])
+    assert all(np.isfinite(one.response) and len(one.steps) == len(one.record.steps) for one in scored)
 
 
 def test_a_saved_model_says_how_to_score_and_comes_back_whole(prm, tmp_path):
