@@ -13,6 +13,7 @@ from prm_jax.commands.devices import mesh_of
 from prm_jax.commands.policy import STREAMS, Connection, Engine, Sampling, settings_of, tell_notes
 from prm_jax.commands.progress import Progress
 from prm_jax.commands.rollouts import Roller, counted
+from prm_jax.commands.score import LayoutName
 from prm_jax.errors import UserError
 from prm_jax.training.options import MeshOptions
 
@@ -31,6 +32,8 @@ class TreeOptions:
     scorer: str = "none"
     """What values a step before an answer was found below it: none (the middle of the range, as in AlphaMath's first
     round), rollouts (the share of right ones), or the path of a process reward model that gives chances or values."""
+    layout: LayoutName = "auto"
+    """Family of a public reward model whose config does not tell."""
     simulations: int = 16
     """Simulations a problem."""
     width: int = 4
@@ -158,16 +161,17 @@ class _Labeller:
     """The policy, and what values the steps of trees, ready for chunk after chunk."""
 
     def __init__(self, options: Options, task: Any, problems: Sequence[Any], progress: Progress) -> None:
-        self.options, mesh = options, mesh_of(options.mesh)
+        self.options = options
         self.engine = Engine(
             options.model, task, options.sampling, seed=options.seed, chat=options.chat, server=options.server,
-            connection=options.connection, dtype=options.dtype, mesh=mesh, on_written=progress.wrote,
+            connection=options.connection, dtype=options.dtype, mesh=mesh_of(options.mesh),
+            on_written=progress.wrote,
         )  # fmt: skip
         self.prm = None
         if options.method == "tree" and options.tree.scorer not in ("none", "rollouts"):
             from prm_jax.commands.tree_labels import load_value_model
 
-            self.prm = load_value_model(options.tree.scorer, dtype=options.dtype, mesh=mesh)
+            self.prm = load_value_model(options)
         self.engine.check_prompts(problems)
 
     def __call__(self, problems: Sequence[Any], first: int) -> tuple[list[Any], int]:

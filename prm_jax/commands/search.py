@@ -1,9 +1,10 @@
 """``prm-jax search``: a language model's answers by search over its steps, with accuracy, tokens and calls."""
 
+import dataclasses
 import math
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,16 +15,18 @@ from prm_jax.commands.devices import mesh_of
 from prm_jax.commands.policy import STREAMS, Connection, Engine, Sampling, settings_of, tell_notes
 from prm_jax.commands.progress import Progress
 from prm_jax.commands.rollouts import AnswerValues, Roller
+from prm_jax.commands.score import LayoutName, load
 from prm_jax.errors import UserError
 from prm_jax.training.options import MeshOptions
 
 if TYPE_CHECKING:
     import numpy as np
-    from jax.sharding import Mesh
 
 Method = Literal[
     "majority", "best_of_n", "weighted_vote", "beam", "dvts", "step_beam", "lookahead", "parm", "mcts"
 ]
+_NOT_IN_A_LINE = ("problems", "chunk", "solutions")
+"""Options that no line of results depends on."""
 _SAMPLED = ("majority", "best_of_n", "weighted_vote")
 _COUNTED = ("correct", "any_correct", "tokens", "proposals", "scored")
 
@@ -95,10 +98,16 @@ class Options:
     directory is then needed for its tokenizer only."""
     connection: Connection = field(default_factory=Connection)
     """How to talk to that server."""
+    layout: LayoutName = "auto"
+    """Family of a public reward model whose config does not tell."""
+    reference: str = ""
+    """Reference of an implicit reward model, where its directory does not hold one."""
     out: pathlib.Path | None = None
     """JSON-lines file for the results."""
+    solutions: pathlib.Path | None = None
+    """Write every candidate there, too, as step data with outcome, answer and score: for score, eval and train-prm."""
     resume: bool = False
-    """Go on with the file in --out."""
+    """Go on with the file in --out; more --problems and another --chunk are no other settings."""
 
 
 @dataclass(frozen=True)
@@ -128,18 +137,14 @@ class Scorer:
         return np.maximum(scores, 0.0) if self.output == "chance" else 1.0 / (1.0 + np.exp(-np.maximum(scores, -60.0)))
 
 
-def make_scorer(
-    name: str, engine: Engine, *, rollouts: int = 0, first: int = 0, dtype: str = "float32", mesh: "Mesh | None" = None
-) -> Scorer:
+def make_scorer(name: str, engine: Engine, options: Options, *, first: int = 0) -> Scorer:
     """The function that values prefixes.
 
     Args:
-      name: as in the options.
+      name: of the scorer, as in the options.
       engine: reads prefixes, and makes rollouts.
-      rollouts: of each prefix (rollouts).
+      options: how many rollouts, and where and how a reward model is.
       first: number of each problem's first request for rollouts; those below it are the search's.
-      dtype: of a reward model's activations and matrix products.
-      mesh: devices over which it lies; None for one.
 
     Returns:
       `Scorer`.
@@ -152,18 +157,16 @@ def make_scorer(
     if name == "truth":
         return Scorer(lambda partials: [_truth(engine, p) for p in partials], "chance")
     if name in ("verifier", "rollouts"):
-        values = AnswerValues(engine, rollouts if name == "rollouts" else 0, first)
+        values = AnswerValues(engine, options.rollouts if name == "rollouts" else 0, first)
         return Scorer(values, "chance", values.roller)
     if not pathlib.Path(name).exists():
         raise UserError(
             f"no scorer {name!r}: it is logp, verifier, rollouts, truth, or the path of a process reward model"
         )
     from prm_jax.training.prm.kinds import kind_of
-    from prm_jax.training.prm.model import load_prm
-    from prm_jax.training.prm.score import score_solutions, spread
+    from prm_jax.training.prm.score import score_solutions
 
-    prm = load_prm(name, compute_dtype=dtype)
-    prm = prm if mesh is None else spread(prm, mesh)
+    prm = load(name, options.layout, options.reference, options.dtype, options.mesh)
 
     def by_model(partials: Sequence[Any]) -> list[float]:
         records = [engine.record(p) for p in partials]
@@ -188,20 +191,21 @@ def run(options: Options) -> None:
         after = f" from number {options.first_problem} on: there are {count}" if count else hint
         raise UserError(f"the task {options.task!r} has no evaluation problems, which are the ones to search{after}")
     tell_notes(task)
-    first = results.header(settings_of(options), task.fingerprint)
+    settings = {name: value for name, value in settings_of(options).items() if name not in _NOT_IN_A_LINE}
+    first = results.header(settings, task.fingerprint)
     done = begin_results(options, first)
     _check_lines(options, done, problems)
-    mesh, progress = mesh_of(options.mesh), Progress(len(problems), len(done))
+    progress = Progress(len(problems), len(done))
     engine = Engine(
         options.model, task, options.sampling, seed=options.seed, chat=options.chat, server=options.server,
-        connection=options.connection, dtype=options.dtype, mesh=mesh, on_written=progress.wrote,
+        connection=options.connection, dtype=options.dtype, mesh=mesh_of(options.mesh),
+        on_written=progress.wrote,
     )  # fmt: skip
     requests, prefixes = _requests(options)
-    own: dict[str, Any] = {"rollouts": options.rollouts, "dtype": options.dtype, "mesh": mesh}
-    scorer = make_scorer(options.scorer, engine, first=requests, **own)
+    scorer = make_scorer(options.scorer, engine, options, first=requests)
     final = None
     if options.method == "parm" and options.final_scorer:
-        final = make_scorer(options.final_scorer, engine, first=requests + prefixes, **own)
+        final = make_scorer(options.final_scorer, engine, options, first=requests + prefixes)
     engine.check_prompts(problems)
     if options.out is not None and not done:
         results.begin(options.out, first)
@@ -217,6 +221,8 @@ def run(options: Options) -> None:
             if options.out is not None:
                 results.append(options.out, first, start, lines)
             progress.update(len(done), f"accuracy {sum(line['correct'] for line in done) / len(done):.3f}")
+    if options.solutions is not None:
+        results.write(options.solutions, [results.dump(record) for line in done for record in line["solutions"]])
     print(_table(options, done))
 
 
@@ -300,6 +306,11 @@ def _check_lines(options: Options, done: Sequence[dict[str, Any]], problems: Seq
                 f"cannot go on with {options.out}: line {number + 2} is not the result of "
                 f"{'any problem' if expected is None else repr(expected)}, found {str(line)[:80]}"
             )
+        if options.solutions is not None and not isinstance(line.get("solutions"), list):
+            raise UserError(
+                f"cannot write --solutions: line {number + 2} of {options.out} was made without them; leave the option "
+                "out, or search anew"
+            )
 
 
 def _results(options: Options, engine: Engine, scorer: Scorer, final: Scorer | None) -> Iterator[dict[str, Any]]:
@@ -312,6 +323,7 @@ def _results(options: Options, engine: Engine, scorer: Scorer, final: Scorer | N
         verdicts = engine.task.verify_many([problem] * len(own), texts) if own else []
         right = {c.partial.steps: v.score for c, v in zip(own, verdicts, strict=True)}
         chosen = choose(options, engine, scorer, own)
+        kept = {} if options.solutions is None else {"solutions": list(_records(engine, own, right))}
         yield {
             "id": problem.id,
             "answer": None if chosen is None else engine.answer(chosen.partial),
@@ -322,7 +334,20 @@ def _results(options: Options, engine: Engine, scorer: Scorer, final: Scorer | N
             "tokens": int(found.tokens[b]) + rolled,
             "proposals": int(found.proposals[b]),
             "scored": int(found.scored[b]),
+            **kept,
         }
+
+
+def _records(engine: Engine, candidates: Sequence[Any], right: Mapping[Any, float]) -> Iterator[dict[str, Any]]:
+    """The candidates of a problem as step data, best first; not those without a step."""
+    from prm_jax.data.step_data import to_json
+
+    for number, candidate in enumerate(candidates):
+        partial = candidate.partial
+        record = engine.record(partial, f"{engine.problems[partial.question].id}/{number}")
+        if record is not None:
+            told = {"answer": engine.answer(partial), "score": candidate.score}
+            yield to_json(dataclasses.replace(record, outcome=right[partial.steps], provenance=told))
 
 
 def _check(options: Options) -> None:
@@ -331,6 +356,8 @@ def _check(options: Options) -> None:
     low = [f"--{name.replace('_', '-')}" for name in counts if getattr(options, name) < 1]
     if low:
         raise UserError(f"{' and '.join(low)} must be at least 1")
+    if options.solutions is not None and options.solutions.exists() and not options.resume:
+        raise UserError(f"{options.solutions} exists: give another --solutions")
     if options.first_problem < 0:
         raise UserError(f"--first-problem is {options.first_problem}; the first one is 0")
     if math.isnan(options.gate) or (options.min_gain is not None and math.isnan(options.min_gain)):

@@ -9,32 +9,29 @@ from prm_jax.commands.rollouts import AnswerValues
 from prm_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
     from prm_jax.commands.label import Options
     from prm_jax.data.step_data import StepRecord
 
 _PUBLISHED_MARGINS = {"top_bottom": 0.5}
 
 
-def load_value_model(path: str, *, dtype: str = "float32", mesh: "Mesh | None" = None) -> Any:
-    """A process reward model whose scores are chances of success, on one device or a mesh of them.
+def load_value_model(options: "Options") -> Any:
+    """The process reward model of the options, whose scores are chances of success.
 
     Raises:
       UserError: its scores are something else.
     """
+    from prm_jax.commands.score import load
     from prm_jax.training.prm.kinds import kind_of
-    from prm_jax.training.prm.model import load_prm
-    from prm_jax.training.prm.score import spread
 
-    prm = load_prm(path, compute_dtype=dtype)
+    prm = load(options.tree.scorer, options.tree.layout, "", options.dtype, options.mesh)
     output = kind_of(prm.spec).output
     if output not in ("probability", "value"):
         raise UserError(
-            f"{path} is of the kind {prm.spec.options.kind!r}, whose scores are no chances: the values of a tree need "
-            "one that gives chances, such as token, value or outcome"
+            f"{options.tree.scorer} is of the kind {prm.spec.options.kind!r}, whose scores are no chances: the values "
+            "of a tree need one that gives chances, such as token, value or outcome"
         )
-    return prm if mesh is None else spread(prm, mesh)
+    return prm
 
 
 def tree_records(options: "Options", engine: Engine, prm: Any) -> tuple[list["StepRecord"], int]:

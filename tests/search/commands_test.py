@@ -155,6 +155,32 @@ def test_a_part_of_the_problems_has_the_answers_of_the_whole(model, careless, tm
     assert whole == halves[0] + halves[1]
 
 
+def test_candidates_as_step_data(model, careless, tmp_path, capsys):
+    out, solutions = tmp_path / "found.jsonl", tmp_path / "solutions.jsonl"
+    words = ["search", model, *SMALL, "--method", "beam", "--beams", "2", "--out", str(out)]
+    kept = [*words, "--solutions", str(solutions)]
+    assert cli.main([*kept, "--problems", "3", "--chunk", "2"]) == 0
+    # More problems and another chunk go on with the same file.
+    assert cli.main([*kept, "--problems", "7", "--chunk", "3", "--resume"]) == 0
+    lines, records = answers(out), read_step_data(solutions)
+    assert len(lines) == 7 and len(records) == sum(line["candidates"] for line in lines)
+    for line in lines:
+        own = [record for record in records if record.group == line["id"]]
+        assert "".join(own[0].steps) == line["response"] and own[0].provenance["answer"] == line["answer"]
+        assert own[0].outcome == line["correct"] and max(record.outcome for record in own) == line["any_correct"]
+        scores = [record.provenance["score"] for record in own]
+        assert scores == sorted(scores, reverse=True)
+    again = tmp_path / "again.jsonl"
+    assert cli.main([*words[:-1], str(again), "--problems", "7"]) == 0
+    assert [{k: v for k, v in line.items() if k != "solutions"} for line in lines] == answers(again)
+    assert cli.main(kept) == 2 and "exists" in capsys.readouterr().err
+    more = ["--out", str(tmp_path / "new.jsonl")]
+    assert cli.main([*kept, *more]) == 2 and "give another --solutions" in capsys.readouterr().err
+    told = ["--problems", "7", "--resume", "--solutions", str(tmp_path / "other.jsonl")]
+    assert cli.main([*words[:-1], str(again), *told]) == 2
+    assert "line 2 of" in (said := capsys.readouterr().err) and "made without them" in said
+
+
 def save_reward_model(model, path, kind, outputs):
     from prm_jax.training.prm import PRM, save_prm
     from prm_jax.training.prm.forward import Spec, Weights, init_head
