@@ -36,9 +36,9 @@ _MAPS = pathlib.Path("/proc/self/maps")  # on Linux only, and so is the limit
 
 @pytest.fixture(autouse=True, scope="module")
 def _compiled_programs_are_let_go() -> Iterator[None]:
-    """Each one holds memory maps, of which the kernel gives a process 65,530: thousands of tests would use them up."""
+    """Each holds memory and a few memory maps, of which the kernel gives a process 65,530: tests would use them up."""
     yield
-    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 20_000:
+    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 8_000:
         jax.clear_caches()
         gc.collect()
 
