@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import re
 
 import jax
@@ -30,6 +31,7 @@ KEY = jax.random.key(1)
 TOKENIZER = CharTokenizer("0123456789+=;#\na")
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _params(config: ModelConfig, *, gain: float = 3.0) -> dict:
     """Random parameters with every bias and scale in play, and a head sharp enough to have preferences."""
     params = init_params(config, jax.random.key(0))

@@ -1,5 +1,7 @@
 """What every backend of ``linear_lse_and_target`` must do; a backend's test class names it and inherits the rest."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,7 @@ SHAPES = {
 }
 
 
+@functools.partial(jax.jit, static_argnames=("count", "width", "vocab", "seed", "dtype"))
 def problem(count, width, vocab, *, seed=0, dtype=jnp.float32):
     """Random hidden [T, D], head [V, D], tokens [T] with both ends of the vocabulary among them, bias [V]."""
     keys = jax.random.split(jax.random.key(seed), 4)
@@ -112,7 +115,7 @@ class BackendContract:
             out = self.run(hidden, head, tokens, token_block=5, vocab_block=7, entropy=True)[which]
             return jnp.sum(out * cotangents[which])
 
-        gradients = jax.grad(loss, (0, 1))(hidden, head)
+        gradients = jax.jit(jax.grad(loss, (0, 1)))(hidden, head)
         _, exact = oracle(hidden, head, tokens, cotangents=cotangents)
         assert error(gradients[0], exact[0]) < 1e-5
         assert error(gradients[1], exact[1]) < 1e-5

@@ -4,11 +4,10 @@ import itertools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prm_jax.rl import best_of_n, ranking
+from tests.rl import compiled as rl
 
 
 def enumerate_best(proxy, gold, n):
@@ -30,8 +29,8 @@ def test_curve_is_the_mean_over_all_subsets(ties):
     valid[1, 5:] = False
     masked_proxy, masked_gold = np.where(valid, proxy, np.nan), np.where(valid, gold, np.nan)
     sizes = (1, 2, 4, 6)
-    curve = jax.jit(best_of_n.bon_curve, static_argnames="sizes")(
-        jnp.array(masked_proxy), jnp.array(masked_gold), jnp.array(valid), sizes=sizes
+    curve = jax.jit(rl.bon_curve, static_argnames="sizes")(
+        np.array(masked_proxy), np.array(masked_gold), np.array(valid), sizes=sizes
     )
     for k, n in enumerate(sizes):
         rows = [p for p in range(3) if valid[p].sum() >= n]
@@ -43,20 +42,20 @@ def test_curve_is_the_mean_over_all_subsets(ties):
 
 def test_weights_are_binomial_ratios_even_for_many_samples():
     for total, n in ((64, 3), (1024, 2), (1024, 500)):
-        weights = best_of_n.best_of_n_weights(jnp.arange(total), n=n)
+        weights = rl.best_of_n_weights(np.arange(total), n=n)
         expected = [math.comb(i, n - 1) / math.comb(total, n) for i in range(total)]
         np.testing.assert_allclose(weights, expected, rtol=2e-4, atol=1e-12)
         np.testing.assert_allclose(weights.sum(), 1.0, rtol=1e-5)
 
 
 def test_too_few_samples_and_bad_sizes():
-    weights = best_of_n.best_of_n_weights(jnp.array([1.0, 2.0, jnp.nan]), jnp.array([True, True, False]), n=3)
+    weights = rl.best_of_n_weights(np.array([1.0, 2.0, np.nan]), np.array([True, True, False]), n=3)
     np.testing.assert_array_equal(weights, np.zeros(3))
-    curve = best_of_n.bon_curve(jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.zeros((2, 3), bool), sizes=(1, 3))
+    curve = rl.bon_curve(np.ones((2, 3)), np.ones((2, 3)), np.zeros((2, 3), bool), sizes=(1, 3))
     np.testing.assert_array_equal(curve.gold, np.zeros(2))
     for sizes in ((), (0,), (4,)):
         with pytest.raises(ValueError, match="sizes"):
-            best_of_n.bon_curve(jnp.ones((2, 3)), jnp.ones((2, 3)), sizes=sizes)
+            rl.bon_curve(np.ones((2, 3)), np.ones((2, 3)), sizes=sizes)
 
 
 def test_divergence_and_win_rate_bounds_on_an_enumerated_policy():
@@ -66,15 +65,15 @@ def test_divergence_and_win_rate_bounds_on_an_enumerated_policy():
     for n in (2, 16, 64):
         best = cdf**n - (cdf - p) ** n
         kl = (best * np.log(best / p)).sum()
-        bound = float(best_of_n.best_of_n_kl(n))
+        bound = float(rl.best_of_n_kl(n))
         np.testing.assert_allclose(bound, np.log(n) - (n - 1) / n, rtol=1e-5)
         assert kl < bound
         win = (best * (cdf - p / 2)).sum()
-        assert win < float(best_of_n.best_of_n_win_rate(n))
+        assert win < float(rl.best_of_n_win_rate(n))
     fine = np.full(20_000, 1 / 20_000)  # hardly any ties: the bound is nearly attained
     cdf = np.cumsum(fine)
     best = cdf**4 - (cdf - fine) ** 4
-    np.testing.assert_allclose((best * np.log(best / fine)).sum(), best_of_n.best_of_n_kl(4), atol=1e-3)
+    np.testing.assert_allclose((best * np.log(best / fine)).sum(), rl.best_of_n_kl(4), atol=1e-3)
     np.testing.assert_allclose((best * (cdf - fine / 2)).sum(), 0.8, atol=1e-3)
 
 
@@ -83,16 +82,16 @@ def test_fit_recovers_the_law(kind):
     kl = np.array([0.0, 0.3, 1.0, 2.0, 4.0, 7.0])
     d = np.sqrt(kl)
     gold = d * (1.5 - 0.4 * (d if kind == "bon" else np.log(np.where(d > 0, d, 1))))
-    padded = jnp.append(jnp.array(gold), jnp.nan)
-    fit = best_of_n.fit_over_optimization(jnp.append(jnp.array(kl), 3.0), padded, jnp.isfinite(padded), kind=kind)
+    padded = np.append(np.array(gold), np.nan)
+    fit = rl.fit_over_optimization(np.append(np.array(kl), 3.0), padded, np.isfinite(padded), kind=kind)
     np.testing.assert_allclose([fit.alpha, fit.beta], [1.5, 0.4], rtol=1e-3)
 
 
 def test_ranking_metrics_by_hand():
-    chosen = jnp.array([0.9, 0.5, 0.5, 0.1, 7.0])
-    rejected = jnp.array([[0.1, 0.8], [0.5, 0.2], [0.6, 0.4], [0.6, 0.4], [jnp.nan, jnp.nan]])
-    mask = jnp.array([[1, 1], [1, 1], [1, 1], [1, 0], [0, 0]], bool)
-    out = ranking.ranking_metrics(chosen, rejected, mask)
+    chosen = np.array([0.9, 0.5, 0.5, 0.1, 7.0])
+    rejected = np.array([[0.1, 0.8], [0.5, 0.2], [0.6, 0.4], [0.6, 0.4], [np.nan, np.nan]])
+    mask = np.array([[1, 1], [1, 1], [1, 1], [1, 0], [0, 0]], bool)
+    out = rl.ranking_metrics(chosen, rejected, mask)
     np.testing.assert_allclose(out["accuracy"], 1 / 4)
     np.testing.assert_allclose(out["ties"], 1 / 4)
     np.testing.assert_allclose(out["mrr"], (1 + 1 / 2 + 1 / 2 + 1 / 2) / 4)
@@ -101,11 +100,11 @@ def test_ranking_metrics_by_hand():
 
 def test_random_scorer_is_right_one_time_in_ten():
     scores = jax.random.normal(jax.random.key(0), (20_000, 10))
-    out = ranking.ranking_metrics(scores[:, 0], scores[:, 1:])
+    out = rl.ranking_metrics(scores[:, 0], scores[:, 1:])
     np.testing.assert_allclose(out["accuracy"], 0.1, atol=0.01)
     np.testing.assert_allclose(out["pairwise"], 0.5, atol=0.01)
-    constant = ranking.ranking_metrics(jnp.ones(5), jnp.ones((5, 9)))
+    constant = rl.ranking_metrics(np.ones(5), np.ones((5, 9)))
     assert constant["accuracy"] == 0 and constant["ties"] == 1
     np.testing.assert_allclose(constant["mrr"], 0.1)
-    empty = ranking.ranking_metrics(jnp.ones(2), jnp.ones((2, 3)), jnp.zeros((2, 3), bool))
+    empty = rl.ranking_metrics(np.ones(2), np.ones((2, 3)), np.zeros((2, 3), bool))
     assert all(float(v) == 0 for v in empty.values())

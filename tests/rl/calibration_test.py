@@ -1,12 +1,11 @@
 """Calibration measures and Platt scaling against loops, hand-worked bins and SciPy's optimiser."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import optimize, special
 
-from prm_jax.rl import calibration
+from tests.rl import compiled as rl
 
 
 def slow_ece(confidence, outcome, num_bins):
@@ -27,18 +26,18 @@ def slow_ace(confidence, outcome, num_bins):
 
 
 def test_by_hand():
-    confidence, outcome = jnp.array([0.9, 0.8, 0.7, 0.2]), jnp.array([1.0, 1.0, 0.0, 0.0])
-    table = calibration.reliability_bins(confidence, outcome, num_bins=2)
+    confidence, outcome = np.array([0.9, 0.8, 0.7, 0.2]), np.array([1.0, 1.0, 0.0, 0.0])
+    table = rl.reliability_bins(confidence, outcome, num_bins=2)
     np.testing.assert_allclose(table.confidence, [0.2, 0.8], rtol=1e-6)
     np.testing.assert_allclose(table.accuracy, [0, 2 / 3], rtol=1e-6)
     np.testing.assert_array_equal(table.size, [1, 3])
-    ece = calibration.calibration_error(confidence, outcome, num_bins=2)
+    ece = rl.calibration_error(confidence, outcome, num_bins=2)
     np.testing.assert_allclose(ece, 0.25 * 0.2 + 0.75 * (0.8 - 2 / 3), rtol=1e-5)
-    mce = calibration.calibration_error(confidence, outcome, num_bins=2, kind="mce")
+    mce = rl.calibration_error(confidence, outcome, num_bins=2, kind="mce")
     np.testing.assert_allclose(mce, 0.2, rtol=1e-5)
-    ace = calibration.calibration_error(confidence, outcome, num_bins=2, kind="ace")
+    ace = rl.calibration_error(confidence, outcome, num_bins=2, kind="ace")
     np.testing.assert_allclose(ace, 0.5 * 0.15 + 0.5 * 0.45, rtol=1e-5)  # {.9, .8} and {.7, .2}: means 1, 0
-    np.testing.assert_allclose(calibration.brier_score(confidence, outcome), (0.01 + 0.04 + 0.49 + 0.04) / 4)
+    np.testing.assert_allclose(rl.brier_score(confidence, outcome), (0.01 + 0.04 + 0.49 + 0.04) / 4)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -46,21 +45,21 @@ def test_matches_loops_and_ignores_masked(seed):
     rng = np.random.default_rng(seed)
     confidence, outcome = rng.uniform(size=60), rng.uniform(size=60)
     mask = np.append(np.ones(60, bool), [False, False])
-    padded = jnp.append(jnp.array(confidence), jnp.array([jnp.nan, 7.0]))
-    results = jnp.append(jnp.array(outcome), jnp.array([jnp.nan, jnp.inf]))
-    ece = calibration.calibration_error(padded, results, mask, num_bins=7)
+    padded = np.append(np.array(confidence), np.array([np.nan, 7.0]))
+    results = np.append(np.array(outcome), np.array([np.nan, np.inf]))
+    ece = rl.calibration_error(padded, results, mask, num_bins=7)
     np.testing.assert_allclose(ece, slow_ece(confidence, outcome, 7), atol=1e-6)
-    ace = calibration.calibration_error(padded, results, mask, kind="ace", num_bins=6)
+    ace = rl.calibration_error(padded, results, mask, kind="ace", num_bins=6)
     np.testing.assert_allclose(ace, slow_ace(confidence, outcome, 6), atol=1e-6)
     np.testing.assert_allclose(
-        calibration.brier_score(padded, results, mask), ((confidence - outcome) ** 2).mean(), rtol=1e-5
+        rl.brier_score(padded, results, mask), ((confidence - outcome) ** 2).mean(), rtol=1e-5
     )
 
 
 def test_ties_share_a_bin_of_equal_mass():
-    confidence = jnp.array([0.5, 0.5, 0.5, 0.9])
-    first = calibration.calibration_error(confidence, jnp.array([1.0, 0, 0, 1]), kind="ace", num_bins=2)
-    second = calibration.calibration_error(confidence, jnp.array([0.0, 0, 1, 1]), kind="ace", num_bins=2)
+    confidence = np.array([0.5, 0.5, 0.5, 0.9])
+    first = rl.calibration_error(confidence, np.array([1.0, 0, 0, 1]), kind="ace", num_bins=2)
+    second = rl.calibration_error(confidence, np.array([0.0, 0, 1, 1]), kind="ace", num_bins=2)
     np.testing.assert_allclose(first, second)
 
 
@@ -70,30 +69,30 @@ def test_error_of_a_calibrated_forecaster_vanishes_with_data():
     for size in (100, 1_000, 30_000):
         confidence = rng.uniform(size=size)
         outcome = rng.uniform(size=size) < confidence
-        errors.append(float(calibration.calibration_error(jnp.array(confidence), jnp.array(outcome))))
+        errors.append(float(rl.calibration_error(np.array(confidence), np.array(outcome))))
     assert errors[0] > errors[1] > errors[2] and errors[2] < 0.02
 
 
 def test_pooled_over_devices():
     rng = np.random.default_rng(1)
-    confidence, outcome = jnp.array(rng.uniform(size=(4, 16))), jnp.array(rng.uniform(size=(4, 16)) < 0.5)
-    mask = jnp.array(rng.uniform(size=(4, 16)) < 0.7)
-    for function in (calibration.calibration_error, calibration.brier_score):
+    confidence, outcome = np.array(rng.uniform(size=(4, 16))), np.array(rng.uniform(size=(4, 16)) < 0.5)
+    mask = np.array(rng.uniform(size=(4, 16)) < 0.7)
+    for function in (rl.calibration_error, rl.brier_score):
         pooled = jax.vmap(lambda c, o, m, f=function: f(c, o, m, axis_name="d"), axis_name="d")
         np.testing.assert_allclose(
             pooled(confidence, outcome, mask), np.full(4, function(confidence, outcome, mask)), rtol=1e-6
         )
-    mass = jax.vmap(lambda c, o, m: calibration.calibration_error(c, o, m, kind="ace", axis_name="d"), axis_name="d")
-    whole = calibration.calibration_error(confidence, outcome, mask, kind="ace")
+    mass = jax.vmap(lambda c, o, m: rl.calibration_error(c, o, m, kind="ace", axis_name="d"), axis_name="d")
+    whole = rl.calibration_error(confidence, outcome, mask, kind="ace")
     np.testing.assert_allclose(mass(confidence, outcome, mask), np.full(4, whole), rtol=1e-6)
 
 
 def test_empty_mask_gives_zero():
-    nothing = jnp.zeros(3, bool)
+    nothing = np.zeros(3, bool)
     for kind in ("ece", "ace", "mce"):
-        assert calibration.calibration_error(jnp.full(3, jnp.nan), jnp.ones(3), nothing, kind=kind) == 0
-    assert calibration.brier_score(jnp.full(3, jnp.nan), jnp.ones(3), nothing) == 0
-    scale = calibration.fit_platt(jnp.full(3, jnp.nan), jnp.ones(3), nothing)
+        assert rl.calibration_error(np.full(3, np.nan), np.ones(3), nothing, kind=kind) == 0
+    assert rl.brier_score(np.full(3, np.nan), np.ones(3), nothing) == 0
+    scale = rl.fit_platt(np.full(3, np.nan), np.ones(3), nothing)
     assert scale.slope == 0 and np.isfinite(scale.intercept)
 
 
@@ -111,7 +110,7 @@ def test_platt_matches_scipy(smooth):
         return np.mean(np.logaddexp(0, z) - target * z)
 
     best = optimize.minimize(loss, np.zeros(2), tol=1e-12).x
-    scale = jax.jit(lambda s, y: calibration.fit_platt(s, y, smooth=smooth))(jnp.array(scores), jnp.array(labels))
+    scale = jax.jit(lambda s, y: rl.fit_platt(s, y, smooth=smooth))(np.array(scores), np.array(labels))
     np.testing.assert_allclose([scale.slope, scale.intercept], best, atol=2e-3)
 
 
@@ -119,21 +118,21 @@ def test_platt_of_calibrated_logits_is_the_identity_and_keeps_order():
     rng = np.random.default_rng(6)
     logits = rng.normal(size=20_000) * 1.5
     labels = rng.uniform(size=20_000) < special.expit(logits)
-    scale = calibration.fit_platt(jnp.array(logits), jnp.array(labels))
+    scale = rl.fit_platt(np.array(logits), np.array(labels))
     np.testing.assert_allclose([scale.slope, scale.intercept], [1, 0], atol=0.06)
-    read = np.array(calibration.apply_platt(scale, jnp.array(np.sort(logits)[::100])))
+    read = np.array(rl.apply_platt(scale, np.array(np.sort(logits)[::100])))
     assert (np.diff(read) > 0).all()  # so AUROC does not change
 
 
 def test_platt_stays_finite_for_separable_and_constant_scores():
-    separable = calibration.fit_platt(jnp.array([-2.0, -1.0, 1.0, 2.0]), jnp.array([0, 0, 1, 1]))
+    separable = rl.fit_platt(np.array([-2.0, -1.0, 1.0, 2.0]), np.array([0, 0, 1, 1]))
     assert np.isfinite(separable.slope) and separable.slope > 0
-    constant = calibration.fit_platt(jnp.ones(4), jnp.array([0, 1, 1, 1]), smooth=False)
+    constant = rl.fit_platt(np.ones(4), np.array([0, 1, 1, 1]), smooth=False)
     assert constant.slope == 0
-    np.testing.assert_allclose(calibration.apply_platt(constant, jnp.ones(1)), [0.75], atol=1e-4)
+    np.testing.assert_allclose(rl.apply_platt(constant, np.ones(1)), [0.75], atol=1e-4)
 
 
 def test_gradient_of_the_brier_score():
-    confidence, outcome = jnp.array([0.3, 0.9, jnp.nan]), jnp.array([1.0, 0.0, 1.0])
-    gradient = jax.grad(calibration.brier_score)(confidence, outcome, jnp.array([True, True, False]))
+    confidence, outcome = np.array([0.3, 0.9, np.nan]), np.array([1.0, 0.0, 1.0])
+    gradient = jax.grad(rl.brier_score)(confidence, outcome, np.array([True, True, False]))
     np.testing.assert_allclose(gradient, [-0.7, 0.9, 0.0], rtol=1e-6)

@@ -1,11 +1,10 @@
 """Conformal selection and intervals: slow loops, textbook cases, and the guarantees on simulated data."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prm_jax.rl import conformal
+from tests.rl import compiled as rl
 
 
 def slow_bh(p, level):
@@ -45,21 +44,21 @@ def toy(seed, n=30, m=12, k=3, digits=1):
 
 
 def test_pvalues_by_hand_and_loop():
-    scores, good = jnp.array([0.9, 0.8, 0.5, 0.2]), jnp.array([True, False, False, True])
-    p = conformal.conformal_pvalues(scores, good, jnp.array([0.95, 0.8, 0.6, 0.1]))
+    scores, good = np.array([0.9, 0.8, 0.5, 0.2]), np.array([True, False, False, True])
+    p = rl.conformal_pvalues(scores, good, np.array([0.95, 0.8, 0.6, 0.1]))
     np.testing.assert_allclose(p, [1 / 5, 2 / 5, 2 / 5, 3 / 5], rtol=1e-6)
     for seed in range(3):
         cal, good, test, _ = toy(seed)
         u = np.random.default_rng(seed).uniform(size=12)
         v, w = 1000 * good - cal[:, 0], -test[:, 0]
         expected = [((v < w[j]).sum() + u[j] * ((v == w[j]).sum() + 1)) / 31 for j in range(12)]
-        padded = jnp.append(jnp.array(cal[:, 0]), jnp.nan)
-        out = conformal.conformal_pvalues(
+        padded = np.append(np.array(cal[:, 0]), np.nan)
+        out = rl.conformal_pvalues(
             padded,
-            jnp.append(jnp.array(good), False),
-            jnp.array(test[:, 0]),
-            jnp.arange(31) < 30,
-            uniforms=jnp.array(u),
+            np.append(np.array(good), False),
+            np.array(test[:, 0]),
+            np.arange(31) < 30,
+            uniforms=np.array(u),
         )
         np.testing.assert_allclose(out, expected, rtol=1e-5)
 
@@ -67,9 +66,9 @@ def test_pvalues_by_hand_and_loop():
 def test_pvalues_are_uniform_under_the_null():
     rng = np.random.default_rng(0)
     keys = rng.normal(size=(2000, 21))
-    uniforms = jnp.array(rng.uniform(size=(2000, 1)))
-    p = jax.vmap(lambda s, u: conformal.conformal_pvalues(s[:20], jnp.zeros(20, bool), s[20:], uniforms=u))(
-        jnp.array(keys), uniforms
+    uniforms = np.array(rng.uniform(size=(2000, 1)))
+    p = jax.vmap(lambda s, u: rl.conformal_pvalues(s[:20], np.zeros(20, bool), s[20:], uniforms=u))(
+        np.array(keys), uniforms
     )
     for t in (0.1, 0.5, 0.9):
         assert abs(float((p <= t).mean()) - t) < 0.035  # three standard errors
@@ -79,32 +78,32 @@ def test_pvalues_are_uniform_under_the_null():
 def test_benjamini_hochberg_matches_a_loop(seed):
     p = np.random.default_rng(seed).uniform(size=(4, 9)) ** 3
     p[1] = 1.0
-    out = conformal.benjamini_hochberg(jnp.array(p, jnp.float32), level=0.2)
+    out = rl.benjamini_hochberg(np.array(p, np.float32), level=0.2)
     np.testing.assert_array_equal(out, [slow_bh(row, 0.2) for row in p])
-    padded = jnp.concatenate([jnp.array(p, jnp.float32), jnp.full((4, 2), jnp.nan)], -1)
-    masked = conformal.benjamini_hochberg(padded, jnp.isfinite(padded), level=0.2)
+    padded = np.concatenate([np.array(p, np.float32), np.full((4, 2), np.nan)], -1)
+    masked = rl.benjamini_hochberg(padded, np.isfinite(padded), level=0.2)
     np.testing.assert_array_equal(masked[:, :9], out)
     assert not masked[:, 9:].any()
 
 
 def test_benjamini_hochberg_steps_up():
     # 0.04 > 0.2 / 4 * ... alone would fail at rank 1, but rank 2 and 3 carry it.
-    p = jnp.array([0.06, 0.09, 0.14, 0.9])
-    np.testing.assert_array_equal(conformal.benjamini_hochberg(p, level=0.2), [1, 1, 1, 0])
-    np.testing.assert_array_equal(conformal.e_benjamini_hochberg(1 / p, level=0.2), [1, 1, 1, 0])
-    assert not conformal.e_benjamini_hochberg(jnp.zeros(4), level=0.2).any()
+    p = np.array([0.06, 0.09, 0.14, 0.9])
+    np.testing.assert_array_equal(rl.benjamini_hochberg(p, level=0.2), [1, 1, 1, 0])
+    np.testing.assert_array_equal(rl.e_benjamini_hochberg(1 / p, level=0.2), [1, 1, 1, 0])
+    assert not rl.e_benjamini_hochberg(np.zeros(4), level=0.2).any()
 
 
 @pytest.mark.parametrize("pruning", ["deterministic", "homogeneous", "heterogeneous"])
 def test_optimized_selection_matches_the_published_loop(pruning):
-    run = jax.jit(conformal.optimized_selection, static_argnames=("level", "pruning"))
+    run = jax.jit(rl.optimized_selection, static_argnames=("level", "pruning"))
     for seed in range(4):
         cal, good, test, _ = toy(seed)
         key = jax.random.key(seed)
         shape = {"heterogeneous": (12,), "homogeneous": ()}.get(pruning)
         uniforms = np.ones(12) if shape is None else np.array(1 - jax.random.uniform(key, shape)) * np.ones(12)
         selected, choice, p, e = slow_optcs(cal, good, test, 0.3, uniforms)
-        out = run(jnp.array(cal), jnp.array(good), jnp.array(test), key, level=0.3, pruning=pruning)
+        out = run(np.array(cal), np.array(good), np.array(test), key, level=0.3, pruning=pruning)
         np.testing.assert_array_equal(out.scorer, choice)
         np.testing.assert_allclose(out.pvalues, p, rtol=1e-5)
         np.testing.assert_allclose(out.evalues, e, rtol=1e-5)
@@ -114,17 +113,17 @@ def test_optimized_selection_matches_the_published_loop(pruning):
 def test_one_scorer_selects_within_plain_conformal_selection():
     for seed in range(5):
         cal, good, test, _ = toy(seed, k=1, digits=9)
-        out = conformal.optimized_selection(
-            jnp.array(cal), jnp.array(good), jnp.array(test), jax.random.key(0), level=0.3, pruning="deterministic"
+        out = rl.optimized_selection(
+            np.array(cal), np.array(good), np.array(test), jax.random.key(0), level=0.3, pruning="deterministic"
         )
-        p = conformal.conformal_pvalues(jnp.array(cal[:, 0]), jnp.array(good), jnp.array(test[:, 0]))
-        plain = conformal.benjamini_hochberg(p, level=0.3)
+        p = rl.conformal_pvalues(np.array(cal[:, 0]), np.array(good), np.array(test[:, 0]))
+        plain = rl.benjamini_hochberg(p, level=0.3)
         assert not (out.selected & ~plain).any()
 
 
 def test_interval_by_hand_and_coverage():
-    lower, upper = conformal.conformal_interval(
-        jnp.array([0.0]), jnp.array([1.0]), jnp.zeros(4), jnp.ones(4), jnp.array([0.5, 1.2, -0.3, 1.9]), level=0.6
+    lower, upper = rl.conformal_interval(
+        np.array([0.0]), np.array([1.0]), np.zeros(4), np.ones(4), np.array([0.5, 1.2, -0.3, 1.9]), level=0.6
     )
     # Misses -0.5, 0.2, 0.3, 0.9; the ceil(5 * 0.6) = 3rd smallest is 0.3.
     np.testing.assert_allclose([lower[0], upper[0]], [-0.3, 1.3], rtol=1e-6)
@@ -132,16 +131,16 @@ def test_interval_by_hand_and_coverage():
     covered = []
     for _ in range(300):
         y = rng.normal(size=60)
-        lo, hi = conformal.conformal_interval(
-            jnp.full(10, -0.5), jnp.full(10, 0.4), jnp.full(50, -0.5), jnp.full(50, 0.4), jnp.array(y[:50]), level=0.8
+        lo, hi = rl.conformal_interval(
+            np.full(10, -0.5), np.full(10, 0.4), np.full(50, -0.5), np.full(50, 0.4), np.array(y[:50]), level=0.8
         )
         covered.append(((np.array(lo) <= y[50:]) & (y[50:] <= np.array(hi))).mean())
     assert 0.78 < np.mean(covered) < 0.84
 
 
 def test_interval_without_enough_data_is_infinite():
-    for mask in (jnp.zeros(3, bool), jnp.array([True, True, False])):
-        lower, upper = conformal.conformal_interval(
-            jnp.zeros(1), jnp.ones(1), jnp.zeros(3), jnp.ones(3), jnp.array([0.5, 2.0, jnp.nan]), mask, level=0.9
+    for mask in (np.zeros(3, bool), np.array([True, True, False])):
+        lower, upper = rl.conformal_interval(
+            np.zeros(1), np.ones(1), np.zeros(3), np.ones(3), np.array([0.5, 2.0, np.nan]), mask, level=0.9
         )
         assert lower[0] == -np.inf and upper[0] == np.inf

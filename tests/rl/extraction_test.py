@@ -4,35 +4,34 @@ import json
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from prm_jax.rl import extraction, values
+from tests.rl import compiled as rl
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden" / "values.json").read_text())
 
 
 def test_digi_q_golden():
     g = GOLDEN["digi_q"]
-    q = values.twin(jnp.array(g["q1"]), jnp.array(g["q2"]), how="max")
-    v = values.twin(*jnp.array(g["v"]), how="max")
-    valid = jnp.array(g["valid"], bool)
-    advantage = extraction.candidate_advantages(q, v, valid)
+    q = rl.twin(np.array(g["q1"]), np.array(g["q2"]), how="max")
+    v = rl.twin(*np.array(g["v"]), how="max")
+    valid = np.array(g["valid"], bool)
+    advantage = rl.candidate_advantages(q, v, valid)
     np.testing.assert_allclose(advantage, g["advantage"], atol=1e-6)
-    index, weight = extraction.best_of_n_targets(advantage, valid, threshold=g["threshold"])
+    index, weight = rl.best_of_n_targets(advantage, valid, threshold=g["threshold"])
     assert int(index) == g["pick"] and float(weight) == g["weight"]
     td = g["td"]
-    target = values.bellman_targets(
-        jnp.array([td["r"]]), jnp.array([td["gamma"] * (1 - td["done"])]), jnp.array([[td["vbar_next"]]]), kind="greedy"
+    target = rl.bellman_targets(
+        np.array([td["r"]]), np.array([td["gamma"] * (1 - td["done"])]), np.array([[td["vbar_next"]]]), kind="greedy"
     )
     np.testing.assert_allclose(target, [td["target"]], rtol=1e-6)
 
 
 def test_reading_twins_by_the_minimum_is_another_policy():
     g = GOLDEN["digi_q"]
-    q = values.twin(jnp.array(g["q1"]), jnp.array(g["q2"]), how="min")
-    v = values.twin(*jnp.array(g["v"]), how="min")
-    advantage = extraction.candidate_advantages(q, v, jnp.array(g["valid"], bool))
+    q = rl.twin(np.array(g["q1"]), np.array(g["q2"]), how="min")
+    v = rl.twin(*np.array(g["v"]), how="min")
+    advantage = rl.candidate_advantages(q, v, np.array(g["valid"], bool))
     np.testing.assert_allclose(advantage, [0.0, 0.3, 0.0, 0.0], atol=1e-6)  # max: .05, .35
 
 
@@ -48,24 +47,24 @@ def test_loss_matches_a_loop_and_ignores_invalid_candidates():
         if options:
             best = max(options, key=lambda k, b=b: advantage[b, k])
             total -= logp[b, best] * (advantage[b, best] > 0.4)
-    loss = jax.jit(extraction.best_of_n_policy_loss, static_argnames="threshold")(
-        jnp.array(logp), jnp.array(advantage), jnp.array(valid), threshold=0.4
+    loss = jax.jit(rl.best_of_n_policy_loss, static_argnames="threshold")(
+        np.array(logp), np.array(advantage), np.array(valid), threshold=0.4
     )
     np.testing.assert_allclose(loss.total, total, rtol=1e-5)
     assert loss.weight == valid.any(-1).sum()
     gradient = jax.grad(
-        lambda x: extraction.best_of_n_policy_loss(x, jnp.array(advantage), jnp.array(valid), threshold=0.4).total
-    )(jnp.array(logp))
-    assert bool(jnp.isfinite(gradient).all()) and float(jnp.abs(gradient[0]).max()) == 0
+        lambda x: rl.best_of_n_policy_loss(x, np.array(advantage), np.array(valid), threshold=0.4).total
+    )(np.array(logp))
+    assert bool(np.isfinite(gradient).all()) and float(np.abs(gradient[0]).max()) == 0
 
 
 def test_limits():
-    logp, advantage = jnp.array([[-1.0, -2.0], [-3.0, -0.5]]), jnp.array([[0.3, 0.1], [0.0, 0.2]])
-    valid = jnp.ones((2, 2), bool)
-    assert extraction.best_of_n_policy_loss(logp, advantage, valid, threshold=np.inf).total == 0
-    one = extraction.best_of_n_policy_loss(logp[:, :1], advantage[:, :1], valid[:, :1], threshold=0.1)
+    logp, advantage = np.array([[-1.0, -2.0], [-3.0, -0.5]]), np.array([[0.3, 0.1], [0.0, 0.2]])
+    valid = np.ones((2, 2), bool)
+    assert rl.best_of_n_policy_loss(logp, advantage, valid, threshold=np.inf).total == 0
+    one = rl.best_of_n_policy_loss(logp[:, :1], advantage[:, :1], valid[:, :1], threshold=0.1)
     np.testing.assert_allclose(one.total, 1.0)  # filtered behaviour cloning: only the first action is good
-    nothing = extraction.best_of_n_policy_loss(logp, advantage, jnp.zeros((2, 2), bool), threshold=0.0)
+    nothing = rl.best_of_n_policy_loss(logp, advantage, np.zeros((2, 2), bool), threshold=0.0)
     assert nothing.mean() == 0 and nothing.weight == 0
 
 
@@ -79,14 +78,14 @@ def test_one_step_with_exact_values_is_greedy_improvement():
     for _ in range(300):
         q = rewards + gamma * v[nxt]
         v = (policy * q).sum(-1)
-    logits = jnp.zeros((5, 3))
-    advantage = extraction.candidate_advantages(
-        jnp.array(q), jnp.array(v), jnp.ones((5, 3), bool), low=-np.inf, high=np.inf
+    logits = np.zeros((5, 3))
+    advantage = rl.candidate_advantages(
+        np.array(q), np.array(v), np.ones((5, 3), bool), low=-np.inf, high=np.inf
     )
 
     def loss(x):
         logp = jax.nn.log_softmax(x)
-        return extraction.best_of_n_policy_loss(logp, advantage, jnp.ones((5, 3), bool), threshold=0.0).mean()
+        return rl.best_of_n_policy_loss(logp, advantage, np.ones((5, 3), bool), threshold=0.0).mean()
 
     step = jax.jit(lambda x: x - 5.0 * jax.grad(loss)(x))
     for _ in range(50):

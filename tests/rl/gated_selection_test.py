@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from prm_jax import rl
+from tests.rl import compiled as rl
 from tests.rl import golden
 
 

@@ -1,11 +1,10 @@
 """Halting distributions by products, the prior's divergence, and the deterministic exit."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prm_jax.rl import halting
+from tests.rl import compiled as rl
 
 
 def slow_distribution(logits):
@@ -26,11 +25,11 @@ def geometric(length, rate):
 
 def test_distribution_matches_products_and_sums_to_one():
     logits = np.random.default_rng(0).normal(size=(5, 6)) * 3
-    p = halting.halting_distribution(jnp.array(logits))
+    p = rl.halting_distribution(np.array(logits))
     np.testing.assert_allclose(p, [slow_distribution(row) for row in logits], atol=1e-6)
-    extreme = halting.halting_distribution(jnp.array([100.0, -100.0, 50.0, 3.0]))
+    extreme = rl.halting_distribution(np.array([100.0, -100.0, 50.0, 3.0]))
     np.testing.assert_allclose(extreme, [1, 0, 0, 0], atol=1e-6)
-    assert bool(jnp.isfinite(jax.jacobian(halting.halting_distribution)(jnp.array([200.0, -200.0, 0.0]))).all())
+    assert bool(np.isfinite(jax.jacobian(rl.halting_distribution)(np.array([200.0, -200.0, 0.0]))).all())
 
 
 @pytest.mark.parametrize("kl", ["paper", "released"])
@@ -45,37 +44,37 @@ def test_loss_matches_a_loop_in_both_orders(kl):
         p = slow_distribution(logits[b])
         divergence = (p * np.log(p / prior)).sum() if kl == "paper" else (prior * np.log(prior / p)).sum()
         total += (p * losses[b]).sum() + 0.5 * divergence
-    loss = halting.halting_loss(jnp.array(losses), jnp.array(logits), jnp.array(mask), prior=0.3, kl=kl)
+    loss = rl.halting_loss(np.array(losses), np.array(logits), np.array(mask), prior=0.3, kl=kl)
     np.testing.assert_allclose(loss.total, total, rtol=1e-4)
     assert loss.weight == 3
-    gradient = jax.grad(lambda x: halting.halting_loss(jnp.array(losses), x, jnp.array(mask), kl=kl).total)(
-        jnp.array(logits)
+    gradient = jax.grad(lambda x: rl.halting_loss(np.array(losses), x, np.array(mask), kl=kl).total)(
+        np.array(logits)
     )
-    assert bool(jnp.isfinite(gradient).all()) and float(jnp.abs(gradient[2]).max()) == 0
+    assert bool(np.isfinite(gradient).all()) and float(np.abs(gradient[2]).max()) == 0
 
 
 def test_orders_differ_and_both_vanish_at_the_prior():
     rate = 0.2
-    at_prior = jnp.full((1, 6), np.log(rate / (1 - rate)))
-    zero, mask = jnp.zeros((1, 6)), jnp.ones(1, bool)
-    off = jnp.zeros((1, 6))
+    at_prior = np.full((1, 6), np.log(rate / (1 - rate)))
+    zero, mask = np.zeros((1, 6)), np.ones(1, bool)
+    off = np.zeros((1, 6))
     values = []
     for kl in ("paper", "released"):
-        np.testing.assert_allclose(halting.halting_loss(zero, at_prior, mask, prior=rate, kl=kl).total, 0.0, atol=1e-6)
-        values.append(float(halting.halting_loss(zero, off, mask, prior=rate, kl=kl).total))
+        np.testing.assert_allclose(rl.halting_loss(zero, at_prior, mask, prior=rate, kl=kl).total, 0.0, atol=1e-6)
+        values.append(float(rl.halting_loss(zero, off, mask, prior=rate, kl=kl).total))
     assert abs(values[0] - values[1]) > 0.05
 
 
 def test_quantile_exit():
-    p = jnp.array([[0.2, 0.3, 0.5], [0.6, 0.2, 0.2], [0.1, 0.1, 0.8]])
-    np.testing.assert_array_equal(halting.quantile_exit(p), [1, 0, 2])
-    np.testing.assert_array_equal(halting.quantile_exit(p, quantile=1.0), [2, 2, 2])
-    long = halting.halting_distribution(jnp.full(64, -4.0))
-    assert int(halting.quantile_exit(long, quantile=1.0)) == 63
-    drawn = jax.random.categorical(jax.random.key(0), jnp.log(p[0]), shape=(500,))
+    p = np.array([[0.2, 0.3, 0.5], [0.6, 0.2, 0.2], [0.1, 0.1, 0.8]])
+    np.testing.assert_array_equal(rl.quantile_exit(p), [1, 0, 2])
+    np.testing.assert_array_equal(rl.quantile_exit(p, quantile=1.0), [2, 2, 2])
+    long = rl.halting_distribution(np.full(64, -4.0))
+    assert int(rl.quantile_exit(long, quantile=1.0)) == 63
+    drawn = jax.random.categorical(jax.random.key(0), np.log(p[0]), shape=(500,))
     assert float(drawn.var()) > 0.4  # sampling the exit has variance; Q-exit none
 
 
 def test_empty_mask():
-    loss = halting.halting_loss(jnp.full((2, 3), jnp.nan), jnp.full((2, 3), jnp.nan), jnp.zeros(2, bool))
+    loss = rl.halting_loss(np.full((2, 3), np.nan), np.full((2, 3), np.nan), np.zeros(2, bool))
     assert loss.mean() == 0 and loss.weight == 0

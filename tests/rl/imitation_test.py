@@ -1,11 +1,10 @@
 """Weighted imitation: filtered cloning, advantage weighting, and what masks keep out."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prm_jax.rl import imitation
+from tests.rl import compiled as rl
 
 
 def data():
@@ -18,7 +17,7 @@ def data():
 def test_zero_one_weights_are_the_mean_over_what_is_kept():
     logp, mask = data()
     keep = np.array([1.0, 0.0, 1.0, 1.0])
-    loss = imitation.weighted_nll(jnp.array(logp), jnp.array(keep), jnp.array(mask))
+    loss = rl.weighted_nll(np.array(logp), np.array(keep), np.array(mask))
     kept = np.concatenate([-logp[0, mask[0]], -logp[3, mask[3]]])
     np.testing.assert_allclose(loss.mean(), kept.mean(), rtol=1e-6)
     np.testing.assert_allclose(loss.metrics["nll"].mean(), -logp[mask].mean(), rtol=1e-6)
@@ -31,7 +30,7 @@ def test_token_weights_and_normalisers_match_a_loop():
     sizes = {"tokens": mask.sum(), "responses": 3, "weights": weights[mask].sum()}
     weights[~mask] = np.nan
     for normalize, size in sizes.items():
-        loss = imitation.weighted_nll(jnp.array(logp), jnp.array(weights), jnp.array(mask), normalize=normalize)
+        loss = rl.weighted_nll(np.array(logp), np.array(weights), np.array(mask), normalize=normalize)
         np.testing.assert_allclose([loss.total, loss.weight], [total, size], rtol=1e-5)
 
 
@@ -39,11 +38,11 @@ def test_hint_tokens_and_hinted_successes():
     """START: keep what was right with the hint and wrong without; learn nothing from the hint's own tokens."""
     plain = np.array([True, False, False, True])
     hinted = np.array([True, True, False, False])
-    keep = jnp.array(hinted & ~plain)
+    keep = np.array(hinted & ~plain)
     np.testing.assert_array_equal(keep, [False, True, False, False])
-    logp = -jnp.ones((4, 5))
-    sampled = jnp.array([[1, 1, 0, 0, 1]] * 4, bool)  # tokens 2 and 3 were inserted
-    gradient = jax.grad(lambda x: imitation.weighted_nll(x, keep, sampled).mean())(logp)
+    logp = -np.ones((4, 5))
+    sampled = np.array([[1, 1, 0, 0, 1]] * 4, bool)  # tokens 2 and 3 were inserted
+    gradient = jax.grad(lambda x: rl.weighted_nll(x, keep, sampled).mean())(logp)
     expected = np.zeros((4, 5))
     expected[1, [0, 1, 4]] = -1 / 3
     np.testing.assert_allclose(gradient, expected, rtol=1e-6)
@@ -51,8 +50,8 @@ def test_hint_tokens_and_hinted_successes():
 
 def test_gradients_stop_at_weights_and_masks():
     logp, mask = data()
-    grads = jax.grad(lambda l, w: imitation.weighted_nll(l, w, jnp.array(mask)).total, (0, 1))(
-        jnp.array(logp), jnp.ones(4)
+    grads = jax.grad(lambda l, w: rl.weighted_nll(l, w, np.array(mask)).total, (0, 1))(
+        np.array(logp), np.ones(4)
     )
     np.testing.assert_array_equal(grads[0], -mask.astype(np.float32))
     np.testing.assert_array_equal(grads[1], np.zeros(4))
@@ -60,16 +59,16 @@ def test_gradients_stop_at_weights_and_masks():
 
 def test_empty_mask_and_fractional_weights():
     logp, mask = data()
-    empty = imitation.weighted_nll(jnp.array(logp), jnp.ones(4), jnp.zeros_like(mask))
+    empty = rl.weighted_nll(np.array(logp), np.ones(4), np.zeros_like(mask))
     assert empty.mean() == 0 and empty.weight == 0
-    tenth = imitation.weighted_nll(-jnp.ones((1, 20)), jnp.array([0.1]), jnp.ones((1, 20), bool))
+    tenth = rl.weighted_nll(-np.ones((1, 20)), np.array([0.1]), np.ones((1, 20), bool))
     np.testing.assert_allclose(tenth.mean(), 1.0, rtol=1e-6)
     with pytest.raises(ValueError, match="normalize"):
-        imitation.weighted_nll(jnp.zeros((1, 1)), jnp.ones(1), jnp.ones((1, 1), bool), normalize="mean")
+        rl.weighted_nll(np.zeros((1, 1)), np.ones(1), np.ones((1, 1), bool), normalize="mean")
 
 
 def test_advantage_weights():
-    out = imitation.advantage_weights(jnp.array([-1.0, 0.0, 0.1, 1000.0]), temperature=0.05)
+    out = rl.advantage_weights(np.array([-1.0, 0.0, 0.1, 1000.0]), temperature=0.05)
     np.testing.assert_allclose(out, [np.exp(-20), 1, np.exp(2), 20], rtol=1e-4)
-    free = imitation.advantage_weights(jnp.array([2.0]), temperature=0.5, max_weight=None)
+    free = rl.advantage_weights(np.array([2.0]), temperature=0.5, max_weight=None)
     np.testing.assert_allclose(free, [np.exp(4)], rtol=1e-5)

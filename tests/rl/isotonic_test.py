@@ -2,15 +2,14 @@
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prm_jax.rl import isotonic
+from tests.rl import compiled as rl
 
-FIT = jax.jit(isotonic.isotonic_regression)
+FIT = jax.jit(rl.isotonic_regression)
 
 
 def slow_pava(values, weights):
@@ -43,11 +42,11 @@ def minmax(values):
 
 
 def test_by_hand():
-    out = isotonic.isotonic_regression(jnp.array([1.0, 3.0, 2.0, 2.0, 5.0, 4.0]))
+    out = rl.isotonic_regression(np.array([1.0, 3.0, 2.0, 2.0, 5.0, 4.0]))
     np.testing.assert_allclose(out, [1, 7 / 3, 7 / 3, 7 / 3, 4.5, 4.5], rtol=1e-6)
-    out = isotonic.isotonic_regression(jnp.array([3.0, 1.0]), jnp.array([1.0, 3.0]))
+    out = rl.isotonic_regression(np.array([3.0, 1.0]), np.array([1.0, 3.0]))
     np.testing.assert_allclose(out, [1.5, 1.5])
-    out = isotonic.isotonic_regression(jnp.array([1.0, 2.0, 3.0]), increasing=False)
+    out = rl.isotonic_regression(np.array([1.0, 2.0, 3.0]), increasing=False)
     np.testing.assert_allclose(out, [2, 2, 2])
 
 
@@ -56,43 +55,43 @@ def test_by_hand():
 def test_matches_loops(seed):
     rng = np.random.default_rng(seed)
     values, weights = rng.normal(size=9), rng.integers(0, 4, size=9).astype(float)
-    out = FIT(jnp.where(weights > 0, values, jnp.nan), jnp.array(weights))
+    out = FIT(np.where(weights > 0, values, np.nan), np.array(weights))
     np.testing.assert_allclose(out, slow_pava(values, weights), atol=2e-6)
-    np.testing.assert_allclose(FIT(jnp.array(values), jnp.ones(9)), minmax(values), atol=2e-6)
+    np.testing.assert_allclose(FIT(np.array(values), np.ones(9)), minmax(values), atol=2e-6)
 
 
 def test_batched_equals_rows():
     values = jax.random.normal(jax.random.key(0), (3, 4, 7))
     batched = FIT(values)
-    rows = jnp.stack([jnp.stack([FIT(r) for r in m]) for m in values])
+    rows = np.stack([np.stack([FIT(r) for r in m]) for m in values])
     chex.assert_trees_all_close(batched, rows)
-    chex.assert_trees_all_close(jax.vmap(isotonic.isotonic_regression)(values), batched)
+    chex.assert_trees_all_close(jax.vmap(rl.isotonic_regression)(values), batched)
 
 
 def test_gradient_is_the_projection():
-    values = jnp.array([1.0, 3.0, 2.0, 5.0])
-    jacobian = jax.jacobian(isotonic.isotonic_regression)(values)
+    values = np.array([1.0, 3.0, 2.0, 5.0])
+    jacobian = jax.jacobian(rl.isotonic_regression)(values)
     expected = np.array([[1, 0, 0, 0], [0, 0.5, 0.5, 0], [0, 0.5, 0.5, 0], [0, 0, 0, 1]])
     np.testing.assert_allclose(jacobian, expected, atol=1e-6)
 
 
 def test_large_input_is_in_place():
     values = jax.random.normal(jax.random.key(1), (20_000,))
-    out = isotonic.isotonic_regression(values)
-    assert bool((jnp.diff(out) >= 0).all())
+    out = rl.isotonic_regression(values)
+    assert bool((np.diff(out) >= 0).all())
     np.testing.assert_allclose(out.mean(), values.mean(), atol=1e-4)
 
 
 def test_fit_is_order_free_and_ignores_masked():
-    scores = jnp.array([0.1, 0.4, 0.4, 0.9, jnp.nan])
-    labels = jnp.array([0.0, 1.0, 0.0, 0.25, jnp.nan])
-    mask = jnp.array([1, 1, 1, 1, 0], bool)
-    fit = isotonic.fit_isotonic(scores, labels, mask)
+    scores = np.array([0.1, 0.4, 0.4, 0.9, np.nan])
+    labels = np.array([0.0, 1.0, 0.0, 0.25, np.nan])
+    mask = np.array([1, 1, 1, 1, 0], bool)
+    fit = rl.fit_isotonic(scores, labels, mask)
     # 0.4 averages to 0.5, which violates 0.25 at 0.9: (1 + 0 + 0.25) / 3.
     np.testing.assert_allclose(fit.values, [0, 1.25 / 3, 1.25 / 3, 1.25 / 3, 1.25 / 3], rtol=1e-6)
-    order = jnp.array([4, 2, 3, 0, 1])
-    chex.assert_trees_all_close(isotonic.fit_isotonic(scores[order], labels[order], mask[order]), fit)
-    read = isotonic.apply_isotonic(fit, jnp.array([-5.0, 0.1, 0.25, 0.4, 2.0]))
+    order = np.array([4, 2, 3, 0, 1])
+    chex.assert_trees_all_close(rl.fit_isotonic(scores[order], labels[order], mask[order]), fit)
+    read = rl.apply_isotonic(fit, np.array([-5.0, 0.1, 0.25, 0.4, 2.0]))
     np.testing.assert_allclose(read, [0, 0, 1.25 / 6, 1.25 / 3, 1.25 / 3], rtol=1e-6)
 
 
@@ -100,23 +99,23 @@ def test_fit_lowers_brier():
     rng = np.random.default_rng(3)
     scores = rng.uniform(size=400)
     labels = rng.uniform(size=400) < scores**2
-    fit = isotonic.fit_isotonic(jnp.array(scores), jnp.array(labels))
-    fitted = isotonic.apply_isotonic(fit, jnp.array(scores))
+    fit = rl.fit_isotonic(np.array(scores), np.array(labels))
+    fitted = rl.apply_isotonic(fit, np.array(scores))
     assert ((fitted - labels) ** 2).mean() <= ((scores - labels) ** 2).mean()
     np.testing.assert_allclose(fitted.mean(), labels.mean(), atol=1e-5)
 
 
 def test_empty_fit_is_zero():
-    fit = isotonic.fit_isotonic(jnp.array([jnp.nan]), jnp.array([1.0]), jnp.array([False]))
-    np.testing.assert_array_equal(isotonic.apply_isotonic(fit, jnp.array([0.3])), [0.0])
+    fit = rl.fit_isotonic(np.array([np.nan]), np.array([1.0]), np.array([False]))
+    np.testing.assert_array_equal(rl.apply_isotonic(fit, np.array([0.3])), [0.0])
 
 
 def test_venn_abers_brackets_the_plain_fit():
     rng = np.random.default_rng(4)
     scores = rng.normal(size=300)
     labels = (rng.uniform(size=300) < 1 / (1 + np.exp(-2 * scores))).astype(float)
-    tests = jnp.array([-1.5, 0.0, 0.3, 2.0])
-    lower, upper = jax.jit(isotonic.venn_abers)(jnp.array(scores), jnp.array(labels), tests)
+    tests = np.array([-1.5, 0.0, 0.3, 2.0])
+    lower, upper = jax.jit(rl.venn_abers)(np.array(scores), np.array(labels), tests)
     assert bool((lower <= upper).all()) and bool((lower >= 0).all()) and bool((upper <= 1).all())
     truth = 1 / (1 + np.exp(-2 * np.array(tests)))
     assert np.abs((lower + upper) / 2 - truth).max() < 0.15
@@ -125,11 +124,11 @@ def test_venn_abers_brackets_the_plain_fit():
             order = np.argsort(np.append(scores, score), kind="stable")
             fit = slow_pava(np.append(labels, label)[order], np.ones(301))
             np.testing.assert_allclose(fit[np.argmax(order == 300)], want, atol=1e-5)
-    nothing = isotonic.venn_abers(jnp.zeros(1), jnp.zeros(1), tests, jnp.array([False]))
+    nothing = rl.venn_abers(np.zeros(1), np.zeros(1), tests, np.array([False]))
     np.testing.assert_array_equal(nothing[0], np.zeros(4))
     np.testing.assert_array_equal(nothing[1], np.ones(4))
 
 
 def test_shapes_are_checked():
     with pytest.raises(AssertionError):
-        isotonic.isotonic_regression(jnp.zeros(3), jnp.zeros(4))
+        rl.isotonic_regression(np.zeros(3), np.zeros(4))

@@ -506,6 +506,15 @@ def test_vmap_gives_what_a_plain_call_gives(index):
 
 
 @ROWS
+def test_a_call_that_is_not_compiled_takes_numpy_and_gives_the_same(index):
+    row = TABLE[index]
+    _, _, _, plain = results(index)
+    got = row.fn(**draw(row, 3), **row.kw)
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5)
+
+
+@ROWS
 def test_nan_behind_masks_empty_masks_and_gradients(index):
     row = TABLE[index]
     values, gradients, _, _ = results(index)

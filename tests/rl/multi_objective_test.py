@@ -1,30 +1,29 @@
 """Gates, length bias and the verifier's order."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from prm_jax.rl import multi_objective
+from tests.rl import compiled as rl
 
 
 def test_gates_and_selection():
-    gates = multi_objective.objective_gates(jnp.array([[10.0, 0.0, -10.0]]), scale=2.0)
+    gates = rl.objective_gates(np.array([[10.0, 0.0, -10.0]]), scale=2.0)
     expected = np.exp([1, 0, -1]) / np.exp([1, 0, -1]).sum() * 2
     np.testing.assert_allclose(gates[0], expected, rtol=1e-5)
-    objectives = jnp.array([[0.1, 0.7, -0.3], [1.0, 2.0, 3.0]])
-    np.testing.assert_allclose(multi_objective.gated_objectives(objectives, jnp.array([0.0, 1.0, 0.0])), [0.7, 2.0])
+    objectives = np.array([[0.1, 0.7, -0.3], [1.0, 2.0, 3.0]])
+    np.testing.assert_allclose(rl.gated_objectives(objectives, np.array([0.0, 1.0, 0.0])), [0.7, 2.0])
     np.testing.assert_allclose(
-        multi_objective.gated_objectives(objectives[:1], gates), (objectives[:1] * gates).sum(-1), rtol=1e-6
+        rl.gated_objectives(objectives[:1], gates), (objectives[:1] * gates).sum(-1), rtol=1e-6
     )
 
 
 def test_invalid_responses_get_the_floor_whatever_they_hold():
-    objectives = jnp.array([[5.0, jnp.nan], [1.0, 2.0]])
-    valid = jnp.array([False, True])
-    out = multi_objective.gated_objectives(objectives, jnp.array([1.0, 0.5]), valid=valid, floor=-1.0)
+    objectives = np.array([[5.0, np.nan], [1.0, 2.0]])
+    valid = np.array([False, True])
+    out = rl.gated_objectives(objectives, np.array([1.0, 0.5]), valid=valid, floor=-1.0)
     np.testing.assert_allclose(out, [-1.0, 2.0])
-    gradient = jax.grad(lambda x: multi_objective.gated_objectives(x, jnp.array([1.0, 0.5]), valid=valid).sum())(
+    gradient = jax.grad(lambda x: rl.gated_objectives(x, np.array([1.0, 0.5]), valid=valid).sum())(
         objectives
     )
     np.testing.assert_array_equal(gradient, [[0, 0], [1, 0.5]])
@@ -34,42 +33,42 @@ def test_decorrelate_finds_the_share_of_length():
     rng = np.random.default_rng(0)
     length, merit = rng.normal(size=(2, 4000))
     objectives = np.stack([merit + 0.5 * length, merit, merit - length], -1)
-    penalties = jax.jit(multi_objective.decorrelate)(jnp.array(objectives), jnp.array(length))
+    penalties = jax.jit(rl.decorrelate)(np.array(objectives), np.array(length))
     assert abs(float(penalties[0]) - 0.5) < 0.06
     np.testing.assert_allclose(penalties[1:], [0, 0], atol=0.02)
     # The smallest of the grid: one step less still correlates too much.
     for offset, ok in ((0.0, True), (-0.01, False)):
         left = stats.spearmanr(objectives[:, 0] - (float(penalties[0]) + offset) * length, length)[0]
         assert bool(left <= 0.03) == ok
-    hopeless = multi_objective.decorrelate(
-        jnp.array(length[:, None] * 5), jnp.array(length), grid=jnp.array([0.0, 0.5])
+    hopeless = rl.decorrelate(
+        np.array(length[:, None] * 5), np.array(length), grid=np.array([0.0, 0.5])
     )
     np.testing.assert_allclose(hopeless, [0.5])
-    masked = multi_objective.decorrelate(
-        jnp.array(np.vstack([objectives, np.full((3, 3), np.nan)])),
-        jnp.append(jnp.array(length), jnp.full(3, jnp.nan)),
-        jnp.arange(4003) < 4000,
+    masked = rl.decorrelate(
+        np.array(np.vstack([objectives, np.full((3, 3), np.nan)])),
+        np.append(np.array(length), np.full(3, np.nan)),
+        np.arange(4003) < 4000,
     )
     np.testing.assert_allclose(masked, penalties, atol=1e-6)
 
 
 def test_transform_subtracts_the_reference_and_released_training_leaves_it_out():
-    objectives = jnp.array([[2.0, 3.0, 4.0]])
-    transform = multi_objective.debias_transform(jnp.array([0.5, 0.0, 1.0]), reference_index=2)
+    objectives = np.array([[2.0, 3.0, 4.0]])
+    transform = rl.debias_transform(np.array([0.5, 0.0, 1.0]), reference_index=2)
     np.testing.assert_allclose(objectives @ transform, [[0.0, 3.0, 0.0]])  # the reference removes itself
-    gates = jnp.array([0.2, 0.3, 0.5])
-    inference = multi_objective.gated_objectives(objectives, gates, transform=transform)
-    training = multi_objective.gated_objectives(objectives, gates)
+    gates = np.array([0.2, 0.3, 0.5])
+    inference = rl.gated_objectives(objectives, gates, transform=transform)
+    training = rl.gated_objectives(objectives, gates)
     np.testing.assert_allclose([inference[0], training[0]], [0.9, 3.3], rtol=1e-6)
 
 
 def test_verifier_outranks_the_reward_model():
-    rewards = jnp.linspace(-6, 6, 9)
-    right = multi_objective.verifier_rewards(rewards, jnp.ones(9))
-    wrong = multi_objective.verifier_rewards(rewards, jnp.zeros(9))
+    rewards = np.linspace(-6, 6, 9)
+    right = rl.verifier_rewards(rewards, np.ones(9))
+    wrong = rl.verifier_rewards(rewards, np.zeros(9))
     np.testing.assert_allclose([right[0], right[-1]], [0.04743, 0.95257], atol=1e-4)
     assert float(wrong.max()) < 0 < float(right.min())
     np.testing.assert_allclose(right - wrong, np.ones(9), rtol=1e-5)
-    np.testing.assert_allclose(multi_objective.verifier_rewards(rewards, jnp.ones(9), scale=0.0), np.full(9, 0.5))
-    half = multi_objective.verifier_rewards(jnp.zeros(1), jnp.array([0.5]))
+    np.testing.assert_allclose(rl.verifier_rewards(rewards, np.ones(9), scale=0.0), np.full(9, 0.5))
+    half = rl.verifier_rewards(np.zeros(1), np.array([0.5]))
     np.testing.assert_allclose(half, [0.0])  # fractions survive

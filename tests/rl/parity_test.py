@@ -9,11 +9,10 @@ log-ratio, and divides "sequence-mean-token-scale" by rows as well.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prm_jax import rl
+from tests.rl import compiled as rl
 
 pytestmark = pytest.mark.optional
 
@@ -55,8 +54,8 @@ def each_row(function, rewards, values, mask, bootstrap):
     out = np.zeros(mask.shape)
     for i, row in enumerate(mask):
         n = row.sum()
-        after = jnp.append(values[i, 1:n], bootstrap[i])  # rlax's v_t is the value reached
-        out[i, :n] = function(jnp.array(rewards[i, :n]), jnp.full(n, DISCOUNT), after)
+        after = np.append(values[i, 1:n], bootstrap[i])  # rlax's v_t is the value reached
+        out[i, :n] = function(np.array(rewards[i, :n]), np.full(n, DISCOUNT), after)
     return out
 
 
@@ -69,7 +68,7 @@ def test_returns(rlax, rows):
         np.testing.assert_allclose(
             ours, each_row(lambda *x, n=n: rlax.n_step_bootstrapped_returns(*x, n), *rows), **CLOSE
         )
-    plain = each_row(lambda r, d, v: rlax.discounted_returns(r, d, jnp.zeros_like(v)), *rows)
+    plain = each_row(lambda r, d, v: rlax.discounted_returns(r, d, np.zeros_like(v)), *rows)
     np.testing.assert_allclose(rl.discounted_returns(rewards, mask, discount=DISCOUNT), plain, **CLOSE)
 
 
@@ -80,18 +79,18 @@ def test_generalized_advantages(rlax, rows):
     for i, row in enumerate(mask):
         n = row.sum()
         theirs[i, :n] = rlax.truncated_generalized_advantage_estimation(
-            jnp.array(rewards[i, :n]), jnp.full(n, DISCOUNT), LAMBDA, jnp.append(values[i, :n], bootstrap[i])
+            np.array(rewards[i, :n]), np.full(n, DISCOUNT), LAMBDA, np.append(values[i, :n], bootstrap[i])
         )
     np.testing.assert_allclose(ours, theirs, **CLOSE)
 
 
 def test_clipped_surrogate_and_its_gradient(rlax):
     rng = np.random.default_rng(1)
-    logp, old, advantages = (jnp.array(x, jnp.float32) for x in 0.5 * rng.normal(size=(3, 1, 9)))
-    mask = jnp.ones((1, 9), bool)
+    logp, old, advantages = (np.array(x, np.float32) for x in 0.5 * rng.normal(size=(3, 1, 9)))
+    mask = np.ones((1, 9), bool)
 
     def theirs(x):
-        return rlax.clipped_surrogate_pg_loss(jnp.exp(x - old)[0], advantages[0], 0.2)
+        return rlax.clipped_surrogate_pg_loss(np.exp(x - old)[0], advantages[0], 0.2)
 
     def ours(x):
         return rl.clipped_surrogate(x, old, advantages, mask).mean()
@@ -101,19 +100,19 @@ def test_clipped_surrogate_and_its_gradient(rlax):
 
 
 def test_entropy(rlax):
-    logits = jnp.array(np.random.default_rng(2).normal(size=(6, 5)), jnp.float32)
+    logits = np.array(np.random.default_rng(2).normal(size=(6, 5)), np.float32)
     entropy = -(jax.nn.softmax(logits) * jax.nn.log_softmax(logits)).sum(-1)
-    ours = rl.entropy_bonus(entropy[None], jnp.ones((1, 6), bool)).mean()
-    np.testing.assert_allclose(ours, rlax.entropy_loss(logits, jnp.ones(6)), **CLOSE)
+    ours = rl.entropy_bonus(entropy[None], np.ones((1, 6), bool)).mean()
+    np.testing.assert_allclose(ours, rlax.entropy_loss(logits, np.ones(6)), **CLOSE)
 
 
 def test_bellman_targets(rlax):
     """What rlax returns are temporal differences: target minus the value of the action taken."""
     rng = np.random.default_rng(3)
-    q, next_q, other, logits = (jnp.array(x, jnp.float32) for x in rng.normal(size=(4, 6, 5)))
-    actions, r = jnp.array(rng.integers(0, 5, 6)), jnp.array(rng.normal(size=6), jnp.float32)
-    d = jnp.array([0.9, 0.9, 0.0, 0.9, 0.9, 0.0])
-    taken = q[jnp.arange(6), actions]
+    q, next_q, other, logits = (np.array(x, np.float32) for x in rng.normal(size=(4, 6, 5)))
+    actions, r = np.array(rng.integers(0, 5, 6)), np.array(rng.normal(size=6), np.float32)
+    d = np.array([0.9, 0.9, 0.0, 0.9, 0.9, 0.0])
+    taken = q[np.arange(6), actions]
     greedy = jax.vmap(rlax.q_learning)(q, actions, r, d, next_q)
     np.testing.assert_allclose(rl.bellman_targets(r, d, next_q, kind="greedy") - taken, greedy, **CLOSE)
     expected = jax.vmap(rlax.expected_sarsa)(q, actions, r, d, next_q, jax.nn.softmax(logits))
@@ -129,7 +128,7 @@ def test_quantile_regression(rlax, huber):
     rng = np.random.default_rng(4)
     quantiles, target, levels = rng.normal(size=5), rng.normal(), np.linspace(0.1, 0.9, 5)
     theirs = rlax.quantile_regression_loss(
-        jnp.array(quantiles, jnp.float32), jnp.array(levels, jnp.float32), jnp.array([target], jnp.float32), huber
+        np.array(quantiles, np.float32), np.array(levels, np.float32), np.array([target], np.float32), huber
     )
     ours = rl.pinball_loss(quantiles[None], np.array([target]), np.ones(1, bool), levels=levels, huber=huber)
     np.testing.assert_allclose(5 * ours.total * (huber or 1.0), theirs, **CLOSE)
@@ -137,19 +136,19 @@ def test_quantile_regression(rlax, huber):
 
 def test_cross_entropies(optax):
     rng = np.random.default_rng(5)
-    logits, labels = jnp.array(rng.normal(size=(3, 4)) * 5), jnp.array(rng.uniform(size=(3, 4)))
-    mask = jnp.array(rng.uniform(size=(3, 4)) < 0.7)
+    logits, labels = np.array(rng.normal(size=(3, 4)) * 5), np.array(rng.uniform(size=(3, 4)))
+    mask = np.array(rng.uniform(size=(3, 4)) < 0.7)
     theirs = optax.sigmoid_binary_cross_entropy(logits, labels).mean(where=mask)
     np.testing.assert_allclose(rl.step_ce_loss(logits, labels, mask).mean(), theirs, **CLOSE)
     np.testing.assert_allclose(rl.value_loss(logits, labels, mask, kind="bce").mean(), theirs, **CLOSE)
-    sums = jnp.where(mask, logits, 0).sum(-1)
-    outcome = jnp.array([1.0, 0.3, 0.0])
+    sums = np.where(mask, logits, 0).sum(-1)
+    outcome = np.array([1.0, 0.3, 0.0])
     np.testing.assert_allclose(
         rl.outcome_ce_loss(logits, outcome, mask).mean(),
         optax.sigmoid_binary_cross_entropy(sums, outcome).mean(where=mask.any(-1)),
         **CLOSE,
     )
-    classes, ids = jnp.array(rng.normal(size=(3, 4, 5))), jnp.array(rng.integers(0, 5, (3, 4)))
+    classes, ids = np.array(rng.normal(size=(3, 4, 5))), np.array(rng.integers(0, 5, (3, 4)))
     np.testing.assert_allclose(
         rl.value_loss(classes, ids, mask, kind="ce").mean(),
         optax.softmax_cross_entropy_with_integer_labels(classes, ids).mean(where=mask),
@@ -159,20 +158,20 @@ def test_cross_entropies(optax):
 
 def test_pairs_and_samples(optax):
     rng = np.random.default_rng(6)
-    chosen, rejected = jnp.array(rng.normal(size=(2, 6)))
+    chosen, rejected = np.array(rng.normal(size=(2, 6)))
     np.testing.assert_allclose(
         rl.pairwise_loss(chosen, rejected).mean(),
-        optax.sigmoid_binary_cross_entropy(chosen - rejected, jnp.ones(6)).mean(),
+        optax.sigmoid_binary_cross_entropy(chosen - rejected, np.ones(6)).mean(),
         **CLOSE,
     )
     np.testing.assert_allclose(
         rl.step_preference_loss(chosen, rejected, beta=1.0, kind="hinge").mean(),
-        optax.hinge_loss(chosen - rejected, jnp.ones(6)).mean(),
+        optax.hinge_loss(chosen - rejected, np.ones(6)).mean(),
         **CLOSE,
     )
     # BRAIn is a ranking softmax with the posterior as labels.
-    prior, rewards = jnp.array(rng.normal(size=(2, 6)))
-    loss = rl.brain_loss(chosen, prior, rejected, rewards, jnp.zeros(6, int), num_groups=1)
+    prior, rewards = np.array(rng.normal(size=(2, 6)))
+    loss = rl.brain_loss(chosen, prior, rejected, rewards, np.zeros(6, int), num_groups=1)
     labels = jax.nn.softmax(rewards + prior - rejected)
     np.testing.assert_allclose(loss.mean(), optax.losses.ranking_softmax_loss(chosen - rejected, labels), **CLOSE)
 
@@ -188,14 +187,14 @@ def test_group_advantages(tunix):
 
     np.testing.assert_allclose(ours(), tunix.compute_advantages(outcome, 4), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(
-        ours(normalize_std=False), tunix.compute_drgrpo_advantages(jnp.array(outcome), 4), **CLOSE
+        ours(normalize_std=False), tunix.compute_drgrpo_advantages(np.array(outcome), 4), **CLOSE
     )
     np.testing.assert_allclose(
-        rl.leave_one_out(outcome, ids, num_groups=3), tunix.compute_rloo_advantages(jnp.array(outcome), 4), **CLOSE
+        rl.leave_one_out(outcome, ids, num_groups=3), tunix.compute_rloo_advantages(np.array(outcome), 4), **CLOSE
     )
     # A lone rollout: no baseline here, no advantage there.
     lone = rl.leave_one_out(outcome[:1], ids[:1], num_groups=1)
-    assert float(lone[0]) == 1.0 and float(tunix.compute_rloo_advantages(jnp.array(outcome[:1]), 1)[0]) == 0.0
+    assert float(lone[0]) == 1.0 and float(tunix.compute_rloo_advantages(np.array(outcome[:1]), 1)[0]) == 0.0
 
 
 def test_equal_rewards_are_noise_there_and_nothing_here(tunix):
@@ -217,7 +216,7 @@ def test_advantages_with_a_critic_and_whitening(tunix, rows):
 @pytest.mark.parametrize(("ours", "theirs"), [("k1", "kl"), ("k2", "mse_kl"), ("k3", "low_var_kl")])
 def test_divergences(tunix_common, rows, ours, theirs):
     logp, ref_logp, mask, _ = rows
-    kl = tunix_common.compute_kl_divergence(jnp.array(logp), jnp.array(ref_logp), theirs)
+    kl = tunix_common.compute_kl_divergence(np.array(logp), np.array(ref_logp), theirs)
     found = rl.token_kl(logp, ref_logp, mask, estimator=ours)
     np.testing.assert_allclose(found, np.where(mask, kl, 0), **CLOSE)
 
@@ -232,8 +231,8 @@ def test_means_over_tokens(tunix_common, rows):
         "seq-mean-token-sum": "seq-mean-token-sum",
     }
     for ours, theirs in names.items():
-        expected = tunix_common.aggregate_loss(jnp.array(values), jnp.array(mask), theirs)
+        expected = tunix_common.aggregate_loss(np.array(values), np.array(mask), theirs)
         np.testing.assert_allclose(rl.aggregate_tokens(values, mask, aggregation=ours).mean(), expected, **CLOSE)
-    scaled = tunix_common.aggregate_loss(jnp.array(values), jnp.array(mask), "sequence-mean-token-scale")
+    scaled = tunix_common.aggregate_loss(np.array(values), np.array(mask), "sequence-mean-token-scale")
     ours = rl.aggregate_tokens(values, mask, aggregation="seq-mean-token-sum-norm").mean()
     np.testing.assert_allclose(ours / 3, scaled, **CLOSE)  # the three rows with tokens

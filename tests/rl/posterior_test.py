@@ -1,11 +1,9 @@
 """BRAIn: DPO at two samples, stationary at the posterior, invariances, and a slow loop."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from prm_jax.rl.posterior import brain_loss
-from prm_jax.rl.reward_losses import step_preference_loss
+from tests.rl import compiled as rl
 
 
 def softmax(x):
@@ -29,9 +27,9 @@ def test_matches_a_loop_for_any_grouping():
             beta = softmax(logp[rows] - proposal[rows])
             total -= (alpha * np.log(beta)).sum()
             kl += (alpha * np.log(alpha / beta)).sum()
-        padded = [jnp.append(jnp.array(x), jnp.nan) for x in (logp, prior, proposal, rewards)]
-        loss = jax.jit(brain_loss, static_argnames=("num_groups", "temperature"))(
-            *padded, jnp.append(jnp.array(ids), -1), num_groups=3, temperature=0.5
+        padded = [np.append(np.array(x), np.nan) for x in (logp, prior, proposal, rewards)]
+        loss = jax.jit(rl.brain_loss, static_argnames=("num_groups", "temperature"))(
+            *padded, np.append(np.array(ids), -1), num_groups=3, temperature=0.5
         )
         np.testing.assert_allclose(loss.total, total, rtol=1e-5)
         np.testing.assert_allclose(loss.metrics["kl"].total, kl, rtol=1e-4, atol=1e-5)
@@ -40,15 +38,15 @@ def test_matches_a_loop_for_any_grouping():
 
 def test_two_samples_and_a_hard_reward_are_dpo():
     """Proposal = prior, one answer infinitely better: DPO with beta = 1, loss and gradient."""
-    logp, prior = jnp.array([-3.0, -2.5]), jnp.array([-2.2, -2.9])
-    hard = jnp.array([1e4, 0.0])
-    ids = jnp.zeros(2, jnp.int32)
+    logp, prior = np.array([-3.0, -2.5]), np.array([-2.2, -2.9])
+    hard = np.array([1e4, 0.0])
+    ids = np.zeros(2, np.int32)
 
     def brain(x):
-        return brain_loss(x, prior, prior, hard, ids, num_groups=1).mean()
+        return rl.brain_loss(x, prior, prior, hard, ids, num_groups=1).mean()
 
     def dpo(x):
-        return step_preference_loss(x[:1], x[1:], prior[:1], prior[1:], beta=1.0).mean()
+        return rl.step_preference_loss(x[:1], x[1:], prior[:1], prior[1:], beta=1.0).mean()
 
     np.testing.assert_allclose(brain(logp), dpo(logp), rtol=1e-6)
     # By hand: log(1 + exp(-((-3 + 2.2) - (-2.5 + 2.9)))) = log(1 + exp(1.2)).
@@ -57,8 +55,8 @@ def test_two_samples_and_a_hard_reward_are_dpo():
 
 
 def test_gradient_vanishes_at_the_posterior_and_is_the_released_estimator():
-    logp, prior, proposal, rewards, ids = map(jnp.array, data(1))
-    loss = lambda x: brain_loss(x, prior, proposal, rewards, ids, num_groups=3).total  # noqa: E731
+    logp, prior, proposal, rewards, ids = map(np.array, data(1))
+    loss = lambda x: rl.brain_loss(x, prior, proposal, rewards, ids, num_groups=3).total  # noqa: E731
     at_posterior = jax.grad(loss)(prior + rewards + 3.0)  # any constant within a group is immaterial
     np.testing.assert_allclose(at_posterior, np.zeros(9), atol=1e-6)
     expected = np.zeros(9)
@@ -70,25 +68,25 @@ def test_gradient_vanishes_at_the_posterior_and_is_the_released_estimator():
 
 
 def test_constants_within_a_group_change_nothing():
-    logp, prior, proposal, rewards, ids = map(jnp.array, data(2))
-    shift = jnp.array([5.0, -3.0, 100.0])[ids]
-    base = brain_loss(logp, prior, proposal, rewards, ids, num_groups=3).total
+    logp, prior, proposal, rewards, ids = map(np.array, data(2))
+    shift = np.array([5.0, -3.0, 100.0])[ids]
+    base = rl.brain_loss(logp, prior, proposal, rewards, ids, num_groups=3).total
     for arguments in (
         (logp + shift, prior, proposal, rewards),
         (logp, prior + shift, proposal, rewards),
         (logp, prior, proposal + shift, rewards),
         (logp, prior, proposal, rewards - shift),
     ):
-        np.testing.assert_allclose(brain_loss(*arguments, ids, num_groups=3).total, base, rtol=1e-4)
+        np.testing.assert_allclose(rl.brain_loss(*arguments, ids, num_groups=3).total, base, rtol=1e-4)
 
 
 def test_lone_and_absent_samples():
-    one = brain_loss(jnp.zeros(1), jnp.zeros(1), jnp.zeros(1), jnp.ones(1), jnp.zeros(1, int), num_groups=4)
+    one = rl.brain_loss(np.zeros(1), np.zeros(1), np.zeros(1), np.ones(1), np.zeros(1, int), num_groups=4)
     assert one.total == 0 and one.weight == 1
-    nan = jnp.full(2, jnp.nan)
-    none = brain_loss(nan, nan, nan, nan, jnp.zeros(2, int), num_groups=1, mask=jnp.zeros(2, bool))
+    nan = np.full(2, np.nan)
+    none = rl.brain_loss(nan, nan, nan, nan, np.zeros(2, int), num_groups=1, mask=np.zeros(2, bool))
     assert none.mean() == 0 and none.weight == 0
     gradient = jax.grad(
-        lambda x: brain_loss(x, nan, nan, nan, jnp.zeros(2, int), num_groups=1, mask=jnp.zeros(2, bool)).total
+        lambda x: rl.brain_loss(x, nan, nan, nan, np.zeros(2, int), num_groups=1, mask=np.zeros(2, bool)).total
     )(nan)
     np.testing.assert_array_equal(gradient, np.zeros(2))

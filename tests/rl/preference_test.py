@@ -1,13 +1,11 @@
 """General preferences: algebra of the score, cycles that Bradley-Terry cannot learn, and the policy loss."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from prm_jax.rl import preference
-from prm_jax.rl.reward_losses import pairwise_loss
+from tests.rl import compiled as rl
 
 
 def test_score_against_the_matrix_form():
@@ -17,26 +15,26 @@ def test_score_against_the_matrix_form():
     for k in range(3):
         rotation[2 * k, 2 * k + 1], rotation[2 * k + 1, 2 * k] = scales[k], -scales[k]
     expected = np.einsum("bi,ij,bj->b", left, rotation, right)
-    score = preference.preference_score(jnp.array(left), jnp.array(right), scales=jnp.array(scales))
+    score = rl.preference_score(np.array(left), np.array(right), scales=np.array(scales))
     np.testing.assert_allclose(score, expected, atol=1e-5)
-    swapped = preference.preference_score(jnp.array(right), jnp.array(left), scales=jnp.array(scales))
+    swapped = rl.preference_score(np.array(right), np.array(left), scales=np.array(scales))
     np.testing.assert_allclose(swapped, -expected, atol=1e-5)
-    np.testing.assert_array_equal(preference.preference_score(jnp.array(left), jnp.array(left)), np.zeros(5))
+    np.testing.assert_array_equal(rl.preference_score(np.array(left), np.array(left)), np.zeros(5))
 
 
 def test_two_dimensions_are_bradley_terry():
-    chosen, rejected = jnp.array([0.7, -1.0]), jnp.array([0.2, 0.4])
-    embed = lambda r: jnp.stack([r, jnp.ones_like(r)], -1)  # noqa: E731
-    score = preference.preference_score(embed(chosen), embed(rejected))
+    chosen, rejected = np.array([0.7, -1.0]), np.array([0.2, 0.4])
+    embed = lambda r: np.stack([r, np.ones_like(r)], -1)  # noqa: E731
+    score = rl.preference_score(embed(chosen), embed(rejected))
     np.testing.assert_allclose(score, chosen - rejected, rtol=1e-6)
     np.testing.assert_allclose(
-        pairwise_loss(score, jnp.zeros(2)).total, pairwise_loss(chosen, rejected).total, rtol=1e-6
+        rl.pairwise_loss(score, np.zeros(2)).total, rl.pairwise_loss(chosen, rejected).total, rtol=1e-6
     )
 
 
 def test_a_cycle_is_learnt_by_gpm_and_not_by_bradley_terry():
     """A beats b, b beats c, c beats a: scalar rewards stay at log 2, embeddings get all three right."""
-    winner, loser = jnp.array([0, 1, 2]), jnp.array([1, 2, 0])
+    winner, loser = np.array([0, 1, 2]), np.array([1, 2, 0])
 
     def fit(loss, params):
         optimiser = optax.adam(0.05)
@@ -49,23 +47,23 @@ def test_a_cycle_is_learnt_by_gpm_and_not_by_bradley_terry():
         return jax.lax.scan(step, (params, optimiser.init(params)), length=500)[0][0]
 
     def bradley_terry(rewards):
-        return pairwise_loss(rewards[winner], rewards[loser]).mean()
+        return rl.pairwise_loss(rewards[winner], rewards[loser]).mean()
 
     def general(embeddings):
-        score = preference.preference_score(embeddings[winner], embeddings[loser])
-        return pairwise_loss(score, jnp.zeros(3)).mean()
+        score = rl.preference_score(embeddings[winner], embeddings[loser])
+        return rl.pairwise_loss(score, np.zeros(3)).mean()
 
     rewards = jax.jit(lambda p: fit(bradley_terry, p))(jax.random.normal(jax.random.key(0), (3,)))
     embeddings = jax.jit(lambda p: fit(general, p))(jax.random.normal(jax.random.key(1), (3, 2)))
     np.testing.assert_allclose(bradley_terry(rewards), np.log(2), atol=1e-4)
     assert float(general(embeddings)) < 0.05
-    assert bool((preference.preference_score(embeddings[winner], embeddings[loser]) > 0).all())
+    assert bool((rl.preference_score(embeddings[winner], embeddings[loser]) > 0).all())
 
 
 def test_gates():
-    logits = jnp.array([0.3, -1.0, 2.0])
-    np.testing.assert_allclose(preference.preference_gates(logits).sum(), 3.0, rtol=1e-6)
-    np.testing.assert_allclose(preference.preference_gates(jnp.zeros(4)), np.ones(4), rtol=1e-6)
+    logits = np.array([0.3, -1.0, 2.0])
+    np.testing.assert_allclose(rl.preference_gates(logits).sum(), 3.0, rtol=1e-6)
+    np.testing.assert_allclose(rl.preference_gates(np.zeros(4)), np.ones(4), rtol=1e-6)
 
 
 def test_group_preferences_match_a_loop():
@@ -81,44 +79,44 @@ def test_group_preferences_match_a_loop():
             values = [score(embeddings[i], embeddings[j]) for j in others]
             values = [1 / (1 + np.exp(-v)) for v in values] if output == "win" else values
             expected[i] = np.mean(values) if values else (0.5 if output == "win" else 0.0)
-        out = preference.group_preferences(
-            jnp.array(embeddings), jnp.array(ids), num_groups=3, mask=jnp.array(mask), temperature=0.5, output=output
+        out = rl.group_preferences(
+            np.array(embeddings), np.array(ids), num_groups=3, mask=np.array(mask), temperature=0.5, output=output
         )
         np.testing.assert_allclose(out, expected, atol=1e-5)
     # Skew-symmetry: equal group sizes make scores sum to zero within a group.
-    out = preference.group_preferences(jnp.array(embeddings[:6]), jnp.array(ids[:6]), num_groups=3)
+    out = rl.group_preferences(np.array(embeddings[:6]), np.array(ids[:6]), num_groups=3)
     np.testing.assert_allclose([out[ids[:6] == g].sum() for g in range(3)], np.zeros(3), atol=1e-5)
 
 
 def test_gpo_optimum_is_the_tilted_policy_only_with_the_true_normaliser():
-    old = jax.nn.log_softmax(jnp.array([0.1, -0.4, 0.9, 0.0]))
-    reward, beta = jnp.array([1.0, 0.0, -0.5, 2.0]), 0.7
+    old = jax.nn.log_softmax(np.array([0.1, -0.4, 0.9, 0.0]))
+    reward, beta = np.array([1.0, 0.0, -0.5, 2.0]), 0.7
     # Scores of a Bradley-Terry model: mean reward difference to the old policy, a constant off the reward.
-    score = reward - (jnp.exp(old) * reward).sum()
+    score = reward - (np.exp(old) * reward).sum()
     log_z = jax.nn.logsumexp(old + score / beta)
     tilted = jax.nn.log_softmax(old + reward / beta)  # the solution of RL with a KL penalty
-    exact = preference.gpo_loss(tilted, old, score, beta=beta, log_z=log_z)
+    exact = rl.gpo_loss(tilted, old, score, beta=beta, log_z=log_z)
     np.testing.assert_allclose(exact.total, 0.0, atol=1e-9)
-    published = preference.gpo_loss(tilted, old, score, beta=beta)
+    published = rl.gpo_loss(tilted, old, score, beta=beta)
     np.testing.assert_allclose(published.mean(), float(log_z) ** 2, rtol=1e-4)
     assert float(log_z) > 0.1
 
 
 def test_gpo_by_hand_masks_and_gradients():
-    logp, old, score = jnp.array([-1.0, -2.0, jnp.nan]), jnp.array([-1.5, -1.0, 0.0]), jnp.array([0.2, -0.1, jnp.nan])
-    mask = jnp.array([True, True, False])
-    loss = preference.gpo_loss(logp, old, score, mask, beta=0.5)
+    logp, old, score = np.array([-1.0, -2.0, np.nan]), np.array([-1.5, -1.0, 0.0]), np.array([0.2, -0.1, np.nan])
+    mask = np.array([True, True, False])
+    loss = rl.gpo_loss(logp, old, score, mask, beta=0.5)
     np.testing.assert_allclose(loss.total, (0.5 - 0.4) ** 2 + (-1 + 0.2) ** 2, rtol=1e-5)
     assert loss.weight == 2
     np.testing.assert_allclose(loss.metrics["residual"].mean(), (0.1 + 0.8) / 2, rtol=1e-5)
-    grads = jax.grad(lambda a, b, c: preference.gpo_loss(a, b, c, mask, beta=0.5).total, (0, 1, 2))(logp, old, score)
+    grads = jax.grad(lambda a, b, c: rl.gpo_loss(a, b, c, mask, beta=0.5).total, (0, 1, 2))(logp, old, score)
     np.testing.assert_allclose(grads[0], [0.2, -1.6, 0], atol=1e-5)
-    assert float(jnp.abs(grads[1]).max()) == float(jnp.abs(grads[2]).max()) == 0
-    assert preference.gpo_loss(logp, old, score, jnp.zeros(3, bool), beta=0.5).mean() == 0
+    assert float(np.abs(grads[1]).max()) == float(np.abs(grads[2]).max()) == 0
+    assert rl.gpo_loss(logp, old, score, np.zeros(3, bool), beta=0.5).mean() == 0
 
 
 def test_shapes_are_checked():
     with pytest.raises(ValueError, match="even"):
-        preference.preference_score(jnp.zeros(3), jnp.zeros(3))
+        rl.preference_score(np.zeros(3), np.zeros(3))
     with pytest.raises(ValueError, match="output"):
-        preference.group_preferences(jnp.zeros((2, 2)), jnp.zeros(2, int), num_groups=1, output="loss")
+        rl.group_preferences(np.zeros((2, 2)), np.zeros(2, int), num_groups=1, output="loss")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prm_jax import rl
+from tests.rl import compiled as rl
 
 
 def slow(scores):
@@ -30,16 +30,16 @@ def test_matches_a_loop_and_skips_holes():
 
 def test_chances_of_all_orders_sum_to_one():
     scores = np.array([0.3, -1.0, 2.0, 0.1])
-    orders = jnp.array([scores[list(p)] for p in itertools.permutations(range(4))])
+    orders = np.array([scores[list(p)] for p in itertools.permutations(range(4))])
     chances = jax.vmap(lambda s: jnp.exp(-rl.plackett_luce_loss(s).total))(orders)
     np.testing.assert_allclose(chances.sum(), 1.0, rtol=1e-5)
 
 
 def test_two_entries_are_bradley_terry_and_large_scores_stay_finite():
-    scores = jnp.array([[0.4, -0.3], [200.0, -200.0], [-200.0, 200.0]])
+    scores = np.array([[0.4, -0.3], [200.0, -200.0], [-200.0, 200.0]])
     pair = rl.pairwise_loss(scores[:, 0], scores[:, 1])
     order = rl.plackett_luce_loss(scores)
     np.testing.assert_allclose(order.total, pair.total, rtol=1e-5)
     gradient = jax.grad(lambda s: rl.plackett_luce_loss(s).total)(scores)
     np.testing.assert_allclose(gradient.sum(-1), np.zeros(3), atol=1e-6)
-    assert bool(jnp.isfinite(gradient).all())
+    assert bool(np.isfinite(gradient).all())

@@ -1,10 +1,9 @@
 """Weighted ridge against NumPy's solver, its bonus, and what the weights buy."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from prm_jax.rl import regression
+from tests.rl import compiled as rl
 
 
 def slow_ridge(features, targets, weights, l2):
@@ -18,15 +17,15 @@ def test_matches_numpy_and_skips_rows_without_weight():
     weights[::5] = 0
     theta, covariance = slow_ridge(features, targets, weights, 0.3)
     features[::5], targets[::5] = np.nan, np.inf
-    fit = jax.jit(regression.weighted_ridge, static_argnames="l2")(
-        jnp.array(features), jnp.array(targets), jnp.array(weights), l2=0.3
+    fit = jax.jit(rl.weighted_ridge, static_argnames="l2")(
+        np.array(features), np.array(targets), np.array(weights), l2=0.3
     )
     np.testing.assert_allclose(fit.coefficients, theta, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(fit.covariance, covariance, rtol=1e-4, atol=1e-6)
     gradient = jax.grad(
-        lambda y: regression.weighted_ridge(jnp.array(features), y, jnp.array(weights), l2=0.3).coefficients.sum()
-    )(jnp.array(targets))
-    assert bool(jnp.isfinite(gradient).all()) and float(jnp.abs(gradient[::5]).max()) == 0
+        lambda y: rl.weighted_ridge(np.array(features), y, np.array(weights), l2=0.3).coefficients.sum()
+    )(np.array(targets))
+    assert bool(np.isfinite(gradient).all()) and float(np.abs(gradient[::5]).max()) == 0
 
 
 def test_several_objectives_with_missing_labels():
@@ -35,8 +34,8 @@ def test_several_objectives_with_missing_labels():
     features, labels = rng.normal(size=(40, 5)), rng.normal(size=(3, 40))
     labels[rng.uniform(size=(3, 40)) < 0.3] = np.nan
     known = np.isfinite(labels)
-    fit = jax.vmap(lambda y, w: regression.weighted_ridge(jnp.array(features), y, w, l2=1.0))(
-        jnp.array(labels), jnp.array(known)
+    fit = jax.vmap(lambda y, w: rl.weighted_ridge(np.array(features), y, w, l2=1.0))(
+        np.array(labels), np.array(known)
     )
     for k in range(3):
         rows = known[k]
@@ -45,24 +44,24 @@ def test_several_objectives_with_missing_labels():
 
 
 def test_no_data_gives_the_prior():
-    fit = regression.weighted_ridge(jnp.full((3, 2), jnp.nan), jnp.full(3, jnp.nan), jnp.zeros(3), l2=0.5)
+    fit = rl.weighted_ridge(np.full((3, 2), np.nan), np.full(3, np.nan), np.zeros(3), l2=0.5)
     np.testing.assert_array_equal(fit.coefficients, np.zeros(2))
     np.testing.assert_allclose(fit.covariance, 2 * np.eye(2), rtol=1e-6)
 
 
 def test_bonus_falls_with_the_root_of_the_count():
     counts = np.array([1, 4, 100])
-    rows = jnp.array(np.repeat(np.eye(3), counts, axis=0))
-    fit = regression.weighted_ridge(rows, jnp.zeros(105), jnp.ones(105), l2=1e-6)
-    bonus = regression.elliptical_bonus(fit, jnp.eye(3))
+    rows = np.array(np.repeat(np.eye(3), counts, axis=0))
+    fit = rl.weighted_ridge(rows, np.zeros(105), np.ones(105), l2=1e-6)
+    bonus = rl.elliptical_bonus(fit, np.eye(3))
     np.testing.assert_allclose(bonus, 1 / np.sqrt(counts), rtol=1e-3)
-    np.testing.assert_allclose(regression.elliptical_bonus(fit, 9 * jnp.eye(3)), [1, 1, 0.9], rtol=1e-3)
-    gradient = jax.grad(lambda x: regression.elliptical_bonus(fit, x))(jnp.zeros(3))
-    assert bool(jnp.isfinite(gradient).all())
+    np.testing.assert_allclose(rl.elliptical_bonus(fit, 9 * np.eye(3)), [1, 1, 0.9], rtol=1e-3)
+    gradient = jax.grad(lambda x: rl.elliptical_bonus(fit, x))(np.zeros(3))
+    assert bool(np.isfinite(gradient).all())
 
 
 def test_weights_floor_and_gradients():
-    out = regression.variance_weights(jnp.array([0.0, 0.2, 0.01]), jnp.array([0.0, 0.1, 0.5]), gamma=0.5, floor=0.1)
+    out = rl.variance_weights(np.array([0.0, 0.2, 0.01]), np.array([0.0, 0.1, 0.5]), gamma=0.5, floor=0.1)
     np.testing.assert_allclose(out, [100, 5, 8], rtol=1e-5)
 
 
@@ -74,20 +73,20 @@ def test_weighting_by_variance_lowers_the_error_under_uneven_noise():
         features = rng.normal(size=(60, 3))
         noise = np.where(rng.uniform(size=60) < 0.5, 0.05, 2.0)  # forty-fold spread
         targets = features @ theta + noise * rng.normal(size=60)
-        weights = regression.variance_weights(jnp.array(noise**2), jnp.zeros(60), gamma=1.0, floor=0.01)
-        for column, w in enumerate((weights, jnp.ones(60))):
-            fit = FIT(jnp.array(features), jnp.array(targets), w)
+        weights = rl.variance_weights(np.array(noise**2), np.zeros(60), gamma=1.0, floor=0.01)
+        for column, w in enumerate((weights, np.ones(60))):
+            fit = FIT(np.array(features), np.array(targets), w)
             errors[trial, column] = np.square(fit.coefficients - theta).sum()
     assert errors[:, 0].mean() < 0.05 * errors[:, 1].mean()
 
 
-FIT = jax.jit(lambda f, y, w: regression.weighted_ridge(f, y, w, l2=1e-3))
+FIT = jax.jit(lambda f, y, w: rl.weighted_ridge(f, y, w, l2=1e-3))
 
 
 def test_variance_from_two_moments():
     """E[V^2] - E[V]^2 of a Bernoulli value, clipped to what a value in [0, 1] can have."""
     mean = np.array([0.0, 0.3, 1.0, 0.9, 1.4])
     second = np.array([0.0, 0.3, 1.0, 0.5, 2.0])
-    np.testing.assert_allclose(regression.moment_variance(second, mean), [0, 0.21, 0, 0, 0], atol=1e-6)
-    wider = regression.moment_variance(second, mean, error=0.5)
+    np.testing.assert_allclose(rl.moment_variance(second, mean), [0, 0.21, 0, 0, 0], atol=1e-6)
+    wider = rl.moment_variance(second, mean, error=0.5)
     np.testing.assert_allclose(wider, [0.5, 0.71, 0.5, 0.19, 0.5], atol=1e-6)

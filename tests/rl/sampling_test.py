@@ -1,13 +1,12 @@
 """Filters by reward rank, importance weights, control variates, budgets: loops, enumeration, exact identities."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prm_jax.rl import sampling
+from tests.rl import compiled as rl
 
-FILTER = jax.jit(sampling.filter_weights, static_argnames=("num_groups", "kind", "power"))
+FILTER = jax.jit(rl.filter_weights, static_argnames=("num_groups", "kind", "power"))
 
 
 def slow_filter(rewards, kind, power=2.0):
@@ -38,78 +37,78 @@ def test_filter_matches_a_loop(kind):
             if (ids == g).any():
                 expected[ids == g] = slow_filter(rewards[ids == g], kind)
         dirty = np.where(ids < 0, np.nan, rewards)
-        out = FILTER(jnp.array(dirty), jnp.array(ids), num_groups=4, kind=kind)
+        out = FILTER(np.array(dirty), np.array(ids), num_groups=4, kind=kind)
         np.testing.assert_allclose(out, expected, atol=1e-6)
 
 
 def test_released_weights_of_five_samples():
     # The authors' code draws the best with weight .4 and each of the others with .1.
-    out = FILTER(jnp.array([0.1, 0.9, 0.3, 0.2, 0.5]), jnp.zeros(5, int), num_groups=1, kind="best_random")
+    out = FILTER(np.array([0.1, 0.9, 0.3, 0.2, 0.5]), np.zeros(5, int), num_groups=1, kind="best_random")
     np.testing.assert_allclose(out, np.array([0.1, 0.4, 0.1, 0.1, 0.1]) / 0.8, rtol=1e-6)
 
 
 def test_ranking_within_prompts_differs_from_ranking_the_batch():
-    rewards, ids = jnp.array([5.0, 4.0, 1.0, 0.0]), jnp.array([0, 0, 1, 1])
+    rewards, ids = np.array([5.0, 4.0, 1.0, 0.0]), np.array([0, 0, 1, 1])
     np.testing.assert_allclose(FILTER(rewards, ids, num_groups=2, kind="best_worst"), [0.5, 0.5, 0.5, 0.5])
-    np.testing.assert_allclose(FILTER(rewards, jnp.zeros(4, int), num_groups=1, kind="best_worst"), [0.5, 0, 0, 0.5])
+    np.testing.assert_allclose(FILTER(rewards, np.zeros(4, int), num_groups=1, kind="best_worst"), [0.5, 0, 0, 0.5])
 
 
 def test_reweighted_loss_is_the_expected_loss_of_resampling():
-    rewards, losses = jnp.array([0.3, -1.0, 0.8, 0.1]), jnp.array([1.0, 2.0, 4.0, 8.0])
-    weights = FILTER(rewards, jnp.zeros(4, int), num_groups=1, kind="best_random")
-    drawn = jax.random.categorical(jax.random.key(0), jnp.log(weights), shape=(40_000,))
+    rewards, losses = np.array([0.3, -1.0, 0.8, 0.1]), np.array([1.0, 2.0, 4.0, 8.0])
+    weights = FILTER(rewards, np.zeros(4, int), num_groups=1, kind="best_random")
+    drawn = jax.random.categorical(jax.random.key(0), np.log(weights), shape=(40_000,))
     np.testing.assert_allclose((weights * losses).sum(), losses[drawn].mean(), atol=0.06)
 
 
 def test_importance_weights_are_unbiased_by_enumeration():
-    logp, logq = jnp.log(jnp.array([0.5, 0.3, 0.2])), jnp.log(jnp.array([0.2, 0.2, 0.6]))
-    weights, _ = sampling.importance_weights(logp, logq)
-    np.testing.assert_allclose((jnp.exp(logq) * weights * jnp.array([1.0, 10, 100])).sum(), 23.5, rtol=1e-5)
-    clipped, _ = sampling.importance_weights(logp, logq, kind="clip", clip=1.5)
+    logp, logq = np.log(np.array([0.5, 0.3, 0.2])), np.log(np.array([0.2, 0.2, 0.6]))
+    weights, _ = rl.importance_weights(logp, logq)
+    np.testing.assert_allclose((np.exp(logq) * weights * np.array([1.0, 10, 100])).sum(), 23.5, rtol=1e-5)
+    clipped, _ = rl.importance_weights(logp, logq, kind="clip", clip=1.5)
     np.testing.assert_allclose(clipped, [1.5, 1.5, 1 / 3], rtol=1e-5)
-    own, ess = sampling.importance_weights(logp + 300, logq, kind="snis")  # constants do not matter
+    own, ess = rl.importance_weights(logp + 300, logq, kind="snis")  # constants do not matter
     np.testing.assert_allclose(own, np.array([2.5, 1.5, 1 / 3]) / (13 / 9), rtol=1e-4)
     np.testing.assert_allclose(ess, (2.5 + 1.5 + 1 / 3) ** 2 / (2.5**2 + 1.5**2 + 1 / 9), rtol=1e-4)
 
 
 def test_importance_weights_masks_devices_and_gradients():
     rng = np.random.default_rng(0)
-    logp, logq = jnp.array(rng.normal(size=(2, 6))), jnp.array(rng.normal(size=(2, 6)))
-    mask = jnp.array(rng.uniform(size=(2, 6)) < 0.7)
-    dirty = jnp.where(mask, logp, jnp.nan)
+    logp, logq = np.array(rng.normal(size=(2, 6))), np.array(rng.normal(size=(2, 6)))
+    mask = np.array(rng.uniform(size=(2, 6)) < 0.7)
+    dirty = np.where(mask, logp, np.nan)
     for kind in ("plain", "snis", "clip"):
-        whole = sampling.importance_weights(dirty, logq, mask, kind=kind)
+        whole = rl.importance_weights(dirty, logq, mask, kind=kind)
         split = jax.vmap(
-            lambda p, q, m, kind=kind: sampling.importance_weights(p, q, m, kind=kind, axis_name="d"), axis_name="d"
+            lambda p, q, m, kind=kind: rl.importance_weights(p, q, m, kind=kind, axis_name="d"), axis_name="d"
         )(dirty, logq, mask)
         np.testing.assert_allclose(split[0], whole[0], rtol=1e-5)
         np.testing.assert_allclose(split[1], np.full(2, whole[1]), rtol=1e-5)
         used = whole[0][mask]
         np.testing.assert_allclose(whole[1], used.sum() ** 2 / (used**2).sum(), rtol=1e-4)
-        grads = jax.grad(lambda p, q, kind=kind: sampling.importance_weights(p, q, mask, kind=kind)[0].sum(), (0, 1))(
+        grads = jax.grad(lambda p, q, kind=kind: rl.importance_weights(p, q, mask, kind=kind)[0].sum(), (0, 1))(
             dirty, logq
         )
-        assert bool(jnp.isfinite(grads[0]).all()) and float(jnp.abs(grads[1]).max()) == 0
-    weights, ess = sampling.importance_weights(dirty, logq, jnp.zeros_like(mask), kind="snis")
-    assert ess == 0 and float(jnp.abs(weights).max()) == 0
+        assert bool(np.isfinite(grads[0]).all()) and float(np.abs(grads[1]).max()) == 0
+    weights, ess = rl.importance_weights(dirty, logq, np.zeros_like(mask), kind="snis")
+    assert ess == 0 and float(np.abs(weights).max()) == 0
 
 
 def test_control_variates_are_unbiased_for_every_baseline():
     """Averaged over all outcomes of one draw the estimate is exact, whatever the baseline."""
-    p, q = jnp.array([0.5, 0.3, 0.2]), jnp.array([0.2, 0.2, 0.6])
-    phi = jnp.array([[1.0, 0.0], [2.0, 1.0], [-1.0, 5.0]])
-    for baseline in (jnp.zeros(2), jnp.array([0.7, -3.0])):
+    p, q = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.2, 0.6])
+    phi = np.array([[1.0, 0.0], [2.0, 1.0], [-1.0, 5.0]])
+    for baseline in (np.zeros(2), np.array([0.7, -3.0])):
         estimate = sum(
-            q[i] * sampling.control_variate_mean(phi[i : i + 1], (p / q)[i : i + 1], baseline) for i in range(3)
+            q[i] * rl.control_variate_mean(phi[i : i + 1], (p / q)[i : i + 1], baseline) for i in range(3)
         )
         np.testing.assert_allclose(estimate, p @ phi, rtol=1e-5)
-    constant = sampling.control_variate_mean(jnp.full((4, 1), 2.5), jnp.array([9.0, 0, 1, 1]), jnp.array([2.5]))
+    constant = rl.control_variate_mean(np.full((4, 1), 2.5), np.array([9.0, 0, 1, 1]), np.array([2.5]))
     np.testing.assert_allclose(constant, [2.5])  # no variance at all
-    masked = sampling.control_variate_mean(
-        jnp.array([[1.0], [jnp.nan]]), jnp.array([2.0, jnp.nan]), jnp.array([0.5]), jnp.array([True, False])
+    masked = rl.control_variate_mean(
+        np.array([[1.0], [np.nan]]), np.array([2.0, np.nan]), np.array([0.5]), np.array([True, False])
     )
     np.testing.assert_allclose(masked, [1.5])
-    empty = sampling.control_variate_mean(jnp.ones((2, 1)), jnp.ones(2), jnp.array([0.5]), jnp.zeros(2, bool))
+    empty = rl.control_variate_mean(np.ones((2, 1)), np.ones(2), np.array([0.5]), np.zeros(2, bool))
     np.testing.assert_allclose(empty, [0.5])
 
 
@@ -124,41 +123,41 @@ def test_shared_proposal_minimises_the_summed_variance():
         second = ((f[:, None] * centred) ** 2 / q[:, None]).sum(0)
         return (coefficients * (second - (f @ centred) ** 2)).sum()
 
-    logits = sampling.shared_proposal_logits(
-        jnp.log(jnp.array(f)), jnp.array(phi), jnp.array(baseline), jnp.array(coefficients)
+    logits = rl.shared_proposal_logits(
+        np.log(np.array(f)), np.array(phi), np.array(baseline), np.array(coefficients)
     )
     best = np.array(jax.nn.softmax(logits), np.float64)
     for _ in range(200):
         other = np.abs(best * np.exp(0.3 * rng.normal(size=6)))
         assert variance(other / other.sum()) >= variance(best) - 1e-6
-    nothing = sampling.shared_proposal_logits(jnp.zeros(2), jnp.array([[1.0], [2.0]]), jnp.array([1.0]))
+    nothing = rl.shared_proposal_logits(np.zeros(2), np.array([[1.0], [2.0]]), np.array([1.0]))
     assert nothing[0] == -np.inf and np.isfinite(nothing[1])
 
 
 def test_budget_is_neymans_and_sums_exactly():
-    rates = jnp.array([0.5, 0.1, 0.0, 1.0, 0.9])
-    allocate = jax.jit(sampling.budget_allocation, static_argnames=("total", "minimum"))
+    rates = np.array([0.5, 0.1, 0.0, 1.0, 0.9])
+    allocate = jax.jit(rl.budget_allocation, static_argnames=("total", "minimum"))
     out = allocate(rates, total=110)
     np.testing.assert_array_equal(out, [50, 30, 0, 0, 30])  # sqrt(p(1-p)) = .5, .3, 0, 0, .3
     for total in (0, 1, 7, 64):
-        out = allocate(rates, jnp.array([True, True, True, True, False]), total=total, minimum=2)
+        out = allocate(rates, np.array([True, True, True, True, False]), total=total, minimum=2)
         assert out.sum() == total and out[4] == 0 and out.min() >= 0
         assert total < 8 or out[:4].min() >= 2
-    np.testing.assert_array_equal(allocate(jnp.array([0.0, 1.0]), total=5), [3, 2])
-    np.testing.assert_array_equal(allocate(jnp.full(3, jnp.nan), jnp.zeros(3, bool), total=5), [0, 0, 0])
+    np.testing.assert_array_equal(allocate(np.array([0.0, 1.0]), total=5), [3, 2])
+    np.testing.assert_array_equal(allocate(np.full(3, np.nan), np.zeros(3, bool), total=5), [0, 0, 0])
 
 
 def test_budget_lowers_the_variance_of_the_mean_solve_rate():
     rates = np.array([0.5, 0.5, 0.02, 0.98])
-    spent = np.array(sampling.budget_allocation(jnp.array(rates), total=64, minimum=1))
+    spent = np.array(rl.budget_allocation(np.array(rates), total=64, minimum=1))
     variance = lambda n: (rates * (1 - rates) / n).sum()  # noqa: E731
     assert variance(spent) < variance(np.full(4, 16))
 
 
 def test_answer_confidence_by_hand():
-    answers = jnp.array([3, 3, 5, -1, 7, 7, -1, 2])
-    ids = jnp.array([0, 0, 0, 0, 1, 1, 2, -1])
-    out = sampling.answer_confidence(answers, ids, num_groups=4)
+    answers = np.array([3, 3, 5, -1, 7, 7, -1, 2])
+    ids = np.array([0, 0, 0, 0, 1, 1, 2, -1])
+    out = rl.answer_confidence(answers, ids, num_groups=4)
     np.testing.assert_allclose(out, [0.5, 1.0, 0.0, 0.0])
 
 
@@ -168,7 +167,7 @@ def test_answer_confidence_stands_in_for_the_solve_rate():
     solve = rng.uniform(size=200)
     ids = np.repeat(np.arange(200), 16)
     answers = np.where(rng.uniform(size=3200) < solve[ids], 0, rng.integers(1, 40, size=3200))
-    confidence = np.array(sampling.answer_confidence(jnp.array(answers), jnp.array(ids), num_groups=200))
+    confidence = np.array(rl.answer_confidence(np.array(answers), np.array(ids), num_groups=200))
     hard = solve < 0.3
     wins = (confidence[~hard][:, None] > confidence[hard][None]).mean()
     assert wins > 0.95

@@ -1,12 +1,11 @@
 """Correlations against SciPy, divergence flags on made-up runs, and the concentration of credit."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
-from prm_jax.rl import correlation, tracking
+from tests.rl import compiled as rl
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -16,81 +15,81 @@ def test_correlations_match_scipy(seed):
     y = y + 0.5 * x
     mask = rng.uniform(size=40) < 0.7
     dirty_x, dirty_y = np.where(mask, x, np.nan), np.where(mask, y, np.inf)
-    args = jnp.array(dirty_x), jnp.array(dirty_y), jnp.array(mask)
-    np.testing.assert_allclose(correlation.pearson(*args), stats.pearsonr(x[mask], y[mask])[0], rtol=1e-4)
-    np.testing.assert_allclose(correlation.spearman(*args), stats.spearmanr(x[mask], y[mask])[0], rtol=1e-4)
-    np.testing.assert_allclose(correlation.r_squared(*args), stats.linregress(x[mask], y[mask]).rvalue ** 2, rtol=1e-3)
-    ranks = correlation.midranks(args[0], args[2])
+    args = np.array(dirty_x), np.array(dirty_y), np.array(mask)
+    np.testing.assert_allclose(rl.pearson(*args), stats.pearsonr(x[mask], y[mask])[0], rtol=1e-4)
+    np.testing.assert_allclose(rl.spearman(*args), stats.spearmanr(x[mask], y[mask])[0], rtol=1e-4)
+    np.testing.assert_allclose(rl.r_squared(*args), stats.linregress(x[mask], y[mask]).rvalue ** 2, rtol=1e-3)
+    ranks = rl.midranks(args[0], args[2])
     np.testing.assert_allclose(ranks[mask], stats.rankdata(x[mask]))
-    assert float(jnp.abs(ranks[~mask]).max()) == 0
+    assert float(np.abs(ranks[~mask]).max()) == 0
 
 
 def test_constant_sides_give_zero_and_finite_gradients():
-    x = jnp.full(5, 0.1)
-    assert correlation.pearson(x, jnp.arange(5.0)) == 0
-    assert correlation.spearman(x, jnp.arange(5.0)) == 0
-    assert correlation.r_squared(jnp.arange(5.0), x) == 0
-    assert correlation.pearson(jnp.full(3, jnp.nan), jnp.ones(3), jnp.zeros(3, bool)) == 0
-    assert bool(jnp.isfinite(jax.grad(lambda a: correlation.pearson(a, jnp.arange(5.0)))(x)).all())
+    x = np.full(5, 0.1)
+    assert rl.pearson(x, np.arange(5.0)) == 0
+    assert rl.spearman(x, np.arange(5.0)) == 0
+    assert rl.r_squared(np.arange(5.0), x) == 0
+    assert rl.pearson(np.full(3, np.nan), np.ones(3), np.zeros(3, bool)) == 0
+    assert bool(np.isfinite(jax.grad(lambda a: rl.pearson(a, np.arange(5.0)))(x)).all())
 
 
 def test_weighted_r_squared_counts_repeats():
-    x, y = jnp.array([0.0, 1.0, 2.0]), jnp.array([0.0, 2.0, 1.0])
+    x, y = np.array([0.0, 1.0, 2.0]), np.array([0.0, 2.0, 1.0])
     repeated = stats.linregress([0, 1, 1, 1, 2], [0, 2, 2, 2, 1]).rvalue ** 2
-    np.testing.assert_allclose(correlation.r_squared(x, y, weights=jnp.array([1.0, 3.0, 1.0])), repeated, rtol=1e-5)
+    np.testing.assert_allclose(rl.r_squared(x, y, weights=np.array([1.0, 3.0, 1.0])), repeated, rtol=1e-5)
 
 
 def test_report_flags_the_update_where_gold_falls_and_proxy_rises():
     # Means: proxy 0, 1, 2, 3, 4; gold 0, 1, 1.5, 1, 0.
-    proxy = jnp.arange(5.0)[:, None] + jnp.array([-1.0, 0.0, 1.0])
-    gold = jnp.array([0, 1, 1.5, 1, 0])[:, None] + jnp.array([-1.0, 0.0, 1.0])
-    report = tracking.proxy_gold_report(proxy, gold)
+    proxy = np.arange(5.0)[:, None] + np.array([-1.0, 0.0, 1.0])
+    gold = np.array([0, 1, 1.5, 1, 0])[:, None] + np.array([-1.0, 0.0, 1.0])
+    report = rl.proxy_gold_report(proxy, gold)
     assert int(report["first_divergence"]) == 3
     np.testing.assert_allclose(report["spearman"], np.ones(5), rtol=1e-5)  # within a batch all is well
     np.testing.assert_allclose(report["gap"], [0, 0, 0.5, 2, 4], atol=1e-6)
     np.testing.assert_allclose(
         report["checkpoint_correlation"], stats.pearsonr(range(5), [0, 1, 1.5, 1, 0])[0], atol=1e-5
     )
-    assert int(tracking.proxy_gold_report(proxy, gold, tolerance=0.6)["first_divergence"]) == 4
+    assert int(rl.proxy_gold_report(proxy, gold, tolerance=0.6)["first_divergence"]) == 4
 
 
 def test_report_never_flags_a_faithful_proxy_or_a_plain_fall():
     gold = jax.random.normal(jax.random.key(0), (30, 8))
-    assert int(tracking.proxy_gold_report(gold, gold)["first_divergence"]) == -1
-    falling = jnp.array([3.0, 2.0, 1.0])[:, None]
-    assert int(tracking.proxy_gold_report(falling, falling - 1)["first_divergence"]) == -1
-    empty = tracking.proxy_gold_report(gold, gold, jnp.zeros(gold.shape, bool))
-    assert int(empty["first_divergence"]) == -1 and bool(jnp.isfinite(empty["gap"]).all())
+    assert int(rl.proxy_gold_report(gold, gold)["first_divergence"]) == -1
+    falling = np.array([3.0, 2.0, 1.0])[:, None]
+    assert int(rl.proxy_gold_report(falling, falling - 1)["first_divergence"]) == -1
+    empty = rl.proxy_gold_report(gold, gold, np.zeros(gold.shape, bool))
+    assert int(empty["first_divergence"]) == -1 and bool(np.isfinite(empty["gap"]).all())
 
 
 def test_binned_r_squared():
     rng = np.random.default_rng(0)
     proxy = rng.uniform(size=4000)
     line = proxy + 3 * rng.normal(size=4000)
-    assert tracking.binned_r_squared(jnp.array(proxy), jnp.array(2 * proxy - 1)) > 0.999
-    assert 0.2 < tracking.binned_r_squared(jnp.array(proxy), jnp.array(line)) < 1  # bins average the noise out
-    valley = jnp.array((proxy - 0.5) ** 2)
-    assert tracking.binned_r_squared(jnp.array(proxy), valley) < 0.01
-    half = jnp.array(proxy > 0.5, jnp.float32)  # all weight where gold rises with proxy
-    assert tracking.binned_r_squared(jnp.array(proxy), valley, half) > 0.9
+    assert rl.binned_r_squared(np.array(proxy), np.array(2 * proxy - 1)) > 0.999
+    assert 0.2 < rl.binned_r_squared(np.array(proxy), np.array(line)) < 1  # bins average the noise out
+    valley = np.array((proxy - 0.5) ** 2)
+    assert rl.binned_r_squared(np.array(proxy), valley) < 0.01
+    half = np.array(proxy > 0.5, np.float32)  # all weight where gold rises with proxy
+    assert rl.binned_r_squared(np.array(proxy), valley, half) > 0.9
     # By hand: two bins of weight 2 hold means (0.5, 1) and (2.5, 4): a line through two points.
-    assert tracking.binned_r_squared(jnp.arange(4.0), jnp.array([0.0, 2, 3, 5]), num_bins=2) == 1
+    assert rl.binned_r_squared(np.arange(4.0), np.array([0.0, 2, 3, 5]), num_bins=2) == 1
 
 
 def test_credit_concentration_limits_and_loop():
-    mask = jnp.ones((4, 100), bool)
-    one_hot = jnp.zeros(100).at[7].set(-3.0)
-    rewards = jnp.stack([jnp.full(100, 0.2), one_hot, jax.random.normal(jax.random.key(0), (100,)), jnp.zeros(100)])
-    out = tracking.credit_concentration(rewards, mask)
+    mask = np.ones((4, 100), bool)
+    one_hot = -3.0 * (np.arange(100) == 7)
+    rewards = np.stack([np.full(100, 0.2), one_hot, jax.random.normal(jax.random.key(0), (100,)), np.zeros(100)])
+    out = rl.credit_concentration(rewards, mask)
     np.testing.assert_allclose(out[:2], [0.0, 0.99], atol=1e-4)
     w = np.abs(np.array(rewards[2]))
     np.testing.assert_allclose(out[2], 1 - 100 ** (1 - 2) * (w**0.5).sum() ** 2 / w.sum(), rtol=1e-4)
     assert out[3] == 0
-    np.testing.assert_allclose(tracking.credit_concentration(rewards * 1e-20, mask)[:3], out[:3], atol=1e-4)
-    short = tracking.credit_concentration(jnp.append(rewards[2], jnp.nan), jnp.append(mask[0], False))
+    np.testing.assert_allclose(rl.credit_concentration(rewards * 1e-20, mask)[:3], out[:3], atol=1e-4)
+    short = rl.credit_concentration(np.append(rewards[2], np.nan), np.append(mask[0], False))
     np.testing.assert_allclose(short, out[2], rtol=1e-5)
-    assert tracking.credit_concentration(rewards[0], jnp.zeros(100, bool)) == 0
-    gradient = jax.grad(lambda r: tracking.credit_concentration(r, mask[0]))(one_hot)
-    assert bool(jnp.isfinite(gradient).all())
+    assert rl.credit_concentration(rewards[0], np.zeros(100, bool)) == 0
+    gradient = jax.grad(lambda r: rl.credit_concentration(r, mask[0]))(one_hot)
+    assert bool(np.isfinite(gradient).all())
     with pytest.raises(ValueError, match="p < q"):
-        tracking.credit_concentration(rewards, mask, p=1.0)
+        rl.credit_concentration(rewards, mask, p=1.0)

@@ -5,42 +5,41 @@ import pathlib
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prm_jax.rl import values
+from tests.rl import compiled as rl
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden" / "values.json").read_text())
 
 
 def test_b_coder_golden():
     g = GOLDEN["b_coder"]
-    logits, value = jnp.array(g["logits"]), jnp.array(g["V"])
-    q = values.dueling_q(logits, value, alpha=g["alpha"])
+    logits, value = np.array(g["logits"]), np.array(g["V"])
+    q = rl.dueling_q(logits, value, alpha=g["alpha"])
     np.testing.assert_allclose(q, g["Q"], atol=1e-6)
     np.testing.assert_allclose(q - value[:, None], g["A"], atol=1e-6)
-    mask = jnp.ones(2, bool)
-    discounts = values.continuation_discounts(mask, discount=g["gamma"])
+    mask = np.ones(2, bool)
+    discounts = rl.continuation_discounts(mask, discount=g["gamma"])
     # The next state of position t is position t + 1; behind the last one there is nothing (NaN here).
-    shift = lambda x: jnp.concatenate([x[1:], jnp.full_like(x[:1], jnp.nan)])  # noqa: E731
-    frozen = jnp.array(g["q_frozen"])
-    targets = values.bellman_targets(jnp.array(g["reward"]), discounts, shift(q), shift(frozen))
+    shift = lambda x: np.concatenate([x[1:], np.full_like(x[:1], np.nan)])  # noqa: E731
+    frozen = np.array(g["q_frozen"])
+    targets = rl.bellman_targets(np.array(g["reward"]), discounts, shift(q), shift(frozen))
     np.testing.assert_allclose(targets, g["target"], atol=1e-6)
-    actions = jnp.array(g["action"])
-    loss = values.dueling_loss(logits, value, actions, targets, mask, alpha=g["alpha"])
+    actions = np.array(g["action"])
+    loss = rl.dueling_loss(logits, value, actions, targets, mask, alpha=g["alpha"])
     np.testing.assert_allclose(loss.mean(), g["L_Q"], rtol=1e-6)
     np.testing.assert_allclose(loss.metrics["advantage"].total, g["L_adv"], rtol=1e-6)
-    taken = jnp.take_along_axis(q, actions[:, None], -1)[:, 0]
+    taken = np.take_along_axis(q, actions[:, None], -1)[:, 0]
     # The golden score discounts V of the following state, also behind the last action, where V is 0.
-    score = values.recovered_rewards(taken, discounts, shift(value)).sum()
+    score = rl.recovered_rewards(taken, discounts, shift(value)).sum()
     np.testing.assert_allclose(score, g["rank_score"], rtol=1e-6)
 
 
 def test_policy_of_the_head_is_the_language_model_for_any_value():
     logits = jax.random.normal(jax.random.key(0), (5, 7))
     for value in (0.0, -3.0, 40.0):
-        q = values.dueling_q(logits, jnp.full(5, value), alpha=0.3)
+        q = rl.dueling_q(logits, np.full(5, value), alpha=0.3)
         np.testing.assert_allclose(jax.nn.softmax(q / 0.3), jax.nn.softmax(logits), atol=1e-5)
         np.testing.assert_allclose(q.max(-1), value, atol=1e-6)
 
@@ -50,22 +49,22 @@ def fixture_chain():
     """A tabular problem with known dynamics: rewards [S, A] and deterministic next states [S, A]."""
     rng = np.random.default_rng(0)
     rewards = rng.normal(size=(6, 3)).astype(np.float32)
-    return jnp.array(rewards), jnp.array(rng.integers(0, 6, size=(6, 3))), 0.9
+    return np.array(rewards), np.array(rng.integers(0, 6, size=(6, 3))), 0.9
 
 
 def operator(chain, q, kind, policy):
     rewards, nxt, gamma = chain
-    return values.bellman_targets(rewards, jnp.full(rewards.shape, gamma), q[nxt], policy[nxt], kind=kind)
+    return rl.bellman_targets(rewards, np.full(rewards.shape, gamma), q[nxt], policy[nxt], kind=kind)
 
 
 @pytest.mark.parametrize("kind", ["expected", "greedy", "conservative"])
 def test_operators_contract_and_match_loops(chain, kind):
     rewards, nxt, gamma = chain
     rng = np.random.default_rng(1)
-    policy = jnp.array(rng.normal(size=(6, 3)))
-    a, b = (jnp.array(rng.normal(size=(6, 3)) * 5, jnp.float32) for _ in range(2))
+    policy = np.array(rng.normal(size=(6, 3)))
+    a, b = (np.array(rng.normal(size=(6, 3)) * 5, np.float32) for _ in range(2))
     ta, tb = (operator(chain, q, kind, policy) for q in (a, b))
-    assert jnp.abs(ta - tb).max() <= gamma * jnp.abs(a - b).max() + 1e-5
+    assert np.abs(ta - tb).max() <= gamma * np.abs(a - b).max() + 1e-5
     for s in range(6):
         for x in range(3):
             nq, npi = np.array(a[nxt[s, x]]), np.array(policy[nxt[s, x]])
@@ -85,32 +84,32 @@ def test_conservative_of_the_own_values_is_greedy(chain):
 def test_recovered_rewards_invert_the_operator(chain):
     rewards, nxt, gamma = chain
     policy = jax.random.normal(jax.random.key(4), (6, 3))
-    q = jnp.zeros((6, 3))
+    q = np.zeros((6, 3))
     for _ in range(400):
         q = operator(chain, q, "conservative", policy)
-    backup = jnp.take_along_axis(q, policy.argmax(-1)[:, None], -1)[:, 0]
-    recovered = values.recovered_rewards(q, jnp.full((6, 3), gamma), backup[nxt])
+    backup = np.take_along_axis(q, policy.argmax(-1)[:, None], -1)[:, 0]
+    recovered = rl.recovered_rewards(q, np.full((6, 3), gamma), backup[nxt])
     np.testing.assert_allclose(recovered, rewards, atol=1e-4)
 
 
 def test_discounts_and_masks():
-    mask = jnp.array([[1, 1, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]], bool)
-    out = values.continuation_discounts(mask, discount=0.9)
+    mask = np.array([[1, 1, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]], bool)
+    out = rl.continuation_discounts(mask, discount=0.9)
     np.testing.assert_allclose(out, [[0.9, 0.9, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
-    garbage = jnp.full((3, 4, 2), jnp.nan)
-    target = values.bellman_targets(jnp.ones((3, 4)), jnp.zeros((3, 4)), garbage, kind="greedy")
+    garbage = np.full((3, 4, 2), np.nan)
+    target = rl.bellman_targets(np.ones((3, 4)), np.zeros((3, 4)), garbage, kind="greedy")
     np.testing.assert_array_equal(target, np.ones((3, 4)))
-    chosen = values.q_target(jnp.ones(2), jnp.array([0.5, 0.0]), jnp.array([[2.0, 4.0], [9, 9]]), jnp.array([1, 0]))
+    chosen = rl.q_target(np.ones(2), np.array([0.5, 0.0]), np.array([[2.0, 4.0], [9, 9]]), np.array([1, 0]))
     np.testing.assert_allclose(chosen, [3.0, 1.0])
 
 
 def test_dueling_loss_terms_masks_and_gradients():
     key = jax.random.key(5)
     logits = jax.random.normal(key, (2, 3, 4))
-    value, targets = jnp.array([[0.1, 0.2, jnp.nan], [0.3, 0.0, 1.0]]), jnp.ones((2, 3))
-    actions = jnp.array([[0, 1, -7], [3, 2, 1]])
-    mask = jnp.array([[1, 1, 0], [1, 1, 1]], bool)
-    logits = logits.at[0, 2].set(jnp.nan)
+    value, targets = np.array([[0.1, 0.2, np.nan], [0.3, 0.0, 1.0]]), np.ones((2, 3))
+    actions = np.array([[0, 1, -7], [3, 2, 1]])
+    mask = np.array([[1, 1, 0], [1, 1, 1]], bool)
+    logits = logits.at[0, 2].set(np.nan)
     total = 0.0
     for b, t in np.argwhere(np.array(mask)):
         l, a = np.array(logits[b, t]), int(actions[b, t])
@@ -120,31 +119,31 @@ def test_dueling_loss_terms_masks_and_gradients():
 
     def fn(l, v, y):
         kw = dict(alpha=0.5, advantage_coef=0.2, ce_coef=0.7)
-        return values.dueling_loss(l, v, actions, y, mask, **kw).total
+        return rl.dueling_loss(l, v, actions, y, mask, **kw).total
 
     np.testing.assert_allclose(fn(logits, value, targets), total, rtol=1e-5)
     grads = jax.jit(jax.grad(fn, (0, 1, 2)))(logits, value, targets)
-    assert all(bool(jnp.isfinite(g).all()) for g in grads)
-    assert float(jnp.abs(grads[2]).max()) == 0 and float(jnp.abs(grads[1][0, 2])) == 0
-    empty = values.dueling_loss(logits, value, actions, targets, jnp.zeros_like(mask), alpha=0.5)
+    assert all(bool(np.isfinite(g).all()) for g in grads)
+    assert float(np.abs(grads[2]).max()) == 0 and float(np.abs(grads[1][0, 2])) == 0
+    empty = rl.dueling_loss(logits, value, actions, targets, np.zeros_like(mask), alpha=0.5)
     assert empty.mean() == 0 and empty.weight == 0
 
 
 def test_twin():
-    a, b = jnp.array([1.0, 5.0]), jnp.array([3.0, 2.0])
-    np.testing.assert_array_equal(values.twin(a, b, how="min"), [1, 2])
-    np.testing.assert_array_equal(values.twin(a, b, how="max"), [3, 5])
-    np.testing.assert_array_equal(values.twin(a, b, how="mean"), [2, 3.5])
+    a, b = np.array([1.0, 5.0]), np.array([3.0, 2.0])
+    np.testing.assert_array_equal(rl.twin(a, b, how="min"), [1, 2])
+    np.testing.assert_array_equal(rl.twin(a, b, how="max"), [3, 5])
+    np.testing.assert_array_equal(rl.twin(a, b, how="mean"), [2, 3.5])
     with pytest.raises(ValueError, match="expected one of"):
-        values.twin(a, b, how="median")
+        rl.twin(a, b, how="median")
 
 
 def test_double_q_golden_and_the_released_form_differs():
     g = GOLDEN["double_q"]
-    one = jnp.array([g["reward"]]), jnp.array([g["gamma"]]), jnp.array([g["nextQa"]]), jnp.array([g["nextQb"]])
+    one = np.array([g["reward"]]), np.array([g["gamma"]]), np.array([g["nextQa"]]), np.array([g["nextQb"]])
     old = g["Qa"][g["action"]]
     for form in ("standard", "rsrm"):
-        target = values.double_q_target(*one, form=form)[0]
+        target = rl.double_q_target(*one, form=form)[0]
         np.testing.assert_allclose(old + g["lr"] * (target - old), g[form], atol=1e-7)
     assert g["standard"] != g["rsrm"]
 
@@ -152,10 +151,10 @@ def test_double_q_golden_and_the_released_form_differs():
 def test_double_q_removes_the_bias_of_a_maximum_over_noise():
     # All actions are worth 0; tables hold independent unit noise.
     a, b = jax.random.normal(jax.random.key(6), (2, 4000, 10))
-    zero, one = jnp.zeros(4000), jnp.ones(4000)
-    single = values.bellman_targets(zero, one, a, kind="greedy").mean()
-    double = values.double_q_target(zero, one, a, b).mean()
-    released = values.double_q_target(zero, one, a, b, form="rsrm").mean()
+    zero, one = np.zeros(4000), np.ones(4000)
+    single = rl.bellman_targets(zero, one, a, kind="greedy").mean()
+    double = rl.double_q_target(zero, one, a, b).mean()
+    released = rl.double_q_target(zero, one, a, b, form="rsrm").mean()
     np.testing.assert_allclose(single, 1.5388, atol=0.05)  # E max of ten unit normals
     np.testing.assert_allclose(released, 1.5388, atol=0.05)
     assert abs(float(double)) < 0.06
@@ -163,6 +162,6 @@ def test_double_q_removes_the_bias_of_a_maximum_over_noise():
 
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match="policy_logits"):
-        values.bellman_targets(jnp.zeros(2), jnp.zeros(2), jnp.zeros((2, 3)))
+        rl.bellman_targets(np.zeros(2), np.zeros(2), np.zeros((2, 3)))
     with pytest.raises(ValueError, match="kind"):
-        values.bellman_targets(jnp.zeros(2), jnp.zeros(2), jnp.zeros((2, 3)), kind="soft")
+        rl.bellman_targets(np.zeros(2), np.zeros(2), np.zeros((2, 3)), kind="soft")
