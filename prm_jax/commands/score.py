@@ -3,8 +3,9 @@
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -14,6 +15,7 @@ from prm_jax.training.options import MeshOptions
 from prm_jax.training.prm.options import Aggregate
 
 if TYPE_CHECKING:
+    from prm_jax.commands.policy import Engine
     from prm_jax.data.steps import StepSplitter
     from prm_jax.training.prm.model import PRM
 
@@ -110,6 +112,16 @@ def load(model: str, layout: str, reference: str, dtype: str, mesh: MeshOptions)
     devices = mesh_of(mesh)
     prm = load_prm(model, layout=layout, reference=reference or None, compute_dtype=dtype)
     return prm if devices is None else spread(prm, devices)
+
+
+def score_prefixes(prm: "PRM", engine: "Engine", partials: Sequence[Any], *, blank: float) -> list[float]:
+    """The scores of prefixes of a search as whole solutions; `blank` for one without a step."""
+    from prm_jax.training.prm.score import score_solutions
+
+    records = [engine.record(partial) for partial in partials]
+    written = [record for record in records if record is not None]
+    scored = iter(score_solutions(prm, written) if written else [])
+    return [blank if record is None else next(scored).response for record in records]
 
 
 def _splitter(how: str) -> "StepSplitter":

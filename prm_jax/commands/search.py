@@ -1,6 +1,7 @@
 """``prm-jax search``: a language model's answers by search over its steps, with accuracy, tokens and calls."""
 
 import dataclasses
+import functools
 import math
 import pathlib
 from collections import Counter
@@ -15,7 +16,7 @@ from prm_jax.commands.devices import mesh_of
 from prm_jax.commands.policy import STREAMS, Connection, Engine, Sampling, settings_of, tell_notes
 from prm_jax.commands.progress import Progress
 from prm_jax.commands.rollouts import AnswerValues, Roller
-from prm_jax.commands.score import LayoutName, load
+from prm_jax.commands.score import LayoutName, load, score_prefixes
 from prm_jax.errors import UserError
 from prm_jax.training.options import MeshOptions
 
@@ -164,17 +165,10 @@ def make_scorer(name: str, engine: Engine, options: Options, *, first: int = 0) 
             f"no scorer {name!r}: it is logp, verifier, rollouts, truth, or the path of a process reward model"
         )
     from prm_jax.training.prm.kinds import kind_of
-    from prm_jax.training.prm.score import score_solutions
 
     prm = load(name, options.layout, options.reference, options.dtype, options.mesh)
-
-    def by_model(partials: Sequence[Any]) -> list[float]:
-        records = [engine.record(p) for p in partials]
-        written = [record for record in records if record is not None]
-        scored = iter(score_solutions(prm, written) if written else [])
-        # A prefix without a step has nothing to be scored by: it goes last.
-        return [next(scored).response if r is not None else -1e9 for r in records]
-
+    # A prefix without a step has nothing to be scored by: it goes last.
+    by_model = functools.partial(score_prefixes, prm, engine, blank=-1e9)
     return Scorer(by_model, "chance" if kind_of(prm.spec).output in ("probability", "value") else "score")
 
 

@@ -99,12 +99,9 @@ class _Values(AnswerValues):
         """By the reward model, where there is one."""
         if self.prm is None or not partials:
             return super().going(partials)
-        from prm_jax.training.prm.score import score_solutions
+        from prm_jax.commands.score import score_prefixes
 
-        records = [self.engine.record(p) for p in partials]
-        written = [record for record in records if record is not None]
-        scored = iter(score_solutions(self.prm, written) if written else [])
-        return [0.5 if record is None else next(scored).response for record in records]
+        return score_prefixes(self.prm, self.engine, partials, blank=0.5)
 
 
 def _solutions(options: "Options", engine: Engine, trees: _Trees) -> Iterator["StepRecord"]:
