@@ -14,7 +14,7 @@ import subprocess
 import sys
 from typing import Any
 
-from prm_jax.training.versions import CORE, library_versions
+from prm_jax.runs.versions import CORE, library_versions
 
 _SMALL = ("tyro", "rich", "pyyaml", "safetensors", "jinja2", "chex")
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_VERSION_FLAG = 444, 1

@@ -15,7 +15,7 @@ import pytest
 from prm_jax import cli, command_line, terminal
 from prm_jax.commands import train
 from prm_jax.errors import UserError
-from prm_jax.training.options import PRESETS, TrainOptions
+from prm_jax.prime.options import PRESETS, TrainOptions
 
 
 def _run(*words: str, **environment: str) -> subprocess.CompletedProcess:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from prm_jax import config_io
 from prm_jax.errors import UserError
-from prm_jax.training.options import PRESETS, TrainOptions
+from prm_jax.prime.options import PRESETS, TrainOptions
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ from collections.abc import Iterator  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from prm_jax.models import ModelConfig, init_params  # noqa: E402
+
 _MAPS = pathlib.Path("/proc/self/maps")  # on Linux only, and so is the limit
 
 
@@ -50,3 +52,15 @@ def data_dir() -> pathlib.Path:
     if not path.is_dir():
         pytest.skip(f"no public data at {path} (set PRM_JAX_DATA)")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> ModelConfig:
+    return ModelConfig(
+        vocab_size=18, hidden_size=16, intermediate_size=24, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_params(tiny_config):
+    return jax.jit(init_params, static_argnums=0)(tiny_config, jax.random.key(1))

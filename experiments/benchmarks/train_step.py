@@ -27,9 +27,9 @@ import optax
 import tyro
 
 from prm_jax.models import ModelConfig, init_params, token_logprobs
-from prm_jax.training.learner import Learner
-from prm_jax.training.options import AdvantageOptions, PolicyOptions, TrainOptions
-from prm_jax.training.prime import Frozen, PrimeBatch, PrimeSetup, init_state, make_prime_step
+from prm_jax.prime.options import AdvantageOptions, PolicyOptions, TrainOptions
+from prm_jax.prime.step import Frozen, PrimeBatch, PrimeSetup, init_state, make_prime_step
+from prm_jax.runs.learner import Learner
 
 PAD = 0
 INSTALL = "pip install 'google-tunix==0.1.7'"

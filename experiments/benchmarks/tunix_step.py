@@ -18,7 +18,7 @@ from tunix.rl.trainer import Trainer
 from tunix.sft.metrics_logger import MetricsLoggerOptions
 from tunix.sft.peft_trainer import TrainingConfig
 
-from prm_jax.training.prime import PrimeBatch
+from prm_jax.prime.step import PrimeBatch
 
 if TYPE_CHECKING:
     from experiments.benchmarks.train_step import Config, Contender

@@ -14,7 +14,7 @@ import pathlib
 import shutil
 import sys
 
-from prm_jax.training.options import PRESETS
+from prm_jax.prime.options import PRESETS
 
 HERE = pathlib.Path(__file__).resolve().parent
 KEPT = (
@@ -26,7 +26,7 @@ KEPT = (
 
 def run(args: argparse.Namespace) -> None:
     """Trains; an interrupted run is resumed with --resume."""
-    from prm_jax.training.loop import train
+    from prm_jax.prime.train import train
 
     train(dataclasses.replace(PRESETS["smollm2"], seed=args.seed), args.out, resume=args.resume)
 
@@ -40,7 +40,7 @@ def report(args: argparse.Namespace) -> None:
     kept = [{name: round(row[name], 4) for name in KEPT if name in row} for row in rows]
     facts = json.loads((args.out / "run.json").read_text())["launches"][-1]
     (HERE / "results.json").write_text(json.dumps({"versions": facts["versions"], "steps": kept}, indent=1) + "\n")
-    from prm_jax.training.plots import plot_runs
+    from prm_jax.runs.plots import plot_runs
 
     pictures = plot_runs([args.out], args.out / "plots")
     shutil.copyfile(pictures[0], HERE / "curves.png")

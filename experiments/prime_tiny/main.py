@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from prm_jax.training.options import PRESETS, TaskOptions, TrainOptions
+from prm_jax.prime.options import PRESETS, TaskOptions, TrainOptions
 
 HERE = pathlib.Path(__file__).resolve().parent
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
@@ -76,7 +76,7 @@ def regimes() -> dict[str, TrainOptions]:
 
 def run_seed(regime: str, seed: int, out: pathlib.Path) -> None:
     """The warm start of a seed, then every arm from it; all arms see the same prompts in the same order."""
-    from prm_jax.training.loop import train
+    from prm_jax.prime.train import train
 
     options = dataclasses.replace(regimes()[regime], seed=seed)
     folder = out / regime / f"seed{seed}"

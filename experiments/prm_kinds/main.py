@@ -28,20 +28,20 @@ from prm_jax.data.carry import CarryTask, operands
 from prm_jax.data.problems import Problem
 from prm_jax.data.step_data import StepRecord
 from prm_jax.models import ModelConfig, init_params
-from prm_jax.training.learner import make_optimizer
-from prm_jax.training.options import SFTOptions
-from prm_jax.training.prm.cases import Case, case_of
-from prm_jax.training.prm.data import batch_of, make_plan, mismatched, select, stack
-from prm_jax.training.prm.forward import Spec
-from prm_jax.training.prm.judge import process_bench, step_quality
-from prm_jax.training.prm.judge_selection import best_of_n
-from prm_jax.training.prm.kinds import KINDS, needs_groups
-from prm_jax.training.prm.model import PRM, finished
-from prm_jax.training.prm.options import Aggregate, KindOptions, TextLayout
-from prm_jax.training.prm.rows import Row, build_rows, collate, through_first_error
-from prm_jax.training.prm.score import score_solutions
-from prm_jax.training.prm.step import PRMLearner, make_step
-from prm_jax.training.sft import train_sft
+from prm_jax.prime.options import SFTOptions
+from prm_jax.prime.warm_start import train_sft
+from prm_jax.prm.cases import Case, case_of
+from prm_jax.prm.data import batch_of, make_plan, mismatched, select, stack
+from prm_jax.prm.forward import Spec
+from prm_jax.prm.judge import process_bench, step_quality
+from prm_jax.prm.judge_selection import best_of_n
+from prm_jax.prm.kinds import KINDS, needs_groups
+from prm_jax.prm.model import PRM, finished
+from prm_jax.prm.options import Aggregate, KindOptions, TextLayout
+from prm_jax.prm.rows import Row, build_rows, collate, through_first_error
+from prm_jax.prm.score import score_solutions
+from prm_jax.prm.step import PRMLearner, make_step
+from prm_jax.runs.learner import make_optimizer
 
 LAYOUT = TextLayout(separator="", end=True)
 BASE, HELD_OUT = "implicit, ce", "reward models on held-out solutions"

@@ -24,9 +24,9 @@ import tyro
 from experiments import report as reports
 from experiments.process_bench import solutions
 from prm_jax.data.step_data import StepRecord, write_step_data
-from prm_jax.training.prm import compiled
-from prm_jax.training.prm.cases import Case, halves, read_cases, table
-from prm_jax.training.prm.judge import bootstrap_f1, process_bench, step_quality
+from prm_jax.prm import compiled
+from prm_jax.prm.cases import Case, halves, read_cases, table
+from prm_jax.prm.judge import bootstrap_f1, process_bench, step_quality
 
 HERE = pathlib.Path(__file__).resolve().parent
 

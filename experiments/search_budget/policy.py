@@ -11,16 +11,16 @@ from prm_jax.data.carry import CarryTask
 from prm_jax.data.problems import Problem
 from prm_jax.data.step_data import StepRecord
 from prm_jax.models import ModelConfig, generate
+from prm_jax.prm.data import batch_of, make_plan
+from prm_jax.prm.forward import Spec, Weights
+from prm_jax.prm.kinds import kind_of
+from prm_jax.prm.model import PRM, finished
+from prm_jax.prm.options import KindOptions, TextLayout
+from prm_jax.prm.rows import Batch, Shape, build_rows, collate
+from prm_jax.prm.score import rows_to_score
+from prm_jax.prm.step import PRMLearner, make_step
+from prm_jax.runs.learner import make_optimizer
 from prm_jax.search.language_model import Ask, Partial, ScorePartials, Step
-from prm_jax.training.learner import make_optimizer
-from prm_jax.training.prm.data import batch_of, make_plan
-from prm_jax.training.prm.forward import Spec, Weights
-from prm_jax.training.prm.kinds import kind_of
-from prm_jax.training.prm.model import PRM, finished
-from prm_jax.training.prm.options import KindOptions, TextLayout
-from prm_jax.training.prm.rows import Batch, Shape, build_rows, collate
-from prm_jax.training.prm.score import rows_to_score
-from prm_jax.training.prm.step import PRMLearner, make_step
 
 LAYOUT = TextLayout(separator="")
 """Steps as they were written, nothing behind the last: a prefix is scored as it stands."""

@@ -22,11 +22,11 @@ import numpy as np
 
 from experiments import report
 from experiments.search_budget import main as tiny
+from prm_jax import prm as prms
 from prm_jax.commands.policy import Engine, Sampling
 from prm_jax.data.step_data import StepRecord, write_step_data
 from prm_jax.data.tasks import load_task
 from prm_jax.search import language_model as lm
-from prm_jax.training import prm as prms
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from prm_jax.errors import UserError
-from prm_jax.training.options import MeshOptions
+from prm_jax.models.mesh_options import MeshOptions
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -19,7 +19,7 @@ def mesh_of(sizes: MeshOptions) -> "Mesh | None":
         return None
     import jax
 
-    from prm_jax.training.mesh import make_mesh
+    from prm_jax.models.sharding import make_mesh
 
     if jax.process_count() > 1:
         raise UserError(

@@ -10,11 +10,11 @@ import tyro
 
 from prm_jax.commands.score import LayoutName
 from prm_jax.errors import UserError
-from prm_jax.training.options import MeshOptions
-from prm_jax.training.prm.options import Aggregate
+from prm_jax.models.mesh_options import MeshOptions
+from prm_jax.prm.options import Aggregate
 
 if TYPE_CHECKING:
-    from prm_jax.training.prm.cases import Case
+    from prm_jax.prm.cases import Case
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class Options:
 
 def run(options: Options) -> None:
     """Judges; prints the main numbers and where the rest is."""
-    from prm_jax.training.metrics_log import atomic_write
-    from prm_jax.training.prm.judge import judge_scores
-    from prm_jax.training.prm.judge_page import results_page
+    from prm_jax.prm.judge import judge_scores
+    from prm_jax.prm.judge_page import results_page
+    from prm_jax.runs.metrics_log import atomic_write
 
     files = _subsets(options.data)
     _check(options)
@@ -118,7 +118,7 @@ def _check(options: Options) -> None:
 
 
 def _read(options: Options, files: dict[str, pathlib.Path]) -> "tuple[dict[str, list[Case]], str]":
-    from prm_jax.training.prm.cases import read_cases
+    from prm_jax.prm.cases import read_cases
 
     subsets = {name: read_cases(path) for name, path in files.items()}
     values = [x for cases in subsets.values() for case in cases for x in (*case.scores, case.response)]
@@ -128,10 +128,10 @@ def _read(options: Options, files: dict[str, pathlib.Path]) -> "tuple[dict[str, 
 
 def _score(options: Options, files: dict[str, pathlib.Path]) -> "tuple[dict[str, list[Case]], str]":
     from prm_jax.commands.score import load
-    from prm_jax.training.prm.cases import case_of
-    from prm_jax.training.prm.inputs import read_solutions
-    from prm_jax.training.prm.kinds import kind_of
-    from prm_jax.training.prm.score import score_solutions
+    from prm_jax.prm.cases import case_of
+    from prm_jax.prm.inputs import read_solutions
+    from prm_jax.prm.kinds import kind_of
+    from prm_jax.prm.score import score_solutions
 
     records = {name: read_solutions(path, format=options.format) for name, path in files.items()}
     prm = load(options.model, options.layout, options.reference, options.dtype, options.mesh)

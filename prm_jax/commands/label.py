@@ -15,7 +15,7 @@ from prm_jax.commands.progress import Progress
 from prm_jax.commands.rollouts import Roller, counted
 from prm_jax.commands.score import LayoutName
 from prm_jax.errors import UserError
-from prm_jax.training.options import MeshOptions
+from prm_jax.models.mesh_options import MeshOptions
 
 Tokens = tuple[int, ...]
 _ROLLOUT_LABELS, _TREE_LABELS = ("soft", "hard", "vstar"), ("soft", "hard", "q", "quality")

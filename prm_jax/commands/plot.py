@@ -34,7 +34,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Draws, and prints the paths of the pictures."""
-    from prm_jax.training import plots
+    from prm_jax.runs import plots
 
     if not options.runs:
         raise UserError("which runs? Give one run directory or several: prm-jax plot runs/mine")

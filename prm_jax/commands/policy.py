@@ -133,7 +133,7 @@ class LocalPolicy:
 
         from prm_jax.models import Tokenizer, load_weights
         from prm_jax.models.prefixes import PrefixStore
-        from prm_jax.training.mesh import rows_over, shard_params
+        from prm_jax.models.sharding import rows_over, shard_params
 
         path = model_path(model)
         config, self.params = load_weights(path, dtype=dtype, host=mesh is not None)

@@ -81,7 +81,7 @@ class Progress:
         self._console.print(f"{self._done}/{self._total} problems{self._note()}", markup=False)
 
     def _note(self) -> str:
-        from prm_jax.training.console import duration
+        from prm_jax.runs.console import duration
 
         passed = time.monotonic() - self._begun
         parts = [self._result] if self._result else []

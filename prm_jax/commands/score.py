@@ -11,13 +11,13 @@ import tyro
 
 from prm_jax.commands.devices import mesh_of
 from prm_jax.errors import UserError
-from prm_jax.training.options import MeshOptions
-from prm_jax.training.prm.options import Aggregate
+from prm_jax.models.mesh_options import MeshOptions
+from prm_jax.prm.options import Aggregate
 
 if TYPE_CHECKING:
     from prm_jax.commands.policy import Engine
     from prm_jax.data.steps import StepSplitter
-    from prm_jax.training.prm.model import PRM
+    from prm_jax.prm.model import PRM
 
 LayoutName = Literal["auto", "qwen_prm", "token_classification", "math_shepherd", "rlhflow", "eurus_prm"]
 
@@ -66,12 +66,12 @@ class Options:
 
 def run(options: Options) -> None:
     """Scores; says where the results are."""
-    from prm_jax.training.metrics_log import atomic_write
-    from prm_jax.training.prm.calibrate import calibrated, read_map
-    from prm_jax.training.prm.inputs import read_solutions
-    from prm_jax.training.prm.kinds import kind_of
-    from prm_jax.training.prm.page import scores_page
-    from prm_jax.training.prm.score import score_solutions
+    from prm_jax.prm.calibrate import calibrated, read_map
+    from prm_jax.prm.inputs import read_solutions
+    from prm_jax.prm.kinds import kind_of
+    from prm_jax.prm.page import scores_page
+    from prm_jax.prm.score import score_solutions
+    from prm_jax.runs.metrics_log import atomic_write
 
     if options.max_tokens < 1 or options.shown < 0:
         raise UserError("--max-tokens must be at least 1, and --shown must not be negative")
@@ -106,8 +106,8 @@ def run(options: Options) -> None:
 
 def load(model: str, layout: str, reference: str, dtype: str, mesh: MeshOptions) -> "PRM":
     """The model that the options of a command name, on the devices that they name."""
-    from prm_jax.training.prm.model import load_prm
-    from prm_jax.training.prm.score import spread
+    from prm_jax.prm.model import load_prm
+    from prm_jax.prm.score import spread
 
     devices = mesh_of(mesh)
     prm = load_prm(model, layout=layout, reference=reference or None, compute_dtype=dtype)
@@ -116,7 +116,7 @@ def load(model: str, layout: str, reference: str, dtype: str, mesh: MeshOptions)
 
 def score_prefixes(prm: "PRM", engine: "Engine", partials: Sequence[Any], *, blank: float) -> list[float]:
     """The scores of prefixes of a search as whole solutions; `blank` for one without a step."""
-    from prm_jax.training.prm.score import score_solutions
+    from prm_jax.prm.score import score_solutions
 
     records = [engine.record(partial) for partial in partials]
     written = [record for record in records if record is not None]

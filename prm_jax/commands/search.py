@@ -18,7 +18,7 @@ from prm_jax.commands.progress import Progress
 from prm_jax.commands.rollouts import AnswerValues, Roller
 from prm_jax.commands.score import LayoutName, load, score_prefixes
 from prm_jax.errors import UserError
-from prm_jax.training.options import MeshOptions
+from prm_jax.models.mesh_options import MeshOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -164,7 +164,7 @@ def make_scorer(name: str, engine: Engine, options: Options, *, first: int = 0) 
         raise UserError(
             f"no scorer {name!r}: it is logp, verifier, rollouts, truth, or the path of a process reward model"
         )
-    from prm_jax.training.prm.kinds import kind_of
+    from prm_jax.prm.kinds import kind_of
 
     prm = load(name, options.layout, options.reference, options.dtype, options.mesh)
     # A prefix without a step has nothing to be scored by: it goes last.

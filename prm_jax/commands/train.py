@@ -11,8 +11,8 @@ import tyro
 from prm_jax import config_io
 from prm_jax.command_line import choose, peek
 from prm_jax.errors import UserError
+from prm_jax.prime.options import PRESETS, TrainOptions
 from prm_jax.terminal import print_error, print_warning
-from prm_jax.training.options import PRESETS, TrainOptions
 
 EXIT_INTERRUPTED, EXIT_DIVERGED = 75, 77
 
@@ -56,9 +56,9 @@ def defaults(words: Sequence[str]) -> Options:
 
 def run(options: Options) -> int:
     """Trains; an interrupted run is saved and gives 75, one that went astray 77."""
-    from prm_jax.training.arm import DivergedRun, InterruptedRun
-    from prm_jax.training.loop import train
-    from prm_jax.training.run_dir import unique_run_path
+    from prm_jax.prime.train import train
+    from prm_jax.runs.run_dir import unique_run_path
+    from prm_jax.runs.stopping import DivergedRun, InterruptedRun
 
     path = options.run_dir or unique_run_path("runs", options.preset or options.training.task.name)
     try:

@@ -11,8 +11,8 @@ import tyro
 from prm_jax import config_io
 from prm_jax.command_line import peek
 from prm_jax.errors import UserError
+from prm_jax.prm.options import TrainPRMOptions
 from prm_jax.terminal import print_error, print_warning
-from prm_jax.training.prm.options import TrainPRMOptions
 
 EXIT_INTERRUPTED, EXIT_DIVERGED = 75, 77
 
@@ -54,9 +54,9 @@ def defaults(words: Sequence[str]) -> Options:
 
 def run(options: Options) -> int:
     """Trains; an interrupted run is saved and gives 75, one that went astray 77."""
-    from prm_jax.training.arm import DivergedRun, InterruptedRun
-    from prm_jax.training.prm.loop import train_prm
-    from prm_jax.training.run_dir import unique_run_path
+    from prm_jax.prm.train import train_prm
+    from prm_jax.runs.run_dir import unique_run_path
+    from prm_jax.runs.stopping import DivergedRun, InterruptedRun
 
     path = options.run_dir or unique_run_path("runs", f"prm-{options.training.prm.kind}")
     try:

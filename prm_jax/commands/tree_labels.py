@@ -22,7 +22,7 @@ def load_value_model(options: "Options") -> Any:
       UserError: its scores are something else.
     """
     from prm_jax.commands.score import load
-    from prm_jax.training.prm.kinds import kind_of
+    from prm_jax.prm.kinds import kind_of
 
     prm = load(options.tree.scorer, options.tree.layout, "", options.dtype, options.mesh)
     output = kind_of(prm.spec).output

@@ -41,6 +41,14 @@ _HOME = {
     "TextStream": "text_stream",
     "render_chat": "chat",
     "find_smollm2": "smollm2",
+    "ModelOptions": "model_options",
+    "MeshOptions": "mesh_options",
+    "load_model": "loading",
+    "make_mesh": "sharding",
+    "shard_params": "sharding",
+    "shard_batch": "sharding",
+    "shardings_for": "sharding",
+    "batch_sharding": "sharding",
 }
 
 __all__ = [
@@ -76,6 +84,14 @@ __all__ = [
     "TextStream",
     "render_chat",
     "find_smollm2",
+    "ModelOptions",
+    "MeshOptions",
+    "load_model",
+    "make_mesh",
+    "shard_params",
+    "shard_batch",
+    "shardings_for",
+    "batch_sharding",
 ]
 
 if TYPE_CHECKING:

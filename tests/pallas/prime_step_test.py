@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from prm_jax.models import ModelConfig, init_params
-from prm_jax.training.learner import Learner, make_optimizer
-from prm_jax.training.options import TrainOptions
-from prm_jax.training.prime import Frozen, PrimeSetup, init_state, make_prime_step
-from tests.training.conftest import make_batch
+from prm_jax.prime.options import TrainOptions
+from prm_jax.prime.step import Frozen, PrimeSetup, init_state, make_prime_step
+from prm_jax.runs.learner import Learner, make_optimizer
+from tests.prime.conftest import make_batch
 
 VOCAB, WIDTH = 151_936, 8
 ROWS, LENGTH = 128, 64

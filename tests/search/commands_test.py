@@ -10,7 +10,7 @@ from prm_jax import cli, models
 from prm_jax.commands.tree_labels import edit_distance
 from prm_jax.data.carry import ALPHABET, CarryTask
 from prm_jax.data.step_data import read_step_data
-from prm_jax.training.prm.data import step_pairs
+from prm_jax.prm.data import step_pairs
 from prm_jax.verifiers.verdict import Verdict
 from tests.search.completion_server import serving
 
@@ -189,9 +189,9 @@ def test_candidates_as_step_data(model, careless, tmp_path, capsys):
 
 
 def save_reward_model(model, path, kind, outputs):
-    from prm_jax.training.prm import PRM, save_prm
-    from prm_jax.training.prm.forward import Spec, Weights, init_head
-    from prm_jax.training.prm.options import KindOptions, TextLayout
+    from prm_jax.prm import PRM, save_prm
+    from prm_jax.prm.forward import Spec, Weights, init_head
+    from prm_jax.prm.options import KindOptions, TextLayout
 
     config, params = models.load_weights(model)
     spec = Spec(KindOptions(kind), config)

@@ -31,7 +31,7 @@ def sharded_lse_and_target(
     token_block: int | None = None,
     vocab_block: int | None = None,
 ) -> tuple[jax.Array, ...]:
-    """``linear_lse_and_target`` of arrays on a mesh, in ``shard_map``; the defaults fit ``training.make_mesh``.
+    """``linear_lse_and_target`` of arrays on a mesh, in ``shard_map``; the defaults fit ``models.make_mesh``.
 
     Every device has its share of the rows and its columns of the head; of its columns it holds its share of the
     features and gathers the rest one block at a time.  Communication forward: those blocks, and two numbers a token

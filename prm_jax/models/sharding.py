@@ -1,0 +1,205 @@
+"""Meshes and shardings: three axes, and rules from a parameter's path to how it lies on them.
+
+"data" splits the batch only, "fsdp" splits the batch and the parameters (arXiv 2004.13336, 2304.11277), "tensor"
+splits heads and MLP widths (arXiv 1909.08053). The axes are of type Auto: the compiler inserts the communication,
+and any program that is right on one device is right on a mesh.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from prm_jax.errors import UserError
+from prm_jax.pytree_paths import is_key, named_leaves
+
+PyTree = Any
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+"""The axes that split a batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How the parameters with a certain path lie on the mesh.
+
+    Attributes:
+      path: regular expression for the end of a path, "attn/q/kernel"; matches whole names only.
+      spec: mesh axes by dimension.
+      strict: a dimension that its axis does not divide is an error; otherwise it is not split.
+    """
+
+    path: str
+    spec: PartitionSpec
+    strict: bool = True
+
+
+P = PartitionSpec
+_IN, _OUT = r"(attn/[qkv]|mlp/(gate|up))", r"(attn/o|mlp/down)"
+RULES = (
+    # Vocabularies have any size; where the axis does not divide one, each device keeps all of it.
+    Rule(r"embed/embedding", P("tensor", "fsdp"), strict=False),
+    Rule(r"head/kernel", P("tensor", "fsdp"), strict=False),
+    # Layers are stacked on axis 0, which a scan runs over and no axis splits.
+    Rule(rf"{_IN}/kernel", P(None, "fsdp", "tensor")),
+    Rule(rf"{_IN}/bias", P(None, "tensor")),
+    Rule(rf"{_IN}/lora_a", P(None, "fsdp", None)),
+    Rule(rf"{_IN}/lora_b", P(None, None, "tensor")),
+    Rule(rf"{_OUT}/kernel", P(None, "tensor", "fsdp")),
+    Rule(rf"{_OUT}/lora_a", P(None, "tensor", None)),
+    Rule(rf"{_OUT}/lora_b", P(None, None, "fsdp")),
+)
+"""The parameter tree of prm_jax.models; what no rule names (norms, biases of the outputs, heads) is on every device."""
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
+    """Makes a mesh with the axes "data", "fsdp" and "tensor".
+
+    Args:
+      data: devices along "data".
+      fsdp: along "fsdp".
+      tensor: along "tensor". One of the three may be -1: all devices that the others leave.
+      devices: default all of them, of all processes. The first data * fsdp * tensor are used.
+
+    Raises:
+      UserError: sizes that are not positive, more than one -1, or that do not fit the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    asked = ", ".join(f"{name} {size}" for name, size in sizes.items())
+    if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
+        raise UserError(f"mesh sizes must be positive, and at most one -1 (all that is left); found {asked}")
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if known > len(devices):
+        raise UserError(f"a mesh of {asked} needs {known} devices; there are {len(devices)}")
+    if -1 in sizes.values():
+        if len(devices) % known:
+            raise UserError(
+                f"{len(devices)} devices cannot be split evenly for a mesh of {asked}: {known} must divide them"
+            )
+        sizes = {name: len(devices) // known if size == -1 else size for name, size in sizes.items()}
+    used = devices[: math.prod(sizes.values())]
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=used)
+
+
+def partition_spec(name: str, shape: Sequence[int], mesh: Mesh, rules: Sequence[Rule] = RULES) -> PartitionSpec:
+    """The first rule's spec for a leaf, or an empty one (on every device).
+
+    An optimiser's state carries the paths of its parameters at the end of its own ("0/mu/layers/attn/q/kernel") and
+    so follows them; a leaf whose number of dimensions is not the rule's (a factored moment) is left whole.
+
+    Args:
+      name: the leaf's path, as ``named_leaves`` gives it.
+      shape: its shape.
+      mesh: the mesh; rules may name axes that it does not have.
+      rules: tried in order.
+
+    Raises:
+      UserError: an axis does not divide the dimension that it should split.
+    """
+    for rule in rules:
+        if not re.search(rf"(^|/){rule.path}$", name) or len(rule.spec) != len(shape):
+            continue
+        axes = [_axis(rule, name, axis, size, mesh) for axis, size in zip(rule.spec, shape, strict=True)]
+        return PartitionSpec(*axes)
+    return PartitionSpec()
+
+
+def shardings_for(tree: PyTree, mesh: Mesh, rules: Sequence[Rule] = RULES) -> PyTree:
+    """The NamedSharding of every leaf: of parameters, of an optimiser's state, or of both in one state.
+
+    Args:
+      tree: pytree of arrays or ``jax.ShapeDtypeStruct``.
+      mesh: from ``make_mesh``.
+      rules: see ``partition_spec``.
+
+    Raises:
+      UserError: see ``partition_spec``.
+    """
+    leaves = named_leaves(tree)
+    shardings = [NamedSharding(mesh, partition_spec(name, leaf.shape, mesh, rules)) for name, leaf in leaves.items()]
+    return jax.tree.unflatten(jax.tree.structure(tree), shardings)
+
+
+def shard_params(params: PyTree, mesh: Mesh, rules: Sequence[Rule] = RULES) -> PyTree:
+    """Places parameters (or an optimiser's state) on the mesh.
+
+    Args:
+      params: pytree of arrays (typed keys included), on the host or on a device; with several processes the same
+        in each.
+      mesh: from ``make_mesh``.
+      rules: see ``partition_spec``.
+
+    Raises:
+      UserError: see ``partition_spec``.
+    """
+    shardings = shardings_for(params, mesh, rules)
+    if jax.process_count() == 1:
+        return jax.device_put(params, shardings)
+    return jax.tree.map(_place, params, shardings)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows split over "data" and "fsdp", all other dimensions whole."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def rows_over(mesh: Mesh) -> int:
+    """Devices over which a batch's rows are split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
+    """Places a batch on the mesh, its rows split.
+
+    Args:
+      batch: pytree of arrays with one leading dimension of rows; in a run of several processes each holds its own
+        consecutive part of the rows.
+      mesh: from ``make_mesh``.
+
+    Raises:
+      UserError: the rows cannot be split evenly.
+    """
+    sharding = batch_sharding(mesh)
+    ways = rows_over(mesh)
+    for name, leaf in named_leaves(batch).items():
+        rows = leaf.shape[0] * jax.process_count()
+        if rows % ways:
+            raise UserError(
+                f"{rows} rows of {name} cannot be split over {ways} devices (data {mesh.shape['data']} x fsdp "
+                f"{mesh.shape['fsdp']}): choose a batch that {ways} divides"
+            )
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def _place(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """As device_put, which takes no sharding over the devices of other processes."""
+    if is_key(leaf):
+        return jax.random.wrap_key_data(_place(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def _axis(rule: Rule, name: str, axis: str | None, size: int, mesh: Mesh) -> str | None:
+    if axis is None or axis not in mesh.shape:
+        return None
+    ways = mesh.shape[axis]
+    if size % ways == 0:
+        return axis if ways > 1 else None
+    if rule.strict:
+        raise UserError(
+            f"the mesh axis {axis!r} of size {ways} does not divide dimension {size} of the parameter {name}"
+        )
+    return None

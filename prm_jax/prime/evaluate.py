@@ -1,0 +1,144 @@
+"""Evaluation: a policy's answers and steps on held-out problems, and a PRM against exact step labels."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from prm_jax import rl
+from prm_jax.data.problems import Problem, Task
+from prm_jax.models import ModelConfig, token_logprobs
+from prm_jax.prime.collect import Responses, Sampler, concatenate
+
+
+def sample_in_batches(
+    sampler: Sampler,
+    params: Any,
+    problems: Sequence[Problem],
+    key: jax.Array,
+    *,
+    batch_size: int,
+    temperature: float,
+) -> Responses:
+    """One response a problem; the last batch is filled up so that every batch has one shape."""
+    parts = []
+    for start in range(0, len(problems), batch_size):
+        batch = list(problems[start : start + batch_size])
+        real = len(batch)
+        batch += [batch[-1]] * (min(batch_size, len(problems)) - real)
+        responses = sampler.sample(params, batch, jax.random.fold_in(key, start), temperature=temperature)
+        parts.append(responses if real == len(batch) else responses.take(list(range(real))))
+    return concatenate(parts)
+
+
+def policy_metrics(task: Task, responses: Responses) -> dict[str, float]:
+    """Accuracy and step accuracy of one response a problem.
+
+    Returns:
+      accuracy: mean outcome, over responses whose verification worked; step_accuracy: the share of right
+      steps among all steps written (left out where the task knows no step truth); length in tokens; finished:
+      the share of responses that ended by themselves.
+    """
+    usable = responses.usable
+    metrics = {
+        "accuracy": float(responses.outcome[usable].mean()) if usable.any() else float("nan"),
+        "length": float(responses.mask.sum(axis=1).mean()),
+        "finished": float(responses.finished.mean()),
+    }
+    labels = step_labels(task, responses)
+    if labels is not None:
+        metrics["step_accuracy"] = sum(map(sum, labels)) / max(sum(map(len, labels)), 1)
+    return metrics
+
+
+def step_labels(task: Task, responses: Responses) -> list[list[bool]] | None:
+    """Exact step labels of every response, or None where the task knows none."""
+    size = responses.samples_per_prompt
+    found: list[list[bool]] = []
+    for index, text in enumerate(responses.texts):
+        labels = task.step_labels(responses.problems[index // size], text)
+        if labels is None:
+            return None
+        found.append(labels)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class PRMProbe:
+    """A fixed set of responses with exact step labels on which a PRM is judged again and again.
+
+    Attributes:
+      responses: one a problem, from the initial policy.
+      labels: [B, S] bool, True on right steps.
+      step_mask: [B, S] bool.
+      first_error: [B] int, -1 where every step is right.
+    """
+
+    responses: Responses
+    labels: np.ndarray
+    step_mask: np.ndarray
+    first_error: np.ndarray
+
+    @staticmethod
+    def build(task: Task, responses: Responses) -> "PRMProbe | None":
+        """The probe of some responses, or None where the task knows no step truth."""
+        labels = step_labels(task, responses)
+        if labels is None:
+            return None
+        width = max(1, max(map(len, labels)))
+        table = np.zeros((len(labels), width), bool)
+        mask = np.zeros((len(labels), width), bool)
+        for row, steps in enumerate(labels):
+            table[row, : len(steps)] = steps
+            mask[row, : len(steps)] = True
+        wrong = mask & ~table
+        first = np.where(wrong.any(axis=1), wrong.argmax(axis=1), -1)
+        return PRMProbe(responses, table, mask, first)
+
+    def evaluate(self, step_scores: np.ndarray) -> dict[str, float]:
+        """Judges step scores [B, S] (higher is better) against the labels.
+
+        The first half of the responses only picks the threshold below which a step counts as wrong; the
+        second half is scored.  Steps behind the first wrong one say nothing about fault-finding (they go on
+        from a wrong total) and are left out of the AUC.
+
+        Returns:
+          first_error_f1, error_acc, correct_acc (ProcessBench, arXiv 2412.06559), step_auc, and
+          outcome_auc (the AUC of a response's smallest step score against its outcome).
+        """
+        half = len(self.first_error) // 2
+        threshold, _ = rl.best_threshold(step_scores[:half], self.step_mask[:half], self.first_error[:half])
+        predicted = rl.first_error(step_scores[half:], self.step_mask[half:], threshold=threshold)
+        f1 = rl.first_error_f1(predicted, self.first_error[half:])
+        steps = np.arange(self.labels.shape[1])
+        seen = self.step_mask & ((self.first_error[:, None] < 0) | (steps[None, :] <= self.first_error[:, None]))
+        lowest = np.where(self.step_mask, step_scores, np.inf).min(axis=1)
+        written = self.step_mask[half:].any(axis=1)
+        return {
+            "first_error_f1": float(f1["f1"]),
+            "error_acc": float(f1["error_acc"]),
+            "correct_acc": float(f1["correct_acc"]),
+            "step_auc": float(rl.roc_auc(step_scores[half:], self.labels[half:], seen[half:])),
+            "outcome_auc": float(rl.roc_auc(lowest[half:], self.responses.outcome[half:] > 0.5, written)),
+        }
+
+
+def make_step_scorer(
+    prm_config: ModelConfig, reference_config: ModelConfig, *, beta: float, include_last: bool = True
+) -> Callable[..., jax.Array]:
+    """Compiles ``(prm, reference, tokens, mask, step_ids, num_steps) -> step rewards [B, S]``.
+
+    `include_last`: as `rl.implicit_token_rewards`.
+    """
+
+    def score(
+        prm: Any, reference: Any, tokens: jax.Array, mask: jax.Array, step_ids: jax.Array, num_steps: int
+    ) -> jax.Array:
+        logp = token_logprobs(prm_config, prm, tokens, mask)
+        ref_logp = token_logprobs(reference_config, reference, tokens, mask)
+        rewards = rl.implicit_token_rewards(logp, ref_logp, mask, beta=beta, include_last=include_last)
+        return rl.step_rewards(rewards, step_ids, num_steps=num_steps, how="sum")[0]
+
+    return jax.jit(score, static_argnums=5)

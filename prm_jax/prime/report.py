@@ -1,0 +1,150 @@
+"""What a run found: ``result.json`` for machines, ``report.md`` and a table for people, plots as PNG."""
+
+import json
+import math
+import os
+import pathlib
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.table import Table
+
+from prm_jax.errors import MissingExtraError
+from prm_jax.prime.arm import ArmResult
+from prm_jax.prime.options import TrainOptions
+from prm_jax.runs.metrics_log import atomic_write
+from prm_jax.runs.versions import library_versions
+
+_TITLES = {"prime": "PRIME", "outcome_only": "outcome only"}
+_POLICY_ROWS = {
+    "eval/greedy_accuracy": "greedy accuracy",
+    "eval/sampled_accuracy": "sampled accuracy",
+    "eval/greedy_step_accuracy": "greedy step accuracy",
+    "eval/sampled_step_accuracy": "sampled step accuracy",
+}
+_PRM_ROWS = {
+    "prm_eval/first_error_f1": "first-error F1",
+    "prm_eval/error_acc": "accuracy on wrong responses",
+    "prm_eval/correct_acc": "accuracy on right responses",
+    "prm_eval/step_auc": "step AUC",
+}
+
+
+def write_report(
+    path: pathlib.Path, options: TrainOptions, results: Mapping[str, ArmResult], *, seconds: float
+) -> dict[str, Any]:
+    """Writes the report of a finished run.
+
+    Args:
+      path: the run directory.
+      options: of the run.
+      results: by arm, ``prime`` and ``outcome_only`` or one of them.
+      seconds: wall-clock time of the whole run (of the last part, if it was resumed).
+
+    Returns:
+      The contents of ``result.json``.
+    """
+    summary = {
+        "task": options.task.name,
+        "task_options": dict(options.task.options),
+        "seed": options.seed,
+        "steps": options.steps,
+        "seconds": round(seconds, 1),
+        "machine": {"cpu_count": os.cpu_count(), "processor": platform.machine(), **_devices()},
+        "versions": library_versions(),
+        "arms": {
+            name: {
+                "before": result.before,
+                "after": result.after,
+                "prm_after_warm_up": result.pretrained,
+                "rollouts": result.rollouts,
+            }
+            for name, result in results.items()
+        },
+    }
+    with atomic_write(path / "result.json") as file:
+        file.write(json.dumps(_finite(summary), indent=2) + "\n")
+    tables = [_policy_table(results), _prm_table(results)]
+    lines = [f"# {options.task.name}: {options.steps} steps, seed {options.seed}", ""]
+    console = RichConsole()
+    for title, header, rows in tables:
+        if not rows:
+            continue
+        lines += [f"## {title}", "", _markdown(header, rows), ""]
+        shown = Table(title=title, title_justify="left", title_style="bold")
+        for index, name in enumerate(header):
+            shown.add_column(name, justify="left" if index == 0 else "right")
+        for row in rows:
+            shown.add_row(*row)
+        console.print(shown)
+    pictures = _plots(path, options, results)
+    lines += [f"![{picture.stem}]({picture.relative_to(path)})" for picture in pictures]
+    lines += ["", f"{seconds:.0f} s on {os.cpu_count()} CPU cores, {_devices()['devices']}."]
+    (path / "report.md").write_text("\n".join(lines) + "\n")
+    console.print(f"{seconds:.0f} s; report, plots, samples and models are in {path}", highlight=False)
+    return summary
+
+
+def _policy_table(results: Mapping[str, ArmResult]) -> tuple[str, list[str], list[list[str]]]:
+    header = ["", "before"] + [_TITLES[name] for name in results]
+    first = next(iter(results.values()))
+    afters = [result.after for result in results.values()]
+    rows = [
+        [title, *(f"{found[key]:.3f}" if key in found else "" for found in (first.before, *afters))]
+        for key, title in _POLICY_ROWS.items()
+        if key in first.before
+    ]
+    if rows:
+        rows.append(["responses sampled", "0"] + [f"{result.rollouts:,}" for result in results.values()])
+    return "Policy on problems that training never saw", header, rows
+
+
+def _prm_table(results: Mapping[str, ArmResult]) -> tuple[str, list[str], list[list[str]]]:
+    title = "PRM, trained on outcomes alone, against exact step labels of the initial policy's responses"
+    found = results.get("prime")
+    header = ["", "before", "after warm-up", "after PRIME"]
+    if found is None:
+        return title, header, []
+    columns = [found.before if not found.pretrained else {}, found.pretrained, found.after]
+    rows = [
+        [name, *(f"{column[key]:.3f}" if key in column else "" for column in columns)]
+        for key, name in _PRM_ROWS.items()
+        if key in found.after
+    ]
+    if all(row[1] == "" for row in rows):
+        header, rows = [header[0], *header[2:]], [[row[0], *row[2:]] for row in rows]
+    return title, header, rows
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|---" + "|--:" * (len(header) - 1) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def _plots(path: pathlib.Path, options: TrainOptions, results: Mapping[str, ArmResult]) -> list[pathlib.Path]:
+    if not options.plots:
+        return []
+    try:
+        from prm_jax.runs import plots
+
+        runs = {_TITLES[name]: path if index == 0 else path / name for index, name in enumerate(results)}
+        return plots.plot_report(runs, path / "plots")
+    except MissingExtraError as error:
+        RichConsole(stderr=True).print(f"no plots: {error}", highlight=False)
+        return []
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that JSON does not know."""
+    if isinstance(value, Mapping):
+        return {name: _finite(entry) for name, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _devices() -> dict[str, str]:
+    import jax
+
+    kinds = [device.device_kind for device in jax.devices()]
+    return {"devices": f"{len(kinds)} x {kinds[0]}"}

@@ -1,0 +1,138 @@
+"""The forward passes of process reward models: hidden states where steps end, log-ratios summed over steps."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from prm_jax import rl
+from prm_jax.models import ModelConfig, head_matrix, hidden_states, init_value_head, token_logprobs, value_head
+from prm_jax.prm.options import KindOptions
+from prm_jax.prm.rows import Batch
+from prm_jax.runs.learner import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What stays the same about a process reward model; hashable, static under jit.
+
+    Attributes:
+      options: its kind.
+      config: the model's architecture.
+      reference_config: the reference's, where it is another one.
+      label_ids: (right, wrong): vocabulary entries whose logits are the two classes (kind token); None: a head.
+      objectives: names of the objectives (kind armo).
+    """
+
+    options: KindOptions
+    config: ModelConfig
+    reference_config: ModelConfig | None = None
+    label_ids: tuple[int, int] | None = None
+    objectives: tuple[str, ...] = ()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The arrays of a process reward model.
+
+    Attributes:
+      model: parameters of the language model, adapters joined.
+      head: of the head that is trained, {} without one.
+      fixed: arrays that are computed and not trained by gradients: regressions, target heads; {} without.
+      reference: parameters of the reference, None without one.
+    """
+
+    model: Params
+    head: Params
+    fixed: Params
+    reference: Params | None = None
+
+
+def read_hidden(spec: Spec, weights: Weights, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Hidden states where steps and prompts end.
+
+    Returns:
+      ([R, S, D] at ``reads``, 0 where there is no step; [R, D] at ``starts``, 0 where there is no prompt), float32.
+      Gradients flow to ``weights.model``.
+    """
+    hidden = hidden_states(spec.config, weights.model, batch.tokens, segment_ids=batch.segment_ids)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    steps = jnp.where(batch.step_mask[..., None], flat[batch.reads], 0).astype(jnp.float32)
+    starts = jnp.where((batch.starts >= 0)[:, None], flat[jnp.maximum(batch.starts, 0)], 0).astype(jnp.float32)
+    return steps, starts
+
+
+def step_sums(values: jax.Array, batch: Batch) -> jax.Array:
+    """Sums of token values [N, T] over the tokens of each step: [R, S] float32."""
+    count, steps = batch.step_mask.shape
+    inside = batch.slots >= 0
+    slots = jnp.where(inside, batch.slots, count * steps)  # out of range: left out
+    sums = jax.ops.segment_sum(jnp.where(inside, values, 0.0).reshape(-1), slots.reshape(-1), count * steps)
+    return sums.reshape(count, steps)
+
+
+def step_log_ratios(spec: Spec, weights: Weights, batch: Batch) -> jax.Array:
+    """Sum over each step's tokens of log model - log reference, without beta: [R, S] float32.
+
+    Without a reference it is the log-probability.  Model and reference go through one function, so that equal
+    parameters give exactly 0.  Gradients flow to ``weights.model`` alone.
+    """
+    mask = batch.slots >= 0
+    logp = token_logprobs(spec.config, weights.model, batch.tokens, mask, segment_ids=batch.segment_ids)
+    ref_logp = jnp.zeros_like(logp)
+    if weights.reference is not None:
+        config = spec.reference_config or spec.config
+        ref_logp = token_logprobs(config, weights.reference, batch.tokens, mask, segment_ids=batch.segment_ids)
+    return step_sums(rl.implicit_token_rewards(logp, ref_logp, mask, beta=1.0), batch)
+
+
+def init_head(
+    spec: Spec, key: jax.Array, *, num_outputs: int, layers: int | None = None, random: bool = False
+) -> Params:
+    """A head as ``models.init_value_head``; with `random` its last layer is small noise instead of zero.
+
+    Heads that enter a product with themselves, and twins, would never leave zero, or each other.  `key` is consumed.
+    """
+    layers = spec.options.head_layers if layers is None else layers
+    head = init_value_head(spec.config, key, num_outputs=num_outputs, layers=layers)
+    if random:
+        last = head[f"layer_{layers - 1}"]
+        noise = jax.random.normal(jax.random.fold_in(key, 1), last["kernel"].shape, jnp.float32)
+        last["kernel"] = noise / jnp.sqrt(jnp.float32(last["kernel"].shape[0]))
+    return head
+
+
+def apply_head(spec: Spec, head: Params, hidden: jax.Array) -> jax.Array:
+    """[..., D] -> [..., outputs] float32, with the activation of the options between layers."""
+    if spec.options.head_activation == "silu":
+        return value_head(head, hidden)
+    x = hidden.astype(jnp.float32)
+    for index in range(len(head)):
+        layer = head[f"layer_{index}"]
+        x = x @ layer["kernel"].astype(jnp.float32) + layer["bias"].astype(jnp.float32)
+        x = jax.nn.relu(x) if index < len(head) - 1 else x
+    return x
+
+
+def class_logits(spec: Spec, weights: Weights, batch: Batch) -> jax.Array:
+    """[R, S, 2] float32: logits of (wrong, right) at each step's end, from the head or from two vocabulary entries."""
+    hidden, _ = read_hidden(spec, weights, batch)
+    if spec.label_ids is None:
+        return apply_head(spec, weights.head, hidden)
+    right, wrong = spec.label_ids
+    rows = head_matrix(spec.config, weights.model)[jnp.asarray([wrong, right])].astype(jnp.float32)
+    return hidden @ rows.T
+
+
+def at_last(values: jax.Array, batch: Batch) -> jax.Array:
+    """Entry of each solution's last step: [R, S, ...] -> [R, ...]; that of step 0 where there is no step."""
+    last = jnp.maximum(batch.step_mask.sum(-1) - 1, 0)
+    index: Any = last.reshape(-1, *([1] * (values.ndim - 1)))
+    return jnp.take_along_axis(values, index, axis=1)[:, 0]
+
+
+def judged(batch: Batch) -> jax.Array:
+    """[R] bool, True on solutions with an outcome."""
+    return batch.group_ids >= 0

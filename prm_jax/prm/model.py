@@ -1,0 +1,261 @@
+"""A trained process reward model: its arrays, its tokenizer, how to score; saved as a Hugging Face directory."""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prm_jax import config_io
+from prm_jax.data.options import check_options
+from prm_jax.errors import UserError
+from prm_jax.models import check_fits, check_same_vocabulary, load_weights, merge, save_weights
+from prm_jax.models.files import beside, read_json, sync_directory, write_json, write_text
+from prm_jax.models.layout import leaves
+from prm_jax.models.safetensors_files import SUMS, verify_sums
+from prm_jax.models.tokenizer import Tokenizer
+from prm_jax.prm.forward import Spec, Weights
+from prm_jax.prm.kinds import kind_of
+from prm_jax.prm.options import Aggregate, KindOptions, TextLayout
+from prm_jax.runs.learner import Params
+
+FORMAT = 1
+KEY = "prm_jax"
+"""The entry of ``config.json`` that says what kind of model it is and how to score with it."""
+HEAD, REFERENCE = "prm_head.safetensors", "reference"
+
+
+@dataclasses.dataclass(frozen=True)
+class PRM:
+    """A process reward model that scores.
+
+    Attributes:
+      spec: kind and architecture.
+      weights: arrays, adapters merged.
+      tokenizer: of model and reference.
+      layout: how problem and steps become text.
+    """
+
+    spec: Spec
+    weights: Weights
+    tokenizer: Tokenizer
+    layout: TextLayout
+
+    @property
+    def aggregate(self) -> Aggregate:
+        """How step scores become the response's, unless a caller says otherwise."""
+        return self.spec.options.aggregate or kind_of(self.spec).aggregate
+
+
+def finished(spec: Spec, weights: Weights, tokenizer: Tokenizer, layout: TextLayout) -> PRM:
+    """The model that comes out of training: adapters folded in, and no reference where it is not to be kept."""
+    kind = kind_of(spec)
+    keeps = kind.reference and kind.output == "log_ratio" and spec.options.reference != "dropped"
+    model = merge(spec.config, weights.model)
+    fixed = {name: value for name, value in weights.fixed.items() if name != "target"}
+    return PRM(spec, Weights(model, weights.head, fixed, weights.reference if keeps else None), tokenizer, layout)
+
+
+def save_prm(path: str | pathlib.Path, prm: PRM, *, overwrite: bool = False) -> None:
+    """Writes a Hugging Face directory that ``load_prm`` reads, whole or not at all.
+
+    ``config.json`` and ``model.safetensors`` are those of the language model, which other libraries load as such; the
+    entry ``prm_jax`` of the config says kind, layout of the text and aggregation; ``prm_head.safetensors`` holds head
+    and regressions; ``reference/`` is the reference, itself such a directory.
+
+    Args:
+      path: the directory to make.
+      prm: the model, adapters merged.
+      overwrite: replace a model that an earlier call wrote there.
+
+    Raises:
+      UserError: a path in use, or a disk that refuses.
+    """
+    path = pathlib.Path(path)
+    _check_target(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = beside(path, "new")
+    try:
+        save_weights(new, prm.spec.config, prm.weights.model, tokenizer=prm.tokenizer)
+        _write_head(new, {"head": prm.weights.head, "fixed": prm.weights.fixed})
+        if prm.weights.reference is not None:
+            config = prm.spec.reference_config or prm.spec.config
+            save_weights(new / REFERENCE, config, prm.weights.reference, tokenizer=prm.tokenizer)
+        write_json(new / "config.json", {**read_json(new / "config.json"), KEY: describe(prm)})
+        sync_directory(new)
+        if path.exists():
+            aside = beside(path, "old")
+            os.rename(path, aside)
+            os.rename(new, path)
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            os.rename(new, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def describe(prm: PRM) -> dict[str, Any]:
+    """What the config of a saved model says about it."""
+    kind = kind_of(prm.spec)
+    return {
+        "format": FORMAT,
+        "kind": dataclasses.asdict(prm.spec.options),
+        "text": dataclasses.asdict(prm.layout),
+        "label_ids": prm.spec.label_ids,
+        "objectives": prm.spec.objectives,
+        "step_score": kind.output,
+        "aggregate": prm.aggregate,
+        "scored_at": "the last token of each step, its separator included",
+        "reference": REFERENCE if prm.weights.reference is not None else None,
+    }
+
+
+def load_prm(
+    path: str | pathlib.Path,
+    *,
+    layout: str = "auto",
+    reference: str | pathlib.Path | None = None,
+    compute_dtype: str = "float32",
+) -> PRM:
+    """Loads a process reward model.
+
+    Args:
+      path: a directory that ``save_prm`` wrote, or a public checkpoint of a known layout.
+      layout: "auto", or a name in ``public.LAYOUTS`` for a checkpoint whose config does not tell.
+      reference: the reference of an implicit model, where the directory does not hold it.
+      compute_dtype: "float32" or "bfloat16".
+
+    Raises:
+      UserError: for anything that ``load_weights`` refuses, an unknown layout (the nearest is named), a damaged head,
+        or a reference with another tokenizer.
+    """
+    from prm_jax.prm import public
+
+    path = pathlib.Path(path)
+    described = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    if layout == "auto" and KEY in described:
+        prm = _load_own(path, described[KEY])
+    else:
+        prm = public.load_public(path, described, layout)
+    if reference is not None:
+        prm = _with_reference(prm, pathlib.Path(reference))
+    return with_compute_dtype(prm, compute_dtype)
+
+
+def with_compute_dtype(prm: PRM, dtype: str) -> PRM:
+    """The model with activations and products in another dtype."""
+    config = dataclasses.replace(prm.spec.config, compute_dtype=dtype)  # type: ignore[arg-type]
+    reference = prm.spec.reference_config
+    if reference is not None:
+        reference = dataclasses.replace(reference, compute_dtype=dtype)  # type: ignore[arg-type]
+    return dataclasses.replace(prm, spec=dataclasses.replace(prm.spec, config=config, reference_config=reference))
+
+
+def options_from(cls: type[Any], values: Any, owner: str) -> Any:
+    """A dataclass of options from the values that a config holds.
+
+    Raises:
+      UserError: no object, an unknown name, or a value of another type.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{owner}: expected an object, found {type(values).__name__}")
+    return cls(**check_options(dict(values), config_io.leaf_types(cls), owner))
+
+
+def _load_own(path: pathlib.Path, described: Any) -> PRM:
+    where = f"{path / 'config.json'}: {KEY}"
+    if not isinstance(described, Mapping) or described.get("format") != FORMAT:
+        found = described.get("format") if isinstance(described, Mapping) else described
+        raise UserError(f"{where} has format {found!r}; this version reads format {FORMAT}")
+    options = options_from(KindOptions, described.get("kind"), f"{where}.kind")
+    layout = options_from(TextLayout, described.get("text"), f"{where}.text")
+    config, params = load_weights(path)
+    tokenizer = Tokenizer.load(path)
+    check_fits(tokenizer, config)
+    label_ids = described.get("label_ids")
+    objectives = tuple(map(str, described.get("objectives") or ()))
+    spec = Spec(options, config, None, tuple(map(int, label_ids)) if label_ids else None, objectives)  # type: ignore[arg-type]
+    tree = _read_head(path, spec)
+    prm = PRM(spec, Weights(params, tree["head"], tree["fixed"]), tokenizer, layout)
+    if described.get("reference"):
+        prm = _with_reference(prm, path / REFERENCE)
+    return prm
+
+
+def _with_reference(prm: PRM, path: pathlib.Path) -> PRM:
+    if not kind_of(prm.spec).reference:
+        raise UserError(f"a reference is given, which a model of kind {prm.spec.options.kind} does not use")
+    config, params = load_weights(path)
+    check_same_vocabulary(prm.tokenizer, Tokenizer.load(path), names=("the reward model", "the reference"))
+    spec = dataclasses.replace(prm.spec, reference_config=config)
+    return dataclasses.replace(prm, spec=spec, weights=dataclasses.replace(prm.weights, reference=params))
+
+
+def _expected_head(spec: Spec) -> dict[str, Params]:
+    head, fixed = jax.eval_shape(lambda key: kind_of(spec).init(spec, key), jax.random.key(0))
+    return {"head": head, "fixed": {name: value for name, value in fixed.items() if name != "target"}}
+
+
+def _write_head(directory: pathlib.Path, tree: Mapping[str, Params]) -> None:
+    import hashlib
+
+    from safetensors.numpy import save
+
+    flat = {".".join(names): np.ascontiguousarray(np.asarray(leaf)) for names, leaf in leaves(tree).items()}
+    if not flat:
+        return
+    data = save(flat)
+    with open(directory / HEAD, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    sums = (directory / SUMS).read_text(encoding="utf-8") + f"{hashlib.sha256(data).hexdigest()}  {HEAD}\n"
+    write_text(directory / SUMS, sums)
+
+
+def _read_head(directory: pathlib.Path, spec: Spec) -> dict[str, Params]:
+    """The head's arrays, held against what the kind expects."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    wanted = leaves(_expected_head(spec))
+    tree: dict[str, Params] = {"head": {}, "fixed": {}}
+    if not wanted:
+        return tree
+    path = directory / HEAD
+    verify_sums(directory, [HEAD])
+    try:
+        found = load(path.read_bytes())
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path}: the head of the reward model cannot be read: {error}") from error
+    for names, shape in wanted.items():
+        name = ".".join(names)
+        if name not in found or found[name].shape != shape.shape:
+            has = list(found[name].shape) if name in found else "nothing"
+            raise UserError(f"{path}: {name} should have shape {list(shape.shape)}, found {has}")
+        if not np.isfinite(found[name]).all():
+            raise UserError(f"{path}: {name} holds numbers that are not finite")
+        node = tree
+        for key in names[:-1]:
+            node = node.setdefault(key, {})
+        node[names[-1]] = jnp.asarray(found[name])
+    return tree
+
+
+def _check_target(path: pathlib.Path, overwrite: bool) -> None:
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise UserError(f"cannot write a model to {path}: it is not a directory")
+    if not path.exists() or not any(path.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(f"{path} exists and is not empty; give another path, or overwrite=True")
+    config = path / "config.json"
+    if not config.is_file() or KEY not in read_json(config):
+        raise UserError(f"{path} holds something other than a model of this kind; give another path")

@@ -1,0 +1,176 @@
+"""Public checkpoints of process reward models whose language model is one that this package computes.
+
+Each layout says where its scores are: a head, or the logits of two tokens, and how the text is written around the
+steps.  Sources: the model cards and configurations of the models named.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from prm_jax.data.options import suggest
+from prm_jax.errors import UserError
+from prm_jax.models import ModelConfig, Tokenizer, check_fits, layout
+from prm_jax.models.safetensors_files import Shards
+from prm_jax.models.weights import _DTYPES
+from prm_jax.prm.forward import Spec, Weights
+from prm_jax.prm.model import PRM
+from prm_jax.prm.options import KindOptions, TextLayout
+from prm_jax.runs.learner import Params
+
+_SCORE = "score."
+
+
+@dataclasses.dataclass(frozen=True)
+class PublicLayout:
+    """How one family of public checkpoints scores.
+
+    Attributes:
+      options: the kind that computes its scores.
+      text: how prompt and steps are written.
+      classes: the architectures in whose config it is named; empty: the config does not tell, the user must.
+      labels: (right, wrong) as text, each one token, whose logits are the classes; None: a head or log-ratios.
+    """
+
+    options: KindOptions
+    text: TextLayout
+    classes: tuple[str, ...] = ()
+    labels: tuple[str, str] | None = None
+
+
+LAYOUTS: dict[str, PublicLayout] = {
+    # Qwen2.5-Math-PRM: two linear layers with ReLU; <extra_0> behind every step; right is class 1.
+    "qwen_prm": PublicLayout(
+        KindOptions("token", head_layers=2, head_activation="relu", aggregate="prod"),
+        TextLayout(
+            chat="response",
+            system="Please reason step by step, and put your final answer within \\boxed{}.",
+            separator="<extra_0>",
+        ),
+        ("Qwen2ForProcessRewardModel",),
+    ),
+    # TRL's stepwise supervision: one linear layer with two classes.
+    "token_classification": PublicLayout(
+        KindOptions("token"),
+        TextLayout(),
+        ("LlamaForTokenClassification", "Qwen2ForTokenClassification", "Qwen3ForTokenClassification"),
+    ),
+    # Math-Shepherd: the tag, two Cyrillic letters, behind every step; + against - at its place.
+    "math_shepherd": PublicLayout(
+        KindOptions("token"),
+        TextLayout(join=" ", separator=" \u043a\u0438", between="\n"),
+        labels=("+", "-"),
+    ),
+    # RLHFlow: every step a turn of the user's, answered with + or -; read where the answer is about to come.
+    "rlhflow": PublicLayout(
+        KindOptions("token", aggregate="prod"), TextLayout(chat="turns", join=" "), labels=("+", "-")
+    ),
+    # EurusPRM and other implicit models: log-ratio to a reference that is given beside it.
+    "eurus_prm": PublicLayout(
+        KindOptions("implicit", beta=0.001), TextLayout(chat="response", separator="\n\n", last_separator=False)
+    ),
+}
+"""Name -> layout."""
+
+
+def load_public(path: pathlib.Path, config: Mapping[str, Any], name: str) -> PRM:
+    """Loads a public checkpoint; see ``model.load_prm``.
+
+    Args:
+      path: its directory.
+      config: its ``config.json``, {} where there is none.
+      name: of its layout, or "auto".
+
+    Raises:
+      UserError: an unknown layout, or "auto" where the config does not tell.
+    """
+    if not config:
+        raise UserError(f"no reward model at {path}: expected a directory with config.json and safetensors")
+    if name == "auto":
+        classes = config.get("architectures") or [""]
+        fitting = [key for key, known in LAYOUTS.items() if classes[0] in known.classes]
+        if not fitting:
+            raise UserError(
+                f"{path / 'config.json'} does not say how this model scores (architectures: {classes[0]!r}); name its "
+                f"layout: {', '.join(LAYOUTS)}"
+            )
+        name = fitting[0]
+    if name not in LAYOUTS:
+        raise UserError(f"unknown layout {name!r} of reward models; {suggest(name, LAYOUTS, 'layouts')}")
+    known = LAYOUTS[name]
+    model_config, params, head = _load(path, config, known)
+    tokenizer = Tokenizer.load(path)
+    check_fits(tokenizer, model_config)
+    label_ids = None
+    if known.labels is not None:
+        label_ids = (_label(tokenizer, known.labels[0]), _label(tokenizer, known.labels[1]))
+    options = known.options
+    if head:
+        options = dataclasses.replace(options, head_layers=len(head))
+    return PRM(Spec(options, model_config, None, label_ids), Weights(params, head, {}), tokenizer, known.text)
+
+
+def _load(path: pathlib.Path, config: Mapping[str, Any], known: PublicLayout) -> tuple[ModelConfig, Params, Params]:
+    """(architecture, parameters, head) of a directory; the head's tensors, if any, stand beside the model's."""
+    source = Shards(path)
+    scores = {name: shape for name, shape in source.shapes.items() if name.startswith(_SCORE)}
+    shapes = {name: shape for name, shape in source.shapes.items() if name not in scores}
+    plain = _plain_config(config, has_head=layout.TIED_HEAD in shapes)
+    model_config = ModelConfig.from_hf(plain)
+    layout.check_tensors(model_config, shapes, source=str(path))
+    kinds = set(source.dtypes.values())
+    dtype = kinds.pop() if len(kinds) == 1 else "float32"
+    params = layout.assemble(model_config, source.read, dtype=_DTYPES[dtype], place=jnp.asarray)
+    wants_head = known.options.kind == "token" and known.labels is None
+    if wants_head != bool(scores):
+        raise UserError(
+            f"{path} has {'no tensors' if wants_head else 'tensors'} named {_SCORE}*, which this layout "
+            f"{'needs' if wants_head else 'does not have'}; choose another layout"
+        )
+    return dataclasses.replace(model_config, dtype=dtype), params, _head(path, source, scores, model_config)  # type: ignore[arg-type]
+
+
+def _plain_config(config: Mapping[str, Any], *, has_head: bool) -> dict[str, Any]:
+    """The config as that of the language model itself."""
+    plain = {name: value for name, value in config.items() if name not in ("architectures", "auto_map")}
+    if plain.get("model_type") == "mistral":
+        # The same computation as Llama's as long as no row is longer than the window.
+        window = plain.pop("sliding_window", None) or plain.get("max_position_embeddings", 32768)
+        plain |= {"model_type": "llama", "max_position_embeddings": min(plain["max_position_embeddings"], window)}
+    if not has_head:
+        plain["tie_word_embeddings"] = True  # a classifier without vocabulary head: none is needed
+    return plain
+
+
+def _head(path: pathlib.Path, source: Shards, scores: Mapping[str, tuple[int, ...]], config: ModelConfig) -> Params:
+    """Linear layers ``score.weight`` or ``score.0.weight``, ``score.2.weight``, ... in their order."""
+    if not scores:
+        return {}
+    prefixes = sorted({name.rpartition(".")[0] for name in scores}, key=lambda name: (len(name), name))
+    head: Params = {}
+    width = config.hidden_size
+    for index, prefix in enumerate(prefixes):
+        if f"{prefix}.weight" not in scores:
+            raise UserError(f"{path}: {prefix}.weight is missing")
+        kernel = np.asarray(source.read(f"{prefix}.weight"), np.float32).T
+        bias = np.zeros(kernel.shape[1], np.float32)
+        if f"{prefix}.bias" in scores:
+            bias = np.asarray(source.read(f"{prefix}.bias"), np.float32)
+        if kernel.ndim != 2 or kernel.shape[0] != width or bias.shape != kernel.shape[1:]:
+            raise UserError(f"{path}: {prefix} maps {kernel.shape[0]} to {kernel.shape[-1]}, expected {width} inputs")
+        head[f"layer_{index}"] = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
+        width = kernel.shape[1]
+    if width != 2:
+        raise UserError(f"{path}: the head has {width} outputs, expected 2: (wrong, right)")
+    return head
+
+
+def _label(tokenizer: Tokenizer, text: str) -> int:
+    ids = tokenizer.encode(text)
+    if not ids:
+        raise UserError(f"the label {text!r} gives no token; this tokenizer does not belong to that layout")
+    return ids[-1]

@@ -1,0 +1,68 @@
+"""What a model's step scores are worth on held-out rows, in a few numbers, while it trains."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from prm_jax.prm import compiled
+from prm_jax.prm.options import Aggregate
+from prm_jax.prm.rows import Row
+
+
+def row_metrics(rows: Sequence[Row], scores: Sequence[np.ndarray], *, how: Aggregate) -> dict[str, float]:
+    """Metrics of step scores; one that the rows do not allow is left out.
+
+    Args:
+      rows: scored solutions.
+      scores: of each, [S].
+      how: the aggregation of a solution's scores.
+
+    Returns:
+      step_auc (labelled steps through the first wrong one), first_error_f1 (threshold picked on every other problem,
+      measured on the rest), outcome_auc, pairwise_accuracy (of right and wrong solutions to one problem).
+    """
+    width = max(len(row.reads) for row in rows)
+    table, labels = np.zeros((len(rows), width), np.float32), np.zeros((len(rows), width), np.float32)
+    mask, known = np.zeros((len(rows), width), bool), np.zeros((len(rows), width), bool)
+    for index, (row, own) in enumerate(zip(rows, scores, strict=True)):
+        size = len(row.reads)
+        table[index, :size], mask[index, :size] = own, True
+        labels[index, :size], known[index, :size] = row.labels, row.label_mask
+    found: dict[str, float] = {}
+    right = labels > 0.5
+    seen = known & (np.cumsum(known & ~right, axis=1) - (known & ~right) == 0)
+    if (seen & right).any() and (seen & ~right).any():
+        found["step_auc"] = float(compiled.roc_auc(table, right, seen))
+    found |= _first_error(rows, table, mask, right, known)
+    judged = np.asarray([np.isfinite(row.outcome) for row in rows])
+    if judged.any():
+        outcome = np.nan_to_num(np.asarray([row.outcome for row in rows], np.float32))
+        response = np.asarray(compiled.aggregate_steps(table, mask, how=how))
+        good = outcome > 0.5
+        if (judged & good).any() and (judged & ~good).any():
+            found["outcome_auc"] = float(compiled.roc_auc(response, good, judged))
+        numbers = {group: number for number, group in enumerate(dict.fromkeys(row.group for row in rows))}
+        groups = np.asarray([numbers[row.group] for row in rows], np.int32)
+        found["pairwise_accuracy"] = float(
+            compiled.pairwise_accuracy(response, outcome, groups, num_groups=len(numbers), mask=judged)
+        )
+    return found
+
+
+def _first_error(
+    rows: Sequence[Row], table: np.ndarray, mask: np.ndarray, right: np.ndarray, known: np.ndarray
+) -> dict[str, float]:
+    """First-error F1, where enough solutions are labelled through their first wrong step."""
+    wrong = known & ~right
+    first = np.where(wrong.any(1), wrong.argmax(1), -1)
+    before = np.arange(table.shape[1])[None] < np.where(first < 0, table.shape[1], first)[:, None]
+    usable = ~(mask & before & ~known).any(1)
+    group = np.asarray([row.group for row in rows])
+    half = {number: place % 2 == 0 for place, number in enumerate(dict.fromkeys(group[usable].tolist()))}
+    picks = np.asarray([usable[i] and half[group[i]] for i in range(len(rows))])
+    tests = usable & ~picks
+    if not all((first[side] >= 0).any() and (first[side] < 0).any() for side in (picks, tests)):
+        return {}
+    threshold, _ = compiled.best_threshold(table[picks], mask[picks], first[picks])
+    f1 = compiled.first_error_f1(compiled.first_error(table[tests], mask[tests], threshold=threshold), first[tests])
+    return {"first_error_f1": float(f1["f1"])}

@@ -1,0 +1,245 @@
+"""Scoring solutions with a process reward model, in batches of a bounded number of tokens."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from prm_jax import rl
+from prm_jax.data.step_data import StepRecord
+from prm_jax.errors import UserError
+from prm_jax.models.sharding import batch_sharding, rows_over, shard_params
+from prm_jax.prm import compiled
+from prm_jax.prm.forward import Spec, Weights, at_last
+from prm_jax.prm.kinds import kind_of
+from prm_jax.prm.model import PRM
+from prm_jax.prm.options import Aggregate
+from prm_jax.prm.rows import Batch, Row, Shape, build_rows, collate
+
+_AGGREGATES = Aggregate.__args__  # type: ignore[attr-defined]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """One solution with its scores.
+
+    Attributes:
+      record: the solution.
+      steps: one score a step, higher is better.
+      response: the score of the whole.
+      objectives: name -> score, of a model with several objectives.
+    """
+
+    record: StepRecord
+    steps: tuple[float, ...]
+    response: float
+    objectives: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """What goes into a line of scores: ids, scores, and what is known about the solution."""
+        record = self.record
+        fields: dict[str, Any] = {"id": record.id, "group": record.group, "scores": self.steps, "score": self.response}
+        fields["length"] = sum(map(len, record.steps))
+        if record.labels is not None:
+            fields["labels"] = record.labels
+        if record.outcome is not None:
+            fields["outcome"] = record.outcome
+        if self.objectives:
+            fields["objectives"] = self.objectives
+        if record.provenance:
+            fields["provenance"] = dict(record.provenance)
+        return fields
+
+
+def score_solutions(
+    prm: PRM,
+    records: Sequence[StepRecord],
+    *,
+    max_tokens: int = 8192,
+    aggregate: Aggregate | None = None,
+    cumulative: bool = False,
+    skip_long: bool = False,
+    on_batch: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Scored]:
+    """Scores every step, and every solution as a whole.
+
+    Args:
+      prm: from ``load_prm`` or ``finished``; where its weights lie on a mesh (``spread``), solutions are split over it.
+      records: at least one.
+      max_tokens: tokens in one batch, padding included; a longer solution is a batch of its own.
+      aggregate: how step scores become the solution's; None: as the model says.
+      cumulative: give each step the sum of the scores up to it (of log-ratios: that of the prefix).
+      skip_long: leave out solutions that are longer than the model's context, instead of refusing.
+      on_batch: called with (solutions done, all of them).
+
+    Returns:
+      In the order of the records.
+
+    Raises:
+      UserError: an unknown aggregate, a solution longer than the context, or scores that are not finite.
+    """
+    how = aggregate or prm.aggregate
+    if how not in _AGGREGATES:
+        raise UserError(f"unknown aggregate {how!r}; there are {', '.join(_AGGREGATES)}")
+    rows = rows_to_score(prm, records, skip_long=skip_long)
+    kind = kind_of(prm.spec)
+    found: dict[int, tuple[np.ndarray, dict[str, np.ndarray]]] = {}
+    mesh = _mesh_under(prm.weights)
+    for batch, members in batches(rows, max_tokens=max_tokens, ways=1 if mesh is None else rows_over(mesh)):
+        if mesh is not None:
+            batch = jax.device_put(batch, batch_sharding(mesh))
+        values, extra = _compiled(prm.spec)(prm.weights, batch)
+        values, extra = jax.device_get((values, extra))
+        for place, row in enumerate(members):
+            own = values[place, : len(row.reads)]
+            _check_finite(own, records[row.record])
+            found[row.record] = (own, {name: value[place] for name, value in extra.items()})
+        on_batch(len(found), len(rows))
+    order = sorted(found)
+    table, mask = pad_table([np.cumsum(found[i][0]) if cumulative else found[i][0] for i in order])
+    _check_aggregate(how, kind.output, table, mask)
+    responses = np.asarray(compiled.aggregate_steps(table, mask, how=how))
+    if prm.spec.options.kind == "gpm":
+        extras = [found[i][1] for i in order]
+        responses = prefer(prm.spec, extras, [records[i].group for i in order], responses)
+    names = prm.spec.objectives
+    return [
+        Scored(
+            records[i],
+            tuple(float(x) for x in table[n][mask[n]]),
+            float(responses[n]),
+            dict(zip(names, found[i][1]["objectives"].tolist(), strict=True)) if names else {},
+        )
+        for n, i in enumerate(order)
+    ]
+
+
+def rows_to_score(prm: PRM, records: Sequence[StepRecord], *, skip_long: bool = False) -> list[Row]:
+    """The solutions in tokens, whole.
+
+    Raises:
+      UserError: one is longer than the model's context, and `skip_long` is not set.
+    """
+    limit = prm.spec.config.max_position_embeddings
+    if not records:
+        raise UserError("there are no solutions to score")
+    rows, _ = build_rows(records, prm.tokenizer, prm.layout, max_length=limit, whole=True)
+    if len(rows) < len(records) and not skip_long:
+        have = {row.record for row in rows}
+        first = next(index for index in range(len(records)) if index not in have)
+        raise UserError(
+            f"{records[first].id}: this solution is longer than the {limit} tokens of the model's context (and so are "
+            f"{len(records) - len(rows) - 1} others); leave such solutions out, or skip them"
+        )
+    return rows
+
+
+def spread(prm: PRM, mesh: Mesh) -> PRM:
+    """The model with its weights on a mesh of devices, over which `score_solutions` then splits solutions."""
+    return dataclasses.replace(prm, weights=shard_params(prm.weights, mesh))
+
+
+def _mesh_under(weights: Weights) -> Mesh | None:
+    placed = getattr(jax.tree.leaves(weights)[0], "sharding", None)
+    return placed.mesh if isinstance(placed, NamedSharding) and isinstance(placed.mesh, Mesh) else None
+
+
+def batches(rows: Sequence[Row], *, max_tokens: int, ways: int = 1) -> list[tuple[Batch, list[Row]]]:
+    """Rows of similar length together; few different shapes, so that little is compiled.
+
+    Args:
+      rows: at least one.
+      max_tokens: tokens in one batch, padding included.
+      ways: devices that divide the solutions of each batch; empty ones are added.
+
+    Returns:
+      (batch with one solution a row, its rows), the longest first.
+    """
+    steps = _power_of_two(max(len(row.reads) for row in rows))
+    widths: dict[int, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: -len(row.tokens)):
+        widths.setdefault(_width(len(row.tokens)), []).append(row)
+    found = []
+    for width, members in widths.items():
+        count = min(max(1, max_tokens // width), len(members))
+        for start in range(0, len(members), count):
+            part, places = members[start : start + count], -(-count // ways) * ways
+            found.append((collate(part, Shape(places, width, places, steps), packed=False), part))
+    return found
+
+
+def prefer(spec: Spec, extras: Sequence[dict[str, np.ndarray]], groups: Sequence[str], alone: np.ndarray) -> np.ndarray:
+    """Mean preference of each solution over the others of its problem (kind gpm); its own score where it is alone."""
+    numbers: dict[str, int] = {}
+    ids = np.asarray([numbers.setdefault(group, len(numbers)) for group in groups], np.int32)
+    result = np.array(alone, np.float32)
+    for group in range(len(numbers)):
+        members = np.flatnonzero(ids == group).tolist()
+        if len(members) < 2:
+            continue
+        embeddings = np.stack([extras[i]["embedding"] for i in members])
+        scales = np.stack([extras[i]["scales"] for i in members])
+        result[members] = np.asarray(
+            rl.group_preferences(
+                embeddings, np.zeros(len(members), np.int32), num_groups=1, scales=scales,
+                temperature=spec.options.temperature,
+            )
+        )  # fmt: skip
+    return result
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(spec: Spec) -> Callable[[Weights, Batch], tuple[jax.Array, dict[str, jax.Array]]]:
+    kind = kind_of(spec)
+
+    def run(weights: Weights, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        found = kind.forward(spec, weights, batch)
+        extra: dict[str, jax.Array] = {}
+        if spec.options.kind == "gpm":
+            extra = {"embedding": at_last(found["steps"], batch), "scales": found["scales"]}
+        elif spec.options.kind == "armo":
+            extra = {"objectives": at_last(found["objectives"], batch)}
+        return kind.scores(spec, found, batch), extra
+
+    return jax.jit(run)
+
+
+def pad_table(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(values [B, S] float32, mask [B, S] bool) of rows of different lengths, 0 behind their ends."""
+    width = max(map(len, rows))
+    table, mask = np.zeros((len(rows), width), np.float32), np.zeros((len(rows), width), bool)
+    for index, values in enumerate(rows):
+        table[index, : len(values)], mask[index, : len(values)] = values, True
+    return table, mask
+
+
+def _check_finite(values: np.ndarray, record: StepRecord) -> None:
+    if not np.isfinite(values).all():
+        step = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise UserError(
+            f"{record.id}: the score of step {step} is {values[step]}, no finite number; the model is damaged, or "
+            "bfloat16 is too coarse for it"
+        )
+
+
+def _check_aggregate(how: str, output: str, table: np.ndarray, mask: np.ndarray) -> None:
+    if how in ("prod", "gmean", "mean_logit", "mean_odds") and ((table < 0) | (table > 1))[mask].any():
+        raise UserError(
+            f"the aggregate {how!r} is for probabilities, but this model's step scores are {output.replace('_', '-')}s "
+            "outside [0, 1]; take min, last, mean or sum"
+        )
+
+
+def _width(length: int) -> int:
+    """The least of 32, 48, 64, 96, 128, ... that is long enough: at most a third of a row is padding beyond 32."""
+    whole = max(32, _power_of_two(length))
+    return max(32, 3 * whole // 4) if length <= 3 * whole // 4 else whole
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << math.ceil(math.log2(max(1, number)))

@@ -1,0 +1,142 @@
+"""One optimiser step of a process reward model, its gradient accumulated exactly."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from prm_jax import rl
+from prm_jax.models import LoRAConfig, init_lora, join
+from prm_jax.prm.forward import Spec, Weights, judged
+from prm_jax.prm.kinds import kind_of
+from prm_jax.prm.rows import Batch
+from prm_jax.runs.learner import Params, accumulate_gradients, guarded_update
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a step changes.
+
+    Attributes:
+      trainable: {"model": parameters, adapters, or {} when frozen; "head": the head}.
+      opt_state: of the optimiser.
+      fixed: regressions and target heads.
+    """
+
+    trainable: Params
+    opt_state: Any
+    fixed: Params
+
+
+@dataclasses.dataclass(frozen=True)
+class PRMLearner:
+    """What stays the same about a run.
+
+    Attributes:
+      spec: the model.
+      optimizer: turns gradients of ``TrainState.trainable`` into updates.
+      lora: adapters; None where all parameters train, or none.
+      head_only: the language model stays as it is.
+    """
+
+    spec: Spec
+    optimizer: optax.GradientTransformation
+    lora: LoRAConfig | None = None
+    head_only: bool = False
+
+    def init(self, base: Params, key: jax.Array) -> TrainState:
+        """The start: `base` with a new head, and adapters without effect where there are any; `key` is consumed."""
+        first, second = jax.random.split(key)
+        head, fixed = kind_of(self.spec).init(self.spec, first)
+        model: Params = {}
+        if self.lora is not None:
+            model = init_lora(self.spec.config, base, second, self.lora)
+        elif not self.head_only:
+            # A copy: the state is donated to every step, and the base may stay behind as the reference.
+            model = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), base)
+        trainable = {"model": model, "head": head}
+        return TrainState(trainable, self.optimizer.init(trainable), fixed)
+
+    def weights(self, trainable: Params, fixed: Params, base: Params | None) -> Weights:
+        """The whole model's arrays; structure only, nothing is copied."""
+        model = trainable["model"]
+        if self.head_only:
+            model = base
+        elif self.lora is not None:
+            assert base is not None
+            model = join(base, model)
+        reference = base if kind_of(self.spec).reference else None
+        return Weights(model, trainable["head"], fixed, reference)
+
+
+PRMStep = Callable[[TrainState, Params | None, Batch, Batch | None], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def make_step(learner: PRMLearner, *, microbatches: int = 1, shardings: TrainState | None = None) -> PRMStep:
+    """Compiles ``(state, base, batch, mismatched) -> (state, metrics)``; the state is donated.
+
+    Args:
+      learner: of the run.
+      microbatches: leading axis of every leaf of a batch.
+      shardings: how the new state lies on a mesh, leaf by leaf as the old one does; None on one device.
+
+    Returns:
+      The step.  `base` holds the frozen parameters (reference, base of adapters, features); `mismatched` is a batch of
+      responses behind other prompts for the reference point of KTO, None for any other loss.  Metrics: prm/loss, the
+      loss's own, prm/grad_norm, prm/skipped.
+    """
+    spec, kind = learner.spec, kind_of(learner.spec)
+
+    def step(
+        state: TrainState, base: Params | None, batch: Batch, other: Batch | None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        constant = jnp.float32(0)
+        if other is not None:
+            weights = learner.weights(state.trainable, state.fixed, base)
+            constant = _reference_point(spec, weights, other)
+
+        def loss_fn(trainable: Params, pieces: Batch) -> tuple[rl.Loss, None]:
+            piece = jax.tree.map(lambda x: x[0], pieces)
+            weights = learner.weights(trainable, state.fixed, base)
+            return kind.loss(spec, kind.forward(spec, weights, piece), piece, constant), None
+
+        grads, loss, _ = accumulate_gradients(loss_fn, state.trainable, batch, pieces=microbatches)
+        trainable, opt_state, health = guarded_update(learner.optimizer, grads, state.opt_state, state.trainable)
+        fixed = state.fixed
+        if "target" in fixed:
+            rate = spec.options.target_rate
+            fixed = {**fixed, "target": optax.incremental_update(trainable["head"], fixed["target"], rate)}
+        metrics = {"loss": loss.mean(), "counted": loss.weight, **loss.summary(), **health}
+        new = TrainState(trainable, opt_state, fixed)
+        if shardings is not None:
+            new = jax.lax.with_sharding_constraint(new, shardings)
+        return new, {f"prm/{name}": value for name, value in metrics.items()}
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_scorer(learner: PRMLearner) -> Callable[[TrainState, Params | None, Batch], tuple[jax.Array, rl.Loss]]:
+    """Compiles ``(state, base, batch) -> (step scores [R, S], Loss)`` for batches without a leading axis."""
+    spec, kind = learner.spec, kind_of(learner.spec)
+
+    def score(state: TrainState, base: Params | None, batch: Batch) -> tuple[jax.Array, rl.Loss]:
+        weights = learner.weights(state.trainable, state.fixed, base)
+        found = kind.forward(spec, weights, batch)
+        return kind.scores(spec, found, batch), kind.loss(spec, found, batch, jnp.float32(0))
+
+    return jax.jit(score)
+
+
+def _reference_point(spec: Spec, weights: Weights, batch: Batch) -> jax.Array:
+    """KTO's: the mean log-ratio of mismatched pairs of all pieces, at least 0, a constant."""
+    weights = jax.lax.stop_gradient(weights)
+
+    def one(piece: Batch) -> tuple[jax.Array, jax.Array]:
+        return kind_of(spec).forward(spec, weights, piece).sum(-1), judged(piece)
+
+    ratios, known = jax.lax.map(one, batch)
+    return rl.kto_reference_point(ratios.reshape(-1), known.reshape(-1))

@@ -1,0 +1,150 @@
+"""A problem and the steps of a solution as one text, and where in it each step ends."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from prm_jax.data.problems import Prompt
+from prm_jax.errors import UserError
+from prm_jax.prm.options import TextLayout
+
+
+@dataclasses.dataclass(frozen=True)
+class LaidText:
+    """A text with steps in it.
+
+    Attributes:
+      text: prompt and steps.
+      start: character at which the steps begin.
+      ends: one a step, rising: the character behind its separator.
+      begin: whether the tokenizer adds what it puts before a text.
+      prefix: token ids that stand before the text (a prompt that is given as ids).
+    """
+
+    text: str
+    start: int
+    ends: tuple[int, ...]
+    begin: bool
+    prefix: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """A laid-out text in tokens.
+
+    Attributes:
+      ids: [T] int32.
+      step_ids: [T] int32: the step that the token starts in, -1 for the prompt and for what follows the last step.
+      reads: [S] int32: the token at which each step's score is read: the last one that starts inside the step, or,
+        for a step that has none, the token that covers it.
+    """
+
+    ids: np.ndarray
+    step_ids: np.ndarray
+    reads: np.ndarray
+
+
+def lay_out(prompt: Prompt, steps: Sequence[str], layout: TextLayout, tokenizer: Any) -> LaidText:
+    """Writes prompt and steps as the layout says.
+
+    Args:
+      prompt: text, chat messages (always through the chat template), or token ids (kept as they are).
+      steps: at least one.
+      layout: see there.
+      tokenizer: its chat template is used where a chat is wanted.
+
+    Raises:
+      UserError: no chat template, or one that rewrites earlier turns.
+    """
+    if layout.chat == "turns":
+        return _turns(prompt, steps, layout, tokenizer)
+    prefix: tuple[int, ...] = ()
+    begin = layout.begin
+    if isinstance(prompt, str) and layout.chat == "none":
+        head = prompt + layout.join
+    elif isinstance(prompt, str) or (prompt and isinstance(prompt[0], Mapping)):
+        head, begin = tokenizer.render_chat(_messages(prompt, layout)), False
+    else:
+        head, begin, prefix = "", False, tuple(int(token) for token in prompt)  # type: ignore[arg-type]
+    text, ends = head, []
+    for index, step in enumerate(steps):
+        separated = layout.last_separator or index + 1 < len(steps)
+        # Steps that were cut out of a response may have their separator still.
+        separated &= not step.endswith(layout.separator)
+        text += (layout.between if index else "") + step + (layout.separator if separated else "")
+        ends.append(len(text))
+    return LaidText(text, len(head), tuple(ends), begin, prefix)
+
+
+def tokenize(laid: LaidText, tokenizer: Any, *, end: bool = False) -> Tokens:
+    """Token ids of the whole text, its steps found by the characters that each token stands for.
+
+    The text is tokenised in one piece, as a model that writes it would have it; a token that reaches over the end of a
+    step belongs to the step that it starts in.
+
+    Args:
+      laid: from ``lay_out``.
+      tokenizer: gives ids with spans.
+      end: append the end-of-text token, as part of the last step.
+
+    Raises:
+      UserError: the text gives no token, or there is no end-of-text token.
+    """
+    ids, spans = tokenizer.encode_with_spans(laid.text, add_special=laid.begin)
+    starts = np.asarray([start for start, _ in spans], np.int64)
+    bare = np.asarray([start == stop for start, stop in spans], bool)  # added tokens stand for no characters
+    ends = np.asarray(laid.ends, np.int64)
+    step_ids = np.searchsorted(ends, starts, side="right").astype(np.int32)
+    outside = (starts < laid.start) | (step_ids >= len(ends)) | bare
+    step_ids[outside] = -1
+    if not len(ids):
+        raise UserError(f"the text {laid.text[:40]!r} gives no token")
+    # Added tokens before the text have been read by any step's end; those behind it have not.
+    first = int(np.argmin(bare))
+    begun = np.where(bare, np.where(np.arange(len(starts)) < first, -1, len(laid.text)), starts)
+    reads = np.asarray([np.flatnonzero(begun < stop)[-1] for stop in ends], np.int32)
+    if laid.prefix:
+        ids = [*laid.prefix, *ids]
+        step_ids = np.concatenate([np.full(len(laid.prefix), -1, np.int32), step_ids])
+        reads = reads + len(laid.prefix)
+    if end:
+        if tokenizer.eos_id is None:
+            raise UserError("--text.end needs an end-of-text token, which this tokenizer does not name")
+        keep = int(reads[-1]) + 1
+        ids, step_ids = [*ids[:keep], tokenizer.eos_id], np.append(step_ids[:keep], np.int32(len(ends) - 1))
+        reads[-1] = keep
+    return Tokens(np.asarray(ids, np.int32), step_ids.astype(np.int32), reads.astype(np.int32))
+
+
+def _messages(prompt: Prompt, layout: TextLayout) -> list[dict[str, str]]:
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]  # type: ignore[arg-type]
+    if layout.system and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": layout.system})
+    return messages
+
+
+def _turns(prompt: Prompt, steps: Sequence[str], layout: TextLayout, tokenizer: Any) -> LaidText:
+    """Every step in a turn of its own, with the tag as the answer; each is read just before its tag."""
+    if not isinstance(prompt, str):
+        raise UserError("--text.chat turns needs prompts that are plain text")
+    messages = [{"role": "system", "content": layout.system}] if layout.system else []
+    ends: list[int] = []
+    texts: list[str] = []
+    for index, step in enumerate(steps):
+        content = step if index else prompt + layout.join + step
+        messages.append({"role": "user", "content": content})
+        texts.append(tokenizer.render_chat(messages))
+        ends.append(len(texts[-1]))
+        messages.append({"role": "assistant", "content": layout.tag})
+    for shorter, longer in zip(texts, texts[1:], strict=False):
+        if not longer.startswith(shorter + layout.tag):
+            raise UserError(
+                "this chat template changes earlier turns when a later one comes, so that the steps cannot be scored "
+                "in one pass; use another --text.chat"
+            )
+    start = texts[0].find(steps[0], texts[0].find(prompt) + len(prompt))
+    if start < 0:
+        raise UserError("this chat template does not show the steps as they are; use another --text.chat")
+    return LaidText(texts[-1], start, tuple(ends), False)

@@ -1,0 +1,351 @@
+"""Learning curves as PNG: panels of a run, arms of a run side by side, and runs with their seeds as bands.
+
+Everything is drawn off screen; no window system and no global matplotlib state are touched. Needs the extra plots.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from prm_jax.errors import UserError, require
+from prm_jax.runs import curves
+from prm_jax.runs.curves import Band, Center, Run, Series
+
+# Okabe and Ito's palette, told apart by all kinds of colour vision; black and yellow left out.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_INK, _GRID = "#222222", "#E4E4E4"
+_RC = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": "#888888",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "text.color": _INK,
+    "legend.frameon": False,
+}
+X_LABELS = {"step": "training step", "rollouts": "responses sampled", "seconds": "time (s)"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """How pictures look.
+
+    Attributes:
+      center: the line of several seeds.
+      band: the band of several seeds.
+      dpi: resolution.
+      width, height: of one panel, in inches.
+    """
+
+    center: Center = "iqm"
+    band: Band = "quartiles"
+    dpi: int = 150
+    width: float = 3.7
+    height: float = 2.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One metric's place in a picture.
+
+    Attributes:
+      metric: its "phase/name".
+      title: what it is, with its unit.
+      percent: a share, drawn in percent.
+      unit: a number within [0, 1]; the axis shows all of it, as that of a share.
+      chance: value of a guess, drawn as a reference line.
+      log: logarithmic axis.
+    """
+
+    metric: str
+    title: str
+    percent: bool = False
+    unit: bool = False
+    chance: float | None = None
+    log: bool = False
+
+
+ACCURACY = (
+    Panel("eval/greedy_accuracy", "Greedy accuracy", percent=True),
+    Panel("eval/sampled_accuracy", "Sampled accuracy", percent=True),
+    Panel("eval/greedy_step_accuracy", "Greedy step accuracy", percent=True),
+    Panel("eval/sampled_step_accuracy", "Sampled step accuracy", percent=True),
+    Panel("eval/step_accuracy", "Step accuracy", percent=True),
+)
+PRM = (
+    Panel("prm/pairwise_accuracy", "PRM pairwise accuracy", percent=True, chance=0.5),
+    Panel("prm/gate", "Trust gate of the process rewards", unit=True),
+    Panel("prm_eval/first_error_f1", "First wrong step: F1", unit=True),
+    Panel("prm_eval/step_auc", "Right and wrong steps: AUC", unit=True, chance=0.5),
+    Panel("prm/loss", "PRM loss"),
+    Panel("prm/reward_abs", "Process reward, mean size"),
+)
+TRAINING = (
+    Panel("rollout/solve_rate", "Solve rate of training responses", percent=True),
+    Panel("rollout/kept_groups", "Prompts kept by the solve-rate filter", percent=True),
+    Panel("rollout/length", "Response length (tokens)"),
+    Panel("policy/loss", "Policy loss"),
+    Panel("policy/entropy", "Policy entropy (nats a token)"),
+    Panel("policy/kl", "KL to the reference (nats a token)"),
+    Panel("policy/approx_kl", "KL to the sampling policy (nats a token)"),
+    Panel("policy/grad_norm", "Policy gradient norm", log=True),
+    Panel("time/step_seconds", "Time of a step (s)", log=True),
+)
+PICTURES = {"accuracy": ACCURACY, "prm": PRM, "training": TRAINING}
+"""File name -> panels of the standard pictures; a panel without data takes no room."""
+
+
+def plot_report(
+    runs: Mapping[str, str | pathlib.Path], out: str | pathlib.Path, *, style: Style = Style()
+) -> list[pathlib.Path]:
+    """Draws the standard pictures of a finished run and its arms.
+
+    Args:
+      runs: {name of an arm: its run directory}.
+      out: directory of the pictures; made when absent.
+      style: how they look.
+
+    Returns:
+      The pictures written.
+
+    Raises:
+      MissingExtraError: matplotlib is not installed.
+      UserError: a run has no metrics, or the pictures cannot be written.
+    """
+    groups = {name: [curves.load_run(path)] for name, path in runs.items()}
+    if len(groups) == 1:
+        groups = {"": next(iter(groups.values()))}
+    return _draw_all(groups, pathlib.Path(out), PICTURES, "step", style)
+
+
+def plot_runs(
+    paths: Sequence[str | pathlib.Path],
+    out: str | pathlib.Path,
+    *,
+    metrics: Sequence[str] = (),
+    x: str = "step",
+    style: Style = Style(),
+) -> list[pathlib.Path]:
+    """Draws the curves of runs; those that differ only in their seed become one line with a band.
+
+    Args:
+      paths: run directories or metrics files. The baseline inside a run directory counts as a run, too.
+      out: directory of the pictures; made when absent.
+      metrics: only these, one picture each; default: the standard pictures.
+      x: "step", "rollouts" or "seconds".
+      style: how they look.
+
+    Returns:
+      The pictures written.
+
+    Raises:
+      MissingExtraError: matplotlib is not installed.
+      UserError: no metrics, an unknown metric (with suggestions), or pictures that cannot be written.
+    """
+    groups = _arms(paths)
+    known = sorted(set().union(*(run.metrics() for members in groups.values() for run in members)))
+    pictures: Mapping[str, Sequence[Panel]] = PICTURES
+    if metrics:
+        standard = {panel.metric: panel for panels in PICTURES.values() for panel in panels}
+        for name in metrics:
+            if name not in known:
+                raise UserError(f"no run has the metric {name!r}{_nearest(name, known)}")
+        pictures = {name.replace("/", "_"): [standard.get(name, Panel(name, name))] for name in metrics}
+    return _draw_all(groups, pathlib.Path(out), pictures, x, style)
+
+
+def draw(
+    panels: Sequence[tuple[Panel, Sequence[Series]]],
+    path: str | pathlib.Path,
+    *,
+    x_label: str = X_LABELS["step"],
+    style: Style = Style(),
+    colors: Mapping[str, str] | None = None,
+) -> pathlib.Path:
+    """Draws one picture from series.
+
+    Args:
+      panels: what to draw; at least one.
+      path: the PNG to write.
+      x_label: under the lowest panels.
+      style: how it looks.
+      colors: {label: colour}; default by order of appearance.
+
+    Returns:
+      `path`.
+
+    Raises:
+      MissingExtraError: matplotlib is not installed.
+      UserError: the file cannot be written.
+    """
+    matplotlib = require("matplotlib", "plots")
+    figure_module, agg = require("matplotlib.figure", "plots"), require("matplotlib.backends.backend_agg", "plots")
+    labels = list(dict.fromkeys(series.label for _, drawn in panels for series in drawn))
+    colors = colors or {label: COLORS[i % len(COLORS)] for i, label in enumerate(labels)}
+    columns = min(len(panels), 3 if len(panels) > 4 else 2)
+    rows = -(-len(panels) // columns)
+    scale = 1.35 if len(panels) == 1 else 1.0
+    size = (columns * style.width * scale, rows * style.height * scale + 0.45)
+    with matplotlib.rc_context(_RC):
+        figure = figure_module.Figure(figsize=size, layout="constrained")
+        agg.FigureCanvasAgg(figure)
+        axes = figure.subplots(rows, columns, squeeze=False)
+        smoothed = 0
+        for index, axis in enumerate(axes.flat):
+            if index >= len(panels):
+                axis.set_visible(False)
+                continue
+            panel, drawn = panels[index]
+            smoothed = max(smoothed, _draw_panel(axis, panel, drawn, colors))
+            if index + columns >= len(panels):
+                axis.set_xlabel(x_label)
+        _explain(figure, axes.flat[0], labels, colors, panels, smoothed, style)
+        path = pathlib.Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=style.dpi)
+        except OSError as error:
+            raise UserError(f"cannot write the picture {path}: {error.strerror}") from error
+    return path
+
+
+def _arms(paths: Sequence[str | pathlib.Path]) -> dict[str, list[Run]]:
+    """Groups of runs; where runs hold baselines, the arms are named and grouped apart."""
+    by_arm: dict[str, list[Run]] = {}
+    nested = [curves.nested_runs(path) for path in paths]
+    main = "PRIME" if any(nested) else ""
+    for path, inner in zip(paths, nested, strict=True):
+        by_arm.setdefault(main, []).append(curves.load_run(path))
+        for name, inner_path in inner.items():
+            by_arm.setdefault(name.replace("_", " "), []).append(curves.load_run(inner_path))
+    groups = {}
+    for arm, runs in by_arm.items():
+        for label, members in curves.group_runs(runs).items():
+            groups[", ".join(part for part in (arm, label) if part)] = members
+    return groups
+
+
+def _draw_all(
+    groups: Mapping[str, Sequence[Run]],
+    out: pathlib.Path,
+    pictures: Mapping[str, Sequence[Panel]],
+    x: str,
+    style: Style,
+) -> list[pathlib.Path]:
+    colors = {label: COLORS[i % len(COLORS)] for i, label in enumerate(groups)}
+    written = []
+    for name, panels in pictures.items():
+        filled = []
+        for panel in panels:
+            drawn = [_series(members, panel.metric, x, label, style) for label, members in groups.items()]
+            drawn = [series for series in drawn if np.isfinite(series.y).any()]
+            if drawn:
+                filled.append((panel, drawn))
+        if filled:
+            label = X_LABELS.get(x, x)
+            written.append(draw(filled, out / f"{name}.png", x_label=label, style=style, colors=colors))
+    if not written:
+        raise UserError("none of these runs has anything to draw yet")
+    return written
+
+
+def _series(members: Sequence[Run], metric: str, x: str, label: str, style: Style) -> Series:
+    found = [run.curve(metric, x) for run in members]
+    return curves.aggregate(found, label=label, center=style.center, band=style.band)
+
+
+def _draw_panel(axis: Any, panel: Panel, drawn: Sequence[Series], colors: Mapping[str, str]) -> int:
+    """Draws the lines; returns the width of the running mean, 0 where there was none."""
+    values = np.concatenate([s.y[np.isfinite(s.y)] for s in drawn])
+    scale = 100.0 if panel.percent else 1.0
+    log = panel.log and values.min() > 0 and values.max() > 20 * values.min()
+    widest = 0
+    if panel.chance is not None:
+        axis.axhline(panel.chance * scale, color="#999999", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    for series in drawn:
+        color = colors[series.label]
+        window = len(series.y) // 20 | 1 if len(series.y) >= 60 else 1
+        widest = max(widest, window)
+        y, low, high = (_smooth(v, window, log) for v in (series.y, series.low, series.high))
+        if low is not None:
+            axis.fill_between(series.x, low * scale, high * scale, color=color, alpha=0.18, linewidth=0)
+        elif window > 1:
+            axis.plot(series.x, series.y * scale, color=color, linewidth=0.8, alpha=0.3)
+        marker = "o" if len(series.x) <= 25 else None
+        axis.plot(series.x, y * scale, color=color, linewidth=1.8, marker=marker, markersize=3.2)
+    axis.set_title(panel.title)
+    axis.margins(x=0.02)
+    axis.xaxis.set_major_locator(require("matplotlib.ticker", "plots").MaxNLocator(5, integer=True))
+    axis.xaxis.set_major_formatter(lambda value, position: f"{value:,.0f}")
+    if log:
+        axis.set_yscale("log")
+    else:
+        sign = "%" if panel.percent else ""
+        axis.yaxis.set_major_formatter(lambda value, position: f"{value:.4g}{sign}")
+    if (panel.percent or panel.unit) and values.min() >= 0 and values.max() <= 1:
+        _limit(axis, values, panel.chance, scale)
+    return widest if widest > 1 else 0
+
+
+def _smooth(values: np.ndarray | None, window: int, log: bool) -> Any:
+    if values is None or window <= 1:
+        return values
+    # On a logarithmic axis the mean is that of the logarithms, or one peak would hide what lies around it.
+    return np.exp(curves.smooth(np.log(values), window)) if log else curves.smooth(values, window)
+
+
+def _limit(axis: Any, values: np.ndarray, chance: float | None, scale: float) -> None:
+    """All of [0, 1], so that noise does not fill the axis; small values get room, and chance is the bottom."""
+    top = 1.02 if values.max() > 0.4 else 1.15 * max(values.max(), 0.02)
+    bottom = 0.0 if chance is None else max(0.0, min(chance, float(values.min())) - 0.05)
+    axis.set_ylim((bottom - 0.01 * (bottom == 0)) * scale, top * scale)
+
+
+def _explain(
+    figure: Any,
+    first: Any,
+    labels: Sequence[str],
+    colors: Mapping[str, str],
+    panels: Sequence[tuple[Panel, Sequence[Series]]],
+    smoothed: int,
+    style: Style,
+) -> None:
+    """Legend above, and one line below that says what lines and bands are."""
+    if len(labels) > 1:
+        lines = require("matplotlib.lines", "plots")
+        handles = [lines.Line2D([], [], color=colors[label], linewidth=2.2, label=label) for label in labels]
+        figure.legend(handles=handles, loc="outside upper left", ncols=min(len(labels), 3), fontsize=10)
+    notes = []
+    counts = sorted({series.count for _, drawn in panels for series in drawn if series.count > 1})
+    if counts:
+        seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        line = {"iqm": "interquartile mean", "median": "median", "mean": "mean"}[style.center]
+        band = "quartiles" if style.band == "quartiles" and counts[0] > 3 else "smallest and largest"
+        notes.append(f"line: {line} of {seeds} seeds; band: {band}")
+    if smoothed and counts:
+        notes.append(f"long curves: running mean over {smoothed} points")
+    elif smoothed:
+        notes.append(f"thin: every point; thick: running mean over {smoothed} points")
+    if any(panel.chance is not None for panel, _ in panels):
+        notes.append("dashed: chance")
+    if notes:
+        figure.supxlabel(".  ".join(notes), fontsize=8.5, color="#666666", x=0.01, ha="left")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    from prm_jax.config_io import closest
+
+    return closest(name, known) or f"; there are {', '.join(known)}"

@@ -1,0 +1,347 @@
+"""A run directory: what was asked, with which code, by whom, and everything that came out of it.
+
+RUN/config.yaml      the configuration as resolved
+RUN/run.json         every launch: time, command, host, versions, git state
+RUN/lock             host and process of the job that owns the directory now
+RUN/metrics.jsonl    one record a step
+RUN/samples.jsonl    samples with their step rewards; samples.txt is the same for reading
+RUN/checkpoints/     steps of the Checkpointer
+RUN/plots/           pictures
+"""
+
+import datetime
+import json
+import logging
+import os
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from types import TracebackType
+from typing import Any
+
+from prm_jax import config_io
+from prm_jax.errors import UserError, require
+from prm_jax.runs.locks import Lock
+from prm_jax.runs.metrics_log import (
+    MetricsLog,
+    TensorBoardSink,
+    WandbSink,
+    append_json,
+    atomic_write,
+    cut_after,
+    read_json_lines,
+    scalars,
+)
+from prm_jax.runs.versions import library_versions
+
+FORMAT = 1
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response, for reading.
+
+    Attributes:
+      prompt: the prompt as text.
+      response: the response as text.
+      outcome: the verifier's score in [0, 1].
+      steps: (text, process reward) of each step of the response; empty when rewards are not by step.
+      info: anything more that a reader may want: the expected answer, step labels, advantages.
+    """
+
+    prompt: str
+    response: str
+    outcome: float
+    steps: Sequence[tuple[str, float]] = ()
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+class RunDir:
+    """An open run directory, made by ``open_run``; a context manager that releases the lock at its end."""
+
+    def __init__(self, path: pathlib.Path, *, resumed: bool, writer: bool) -> None:
+        """Use ``open_run``."""
+        self.path = path
+        self.resumed = resumed
+        self.writer = writer
+        self._lock: Lock | None = None
+        self._metrics: MetricsLog | None = None
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        """Where the Checkpointer works."""
+        return self.path / "checkpoints"
+
+    @property
+    def plots(self) -> pathlib.Path:
+        """Where pictures go; made by whoever draws."""
+        return self.path / "plots"
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float | int]:
+        """Appends one record to metrics.jsonl and returns it as plain numbers (see ``MetricsLog.log``).
+
+        Log a step before saving its checkpoint: resuming keeps the records up to the checkpoint's step.
+        """
+        return scalars(metrics) if self._metrics is None else self._metrics.log(step, metrics)
+
+    def log_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        """Appends samples to samples.jsonl and, for reading, to samples.txt."""
+        if not self.writer:
+            return
+        records = [{"step": int(step), **_jsonable(asdict(sample))} for sample in samples]
+        with (self.path / "samples.jsonl").open("a", encoding="utf-8") as file:
+            for record in records:
+                append_json(file, record)
+        with (self.path / "samples.txt").open("a", encoding="utf-8") as file:
+            file.writelines(_sample_text(record) for record in records)
+
+    def rewind(self, step: int) -> None:
+        """Drops metrics and samples after `step`: call it once, with the restored step (-1: none)."""
+        if not self.writer or self._metrics is None:
+            return
+        self._metrics.rewind(step)
+        cut_after(self.path / "samples.jsonl", step)
+        samples = self.path / "samples.jsonl"
+        if samples.is_file():
+            with atomic_write(self.path / "samples.txt") as file:
+                file.writelines(_sample_text(record) for record in read_json_lines(samples))
+        self.note(resumed_step=step)
+
+    def note(self, **facts: Any) -> None:
+        """Records facts about this launch in run.json: ``note(finished=True, reason="interrupted")``."""
+        if not self.writer:
+            return
+        document = _read_document(self.path)
+        document["launches"][-1].update(_jsonable(facts))
+        _write_document(self.path, document)
+
+    def sync(self) -> None:
+        """Forces metrics to the disk; call it before saving a checkpoint."""
+        if self._metrics is not None:
+            self._metrics.sync()
+
+    def close(self) -> None:
+        """Closes the files and sinks and releases the lock."""
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> "RunDir":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_run(
+    path: str | pathlib.Path,
+    config: Any,
+    *,
+    resume: bool = False,
+    soft: Sequence[str] = (),
+    tensorboard: bool = False,
+    wandb: bool = False,
+    writer: bool = True,
+    command: Sequence[str] | None = None,
+) -> RunDir:
+    """Makes a run directory, or opens one to go on with.
+
+    Args:
+      path: the directory.
+      config: nested dataclass; written as config.yaml.
+      resume: go on with the run that is there. The directory must hold one.
+      soft: patterns of dotted names ("steps", "eval.*") that may differ from the run's own configuration
+        when it is resumed; config.yaml is rewritten then, and run.json keeps the change. Any other
+        difference is refused.
+      tensorboard: copy metrics to TensorBoard events in RUN/tensorboard (extra tb).
+      wandb: copy metrics to Weights & Biases (extra wandb).
+      writer: False in all but one of several processes; then nothing is written and ``log`` only converts.
+      command: the command line to record; default that of this process.
+
+    Returns:
+      The directory, locked. When `resume`, ``rewind`` it to the restored step before logging.
+
+    Raises:
+      UserError: the directory holds something already (without `resume`) or no run (with it), was made with
+        another configuration (the differences are shown), is in use by another job, or cannot be written.
+      MissingExtraError: a sink's package is not installed.
+    """
+    path = pathlib.Path(path)
+    run = RunDir(path, resumed=resume, writer=writer)
+    if not writer:
+        return run
+    if tensorboard:
+        require("tensorboardX", "tb")
+    if wandb:
+        require("wandb", "wandb")
+    _check_state(path, resume)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        run._lock = Lock(path / "lock")
+    except OSError as error:
+        raise UserError(f"cannot write to the run directory {path}: {error.strerror}") from error
+    try:
+        changes = _check_config(path, config, soft) if resume else {}
+        _record_launch(path, config, changes, resume, list(sys.argv if command is None else command))
+        run._metrics = MetricsLog(path / "metrics.jsonl", sinks=_sinks(path, config, tensorboard, wandb))
+    except BaseException:
+        run.close()
+        raise
+    return run
+
+
+def unique_run_path(root: str | pathlib.Path, stem: str) -> pathlib.Path:
+    """A path under `root` that does not exist yet: stem-20250131-235959, with -2, -3 ... when taken."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    base = pathlib.Path(root) / f"{stem}-{stamp}"
+    path, number = base, 2
+    while path.exists():
+        path, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return path
+
+
+def git_state(directory: str | pathlib.Path) -> dict[str, Any] | None:
+    """{"commit": ..., "branch": ..., "dirty": ...} of the checkout that holds a directory; None without git."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(directory), *words], capture_output=True, text=True, timeout=10, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "branch": git("rev-parse", "--abbrev-ref", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _check_state(path: pathlib.Path, resume: bool) -> None:
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; a run needs a directory of its own")
+    holds_run = (path / "run.json").is_file() and (path / "config.yaml").is_file()
+    if resume and not holds_run:
+        what = "holds no run" if path.is_dir() else "does not exist"
+        raise UserError(f"nothing to resume: {path} {what}. Leave out --resume to start a run there")
+    if not resume and path.is_dir() and any(p.name != "lock" for p in path.iterdir()):
+        hint = "add --resume to go on with it, or choose" if holds_run else "choose"
+        what = "holds a run already" if holds_run else "is not empty"
+        raise UserError(f"{path} {what}: {hint} another directory")
+
+
+def _check_config(path: pathlib.Path, config: Any, soft: Sequence[str]) -> dict[str, tuple[str, str]]:
+    changes = config_io.differences((path / "config.yaml").read_text(encoding="utf-8"), config)
+    hard = {name for name in changes if not any(fnmatchcase(name, pattern) for pattern in soft)}
+    if hard:
+        width = max(len(name) for name in hard)
+        lines = (f"  {name:<{width}}  {changes[name][0]} -> {changes[name][1]}" for name in sorted(hard))
+        listed = "\n".join(lines)
+        allowed = ", ".join(soft) or "nothing"
+        raise UserError(
+            f"{path} was made with another configuration:\n{listed}\n"
+            f"Resume it with its own (leave these options out), or start a new run. Free to change: {allowed}"
+        )
+    return changes
+
+
+def _record_launch(
+    path: pathlib.Path, config: Any, changes: Mapping[str, Any], resume: bool, command: list[str]
+) -> None:
+    versions = library_versions()
+    launch: dict[str, Any] = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(command),
+        "directory": os.getcwd(),
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "git": git_state(pathlib.Path(__file__).parent),
+        "config_hash": config_io.config_hash(config),
+    }
+    document: dict[str, Any] = {"format": FORMAT, "launches": []}
+    if resume:
+        document = _read_document(path)
+        launch["config_changes"] = {name: list(pair) for name, pair in changes.items()}
+        launch["version_changes"] = _version_changes(document["launches"], versions)
+    document["launches"].append(launch)
+    with atomic_write(path / "config.yaml") as file:
+        file.write(config_io.to_yaml(config))
+    _write_document(path, document)
+
+
+def _version_changes(launches: list[dict[str, Any]], versions: Mapping[str, str]) -> dict[str, list[str | None]]:
+    before = launches[-1].get("versions", {}) if launches else {}
+    names = [name for name in {**before, **versions} if before.get(name) != versions.get(name)]
+    changed = {name: [before.get(name), versions.get(name)] for name in names}
+    if changed and launches:
+        listed = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items())
+        _LOG.warning("other versions than when the run was saved: %s; results may differ", listed)
+    return changed
+
+
+def _read_document(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        document = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path / 'run.json'} cannot be read: {error}") from error
+    if document.get("format") != FORMAT:
+        raise UserError(f"{path / 'run.json'} has format {document.get('format')}; this version reads {FORMAT}")
+    return document
+
+
+def _write_document(path: pathlib.Path, document: Mapping[str, Any]) -> None:
+    with atomic_write(path / "run.json") as file:
+        json.dump(document, file, indent=2)
+        file.write("\n")
+
+
+def _sinks(path: pathlib.Path, config: Any, tensorboard: bool, wandb: bool) -> list[Any]:
+    sinks: list[Any] = []
+    if tensorboard:
+        sinks.append(lambda step: TensorBoardSink(path / "tensorboard", first_step=step))
+    if wandb:
+        flat = config_io.flatten(config)
+        sinks.append(lambda step: WandbSink(path, run_id=path.resolve().name, config=flat))
+    return sinks
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(leaf) for key, leaf in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(leaf) for leaf in value]
+    if hasattr(value, "tolist"):  # numpy and jax scalars and arrays
+        return _jsonable(value.tolist())
+    if isinstance(value, float) and value - value != 0:  # non-finite: no such number in JSON
+        return str(value)
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _sample_text(record: Mapping[str, Any]) -> str:
+    lines = [f"=== step {record['step']}   outcome {record['outcome']}", record["prompt"].rstrip(), "--- response"]
+    for text, reward in record["steps"]:
+        shown = text.strip("\n").split("\n")
+        lines += [f"{_signed(reward):>9} | {shown[0]}", *(f"{'':>9} | {line}" for line in shown[1:])]
+    if not record["steps"]:
+        lines.append(record["response"].rstrip())
+    lines += [f"--- {name}: {value}" for name, value in record["info"].items()]
+    return "\n".join(lines) + "\n\n"
+
+
+def _signed(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:+.4f}"

@@ -1,0 +1,140 @@
+"""Whole runs: what they leave, resuming to the same bits, and what they refuse."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from prm_jax import cli
+from prm_jax.commands import train_prm as command
+from prm_jax.errors import UserError
+from prm_jax.prm import train as loop_module
+from prm_jax.prm.checks import check_options
+from prm_jax.prm.model import load_prm
+from prm_jax.prm.options import (
+    BaseOptions,
+    DataOptions,
+    KindOptions,
+    OptimizerOptions,
+    TextLayout,
+    TrainPRMOptions,
+)
+from prm_jax.prm.prepare import prepare
+from prm_jax.prm.score import score_solutions
+from prm_jax.prm.train import train_prm
+from prm_jax.runs.stopping import InterruptedRun
+
+
+@pytest.fixture(scope="module")
+def options(model_path, data_path) -> TrainPRMOptions:
+    return TrainPRMOptions(
+        data=DataOptions(path=str(data_path), eval_fraction=0.3),
+        text=TextLayout(separator=" "),
+        model=BaseOptions(path=str(model_path)),
+        prm=KindOptions("token"),
+        train=OptimizerOptions(learning_rate=1e-2, batch_size=8, microbatches=2, epochs=4),
+        save_every=2,
+        eval_every=4,
+        plots=False,
+    )
+
+
+def files(path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(options, tmp_path, monkeypatch, records):
+    summary = train_prm(options, tmp_path / "whole")
+    assert summary["after"]["prm_eval/loss"] < summary["before"]["prm_eval/loss"]
+    assert {"prm_eval/step_auc", "prm_eval/pairwise_accuracy"} <= summary["after"].keys()
+    assert json.loads((tmp_path / "whole" / "result.json").read_text())["steps"] == summary["steps"] >= 6
+
+    real = loop_module.PRMLoop._report
+
+    def report(self, step, metrics):
+        real(self, step, metrics)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop_module.PRMLoop, "_report", report)
+    with pytest.raises(InterruptedRun, match="SIGTERM after step 3"):
+        train_prm(options, tmp_path / "parts")
+    monkeypatch.setattr(loop_module.PRMLoop, "_report", real)
+    train_prm(dataclasses.replace(options, eval_every=0), tmp_path / "parts", resume=True)
+    assert files(tmp_path / "whole" / "model") == files(tmp_path / "parts" / "model")
+
+    prm = load_prm(tmp_path / "whole" / "model")
+    found = score_solutions(prm, records)
+    auc = [(s, l) for one in found for s, l in zip(one.steps, one.record.labels, strict=True)]
+    assert np.mean([s for s, l in auc if l]) > np.mean([s for s, l in auc if not l]) + 0.2
+
+
+def test_every_problem_with_options_is_named_at_once():
+    bad = TrainPRMOptions(
+        prm=KindOptions("gpm", loss="dpo", embedding=3, beta=0.0),
+        train=OptimizerOptions(batch_size=7, microbatches=2, trains="head"),
+        model=BaseOptions(lora_rank=4),
+    )
+    with pytest.raises(UserError) as caught:
+        check_options(bad)
+    for part in ("--data.path is missing", "--model.path is missing", "--prm.embedding is 3", "--prm.beta is 0.0",
+                 "--prm.loss dpo", "--train.microbatches 2 must divide", "--model.lora-rank"):  # fmt: skip
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "kind,message",
+    [
+        (KindOptions("armo", verbosity="long"), "'long' is no objective; there are right, short"),
+        (KindOptions("implicit", reference="base"), "needs|base of adapters"),
+        (KindOptions("implicit", loss="kto_vanilla"), "kto_vanilla"),
+    ],
+)
+def test_kinds_refuse_what_cannot_work(options, kind, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        train_prm(dataclasses.replace(options, prm=kind), tmp_path / "run")
+
+
+def test_data_of_an_unknown_format_names_the_nearest(options, tmp_path):
+    file = tmp_path / "steps.jsonl"
+    file.write_text(json.dumps({"prompt": "1?", "completions": ["a"]}) + "\n")
+    changed = dataclasses.replace(options, data=dataclasses.replace(options.data, path=str(file)))
+    with pytest.raises(UserError, match="the nearest is trl, which lacks labels"):
+        train_prm(changed, tmp_path / "run")
+
+
+def test_the_command_reads_a_file_and_words(options, tmp_path, monkeypatch, capsys):
+    seen = {}
+
+    def fake(training, path, *, resume):
+        seen.update(training=training, path=path, resume=resume)
+        return {"after": {"prm_eval/step_auc": 0.5}}
+
+    monkeypatch.setattr(loop_module, "train_prm", fake)
+    file = tmp_path / "run.yaml"
+    file.write_text("prm:\n  kind: token\ntrain.epochs: 3\n")
+    words = ["train-prm", "--config", str(file), "--run-dir", str(tmp_path / "run"), "--prm.beta", "0.1"]
+    assert cli.main([*words, "--data.path", "x", "--model.path", "y"]) == 0
+    assert seen["training"].prm == KindOptions("token", beta=0.1) and seen["training"].train.epochs == 3
+    assert "step_auc: 0.5000" in capsys.readouterr().out
+    assert cli.main(["train-prm", "--prm.bate", "1"]) == 2
+    assert "--prm.beta" in capsys.readouterr().err
+    assert command.EXIT_INTERRUPTED == 75
+
+
+def test_only_what_two_labellers_agree_on_is_learned_from(options, records, tokenizer, tmp_path):
+    judged = tmp_path / "judged.jsonl"
+    # The judge names the same step of every other solution and has not seen the last four.
+    lines = [{"id": one.id, "first_error": one.first_error() + i % 2} for i, one in enumerate(records[:-4])]
+    judged.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = dataclasses.replace(options.data, agree_with=str(judged), eval_fraction=0.0)
+    agreeing = dataclasses.replace(options, data=data)
+    prepared = prepare(agreeing, tokenizer, limit=256)
+    assert [row.outcome for row in prepared.rows] == [one.outcome for one in records[:-4:2]]
+    assert prepared.notes["consensus"].startswith("10 of 24 solutions kept, 10 left out where")
+    judged.write_text("".join(json.dumps({"id": one.id, "first_error": 7}) + "\n" for one in records))
+    with pytest.raises(UserError, match="nothing to learn from: 0 of 24 solutions kept, 24 left out"):
+        prepare(agreeing, tokenizer, limit=256)
