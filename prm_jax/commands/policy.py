@@ -479,13 +479,12 @@ def step_boundary(splitter: Any) -> tuple[str, ...]:
     Raises:
       UserError: the splitter does not cut at fixed strings.
     """
-    known = {"newline": ("\n",), "blank_line": ("\n\n",), "separator": splitter.separators}
-    if splitter.how not in known:
+    if splitter.boundaries is None:
         raise UserError(
             f"this task cuts steps by {splitter.how!r}; search needs steps that end at fixed strings: newline, "
-            "blank_line or separator"
+            "blank or tag"
         )
-    return tuple(known[splitter.how])
+    return tuple(splitter.boundaries)
 
 
 def tell_notes(task: Any) -> None:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from prm_jax.commands.devices import mesh_of
+from prm_jax.config_io import OptionsOf
 from prm_jax.errors import UserError
 from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.prm.options import Aggregate
 
 if TYPE_CHECKING:
     from prm_jax.commands.policy import Engine
-    from prm_jax.data.steps import StepSplitter
     from prm_jax.prm.model import PRM
 
 LayoutName = Literal["auto", "qwen_prm", "token_classification", "math_shepherd", "rlhflow", "eurus_prm"]
@@ -42,8 +42,11 @@ class Options:
     """Reference of an implicit model, where its directory does not hold one."""
     format: str = "auto"
     """Format of step data: prm_jax, prm800k, math_shepherd, processbench, trl; auto: by the first record."""
-    split: Literal["newline", "blank_line", "step_marker", "sentence", "whole"] = "newline"
-    """How a response that comes without steps is cut into them."""
+    split: str = "newline"
+    """How a response that comes without steps is cut into them: newline, blank, step_marker, sentence, tag, regex,
+    whole, or package.module:function."""
+    split_options: Annotated[dict[str, str], OptionsOf("split")] = field(default_factory=dict)
+    """Options of that, e.g. pattern ';' for regex, tags '</step>' for tag."""
     aggregate: Aggregate | None = None
     """A solution's score from its steps' scores; none: as the model says."""
     cumulative: bool = False
@@ -66,6 +69,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Scores; says where the results are."""
+    from prm_jax.data.splitters import make_splitter
     from prm_jax.prm.calibrate import calibrated, read_map
     from prm_jax.prm.inputs import read_solutions
     from prm_jax.prm.kinds import kind_of
@@ -78,7 +82,7 @@ def run(options: Options) -> None:
     if options.calibration and options.cumulative:
         raise UserError("--calibration is for the scores of single steps: leave --cumulative out")
     platt = read_map(options.calibration, options.calibrated_on) if options.calibration else None
-    records = read_solutions(options.data, format=options.format, splitter=_splitter(options.split))
+    records = read_solutions(options.data, format=options.format, splitter=make_splitter(options.split, options.split_options, option="split"))
     prm = load(options.model, options.layout, options.reference, options.dtype, options.mesh)
     scored = score_solutions(
         prm, records, max_tokens=options.max_tokens, aggregate=options.aggregate, cumulative=options.cumulative,
@@ -122,12 +126,6 @@ def score_prefixes(prm: "PRM", engine: "Engine", partials: Sequence[Any], *, bla
     written = [record for record in records if record is not None]
     scored = iter(score_solutions(prm, written) if written else [])
     return [blank if record is None else next(scored).response for record in records]
-
-
-def _splitter(how: str) -> "StepSplitter":
-    from prm_jax.data.steps import StepSplitter
-
-    return StepSplitter(how)  # type: ignore[arg-type]
 
 
 def _progress(done: int, total: int) -> None:

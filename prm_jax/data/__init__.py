@@ -19,6 +19,7 @@ from prm_jax.data.problems import (
     split_problems,
 )
 from prm_jax.data.selection import Selection, select_by_solve_rate, solve_rate_passes
+from prm_jax.data.splitters import make_splitter
 from prm_jax.data.steps import (
     StepSplitter,
     join_steps,
@@ -48,6 +49,7 @@ __all__ = [
     "join_steps",
     "jsonl_task",
     "load_task",
+    "make_splitter",
     "problem_hash",
     "select_by_solve_rate",
     "solve_rate_passes",
