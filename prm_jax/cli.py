@@ -100,13 +100,15 @@ def _dispatch(words: list[str], debug: bool) -> int:
 def run_command(module: ModuleType | Any, name: str, words: Sequence[str]) -> int:
     """Reads the options of a subcommand's module and runs it; returns its exit code (0 for None).
 
-    A module may have ``defaults(words) -> Options`` for values that depend on the command line itself.
+    A module may have ``options_class(words) -> type`` where the options themselves depend on the command line, and
+    ``defaults(words) -> Options`` where their values do.
     """
     from prm_jax import command_line
 
     help_wanted = "-h" in words or "--help" in words
     default = module.defaults(words) if hasattr(module, "defaults") and not help_wanted else None
-    options = command_line.parse(module.Options, words, prog=f"prm-jax {name}", default=default)
+    cls = module.options_class(words) if hasattr(module, "options_class") else module.Options
+    options = command_line.parse(cls, words, prog=f"prm-jax {name}", default=default)
     return module.run(options) or 0
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from prm_jax import rl
-from prm_jax.models import ModelConfig, head_matrix, hidden_states, init_value_head, token_logprobs, value_head
+from prm_jax.models import head_matrix, hidden_states, init_value_head, token_logprobs, value_head
 from prm_jax.prm.rows import Batch
 from prm_jax.prm.spec import HeadedKind, Spec, Weights
 from prm_jax.runs.learner import Params
@@ -36,7 +36,7 @@ def step_sums(values: jax.Array, batch: Batch) -> jax.Array:
 
 
 def token_log_ratios(spec: Spec, weights: Weights, batch: Batch) -> jax.Array:
-    """log model - log reference of each token of a step, without beta; 0 elsewhere: [N, T] float32.
+    """Log model - log reference of each token of a step, without beta; 0 elsewhere: [N, T] float32.
 
     Without a reference it is the log-probability.  Model and reference go through one function, so that equal
     parameters give exactly 0.  Gradients flow to ``weights.model`` alone.

@@ -6,7 +6,7 @@ special about a kind is behind these methods; the rest of the room never asks wh
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,9 @@ import numpy as np
 
 from prm_jax import rl
 from prm_jax.data.step_data import StepRecord
+from prm_jax.errors import UserError
 from prm_jax.models import ModelConfig
+from prm_jax.option_ranges import at_least
 from prm_jax.prm.options import Aggregate, BaseOptions, OptimizerOptions
 from prm_jax.prm.rows import Batch, Row, Shape
 from prm_jax.runs.learner import Params
@@ -30,8 +32,8 @@ Output = Literal["log_ratio", "probability", "score", "value"]
 class Kind:
     """Base of all kinds: the defaults of what most kinds share. A subclass is one kind; its fields are its options.
 
-    A forward pass returns whatever the kind needs (an array or a dict of arrays); `loss` and `scores` read only that
-    and the batch.
+    A forward pass returns whatever the kind needs (an array or a dict of arrays); `training_loss` and `scores` read
+    only that and the batch.
 
     Class attributes:
       learns_from: see `Needs`.
@@ -83,6 +85,10 @@ class Kind:
         """The aggregation of step scores."""
         return self.aggregate or self.default_aggregate
 
+    def __post_init__(self) -> None:
+        if self.kind != type(self).kind:
+            raise UserError(f"a {type(self).__name__} has kind {type(self).kind!r}, found kind {self.kind!r}")
+
     # ------------------------------------------------------------------------------------- before training
 
     def problems(self, model: BaseOptions, train: OptimizerOptions) -> list[str]:
@@ -122,10 +128,10 @@ class Kind:
     # ------------------------------------------------------------------------------------- training
 
     def forward(self, spec: "Spec", weights: "Weights", batch: Batch) -> Any:
-        """What `loss` and `scores` read."""
+        """What `training_loss` and `scores` read."""
         raise NotImplementedError
 
-    def loss(self, spec: "Spec", found: Any, batch: Batch, constant: jax.Array) -> rl.Loss:
+    def training_loss(self, spec: "Spec", found: Any, batch: Batch, constant: jax.Array) -> rl.Loss:
         """Sum over solutions, steps or pairs, with its weight; `constant` is what `batch_constant` returned, or 0."""
         raise NotImplementedError
 
@@ -185,7 +191,7 @@ class Kind:
 class HeadedKind(Kind):
     """Base of kinds that read the hidden states with a head."""
 
-    head_layers: int = 1
+    head_layers: Annotated[int, at_least(1)] = 1
     """Linear layers of the head."""
     head_activation: Literal["silu", "relu"] = "silu"
     """Activation between the head's layers."""

@@ -5,12 +5,13 @@ Free Process Rewards without Process Labels, arXiv 2412.01981.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
 from prm_jax import rl
+from prm_jax.option_ranges import above, within
 from prm_jax.prm.data import mismatched
 from prm_jax.prm.forward import better_pairs, judged, step_log_ratios, token_log_ratios
 from prm_jax.prm.options import BaseOptions, OptimizerOptions
@@ -22,7 +23,7 @@ from prm_jax.prm.spec import Kind, Needs, Output, Spec, Weights
 class LogRatioKind(Kind):
     """Base of kinds whose score is beta times the log-ratio of a step to the reference."""
 
-    beta: float = 0.05
+    beta: Annotated[float, above(0)] = 0.05
     """Scale of the log-ratio."""
     reference: Literal["kept", "dropped", "base"] = "kept"
     """What the log-ratio compares with. kept: the start of the training, saved with the model; dropped: the start, in
@@ -69,7 +70,7 @@ class Implicit(LogRatioKind):
     loss: Literal["ce", "dpo", "nca", "kto", "kto_vanilla"] = "ce"
     """Cross-entropy on the outcome, DPO over all right-wrong pairs of a group, NCA over the same pairs, KTO as in its
     paper, or as in the released code of implicit PRMs."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, within(0, 0.5, high_open=True)] = 0.0
     """Label smoothing of dpo, in [0, 1/2)."""
 
     learns_from: ClassVar[Needs] = "outcome"
@@ -86,9 +87,27 @@ class Implicit(LogRatioKind):
             found.append("--prm.loss kto_vanilla compares with means of the batch: --train.microbatches must be 1")
         return found
 
-    def loss_of(self, ratios: jax.Array, batch: Batch, constant: jax.Array) -> rl.Loss:
-        """`loss` of log-ratios [R, S]; `constant` is KTO's reference point."""
-        known = judged(batch)
+    def extra_batch(self, rows: Sequence[Row], shape: Shape) -> Batch | None:
+        """Responses after other prompts, for KTO's reference point."""
+        if self.loss != "kto":
+            return None
+        shape = dataclasses.replace(shape, rows=shape.solutions)
+        return collate(mismatched(rows, width=shape.width), shape, packed=False)
+
+    def batch_constant(self, spec: Spec, weights: Weights, extra: Batch) -> jax.Array:
+        """KTO's reference point: the mean log-ratio of mismatched pairs of all pieces, at least 0."""
+        weights = jax.lax.stop_gradient(weights)
+
+        def one(piece: Batch) -> tuple[jax.Array, jax.Array]:
+            return self.forward(spec, weights, piece).sum(-1), judged(piece)
+
+        ratios, known = jax.lax.map(one, extra)
+        return rl.kto_reference_point(ratios.reshape(-1), known.reshape(-1))
+
+    def training_loss(self, spec: Spec, found: jax.Array, batch: Batch, constant: jax.Array) -> rl.Loss:
+        """The loss of log-ratios [R, S]; `constant` is KTO's reference point."""
+        del spec
+        ratios, known = found, judged(batch)
         if self.loss == "ce":
             return rl.outcome_ce_loss(self.beta * ratios, batch.outcome, batch.step_mask & known[:, None])
         total = ratios.sum(-1)
