@@ -15,8 +15,8 @@ from prm_jax import config_io
 from prm_jax.data.options import check_options
 from prm_jax.errors import UserError
 from prm_jax.models import check_fits, check_same_vocabulary, load_weights, merge, save_weights
+from prm_jax.models.checkpoint_layout import leaves
 from prm_jax.models.files import beside, read_json, sync_directory, write_json, write_text
-from prm_jax.models.layout import leaves
 from prm_jax.models.safetensors_files import SUMS, verify_sums
 from prm_jax.models.tokenizer import Tokenizer
 from prm_jax.prm.forward import Spec, Weights
