@@ -12,11 +12,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from prm_jax.data.options import suggest
 from prm_jax.errors import UserError
 from prm_jax.models import ModelConfig, Tokenizer, check_fits, checkpoint_layout
 from prm_jax.models.safetensors_files import Shards
 from prm_jax.models.weights import _DTYPES
+from prm_jax.option_values import suggest
 from prm_jax.prm.forward import Spec, Weights
 from prm_jax.prm.model import PRM
 from prm_jax.prm.options import KindOptions, TextLayout
