@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from prm_jax import config_io
-from prm_jax.data.options import check_options
 from prm_jax.errors import UserError
 from prm_jax.models import check_fits, check_same_vocabulary, load_weights, merge, save_weights
+from prm_jax.models.checkpoint_layout import leaves
 from prm_jax.models.files import beside, read_json, sync_directory, write_json, write_text
-from prm_jax.models.layout import leaves
 from prm_jax.models.safetensors_files import SUMS, verify_sums
 from prm_jax.models.tokenizer import Tokenizer
 from prm_jax.option_ranges import check_ranges
+from prm_jax.option_values import convert_options
 from prm_jax.prm.options import Aggregate, TextLayout
 from prm_jax.prm.spec import Kind, Output, Spec, Weights
 from prm_jax.prm.train_options import kind_class, refuse_options_of_other_kinds
@@ -169,7 +169,7 @@ def options_from(cls: type[Any], values: Any, owner: str) -> Any:
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{owner}: expected an object, found {type(values).__name__}")
-    return cls(**check_options(dict(values), config_io.leaf_types(cls), owner))
+    return cls(**convert_options(dict(values), config_io.leaf_types(cls), owner))
 
 
 def _kind_from(values: Any, owner: str) -> Kind:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prm_jax import rl
+from prm_jax import rl, stats
 from prm_jax.errors import UserError
 from prm_jax.option_ranges import above, within
 from prm_jax.prm.forward import apply_head, at_last, init_head, read_hidden
@@ -95,14 +95,14 @@ class Armo(HeadedKind):
         """
 
         def one(target: jax.Array, weight: jax.Array) -> jax.Array:
-            return rl.weighted_ridge(features, target, weight, l2=self.ridge).coefficients
+            return stats.weighted_ridge(features, target, weight, l2=self.ridge).coefficients
 
         kernel = jax.vmap(one, in_axes=1, out_axes=1)(objectives, known.astype(jnp.float32))
         transform = jnp.eye(len(spec.objectives), dtype=jnp.float32)
         if self.verbosity:
             index = spec.objectives.index(self.verbosity)
             fitted = features @ kernel
-            transform = rl.debias_transform(rl.decorrelate(fitted, fitted[:, index]), reference_index=index)
+            transform = stats.debias_transform(stats.decorrelate(fitted, fitted[:, index]), reference_index=index)
         return {"kernel": kernel, "transform": transform}
 
     def forward(self, spec: Spec, weights: Weights, batch: Batch) -> dict[str, jax.Array]:

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from prm_jax import rl
+from prm_jax import rl, stats
 from prm_jax.option_ranges import at_least
 from prm_jax.prm.forward import apply_head, init_head, judged, read_hidden
 from prm_jax.prm.rows import Batch
@@ -59,7 +59,7 @@ class Value(HeadedKind):
         target = jnp.where(batch.label_mask, batch.labels, batch.outcome[:, None])
         mask = batch.step_mask & (batch.label_mask | known[:, None])
         if self.value == "quantile":
-            return rl.pinball_loss(found, target, mask, levels=self.levels())
+            return stats.pinball_loss(found, target, mask, levels=self.levels())
         if self.value == "tanh":
             return rl.value_loss(found[..., 0], 2 * target - 1, mask, kind="tanh_mse")
         outputs = [rl.value_loss(found[..., k], target, mask, kind="bce") for k in range(found.shape[-1])]
