@@ -21,8 +21,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from prm_jax.errors import UserError
-from prm_jax.runs import checkpoint_document as documents
 from prm_jax.pytree_paths import named_leaves
+from prm_jax.runs import checkpoint_document as documents
 from prm_jax.runs import integrity
 
 PyTree = Any
