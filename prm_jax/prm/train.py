@@ -286,6 +286,8 @@ class PRMLoop:
         return found
 
     def _report(self, step: int, metrics: dict[str, float]) -> None:
+        if step:
+            self.run.claim()
         self.console.update(step, self.run.log(step, metrics))
 
     def _save(self, checkpoints: Checkpointer, state: TrainState, done: int) -> None:
