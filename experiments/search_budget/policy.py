@@ -10,7 +10,7 @@ import numpy as np
 from prm_jax.data.carry import CarryTask
 from prm_jax.data.problems import Problem
 from prm_jax.data.step_data import StepRecord
-from prm_jax.models import ModelConfig, generate
+from prm_jax.models import DecodeOptions, ModelConfig, generate
 from prm_jax.prm.data import batch_of, make_plan
 from prm_jax.prm.forward import Spec, Weights
 from prm_jax.prm.kinds import kind_of
@@ -69,8 +69,11 @@ class Policy:
             samples = generate(
                 self.config, self.params, [*(prompts[job // parts] for job in filled), dummy], self.key,
                 samples_per_prompt=UNIT, max_new_tokens=self.max_tokens if whole else self.step_tokens,
-                stop=() if whole else self.task.splitter.separators, tokenizer=self.tokenizer,
-                prompt_ids=[*(self._number(asks[job // parts], parts, job % parts) for job in filled), 0],
+                stop=() if whole else self.task.splitter.separators,
+                options=DecodeOptions(
+                    tokenizer=self.tokenizer,
+                    prompt_ids=[*(self._number(asks[job // parts], parts, job % parts) for job in filled), 0],
+                ),
             )  # fmt: skip
             tokens, mask, logp = (np.asarray(x) for x in (samples.tokens, samples.mask, samples.logp))
             for row in range(len(batch) * UNIT):

@@ -17,6 +17,7 @@ from prm_jax.commands.policy import STREAMS, Connection, Engine, Sampling, setti
 from prm_jax.commands.progress import Progress
 from prm_jax.commands.rollouts import AnswerValues, Roller
 from prm_jax.commands.score import LayoutName, load, score_prefixes
+from prm_jax.config_io import OptionsOf
 from prm_jax.errors import UserError
 from prm_jax.models.mesh_options import MeshOptions
 
@@ -45,7 +46,7 @@ class Options:
     task: str = "carry"
     """Task: carry, arithmetic, gsm8k (its files by --task-options train PATH eval PATH), a path that ends in .jsonl, or
     the name of a reasoning-gym dataset."""
-    task_options: dict[str, str] = field(default_factory=dict)
+    task_options: Annotated[dict[str, str], OptionsOf("task")] = field(default_factory=dict)
     """Options of that task as name value pairs."""
     problems: int = 64
     """How many evaluation problems."""

@@ -6,7 +6,7 @@ Stage one is a ridge regression for each objective, in closed form; stage two tr
 import jax
 import jax.numpy as jnp
 
-from prm_jax import rl
+from prm_jax import rl, stats
 from prm_jax.prm.forward import Spec, Weights, apply_head, at_last, init_head, read_hidden
 from prm_jax.prm.rows import Batch
 from prm_jax.runs.learner import Params
@@ -63,12 +63,12 @@ def fit(spec: Spec, features: jax.Array, objectives: jax.Array, known: jax.Array
     """
 
     def one(target: jax.Array, weight: jax.Array) -> jax.Array:
-        return rl.weighted_ridge(features, target, weight, l2=spec.options.ridge).coefficients
+        return stats.weighted_ridge(features, target, weight, l2=spec.options.ridge).coefficients
 
     kernel = jax.vmap(one, in_axes=1, out_axes=1)(objectives, known.astype(jnp.float32))
     transform = jnp.eye(len(spec.objectives), dtype=jnp.float32)
     if spec.options.verbosity:
         index = spec.objectives.index(spec.options.verbosity)
         fitted = features @ kernel
-        transform = rl.debias_transform(rl.decorrelate(fitted, fitted[:, index]), reference_index=index)
+        transform = stats.debias_transform(stats.decorrelate(fitted, fitted[:, index]), reference_index=index)
     return {"kernel": kernel, "transform": transform}

@@ -7,7 +7,7 @@ Token classification: arXiv 2211.14275, 2312.08935, and TRL's stepwise supervisi
 import jax
 import jax.numpy as jnp
 
-from prm_jax import rl
+from prm_jax import rl, stats
 from prm_jax.prm.forward import Spec, Weights, apply_head, class_logits, init_head, judged, read_hidden
 from prm_jax.prm.rows import Batch
 from prm_jax.runs.learner import Params
@@ -57,7 +57,7 @@ def value_loss(spec: Spec, values: jax.Array, batch: Batch, constant: jax.Array)
     target = jnp.where(batch.label_mask, batch.labels, batch.outcome[:, None])
     mask = batch.step_mask & (batch.label_mask | known[:, None])
     if spec.options.value == "quantile":
-        return rl.pinball_loss(values, target, mask, levels=levels(spec))
+        return stats.pinball_loss(values, target, mask, levels=levels(spec))
     if spec.options.value == "tanh":
         return rl.value_loss(values[..., 0], 2 * target - 1, mask, kind="tanh_mse")
     outputs = [rl.value_loss(values[..., k], target, mask, kind="bce") for k in range(values.shape[-1])]

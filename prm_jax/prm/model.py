@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from prm_jax import config_io
-from prm_jax.data.options import check_options
 from prm_jax.errors import UserError
 from prm_jax.models import check_fits, check_same_vocabulary, load_weights, merge, save_weights
+from prm_jax.models.checkpoint_layout import leaves
 from prm_jax.models.files import beside, read_json, sync_directory, write_json, write_text
-from prm_jax.models.layout import leaves
 from prm_jax.models.safetensors_files import SUMS, verify_sums
 from prm_jax.models.tokenizer import Tokenizer
+from prm_jax.option_values import convert_options
 from prm_jax.prm.forward import Spec, Weights
 from prm_jax.prm.kinds import kind_of
 from prm_jax.prm.options import Aggregate, KindOptions, TextLayout
@@ -166,7 +166,7 @@ def options_from(cls: type[Any], values: Any, owner: str) -> Any:
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{owner}: expected an object, found {type(values).__name__}")
-    return cls(**check_options(dict(values), config_io.leaf_types(cls), owner))
+    return cls(**convert_options(dict(values), config_io.leaf_types(cls), owner))
 
 
 def _load_own(path: pathlib.Path, described: Any) -> PRM:

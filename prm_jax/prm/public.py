@@ -12,11 +12,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from prm_jax.data.options import suggest
 from prm_jax.errors import UserError
-from prm_jax.models import ModelConfig, Tokenizer, check_fits, layout
+from prm_jax.models import ModelConfig, Tokenizer, check_fits, checkpoint_layout
 from prm_jax.models.safetensors_files import Shards
 from prm_jax.models.weights import _DTYPES
+from prm_jax.option_values import suggest
 from prm_jax.prm.forward import Spec, Weights
 from prm_jax.prm.model import PRM
 from prm_jax.prm.options import KindOptions, TextLayout
@@ -119,12 +119,12 @@ def _load(path: pathlib.Path, config: Mapping[str, Any], known: PublicLayout) ->
     source = Shards(path)
     scores = {name: shape for name, shape in source.shapes.items() if name.startswith(_SCORE)}
     shapes = {name: shape for name, shape in source.shapes.items() if name not in scores}
-    plain = _plain_config(config, has_head=layout.TIED_HEAD in shapes)
+    plain = _plain_config(config, has_head=checkpoint_layout.TIED_HEAD in shapes)
     model_config = ModelConfig.from_hf(plain)
-    layout.check_tensors(model_config, shapes, source=str(path))
+    checkpoint_layout.check_tensors(model_config, shapes, source=str(path))
     kinds = set(source.dtypes.values())
     dtype = kinds.pop() if len(kinds) == 1 else "float32"
-    params = layout.assemble(model_config, source.read, dtype=_DTYPES[dtype], place=jnp.asarray)
+    params = checkpoint_layout.assemble(model_config, source.read, dtype=_DTYPES[dtype], place=jnp.asarray)
     wants_head = known.options.kind == "token" and known.labels is None
     if wants_head != bool(scores):
         raise UserError(

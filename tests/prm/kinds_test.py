@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prm_jax import rl
+from prm_jax import rl, stats
 from prm_jax.errors import UserError
 from prm_jax.models import LoRAConfig
 from prm_jax.prm import kind_armo, kind_steps
@@ -111,7 +111,7 @@ def test_a_kind_learns_to_order_responses(options, config, params, tokenizer, re
     accuracy = rl.pairwise_accuracy(response, batch.outcome, batch.group_ids, num_groups=len(full))
     assert accuracy > 0.75, f"{accuracy} after losses {losses[0]:.3f} ... {losses[-1]:.3f}"
     if kind.needs in ("labels", "step_pairs"):
-        assert rl.roc_auc(scores, batch.labels > 0.5, batch.label_mask) > 0.9
+        assert stats.roc_auc(scores, batch.labels > 0.5, batch.label_mask) > 0.9
 
 
 def test_adapters_without_effect_score_exactly_zero(config, params, tokenizer, records):
@@ -170,7 +170,7 @@ def test_implicit_step_scores_are_those_of_the_released_scoring():
     np.testing.assert_allclose(np.cumsum(steps, 1)[:, 1], [-7.2e-05, 0.002167, 0.002095], atol=1e-8)
     lowest = rl.aggregate_steps(steps, batch.step_mask, how="min")
     assert int(np.argmax(lowest)) == 1
-    votes = rl.vote_totals(jax.nn.sigmoid(lowest), jnp.asarray([0, 0, 1]))
+    votes = stats.vote_totals(jax.nn.sigmoid(lowest), jnp.asarray([0, 0, 1]))
     np.testing.assert_allclose(votes, [0.9997980000372859, 0.9997980000372859, 0.49990000000133333], rtol=1e-6)
 
 
