@@ -119,7 +119,7 @@ def train_value(
     rows, _ = build_rows(records, policy.tokenizer, LAYOUT, max_length=128)
     epochs = -(-updates * batch_size // len(rows))
     plan = make_plan(rows, batch_size=min(batch_size, len(rows)), epochs=epochs, seed=seed)
-    learner = PRMLearner(spec, make_optimizer(learning_rate, warmup_steps=5, decay_steps=updates))
+    learner = PRMLearner(spec, make_optimizer(learning_rate, schedule="cosine", warmup_steps=5, total_steps=updates))
     state, step = learner.init(policy.params, jax.random.key(seed)), make_step(learner)
     for number in range(min(updates, plan.steps)):
         state, _ = step(state, None, batch_of(plan, rows, number), None)

@@ -154,7 +154,7 @@ class PRMLoop:
         steps = self.plan.steps
         optimizer = make_optimizer(
             train.learning_rate, warmup_steps=round(train.warmup_fraction * steps), weight_decay=train.weight_decay,
-            beta2=train.beta2, grad_clip=train.grad_clip, decay_steps=steps if train.schedule == "cosine" else 0,
+            beta2=train.beta2, grad_clip=train.grad_clip, schedule=train.schedule, total_steps=steps,
         )  # fmt: skip
         lora = LoRAConfig(options.model.lora_rank, options.model.lora_alpha) if options.model.lora_rank else None
         frozen = head_only(options)
@@ -285,6 +285,8 @@ class PRMLoop:
         return found
 
     def _report(self, step: int, metrics: dict[str, float]) -> None:
+        if step:
+            self.run.claim()
         self.console.update(step, self.run.log(step, metrics))
 
     def _save(self, checkpoints: Checkpointer, state: TrainState, done: int) -> None:
