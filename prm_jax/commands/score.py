@@ -81,7 +81,8 @@ def run(options: Options) -> None:
     if options.calibration and options.cumulative:
         raise UserError("--calibration is for the scores of single steps: leave --cumulative out")
     platt = read_map(options.calibration, options.calibrated_on) if options.calibration else None
-    records = read_solutions(options.data, format=options.format, splitter=make_splitter(options.split, options.split_options, option="split"))
+    splitter = make_splitter(options.split, options.split_options, option="split")
+    records = read_solutions(options.data, format=options.format, splitter=splitter)
     prm = load(options.model, options.layout, options.reference, options.dtype, options.mesh)
     scored = score_solutions(
         prm, records, max_tokens=options.max_tokens, aggregate=options.aggregate, cumulative=options.cumulative,

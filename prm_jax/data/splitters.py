@@ -71,7 +71,8 @@ def _built_in(name: str, options: Mapping[str, Any], answer_markers: tuple[str, 
 
 def _function(found: Callable[..., Any], options: Mapping[str, Any], what: str) -> Callable[[str], Any]:
     if inspect.isclass(found):
-        found, options = call_with_options(found, options, f"the {what}"), {}
+        made: Any = call_with_options(found, options, f"the {what}")
+        found, options = made, {}
     if options:
         kinds = parameter_kinds(found)
         kinds.pop(next(iter(kinds), ""), None)  # the text

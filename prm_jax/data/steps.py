@@ -134,7 +134,7 @@ class StepSplitter:
         found = list(self.function(text))
         if found and all(isinstance(piece, str) for piece in found):
             return _offsets_of(typing.cast(list[str], found), text)
-        offsets = [operator.index(item) if _is_index(item) else -1 for item in found]
+        offsets = [_index(item) for item in found]
         bad = [item for item, offset in zip(found, offsets, strict=True) if not 0 <= offset <= len(text)]
         if bad:
             raise UserError(
@@ -295,8 +295,9 @@ def _offsets_of(pieces: Sequence[str], text: str) -> list[int]:
     return [0, *itertools.accumulate(len(piece) for piece in pieces)]
 
 
-def _is_index(item: Any) -> bool:
-    return hasattr(item, "__index__") and not isinstance(item, bool)
+def _index(item: Any) -> int:
+    """An offset as an int; -1 for what is not one."""
+    return operator.index(item) if hasattr(item, "__index__") and not isinstance(item, bool) else -1
 
 
 def _without(text: str, spans: Sequence[Span]) -> str:
