@@ -201,7 +201,7 @@ def test_a_saved_model_says_how_to_score_and_comes_back_whole(prm, tmp_path):
     data = bytearray((tmp_path / "m" / "prm_head.safetensors").read_bytes())
     data[-1] ^= 1
     (tmp_path / "m" / "prm_head.safetensors").write_bytes(data)
-    with pytest.raises(UserError, match="not what was written"):
+    with pytest.raises(UserError, match="was changed after it was written"):
         load(tmp_path / "m")
     edit_config(tmp_path / "m", lambda c: c[KEY]["kind"].update(valu="bce"))
     with pytest.raises(UserError, match="no option 'valu'; did you mean 'value'"):
