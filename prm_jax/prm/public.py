@@ -18,8 +18,8 @@ from prm_jax.models.safetensors_files import Shards
 from prm_jax.models.weights import _DTYPES
 from prm_jax.option_values import suggest
 from prm_jax.prm.kinds import Implicit, Token
-from prm_jax.prm.model import PRM
 from prm_jax.prm.options import TextLayout
+from prm_jax.prm.score import PRM
 from prm_jax.prm.spec import HeadedKind, Kind, Spec, Weights
 from prm_jax.runs.learner import Params
 
