@@ -8,6 +8,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from prm_jax.config_io import OptionsOf
 from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.models.model_options import ModelOptions
 from prm_jax.option_ranges import above, at_least, within
@@ -19,8 +20,9 @@ class TaskOptions:
 
     name: str = "carry"
     """Task: carry, arithmetic, jsonl, gsm8k, or the name of a reasoning-gym dataset."""
-    options: dict[str, str] = field(default_factory=dict)
-    """Options of that task as name value pairs, e.g. min_operands 3 max_operands 5."""
+    options: Annotated[dict[str, str], OptionsOf("name")] = field(default_factory=dict)
+    """Options of that task as name value pairs, e.g. min_operands 3 max_operands 5; added to the preset's for the same
+    task."""
 
 
 @dataclass(frozen=True)
@@ -238,7 +240,7 @@ class TrainOptions:
     critic: CriticOptions = field(default_factory=CriticOptions)
     eval: EvalOptions = field(default_factory=EvalOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
-    seed: Annotated[int, within(0, 2**63 - 1)] = 0
+    seed: Annotated[int, within(0, 2**32 - 1)] = 0
     """Seed of everything random."""
     steps: Annotated[int, at_least(0)] = 60
     """Training steps of the policy."""

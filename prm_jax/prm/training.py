@@ -13,22 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import MissingExtraError, UserError
 from prm_jax.models import LoRAConfig, check_fits
 from prm_jax.models.loading import load_model
 from prm_jax.models.model_options import ModelOptions
 from prm_jax.models.sharding import BATCH, make_mesh, rows_over, shard_params, shardings_for
-from prm_jax.prm import kind_armo
-from prm_jax.prm.checks import check_options
-from prm_jax.prm.data import Plan, batch_of, make_plan, mismatched, stack
-from prm_jax.prm.forward import Spec
-from prm_jax.prm.kinds import kind_of, needs_groups
-from prm_jax.prm.model import finished, save_prm
-from prm_jax.prm.options import TrainPRMOptions
+from prm_jax.prm.data import Plan, batch_of, make_plan, stack
+from prm_jax.prm.model import finished, save
 from prm_jax.prm.prepare import Prepared, prepare
 from prm_jax.prm.quick_eval import row_metrics
 from prm_jax.prm.rows import Batch, Row, collate
+from prm_jax.prm.spec import Spec
 from prm_jax.prm.step import PRMLearner, TrainState, make_scorer, make_step
+from prm_jax.prm.train_options import TrainPRMOptions, check_options, head_only
 from prm_jax.runs.checkpoint import Checkpointer
 from prm_jax.runs.console import Console
 from prm_jax.runs.console import Row as ConsoleRow
@@ -54,13 +52,20 @@ ROWS = (
 )
 
 
-def train_prm(options: TrainPRMOptions, run_dir: str | pathlib.Path, *, resume: bool = False) -> dict[str, Any]:
-    """Trains as `options` say and leaves everything in `run_dir`; the model itself in its folder ``model``.
+def train(
+    options: TrainPRMOptions,
+    run_dir: str | pathlib.Path,
+    *,
+    data: Sequence[StepRecord] | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Trains a reward model and leaves everything in `run_dir`; the model itself in its folder ``model``.
 
     Args:
       options: of the run.
       run_dir: a new directory, or with `resume` the one of an interrupted run.
-      resume: go on from the newest good checkpoint; the result has the same bits as if the run had never stopped.
+      data: what to learn from instead of the file ``options.data.path``; ``options.data`` divides it all the same.
+      resume: continue from the newest good checkpoint; the result has the same bits as if the run had never stopped.
 
     Returns:
       The summary that is also written to ``result.json``.
@@ -70,7 +75,7 @@ def train_prm(options: TrainPRMOptions, run_dir: str | pathlib.Path, *, resume: 
       InterruptedRun: a signal came and the state is saved.
       DivergedRun: non-finite gradients several steps in a row.
     """
-    check_options(options)
+    check_options(options, needs_path=data is None)
     begun = time.monotonic()
     mesh = _mesh(options)
     model = options.model
@@ -79,8 +84,8 @@ def train_prm(options: TrainPRMOptions, run_dir: str | pathlib.Path, *, resume: 
         lora_rank=model.lora_rank, lora_alpha=model.lora_alpha,
     ))  # fmt: skip
     check_fits(tokenizer, config)
-    data = prepare(options, tokenizer, limit=config.max_position_embeddings)
-    spec = Spec(options.prm, config, objectives=data.objectives)
+    prepared = prepare(options, tokenizer, limit=config.max_position_embeddings, records=data)
+    spec = Spec(options.prm, config, objectives=prepared.objectives)
     with (
         open_run(
             run_dir, options, resume=resume, soft=SOFT_OPTIONS, tensorboard=options.tensorboard, wandb=options.wandb
@@ -88,18 +93,18 @@ def train_prm(options: TrainPRMOptions, run_dir: str | pathlib.Path, *, resume: 
         Interrupts() as interrupts,
         Console(str(run.path), rows=ROWS) as console,
     ):
-        for name, note in data.notes.items():
+        for name, note in prepared.notes.items():
             console.message(f"{name}: {note}")
-        loop = PRMLoop(options, spec, base, data, run, console, mesh=mesh)
+        loop = PRMLoop(options, spec, base, prepared, run, console, mesh=mesh)
         state = loop.train(interrupts)
         weights = loop.learner.weights(state.trainable, state.fixed, loop.base)
         prm = finished(spec, weights, tokenizer, options.text)
-        save_prm(run.path / "model", prm, overwrite=True)
+        save(run.path / "model", prm, overwrite=True)
         summary = {
             "kind": options.prm.kind,
             "steps": loop.plan.steps,
-            "rows": len(data.rows),
-            "data": data.notes,
+            "rows": len(prepared.rows),
+            "data": prepared.notes,
             "before": loop.before,
             "after": loop.after,
             "seconds": round(time.monotonic() - begun, 1),
@@ -143,18 +148,18 @@ class PRMLoop:
         train = options.train
         self.plan: Plan = make_plan(
             data.rows, batch_size=train.batch_size, microbatches=train.microbatches, epochs=train.epochs,
-            seed=options.seed, whole_groups=needs_groups(spec), packed=options.data.pack, objectives=data.objectives,
-            ways=self.ways,
+            seed=options.seed, whole_groups=spec.kind.whole_groups, packed=options.data.pack,
+            objectives=data.objectives, ways=self.ways,
         )  # fmt: skip
         steps = self.plan.steps
         optimizer = make_optimizer(
             train.learning_rate, warmup_steps=round(train.warmup_fraction * steps), weight_decay=train.weight_decay,
-            beta2=train.beta2, grad_clip=train.grad_clip, decay_steps=steps if train.schedule == "cosine" else 0,
+            beta2=train.beta2, grad_clip=train.grad_clip, schedule=train.schedule, total_steps=steps,
         )  # fmt: skip
         lora = LoRAConfig(options.model.lora_rank, options.model.lora_alpha) if options.model.lora_rank else None
-        head_only = train.trains == "head" or (train.trains == "auto" and kind_of(spec).head_only)
-        self.learner = PRMLearner(spec, optimizer, lora, head_only)
-        needs_base = head_only or lora is not None or kind_of(spec).reference
+        frozen = head_only(options)
+        self.learner = PRMLearner(spec, optimizer, lora, frozen)
+        needs_base = frozen or lora is not None or spec.kind.compares
         self.start: Params | None = base
         self.base = base if needs_base else None
         self.before: dict[str, float] = {}
@@ -164,7 +169,7 @@ class PRMLoop:
         self._digest = self._fingerprint()
 
     def train(self, interrupts: Interrupts) -> TrainState:
-        """Runs to the last step; see ``train_prm``."""
+        """Runs to the last step; see ``train``."""
         options, steps = self.options, self.plan.steps
         key = jax.random.key(options.seed)
         with Checkpointer(self.run.checkpoints, max_to_keep=options.keep_checkpoints) as checkpoints:
@@ -182,7 +187,7 @@ class PRMLoop:
                 if self.run.resumed:
                     self.run.rewind(-1)
                 self.console.phase("reward model", steps)
-                state = self._place(self._stage_one(self.learner.init(self.start, key)))
+                state = self._place(self._fit_fixed(self.learner.init(self.start, key)))
                 self.start = None  # its copy trains; what stays frozen is the base
                 self.before = self.after = self._evaluate(state)
                 self._report(0, self.before)
@@ -227,46 +232,40 @@ class PRMLoop:
     def _batch(self, step: int) -> tuple[Batch, Batch | None]:
         pieces = self.options.train.microbatches
         batch = batch_of(self.plan, self.data.rows, step, microbatches=pieces)
-        if self.spec.options.kind != "implicit" or self.spec.options.loss != "kto":
-            return self._split(batch, axis=1), None
-        shape = dataclasses.replace(self.plan.shape, rows=self.plan.shape.solutions)
         others = [
-            collate(mismatched([self.data.rows[i] for i in piece], width=shape.width), shape, packed=False)
+            self.spec.kind.extra_batch([self.data.rows[i] for i in piece], self.plan.shape)
             for piece in self.plan.microbatches(step)
         ]
-        others += [collate([], shape, packed=False)] * (pieces - len(others))
-        return self._split(batch, axis=1), self._split(stack(others), axis=1)
+        extra = [other for other in others if other is not None]
+        if not extra:
+            return self._split(batch, axis=1), None
+        empty = self.spec.kind.extra_batch([], self.plan.shape)
+        extra += [empty] * (pieces - len(extra)) if empty is not None else []
+        return self._split(batch, axis=1), self._split(stack(extra), axis=1)
 
-    def _stage_one(self, state: TrainState) -> TrainState:
-        """Kind armo: the regressions, before the gate is trained; any other kind as it is."""
-        if self.spec.options.kind != "armo":
-            return state
-        forward = jax.jit(kind_armo.forward, static_argnums=0)
+    def _fit_fixed(self, state: TrainState) -> TrainState:
+        """The arrays that a kind computes from the training data before gradients are taken."""
         weights = self.learner.weights(state.trainable, state.fixed, self.base)
-        features, targets, known = [], [], []
-        for step in range(len(self.plan.epochs[0])):
-            for piece in self.plan.microbatches(step):
-                batch = collate([self.data.rows[i] for i in piece], self.plan.shape, packed=self.plan.packed)
-                real = slice(0, len(piece))
-                features.append(np.asarray(forward(self.spec, weights, batch)["features"])[real])
-                targets.append(batch.objectives[real])
-                known.append(batch.objective_mask[real])
-        fitted = kind_armo.fit(self.spec, *(jnp.asarray(np.concatenate(parts)) for parts in (features, targets, known)))
-        return dataclasses.replace(state, fixed=fitted)
+        batches = (
+            (collate([self.data.rows[i] for i in piece], self.plan.shape, packed=self.plan.packed), len(piece))
+            for step in range(len(self.plan.epochs[0]))
+            for piece in self.plan.microbatches(step)
+        )
+        return dataclasses.replace(state, fixed=self.spec.kind.fit_fixed(self.spec, weights, batches))
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
         """Held-out loss, and what the scores of held-out solutions are worth."""
         found: dict[str, float] = {}
         if self.data.eval_loss_rows:
-            losses = [loss for _, _, loss in self._scored(state, self.data.eval_loss_rows, needs_groups(self.spec))]
+            losses = [loss for _, _, loss in self._scored(state, self.data.eval_loss_rows, self.spec.kind.whole_groups)]
             total, weight = (sum(float(getattr(loss, name)) for loss in losses) for name in ("total", "weight"))
             found["prm_eval/loss"] = total / max(weight, 1.0)
         if self.data.eval_rows:
             parts = [(rows, scores) for rows, scores, _ in self._scored(state, self.data.eval_rows, False)]
             rows = [row for members, _ in parts for row in members]
             scores = [table[place, : len(row.reads)] for members, table in parts for place, row in enumerate(members)]
-            how = self.spec.options.aggregate or kind_of(self.spec).aggregate
-            found |= {f"prm_eval/{name}": value for name, value in row_metrics(rows, scores, how=how).items()}
+            measured = row_metrics(rows, scores, how=self.spec.kind.how)
+            found |= {f"prm_eval/{name}": value for name, value in measured.items()}
         return found
 
     def _scored(
@@ -286,6 +285,8 @@ class PRMLoop:
         return found
 
     def _report(self, step: int, metrics: dict[str, float]) -> None:
+        if step:
+            self.run.claim()
         self.console.update(step, self.run.log(step, metrics))
 
     def _save(self, checkpoints: Checkpointer, state: TrainState, done: int) -> None:

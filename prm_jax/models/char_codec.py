@@ -1,47 +1,42 @@
-"""One token a character, for the built-in tasks and the tiny models that learn them; needs no package."""
+"""Character vocabularies for the built-in tasks and the tiny models that learn them; no dependencies."""
 
 import json
 import re
 from typing import Any
 
 from prm_jax.errors import UserError
-from prm_jax.models.tokenizer import Span, SpecialTokens, Tokenizer
+from prm_jax.models.codec import Codec, Span
+from prm_jax.models.special_tokens import SpecialTokens
 
 _SPECIAL = ("<pad>", "<bos>", "<eos>")
+SPECIAL = SpecialTokens(bos_id=1, eos_id=2, pad_id=0, eos_ids=(2,))
 
 
-class CharTokenizer(Tokenizer):
-    """Ids 0, 1, 2 are ``<pad>``, ``<bos>``, ``<eos>``; then come the characters of the alphabet in order.
+class CharCodec(Codec):
+    """One token per character: ids 0, 1, 2 are ``<pad>``, ``<bos>``, ``<eos>``, followed by the alphabet in order.
 
     Args:
       alphabet: the characters, each once.
-      chat_template: Jinja source, where conversations are to be written.
 
     Raises:
-      UserError: for an empty alphabet, or a character that is there twice.
+      UserError: for an empty alphabet, a repeated character, or half of a surrogate pair.
     """
 
-    def __init__(self, alphabet: str, *, chat_template: str | None = None):
+    def __init__(self, alphabet: str):
         if not alphabet:
             raise UserError("the alphabet of a character tokenizer is empty")
-        twice = sorted({c for c in alphabet if alphabet.count(c) > 1})
-        if twice:
-            raise UserError(f"the alphabet of a character tokenizer has {twice[0]!r} more than once")
+        repeated = sorted({c for c in alphabet if alphabet.count(c) > 1})
+        if repeated:
+            raise UserError(f"the alphabet of a character tokenizer contains {repeated[0]!r} more than once")
         if any("\ud800" <= c <= "\udfff" for c in alphabet):
-            raise UserError("the alphabet of a character tokenizer has half a surrogate pair in it")
+            raise UserError("the alphabet of a character tokenizer contains half of a surrogate pair")
         tokens = (*_SPECIAL, *alphabet)
-        super().__init__(
-            tokens,
-            [token.encode() for token in tokens],
-            special=SpecialTokens(bos_id=1, eos_id=2, pad_id=0, eos_ids=(2,)),
-            special_ids=(0, 1, 2),
-            chat_template=chat_template,
-        )
+        super().__init__(tokens, [token.encode() for token in tokens], special_ids=(0, 1, 2))
         self.alphabet = alphabet
         self._ids = {token: index for index, token in enumerate(tokens)}
 
-    def encode_with_spans(self, text: str, *, add_special: bool = False) -> tuple[list[int], list[Span]]:
-        """See ``Tokenizer``.
+    def encode_with_spans(self, text: str, add_special: bool) -> tuple[list[int], list[Span]]:
+        """See ``Codec``.
 
         Raises:
           UserError: for a character that is not in the alphabet.
@@ -60,7 +55,7 @@ class CharTokenizer(Tokenizer):
         return ids, spans
 
     def to_json(self) -> str:
-        """See ``Tokenizer``: a word-level model over isolated characters."""
+        """See ``Codec``: a word-level model over isolated characters."""
         added = [
             {
                 "id": index,
@@ -101,5 +96,5 @@ class CharTokenizer(Tokenizer):
         )
 
     def config_json(self) -> dict[str, Any]:
-        """See ``Tokenizer``: the alphabet, by which ``load`` knows this kind."""
+        """See ``Codec``: the alphabet, which tells ``Tokenizer.load`` to use this codec."""
         return {"char_alphabet": self.alphabet}
