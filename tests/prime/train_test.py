@@ -13,6 +13,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from prm_jax.runs.stopping import DivergedRun, InterruptedRun
 
 from prm_jax.errors import UserError
 from prm_jax.models import load_weights
@@ -22,7 +23,6 @@ from prm_jax.prime import train as loop_module
 from prm_jax.prime.options import TaskOptions
 from prm_jax.prime.start import load_start
 from prm_jax.prime.train import BASELINE, demonstration_batches, train
-from prm_jax.runs.stopping import DivergedRun, InterruptedRun
 from tests.prime.conftest import replaced
 
 # The child kills itself after the update of its third step, while the checkpoint of the second may still be written.

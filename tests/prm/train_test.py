@@ -7,6 +7,7 @@ import signal
 
 import numpy as np
 import pytest
+from prm_jax.runs.stopping import InterruptedRun
 
 from prm_jax import cli
 from prm_jax.commands import train_prm as command
@@ -25,7 +26,6 @@ from prm_jax.prm.options import (
 from prm_jax.prm.prepare import prepare
 from prm_jax.prm.score import score_solutions
 from prm_jax.prm.train import train_prm
-from prm_jax.runs.stopping import InterruptedRun
 
 
 @pytest.fixture(scope="module")
