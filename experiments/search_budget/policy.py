@@ -12,12 +12,12 @@ from prm_jax.data.carry import CarryTask
 from prm_jax.data.step_data import StepRecord
 from prm_jax.models import ModelConfig
 from prm_jax.prm.data import batch_of, make_plan
-from prm_jax.prm.forward import Spec, Weights
-from prm_jax.prm.kinds import kind_of
+from prm_jax.prm.kinds import Value
 from prm_jax.prm.model import PRM, finished
-from prm_jax.prm.options import KindOptions, TextLayout
+from prm_jax.prm.options import TextLayout
 from prm_jax.prm.rows import Batch, Shape, build_rows, collate
 from prm_jax.prm.score import rows_to_score
+from prm_jax.prm.spec import Spec, Weights
 from prm_jax.prm.step import PRMLearner, make_step
 from prm_jax.rollouts import Batching, LocalEngine, StepOptions, TaskPolicy, stop_sets
 from prm_jax.runs.learner import make_optimizer
@@ -58,11 +58,11 @@ def train_value(
     policy: TaskPolicy, records: Sequence[StepRecord], *, updates: int, batch_size: int, learning_rate: float, seed: int
 ) -> PRM:
     """A value model, initialised from the policy: the chance of a correct answer after each step, from outcomes."""
-    spec = Spec(KindOptions("value"), policy.engine.config)
+    spec = Spec(Value(), policy.engine.config)
     rows, _ = build_rows(records, policy.tokenizer, LAYOUT, max_length=128)
     epochs = -(-updates * batch_size // len(rows))
     plan = make_plan(rows, batch_size=min(batch_size, len(rows)), epochs=epochs, seed=seed)
-    learner = PRMLearner(spec, make_optimizer(learning_rate, warmup_steps=5, decay_steps=updates))
+    learner = PRMLearner(spec, make_optimizer(learning_rate, schedule="cosine", warmup_steps=5, total_steps=updates))
     state, step = learner.init(policy.engine.params, jax.random.key(seed)), make_step(learner)
     for number in range(min(updates, plan.steps)):
         state, _ = step(state, None, batch_of(plan, rows, number), None)
@@ -124,5 +124,5 @@ def _exact(policy: TaskPolicy, partial: Partial) -> float:
 
 @functools.lru_cache(maxsize=4)
 def _scores(spec: Spec) -> Callable[[Weights, Batch], jax.Array]:
-    kind = kind_of(spec)
+    kind = spec.kind
     return jax.jit(lambda weights, batch: kind.scores(spec, kind.forward(spec, weights, batch), batch))

@@ -9,6 +9,7 @@ import tyro
 
 from prm_jax.commands.convert import model_path
 from prm_jax.commands.devices import mesh_of
+from prm_jax.config_io import OptionsOf
 from prm_jax.errors import UserError
 from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.rollouts.options import Connection, StepOptions
@@ -28,7 +29,7 @@ class PolicyOptions:
     task: str = "carry"
     """Task: carry, arithmetic, gsm8k (with its files in --task-options train PATH eval PATH), a path that ends in
     .jsonl, or the name of a reasoning-gym dataset."""
-    task_options: dict[str, str] = field(default_factory=dict)
+    task_options: Annotated[dict[str, str], OptionsOf("task")] = field(default_factory=dict)
     """Options of that task as name value pairs."""
     problems: int = 64
     """Number of problems."""

@@ -69,7 +69,6 @@ def run(options: Options) -> None:
     """Scores; says where the results are."""
     from prm_jax.prm.calibrate import calibrated, read_map
     from prm_jax.prm.inputs import read_solutions
-    from prm_jax.prm.kinds import kind_of
     from prm_jax.prm.page import scores_page
     from prm_jax.prm.score import score_solutions
     from prm_jax.runs.metrics_log import atomic_write
@@ -85,7 +84,7 @@ def run(options: Options) -> None:
         prm, records, max_tokens=options.max_tokens, aggregate=options.aggregate, cumulative=options.cumulative,
         skip_long=options.skip_long, on_batch=_progress,
     )  # fmt: skip
-    output: str = kind_of(prm.spec).output
+    output: str = prm.output
     if platt is not None:
         scored = calibrated(scored, platt, output=output, how=options.aggregate or prm.aggregate)
         output = "probability"
@@ -107,11 +106,11 @@ def run(options: Options) -> None:
 
 def load(model: str, layout: str, reference: str, dtype: str, mesh: MeshOptions) -> "PRM":
     """The model that the options of a command name, on the devices that they name."""
-    from prm_jax.prm.model import load_prm
+    from prm_jax import prm as prms
     from prm_jax.prm.score import spread
 
     devices = mesh_of(mesh)
-    prm = load_prm(model, layout=layout, reference=reference or None, compute_dtype=dtype)
+    prm = prms.load(model, layout=layout, reference=reference or None, compute_dtype=dtype)
     return prm if devices is None else spread(prm, devices)
 
 

@@ -135,12 +135,11 @@ def make_scorer(name: str, engine: "TaskPolicy", options: Options, *, first: int
         raise UserError(
             f"no scorer {name!r}: it is logp, verifier, rollouts, truth, or the path of a process reward model"
         )
-    from prm_jax.prm.kinds import kind_of
 
     prm = load(name, options.layout, options.reference, options.dtype, options.mesh)
     # A prefix without a step has nothing to be scored by: it goes last.
     by_model = functools.partial(score_prefixes, prm, engine, blank=-1e9)
-    return Scorer(by_model, "chance" if kind_of(prm.spec).output in ("probability", "value") else "score")
+    return Scorer(by_model, "chance" if prm.output in ("probability", "value") else "score")
 
 
 def run(options: Options) -> None:

@@ -110,7 +110,7 @@ class CarryTask:
 
     def tokenizer(self) -> Any:
         """A character tokenizer over ``ALPHABET``."""
-        from prm_jax.models.char_tokenizer import CharTokenizer
+        from prm_jax.models.tokenizer import CharTokenizer
 
         return CharTokenizer(ALPHABET)
 

@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
-from prm_jax.data.options import suggest
 from prm_jax.data.problems import Problem, Prompt
 from prm_jax.errors import UserError
+from prm_jax.option_values import suggest
 from prm_jax.verifiers.number import parse_number
 
 MAX_LINE_BYTES = 10 << 20

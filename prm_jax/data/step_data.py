@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prm_jax.data import records
-from prm_jax.data.options import suggest
 from prm_jax.data.problems import Prompt
 from prm_jax.errors import UserError
+from prm_jax.option_values import suggest
 
 Label = float | None
 """Probability that a step is right; None: not known, so that nothing is learned from it."""

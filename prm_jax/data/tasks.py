@@ -1,14 +1,13 @@
 """Tasks by name."""
 
 import importlib.util
-import inspect
-import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prm_jax.data.options import check_options, nearest
 from prm_jax.data.problems import Task
 from prm_jax.errors import UserError
+from prm_jax.option_values import call_with_options, convert_options, parameter_kinds
+from prm_jax.resolve import nearest
 
 
 def load_task(spec: str | Mapping[str, Any], **options: Any) -> Task:
@@ -65,30 +64,15 @@ def _makers() -> dict[str, Callable[..., Task]]:
 
 
 def _make(maker: Callable[..., Task], name: str, options: Mapping[str, Any]) -> Task:
-    parameters = _parameters(maker)
-    missing = [
-        parameter.name
-        for parameter in inspect.signature(maker).parameters.values()
-        if parameter.default is parameter.empty and parameter.name not in options
-    ]
-    owner = f"the task {name!r}"
-    checked = check_options(options, parameters, owner)
-    if missing:
-        raise UserError(f"{owner} needs the option {missing[0]!r}")
-    return maker(**checked)
+    return call_with_options(maker, options, f"the task {name!r}")
 
 
 def _gym(dataset: str, options: Mapping[str, Any]) -> Task:
     """Options of ``GymTask`` go to it, all others to the data set, which knows its own."""
     from prm_jax.data.gym import GymTask
 
-    types = _parameters(GymTask)
+    types = parameter_kinds(GymTask)
     own = {name: value for name, value in options.items() if name in types}
     rest = {name: value for name, value in options.items() if name not in types}
-    checked = check_options(own, types, f"the task 'gym:{dataset}'")
+    checked = convert_options(own, types, f"the task 'gym:{dataset}'")
     return GymTask(dataset, **{**checked, "options": {**(checked.get("options") or {}), **rest}})
-
-
-def _parameters(maker: Callable[..., Task]) -> dict[str, Any]:
-    hints = typing.get_type_hints(getattr(maker, "__init__") if inspect.isclass(maker) else maker)  # noqa: B009
-    return {name: hints[name] for name in inspect.signature(maker).parameters}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 _HOME = {
     "ModelConfig": "config",
-    "RopeScaling": "config",
+    "RopeScaling": "rope_scaling",
     "Transformer": "transformer",
     "init_params": "transformer",
     "hidden_states": "transformer",
@@ -30,12 +30,14 @@ _HOME = {
     "load_weights": "weights",
     "save_weights": "weights",
     "generate": "generation",
+    "DecodeOptions": "generation",
+    "PrefixStore": "prefixes",
     "Samples": "responses",
     "pack": "responses",
     "response_texts": "responses",
     "Tokenizer": "tokenizer",
-    "CharTokenizer": "char_tokenizer",
-    "SpecialTokens": "tokenizer",
+    "CharTokenizer": "tokenizer",
+    "SpecialTokens": "special_tokens",
     "check_same_vocabulary": "tokenizer",
     "check_fits": "tokenizer",
     "TextStream": "text_stream",
@@ -75,7 +77,11 @@ __all__ = [
     "load_weights",
     "save_weights",
     "generate",
+    "DecodeOptions",
+    "PrefixStore",
     "Samples",
+    "pack",
+    "response_texts",
     "Tokenizer",
     "CharTokenizer",
     "SpecialTokens",
@@ -96,7 +102,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     from prm_jax.models.cache import KVCache, init_cache, repeat_rows
-    from prm_jax.models.config import ModelConfig, RopeScaling
+    from prm_jax.models.config import ModelConfig
+    from prm_jax.models.rope_scaling import RopeScaling
     from prm_jax.models.transformer import (
         Transformer,
         head_matrix,

@@ -5,54 +5,15 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from prm_jax.errors import UserError
+from prm_jax.models import hf_config
+from prm_jax.models.rope_scaling import RopeScaling
 
 Architecture = Literal["llama", "qwen2", "qwen3"]
 DType = Literal["float32", "bfloat16", "float16"]
-RopeKind = Literal["linear", "dynamic", "llama3", "yarn"]
 
-_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 _DTYPES = ("float32", "bfloat16", "float16")
 _REMAT = ("none", "full", "dots")
 _ATTENTION = ("xla", "cudnn")
-_ROPE_KINDS = ("linear", "dynamic", "llama3", "yarn")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RopeScaling:
-    """How rotary frequencies are stretched beyond the pretraining context; fields as in Hugging Face configs.
-
-    ``linear`` divides the frequencies by ``factor``.  ``llama3`` divides only wavelengths longer than
-    ``original_max_position_embeddings / low_freq_factor`` and interpolates up to ``/ high_freq_factor``.
-    ``yarn`` (arXiv:2309.00071) blends by the number of rotations between ``beta_fast`` and ``beta_slow`` and
-    multiplies cosines and sines by ``attention_factor``.  ``dynamic`` leaves positions within
-    ``max_position_embeddings`` as they are; longer rows are refused, because there a token's rotation
-    would depend on how far generation has got.
-    """
-
-    kind: RopeKind
-    factor: float
-    original_max_position_embeddings: int | None = None
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    attention_factor: float | None = None
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    truncate: bool = True
-
-    def __post_init__(self) -> None:
-        if self.kind not in _ROPE_KINDS:
-            raise UserError(f"rope_scaling: unknown kind {self.kind!r}; known: {', '.join(_ROPE_KINDS)}")
-        if not self.factor >= 1.0:
-            raise UserError(f"rope_scaling.factor must be at least 1, found {self.factor}")
-        if self.kind == "llama3" and not self.original_max_position_embeddings:
-            raise UserError("rope_scaling: llama3 needs original_max_position_embeddings")
-        if self.kind == "llama3" and not self.high_freq_factor > self.low_freq_factor:
-            raise UserError(
-                "rope_scaling: high_freq_factor must exceed low_freq_factor, "
-                f"found {self.high_freq_factor} and {self.low_freq_factor}"
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,7 +76,7 @@ class ModelConfig:
     lora_alpha: float = 16.0
 
     def __post_init__(self) -> None:
-        _choice("architecture", self.architecture, tuple(_CLASSES))
+        _choice("architecture", self.architecture, hf_config.ARCHITECTURES)
         _choice("dtype", self.dtype, _DTYPES)
         _choice("compute_dtype", self.compute_dtype, _DTYPES)
         _choice("remat", self.remat, _REMAT)
@@ -164,15 +125,11 @@ class ModelConfig:
             the field: another architecture, sliding windows in use, experts, partial rotary embeddings, an
             unknown rotary scaling or activation, quantised weights, and so on.
         """
-        from prm_jax.models.hf_config import read
-
-        return read(config)
+        return cls(**hf_config.read(config))
 
     def to_hf(self) -> dict[str, Any]:
         """The inverse of ``from_hf``: a dict that is valid as ``config.json``, without the run-time fields."""
-        from prm_jax.models.hf_config import write
-
-        return write(self)
+        return hf_config.write(vars(self))
 
 
 def _choice(name: str, value: Any, known: tuple[str, ...]) -> None:

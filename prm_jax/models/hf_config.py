@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from prm_jax.errors import UserError
-from prm_jax.models.config import _CLASSES, ModelConfig, RopeScaling
+from prm_jax.models.rope_scaling import RopeScaling
+
+_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+ARCHITECTURES = tuple(_CLASSES)
 
 # What the class in the file assumes where a field is left out.
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -41,8 +44,8 @@ _ROPE_FIELDS = (
 )  # fmt: skip
 
 
-def read(config: Mapping[str, Any]) -> ModelConfig:
-    """See ``ModelConfig.from_hf``."""
+def read(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of ``ModelConfig``; see ``ModelConfig.from_hf``."""
     if not isinstance(config, Mapping):
         raise UserError(f"config.json: expected an object, found {type(config).__name__}")
     architecture = _architecture(config)
@@ -56,8 +59,8 @@ def read(config: Mapping[str, Any]) -> ModelConfig:
     if "head_dim" not in given and hidden_size % num_heads:
         _refuse("hidden_size", hidden_size, f"no multiple of num_attention_heads={num_heads}, and no head_dim")
     theta, scaling = _rope(given)
-    return ModelConfig(
-        architecture=architecture,  # type: ignore[arg-type]
+    return dict(
+        architecture=architecture,
         vocab_size=_integer(given, "vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=_integer(given, "intermediate_size"),
@@ -76,38 +79,36 @@ def read(config: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def write(config: ModelConfig) -> dict[str, Any]:
-    """See ``ModelConfig.to_hf``."""
+def write(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of ``read``; see ``ModelConfig.to_hf``."""
     out: dict[str, Any] = {
-        "architectures": [_CLASSES[config.architecture]],
-        "model_type": config.architecture,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
+        "architectures": [_CLASSES[fields["architecture"]]],
+        "model_type": fields["architecture"],
+        "vocab_size": fields["vocab_size"],
+        "hidden_size": fields["hidden_size"],
+        "intermediate_size": fields["intermediate_size"],
+        "num_hidden_layers": fields["num_layers"],
+        "num_attention_heads": fields["num_heads"],
+        "num_key_value_heads": fields["num_kv_heads"],
+        "head_dim": fields["head_dim"],
         "hidden_act": "silu",
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,
+        "rms_norm_eps": fields["rms_norm_eps"],
+        "rope_theta": fields["rope_theta"],
         "rope_scaling": None,
-        "max_position_embeddings": config.max_position_embeddings,
-        "tie_word_embeddings": config.tie_word_embeddings,
+        "max_position_embeddings": fields["max_position_embeddings"],
+        "tie_word_embeddings": fields["tie_word_embeddings"],
         "attention_dropout": 0.0,
-        "torch_dtype": config.dtype,
+        "torch_dtype": fields["dtype"],
         "use_cache": True,
     }
-    if config.rope_scaling is not None:
-        fields = {name: getattr(config.rope_scaling, name) for name in _rope_fields(config.rope_scaling.kind)}
-        out["rope_scaling"] = {
-            "rope_type": config.rope_scaling.kind,
-            **{name: value for name, value in fields.items() if value is not None},
-        }
-    if config.architecture != "qwen2":
-        out["attention_bias"] = config.attention_bias
-    if config.architecture == "llama":
-        out["mlp_bias"] = config.mlp_bias
+    scaling: RopeScaling | None = fields["rope_scaling"]
+    if scaling is not None:
+        named = {name: getattr(scaling, name) for name in _rope_fields(scaling.kind)}
+        out["rope_scaling"] = {"rope_type": scaling.kind} | {k: v for k, v in named.items() if v is not None}
+    if fields["architecture"] != "qwen2":
+        out["attention_bias"] = fields["attention_bias"]
+    if fields["architecture"] == "llama":
+        out["mlp_bias"] = fields["mlp_bias"]
     else:
         out["use_sliding_window"] = False
     return out

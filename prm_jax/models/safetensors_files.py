@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from prm_jax.errors import UserError
+from prm_jax.models.checkpoint_layout import first
 from prm_jax.models.files import loads_json, read_json, write_json, write_text
-from prm_jax.models.layout import first
 
 SINGLE, INDEX, SUMS = "model.safetensors", "model.safetensors.index.json", "SHA256SUMS"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from prm_jax.errors import UserError
-from prm_jax.models import layout, safetensors_files, tokenizer_files
+from prm_jax.models import checkpoint_layout, safetensors_files, tokenizer_files
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.files import beside, read_json, sync_directory, write_json
 from prm_jax.models.gguf import read_gguf
@@ -28,7 +28,7 @@ _DTYPES: dict[str, np.dtype] = {
 
 def load_weights(
     path: str | pathlib.Path, *, dtype: Any = None, host: bool = False
-) -> tuple[ModelConfig, layout.Params]:
+) -> tuple[ModelConfig, checkpoint_layout.Params]:
     """Loads a pretrained model.
 
     Args:
@@ -54,15 +54,15 @@ def load_weights(
         source = safetensors_files.Shards(path)
         kinds = set(source.dtypes.values())
         stored = kinds.pop() if len(kinds) == 1 else "float32"
-        layout.check_tensors(config, source.shapes, source=str(path))
+        checkpoint_layout.check_tensors(config, source.shapes, source=str(path))
     else:
         source = GgufWeights(read_gguf(path))
         config, stored = source.config, "float32"
-        layout.check_tensors(config, source.shapes, source=str(path), spell=source.spell)
-    if config.tie_word_embeddings and layout.TIED_HEAD in source.shapes:
+        checkpoint_layout.check_tensors(config, source.shapes, source=str(path), spell=source.spell)
+    if config.tie_word_embeddings and checkpoint_layout.TIED_HEAD in source.shapes:
         _check_tied(path, source)
     name = stored if dtype is None else dtype_name(dtype)
-    params = layout.assemble(config, source.read, dtype=_DTYPES[name], place=_same if host else _to_device)
+    params = checkpoint_layout.assemble(config, source.read, dtype=_DTYPES[name], place=_same if host else _to_device)
     return dataclasses.replace(config, dtype=name), params  # type: ignore[arg-type]
 
 
@@ -95,9 +95,9 @@ def save_weights(
         tokens than the model, a path in use, or a disk that refuses.
     """
     path = pathlib.Path(path)
-    found = layout.check_params(config, params)
+    found = checkpoint_layout.check_params(config, params)
     specs: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
-    for slot in layout.slots(config):
+    for slot in checkpoint_layout.slots(config):
         kind = _DTYPES[dtype_name(found[slot.path].dtype if dtype is None else dtype)]
         specs |= dict.fromkeys(slot.names, (slot.shape, kind))
     if tokenizer is not None:
@@ -150,11 +150,11 @@ def _check_path(path: pathlib.Path) -> None:
 
 
 def _check_tied(path: pathlib.Path, source: GgufWeights | safetensors_files.Shards) -> None:
-    head, embedding = source.read(layout.TIED_HEAD), source.read("model.embed_tokens.weight")
+    head, embedding = source.read(checkpoint_layout.TIED_HEAD), source.read("model.embed_tokens.weight")
     if head.dtype != embedding.dtype or head.shape != embedding.shape or head.tobytes() != embedding.tobytes():
         raise UserError(
-            f"{path}: {_CONFIG} says tie_word_embeddings, but {layout.TIED_HEAD} differs from the embedding; "
-            "set tie_word_embeddings to false if the head was trained on its own"
+            f"{path}: {_CONFIG} sets tie_word_embeddings, but {checkpoint_layout.TIED_HEAD} differs from the "
+            "embedding; set tie_word_embeddings to false if the head was trained on its own"
         )
 
 
@@ -193,8 +193,8 @@ def _write(
         description |= {f"{name}_token_id": index for name, index in ids.items()}
     stream = (
         (name, tensor.astype(specs[name][1], copy=False))
-        for slot in layout.slots(config)
-        for name, tensor in layout.tensors(slot, _to_host(found[slot.path]))
+        for slot in checkpoint_layout.slots(config)
+        for name, tensor in checkpoint_layout.tensors(slot, _to_host(found[slot.path]))
     )
     safetensors_files.write_shards(directory, specs, stream, max_bytes=max_shard_bytes)
     write_json(directory / _CONFIG, description)
@@ -209,7 +209,7 @@ def _check_target(path: pathlib.Path, overwrite: bool) -> None:
     foreign = [name for name in there if not _is_ours(name)]
     if foreign:
         raise UserError(
-            f"{path} holds more than a checkpoint, which overwriting would delete: {layout.first(foreign)}; "
+            f"{path} holds more than a checkpoint, which overwriting would delete: {checkpoint_layout.first(foreign)}; "
             "give another path"
         )
 

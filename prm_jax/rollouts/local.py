@@ -144,9 +144,12 @@ class LocalEngine:
         found = models.generate(
             self._longer(columns), self.params, [list(group.prompt) for group in filled], self.key,
             samples_per_prompt=samples, max_new_tokens=columns, temperature=self.sampling.temperature,
-            top_k=self.sampling.top_k, top_p=self.sampling.top_p, stop=self.stops[stop], tokenizer=self.tokenizer,
-            prompt_ids=[group.prompt_id for group in filled],
-            reuse=self.batching.reuse if stop in self.batching.reuse_for else None,
+            top_k=self.sampling.top_k, top_p=self.sampling.top_p, stop=self.stops[stop],
+            options=models.DecodeOptions(
+                tokenizer=self.tokenizer,
+                prompt_ids=[group.prompt_id for group in filled],
+                reuse=self.batching.reuse if stop in self.batching.reuse_for else None,
+            ),
         )  # fmt: skip
         tokens, mask, logp = (np.asarray(x) for x in (found.tokens, found.mask, found.logp))
         self._stats.calls += 1

@@ -8,10 +8,10 @@ import pytest
 
 from prm_jax.errors import MissingExtraError, UserError
 from prm_jax.models import ModelConfig, load_weights, smollm2
-from prm_jax.models.config import RopeScaling
+from prm_jax.models.checkpoint_layout import leaves
 from prm_jax.models.gguf import read_gguf
 from prm_jax.models.gguf_weights import llama3_scaling
-from prm_jax.models.layout import leaves
+from prm_jax.models.rope_scaling import RopeScaling
 from tests.models.checkpoints import CONFIGS, random_params, write_gguf
 
 PLAIN = {name: dataclasses.replace(config, rope_scaling=None) for name, config in CONFIGS.items()}

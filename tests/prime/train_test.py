@@ -13,7 +13,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from prm_jax.runs.stopping import DivergedRun, InterruptedRun
 
 from prm_jax.errors import UserError
 from prm_jax.models import load_weights
@@ -23,6 +22,7 @@ from prm_jax.prime import train as loop_module
 from prm_jax.prime.options import TaskOptions
 from prm_jax.prime.start import load_start
 from prm_jax.prime.train import BASELINE, demonstration_batches, train
+from prm_jax.runs.stopping import DivergedRun, InterruptedRun
 from tests.prime.conftest import replaced
 
 # The child kills itself after the update of its third step, while the checkpoint of the second may still be written.
@@ -281,7 +281,7 @@ def test_gradients_that_never_are_finite_stop_the_run_and_keep_the_batch(run_opt
         ({"rollout": {"samples_per_prompt": 1}}, "samples-per-prompt"),
         ({"policy": {"minibatches": 3}}, "must divide"),
         ({"prm": {"microbatches": 5}}, "must divide"),
-        ({"rollout": {"solve_rate_low": 0.9, "solve_rate_high": 0.1}}, "0 <= low <= high <= 1"),
+        ({"rollout": {"solve_rate_low": 0.9, "solve_rate_high": 0.1}}, "is greater than --rollout.solve-rate-high"),
         ({"prm": {"beta": -1.0}}, "prm.beta"),
         ({"prm": {"beta": float("nan")}}, "prm.beta"),
         ({"policy": {"warmup_steps": -5}}, "policy.warmup-steps"),

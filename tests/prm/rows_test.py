@@ -31,6 +31,9 @@ class Pairs(CharTokenizer):
         ids = [3 + i % 5 for i in range(len(spans))]
         return ([1, *ids], [(0, 0), *spans]) if add_special else (ids, spans)
 
+    def encode(self, text, *, add_special=False):
+        return self.encode_with_spans(text, add_special=add_special)[0]
+
 
 def spelled(ids):
     """The worked example's ids as letters."""

@@ -51,7 +51,7 @@ def encoded(prompt):
 def test_generate_with_an_engine_is_generate(model):
     expected = models.generate(
         *model, PROMPTS, jax.random.key(3), samples_per_prompt=3, max_new_tokens=12, temperature=0.9, stop=(";", "#"),
-        tokenizer=TOKENIZER,
+        options=models.DecodeOptions(tokenizer=TOKENIZER),
     )  # fmt: skip
     sampling = SamplingOptions(temperature=0.9)
     found = generate_with(engine(model, sampling=sampling), PROMPTS, samples_per_prompt=3, max_new_tokens=12, stop=1)

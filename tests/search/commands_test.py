@@ -36,9 +36,9 @@ class Careless:
     def __init__(self):
         self.tokenizer, self.drop = models.CharTokenizer(ALPHABET), 0.5
 
-    def __call__(self, config, params, prompts, key, *, samples_per_prompt, max_new_tokens, stop, prompt_ids, **rest):
+    def __call__(self, config, params, prompts, key, *, samples_per_prompt, max_new_tokens, stop, options, **rest):
         rows = []
-        for prompt, number in zip(prompts, prompt_ids, strict=True):
+        for prompt, number in zip(prompts, options.prompt_ids, strict=True):
             rng = np.random.default_rng([number, *jax.random.key_data(key).tolist()])
             for _ in range(samples_per_prompt):
                 text = self.go_on(self.tokenizer.decode(prompt, skip_special=True), rng)
@@ -189,14 +189,16 @@ def test_candidates_as_step_data(model, careless, tmp_path, capsys):
 
 
 def save_reward_model(model, path, kind, outputs):
-    from prm_jax.prm import PRM, save_prm
-    from prm_jax.prm.forward import Spec, Weights, init_head
-    from prm_jax.prm.options import KindOptions, TextLayout
+    from prm_jax.prm import PRM, save
+    from prm_jax.prm.forward import init_head
+    from prm_jax.prm.kinds import KINDS
+    from prm_jax.prm.options import TextLayout
+    from prm_jax.prm.spec import Spec, Weights
 
     config, params = models.load_weights(model)
-    spec = Spec(KindOptions(kind), config)
+    spec = Spec(KINDS[kind](), config)
     head = init_head(spec, jax.random.key(5), num_outputs=outputs, random=True)
-    save_prm(path, PRM(spec, Weights(params, head, {}), models.CharTokenizer(ALPHABET), TextLayout(separator="")))
+    save(path, PRM(spec, Weights(params, head, {}), models.CharTokenizer(ALPHABET), TextLayout(separator="")))
     return str(path)
 
 
@@ -347,10 +349,10 @@ def test_a_failed_start_leaves_nothing_in_the_way(command, model, careless, tmp_
 def test_an_interrupted_search_says_what_is_kept_and_how_long_it_takes(model, tmp_path, monkeypatch, capsys):
     out, policy = tmp_path / "found.jsonl", Careless()
 
-    def interrupted(*args, prompt_ids, **options):
-        if min(prompt_ids) >= 2 << 14:  # the third problem
+    def interrupted(*args, options, **rest):
+        if min(options.prompt_ids) >= 2 << 14:  # the third problem
             raise KeyboardInterrupt
-        return policy(*args, prompt_ids=prompt_ids, **options)
+        return policy(*args, options=options, **rest)
 
     monkeypatch.setattr(models, "generate", interrupted)
     words = ["search", model, *SMALL, "--chunk", "1", "--samples", "2", "--out", str(out)]
@@ -495,10 +497,10 @@ def test_labelling_goes_on_after_an_interruption(method, model, tmp_path, monkey
     assert cli.main(["label", model, str(whole), *more]) == 0
     assert not whole.with_name("whole.jsonl.partial").exists()
 
-    def interrupted(*args, prompt_ids, **options):
-        if min(prompt_ids) >= 4 << 14:  # the third chunk
+    def interrupted(*args, options, **rest):
+        if min(options.prompt_ids) >= 4 << 14:  # the third chunk
             raise KeyboardInterrupt
-        return policy(*args, prompt_ids=prompt_ids, **options)
+        return policy(*args, options=options, **rest)
 
     monkeypatch.setattr(models, "generate", interrupted)
     words = ["label", model, str(out), *more]
