@@ -172,11 +172,9 @@ def step_boundary(splitter: Any) -> tuple[str, ...]:
     Raises:
       UserError: the splitter does not cut at fixed strings.
     """
-    known = {"newline": ("\n",), "blank_line": ("\n\n",), "separator": getattr(splitter, "separators", ())}
-    how = getattr(splitter, "how", type(splitter).__name__)
-    if how not in known:
+    if splitter.boundaries is None:
         raise UserError(
-            f"this task cuts steps by {how!r}; search needs steps that end at fixed strings: newline, blank_line or "
-            "separator"
+            f"this task cuts steps by {splitter.how!r}; search needs steps that end at fixed strings: newline, "
+            "blank or tag"
         )
-    return tuple(known[how])
+    return tuple(splitter.boundaries)

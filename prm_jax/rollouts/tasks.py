@@ -36,15 +36,15 @@ class Splitter(Protocol):
     """Cuts a response into steps.
 
     Attributes:
-      how: the kind of splitter.
-      separators: strings that end a step, for the kind "separator".
+      how: the kind of splitter, for messages.
+      boundaries: the fixed strings that end a step; None when steps end otherwise.
     """
 
     @property
     def how(self) -> str: ...
 
     @property
-    def separators(self) -> tuple[str, ...]: ...
+    def boundaries(self) -> tuple[str, ...] | None: ...
 
     def __call__(self, text: str) -> Sequence[tuple[int, int]]:
         """The steps as spans (start, end) of characters."""
