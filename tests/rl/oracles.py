@@ -266,16 +266,14 @@ def rloo_advantages(
     return globals()["whiten"](out, valid) if whiten else out
 
 
-def grpo_advantages(
-    token_rewards, outcome, mask, group_ids, num_groups=0, eps=1e-6, discount=1.0, normalize_std=True
-):
+def grpo_advantages(token_rewards, outcome, mask, group_ids, num_groups=0, eps=1e-6, discount=1.0):
     member, means = mask.any(1), _row_means(token_rewards, mask)
     out = np.zeros(mask.shape)
 
     def scale(values):
         if len(values) < 2 or np.std(values) <= 1e-6 * np.mean(np.abs(values)):
             return 0.0
-        return 1 / (np.std(values, ddof=1) + eps) if normalize_std else 1.0
+        return 1.0 if eps is None else 1 / (np.std(values, ddof=1) + eps)
 
     for group in _groups(group_ids, num_groups, member):
         a, r = [outcome[i] for i in group], [means[i] for i in group]

@@ -25,6 +25,7 @@ _KINDS: dict[str, tuple[str, Callable[[np.random.Generator, tuple[int, ...]], np
     "v": ("BT", lambda rng, n: rng.normal(size=n)),
     "w": ("BT", lambda rng, n: rng.uniform(0, 2, n)),
     "class": ("BT", lambda rng, n: rng.integers(0, SIZES["C"], n)),
+    "tok": ("BT", lambda rng, n: rng.integers(0, 2, n)),
     "logits": ("BTC", lambda rng, n: rng.normal(size=n)),
     "classes": ("BTC", lambda rng, n: rng.dirichlet(np.ones(n[-1]), n[:-1])),
     "a": ("B", lambda rng, n: rng.choice([0.0, 0.0, 0.25, 0.5, 1.0, 1.0], n)),
