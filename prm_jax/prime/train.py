@@ -1,123 +1,242 @@
-"""`prm-jax train`: warm start, PRIME, the outcome-only baseline, and the report, in one resumable run directory."""
+"""`prime.train`: warm start, PRIME, the outcome-only baseline and the report, in one resumable run directory."""
 
 import dataclasses
 import pathlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
+from prm_jax import prm as prms
+from prm_jax.data import describe_task
+from prm_jax.data.problems import Task
 from prm_jax.errors import UserError
 from prm_jax.models import load_weights, merge, save_weights
 from prm_jax.models.loading import fresh_params
 from prm_jax.models.sharding import make_mesh
-from prm_jax.prime.arm import Arm, ArmResult
+from prm_jax.prime.advantages import AdvantageFn
 from prm_jax.prime.checks import check_options
-from prm_jax.prime.collect import EVAL_STREAM, INIT_STREAM, Sampler
 from prm_jax.prime.evaluate import PRMProbe, sample_in_batches
-from prm_jax.prime.options import SFTOptions, TrainOptions
+from prm_jax.prime.loop import Trained, compose, train_policy
+from prm_jax.prime.options import Options
+from prm_jax.prime.policy import PolicyLoss
 from prm_jax.prime.report import write_report
-from prm_jax.prime.start import Start, load_start, uses_prm
-from prm_jax.prime.warm_start import train_sft
-from prm_jax.runs.console import Console
+from prm_jax.prime.responses import EVAL_STREAM, INIT_STREAM, Sampler
+from prm_jax.prime.shaping import RewardFn
+from prm_jax.prime.sources import RewardSource
+from prm_jax.prime.start import Overrides, Start, load_start, uses_online_prm
+from prm_jax.prime.traced import check_traceable, checked_loss, checked_rewards, name_of
+from prm_jax.prime.warm_start import warm_start
+from prm_jax.prime.warm_up import warm_up_rollouts, warm_up_steps
+from prm_jax.resolve import check_signature, resolve
+from prm_jax.runs.callbacks import Callback
+from prm_jax.runs.console import Console, Phase
+from prm_jax.runs.fit import Frontend
 from prm_jax.runs.interrupts import Interrupts
 from prm_jax.runs.learner import Params
 from prm_jax.runs.run_dir import RunDir, open_run
-from prm_jax.runs.stopping import DivergedRun, InterruptedRun
+from prm_jax.runs.stopping import InterruptedRun
 
 BASELINE = "outcome_only"
-"""The outcome-only arm, and the folder of its run inside the main one's."""
+"""The outcome-only policy, and the folder of its run inside the main one's."""
 
 TITLES = {"prime": "PRIME", BASELINE: "outcome only"}
 
-SOFT_OPTIONS = ("steps", "eval.*", "save_every", "keep_checkpoints", "sample_every", "max_*_steps", "plots", "baseline")
-"""What a resumed run may have otherwise than before."""
+SOFT_OPTIONS = (
+    "steps", "eval.*", "save_every", "keep_checkpoints", "sample_every", "max_*_steps", "plots", "baseline",
+    "*.learning_rate",
+)  # fmt: skip
+"""Options that a resumed run may change."""
 
 
-def train(options: TrainOptions, run_dir: str | pathlib.Path, *, resume: bool = False) -> dict[str, Any]:
-    """Trains as `options` say and leaves everything in `run_dir`.
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run leaves.
+
+    Attributes:
+      run_dir: where everything was written: report, metrics, samples, plots, checkpoints, models.
+      summary: the contents of ``result.json``.
+      policy: directory of the trained policy, as ``models.load_weights`` reads it.
+      prm: directory of the online PRM, as ``prm.load`` reads it; None where none was trained.
+      before, after: evaluation metrics of the main run.
+    """
+
+    run_dir: pathlib.Path
+    summary: dict[str, Any]
+    policy: pathlib.Path
+    prm: pathlib.Path | None
+    before: dict[str, float]
+    after: dict[str, float]
+
+
+def train(
+    options: Options,
+    run_dir: str | pathlib.Path,
+    *,
+    task: Task | None = None,
+    source: RewardSource | None = None,
+    reward: RewardFn | None = None,
+    advantage: AdvantageFn | None = None,
+    policy_loss: PolicyLoss | None = None,
+    callbacks: Sequence[Callback] = (),
+    resume: bool = False,
+) -> Result:
+    """Trains as `options` say, with any part replaced by an object from outside.
 
     Args:
       options: of the run.
       run_dir: a new directory, or with `resume` the one of an interrupted run.
-      resume: go on from the newest good checkpoint; with the same options the result has the same bits as if the run
-        had never stopped.
+      task: problems and verdicts, instead of ``options.task``.
+      source: of process rewards, instead of ``options.reward.source``.
+      reward: ``inputs: RewardInputs -> [B, T]`` process rewards after shaping; starts from ``inputs.process``.
+      advantage: ``(rewards [B, T], inputs) -> [B, T]``.
+      policy_loss: ``(logp [B, T], old_logp, advantages, inputs) -> rl.Loss``; divergence and entropy terms of the
+        options are added to it.
+      callbacks: called with an `Event` after every step and evaluation of the main run.
+      resume: continue from the newest good checkpoint; with the same options and objects the result has the same bits
+        as if the run had never been interrupted.
 
     Returns:
-      The summary that is also written to ``result.json``.
+      Where everything is, and what the evaluations found.
 
     Raises:
-      UserError: options that cannot work, missing files, a run directory in use or of another configuration.
-      InterruptedRun: a signal came and the state is saved.
-      DivergedRun: non-finite gradients or nothing to learn from, several steps in a row.
+      UserError: options that cannot work, missing files, a run directory in use or of another configuration, a function
+        that cannot be traced.
+      InterruptedRun: a signal arrived and the state is saved.
+      DivergedRun: non-finite updates or nothing to learn from, several steps in a row.
     """
     check_options(options)
     begun = time.monotonic()
+    overrides = _checked_overrides(Overrides(source, reward, advantage, policy_loss))
+    callbacks = [*_named_callbacks(options), *callbacks]
     mesh = _mesh(options)
-    start = load_start(options)
+    start = load_start(options, task)
     main = "prime" if options.advantage.process_coef else BASELINE
-    results = {}
+    results: dict[str, Trained] = {}
     with _open(run_dir, options, resume) as run, Interrupts() as interrupts, Console(str(run.path)) as console:
-        for note in getattr(start.task, "notes", ()):
-            console.message(note)
-        base = _initial_policy(options, start, run, console, interrupts)
+        console.plan(_plan(options, start, main))
+        frontend = Frontend(console, interrupts)
+        _introduce(start.task, frontend)
         rollout = options.rollout
         sampler = Sampler(start.task, start.tokenizer, start.config, rollout.max_prompt_tokens, rollout.max_new_tokens)
+        fresh = fresh_params if start.params is None else None
+        if _from_outside(options, overrides):
+            shapes = start.params if fresh is None else jax.eval_shape(lambda: fresh(start.config, jax.random.key(0)))
+            check_traceable(compose(options, start, shapes, sampler, None, overrides))
+        base = _initial_policy(options, start, run, frontend)
         probe = _probe(options, start, base, sampler)
-        results[main] = _train_arm(main, options, start, base, sampler, probe, run, console, interrupts, mesh)
-        _save_models(run, start, results[main])
+        composed = compose(options, start, base, sampler, mesh, overrides)
+        results[main] = train_policy(
+            composed, probe, run=run, frontend=dataclasses.replace(frontend, title=TITLES[main]), callbacks=callbacks
+        )
+        _save_models(run, options, composed.start, results[main])
         if options.baseline and main != BASELINE:
             if interrupts.should_stop():
                 raise InterruptedRun(f"stopped by {interrupts.signal_name} before the outcome-only run")
-            plain, path = _outcome_only(options), run.path / BASELINE
-            begun_before = (path / "run.json").is_file() and (path / "config.yaml").is_file()
-            if not begun_before:
-                shutil.rmtree(path, ignore_errors=True)  # what a kill left of its making
-            with _open(path, plain, begun_before) as inner:
-                results[BASELINE] = _train_arm(
-                    BASELINE, plain, start, base, sampler, None, inner, console, interrupts, mesh
-                )
+            results[BASELINE] = _train_baseline(options, start, base, sampler, mesh, overrides, run, frontend)
         run.note(finished=True)
-    return write_report(run.path, options, results, seconds=time.monotonic() - begun)
+        path = run.path
+    summary = write_report(path, options, results, seconds=time.monotonic() - begun)
+    kept = path / "prm" if results[main].prm is not None else None
+    return Result(path, summary, path / "policy", kept, results[main].before, results[main].after)
 
 
-def _open(path: str | pathlib.Path, options: TrainOptions, resume: bool) -> RunDir:
+# ------------------------------------------------------------------------------------------- pieces
+
+
+def _checked_overrides(given: Overrides) -> Overrides:
+    """Functions from outside, checked when they are traced."""
+    changes: dict[str, Any] = {}
+    if given.reward is not None:
+        check_signature(given.reward, ("inputs",), "reward function")
+        changes["reward"] = checked_rewards(given.reward, f"the reward function {name_of(given.reward)}")
+    if given.advantage is not None:
+        check_signature(given.advantage, ("rewards", "inputs"), "advantage function")
+        changes["advantage"] = checked_rewards(given.advantage, f"the advantage function {name_of(given.advantage)}")
+    if given.policy_loss is not None:
+        check_signature(given.policy_loss, ("logp", "old_logp", "advantages", "inputs"), "policy loss")
+        changes["policy_loss"] = checked_loss(given.policy_loss, f"the policy loss {name_of(given.policy_loss)}")
+    return dataclasses.replace(given, **changes)
+
+
+def _from_outside(options: Options, overrides: Overrides) -> bool:
+    named = (*options.reward.shaping, options.advantage.estimator, options.policy.loss, options.reward.source)
+    given = (overrides.source, overrides.reward, overrides.advantage, overrides.policy_loss)
+    return any(":" in name for name in named) or any(part is not None for part in given)
+
+
+def _named_callbacks(options: Options) -> list[Callback]:
+    found: list[Callback] = []
+    for name in options.callbacks:
+        empty: dict[str, Callback] = {}
+        callback = resolve(name, empty, "callback", option="callbacks")
+        check_signature(callback, ("event",), f"callback {name}")
+        found.append(callback)
+    return found
+
+
+def _open(path: str | pathlib.Path, options: Options, resume: bool) -> RunDir:
     return open_run(
         path, options, resume=resume, soft=SOFT_OPTIONS, tensorboard=options.tensorboard, wandb=options.wandb
     )
 
 
-def _train_arm(
-    name: str,
-    options: TrainOptions,
+def _plan(options: Options, start: Start, main: str) -> list[Phase]:
+    phases = []
+    if start.params is None and options.sft.steps:
+        phases.append(Phase("warm start", options.sft.steps))
+    if uses_online_prm(options) and options.prm.pretrain_rollouts:
+        phases.append(Phase("PRM warm-up", warm_up_steps(options)))
+    phases.append(Phase(TITLES[main], options.steps))
+    if options.baseline and main != BASELINE:
+        phases.append(Phase(TITLES[BASELINE], outcome_only(options).steps, like=TITLES[main]))
+    return phases
+
+
+def _introduce(task: Task, frontend: Frontend) -> None:
+    """Says how answers are judged, with one worked example, before anything is trained."""
+    for line in describe_task(task).splitlines():
+        frontend.say(line)
+    for note in getattr(task, "notes", ()):
+        frontend.say(note)
+
+
+def _train_baseline(
+    options: Options,
     start: Start,
     base: Params,
     sampler: Sampler,
-    probe: PRMProbe | None,
-    run: RunDir,
-    console: Console,
-    interrupts: Interrupts,
     mesh: Mesh | None,
-) -> ArmResult:
-    def report(step: int, metrics: dict[str, float]) -> None:
-        if step:
-            run.claim()
-        console.update(step, run.log(step, metrics))
+    overrides: Overrides,
+    run: RunDir,
+    frontend: Frontend,
+) -> Trained:
+    plain, path = outcome_only(options), run.path / BASELINE
+    begun_before = (path / "run.json").is_file() and (path / "config.yaml").is_file()
+    if not begun_before:
+        shutil.rmtree(path, ignore_errors=True)  # what a kill left while the directory was being made
+    composed = compose(plain, start, base, sampler, mesh, dataclasses.replace(overrides, source=None, reward=None))
+    with _open(path, plain, begun_before) as inner:
+        return train_policy(
+            composed, None, run=inner, frontend=dataclasses.replace(frontend, title=TITLES[BASELINE])
+        )
 
-    def on_start(done: int) -> None:
-        console.phase(TITLES[name], options.steps, start=done)
 
-    arm = Arm(
-        options, start, base, sampler, probe, run, mesh=mesh, on_start=on_start, report=report, say=console.message
-    )
-    return arm.train(interrupts, resume=run.resumed)
+def outcome_only(options: Options) -> Options:
+    """The same run without process rewards, and so without a PRM.
+
+    It gets as many rollouts in total: those of the PRM's warm-up as additional steps.
+    """
+    per_step = options.rollout.prompts_per_step * options.rollout.samples_per_prompt
+    advantage = dataclasses.replace(options.advantage, process_coef=0.0, gate=False)
+    warm_up = warm_up_rollouts(options) if uses_online_prm(options) else 0
+    return dataclasses.replace(options, advantage=advantage, baseline=False, steps=options.steps + warm_up // per_step)
 
 
-def _mesh(options: TrainOptions) -> Mesh | None:
+def _mesh(options: Options) -> Mesh | None:
     sizes = options.mesh
     if (sizes.data, sizes.fsdp, sizes.tensor) == (1, 1, 1):
         return None
@@ -126,26 +245,13 @@ def _mesh(options: TrainOptions) -> Mesh | None:
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % ways:
         raise UserError(
-            f"{rows} responses a step (--rollout.prompts-per-step x --rollout.samples-per-prompt) cannot be split over "
-            f"{ways} devices (--mesh.data x --mesh.fsdp): choose numbers that divide"
+            f"{rows} responses per step (--rollout.prompts-per-step x --rollout.samples-per-prompt) cannot be split "
+            f"over {ways} devices (--mesh.data x --mesh.fsdp): choose numbers that divide"
         )
     return mesh
 
 
-def _outcome_only(options: TrainOptions) -> TrainOptions:
-    """The same run without process rewards, and so without a PRM.
-
-    It gets as many rollouts in all: those of the PRM's warm-up as steps of its own.
-    """
-    per_step = options.rollout.prompts_per_step * options.rollout.samples_per_prompt
-    advantage = dataclasses.replace(options.advantage, process_coef=0.0, gate=False)
-    steps = options.steps + options.prm.pretrain_rollouts // per_step
-    return dataclasses.replace(options, advantage=advantage, baseline=False, steps=steps)
-
-
-def _initial_policy(
-    options: TrainOptions, start: Start, run: RunDir, console: Console, interrupts: Interrupts
-) -> Params:
+def _initial_policy(options: Options, start: Start, run: RunDir, frontend: Frontend) -> Params:
     """The loaded weights, or a fresh model after its warm start, kept in ``start/`` for a resumed run."""
     if start.params is not None:
         return start.params
@@ -155,66 +261,18 @@ def _initial_policy(
         return jax.tree.map(jax.numpy.asarray, params)
     params = fresh_params(start.config, jax.random.fold_in(jax.random.key(options.seed), INIT_STREAM))
     if options.sft.steps:
-        batches = demonstration_batches(options, start)
-
-        console.phase("warm start", options.sft.steps)
-
-        def on_step(step: int, metrics: dict[str, float]) -> None:
-            run.claim()
-            console.update(step, metrics)
-            if interrupts.should_stop():
-                raise InterruptedRun(
-                    f"stopped by {interrupts.signal_name} in the warm start, which --resume begins anew"
-                )
-            if metrics["sft/skipped"]:
-                raise DivergedRun("the warm start has a gradient that is not finite; lower --sft.learning-rate")
-
-        params = train_sft(start.config, params, batches, options.sft, on_step=on_step)
+        params = warm_start(options, start, params, run=run, frontend=frontend)
     save_weights(kept, start.config, params, tokenizer=start.tokenizer)
+    shutil.rmtree(run.path / "phases" / "warm_start" / "checkpoints", ignore_errors=True)
     return params
 
 
-def demonstration_batches(options: TrainOptions, start: Start) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
-    """``step -> (tokens [B, T], mask [B, T])`` of the task's demonstrations, a pure function of seed and step."""
-    demonstrations = getattr(start.task, "demonstrations", None)
-    if demonstrations is None:
-        raise UserError(
-            f"the task {options.task.name!r} writes no demonstrations to warm a model up with: set --sft.steps 0 "
-            "and name a pretrained model with --model.path"
-        )
-    sft: SFTOptions = options.sft
-    width = options.rollout.max_prompt_tokens + options.rollout.max_new_tokens
-    tokenizer = start.tokenizer
-
-    def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.default_rng((options.seed, 1_000_003, step))
-        tokens = np.full((sft.batch_size, width), tokenizer.pad_id or 0, np.int32)
-        mask = np.zeros((sft.batch_size, width), bool)
-        for row, (prompt, response) in enumerate(demonstrations(rng, sft.batch_size)):
-            before = tokenizer.encode(prompt, add_special=True)
-            after = [*tokenizer.encode(response), tokenizer.eos_id]
-            if len(before) + len(after) > width:
-                raise UserError(
-                    f"a demonstration has {len(before)} + {len(after)} tokens, more than --rollout.max-prompt-tokens + "
-                    f"--rollout.max-new-tokens = {width}; raise them"
-                )
-            tokens[row, : len(before) + len(after)] = [*before, *after]
-            mask[row, len(before) : len(before) + len(after)] = True
-        return tokens, mask
-
-    return batch
-
-
-def _probe(options: TrainOptions, start: Start, base: Params, sampler: Sampler) -> PRMProbe | None:
+def _probe(options: Options, start: Start, base: Params, sampler: Sampler) -> PRMProbe | None:
     """Responses of the initial policy on held-out problems that the PRM is tested on, where step truth is known."""
     count = options.eval.prm_problems
     problems = sampler.fitting(start.task.eval[: 2 * count])
-    if (
-        not count
-        or not problems
-        or not uses_prm(options)
-        or start.task.step_labels(problems[0], "") is None
-    ):
+    judges = options.advantage.process_coef and options.reward.source not in ("checker", "values")
+    if not count or not problems or not judges or start.task.step_labels(problems[0], "") is None:
         return None
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(options.seed), EVAL_STREAM), 1)
     responses = sample_in_batches(
@@ -223,11 +281,20 @@ def _probe(options: TrainOptions, start: Start, base: Params, sampler: Sampler) 
     return PRMProbe.build(start.task, responses)
 
 
-def _save_models(run: RunDir, start: Start, result: ArmResult) -> None:
-    """The trained models as Hugging Face directories, adapters folded in."""
+def _save_models(run: RunDir, options: Options, start: Start, trained: Trained) -> None:
+    """The trained models as Hugging Face directories, adapters merged; the PRM says its kind, beta and reference."""
     save_weights(
-        run.path / "policy", start.config, merge(start.config, result.policy), tokenizer=start.tokenizer, overwrite=True
-    )
-    if result.prm is not None:
-        merged = merge(start.prm_config, result.prm)
-        save_weights(run.path / "prm", start.prm_config, merged, tokenizer=start.tokenizer, overwrite=True)
+        run.path / "policy", start.config, merge(start.config, trained.policy), tokenizer=start.tokenizer,
+        overwrite=True,
+    )  # fmt: skip
+    if trained.prm is None:
+        return
+    of_policy = options.prm.reference == "policy"
+    prms.save_implicit(
+        run.path / "prm", start.prm_config, merge(start.prm_config, trained.prm),
+        reference_config=start.config if of_policy else start.prm_config,
+        reference_params=merge(start.config, trained.policy) if of_policy else start.prm_base,
+        tokenizer=start.tokenizer, beta=options.prm.beta, overwrite=True,
+    )  # fmt: skip
+
+
