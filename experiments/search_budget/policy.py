@@ -13,10 +13,10 @@ from prm_jax.data.step_data import StepRecord
 from prm_jax.models import DecodeOptions, ModelConfig, generate
 from prm_jax.prm.data import batch_of, make_plan
 from prm_jax.prm.kinds import Value
-from prm_jax.prm.model import PRM, finished
+from prm_jax.prm.model import finished
 from prm_jax.prm.options import TextLayout
 from prm_jax.prm.rows import Batch, Shape, build_rows, collate
-from prm_jax.prm.score import rows_to_score
+from prm_jax.prm.score import PRM, rows_to_score
 from prm_jax.prm.spec import Spec, Weights
 from prm_jax.prm.step import PRMLearner, make_step
 from prm_jax.runs.learner import make_optimizer

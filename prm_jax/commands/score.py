@@ -1,5 +1,6 @@
 """``prm-jax score``: solutions in; a score for every step and every solution out, as JSON lines and as a page."""
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -17,7 +18,7 @@ from prm_jax.prm.options import Aggregate
 if TYPE_CHECKING:
     from prm_jax.commands.policy import Engine
     from prm_jax.data.steps import StepSplitter
-    from prm_jax.prm.model import PRM
+    from prm_jax.prm.score import PRM
 
 LayoutName = Literal["auto", "qwen_prm", "token_classification", "math_shepherd", "rlhflow", "eurus_prm"]
 
@@ -118,7 +119,12 @@ def score_prefixes(prm: "PRM", engine: "Engine", partials: Sequence[Any], *, bla
     from prm_jax.prm.score import score_solutions
 
     records = [engine.record(partial) for partial in partials]
-    written = [record for record in records if record is not None]
+    # A prefix that goes on has no end token, whatever the layout says of whole solutions.
+    written = [
+        dataclasses.replace(record, provenance={**record.provenance, "finished": partial.finished})
+        for partial, record in zip(partials, records, strict=True)
+        if record is not None
+    ]
     scored = iter(score_solutions(prm, written) if written else [])
     return [blank if record is None else next(scored).response for record in records]
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from prm_jax.errors import UserError
 from prm_jax.models.config import ModelConfig
+from prm_jax.models.files import short
 
 Params = dict[str, Any]
 # Buffers of old exports, which the configuration determines.
@@ -17,13 +18,13 @@ TIED_HEAD = "lm_head.weight"
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """A leaf, and the tensor or (one a layer) tensors that it is stored as.
+    """A leaf of the parameter tree, and the tensor, or tensors (one per layer), that it is stored as.
 
     Attributes:
       path: keys to the leaf in the parameter tree.
       name: of the tensor; ``{}`` stands for the layer.
-      shape: of one tensor in the file; a leaf of the layers has a leading axis L on top of it.
-      transposed: the leaf holds ``[in, out]`` kernels where the file has ``[out, in]``.
+      shape: of one tensor in the file; leaves of the layers have an additional leading axis L.
+      transposed: the leaf holds ``[in, out]`` kernels, the file ``[out, in]``.
       layers: L, or 0 for a leaf outside the layers.
     """
 
@@ -88,7 +89,7 @@ def check_tensors(
     source: str,
     spell: Callable[[str], str] = str,
 ) -> None:
-    """Checks that a file has the tensors of the model, each in its shape, and no other.
+    """Checks that a file has exactly the tensors of the model, with their shapes.
 
     Args:
       config: the model.
@@ -97,10 +98,16 @@ def check_tensors(
       spell: from a Hugging Face name to what the file calls it, for errors.
 
     Raises:
-      UserError: naming the first five that are missing, misshapen, or belong to another model.
+      UserError: naming the first five that are missing, misshapen, or unknown.
     """
-    if config.num_layers > len(shapes):  # before a damaged number of layers is taken at its word
-        raise UserError(f"{source}: its config says {config.num_layers} layers, it has {len(shapes)} tensors")
+    if config.num_layers > len(shapes):  # before names are made for an absurd number of layers
+        raise UserError(f"{source}: its config says {config.num_layers} layers, but it has only {len(shapes)} tensors")
+    adapted = [name for name in shapes if ".lora_" in name or ".base_layer." in name]
+    if adapted:
+        raise UserError(
+            f"{source} holds LoRA adapters that were not merged ({first(adapted, 1)}); save it with PEFT's "
+            "merge_and_unload(), or save the adapter alone and load its directory"
+        )
     expected = {name: slot.shape for slot in slots(config) for name in slot.names}
     wrong = [f"{spell(name)} is missing" for name in expected if name not in shapes]
     wrong += [
@@ -114,7 +121,7 @@ def check_tensors(
         if name not in expected and not name.endswith(_IGNORED_SUFFIXES) and name != TIED_HEAD
     ]
     if wrong:
-        raise UserError(f"{source} does not hold the {config.architecture} model of its config: {first(wrong)}")
+        raise UserError(f"{source} does not match the {config.architecture} model of its config: {first(wrong)}")
 
 
 def assemble(
@@ -130,8 +137,8 @@ def assemble(
       config: the model.
       read: from a tensor's Hugging Face name to its numbers.
       dtype: of the leaves.
-      place: what becomes of a finished leaf, such as its transfer to a device; beyond what this returns, one
-        leaf and one tensor are held at a time.
+      place: receives each finished leaf, for example to transfer it to a device; besides its results, one leaf and
+        one tensor are held in memory at a time.
 
     Returns:
       The parameters.
@@ -159,7 +166,7 @@ def tensors(slot: Slot, leaf: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def leaves(params: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
-    """The leaves of a parameter tree by path."""
+    """The leaves of a parameter tree, by path."""
     found: dict[tuple[str, ...], Any] = {}
     for key, value in params.items():
         if isinstance(value, Mapping):
@@ -170,18 +177,18 @@ def leaves(params: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
 
 
 def check_params(config: ModelConfig, params: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
-    """Checks that a parameter tree is that of a plain model; its leaves by path.
+    """Checks that a parameter tree is that of a plain model, and returns its leaves by path.
 
     Raises:
       UserError: for adapters that are not merged, unstacked layers, and leaves that are missing, misshapen or
-        unknown (the first five named).
+        unknown (naming the first five).
     """
     if isinstance(params.get("layers"), tuple | list):
-        raise UserError("the parameters have unstacked layers; save the stacked tree that they were made from")
+        raise UserError("the layers of the parameters are unstacked; save the stacked tree instead")
     found = leaves(params)
     if any(path[-1] in ("lora_a", "lora_b") for path in found):
         raise UserError(
-            "the parameters hold LoRA adapters, which this file format has no place for; fold them in first: "
+            "the parameters contain LoRA adapters, which this file format cannot hold; merge them first: "
             "save_weights(path, config, prm_jax.models.merge(config, params))"
         )
     expected = {slot.path: slot.leaf_shape for slot in slots(config)}
@@ -198,13 +205,13 @@ def check_params(config: ModelConfig, params: Mapping[str, Any]) -> dict[tuple[s
 
 
 def first(items: list[str], count: int = 5) -> str:
-    """The first few of a list as one line."""
+    """The first few of a list as one line, each cut to a readable length."""
     more = f"; and {len(items) - count} more" if len(items) > count else ""
-    return "; ".join(items[:count]) + more
+    return "; ".join(short(item) for item in items[:count]) + more
 
 
 def _copy(source: np.ndarray, target: np.ndarray, *, transposed: bool) -> None:
     if source.dtype == target.dtype and source.itemsize == 2:
-        # NumPy moves dtypes that it does not know, bfloat16, one element at a time.
+        # NumPy copies dtypes that it does not know (bfloat16) one element at a time.
         source, target = source.view(np.uint16), target.view(np.uint16)
     target[...] = source.T if transposed else source

@@ -1,4 +1,4 @@
-"""The shape of a decoder language model: one frozen dataclass for the Llama, Qwen2 and Qwen3 families."""
+"""Architecture of a decoder language model: one frozen dataclass for the Llama, Qwen2 and Qwen3 families."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,18 +20,18 @@ _ATTENTION = ("xla", "cudnn")
 class ModelConfig:
     """A decoder language model's architecture and how it is computed; hashable, so static under ``jax.jit``.
 
-    The first block of fields decides what the model is, and round-trips through ``from_hf`` / ``to_hf``; the
-    second decides how it runs and may be changed freely with ``dataclasses.replace``.
+    The first block of fields defines the model and round-trips through ``from_hf`` / ``to_hf``; the second
+    controls how it is computed and may be changed freely with ``dataclasses.replace``.
 
     Attributes:
-      architecture: family; decides the names in files and where biases stand (Qwen2: on q, k, v, not on o).
+      architecture: family; decides the names in files and which projections have biases (Qwen2: q, k, v but not o).
       vocab_size: V.
       hidden_size: D.
       intermediate_size: width of the gated feed-forward layer.
       num_layers: L.
       num_heads: query heads.
       num_kv_heads: key and value heads; divides ``num_heads`` (grouped-query attention).
-      head_dim: features a head, even; need not be ``hidden_size / num_heads``.
+      head_dim: features per head, even; need not be ``hidden_size / num_heads``.
       rope_theta: base of the rotary frequencies.
       rope_scaling: None for plain rotary embeddings.
       rms_norm_eps: added to the mean square.
@@ -39,16 +39,16 @@ class ModelConfig:
       qk_norm: RMS norm over each query and key head before the rotation (Qwen3).
       attention_bias: biases on the attention projections.
       mlp_bias: biases in the feed-forward layer.
-      max_position_embeddings: context length the model was made for.
+      max_position_embeddings: context length of the pretrained model.
       dtype: of new parameters.
       compute_dtype: of activations and matrix products; norms, softmax, rotations and log-sum-exps are
         float32.
-      remat: what the backward pass recomputes: nothing, all of a layer ("full"), or all but matrix products
-        with no batch dimension ("dots").
-      scan_unroll: layers a trip of the scan over layers; ``num_layers`` unrolls it (less CPU time for small
+      remat: what the backward pass recomputes: nothing ("none"), whole layers ("full"), or everything but matrix
+        products without batch dimensions ("dots").
+      scan_unroll: layers per scan iteration; ``num_layers`` unrolls the scan completely (less CPU time for small
         models, longer compilation).
       attention: "xla" everywhere; "cudnn" is flash attention on NVIDIA GPUs, half-precision compute only.
-      lora_alpha: numerator of the scale ``lora_alpha / rank`` of low-rank adapters, where there are any.
+      lora_alpha: numerator of the scale ``lora_alpha / rank`` of low-rank adapters, if there are any.
     """
 
     architecture: Architecture = "llama"
@@ -96,11 +96,11 @@ class ModelConfig:
         if self.head_dim % 2:
             raise UserError(f"model config: head_dim must be even (rotary embeddings), found {self.head_dim}")
         if self.qk_norm != (self.architecture == "qwen3"):
-            raise UserError(f"model config: qk_norm={self.qk_norm} is not what {self.architecture} has")
+            raise UserError(f"model config: qk_norm={self.qk_norm} does not fit architecture {self.architecture!r}")
         if self.architecture == "qwen2" and not self.attention_bias:
             raise UserError("model config: qwen2 always has attention_bias")
         if self.mlp_bias and self.architecture != "llama":
-            raise UserError(f"model config: mlp_bias is not what {self.architecture} has")
+            raise UserError(f"model config: mlp_bias does not exist in architecture {self.architecture!r}")
         if self.attention == "cudnn" and self.compute_dtype == "float32":
             raise UserError("model config: attention='cudnn' needs compute_dtype bfloat16 or float16")
 
@@ -114,16 +114,17 @@ class ModelConfig:
         """Reads a Hugging Face ``config.json``.
 
         Args:
-          config: the parsed JSON of a ``LlamaForCausalLM`` (SmolLM2 is one), ``Qwen2ForCausalLM`` or
-            ``Qwen3ForCausalLM``.
+          config: the parsed JSON of a ``LlamaForCausalLM`` (SmolLM2 is one), ``Qwen2ForCausalLM``,
+            ``Qwen3ForCausalLM`` or ``MistralForCausalLM``.  A Mistral model is read as a Llama whose context is
+            its attention window, since within the window the two compute the same.
 
         Returns:
           The configuration with every run-time field (dtypes, remat, ...) at its default.
 
         Raises:
-          UserError: for anything that would compute something else than this package does, by the name of
-            the field: another architecture, sliding windows in use, experts, partial rotary embeddings, an
-            unknown rotary scaling or activation, quantised weights, and so on.
+          UserError: naming a field that this package would compute differently: another architecture, sliding
+            windows in use, experts, partial rotary embeddings, an unknown rotary scaling, field of one, or
+            activation, quantised weights, and so on.
         """
         return cls(**hf_config.read(config))
 

@@ -14,6 +14,7 @@ from prm_jax.models import chat, tokenizer_files
 from prm_jax.models.char_codec import SPECIAL, CharCodec
 from prm_jax.models.codec import UNKNOWN, Codec, Span
 from prm_jax.models.config import ModelConfig
+from prm_jax.models.hub import find_model
 from prm_jax.models.special_tokens import SpecialTokens
 
 
@@ -54,7 +55,9 @@ class Tokenizer:
         """Loads the tokenizer of a checkpoint.
 
         Args:
-          path: a Hugging Face directory, a ``tokenizer.json`` (its neighbours are read too), or a ``.gguf`` file.
+          path: a Hugging Face directory (an adapter's is its base model's, unless it has its own), a
+            ``tokenizer.json`` (its neighbours are read too), a ``.gguf`` file, or a name on the hub (see
+            ``find_model``).
 
         Returns:
           The tokenizer, with the checkpoint's chat template and special ids.  A warning is logged if it
@@ -63,7 +66,7 @@ class Tokenizer:
         Raises:
           UserError: if there is none, or one that would tokenize differently here.
         """
-        codec, special, template = tokenizer_files.load(pathlib.Path(path))
+        codec, special, template = tokenizer_files.load(find_model(path))
         if isinstance(codec, CharCodec):
             return CharTokenizer(codec.alphabet, chat_template=template)
         return Tokenizer(codec, special=special, chat_template=template)

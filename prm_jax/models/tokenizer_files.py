@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from prm_jax.errors import UserError, require
-from prm_jax.models import gguf, gguf_tokenizer
+from prm_jax.models import gguf, gguf_tokenizer, peft_files
 from prm_jax.models.char_codec import SPECIAL, CharCodec
 from prm_jax.models.codec import Codec
 from prm_jax.models.fast_codec import FastCodec
-from prm_jax.models.files import read_json, write_json, write_text
+from prm_jax.models.files import read_json, read_text, write_json, write_text
 from prm_jax.models.special_tokens import SpecialTokens, make_special_tokens
 
 _TOKENIZER, _CONFIG, _GENERATION = "tokenizer.json", "tokenizer_config.json", "generation_config.json"
@@ -70,6 +70,8 @@ def save(parts: Parts, directory: pathlib.Path) -> None:
 
 
 def _load_directory(path: pathlib.Path) -> Parts:
+    if peft_files.is_adapter(path) and not (path / _TOKENIZER).is_file():
+        return load(peft_files.base_of(path))
     file = path / _TOKENIZER if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"no tokenizer at {path}: {_what_is_there(path)}")
@@ -110,10 +112,7 @@ def _read_fast(file: pathlib.Path) -> Any:
 def _chat_template(directory: pathlib.Path, config: dict[str, Any]) -> str | None:
     file = directory / _TEMPLATE
     if file.is_file():
-        try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read {file}: {error}") from error
+        return read_text(file)
     template = config.get("chat_template")
     if isinstance(template, list):  # several by name
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}

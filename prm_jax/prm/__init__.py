@@ -24,10 +24,16 @@ if TYPE_CHECKING:
         Token,
         Value,
     )
-    from prm_jax.prm.model import PRM, load, save
-    from prm_jax.prm.options import BaseOptions, DataOptions, OptimizerOptions, TextLayout
+    from prm_jax.prm.model import load, save, save_implicit
+    from prm_jax.prm.options import POLICY_LAYOUT, BaseOptions, DataOptions, OptimizerOptions, TextLayout
     from prm_jax.prm.page import scores_page
-    from prm_jax.prm.score import Scored, score_solutions
+    from prm_jax.prm.rewards import (
+        check_gives_step_scores,
+        ensemble_token_rewards,
+        step_scores,
+        token_rewards,
+    )
+    from prm_jax.prm.score import PRM, Scored, score_solutions
     from prm_jax.prm.spec import Kind, Spec, Weights
     from prm_jax.prm.train_options import TrainPRMOptions
     from prm_jax.prm.training import train
@@ -40,10 +46,11 @@ _HOMES = {
     "kinds": (
         "KINDS", "Armo", "BCoder", "BradleyTerry", "DigiQ", "GPM", "Implicit", "Outcome", "StepQ", "Token", "Value",
     ),
-    "model": ("PRM", "load", "save"),
-    "options": ("BaseOptions", "DataOptions", "OptimizerOptions", "TextLayout"),
+    "model": ("load", "save", "save_implicit"),
+    "options": ("POLICY_LAYOUT", "BaseOptions", "DataOptions", "OptimizerOptions", "TextLayout"),
     "page": ("scores_page",),
-    "score": ("Scored", "score_solutions"),
+    "rewards": ("check_gives_step_scores", "ensemble_token_rewards", "step_scores", "token_rewards"),
+    "score": ("PRM", "Scored", "score_solutions"),
     "spec": ("Kind", "Spec", "Weights"),
     "train_options": ("TrainPRMOptions",),
     "training": ("train",),
@@ -51,11 +58,46 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "KINDS", "PRM", "Armo", "BCoder", "BaseOptions", "BradleyTerry", "Case", "DataOptions", "DigiQ", "GPM", "Implicit",
-    "Kind", "OptimizerOptions", "Outcome", "Scored", "Spec", "StepQ", "TextLayout", "Token", "TrainPRMOptions", "Value",
-    "Weights", "case_of", "judge_scores", "load", "process_bench", "read_cases", "read_solutions", "results_page",
-    "save", "score_solutions", "scores_page", "train",
-]  # fmt: skip
+    "Armo",
+    "BCoder",
+    "BaseOptions",
+    "BradleyTerry",
+    "Case",
+    "DataOptions",
+    "DigiQ",
+    "GPM",
+    "Implicit",
+    "KINDS",
+    "Kind",
+    "OptimizerOptions",
+    "Outcome",
+    "POLICY_LAYOUT",
+    "PRM",
+    "Scored",
+    "Spec",
+    "StepQ",
+    "TextLayout",
+    "Token",
+    "TrainPRMOptions",
+    "Value",
+    "Weights",
+    "case_of",
+    "check_gives_step_scores",
+    "ensemble_token_rewards",
+    "judge_scores",
+    "load",
+    "process_bench",
+    "read_cases",
+    "read_solutions",
+    "results_page",
+    "save",
+    "save_implicit",
+    "score_solutions",
+    "scores_page",
+    "step_scores",
+    "token_rewards",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""A trained process reward model: its arrays, its tokenizer, how to score; saved as a Hugging Face directory."""
+"""Saving and loading reward models: a Hugging Face directory that says what kind it is and how to score with it."""
 
 import dataclasses
 import os
@@ -13,15 +13,18 @@ import numpy as np
 
 from prm_jax import config_io
 from prm_jax.errors import UserError
-from prm_jax.models import check_fits, check_same_vocabulary, load_weights, merge, save_weights
+from prm_jax.models import ModelConfig, check_fits, check_same_vocabulary, load_weights, merge, save_weights
 from prm_jax.models.checkpoint_layout import leaves
 from prm_jax.models.files import beside, read_json, sync_directory, write_json, write_text
 from prm_jax.models.safetensors_files import SUMS, verify_sums
 from prm_jax.models.tokenizer import Tokenizer
 from prm_jax.option_ranges import check_ranges
 from prm_jax.option_values import convert_options
-from prm_jax.prm.options import Aggregate, TextLayout
-from prm_jax.prm.spec import Kind, Output, Spec, Weights
+from prm_jax.prm import public
+from prm_jax.prm.kinds import Implicit
+from prm_jax.prm.options import POLICY_LAYOUT, Aggregate, TextLayout
+from prm_jax.prm.score import PRM
+from prm_jax.prm.spec import Kind, Spec, Weights
 from prm_jax.prm.train_options import kind_class, refuse_options_of_other_kinds
 from prm_jax.runs.learner import Params
 
@@ -29,33 +32,6 @@ FORMAT = 2
 KEY = "prm_jax"
 """The entry of ``config.json`` that says what kind of model it is and how to score with it."""
 HEAD, REFERENCE = "prm_head.safetensors", "reference"
-
-
-@dataclasses.dataclass(frozen=True)
-class PRM:
-    """A process reward model that scores.
-
-    Attributes:
-      spec: kind and architecture.
-      weights: arrays, adapters merged.
-      tokenizer: of model and reference.
-      layout: how problem and steps become text.
-    """
-
-    spec: Spec
-    weights: Weights
-    tokenizer: Tokenizer
-    layout: TextLayout
-
-    @property
-    def aggregate(self) -> Aggregate:
-        """How step scores become the response's, unless a caller says otherwise."""
-        return self.spec.kind.how
-
-    @property
-    def output(self) -> Output:
-        """What a step's score is."""
-        return self.spec.kind.output
 
 
 def finished(spec: Spec, weights: Weights, tokenizer: Tokenizer, layout: TextLayout) -> PRM:
@@ -105,6 +81,41 @@ def save(path: str | pathlib.Path, prm: PRM, *, overwrite: bool = False) -> None
         shutil.rmtree(new, ignore_errors=True)
 
 
+def save_implicit(
+    path: str | pathlib.Path,
+    config: ModelConfig,
+    params: Params,
+    reference_config: ModelConfig,
+    reference_params: Params,
+    tokenizer: Tokenizer,
+    *,
+    beta: float,
+    layout: TextLayout = POLICY_LAYOUT,
+    aggregate: Aggregate = "sum",
+    overwrite: bool = False,
+) -> None:
+    """Saves an implicit reward model that something else than `train` has trained, such as PRIME's online one.
+
+    Args:
+      path: the directory to make; `load`, and the commands that take a reward model, read it.
+      config: the model's architecture.
+      params: its parameters; adapters are merged.
+      reference_config: the reference's architecture.
+      reference_params: the parameters that the log-ratio compares with.
+      tokenizer: of both.
+      beta: scale of the log-ratio.
+      layout: how prompts and steps become the rows that the model was trained on; default: a policy's rows.
+      aggregate: how step scores become a response's; the outcome losses train the sum.
+      overwrite: replace a model that an earlier call wrote there.
+
+    Raises:
+      UserError: a path in use, or a failed write.
+    """
+    spec = Spec(Implicit(beta=beta, aggregate=aggregate), config, reference_config)
+    reference = merge(reference_config, reference_params)
+    save(path, finished(spec, Weights(params, {}, {}, reference), tokenizer, layout), overwrite=overwrite)
+
+
 def describe(prm: PRM) -> dict[str, Any]:
     """What the config of a saved model says about it."""
     return {
@@ -139,8 +150,6 @@ def load(
       UserError: for anything that ``load_weights`` refuses, an unknown layout (the nearest is named), a damaged head,
         or a reference with another tokenizer.
     """
-    from prm_jax.prm import public
-
     path = pathlib.Path(path)
     described = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if layout == "auto" and KEY in described:

@@ -28,12 +28,20 @@ class TextLayout:
     """Write it after the last step, too."""
     between: str = ""
     """Written between two steps, behind the separator; it belongs to the later step."""
-    begin: bool = True
-    """Begin with what the tokenizer puts before a text (not where a chat template has written it)."""
+    pieces: Literal["one", "prompt", "steps"] = "one"
+    """How the text is tokenised. one: in one piece; prompt: prompt and response apart, as a policy reads a prompt and
+    writes after it; steps: prompt, every step and every separator apart, as TRL does."""
+    begin: Literal["tokenizer", "bos", "none"] = "tokenizer"
+    """What precedes the text, unless a chat template has written it. tokenizer: what the tokenizer puts before a text;
+    bos: the begin-of-text token, even where the tokenizer would not write it, as TRL does."""
     end: bool = False
-    """Put an end-of-text token behind the last step, as part of it."""
+    """Put an end-of-text token after the last step, as part of it (not where provenance.finished is false)."""
     tag: str = "+"
     """The assistant's answer (chat turns); the score of a step is read just before it."""
+
+
+POLICY_LAYOUT = TextLayout(separator="", pieces="prompt", end=True)
+"""The rows of a policy: prompt tokens, response tokens, an end token. Steps contain their separators."""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from prm_jax.models.safetensors_files import Shards
 from prm_jax.models.weights import _DTYPES
 from prm_jax.option_values import suggest
 from prm_jax.prm.kinds import Implicit, Token
-from prm_jax.prm.model import PRM
 from prm_jax.prm.options import TextLayout
+from prm_jax.prm.score import PRM
 from prm_jax.prm.spec import HeadedKind, Kind, Spec, Weights
 from prm_jax.runs.learner import Params
 
@@ -138,10 +138,6 @@ def _load(path: pathlib.Path, config: Mapping[str, Any], known: PublicLayout) ->
 def _plain_config(config: Mapping[str, Any], *, has_head: bool) -> dict[str, Any]:
     """The config as that of the language model itself."""
     plain = {name: value for name, value in config.items() if name not in ("architectures", "auto_map")}
-    if plain.get("model_type") == "mistral":
-        # The same computation as Llama's as long as no row is longer than the window.
-        window = plain.pop("sliding_window", None) or plain.get("max_position_embeddings", 32768)
-        plain |= {"model_type": "llama", "max_position_embeddings": min(plain["max_position_embeddings"], window)}
     if not has_head:
         plain["tie_word_embeddings"] = True  # a classifier without vocabulary head: none is needed
     return plain

@@ -9,17 +9,91 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
+from jax.typing import ArrayLike
 
 from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import UserError
+from prm_jax.models import Tokenizer
 from prm_jax.models.sharding import batch_sharding, rows_over, shard_params
 from prm_jax.prm import compiled
-from prm_jax.prm.model import PRM
-from prm_jax.prm.options import Aggregate
+from prm_jax.prm.options import Aggregate, TextLayout
+from prm_jax.prm.rewards import step_scores
 from prm_jax.prm.rows import Batch, Row, Shape, build_rows, collate
-from prm_jax.prm.spec import Spec, Weights
+from prm_jax.prm.spec import Output, Spec, Weights
 
 _AGGREGATES = Aggregate.__args__  # type: ignore[attr-defined]
+_step_scores = jax.jit(step_scores, static_argnums=0, static_argnames="num_steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class PRM:
+    """A process reward model that scores.
+
+    Attributes:
+      spec: kind and architecture.
+      weights: arrays, adapters merged.
+      tokenizer: of model and reference.
+      layout: how problem and steps become text.
+    """
+
+    spec: Spec
+    weights: Weights
+    tokenizer: Tokenizer
+    layout: TextLayout
+
+    @property
+    def aggregate(self) -> Aggregate:
+        """How step scores become the response's, unless a caller says otherwise."""
+        return self.spec.kind.how
+
+    @property
+    def output(self) -> Output:
+        """What a step's score is."""
+        return self.spec.kind.output
+
+    def score(self, solutions: Sequence[StepRecord], **options: Any) -> "list[Scored]":
+        """Scores every step and every solution; see `score_solutions`."""
+        return score_solutions(self, solutions, **options)
+
+    def score_tokens(
+        self, tokens: ArrayLike, mask: ArrayLike, step_ids: ArrayLike, *, num_steps: int | None = None
+    ) -> jax.Array:
+        """Scores the steps of rows of tokens, such as a policy's rollouts.
+
+        Args:
+          tokens: [B, T] int, rows ``[prompt][response][padding]``.
+          mask: [B, T] bool, True on response tokens.
+          step_ids: [B, T] int, the step of each response token, -1 elsewhere.
+          num_steps: S; None: as many as there are.
+
+        Returns:
+          [B, S] float32, 0 where there is no step.
+        """
+        if num_steps is None:
+            num_steps = max(int(np.max(np.asarray(step_ids), initial=-1)) + 1, 1)
+        scores, _ = _step_scores(self.spec, self.weights, tokens, mask, step_ids, num_steps=num_steps)
+        return scores
+
+    def check_rows(self, record: StepRecord, tokens: Sequence[int]) -> None:
+        """Refuses rows of tokens that are not what the model was trained on.
+
+        Args:
+          record: a solution in steps.
+          tokens: the row of the same solution, prompt and response, without padding.
+
+        Raises:
+          UserError: the model's own layout of the solution differs from the row before the end of either.
+        """
+        rows, _ = build_rows([record], self.tokenizer, self.layout, max_length=1 << 30)
+        own, given = rows[0].tokens.tolist(), [int(token) for token in tokens]
+        at = next((i for i, (a, b) in enumerate(zip(own, given, strict=False)) if a != b), None)
+        if at is not None:
+            mine, other = (self.tokenizer.decode(ids[at : at + 8]) for ids in (own, given))
+            raise UserError(
+                f"this reward model reads prompts and steps in another layout: at token {at} it expects {mine!r}, but "
+                f"the row continues with {other!r}. Train it on rows like these (train-prm --text.pieces prompt "
+                f"--text.separator '' --text.end), or score the text instead of the tokens"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

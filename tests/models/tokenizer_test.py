@@ -175,6 +175,36 @@ class TestDirectory:
         assert CharTokenizer("ab").fingerprint != CharTokenizer("ba").fingerprint
 
 
+class TestSpecialTokens:
+    def test_an_end_token_of_the_special_tokens_map(self, directory):
+        config = json.loads((directory / "tokenizer_config.json").read_text())
+        del config["eos_token"]
+        (directory / "tokenizer_config.json").write_text(json.dumps(config))
+        (directory / "generation_config.json").unlink()
+        (directory / "special_tokens_map.json").write_text('{"eos_token": {"content": "<end>", "lstrip": false}}')
+        loaded = Tokenizer.load(directory)
+        assert loaded.eos_ids == (loaded.tokens.index("<end>"),)
+        (directory / "special_tokens_map.json").write_text('{"eos_token": "<fin>"}')
+        with pytest.raises(UserError, match="special_tokens_map.json: eos_token='<fin>' is not a token"):
+            Tokenizer.load(directory)
+        loaded.save(directory)  # the old map would contradict
+        assert Tokenizer.load(directory).special == loaded.special
+
+    def test_an_end_token_of_the_model_s_config(self, directory):
+        (directory / "tokenizer_config.json").write_text("{}")
+        (directory / "generation_config.json").unlink()
+        (directory / "config.json").write_text('{"eos_token_id": [2, 3]}')
+        assert Tokenizer.load(directory).eos_ids == (2, 3)
+
+    def test_a_tokenizer_without_end_token_is_reported(self, directory, caplog):
+        Tokenizer.load(directory)
+        assert not caplog.records
+        (directory / "tokenizer_config.json").write_text("{}")
+        (directory / "generation_config.json").unlink()
+        assert Tokenizer.load(directory).eos_ids == ()
+        assert "has no end-of-text token" in caplog.text and "special_tokens_map.json" in caplog.text
+
+
 class TestErrors:
     def test_no_tokenizer(self, tmp_path):
         with pytest.raises(UserError, match="no such file"):

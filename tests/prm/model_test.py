@@ -14,10 +14,10 @@ from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import UserError
 from prm_jax.models import CharTokenizer, ModelConfig, load_weights, save_weights
 from prm_jax.prm.kinds import KINDS, Implicit, Value
-from prm_jax.prm.model import KEY, PRM, finished, load, save
+from prm_jax.prm.model import KEY, finished, load, save
 from prm_jax.prm.options import TextLayout
 from prm_jax.prm.public import LAYOUTS
-from prm_jax.prm.score import score_solutions
+from prm_jax.prm.score import PRM, score_solutions
 from prm_jax.prm.spec import Spec, Weights
 from tests.models.checkpoints import random_params
 
@@ -201,7 +201,7 @@ def test_a_saved_model_says_how_to_score_and_comes_back_whole(prm, tmp_path):
     data = bytearray((tmp_path / "m" / "prm_head.safetensors").read_bytes())
     data[-1] ^= 1
     (tmp_path / "m" / "prm_head.safetensors").write_bytes(data)
-    with pytest.raises(UserError, match="not what was written"):
+    with pytest.raises(UserError, match="was changed after it was written"):
         load(tmp_path / "m")
     edit_config(tmp_path / "m", lambda c: c[KEY]["kind"].update(valu="bce"))
     with pytest.raises(UserError, match="no option 'valu'; did you mean 'value'"):

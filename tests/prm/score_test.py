@@ -15,9 +15,9 @@ from prm_jax.prm import calibrate, page
 from prm_jax.prm.forward import init_head
 from prm_jax.prm.inputs import check_cover, read_solutions
 from prm_jax.prm.kinds import GPM, Token
-from prm_jax.prm.model import PRM, save
+from prm_jax.prm.model import save
 from prm_jax.prm.options import TextLayout
-from prm_jax.prm.score import Scored, batches, rows_to_score, score_solutions
+from prm_jax.prm.score import PRM, Scored, batches, rows_to_score, score_solutions
 from prm_jax.prm.spec import Spec, Weights
 
 

@@ -8,9 +8,9 @@ from prm_jax.data.step_data import StepRecord
 from prm_jax.models import CharTokenizer
 from prm_jax.prm.forward import init_head
 from prm_jax.prm.kinds import Token
-from prm_jax.prm.model import PRM, load, save
+from prm_jax.prm.model import load, save
 from prm_jax.prm.options import TextLayout
-from prm_jax.prm.score import score_solutions
+from prm_jax.prm.score import PRM, score_solutions
 from prm_jax.prm.spec import Spec, Weights
 
 pytestmark = pytest.mark.optional
