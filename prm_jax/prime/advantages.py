@@ -1,12 +1,13 @@
 """From shaped process rewards and outcomes to advantages: credit assignment and estimators, composed by options.
 
-Estimators: PRIME's equation 5 (arXiv 2502.01456) and its released form, GRPO, lambda-GRPO (arXiv 2509.21154), REINFORCE,
-PPO. Credit: reward-to-go; the step's own reward; cumulative (SPRO, arXiv 2507.01551); minimum form (PURE, arXiv
-2504.15275); value differences (VinePPO, arXiv 2410.01679).
+Estimators: PRIME's equation 5 (arXiv 2502.01456) and its released form, GRPO, lambda-GRPO (arXiv 2509.21154),
+REINFORCE, PPO. Credit: reward-to-go; the step's own reward; cumulative (SPRO, arXiv 2507.01551); minimum form (PURE,
+arXiv 2504.15275); value differences (VinePPO, arXiv 2410.01679).
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,9 @@ def make_advantage(options: AdvantageOptions) -> AdvantageFn:
       UserError: an unknown estimator (the nearest is suggested), or a function that cannot take (rewards, inputs).
     """
     if options.estimator not in ESTIMATORS:
-        function = resolve(options.estimator, dict(ESTIMATORS), "estimator", option="advantage.estimator")
+        function: AdvantageFn = resolve(
+            options.estimator, cast(Any, ESTIMATORS), "estimator", option="advantage.estimator"
+        )
         check_signature(function, ("rewards", "inputs"), f"estimator {options.estimator}")
         return function
     if options.estimator == "ppo":
@@ -175,8 +178,6 @@ def _local(options: AdvantageOptions, rewards: jax.Array, inputs: RewardInputs) 
 
 
 def _without_process(options: AdvantageOptions) -> AdvantageOptions:
-    import dataclasses
-
     return dataclasses.replace(options, process_coef=0.0, whiten=False)
 
 

@@ -151,7 +151,8 @@ class Evaluator:
 
     def __call__(self, state: Any) -> dict[str, float]:
         """``eval/...`` of the policy, ``prm_eval/...`` of the source."""
-        params, metrics = self.policy_params(state), {}
+        params = self.policy_params(state)
+        metrics: dict[str, float] = {}
         modes = [("greedy", 0.0)] * self.options.greedy + [("sampled", self.temperature)] * self.options.sampled
         for name, temperature in modes:
             responses = sample_in_batches(

@@ -36,17 +36,17 @@ def make_policy_loss(options: PolicyOptions) -> PolicyLoss:
     Raises:
       UserError: an unknown name, or a function that cannot take (logp, old_logp, advantages, inputs).
     """
-    if options.loss == "clipped":
-        return clipped_loss(options)
-    function = resolve(options.loss, {"clipped": clipped_loss}, "policy loss", option="policy.loss")
-    check_signature(function, ("logp", "old_logp", "advantages", "inputs"), f"policy loss {options.loss}")
+    known: dict[str, PolicyLoss] = {"clipped": clipped_loss(options)}
+    function = resolve(options.loss, known, "policy loss", option="policy.loss")
+    if options.loss not in known:
+        check_signature(function, ("logp", "old_logp", "advantages", "inputs"), f"policy loss {options.loss}")
     return function
 
 
 def with_regularizers(
     options: PolicyOptions, loss: rl.Loss, logp: jax.Array, ref_logp: jax.Array | None, inputs: RewardInputs
 ) -> rl.Loss:
-    """loss + kl_coef * divergence - entropy_coef * entropy.
+    """Loss + kl_coef * divergence - entropy_coef * entropy.
 
     Args:
       options: coefficients.

@@ -150,7 +150,7 @@ class Sampler:
         longest = max(map(len, prompts))
         if longest > self.max_prompt_tokens:
             raise UserError(
-                f"a prompt has {longest} tokens, more than the {self.max_prompt_tokens} of --rollout.max-prompt-tokens: "
+                f"a prompt has {longest} tokens, above the {self.max_prompt_tokens} of --rollout.max-prompt-tokens; "
                 "leave it out or raise that option"
             )
         samples = generate(

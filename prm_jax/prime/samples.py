@@ -1,4 +1,4 @@
-"""Samples for reading: a few prompts of a step, each with its best and worst response and the rewards of their steps."""
+"""Samples for reading: a few prompts of a step with their best and worst responses and the rewards of the steps."""
 
 from collections.abc import Sequence
 from typing import Any

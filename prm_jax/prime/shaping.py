@@ -4,7 +4,8 @@ Clip and Delta: arXiv 2410.15115. Progress under a prover: arXiv 2410.08146. Min
 arXiv 2410.09724.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -42,10 +43,9 @@ def make_shaping(name: str, options: RewardOptions) -> Shaping:
     Raises:
       UserError: an unknown name (the nearest is suggested), or a function that cannot take (rewards, inputs).
     """
-    built_in: Mapping[str, Callable[..., Shaping]] = SHAPINGS
-    if name in built_in:
-        return built_in[name](options)
-    function = resolve(name, dict(built_in), "reward shaping", option="reward.shaping")
+    if name in SHAPINGS:
+        return SHAPINGS[name](options)
+    function: Shaping = resolve(name, cast(Any, SHAPINGS), "reward shaping", option="reward.shaping")
     check_signature(function, ("rewards", "inputs"), f"reward shaping {name}")
     return function
 
@@ -132,8 +132,3 @@ SHAPINGS: dict[str, Callable[[RewardOptions], Shaping]] = {
     "confidence": confidence,
 }
 """Built-in name -> options -> shaping."""
-
-
-def names(options: Sequence[str]) -> str:
-    """The shapings of a run as text."""
-    return " then ".join(options) or "none"

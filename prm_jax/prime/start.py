@@ -1,7 +1,6 @@
 """What a run starts from: the task, the tokenizer, the models, and the learners of its options."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from jax.sharding import Mesh

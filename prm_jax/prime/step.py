@@ -81,7 +81,8 @@ def make_step(setup: Setup, *, shardings: State | None = None) -> Step:
         with jax.named_scope("advantages"):
             inputs = reward_inputs(setup, state, frozen, batch, judged, gate, old_logp)
             rewards, advantages, adv_metrics = advantage_phase(setup, inputs)
-        critic, critic_opt, critic_metrics = state.critic, state.critic_opt, {}
+        critic, critic_opt = state.critic, state.critic_opt
+        critic_metrics: Metrics = {}
         if setup.critic is not None and state.critic is not None:
             assert inputs.values is not None
             with jax.named_scope("critic"):

@@ -11,7 +11,6 @@ import jax
 from jax.sharding import Mesh
 
 from prm_jax import prm as prms
-from prm_jax.data import describe_task
 from prm_jax.data.problems import Task
 from prm_jax.errors import UserError
 from prm_jax.models import load_weights, merge, save_weights
@@ -197,9 +196,7 @@ def _plan(options: Options, start: Start, main: str) -> list[Phase]:
 
 
 def _introduce(task: Task, frontend: Frontend) -> None:
-    """Says how answers are judged, with one worked example, before anything is trained."""
-    for line in describe_task(task).splitlines():
-        frontend.say(line)
+    """Says how answers are judged, before anything is trained."""
     for note in getattr(task, "notes", ()):
         frontend.say(note)
 
@@ -292,9 +289,8 @@ def _save_models(run: RunDir, options: Options, start: Start, trained: Trained) 
     of_policy = options.prm.reference == "policy"
     prms.save_implicit(
         run.path / "prm", start.prm_config, merge(start.prm_config, trained.prm),
-        reference_config=start.config if of_policy else start.prm_config,
-        reference_params=merge(start.config, trained.policy) if of_policy else start.prm_base,
-        tokenizer=start.tokenizer, beta=options.prm.beta, overwrite=True,
+        start.config if of_policy else start.prm_config, trained.policy if of_policy else start.prm_base,
+        start.tokenizer, beta=options.prm.beta, overwrite=True,
     )  # fmt: skip
 
 

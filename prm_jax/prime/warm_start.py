@@ -72,7 +72,8 @@ def warm_start(
     compiled = make_sft_step(learner)
 
     def step(state: Any, batch: tuple[np.ndarray, np.ndarray]) -> tuple[Any, dict[str, jax.Array]]:
-        trainable, opt_state, metrics = compiled(*state, None, *map(jnp.asarray, batch))
+        tokens, mask = map(jnp.asarray, batch)
+        trainable, opt_state, metrics = compiled(state[0], state[1], None, tokens, mask)
         return (trainable, opt_state), metrics
 
     with run.phase("warm_start") as phase:

@@ -66,7 +66,7 @@ class ImplicitPRM(Source):
         return ImplicitPRM(self.learner, self.constants, options, policy_config=self.policy_config, ways=ways)
 
     def score(self, state: PRMState, batch: SourceBatch) -> jax.Array:
-        """beta * (log p_prm - log p_ref) at every response token; [B, T] float32."""
+        """Beta * (log p_prm - log p_ref) at every response token; [B, T] float32."""
         return self._rewards(self._score(state.trainable, batch), self._reference_logp(batch), batch)
 
     def update(self, state: PRMState, batch: SourceBatch) -> tuple[PRMState, Metrics]:

@@ -8,6 +8,7 @@ from prm_jax import rl
 from prm_jax.models import ModelConfig
 from prm_jax.prime.pieces import Pieces, batch_logprobs, score_in_pieces
 from prm_jax.prime.sources.base import Source, SourceBatch
+from prm_jax.runs.learner import Params
 
 
 class PolicyAsPRM(Source):
@@ -26,10 +27,10 @@ class PolicyAsPRM(Source):
     def score(self, state: Any, batch: SourceBatch) -> jax.Array:
         """[B, T] float32; exactly 0 until the policy has moved."""
         del state
-        logp, ref_logp = (
-            score_in_pieces(
-                lambda rows, params=params: batch_logprobs(self.config, params, rows), batch.rows, self.pieces, self.ways
-            )
-            for params in (batch.policy, batch.reference)
-        )
+        logp, ref_logp = self._logp(batch.policy, batch), self._logp(batch.reference, batch)
         return rl.implicit_token_rewards(logp, ref_logp, batch.mask, beta=self.beta)
+
+    def _logp(self, params: Params, batch: SourceBatch) -> jax.Array:
+        return score_in_pieces(
+            lambda rows: batch_logprobs(self.config, params, rows), batch.rows, self.pieces, self.ways
+        )  # fmt: skip

@@ -67,4 +67,4 @@ def _record(responses: Responses, row: int, sampler: Sampler) -> StepRecord:
     steps = tuple(text[a:b] for a, b in sampler.task.splitter(text))
     problem = responses.problems[row // responses.samples_per_prompt]
     prompt = problem.prompt if isinstance(problem.prompt, str) else sampler.prompt_text(problem)
-    return StepRecord(id=f"row {row}", group=problem.id, prompt=prompt, steps=steps)
+    return StepRecord(prompt, steps, labels=None, outcome=None, group=problem.id, id=f"row {row}")
