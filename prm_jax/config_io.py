@@ -17,6 +17,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 import yaml
 
 from prm_jax.errors import UserError
+from prm_jax.input_files import open_input
 from prm_jax.option_values import NULL, closest, describe, read_value
 
 T = TypeVar("T")
@@ -33,18 +34,14 @@ def load_yaml(path: str | pathlib.Path, default: T) -> T:
       default: an instance of the dataclass; fields that the file does not name keep their values.
 
     Raises:
-      UserError: the file cannot be read, is no plain YAML mapping (aliases are refused), repeats a key,
-      names an
-        unknown one (with a suggestion), or has a value that is not of its field's type. All problems are
-        listed.
+      UserError: the file cannot be read, is not a plain YAML mapping (aliases are refused), repeats a key, names an
+        unknown one (with a suggestion), or has a value that is not of its field's type. All problems are listed.
     """
     path = pathlib.Path(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read the configuration {path}: {error.strerror}") from error
+    with open_input(path, "the configuration") as file:
+        content = file.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
-        raise UserError(f"{path} has {len(content)} bytes; a configuration has at most {_MAX_BYTES}")
+        raise UserError(f"{path} has more than {_MAX_BYTES} bytes, the most that a configuration may have")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from prm_jax.commands.devices import mesh_of
+from prm_jax.config_io import OptionsOf
 from prm_jax.errors import UserError
 from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.prm.options import Aggregate
 
 if TYPE_CHECKING:
-    from prm_jax.commands.policy import Engine
-    from prm_jax.data.steps import StepSplitter
+    from prm_jax.data.step_data import StepRecord
     from prm_jax.prm.score import PRM
+    from prm_jax.rollouts import TaskPolicy
 
 LayoutName = Literal["auto", "qwen_prm", "token_classification", "math_shepherd", "rlhflow", "eurus_prm"]
 
@@ -43,8 +44,11 @@ class Options:
     """Reference of an implicit model, where its directory does not hold one."""
     format: str = "auto"
     """Format of step data: prm_jax, prm800k, math_shepherd, processbench, trl; auto: by the first record."""
-    split: Literal["newline", "blank_line", "step_marker", "sentence", "whole"] = "newline"
-    """How a response that comes without steps is cut into them."""
+    split: str = "newline"
+    """How a response that comes without steps is cut into them: newline, blank, step_marker, sentence, tag, regex,
+    whole, or package.module:function."""
+    split_options: Annotated[dict[str, str], OptionsOf("split")] = field(default_factory=dict)
+    """Options of that, e.g. pattern ';' for regex, tags '</step>' for tag."""
     aggregate: Aggregate | None = None
     """A solution's score from its steps' scores; none: as the model says."""
     cumulative: bool = False
@@ -67,6 +71,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Scores; says where the results are."""
+    from prm_jax.data.splitters import make_splitter
     from prm_jax.prm.calibrate import calibrated, read_map
     from prm_jax.prm.inputs import read_solutions
     from prm_jax.prm.page import scores_page
@@ -78,7 +83,8 @@ def run(options: Options) -> None:
     if options.calibration and options.cumulative:
         raise UserError("--calibration is for the scores of single steps: leave --cumulative out")
     platt = read_map(options.calibration, options.calibrated_on) if options.calibration else None
-    records = read_solutions(options.data, format=options.format, splitter=_splitter(options.split))
+    splitter = make_splitter(options.split, options.split_options, option="split")
+    records = read_solutions(options.data, format=options.format, splitter=splitter)
     prm = load(options.model, options.layout, options.reference, options.dtype, options.mesh)
     scored = score_solutions(
         prm, records, max_tokens=options.max_tokens, aggregate=options.aggregate, cumulative=options.cumulative,
@@ -114,11 +120,11 @@ def load(model: str, layout: str, reference: str, dtype: str, mesh: MeshOptions)
     return prm if devices is None else spread(prm, devices)
 
 
-def score_prefixes(prm: "PRM", engine: "Engine", partials: Sequence[Any], *, blank: float) -> list[float]:
+def score_prefixes(prm: "PRM", engine: "TaskPolicy", partials: Sequence[Any], *, blank: float) -> list[float]:
     """The scores of prefixes of a search as whole solutions; `blank` for one without a step."""
     from prm_jax.prm.score import score_solutions
 
-    records = [engine.record(partial) for partial in partials]
+    records = [as_record(engine, partial) for partial in partials]
     # A prefix that goes on has no end token, whatever the layout says of whole solutions.
     written = [
         dataclasses.replace(record, provenance={**record.provenance, "finished": partial.finished})
@@ -129,10 +135,12 @@ def score_prefixes(prm: "PRM", engine: "Engine", partials: Sequence[Any], *, bla
     return [blank if record is None else next(scored).response for record in records]
 
 
-def _splitter(how: str) -> "StepSplitter":
-    from prm_jax.data.steps import StepSplitter
+def as_record(policy: "TaskPolicy", partial: Any, name: str = "") -> "StepRecord | None":
+    """A prefix of a search as step data; None while it has no step."""
+    from prm_jax.data.step_data import StepRecord
 
-    return StepSplitter(how)  # type: ignore[arg-type]
+    problem, steps = policy.problems[partial.question], policy.texts(partial)
+    return StepRecord(problem.prompt, steps, None, None, problem.id, name or problem.id) if steps else None
 
 
 def _progress(done: int, total: int) -> None:

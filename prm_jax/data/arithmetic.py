@@ -67,7 +67,7 @@ class ArithmeticTask:
         _check_options(operation, digits, terms, shots, style, num_train, num_eval)
         self.name = "arithmetic"
         self.operation, self.digits, self.terms, self.style, self.steps = operation, digits, terms, style, steps
-        self.splitter = StepSplitter("separator", separators=(";",), answer_markers=("####",))
+        self.splitter = StepSplitter("tag", tags=(";",), answer_markers=("####",))
         self.stop: tuple[str, ...] = () if style == "chat" else ("\n",)
         key = ("arithmetic", operation, digits, terms, style, bool(steps), shots, seed)
         self._shots = [] if style == "chat" else self._examples(shots, key)

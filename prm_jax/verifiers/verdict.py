@@ -6,6 +6,9 @@ from typing import Literal, Protocol
 
 Status = Literal["pass", "fail", "timeout", "error"]
 
+NO_ANSWER = "no answer"
+"""The detail of a verdict on a response in which no answer was found."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verdict:
@@ -28,6 +31,15 @@ class Verdict:
     def usable(self) -> bool:
         """Whether the score may be learned from: everything but ``"error"``."""
         return self.status != "error"
+
+    @property
+    def no_answer(self) -> bool:
+        """Whether no answer was found in the response, so that nothing was compared.
+
+        Most responses of a batch being so means that the prompt, the verifier's ``extract`` or the length limit does
+        not fit the model.
+        """
+        return self.status == "fail" and self.detail.startswith(NO_ANSWER)
 
 
 class Verifier(Protocol):

@@ -5,8 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from prm_jax.data import gsm8k_task, jsonl_task, load_task, problem_hash
+from prm_jax.data import load_task, problem_hash
 from prm_jax.errors import UserError
+
+
+def jsonl_task(train, eval="", **options):
+    return load_task("jsonl", train=train, eval=eval, **options)
+
+
+def gsm8k_task(train, eval="", **options):
+    return load_task("gsm8k", train=train, eval=eval, **options)
 
 
 @pytest.fixture
@@ -68,6 +76,10 @@ BAD_LINES = [
     (b'{"prompt": "a", "answer": true}', r"data.jsonl:2:answer: expected text, found a truth value \(true\)"),
     (b'{"prompt": "a", "answer": null}', r"data.jsonl:2:answer: expected text, found null"),
     (b'{"prompt": "a", "answer": ["1"]}', r"data.jsonl:2:answer: expected text, found a list"),
+    (b'{"prompt": "a", "answer": 1e999}', r"data.jsonl:2: not JSON that can be read: the number 1e999 is out of range"),
+    (b'{"prompt": "a", "answer": -Infinity}', r"data.jsonl:2: not JSON that can be read: -Infinity is not"),
+    (b'{"prompt": "a", "prompt": "b", "answer": 1}', r"data.jsonl:2: .*the field 'prompt' is given twice"),
+    (b'{"prompt": "a", "answer": 1, "x": {"y": 1, "y": 2}}', r"data.jsonl:2: .*the field 'y' is given twice"),
     (b'{"prompt": "a", "answer": "1", "solution": 5}', r"data.jsonl:2:solution: expected text"),
 ]
 
@@ -81,7 +93,7 @@ def test_bad_line_is_named_or_skipped(write, line, message):
     assert [p.answer for p in task.train] == ["1", "3"]
     (skipped,) = task.skipped
     assert skipped.where.split(":")[0].endswith("data.jsonl") and skipped.what
-    assert "1 bad lines were left out" in task.notes[0]
+    assert "1 bad records were left out" in task.notes[0]
 
 
 def test_line_of_ten_megabytes(write):
@@ -95,12 +107,13 @@ def test_line_of_ten_megabytes(write):
 def test_files_that_are_empty_bad_or_absent(write, tmp_path):
     with pytest.raises(UserError, match="has no problems in it: the file is empty"):
         jsonl_task(write(b"", b"  "))
-    with pytest.raises(UserError, match="all of its 2 lines are bad; the first is"):
+    with pytest.raises(UserError, match="all of its 2 rows are bad; the first is"):
         jsonl_task(write(b"x", b"y"), skip_bad=True)
     with pytest.raises(UserError, match="cannot read .*absent.jsonl: No such file"):
         jsonl_task(str(tmp_path / "absent.jsonl"))
-    with pytest.raises(UserError, match="cannot read .*Is a directory"):
-        jsonl_task(str(tmp_path))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="folder has no data files; their names end in .jsonl"):
+        jsonl_task(str(tmp_path / "folder"))
 
 
 def test_one_file_is_divided_by_hash(write):
@@ -144,7 +157,7 @@ def test_verifiers(write):
 def test_template_and_chat(write):
     task = jsonl_task(write(row(1)), template="{prompt} Think {step by step}.", chat=True, eval_fraction=0.0)
     assert task.train[0].prompt == ({"role": "user", "content": "question 1 Think {step by step}."},)
-    with pytest.raises(UserError, match="no {prompt} in it"):
+    with pytest.raises(UserError, match="does not contain {prompt}"):
         jsonl_task(write(row(1)), template="x")
 
 
@@ -182,3 +195,67 @@ def test_real_math500(data_dir):
     assert len(task.train) + len(task.eval) == 500
     right = task.verify_many(task.train, [p.metadata["solution"] for p in task.train])
     assert sum(v.score for v in right) / len(right) > 0.97  # exact words: nearly always the box's own text
+
+
+def test_raw_gsm8k_is_recognised(write):
+    lines = [{"question": f"How many {k}?", "answer": f"Count.\n{k} = <<{k}={k}>>{k}\n#### {k}"} for k in range(3)]
+    task = load_task(write(*lines), eval_fraction=0.0)
+    assert [problem.answer for problem in task.train] == ["0", "1", "2"]
+    assert task.verify(task.train[2], "So it is 2.\n#### 2.0") == 1.0
+    assert task.train[2].metadata["solution"] == "Count.\n2 = 2\n#### 2"
+    assert any("end in '#### N'" in note for note in task.notes)
+    with pytest.raises(UserError, match=r"data.jsonl:4:answer: 3 of 4 answers are solutions that end in '#### N'"):
+        load_task(write(*lines, {"question": "x", "answer": "4"}))
+
+
+def test_the_prompt_is_found_under_its_usual_names(write):
+    for name in ("prompt", "question", "problem"):
+        assert load_task(write({name: "q", "answer": "1"}), eval_fraction=0.0).train[0].prompt == "q"
+    other = {"query": "q", "answer": "1", "level": 3}
+    with pytest.raises(UserError, match="data.jsonl:1:prompt: the field is missing"):
+        load_task(write(other))
+    (problem,) = load_task(write(other), prompt_field="query", eval_fraction="0").train
+    assert problem.prompt == "q" and problem.metadata["level"] == 3
+
+
+def test_verifier_and_splitter_with_options_of_their_own(write, tmp_path):
+    path = write(row(1, "10"), row(2, "20"))
+    options = {
+        "verifier": "number",
+        "verifier.tolerance": "0.1",
+        "splitter": "regex",
+        "splitter.pattern": "; *",
+        "extract": "last_number",
+        "eval_fraction": "0",
+    }
+    task = load_task(path, **options)
+    assert task.verify(task.train[0], "about 10.5") == 1.0 and task.verify(task.train[0], "12") == 0.0
+    assert task.splitter("a; b") == [(0, 3), (3, 4)]
+    (tmp_path / "mine.py").write_text(
+        "def reward(problem, response):\n    return float(len(response) < 4)\n"
+        "def broken(problem, response):\n    return problem.nothing\n"
+        "def loud(problem):\n    return 1.0\n"
+    )
+    mine = f"{tmp_path}/mine.py:reward"
+    task = load_task(path, verifier=f"0.75*exact,0.25*{mine}", eval_fraction=0)
+    assert [task.verify(task.train[0], text) for text in ("10", "11", "wrong")] == [1.0, 0.25, 0.0]
+    for verifier, message in [
+        ("nmber", r"unknown verifier 'nmber' \(--task.options verifier\): did you mean 'number'"),
+        (mine.replace("reward", "broken"), "failed on the first problem, data.jsonl:1.*AttributeError"),
+        (mine.replace("reward", "loud"), r"called as loud\(problem, response\)"),
+        ("x*exact,number", "the weight 'x'"),
+        ("-1*exact,number", "must be a positive number"),
+        ("exact,", "cannot read the verifiers"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            load_task(path, verifier=verifier, eval_fraction=0)
+    with pytest.raises(UserError, match="the verifier 'exact' has no option 'tolerance'"):
+        load_task(path, eval_fraction=0, **{"verifier": "exact", "verifier.tolerance": 1})
+    with pytest.raises(UserError, match="none of the verifiers .* has the option 'size'"):
+        load_task(path, eval_fraction=0, **{"verifier": "exact,number", "verifier.size": 1})
+
+
+def test_a_character_tokenizer_from_the_problems(write):
+    task = load_task(write({"prompt": "ab", "answer": "1"}), alphabet="auto", template="Q {prompt}", eval_fraction=0)
+    assert task.tokenizer().encode("Q ab1") and task.alphabet == " 1Qab"
+    assert load_task(write({"prompt": "ab", "answer": "1"}), eval_fraction=0).tokenizer() is None
