@@ -26,7 +26,7 @@ KEPT = (
 
 def run(args: argparse.Namespace) -> None:
     """Trains; an interrupted run is resumed with --resume."""
-    from prm_jax.prime.train import train
+    from prm_jax.prime.training import train
 
     train(dataclasses.replace(PRESETS["smollm2"], seed=args.seed), args.out, resume=args.resume)
 

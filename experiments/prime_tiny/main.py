@@ -76,7 +76,7 @@ def regimes() -> dict[str, TrainOptions]:
 
 def run_seed(regime: str, seed: int, out: pathlib.Path) -> None:
     """The warm start of a seed, then every arm from it; all arms see the same prompts in the same order."""
-    from prm_jax.prime.train import train
+    from prm_jax.prime.training import train
 
     options = dataclasses.replace(regimes()[regime], seed=seed)
     folder = out / regime / f"seed{seed}"

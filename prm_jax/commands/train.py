@@ -65,7 +65,7 @@ def defaults(words: Sequence[str]) -> Options:
 
 def run(options: Options) -> int:
     """Trains; an interrupted run is saved and exits with 75, one that diverged with 77."""
-    from prm_jax.prime.train import train
+    from prm_jax.prime.training import train
     from prm_jax.runs.run_dir import unique_run_path
     from prm_jax.runs.stopping import DivergedRun, InterruptedRun
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         StepChecker,
     )
     from prm_jax.prime.step import Setup, init_state, make_source_step, make_step
-    from prm_jax.prime.train import Result, train
+    from prm_jax.prime.training import Result, train
     from prm_jax.runs.callbacks import Event
 
 _HOMES = {
@@ -45,7 +45,7 @@ _HOMES = {
     "PolicyAsPRM": "sources",
     "PrefixValues": "sources",
     "Responses": "responses",
-    "Result": "train",
+    "Result": "training",
     "RewardInputs": "batch",
     "RewardSource": "sources",
     "Sampler": "responses",
@@ -59,7 +59,7 @@ _HOMES = {
     "make_source_step": "step",
     "make_step": "step",
     "per_step": "shaping",
-    "train": "train",
+    "train": "training",
 }
 
 __all__ = [

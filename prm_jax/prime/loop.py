@@ -24,7 +24,7 @@ from prm_jax.prime.start import Overrides, Start, frozen_arrays, make_setup
 from prm_jax.prime.step import Setup, Step, init_state, make_step
 from prm_jax.prime.warm_up import PHASE, warm_up, warm_up_rollouts
 from prm_jax.runs.callbacks import Callback, Event
-from prm_jax.runs.fit import FitOptions, Frontend, fit, load_best
+from prm_jax.runs.fitting import FitOptions, Frontend, fit, load_best
 from prm_jax.runs.integrity import fingerprint
 from prm_jax.runs.learner import Params
 from prm_jax.runs.metrics_log import read_metrics

@@ -13,7 +13,7 @@ from prm_jax.errors import UserError
 from prm_jax.models import ModelConfig, token_logprobs
 from prm_jax.prime.options import Options
 from prm_jax.prime.start import Start
-from prm_jax.runs.fit import FitOptions, Frontend, fit
+from prm_jax.runs.fitting import FitOptions, Frontend, fit
 from prm_jax.runs.learner import Learner, Params, accumulate_gradients, guarded_update, make_optimizer
 from prm_jax.runs.run_dir import RunDir
 

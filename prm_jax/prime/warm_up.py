@@ -14,7 +14,7 @@ from prm_jax.prime.options import Options
 from prm_jax.prime.responses import PRETRAIN_STREAM, Sampler
 from prm_jax.prime.start import Start
 from prm_jax.prime.step import Setup, make_source_step
-from prm_jax.runs.fit import FitOptions, Frontend, fit
+from prm_jax.runs.fitting import FitOptions, Frontend, fit
 from prm_jax.runs.run_dir import RunDir
 from prm_jax.runs.stopping import InterruptedRun
 

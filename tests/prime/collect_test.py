@@ -62,7 +62,7 @@ def scripted(monkeypatch, sampler):
     def build(options: RolloutOptions, rates, problems=None) -> Collector:
         task = sampler.task
         stream = PromptStream(problems or task.train, 0)
-        collector = Collector(sampler, stream, options, jax.random.key(0), policy_params=lambda params: params)
+        collector = Collector(sampler, stream, options, jax.random.key(0), lambda params: params)
         draws = iter(rates)
 
         def sample_by_prompt(self, params, problems, key, **_):
@@ -168,16 +168,18 @@ def test_noise_turns_outcomes_round_by_the_key_alone(sampler, params, task):
     options = options_of("none", outcome_noise=0.4)
     outcomes = []
     for _ in range(2):
-        collector = Collector(sampler, PromptStream(task.train, 0), options, jax.random.key(3), policy_params=lambda params: params)
+        collector = Collector(sampler, PromptStream(task.train, 0), options, jax.random.key(3), lambda params: params)
         outcomes.append(collector.collect(params, 0).arrays.outcome)
     np.testing.assert_array_equal(*outcomes)
-    clean = Collector(sampler, PromptStream(task.train, 0), options_of("none"), jax.random.key(3), policy_params=lambda params: params)
+    stream = PromptStream(task.train, 0)
+    clean = Collector(sampler, stream, options_of("none"), jax.random.key(3), lambda params: params)
     assert 0 < np.mean(outcomes[0] != clean.collect(params, 0).arrays.outcome) < 0.9
 
 
 def test_a_restored_collector_goes_on_as_if_never_stopped(sampler, params, task):
     def collector() -> Collector:
-        return Collector(sampler, PromptStream(task.train, 0), options_of("none"), jax.random.key(0), policy_params=lambda params: params)
+        stream = PromptStream(task.train, 0)
+        return Collector(sampler, stream, options_of("none"), jax.random.key(0), lambda params: params)
 
     whole = collector()
     for step in range(3):
@@ -236,4 +238,4 @@ def test_the_checkers_rewards_stand_on_the_last_token_of_the_first_wrong_step(ta
             expected[max(t for t in range(20) if ids[t] == labels.index(False))] = -1.0
         np.testing.assert_array_equal(row, expected)
     assert rewards.sum() == -3.0 and rewards[0].sum() == 0.0
-    np.testing.assert_array_equal(to_batch(responses, np.array([True]), rewards).process, rewards)
+    np.testing.assert_array_equal(to_batch(responses, np.array([True]), process=rewards).process, rewards)

@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from prm_jax import prm as prms
+from prm_jax.data import describe_task
 from prm_jax.data.problems import Task
 from prm_jax.errors import UserError
 from prm_jax.models import load_weights, merge, save_weights
@@ -33,7 +34,7 @@ from prm_jax.prime.warm_up import warm_up_rollouts, warm_up_steps
 from prm_jax.resolve import check_signature, resolve
 from prm_jax.runs.callbacks import Callback
 from prm_jax.runs.console import Console, Phase
-from prm_jax.runs.fit import Frontend
+from prm_jax.runs.fitting import Frontend
 from prm_jax.runs.interrupts import Interrupts
 from prm_jax.runs.learner import Params
 from prm_jax.runs.run_dir import RunDir, open_run
@@ -196,9 +197,9 @@ def _plan(options: Options, start: Start, main: str) -> list[Phase]:
 
 
 def _introduce(task: Task, frontend: Frontend) -> None:
-    """Says how answers are judged, before anything is trained."""
-    for note in getattr(task, "notes", ()):
-        frontend.say(note)
+    """Says how answers are judged, with one worked example, before anything is trained."""
+    for line in describe_task(task).splitlines():
+        frontend.say(line)
 
 
 def _train_baseline(

@@ -1,7 +1,6 @@
 """Whole runs: files left behind, kill -9 and resume to the same bits, signals, and errors a user can make."""
 
 import dataclasses
-import importlib
 import json
 import os
 import pathlib
@@ -19,10 +18,10 @@ from prm_jax.errors import UserError
 from prm_jax.models import load_weights
 from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.prime import loop as loop_module
-from prm_jax.prime import warm_start, warm_up
+from prm_jax.prime import training, warm_start, warm_up
 from prm_jax.prime.options import TaskOptions
 from prm_jax.prime.start import load_start
-from prm_jax.prime.train import BASELINE, train
+from prm_jax.prime.training import BASELINE, train
 from prm_jax.prime.warm_start import demonstration_batches
 from prm_jax.runs.stopping import DivergedRun, InterruptedRun
 from tests.prime.conftest import replaced
@@ -49,9 +48,6 @@ def terminate_at(step: int):
             os.kill(os.getpid(), signal.SIGTERM)
 
     return callback
-
-
-train_module = importlib.import_module("prm_jax.prime.train")  # the package has a function of that name
 
 
 def final_weights(path: pathlib.Path) -> list[np.ndarray]:
@@ -213,7 +209,7 @@ def test_a_run_that_died_in_its_baseline_or_report_is_finished_by_resuming(finis
     def die(*_, **__):
         raise RuntimeError("died")
 
-    monkeypatch.setattr(train_module, "write_report", die)
+    monkeypatch.setattr(training, "write_report", die)
     with pytest.raises(RuntimeError, match="died"):
         train(options, path)
     monkeypatch.undo()
