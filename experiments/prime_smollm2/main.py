@@ -20,7 +20,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 KEPT = (
     "step", "rollouts", "seconds", "eval/greedy_accuracy", "eval/sampled_accuracy", "rollout/solve_rate",
     "rollout/kept_groups", "prm/pairwise_accuracy", "prm/gate", "prm/loss", "policy/entropy", "policy/grad_norm",
-    "time/rollout_seconds", "time/update_seconds",
+    "time/draw_seconds", "time/update_seconds",
 )  # fmt: skip
 
 

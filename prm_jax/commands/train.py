@@ -18,10 +18,10 @@ from prm_jax.terminal import print_error, print_warning
 EXIT_INTERRUPTED, EXIT_DIVERGED = 75, 77
 
 COMMON_OPTIONS = (
-    "preset", "config", "run-dir", "resume", "seed", "steps", "save-every", "task.name", "task.options", "model.path",
+    "preset", "config", "run-dir", "resume", "seed", "steps", "task.name", "task.options", "model.path",
     "model.lora-rank", "rollout.prompts-per-step", "rollout.samples-per-prompt", "rollout.max-new-tokens",
-    "rollout.filter", "reward.source", "reward.path", "reward.shaping", "prm.learning-rate", "advantage.credit",
-    "advantage.estimator", "policy.learning-rate", "eval.every",
+    "reward.source", "reward.path", "reward.shaping", "advantage.credit", "advantage.estimator",
+    "prm.learning-rate", "policy.learning-rate",
 )  # fmt: skip
 """What ``--help`` shows; ``--help-all`` shows the rest too."""
 

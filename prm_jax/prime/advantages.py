@@ -81,26 +81,42 @@ def _rloo(
     )  # fmt: skip
 
 
-def _grpo(options: AdvantageOptions, rewards: jax.Array, inputs: RewardInputs) -> jax.Array:
-    # Equation 7 adds the two parts; each is divided by its own deviation, so that coefficients and the gate must be
-    # applied after it.
-    def part(dense: jax.Array, outcome: jax.Array) -> jax.Array:
-        return rl.grpo_advantages(
-            dense, outcome, inputs.counted, inputs.group_ids, num_groups=inputs.num_groups, discount=options.discount
-        )
+def _by_parts(
+    options: AdvantageOptions,
+    rewards: jax.Array,
+    inputs: RewardInputs,
+    part: Callable[[jax.Array, jax.Array], jax.Array],
+) -> jax.Array:
+    """outcome_coef * part(0, outcome) + process_coef * gate * part(rewards, 0) + return of the penalty.
 
-    outcome = jnp.asarray(inputs.outcome, jnp.float32)
-    advantages = options.outcome_coef * part(jnp.zeros(inputs.mask.shape, jnp.float32), outcome)
+    Equation 7 adds two parts that are each divided by their own deviation, so that coefficients and the gate must be
+    applied after it.
+    """
+    advantages = options.outcome_coef * part(jnp.zeros(inputs.mask.shape, jnp.float32), inputs.outcome)
     if options.process_coef != 0.0:
-        advantages += options.process_coef * inputs.gate * part(rewards, jnp.zeros_like(outcome))
+        advantages += options.process_coef * inputs.gate * part(rewards, jnp.zeros_like(inputs.outcome))
     if inputs.penalty is not None:
         advantages += rl.discounted_returns(inputs.penalty, inputs.counted, discount=options.discount)
     return advantages
 
 
+def _grpo(options: AdvantageOptions, rewards: jax.Array, inputs: RewardInputs) -> jax.Array:
+    def part(dense: jax.Array, outcome: jax.Array) -> jax.Array:
+        return rl.grpo_advantages(
+            dense, outcome, inputs.counted, inputs.group_ids, num_groups=inputs.num_groups, discount=options.discount
+        )
+
+    return _by_parts(options, rewards, inputs, part)
+
+
 def _lambda_grpo(options: AdvantageOptions, rewards: jax.Array, inputs: RewardInputs) -> jax.Array:
-    weights = rl.shared_prefix_weights(inputs.tokens, inputs.counted, inputs.group_ids)
-    return _grpo(options, rewards, inputs) * weights
+    def part(dense: jax.Array, outcome: jax.Array) -> jax.Array:
+        return rl.lambda_grpo_advantages(
+            dense, outcome, inputs.tokens, inputs.counted, inputs.group_ids, num_groups=inputs.num_groups,
+            discount=options.discount,
+        )  # fmt: skip
+
+    return _by_parts(options, rewards, inputs, part)
 
 
 def _reinforce(options: AdvantageOptions, rewards: jax.Array, inputs: RewardInputs) -> jax.Array:
