@@ -50,6 +50,11 @@ class Loss(Mean):
         return {name: metric.mean() for name, metric in self.metrics.items()}
 
 
+def mean_over(x: jax.Array, mask: jax.Array) -> Mean:
+    """The selected entries as a `Mean`: their sum and their number."""
+    return Mean(jnp.sum(masking.masked(x, mask)), jnp.sum(mask.astype(jnp.float32)))
+
+
 def aggregate_tokens(
     values: ArrayLike, mask: ArrayLike, *, aggregation: TokenAggregation = "token-mean", norm: float | None = None
 ) -> Mean:
