@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from prm_jax.option_ranges import above, at_least, within
 
+Convention = Literal["own", "card"]
 Aggregate = Literal["last", "min", "prod", "mean", "max", "sum", "gmean", "mean_logit", "mean_odds", "softmin"]
 
 
@@ -22,6 +23,8 @@ class TextLayout:
     """System message of the chat; empty: none."""
     join: str = ""
     """Written between prompt and steps (chat none), or between the problem and step 1 (chat turns)."""
+    strip: bool = False
+    """Remove white space around every step."""
     separator: str = "\n"
     """Written after each step that does not end with it; it belongs to the step."""
     last_separator: bool = True
