@@ -401,7 +401,7 @@ def test_steps_may_begin_near_the_end_of_the_context(model, tmp_path):
 def test_bad_lines_that_were_left_out_are_told(model, careless, tmp_path, capsys):
     task = jsonl(tmp_path / "p.jsonl", {"prompt": "1+1=", "answer": "2"}, {"prompt": "1+2="})
     assert cli.main(["search", model, *SMALL, *task, "skip_bad", "true"]) == 0
-    assert "warning: 1 bad lines were left out; the first: " in capsys.readouterr().err
+    assert "warning: 1 bad records were left out; the first: " in capsys.readouterr().err
     assert cli.main(["search", model, *SMALL, *task[:-1], "0", "skip_bad", "true"]) == 2
     assert "eval_fraction 1" in capsys.readouterr().err
 
