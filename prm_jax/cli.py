@@ -6,6 +6,7 @@ A subcommand is a module of ``prm_jax.commands`` with a dataclass ``Options`` an
 line in ``COMMANDS``. Nothing but the standard library is imported before a subcommand is chosen.
 """
 
+import contextlib
 import difflib
 import importlib
 import os
@@ -100,13 +101,20 @@ def _dispatch(words: list[str], debug: bool) -> int:
 def run_command(module: ModuleType | Any, name: str, words: Sequence[str]) -> int:
     """Reads the options of a subcommand's module and runs it; returns its exit code (0 for None).
 
-    A module may have ``defaults(words) -> Options`` for values that depend on the command line itself.
+    A module may have ``options_class(words) -> type`` where the options themselves depend on the command line,
+    ``defaults(words) -> Options`` where their values do, and ``COMMON_OPTIONS`` with the names of the options that
+    ``--help`` shows.
     """
     from prm_jax import command_line
 
-    help_wanted = "-h" in words or "--help" in words
-    default = module.defaults(words) if hasattr(module, "defaults") and not help_wanted else None
-    options = command_line.parse(module.Options, words, prog=f"prm-jax {name}", default=default)
+    default = None
+    if hasattr(module, "defaults"):
+        # Help shows the defaults of a preset that was named, but does not depend on one that cannot be read.
+        with contextlib.suppress(*[UserError] if command_line.help_wanted(words) else []):
+            default = module.defaults(words)
+    common = getattr(module, "COMMON_OPTIONS", ())
+    cls = module.options_class(words) if hasattr(module, "options_class") else module.Options
+    options = command_line.parse(cls, words, prog=f"prm-jax {name}", default=default, common=common)
     return module.run(options) or 0
 
 

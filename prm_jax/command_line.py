@@ -4,39 +4,52 @@ import argparse
 import dataclasses
 import difflib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
 
-from prm_jax import config_io
+from prm_jax import config_io, option_help
 from prm_jax.errors import UserError
+from prm_jax.option_values import closest, read_value
 
 T = TypeVar("T")
 
 
-def parse(cls: type[T], words: Sequence[str], *, prog: str, default: T | None = None) -> T:
+def parse(cls: type[T], words: Sequence[str], *, prog: str, default: T | None = None, common: Sequence[str] = ()) -> T:
     """Reads a command's options.
 
     Args:
       cls: dataclass of the options; nested ones become groups (``--prm.beta``), docstrings become help.
       words: the command line after the command's name.
       prog: what precedes `words`, for the usage line.
-      default: values of the options that are not given.
+      default: values of the options that are not given. Options of a named part (``config_io.OptionsOf``) are merged
+        into them where the name stays the same.
+      common: the options that ``--help`` shows, as in ``option_names``; empty: all of them.
 
     Returns:
       An instance of `cls`.
 
     Raises:
-      SystemExit: 0 after ``--help``; 2 for a value that does not fit, after an explanation.
+      SystemExit: 0 after ``--help`` or ``--help-all``; 2 for a value that does not fit, after an explanation.
       UserError: unknown options; the nearest ones are suggested.
     """
+    if help_wanted(words):
+        shown = common if "--help-all" not in words else ()
+        option_help.print_help(cls, prog=prog, default=default, common=shown, registry=_registry())
+        raise SystemExit(0)
     given: dict[str, Any] = {} if default is None else {"default": default}
     with _registry():
         options, unknown = tyro.cli(cls, args=list(words), prog=prog, return_unknown_args=True, **given)
     if unknown:
-        raise UserError("\n".join(_unknown(unknown, option_names(cls))) + f"\nAll options: {prog} --help")
-    return options
+        more = "--help-all" if common else "--help"
+        raise UserError("\n".join(_unknown(unknown, option_names(cls))) + f"\nAll options: {prog} {more}")
+    return _merge_mappings(cls, options, default)
+
+
+def help_wanted(words: Sequence[str]) -> bool:
+    """Whether the words ask for help instead of a run."""
+    return any(word in ("-h", "--help", "--help-all") for word in words)
 
 
 def option_names(cls: type) -> list[str]:
@@ -84,9 +97,24 @@ def _unknown(words: list[str], known: list[str]) -> list[str]:
     for word in words:
         if word.startswith("--"):
             name = word[2:].partition("=")[0].replace("_", "-")
-            lines.append(f"unknown option --{name}{config_io.closest(name, known, prefix='--')}")
+            lines.append(f"unknown option --{name}{closest(name, known, prefix='--')}")
     # Without an unknown option the words themselves are too many; with one they are most likely its values.
     return lines or [f"these words belong to no option: {' '.join(words)}"]
+
+
+class _Given(dict[str, str]):
+    """A mapping that came from the command line, not from the defaults."""
+
+
+def _merge_mappings(cls: type[T], options: T, default: T | None) -> T:
+    given = {name: dict(value) for name, value in config_io.flatten(options).items() if isinstance(value, _Given)}
+    options = config_io.replace(options, given)
+    if default is None:
+        try:
+            default = cls()
+        except TypeError:  # options without defaults; mappings have none then, either
+            default = config_io.replace(options, {name: {} for name in given})
+    return config_io.merge_options(default, options, given)
 
 
 def _registry() -> tyro.constructors.ConstructorRegistry:
@@ -110,25 +138,38 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
     def nothing(info: Any) -> Any:
         if info.type is not type(None):
             return None
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="none",
-            instance_from_str=_nothing,
-            is_instance=lambda value: value is None,
-            str_from_instance=lambda value: ["none"],
-        )
+        return _scalar(info.type, "none", lambda value: value is None)
+
+    @registry.primitive_rule
+    def number(info: Any) -> Any:
+        if info.type not in (int, float):
+            return None
+        fits = (int,) if info.type is int else (int, float)
+        return _scalar(info.type, info.type.__name__.upper(), lambda value: isinstance(value, fits))
 
     return registry
 
 
+def _scalar(kind: Any, metavar: str, fits: Callable[[Any], bool]) -> Any:
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: _read(words[0], kind),
+        is_instance=fits,
+        str_from_instance=lambda value: ["none" if value is None else str(value)],
+    )
+
+
+def _read(word: str, kind: Any) -> Any:
+    try:
+        return read_value(word, kind)
+    except ValueError as error:
+        raise ValueError(f"{error}, found {word!r}") from None
+
+
 def _pairs(words: list[str]) -> dict[str, str]:
     if all("=" in word for word in words):
-        return dict(word.split("=", 1) for word in words)
+        return _Given(word.split("=", 1) for word in words)
     if len(words) % 2:
-        raise ValueError(f"expected names and values in turns (or name=value), found {len(words)} words")
-    return dict(zip(words[::2], words[1::2], strict=True))
-
-
-def _nothing(words: list[str]) -> None:
-    if words[0].lower() not in ("none", "null"):
-        raise ValueError("expected none")
+        raise ValueError(f"expected pairs of name and value (or name=value), found {len(words)} words")
+    return _Given(zip(words[::2], words[1::2], strict=True))

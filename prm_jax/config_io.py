@@ -6,23 +6,22 @@ neither jax nor numpy.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
-import math
 import pathlib
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from collections.abc import Mapping
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 
 from prm_jax.errors import UserError
+from prm_jax.input_files import open_input
+from prm_jax.option_values import NULL, closest, describe, read_value
 
 T = TypeVar("T")
 _MAX_BYTES = 1 << 20
-_TRUE, _FALSE, _NULL = ("true", "yes", "on"), ("false", "no", "off"), ("null", "none", "~", "")
 _PLAIN_TAGS = ("str", "int", "float", "bool", "null", "map", "seq", "timestamp", "merge", "value")
 _NODE_TAGS = {f"tag:yaml.org,2002:{name}" for name in _PLAIN_TAGS}
 
@@ -35,18 +34,14 @@ def load_yaml(path: str | pathlib.Path, default: T) -> T:
       default: an instance of the dataclass; fields that the file does not name keep their values.
 
     Raises:
-      UserError: the file cannot be read, is no plain YAML mapping (aliases are refused), repeats a key,
-      names an
-        unknown one (with a suggestion), or has a value that is not of its field's type. All problems are
-        listed.
+      UserError: the file cannot be read, is not a plain YAML mapping (aliases are refused), repeats a key, names an
+        unknown one (with a suggestion), or has a value that is not of its field's type. All problems are listed.
     """
     path = pathlib.Path(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read the configuration {path}: {error.strerror}") from error
+    with open_input(path, "the configuration") as file:
+        content = file.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
-        raise UserError(f"{path} has {len(content)} bytes; a configuration has at most {_MAX_BYTES}")
+        raise UserError(f"{path} has more than {_MAX_BYTES} bytes, the most that a configuration may have")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -65,7 +60,7 @@ def parse_yaml(text: str, default: T, *, name: str = "configuration") -> T:
     reader.read(root)
     if reader.problems:
         raise UserError("\n".join(reader.problems))
-    return replace(default, reader.values)
+    return merge_options(default, replace(default, reader.values), reader.values)
 
 
 def to_yaml(config: Any) -> str:
@@ -114,6 +109,50 @@ def replace(config: T, values: Mapping[str, Any]) -> T:
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 
+@dataclasses.dataclass(frozen=True)
+class OptionsOf:
+    """Marks a mapping as the options of what another field names: ``Annotated[dict[str, str], OptionsOf("name")]``.
+
+    Attributes:
+      field: the field of the same dataclass that holds the name.
+    """
+
+    field: str
+
+
+def merge_options(default: T, config: T, given: Mapping[str, Any]) -> T:
+    """Completes the mappings that are marked with ``OptionsOf``.
+
+    Options that were given are merged into the default's where both configurations name the same thing; where they
+    name different things, the default's options are dropped.
+
+    Args:
+      default: the configuration before.
+      config: the configuration after, of the same class.
+      given: dotted name -> the options that were given, for mappings that were.
+    """
+    before, after = flatten(default), flatten(config)
+    merged = {}
+    for name, owner in _option_mappings(type(config)).items():
+        kept = before[name] if before[owner] == after[owner] else {}
+        merged[name] = {**kept, **given.get(name, {})}
+    return replace(config, merged) if merged else config
+
+
+def _option_mappings(cls: type) -> dict[str, str]:
+    """{"task.options": "task.name"}: mappings of options, and the fields that name what they belong to."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    found: dict[str, str] = {}
+    for field in dataclasses.fields(cls):
+        hint, extras = hints[field.name], getattr(hints[field.name], "__metadata__", ())
+        plain = get_args(hint)[0] if extras else hint
+        if dataclasses.is_dataclass(plain):
+            inner = _option_mappings(typing.cast(type, plain))
+            found |= {f"{field.name}.{name}": f"{field.name}.{owner}" for name, owner in inner.items()}
+        found.update((field.name, extra.field) for extra in extras if isinstance(extra, OptionsOf))
+    return found
+
+
 def config_hash(config: Any) -> str:
     """Sixteen hex digits that are equal for equal configurations."""
     text = json.dumps({name: repr(value) for name, value in flatten(config).items()}, sort_keys=True)
@@ -154,91 +193,6 @@ def flat_text(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def closest(name: str, known: Sequence[str], *, prefix: str = "") -> str:
-    """'; did you mean ...?' with the nearest of the known names, or an empty text.
-
-    A name is also near when the right one is in another group ("beta" -> "prm.beta"), begins with it, or is made of
-    words with those initials ("prm.lr").
-    """
-    group, _, leaf = name.rpartition(".")
-    near = [k for k in known if k.rpartition(".")[2] == leaf]
-    near += [k for k in known if k.startswith(group) and _initials(k.rpartition(".")[2]) == leaf]
-    near += [k for k in known if leaf and k.startswith(name)]
-    near += difflib.get_close_matches(name, known, n=3, cutoff=0.7)
-    if not near and group and len(leaf) > 2:
-        siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == group}
-        near = [siblings[k] for k in difflib.get_close_matches(leaf, list(siblings), n=3, cutoff=0.4)]
-    if not near:
-        return ""
-    *first, last = [prefix + k for k in dict.fromkeys(near)][:4]
-    return f"; did you mean {', '.join(first)}{' or ' if first else ''}{last}?"
-
-
-def read_value(text: str, kind: Any, *, quoted: bool = False) -> Any:
-    """Parses one scalar's text as a declared type.
-
-    Args:
-      text: the characters of the value.
-      kind: bool, int, float, str, pathlib.Path, a Literal, or a union of those with None.
-      quoted: whether it was quoted, so that "null" is a word.
-
-    Raises:
-      ValueError: it is not of that type; the message says what was expected.
-    """
-    origin = get_origin(kind)
-    if origin in (Union, types.UnionType):
-        members = get_args(kind)
-        if type(None) in members and not quoted and text.lower() in _NULL:
-            return None
-        for member in members:
-            if member is type(None):
-                continue
-            try:
-                return read_value(text, member, quoted=quoted)
-            except ValueError:
-                continue
-        raise ValueError(f"expected {describe(kind)}")
-    if origin is Literal:
-        for choice in get_args(kind):
-            if text == str(choice):
-                return choice
-        raise ValueError(f"expected {describe(kind)}{closest(text, [str(c) for c in get_args(kind)])}")
-    if kind is bool:
-        if text.lower() in _TRUE + _FALSE:
-            return text.lower() in _TRUE
-        raise ValueError("expected true or false")
-    if kind in (int, float):
-        try:
-            return _number(text, kind)
-        except ValueError:
-            raise ValueError(f"expected {describe(kind)}") from None
-    if kind in (str, pathlib.Path, Any):
-        return text if kind is Any else kind(text)
-    raise TypeError(f"options of type {kind} cannot be read from a file")
-
-
-def describe(kind: Any) -> str:
-    """A declared type in a user's words."""
-    origin, members = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return " or ".join(describe(member) for member in members)
-    if origin is Literal:
-        return "one of " + ", ".join(str(choice) for choice in members)
-    if origin in (tuple, list):
-        return f"a list, each {describe(members[0])}"
-    if origin is dict:
-        return "a mapping"
-    named = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-    if kind is type(None):
-        return "null"
-    return named.get(kind, getattr(kind, "__name__", str(kind)))
-
-
-def _initials(name: str) -> str:
-    words = name.replace("-", "_").split("_")
-    return "".join(word[:1] for word in words) if len(words) > 1 else ""
-
-
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -246,7 +200,7 @@ class _Dumper(yaml.SafeDumper):
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
     # Words that mean null here and not in YAML ("none") must be told from it; line separators need escapes.
-    style = "'" if text.lower() in _NULL else None if text.isprintable() else '"'
+    style = "'" if text.lower() in NULL else None if text.isprintable() else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
@@ -355,16 +309,8 @@ def _read_sequence(node: yaml.SequenceNode, origin: type, members: tuple[Any, ..
     return origin(_read_node(child, kind) for child, kind in zip(node.value, kinds, strict=True))
 
 
-def _number(text: str, kind: type) -> int | float:
-    text = text.replace("_", "")
-    if kind is int:
-        return int(text)
-    special = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}
-    return special[text.lower()] if text.lower() in special else float(text)
-
-
 def _is_null(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.ScalarNode) and node.style is None and node.value.lower() in _NULL
+    return isinstance(node, yaml.ScalarNode) and node.style is None and node.value.lower() in NULL
 
 
 def _line(node: yaml.Node) -> int:

@@ -115,9 +115,10 @@ def test_bad_input_gives_one_paragraph_and_status_2(words, part):
     ("words", "part"),
     [
         (["--prm.loss", "cx"], "Expected one of"),
-        (["--prm.beta", "fast"], "fast"),
+        (["--prm.beta", "fast"], "expected a number, found 'fast'"),
+        (["--steps", "1.5"], "expected a whole number, found '1.5'"),
         (["--steps"], "--steps"),
-        (["--task.options", "odd"], "names and values"),
+        (["--task.options", "odd"], "name and value"),
     ],
 )
 def test_wrong_values_are_explained(words, part):
@@ -148,10 +149,35 @@ def test_preset_then_file_then_command_line(tmp_path):
 
 def test_mappings_and_none_on_the_command_line():
     options = _parse("--preset", "tiny", "--task.options", "min_operands", "4", "--policy.dual-clip", "3")
-    assert options.training.task.options == {"min_operands": "4"} and options.training.policy.dual_clip == 3.0
+    assert options.training.task.options == {**PRESETS["tiny"].task.options, "min_operands": "4"}
+    assert options.training.policy.dual_clip == 3.0
     assert _parse("--task.options", "a=1", "b=x").training.task.options == {"a": "1", "b": "x"}
     assert _parse("--policy.dual-clip", "none").training.policy.dual_clip is None
     assert _parse("--prm.learning_rate", "1e-3").training.prm.learning_rate == 1e-3
+
+
+def test_options_of_the_presets_task_are_dropped_for_another_task():
+    other = ("--preset", "tiny", "--task.name", "arithmetic")
+    assert _parse(*other).training.task.options == {}
+    assert _parse(*other, "--task.options", "digits", "1").training.task.options == {"digits": "1"}
+    same = _parse("--preset", "tiny", "--task.name", "carry", "--task.options", "verbose", "true")
+    assert same.training.task.options == {**PRESETS["tiny"].task.options, "verbose": "true"}
+    from prm_jax.commands import search
+
+    found = command_line.parse(search.Options, ["model", "--task-options", "a", "1"], prog="prm-jax search")
+    assert found.task_options == {"a": "1"} and type(found.task_options) is dict
+
+
+def test_help_shows_common_options_and_help_all_the_rest():
+    code, common, _ = _call("train", "--help", "--preset", "tiny")
+    assert code == 0 and "--help-all lists" in common and common.count(" --") < 40
+    assert "--policy.learning-rate" in common and "--policy.beta2" not in common
+    assert "min_operands 3" in common, "defaults are the preset's"
+    code, every, _ = _call("train", "--help-all")
+    assert code == 0 and all(f"--{name}" in every for name in command_line.option_names(train.Options))
+    assert "(at least 0; default: 5e-7)" in every and "default: none" in every and "default: empty" in every
+    assert set(train.COMMON_OPTIONS) <= set(command_line.option_names(train.Options))
+    assert _call("train", "--help", "--preset", "absent")[0] == 0
 
 
 def test_a_resumed_run_brings_its_own_configuration(tmp_path):

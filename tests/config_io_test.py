@@ -4,7 +4,7 @@ import dataclasses
 import math
 import pathlib
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -121,7 +121,7 @@ def test_the_default_is_what_the_file_does_not_say():
         ("steps:", ["steps: expected a whole number, found nothing"]),
         ("on: maybe", ["on: expected true or false, found 'maybe'"]),
         ("optim: {name: adam}", ["expected one of adamw, sgd; did you mean adamw?, found 'adam'"]),
-        ("optim: {clip: x}", ["expected a number or null"]),
+        ("optim: {clip: x}", ["expected a number or none"]),
         ("optim: 3", ["c.yaml:1: optim is a group of options, found '3'"]),
         ("sizes: 3", ["sizes: expected a list, each a whole number, found '3'"]),
         ("sizes: [1, b]", ["sizes: expected a whole number"]),
@@ -198,6 +198,31 @@ def test_round_trip_is_exact(config):
 def test_presets_round_trip():
     for options in PRESETS.values():
         assert config_io.parse_yaml(config_io.to_yaml(options), TrainOptions()) == options
+
+
+@dataclass(frozen=True)
+class Named:
+    name: str = "carry"
+    options: Annotated[dict[str, str], config_io.OptionsOf("name")] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Nested:
+    task: Named = field(default_factory=Named)
+    steps: int = 1
+
+
+def test_options_are_merged_for_the_same_name_and_dropped_for_another():
+    default = Nested(Named("carry", {"a": "1", "b": "2"}))
+
+    def options(text):
+        return config_io.parse_yaml(text, default).task.options
+
+    assert options("task: {options: {b: 3, c: 4}}") == {"a": "1", "b": "3", "c": "4"}
+    assert options("task: {name: carry, options: {b: 3}}") == {"a": "1", "b": "3"}
+    assert options("task: {name: other}") == {}
+    assert options("task: {name: other, options: {c: 4}}") == {"c": "4"}
+    assert options("steps: 3") == {"a": "1", "b": "2"}
 
 
 def test_flatten_replace_and_hash():

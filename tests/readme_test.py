@@ -13,8 +13,8 @@ PAGES = [
 ]
 
 
-# Fragments checked by tests/rl/docs_test.py, and a page whose blocks need the models of tests/search/docs_test.py.
-ELSEWHERE = {"rl", "search.md"}
+# Fragments checked by the docs_test.py of tests/rl and tests/stats; search.md needs the models of its own test.
+ELSEWHERE = {"rl", "stats", "search.md"}
 
 
 @pytest.mark.parametrize(

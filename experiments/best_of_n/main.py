@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import report
-from prm_jax import rl
+from prm_jax import rl, stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +34,14 @@ def noise(key: jax.Array, tail: str, shape: tuple[int, ...]) -> jax.Array:
     return jax.random.normal(key, shape) if tail == "gaussian" else jax.random.t(key, 2.0, shape)
 
 
-def curves(config: Config, tail: str, seed: int) -> tuple[rl.BestOfNCurve, int]:
+def curves(config: Config, tail: str, seed: int) -> tuple[stats.BestOfNCurve, int]:
     """Curve over powers of two, and the index at which the report flags divergence."""
     sizes = tuple(2**i for i in range(config.samples.bit_length()) if 2**i <= config.samples)
     gold_key, noise_key = jax.random.split(jax.random.key(seed))
     gold = jax.random.normal(gold_key, (config.prompts, config.samples))
     proxy = gold + noise(noise_key, tail, gold.shape)
-    curve = jax.jit(rl.bon_curve, static_argnames="sizes")(proxy, gold, sizes=sizes)
-    flagged = rl.proxy_gold_report(curve.proxy[:, None], curve.gold[:, None], tolerance=0.02)["first_divergence"]
+    curve = jax.jit(stats.bon_curve, static_argnames="sizes")(proxy, gold, sizes=sizes)
+    flagged = stats.proxy_gold_report(curve.proxy[:, None], curve.gold[:, None], tolerance=0.02)["first_divergence"]
     return curve, int(flagged)
 
 
@@ -56,8 +56,8 @@ def combine(config: Config, seed: int) -> dict[str, float]:
         "median": jnp.median(members, 0),
         "min": rl.pessimistic_rewards(members, coefficient=0.0, kind="min")[0],
         "mean - 1 std": rl.pessimistic_rewards(members, coefficient=1.0)[0],
-        "mean - 1 max deviation": rl.penalized_rewards(members, coefficient=1.0, kind="max_deviation"),
-        "mean - 1 max pairwise": rl.penalized_rewards(members, coefficient=1.0, kind="max_pairwise"),
+        "mean - 1 max deviation": stats.penalized_rewards(members, coefficient=1.0, kind="max_deviation"),
+        "mean - 1 max pairwise": stats.penalized_rewards(members, coefficient=1.0, kind="max_pairwise"),
     }
     picked = {name: jnp.take_along_axis(gold, s.argmax(-1)[:, None], -1).mean() for name, s in scores.items()}
     picked["oracle"] = gold.max(-1).mean()
@@ -79,7 +79,7 @@ def run(config: Config) -> report.Tables:
             }
             for i in range(proxy.shape[1])
         }
-        fit = rl.fit_over_optimization(found[0][0].kl, jnp.array(gold.mean(0) - gold[:, :1].mean()))
+        fit = stats.fit_over_optimization(found[0][0].kl, jnp.array(gold.mean(0) - gold[:, :1].mean()))
         summary[tail] = {
             "seeds flagged": sum(flag >= 0 for _, flag in found),
             "first flag at n (0: never)": report.estimate([2**flag if flag >= 0 else 0 for _, flag in found]),

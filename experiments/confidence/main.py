@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from experiments import report
-from prm_jax import rl
+from prm_jax import rl, stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +81,9 @@ def train(config: Config, weight: float | None) -> list[dict[str, float]]:
         test = [batch(k, logits) for k in jax.random.split(keys[0], 8)]
         said, right = (jnp.concatenate([t[i] for t in test]) for i in (2, 1))
         return (
-            rl.calibration_error(STATED[said], right, num_bins=11),
+            stats.calibration_error(STATED[said], right, num_bins=11),
             STATED[said].mean(),
-            rl.brier_score(STATED[said], right),
+            stats.brier_score(STATED[said], right),
         )
 
     found = fit(jax.vmap(jax.random.key)(jnp.arange(config.seeds)))
@@ -98,21 +98,21 @@ def post_hoc(config: Config, seed: int) -> dict[str, dict[str, float]]:
     label = jnp.array(rng.uniform(size=logit.size) < 1 / (1 + np.exp(-logit)))
     score = jnp.array(3.0 * logit + 1.0)  # three times too sure, and shifted
     half = slice(None, config.rows), slice(config.rows, None)
-    platt = rl.fit_platt(score[half[0]], label[half[0]])
-    isotonic = rl.fit_isotonic(score[half[0]], label[half[0]])
+    platt = stats.fit_platt(score[half[0]], label[half[0]])
+    isotonic = stats.fit_isotonic(score[half[0]], label[half[0]])
     test, truth = score[half[1]], label[half[1]]
-    lower, upper = rl.venn_abers(score[:200], label[:200], test[:50])
+    lower, upper = stats.venn_abers(score[:200], label[:200], test[:50])
     candidates = {
         "as it is": jax.nn.sigmoid(test),
-        "Platt": rl.apply_platt(platt, test),
-        "isotonic": rl.apply_isotonic(isotonic, test),
+        "Platt": stats.apply_platt(platt, test),
+        "isotonic": stats.apply_isotonic(isotonic, test),
     }
     table = {
         name: {
-            "ECE": float(rl.calibration_error(p, truth)),
-            "ACE": float(rl.calibration_error(p, truth, kind="ace")),
-            "Brier": float(rl.brier_score(p, truth)),
-            "AUROC": float(rl.roc_auc(p, truth)),
+            "ECE": float(stats.calibration_error(p, truth)),
+            "ACE": float(stats.calibration_error(p, truth, kind="ace")),
+            "Brier": float(stats.brier_score(p, truth)),
+            "AUROC": float(stats.roc_auc(p, truth)),
         }
         for name, p in candidates.items()
     }

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import report
-from prm_jax import rl
+from prm_jax import stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +43,8 @@ def draw(config: Config, rng: np.random.Generator, size: int) -> tuple[np.ndarra
 
 def select_all(config: Config, cal: jax.Array, good: jax.Array, test: jax.Array) -> jax.Array:
     """[K, M]: plain conformal selection by every scorer."""
-    p = jax.vmap(rl.conformal_pvalues, (1, None, 1))(cal, good, test)
-    return rl.benjamini_hochberg(p, level=config.level)
+    p = jax.vmap(stats.conformal_pvalues, (1, None, 1))(cal, good, test)
+    return stats.benjamini_hochberg(p, level=config.level)
 
 
 def run(config: Config) -> report.Tables:
@@ -63,7 +63,7 @@ def run(config: Config) -> report.Tables:
             "random scorer": every[jax.random.randint(random_key, (), 0, config.scorers)],
         }
         for pruning, k in zip(("heterogeneous", "homogeneous", "deterministic"), keys, strict=True):
-            found = rl.optimized_selection(cal, good, test, k, level=config.level, pruning=pruning)
+            found = stats.optimized_selection(cal, good, test, k, level=config.level, pruning=pruning)
             chosen[f"OptCS, {pruning}"] = found.selected
         return chosen
 

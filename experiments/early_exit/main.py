@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from experiments import report
-from prm_jax import rl
+from prm_jax import rl, stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ def one(config: Config, seed: int) -> dict[str, dict[str, float]]:
     for name, depth in exits.items():
         read = jnp.take_along_axis(scores, depth[:, None], -1)[:, 0]
         table[name] = {
-            "AUROC": float(rl.roc_auc(read, test_y)),
+            "AUROC": float(stats.roc_auc(read, test_y)),
             "mean depth": float(depth.mean() + 1),
             "depth, easy": float((depth * test_easy).sum() / test_easy.sum() + 1),
             "depth, hard": float((depth * ~test_easy).sum() / (~test_easy).sum() + 1),

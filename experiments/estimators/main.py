@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import report
-from prm_jax import rl
+from prm_jax import rl, stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,15 +79,15 @@ def shared_sample(config: Config) -> dict[str, dict[str, float]]:
     truth = jnp.exp(logp) @ phi
     proposals = {
         "Monte Carlo": (logp, jnp.zeros(3)),
-        "tuned to the first": (rl.shared_proposal_logits(logp, phi, truth, jnp.array([1.0, 0, 0])), truth),
-        "shared, with control variates": (rl.shared_proposal_logits(logp, phi, truth), truth),
+        "tuned to the first": (stats.shared_proposal_logits(logp, phi, truth, jnp.array([1.0, 0, 0])), truth),
+        "shared, with control variates": (stats.shared_proposal_logits(logp, phi, truth), truth),
     }
 
     def estimates(key, logits, baseline):
         logq = jax.nn.log_softmax(logits)
         x = jax.random.categorical(key, logq, shape=(config.draws,))
         weights, _ = rl.importance_weights(logp[x], logq[x])
-        return rl.control_variate_mean(phi[x], weights, baseline)
+        return stats.control_variate_mean(phi[x], weights, baseline)
 
     table = {}
     for name, (logits, baseline) in proposals.items():
@@ -116,11 +116,11 @@ def pilot(config: Config) -> dict[str, dict[str, float]]:
         x = jax.random.categorical(first, logp, shape=(config.draws,))
         baseline = phi[x].mean(0)
         # A tenth of the plain distribution keeps every weight bounded by ten.
-        tuned = jax.nn.log_softmax(rl.shared_proposal_logits(logp, phi, baseline))
+        tuned = jax.nn.log_softmax(stats.shared_proposal_logits(logp, phi, baseline))
         logq = jnp.logaddexp(jnp.log(0.9) + tuned, jnp.log(0.1) + logp)
         x = jax.random.categorical(second, logq, shape=(config.draws,))
         weights, ess = rl.importance_weights(logp[x], logq[x])
-        return rl.control_variate_mean(phi[x], weights, baseline), ess
+        return stats.control_variate_mean(phi[x], weights, baseline), ess
 
     out, ess = jax.jit(jax.vmap(estimate))(jax.random.split(jax.random.key(2), config.repeats // 4))
     return {"adapted on a first batch": {**errors(out, truth), "mean ess": float(ess.mean())}}
@@ -151,8 +151,8 @@ def labelling(config: Config, seed: int) -> dict[str, dict[str, float]]:
     return table
 
 
-FIT = jax.jit(lambda f, y, w: rl.weighted_ridge(f, y, w, l2=1e-2))
-BONUS = jax.jit(lambda r, phi: rl.elliptical_bonus(r, phi, maximum=np.inf))
+FIT = jax.jit(lambda f, y, w: stats.weighted_ridge(f, y, w, l2=1e-2))
+BONUS = jax.jit(lambda r, phi: stats.elliptical_bonus(r, phi, maximum=np.inf))
 
 
 def allocation(config: Config, seed: int) -> dict[str, dict[str, float]]:
@@ -190,8 +190,8 @@ def confidence(config: Config, seed: int) -> dict[str, dict[str, float]]:
         share = CONFIDENCE(jnp.array(answers.ravel()), ids, num_groups=prompts)
         solved = (answers == 0).mean(-1)
         table[name] = {
-            "AUROC for solve rate > 1/2": float(rl.roc_auc(share, jnp.array(rates > 0.5))),
-            "Spearman with the observed solve rate": float(rl.spearman(share, jnp.array(solved))),
+            "AUROC for solve rate > 1/2": float(stats.roc_auc(share, jnp.array(rates > 0.5))),
+            "Spearman with the observed solve rate": float(stats.spearman(share, jnp.array(solved))),
         }
     return table
 

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from experiments import report
-from prm_jax import rl
+from prm_jax import rl, stats
 
 Params = dict[str, Any]
 VOCABULARY = 12  # digits, start, plus
@@ -178,13 +178,13 @@ def one(config: Config, seed: int) -> dict[str, dict[str, dict[str, float]]]:
                 # Up to and including the first wrong total: what follows builds on it.
                 so_far = np.cumsum(~right, -1) - ~right == 0
                 tables["AUROC of step rewards, no step labels"][f"{size} responses"] = {
-                    "all steps": float(rl.roc_auc(rewards, jnp.array(right), jnp.array(so_far)))
+                    "all steps": float(stats.roc_auc(rewards, jnp.array(right), jnp.array(so_far)))
                 }
             params = fit(pair_loss, reference, 10**6, config.updates, config.batch, seed)
             row = {}
             for name, (test, _, label) in tests.items():
                 total = score(config, kind, params, reference, jnp.array(test)).sum(-1)
-                row[name] = float(rl.roc_auc(total, jnp.array(label)))
+                row[name] = float(stats.roc_auc(total, jnp.array(label)))
             tables["pair accuracy"][f"{kind}, {size} responses"] = row
     return tables
 

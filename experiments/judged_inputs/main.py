@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from experiments import report
-from prm_jax import rl
+from prm_jax import rl, stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def ablation(config: Config, seed: int) -> dict[str, dict[str, float]]:
                 return rl.step_ce_loss((inputs[train] @ w)[:, None], labels[train][:, None], everything).mean()
 
             w = fit(loss, jnp.zeros(2 * config.part), config.updates // 4, 3e-2)
-            auc = rl.roc_auc(inputs[config.rows :] @ w, labels[config.rows :])
+            auc = stats.roc_auc(inputs[config.rows :] @ w, labels[config.rows :])
             table.setdefault(f"{carrier} carries the signal", {})[seen] = float(auc)
     return table
 

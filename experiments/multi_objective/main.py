@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from experiments import report
-from prm_jax import rl
+from prm_jax import rl, stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +40,8 @@ def length_bias(config: Config, seed: int) -> dict[str, dict[str, float]]:
     merit, length = rng.normal(size=(2, config.rows, config.samples))
     objectives = jnp.array(np.stack([merit + 0.5 * length, 0.3 * rng.normal(size=merit.shape) + length], -1))
     flat = objectives.reshape(-1, 2)[: config.rows]
-    penalties = jax.jit(rl.decorrelate)(flat, flat[:, 1])
-    transform = rl.debias_transform(penalties.at[1].set(1.0), reference_index=1)
+    penalties = jax.jit(stats.decorrelate)(flat, flat[:, 1])
+    transform = stats.debias_transform(penalties.at[1].set(1.0), reference_index=1)
     gates = jnp.array([1.0, 0.0])
     table = {}
     for name, matrix in (("as it is", None), ("decorrelated", transform)):
@@ -50,7 +50,7 @@ def length_bias(config: Config, seed: int) -> dict[str, dict[str, float]]:
         chosen = np.take_along_axis(length, pick, -1)[:, 0]
         table[name] = {
             "longer than the median": float((chosen > np.median(length, -1)).mean()),
-            "spearman with length": float(rl.spearman(reward.ravel(), jnp.array(length.ravel()))),
+            "spearman with length": float(stats.spearman(reward.ravel(), jnp.array(length.ravel()))),
             "merit of the pick": float(np.take_along_axis(merit, pick, -1).mean()),
         }
     table["decorrelated"]["penalty found"] = float(penalties[0])
@@ -122,7 +122,7 @@ def named_features(config: Config, seed: int) -> dict[str, dict[str, float]]:
     return table
 
 
-FIT = jax.jit(lambda x, y, w: rl.weighted_ridge(x, y, w, l2=1.0))
+FIT = jax.jit(lambda x, y, w: stats.weighted_ridge(x, y, w, l2=1.0))
 
 
 def run(config: Config) -> report.Tables:

@@ -31,15 +31,15 @@ from prm_jax.models import ModelConfig, init_params
 from prm_jax.prime.options import SFTOptions
 from prm_jax.prime.warm_start import train_sft
 from prm_jax.prm.cases import Case, case_of
-from prm_jax.prm.data import batch_of, make_plan, mismatched, select, stack
-from prm_jax.prm.forward import Spec
+from prm_jax.prm.data import batch_of, make_plan, select, stack
 from prm_jax.prm.judge import process_bench, step_quality
 from prm_jax.prm.judge_selection import best_of_n
-from prm_jax.prm.kinds import KINDS, needs_groups
-from prm_jax.prm.model import PRM, finished
-from prm_jax.prm.options import Aggregate, KindOptions, TextLayout
-from prm_jax.prm.rows import Row, build_rows, collate, through_first_error
-from prm_jax.prm.score import score_solutions
+from prm_jax.prm.kinds import Implicit, Token
+from prm_jax.prm.model import finished
+from prm_jax.prm.options import Aggregate, TextLayout
+from prm_jax.prm.rows import Row, build_rows, through_first_error
+from prm_jax.prm.score import PRM, score_solutions
+from prm_jax.prm.spec import Kind, Spec
 from prm_jax.prm.step import PRMLearner, make_step
 from prm_jax.runs.learner import make_optimizer
 
@@ -140,13 +140,13 @@ class Arm:
     """A kind of reward model and what it learns from.
 
     Attributes:
-      options: the kind.
+      kind: with its options.
       records: what it learns from.
       rollouts: that were sampled for it.
       sampled: their tokens, as far as the arm pays for them.
     """
 
-    options: KindOptions
+    kind: Kind
     records: Callable[[], list[StepRecord]]
     rollouts: int
     sampled: int
@@ -181,9 +181,9 @@ def arms(
     def everything() -> list[StepRecord]:
         return labelled(range(len(records)))
 
-    token, count, tokens = KindOptions("token", labels="hard", label_threshold=0.0), len(records), int(own.sum())
+    token, count, tokens = Token(labels="hard", label_threshold=0.0), len(records), int(own.sum())
     found = {
-        f"implicit, {loss}": Arm(KindOptions(loss=loss), outcomes, count, tokens)
+        f"implicit, {loss}": Arm(Implicit(loss=loss), outcomes, count, tokens)
         for loss in ("ce", "dpo", "nca", "kto", "kto_vanilla")
     }
     found["explicit, equal rollouts"] = Arm(
@@ -191,15 +191,15 @@ def arms(
     )
     found["explicit, all labelled"] = Arm(token, everything, int(rollouts.sum()), int(paid.sum()))
     found["explicit, labels for nothing"] = Arm(token, everything, int(rollouts.sum()), tokens)
-    found["explicit, exact labels"] = Arm(KindOptions("token"), outcomes, count, tokens)
+    found["explicit, exact labels"] = Arm(Token(), outcomes, count, tokens)
     return {name: arm for name, arm in found.items() if not config.arms or name in config.arms}
 
 
-def cost_of_learning(options: KindOptions) -> int:
+def cost_of_learning(kind: Kind) -> int:
     """Forward passes a token: 3 to learn, 1 in the reference, 2 behind another prompt for KTO's reference point."""
-    if options.kind == "token":
+    if not isinstance(kind, Implicit):
         return 3
-    return 6 if options.loss == "kto" else 4
+    return 6 if kind.loss == "kto" else 4
 
 
 def train(
@@ -207,21 +207,19 @@ def train(
 ) -> Iterator[tuple[float, PRM]]:
     """One reward model after half and after all of its compute, each beside what was spent so far."""
     size = max(config.batch_size, config.solutions)
-    unit = cost_of_learning(spec.options)
+    unit = cost_of_learning(spec.kind)
     lengths = np.asarray([len(row.tokens) for row in rows])
     epochs = 1 + int(np.ceil(compute / (unit * lengths.sum())))
-    plan = make_plan(rows, batch_size=size, epochs=epochs, seed=seed, whole_groups=needs_groups(spec))
+    plan = make_plan(rows, batch_size=size, epochs=epochs, seed=seed, whole_groups=spec.kind.whole_groups)
     # Rows in eights: fewer shapes to compile.
     plan = dataclasses.replace(plan, shape=dataclasses.replace(plan.shape, rows=-(-plan.shape.rows // 8) * 8))
-    alone = dataclasses.replace(plan.shape, rows=plan.shape.solutions)
     learner = PRMLearner(spec, make_optimizer(config.learning_rate, warmup_steps=5))
     state, step = learner.init(base, jax.random.key(seed)), make_step(learner)
     spent, marks = 0.0, [compute / 2, compute]
     for number in range(plan.steps):
-        members, other = plan.microbatches(number)[0], None
-        if spec.options.loss == "kto":
-            others = mismatched([rows[i] for i in members], width=plan.shape.width)
-            other = stack([collate(others, alone, packed=False)])
+        members = plan.microbatches(number)[0]
+        extra = spec.kind.extra_batch([rows[i] for i in members], plan.shape)
+        other = None if extra is None else stack([extra])
         state, _ = step(state, base, batch_of(plan, rows, number), other)
         spent += unit * lengths[members].sum()
         if spent >= marks[0]:
@@ -235,9 +233,9 @@ def train(
 def rows_of(spec: Spec, records: Sequence[StepRecord], task: CarryTask) -> list[Row]:
     """What the loss learns from."""
     rows, info = build_rows(records, task.tokenizer(), LAYOUT, max_length=128)
-    if spec.options.kind == "token":
-        rows = [through_first_error(row, threshold=1e-6 if spec.options.labels == "hard" else 0.5) for row in rows]
-    return select(rows, "groups" if needs_groups(spec) else KINDS[spec.options.kind].needs, info)
+    if isinstance(spec.kind, Token):
+        rows = [through_first_error(row, threshold=1e-6 if spec.kind.labels == "hard" else 0.5) for row in rows]
+    return select(rows, spec.kind.needs, info)
 
 
 def one_seed(config: Config, seed: int) -> dict[str, dict[str, float]]:
@@ -253,14 +251,14 @@ def one_seed(config: Config, seed: int) -> dict[str, dict[str, float]]:
     # Half of the problems choose threshold and moment, the other half are judged.
     half = {problem.id for problem in task.eval[::2]}
     everything = arms(config, task, records, problems, seed)
-    plain = rows_of(Spec(KindOptions(), model), records, task)
+    plain = rows_of(Spec(Implicit(), model), records, task)
     a_batch = config.batch_size * float(np.mean([len(row.tokens) for row in plain]))
     total = sum(sum(map(len, record.steps)) + 1 for record in records) + config.updates * 4 * a_batch
     table = {}
     for name, arm in everything.items():
         began, best = time.perf_counter(), None
-        spec = Spec(arm.options, model)
-        how: Aggregate = "min" if arm.options.kind == "token" else "sum"
+        spec = Spec(arm.kind, model)
+        how: Aggregate = "min" if isinstance(arm.kind, Token) else "sum"
         rows, compute = rows_of(spec, arm.records(), task), total - arm.sampled
         for spent, prm in train(config, spec, base, rows, task, seed, compute):
             cases = [case_of(one) for one in score_solutions(prm, held_out, aggregate=how)]

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from experiments import report
-from prm_jax import rl
+from prm_jax import stats
 
 LEVELS = jnp.array([0.1, 0.3, 0.5, 0.7, 0.9])
 
@@ -45,7 +45,7 @@ def data(config: Config, seed: int) -> tuple[jax.Array, jax.Array]:
 
 
 def loss(quantiles: jax.Array, returns: jax.Array) -> jax.Array:
-    return rl.pinball_loss(quantiles, returns, jnp.ones(returns.shape, bool), levels=LEVELS).mean()
+    return stats.pinball_loss(quantiles, returns, jnp.ones(returns.shape, bool), levels=LEVELS).mean()
 
 
 def combination(config: Config, predictions: jax.Array, returns: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -54,7 +54,7 @@ def combination(config: Config, predictions: jax.Array, returns: jax.Array, shap
 
     def step(carry, _):
         logits, state = carry
-        gradient = jax.grad(lambda x: loss(rl.aggregate_quantiles(predictions, x), returns))(logits)
+        gradient = jax.grad(lambda x: loss(stats.aggregate_quantiles(predictions, x), returns))(logits)
         updates, state = optimiser.update(gradient, state)
         return (optax.apply_updates(logits, updates), state), None
 
@@ -66,7 +66,7 @@ def one(config: Config, seed: int) -> dict[str, dict[str, dict[str, float]]]:
     predictions, returns = data(config, seed)
     half = config.rows // 2
     raw, train, test = predictions[:, 0], slice(None, half), slice(half, None)
-    repaired = {"raw": raw, **{how: rl.monotone_quantiles(raw, how=how) for how in ("sort", "pava", "median_out")}}
+    repaired = {"raw": raw, **{how: stats.monotone_quantiles(raw, how=how) for how in ("sort", "pava", "median_out")}}
 
     def never_worse(quantiles: jax.Array) -> float:
         each = jax.vmap(lambda q, y: loss(q[None], y[None]))
@@ -80,13 +80,13 @@ def one(config: Config, seed: int) -> dict[str, dict[str, dict[str, float]]]:
     combined = {"best single model": {"pinball loss": float(loss(predictions[test, 0], returns[test]))}}
     for name, shape in (("coarse", (e,)), ("medium", (e, k)), ("fine", (e, k, k))):
         logits = combination(config, predictions[train], returns[train], shape)
-        fitted = rl.aggregate_quantiles(predictions[test], logits)
+        fitted = stats.aggregate_quantiles(predictions[test], logits)
         combined[f"{name} weights"] = {
             "pinball loss": float(loss(fitted, returns[test])),
-            "after sorting": float(loss(rl.monotone_quantiles(fitted), returns[test])),
+            "after sorting": float(loss(stats.monotone_quantiles(fitted), returns[test])),
         }
     lower, upper = raw[:, 0], raw[:, -1]
-    fixed = rl.conformal_interval(lower[test], upper[test], lower[train], upper[train], returns[train], level=0.8)
+    fixed = stats.conformal_interval(lower[test], upper[test], lower[train], upper[train], returns[train], level=0.8)
     cover = lambda lo, hi: float(((lo <= returns[test]) & (returns[test] <= hi)).mean())  # noqa: E731
     intervals = {
         "predicted 10 % to 90 %": {

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import report
-from prm_jax import rl
+from prm_jax import stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ def ensemble(config: Config, key: jax.Array, x: jax.Array, y: jax.Array) -> jax.
         anchor = jax.random.normal(prior_key, (x.shape[1],))
         noisy = y + config.noise * jax.random.normal(noise_key, y.shape)
         weights = jnp.full(y.shape, 1 / config.noise**2)
-        return anchor + rl.weighted_ridge(x, noisy - x @ anchor, weights, l2=1.0).coefficients
+        return anchor + stats.weighted_ridge(x, noisy - x @ anchor, weights, l2=1.0).coefficients
 
     return jax.jit(jax.vmap(member))(jax.random.split(key, config.chains))
 
@@ -85,7 +85,7 @@ def one(config: Config, seed: int) -> dict[str, dict[str, dict[str, float]]]:
     x = jnp.array(rng.normal(size=(config.rows, config.features)), jnp.float32)
     truth = jnp.array(rng.normal(size=config.features), jnp.float32)
     y = x @ truth + config.noise * jnp.array(rng.normal(size=config.rows), jnp.float32)
-    fit = rl.weighted_ridge(x, y, jnp.full(config.rows, 1 / config.noise**2), l2=1.0)
+    fit = stats.weighted_ridge(x, y, jnp.full(config.rows, 1 / config.noise**2), l2=1.0)
     posterior = {}
     for temperature in (1.0, 0.25):
         samples = langevin(config, jax.random.key(3 * seed), x, y, temperature)
@@ -108,7 +108,7 @@ def one(config: Config, seed: int) -> dict[str, dict[str, dict[str, float]]]:
         ):
             row = {}
             for where, points in (("inside", inside), ("outside", outside)):
-                moments = rl.ensemble_moments(members @ points.T)
+                moments = stats.ensemble_moments(members @ points.T)
                 error = jnp.sqrt(jnp.square(moments.mean - points @ truth).mean())
                 row[f"{where}: spread"] = float(jnp.sqrt(moments.epistemic.mean()))
                 row[f"{where}: error"] = float(error)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import report
-from prm_jax import rl
+from prm_jax import rl, stats
 
 KINDS = ("none", "best_of_n", "best_random", "best_worst")
 
@@ -45,7 +45,7 @@ def run(config: Config) -> report.Tables:
     """Means over seeds."""
     ids = jnp.repeat(jnp.arange(config.prompts), config.samples)
     weigh = jax.jit(rl.filter_weights, static_argnames=("num_groups", "kind"))
-    judge = jax.jit(rl.binned_r_squared, static_argnames="num_bins")
+    judge = jax.jit(stats.binned_r_squared, static_argnames="num_bins")
     tables: dict[str, dict[str, dict[str, float]]] = {}
     for profile in ("wrong in the middle", "wrong at the top"):
         found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}

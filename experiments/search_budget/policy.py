@@ -10,14 +10,14 @@ import numpy as np
 from prm_jax.data.carry import CarryTask
 from prm_jax.data.problems import Problem
 from prm_jax.data.step_data import StepRecord
-from prm_jax.models import ModelConfig, generate
+from prm_jax.models import DecodeOptions, ModelConfig, generate
 from prm_jax.prm.data import batch_of, make_plan
-from prm_jax.prm.forward import Spec, Weights
-from prm_jax.prm.kinds import kind_of
-from prm_jax.prm.model import PRM, finished
-from prm_jax.prm.options import KindOptions, TextLayout
+from prm_jax.prm.kinds import Value
+from prm_jax.prm.model import finished
+from prm_jax.prm.options import TextLayout
 from prm_jax.prm.rows import Batch, Shape, build_rows, collate
-from prm_jax.prm.score import rows_to_score
+from prm_jax.prm.score import PRM, rows_to_score
+from prm_jax.prm.spec import Spec, Weights
 from prm_jax.prm.step import PRMLearner, make_step
 from prm_jax.runs.learner import make_optimizer
 from prm_jax.search.language_model import Ask, Partial, ScorePartials, Step
@@ -69,8 +69,11 @@ class Policy:
             samples = generate(
                 self.config, self.params, [*(prompts[job // parts] for job in filled), dummy], self.key,
                 samples_per_prompt=UNIT, max_new_tokens=self.max_tokens if whole else self.step_tokens,
-                stop=() if whole else self.task.splitter.separators, tokenizer=self.tokenizer,
-                prompt_ids=[*(self._number(asks[job // parts], parts, job % parts) for job in filled), 0],
+                stop=() if whole else self.task.splitter.separators,
+                options=DecodeOptions(
+                    tokenizer=self.tokenizer,
+                    prompt_ids=[*(self._number(asks[job // parts], parts, job % parts) for job in filled), 0],
+                ),
             )  # fmt: skip
             tokens, mask, logp = (np.asarray(x) for x in (samples.tokens, samples.mask, samples.logp))
             for row in range(len(batch) * UNIT):
@@ -112,11 +115,11 @@ def train_value(
     policy: Policy, records: Sequence[StepRecord], *, updates: int, batch_size: int, learning_rate: float, seed: int
 ) -> PRM:
     """A value model that starts from the policy: the chance of a right answer after each step, from outcomes alone."""
-    spec = Spec(KindOptions("value"), policy.config)
+    spec = Spec(Value(), policy.config)
     rows, _ = build_rows(records, policy.tokenizer, LAYOUT, max_length=128)
     epochs = -(-updates * batch_size // len(rows))
     plan = make_plan(rows, batch_size=min(batch_size, len(rows)), epochs=epochs, seed=seed)
-    learner = PRMLearner(spec, make_optimizer(learning_rate, warmup_steps=5, decay_steps=updates))
+    learner = PRMLearner(spec, make_optimizer(learning_rate, schedule="cosine", warmup_steps=5, total_steps=updates))
     state, step = learner.init(policy.params, jax.random.key(seed)), make_step(learner)
     for number in range(min(updates, plan.steps)):
         state, _ = step(state, None, batch_of(plan, rows, number), None)
@@ -178,5 +181,5 @@ def _exact(policy: Policy, partial: Partial) -> float:
 
 @functools.lru_cache(maxsize=4)
 def _scores(spec: Spec) -> Callable[[Weights, Batch], jax.Array]:
-    kind = kind_of(spec)
+    kind = spec.kind
     return jax.jit(lambda weights, batch: kind.scores(spec, kind.forward(spec, weights, batch), batch))

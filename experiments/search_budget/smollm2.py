@@ -99,15 +99,15 @@ def train_value(config: Config, policy: Policy, folder: pathlib.Path) -> prms.PR
     options = prms.TrainPRMOptions(
         data=prms.DataOptions(path=str(path), max_length=128, eval_fraction=0.1),
         model=prms.BaseOptions(path=config.model, lora_rank=config.lora_rank),
-        prm=prms.KindOptions("value"),
+        prm=prms.Value(),
         train=prms.OptimizerOptions(learning_rate=config.learning_rate, epochs=config.epochs),
         seed=config.seed,
         plots=False,
     )
     run = folder / "run"
     if not (run / "model").exists():
-        prms.train_prm(options, str(run), resume=run.exists())
-    return prms.load_prm(str(run / "model"))
+        prms.train(options, str(run), resume=run.exists())
+    return prms.load(str(run / "model"))
 
 
 class Scorer:

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from experiments import report
-from prm_jax import rl
+from prm_jax import rl, stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,8 +169,8 @@ def run(config: Config) -> report.Tables:
         yardsticks.append(
             {
                 "F1 and best-of-n": {
-                    "Spearman, right answers": float(rl.spearman(f1, answer)),
-                    "Spearman, right processes": float(rl.spearman(f1, process)),
+                    "Spearman, right answers": float(stats.spearman(f1, answer)),
+                    "Spearman, right processes": float(stats.spearman(f1, process)),
                 }
             }
         )

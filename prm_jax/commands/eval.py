@@ -130,7 +130,6 @@ def _score(options: Options, files: dict[str, pathlib.Path]) -> "tuple[dict[str,
     from prm_jax.commands.score import load
     from prm_jax.prm.cases import case_of
     from prm_jax.prm.inputs import read_solutions
-    from prm_jax.prm.kinds import kind_of
     from prm_jax.prm.score import score_solutions
 
     records = {name: read_solutions(path, format=options.format) for name, path in files.items()}
@@ -142,4 +141,4 @@ def _score(options: Options, files: dict[str, pathlib.Path]) -> "tuple[dict[str,
             skip_long=options.skip_long,
         )  # fmt: skip
         subsets[name] = [case_of(one) for one in scored]
-    return subsets, kind_of(prm.spec).output
+    return subsets, prm.output

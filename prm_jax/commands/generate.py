@@ -90,7 +90,7 @@ def run(options: Options) -> None:
 def _sample(
     options: Options, config: Any, params: Any, tokenizer: Any, batch: Sequence[Prompt], start: int, key: Any
 ) -> Any:
-    from prm_jax.models import generate
+    from prm_jax.models import DecodeOptions, generate
 
     ready = [[{"role": "user", "content": p}] if options.chat and isinstance(p, str) else p for p in batch]
     # A smaller last batch would be compiled anew; its copies are drawn under their own numbers and not shown.
@@ -105,11 +105,13 @@ def _sample(
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
-        min_p=options.min_p,
         stop=options.stop,
-        tokenizer=tokenizer,
-        keep_stop=False,
-        prompt_ids=range(start, start + len(ready)),
+        options=DecodeOptions(
+            tokenizer=tokenizer,
+            min_p=options.min_p,
+            keep_stop=False,
+            prompt_ids=range(start, start + len(ready)),
+        ),
     )
 
 

@@ -14,6 +14,7 @@ from prm_jax.commands.policy import STREAMS, Connection, Engine, Sampling, setti
 from prm_jax.commands.progress import Progress
 from prm_jax.commands.rollouts import Roller, counted
 from prm_jax.commands.score import LayoutName
+from prm_jax.config_io import OptionsOf
 from prm_jax.errors import UserError
 from prm_jax.models.mesh_options import MeshOptions
 
@@ -63,7 +64,7 @@ class Options:
     task: str = "carry"
     """Task: carry, arithmetic, gsm8k (its files by --task-options train PATH eval PATH), a path that ends in .jsonl, or
     the name of a reasoning-gym dataset."""
-    task_options: dict[str, str] = field(default_factory=dict)
+    task_options: Annotated[dict[str, str], OptionsOf("task")] = field(default_factory=dict)
     """Options of that task as name value pairs."""
     problems: int = 64
     """How many training problems."""

@@ -182,12 +182,12 @@ class LocalPolicy:
         """Of the first `number` prompts; the others only fill up. What does not fit into the room is cut off."""
         import numpy as np
 
-        from prm_jax.models import generate
+        from prm_jax.models import DecodeOptions, generate
 
         samples = generate(
             self.config, self.params, prompts, self.key, samples_per_prompt=count, max_new_tokens=longest,
-            temperature=self.sampling.temperature, top_p=self.sampling.top_p, stop=stop, tokenizer=self.tokenizer,
-            prompt_ids=ids, reuse=reuse,
+            temperature=self.sampling.temperature, top_p=self.sampling.top_p, stop=stop,
+            options=DecodeOptions(tokenizer=self.tokenizer, prompt_ids=ids, reuse=reuse),
         )  # fmt: skip
         tokens, mask, logp = (np.asarray(x) for x in (samples.tokens, samples.mask, samples.logp))
         rows = []
@@ -433,7 +433,7 @@ class Engine:
         It is read where the task's verifier reads it, or else wherever an answer may stand. Numbers have one form.
         """
         from prm_jax.verifiers.extraction import ANSWER_MARKERS, find_answer
-        from prm_jax.verifiers.number import parse_number
+        from prm_jax.verifiers.number_text import parse_number
 
         text, verifier = self.text(partial), getattr(self.task, "verifier", None)
         own = getattr(verifier, "extract", None)
@@ -479,13 +479,12 @@ def step_boundary(splitter: Any) -> tuple[str, ...]:
     Raises:
       UserError: the splitter does not cut at fixed strings.
     """
-    known = {"newline": ("\n",), "blank_line": ("\n\n",), "separator": splitter.separators}
-    if splitter.how not in known:
+    if splitter.boundaries is None:
         raise UserError(
             f"this task cuts steps by {splitter.how!r}; search needs steps that end at fixed strings: newline, "
-            "blank_line or separator"
+            "blank or tag"
         )
-    return tuple(known[splitter.how])
+    return tuple(splitter.boundaries)
 
 
 def tell_notes(task: Any) -> None:

@@ -1,5 +1,6 @@
 """``prm-jax score``: solutions in; a score for every step and every solution out, as JSON lines and as a page."""
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -10,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from prm_jax.commands.devices import mesh_of
+from prm_jax.config_io import OptionsOf
 from prm_jax.errors import UserError
 from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.prm.options import Aggregate
 
 if TYPE_CHECKING:
     from prm_jax.commands.policy import Engine
-    from prm_jax.data.steps import StepSplitter
-    from prm_jax.prm.model import PRM
+    from prm_jax.prm.score import PRM
 
 LayoutName = Literal["auto", "qwen_prm", "token_classification", "math_shepherd", "rlhflow", "eurus_prm"]
 
@@ -42,8 +43,11 @@ class Options:
     """Reference of an implicit model, where its directory does not hold one."""
     format: str = "auto"
     """Format of step data: prm_jax, prm800k, math_shepherd, processbench, trl; auto: by the first record."""
-    split: Literal["newline", "blank_line", "step_marker", "sentence", "whole"] = "newline"
-    """How a response that comes without steps is cut into them."""
+    split: str = "newline"
+    """How a response that comes without steps is cut into them: newline, blank, step_marker, sentence, tag, regex,
+    whole, or package.module:function."""
+    split_options: Annotated[dict[str, str], OptionsOf("split")] = field(default_factory=dict)
+    """Options of that, e.g. pattern ';' for regex, tags '</step>' for tag."""
     aggregate: Aggregate | None = None
     """A solution's score from its steps' scores; none: as the model says."""
     cumulative: bool = False
@@ -66,9 +70,9 @@ class Options:
 
 def run(options: Options) -> None:
     """Scores; says where the results are."""
+    from prm_jax.data.splitters import make_splitter
     from prm_jax.prm.calibrate import calibrated, read_map
     from prm_jax.prm.inputs import read_solutions
-    from prm_jax.prm.kinds import kind_of
     from prm_jax.prm.page import scores_page
     from prm_jax.prm.score import score_solutions
     from prm_jax.runs.metrics_log import atomic_write
@@ -78,13 +82,14 @@ def run(options: Options) -> None:
     if options.calibration and options.cumulative:
         raise UserError("--calibration is for the scores of single steps: leave --cumulative out")
     platt = read_map(options.calibration, options.calibrated_on) if options.calibration else None
-    records = read_solutions(options.data, format=options.format, splitter=_splitter(options.split))
+    splitter = make_splitter(options.split, options.split_options, option="split")
+    records = read_solutions(options.data, format=options.format, splitter=splitter)
     prm = load(options.model, options.layout, options.reference, options.dtype, options.mesh)
     scored = score_solutions(
         prm, records, max_tokens=options.max_tokens, aggregate=options.aggregate, cumulative=options.cumulative,
         skip_long=options.skip_long, on_batch=_progress,
     )  # fmt: skip
-    output: str = kind_of(prm.spec).output
+    output: str = prm.output
     if platt is not None:
         scored = calibrated(scored, platt, output=output, how=options.aggregate or prm.aggregate)
         output = "probability"
@@ -106,11 +111,11 @@ def run(options: Options) -> None:
 
 def load(model: str, layout: str, reference: str, dtype: str, mesh: MeshOptions) -> "PRM":
     """The model that the options of a command name, on the devices that they name."""
-    from prm_jax.prm.model import load_prm
+    from prm_jax import prm as prms
     from prm_jax.prm.score import spread
 
     devices = mesh_of(mesh)
-    prm = load_prm(model, layout=layout, reference=reference or None, compute_dtype=dtype)
+    prm = prms.load(model, layout=layout, reference=reference or None, compute_dtype=dtype)
     return prm if devices is None else spread(prm, devices)
 
 
@@ -119,15 +124,14 @@ def score_prefixes(prm: "PRM", engine: "Engine", partials: Sequence[Any], *, bla
     from prm_jax.prm.score import score_solutions
 
     records = [engine.record(partial) for partial in partials]
-    written = [record for record in records if record is not None]
+    # A prefix that goes on has no end token, whatever the layout says of whole solutions.
+    written = [
+        dataclasses.replace(record, provenance={**record.provenance, "finished": partial.finished})
+        for partial, record in zip(partials, records, strict=True)
+        if record is not None
+    ]
     scored = iter(score_solutions(prm, written) if written else [])
     return [blank if record is None else next(scored).response for record in records]
-
-
-def _splitter(how: str) -> "StepSplitter":
-    from prm_jax.data.steps import StepSplitter
-
-    return StepSplitter(how)  # type: ignore[arg-type]
 
 
 def _progress(done: int, total: int) -> None:

@@ -17,6 +17,7 @@ from prm_jax.commands.policy import STREAMS, Connection, Engine, Sampling, setti
 from prm_jax.commands.progress import Progress
 from prm_jax.commands.rollouts import AnswerValues, Roller
 from prm_jax.commands.score import LayoutName, load, score_prefixes
+from prm_jax.config_io import OptionsOf
 from prm_jax.errors import UserError
 from prm_jax.models.mesh_options import MeshOptions
 
@@ -45,7 +46,7 @@ class Options:
     task: str = "carry"
     """Task: carry, arithmetic, gsm8k (its files by --task-options train PATH eval PATH), a path that ends in .jsonl, or
     the name of a reasoning-gym dataset."""
-    task_options: dict[str, str] = field(default_factory=dict)
+    task_options: Annotated[dict[str, str], OptionsOf("task")] = field(default_factory=dict)
     """Options of that task as name value pairs."""
     problems: int = 64
     """How many evaluation problems."""
@@ -164,12 +165,11 @@ def make_scorer(name: str, engine: Engine, options: Options, *, first: int = 0) 
         raise UserError(
             f"no scorer {name!r}: it is logp, verifier, rollouts, truth, or the path of a process reward model"
         )
-    from prm_jax.prm.kinds import kind_of
 
     prm = load(name, options.layout, options.reference, options.dtype, options.mesh)
     # A prefix without a step has nothing to be scored by: it goes last.
     by_model = functools.partial(score_prefixes, prm, engine, blank=-1e9)
-    return Scorer(by_model, "chance" if kind_of(prm.spec).output in ("probability", "value") else "score")
+    return Scorer(by_model, "chance" if prm.output in ("probability", "value") else "score")
 
 
 def run(options: Options) -> None:

@@ -16,6 +16,13 @@ from prm_jax.terminal import print_error, print_warning
 
 EXIT_INTERRUPTED, EXIT_DIVERGED = 75, 77
 
+COMMON_OPTIONS = (
+    "preset", "config", "run-dir", "resume", "seed", "steps", "save-every", "task.name", "task.options", "model.path",
+    "model.lora-rank", "rollout.prompts-per-step", "rollout.samples-per-prompt", "rollout.max-new-tokens",
+    "rollout.filter", "prm.beta", "prm.learning-rate", "advantage.estimator", "policy.learning-rate", "eval.every",
+)  # fmt: skip
+"""What ``--help`` shows; ``--help-all`` shows the rest too."""
+
 
 @dataclass(frozen=True)
 class Options:

@@ -22,13 +22,12 @@ def load_value_model(options: "Options") -> Any:
       UserError: its scores are something else.
     """
     from prm_jax.commands.score import load
-    from prm_jax.prm.kinds import kind_of
 
     prm = load(options.tree.scorer, options.tree.layout, "", options.dtype, options.mesh)
-    output = kind_of(prm.spec).output
+    output = prm.output
     if output not in ("probability", "value"):
         raise UserError(
-            f"{options.tree.scorer} is of the kind {prm.spec.options.kind!r}, whose scores are no chances: the values "
+            f"{options.tree.scorer} is of the kind {prm.spec.kind.kind!r}, whose scores are no chances: the values "
             "of a tree need one that gives chances, such as token, value or outcome"
         )
     return prm

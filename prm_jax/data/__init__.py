@@ -1,12 +1,14 @@
 """Tasks and prompts: problems, their split by hash, prompt streams, and responses cut into steps.
 
-Nothing here imports jax.
+Nothing here imports jax. Guide: docs/own_data.md; reference: docs/data.md.
 """
 
 from prm_jax.data.arithmetic import ArithmeticTask
 from prm_jax.data.carry import CarryTask
+from prm_jax.data.describe import describe_task, describe_verifier
+from prm_jax.data.file_task import FileOptions, Gsm8kOptions, file_task
 from prm_jax.data.gym import GymTask
-from prm_jax.data.jsonl import FileTask, gsm8k_task, jsonl_task
+from prm_jax.data.judging import make_verifier
 from prm_jax.data.pipeline import PromptBuffer, PromptStream
 from prm_jax.data.problems import (
     Overlap,
@@ -19,6 +21,8 @@ from prm_jax.data.problems import (
     split_problems,
 )
 from prm_jax.data.selection import Selection, select_by_solve_rate, solve_rate_passes
+from prm_jax.data.splitters import make_splitter
+from prm_jax.data.standard_task import StandardTask, make_task
 from prm_jax.data.steps import (
     StepSplitter,
     join_steps,
@@ -27,27 +31,34 @@ from prm_jax.data.steps import (
     step_ids_from_text,
     token_starts,
 )
-from prm_jax.data.tasks import load_task
+from prm_jax.data.tasks import check_task, load_task
 
 __all__ = [
     "ArithmeticTask",
     "CarryTask",
-    "FileTask",
+    "FileOptions",
+    "Gsm8kOptions",
     "GymTask",
     "Overlap",
     "Problem",
     "PromptBuffer",
     "PromptStream",
     "Selection",
+    "StandardTask",
     "StepSplitter",
     "Task",
+    "check_task",
+    "describe_task",
+    "describe_verifier",
+    "file_task",
     "find_overlap",
     "fingerprint",
-    "gsm8k_task",
     "is_eval",
     "join_steps",
-    "jsonl_task",
     "load_task",
+    "make_splitter",
+    "make_task",
+    "make_verifier",
     "problem_hash",
     "select_by_solve_rate",
     "solve_rate_passes",

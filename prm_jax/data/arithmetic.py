@@ -67,7 +67,7 @@ class ArithmeticTask:
         _check_options(operation, digits, terms, shots, style, num_train, num_eval)
         self.name = "arithmetic"
         self.operation, self.digits, self.terms, self.style, self.steps = operation, digits, terms, style, steps
-        self.splitter = StepSplitter("separator", separators=(";",), answer_markers=("####",))
+        self.splitter = StepSplitter("tag", tags=(";",), answer_markers=("####",))
         self.stop: tuple[str, ...] = () if style == "chat" else ("\n",)
         key = ("arithmetic", operation, digits, terms, style, bool(steps), shots, seed)
         self._shots = [] if style == "chat" else self._examples(shots, key)
@@ -83,7 +83,7 @@ class ArithmeticTask:
         rows = draw_distinct(self._draw, lambda row: accepted(True, row), tuple, num_eval, (*key, "eval"))
         self._eval = [self._problem(row) for row in rows]
         where: Where = "marker" if steps else ("last_number" if style == "chat" else "whole")
-        self._verifier = NumberVerifier(extract=where, markers=("####",))
+        self._verifier = NumberVerifier(extract=where, markers=("####",), mode="strict")
 
     @property
     def train(self) -> Sequence[Problem]:

@@ -67,7 +67,7 @@ class CarryTask:
             raise UserError(f"num_train and num_eval must be at least 1, found {num_train} and {num_eval}")
         self.name = "carry"
         self.alphabet = ALPHABET
-        self.splitter = StepSplitter("separator", separators=(";",), answer_markers=("#",))
+        self.splitter = StepSplitter("tag", tags=(";",), answer_markers=("#",))
         self.stop: tuple[str, ...] = ()
         self.drop_carry = drop_carry
         self.min_operands, self.max_operands, self.seed = min_operands, max_operands, seed
@@ -110,7 +110,7 @@ class CarryTask:
 
     def tokenizer(self) -> Any:
         """A character tokenizer over ``ALPHABET``."""
-        from prm_jax.models.char_tokenizer import CharTokenizer
+        from prm_jax.models.tokenizer import CharTokenizer
 
         return CharTokenizer(ALPHABET)
 

@@ -8,11 +8,11 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from prm_jax.data.options import check_options, suggest
 from prm_jax.data.problems import Problem, Prompt, fingerprint, is_eval
 from prm_jax.data.procedural import DrawnProblems, draw_distinct
 from prm_jax.data.steps import StepSplitter
 from prm_jax.errors import UserError, require
+from prm_jax.option_values import convert_options, suggest
 from prm_jax.verifiers.extraction import ANSWER_MARKERS, Where, find_answer
 from prm_jax.verifiers.verdict import Verdict, failed, passed
 
@@ -197,7 +197,7 @@ def _create(dataset: str, options: dict[str, Any], size: int, seed: int) -> Any:
     _, config = known[dataset]
     types = typing.get_type_hints(config)
     fields = {f.name: types[f.name] for f in dataclasses.fields(config) if f.name not in ("size", "seed")}
-    options = check_options(options, fields, f"the data set {dataset!r}")
+    options = convert_options(options, fields, f"the data set {dataset!r}")
     try:
         return gym.create_dataset(dataset, size=size, seed=seed, **options)
     except (AssertionError, ValueError, TypeError) as error:

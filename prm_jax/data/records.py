@@ -1,26 +1,27 @@
-"""Reading problems from the lines of a file, each checked, with errors that name file, line and field."""
+"""Checks of the rows of data files, field by field, with messages that name file, line and field."""
 
 import dataclasses
 import json
+import math
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
-from prm_jax.data.options import suggest
-from prm_jax.data.problems import Problem, Prompt
+from prm_jax.data.problems import Prompt
 from prm_jax.errors import UserError
-from prm_jax.verifiers.number import parse_number
+from prm_jax.input_files import open_input
+from prm_jax.option_values import suggest
 
+T = TypeVar("T")
 MAX_LINE_BYTES = 10 << 20
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
 @dataclasses.dataclass(frozen=True)
 class BadLine:
-    """A line that is no problem.
+    """A row that cannot be used.
 
     Attributes:
       where: ``file:line`` or ``file:line:field``.
@@ -34,81 +35,32 @@ class BadLine:
         return f"{self.where}: {self.what}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Fields:
-    """Which fields of a line hold what.
-
-    Attributes:
-      prompt: text, a list of ``{"role", "content"}`` messages, or a list of token ids.
-      answer: text or a number.
-      id: optional in the file; else problems are called ``file:line``.
-      solution: optional; a worked solution, for demonstrations.
-    """
-
-    prompt: str = "prompt"
-    answer: str = "answer"
-    id: str = "id"
-    solution: str = "solution"
-
-
-def read_problems(
-    path: str | pathlib.Path, read: Callable[[Mapping[str, Any], str], Problem], *, skip_bad: bool = False
-) -> tuple[list[Problem], list[BadLine]]:
-    """Reads the problems of a file.
+def read_all(
+    rows: Iterable[tuple[str, Callable[[], Mapping[str, Any]]]],
+    read: Callable[[Mapping[str, Any], str], Iterable[T]],
+    *,
+    skipped: list[BadLine] | None = None,
+) -> list[T]:
+    """Reads what rows hold.
 
     Args:
-      path: UTF-8 with one JSON object a line; a byte order mark, CRLF and blank lines do no harm.
-      read: makes a problem of an object and ``file:line``; raises ``UserError`` whose message is a ``BadLine``.
-      skip_bad: collect bad lines instead of raising.
-
-    Returns:
-      (problems, bad lines).
+      rows: (place, row) pairs, as ``rows.read_rows`` gives them.
+      read: makes objects of a row and its place; raises ``UserError`` whose message starts with a place.
+      skipped: bad rows are appended to this list instead of raising.
 
     Raises:
-      UserError: for a file that cannot be read or has no problems, and for the first bad line.
+      UserError: the first bad row, without `skipped`.
     """
-    path = pathlib.Path(path)
-    problems: list[Problem] = []
-    bad: list[BadLine] = []
-    for where, line in lines(path):
+    found: list[T] = []
+    for where, row in rows:
         try:
-            problems.append(read(parse(line, where), where))
+            found.extend(list(read(row(), where)))
         except UserError as error:
-            if not skip_bad:
+            if skipped is None:
                 raise
             place, _, what = str(error).partition(": ")
-            bad.append(BadLine(place, what))
-    if not problems:
-        also = f": all of its {len(bad)} lines are bad; the first is {bad[0]}" if bad else ": the file is empty"
-        raise UserError(f"{path} has no problems in it{also}")
-    return problems, bad
-
-
-def read_record(record: Mapping[str, Any], where: str, *, fields: Fields) -> Problem:
-    """A problem from the fields named; for ``read_problems``."""
-    prompt = read_prompt(field(record, fields.prompt, where), f"{where}:{fields.prompt}")
-    answer = _answer(field(record, fields.answer, where), f"{where}:{fields.answer}")
-    metadata: dict[str, Any] = {"where": where}
-    solution = record.get(fields.solution)
-    if solution is not None:
-        metadata["solution"] = text(solution, f"{where}:{fields.solution}")
-    name = record.get(fields.id)
-    return Problem(prompt, answer, str(name) if isinstance(name, str | int) else short(where), metadata)
-
-
-def read_gsm8k(record: Mapping[str, Any], where: str, *, calculator: bool) -> Problem:
-    """A problem of GSM8K; for ``read_problems``.  ``calculator`` keeps the annotations ``<<48/2=24>>``."""
-    question = text(field(record, "question", where), f"{where}:question")
-    solution = text(field(record, "answer", where), f"{where}:answer")
-    body, marker, answer = solution.rpartition("####")
-    if not marker:
-        raise UserError(f"{where}:answer: expected a solution that ends in '#### N', found {solution[-60:]!r}")
-    if parse_number(answer) is None:
-        raise UserError(f"{where}:answer: expected a number after '####', found {answer.strip()[:60]!r}")
-    if not calculator:
-        body = _CALCULATOR.sub("", body)
-    written = f"{body}#### {answer.strip()}"
-    return Problem(question, answer.strip(), short(where), {"where": where, "solution": written})
+            skipped.append(BadLine(place, what))
+    return found
 
 
 def lines(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
@@ -118,7 +70,7 @@ def lines(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
       UserError: the file cannot be read.
     """
     try:
-        with open(path, "rb") as file:
+        with open_input(path) as file:
             number = 0
             while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
@@ -137,7 +89,8 @@ def parse(line: bytes, where: str) -> Mapping[str, Any]:
     """The object that a line holds.
 
     Raises:
-      UserError: too long, not UTF-8, not JSON, or no object.
+      UserError: too long, not UTF-8, not JSON, a number beyond the range of doubles, a field that is given twice, or
+        not an object.
     """
     if len(line) > MAX_LINE_BYTES:
         raise UserError(f"{where}: the line is longer than {MAX_LINE_BYTES >> 20} MiB")
@@ -148,7 +101,7 @@ def parse(line: bytes, where: str) -> Mapping[str, Any]:
             f"{where}: byte {line[error.start]:#04x} at position {error.start} is not UTF-8; save the file as UTF-8"
         ) from None
     try:
-        record = json.loads(text, parse_constant=_no_constant)
+        record = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{where}: not JSON: {error.msg} at column {error.colno}: {_excerpt(text, error.pos)}"
@@ -164,7 +117,7 @@ def field(record: Any, name: str, where: str) -> Any:
     """The value of a field that must be there.
 
     Raises:
-      UserError: the record is no object, or lacks the field (the nearest name is offered).
+      UserError: the record is not an object, or lacks the field (the nearest name is suggested).
     """
     if not isinstance(record, Mapping):
         raise UserError(f"{where}: expected an object with fields, found {kind(record)}")
@@ -201,7 +154,12 @@ def _message(item: Mapping[str, Any], where: str) -> dict[str, str]:
     return {"role": text(item["role"], f"{where}.role"), "content": text(item["content"], f"{where}.content")}
 
 
-def _answer(value: Any, where: str) -> str:
+def read_answer(value: Any, where: str) -> str:
+    """A reference answer as text; numbers are written out.
+
+    Raises:
+      UserError: anything else, and blank text.
+    """
     if isinstance(value, int | float) and not isinstance(value, bool):
         return repr(value)
     return text(value, where)
@@ -220,12 +178,28 @@ def text(value: Any, where: str) -> str:
     if "\0" in value:
         raise UserError(f"{where}: the text has a NUL character at position {value.index(chr(0))}")
     if _SURROGATE.search(value):
-        raise UserError(f"{where}: the text has half of a surrogate pair, which is no character")
+        raise UserError(f"{where}: the text has half of a surrogate pair, which is not a character")
     return value
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {digits[:40]} is out of range")
+    return value
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"the field {twice!r} is given twice")
+    return record
 
 
 def kind(value: Any) -> str:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prm_jax.data import records
-from prm_jax.data.options import suggest
 from prm_jax.data.problems import Prompt
+from prm_jax.data.rows import read_rows
 from prm_jax.errors import UserError
+from prm_jax.option_values import suggest
 
 Label = float | None
 """Probability that a step is right; None: not known, so that nothing is learned from it."""
@@ -57,33 +58,42 @@ class StepRecord:
         return -1
 
 
-def read_step_data(path: str | pathlib.Path, *, format: str = "auto", neutral: Label = 1.0) -> list[StepRecord]:
+def read_step_data(
+    path: str | pathlib.Path,
+    *,
+    format: str = "auto",
+    neutral: Label = 1.0,
+    skipped: list[records.BadLine] | None = None,
+) -> list[StepRecord]:
     """Reads the records of a file.
 
     Args:
-      path: JSON lines, or one JSON list (as ProcessBench is published).
-      format: a name in ``FORMATS``, or "auto": told by the fields of the first record.
+      path: JSON lines, one JSON list (as ProcessBench is published), CSV, Parquet, Arrow, or a directory of these.
+      format: a name in ``FORMATS``, or "auto": recognised by the fields of the first record that can be read.
       neutral: label of PRM800K's rating 0.
+      skipped: bad records are appended to this list instead of raising.
 
     Returns:
       At least one record, in the order of the file.
 
     Raises:
-      UserError: a file that cannot be read or is empty, an unknown format (the nearest is named), or a bad record;
-        the message names file, line and field.
+      UserError: a file that cannot be read or is empty, an unknown format (the nearest is named), or a bad record
+        without `skipped`; the message names file, line and field.
     """
-    path = pathlib.Path(path)
     if format != "auto" and format not in FORMATS:
         raise UserError(f"unknown format {format!r} of step data; {suggest(format, FORMATS, 'formats')}")
-    found: list[StepRecord] = []
     reader: Callable[..., Iterator[StepRecord]] | None = None
-    for where, record in read_objects(path):
+
+    def read(record: Mapping[str, Any], where: str) -> Iterator[StepRecord]:
+        nonlocal reader
         if reader is None:
             reader = FORMATS[_recognise(record, where) if format == "auto" else format]
-        options = {"neutral": neutral} if reader is _prm800k else {}
-        found.extend(reader(record, where, **options))
+        return reader(record, where, neutral=neutral) if reader is _prm800k else reader(record, where)
+
+    found = records.read_all(read_rows(path), read, skipped=skipped)
     if not found:
-        raise UserError(f"{path} has no records in it")
+        also = f": all of its {len(skipped)} records are bad; the first is {skipped[0]}" if skipped else ""
+        raise UserError(f"{path} has no records in it{also}")
     return found
 
 
@@ -275,32 +285,14 @@ def _recognise(record: Mapping[str, Any], where: str) -> str:
 # ---------------------------------------------------------------------------------------- checks
 
 
-def read_objects(path: pathlib.Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(place, object) of each record of JSON lines, or of one JSON list.
+def read_objects(path: str | pathlib.Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(place, object) of each row of a data file.
 
     Raises:
-      UserError: a file that cannot be read, or a record that is no object.
+      UserError: a file that cannot be read, or a row that is not an object.
     """
-    if _opens_list(path):
-        try:
-            values = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not JSON that can be read: {error}") from error
-        for index, value in enumerate(values):
-            if not isinstance(value, dict):
-                raise UserError(f"{path}[{index}]: expected an object with fields, found {records.kind(value)}")
-            yield f"{path}[{index}]", value
-    else:
-        for where, line in records.lines(path):
-            yield where, records.parse(line, where)
-
-
-def _opens_list(path: pathlib.Path) -> bool:
-    try:
-        with open(path, "rb") as file:
-            return file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-    except OSError as error:
-        raise UserError(f"cannot read the step data in {path}: {error.strerror or error}") from error
+    for where, row in read_rows(path):
+        yield where, row()
 
 
 def _steps(value: Any, where: str) -> tuple[str, ...]:

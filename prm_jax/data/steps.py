@@ -8,18 +8,22 @@ then the model has read the whole of that step.
 
 import codecs
 import dataclasses
+import itertools
+import operator
 import re
+import typing
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from prm_jax.errors import UserError
+from prm_jax.resolve import nearest
 
 Span: TypeAlias = tuple[int, int]
 """Character offsets [start, end) of one step."""
 
-How = Literal["newline", "blank_line", "step_marker", "sentence", "separator", "regex", "function", "whole"]
+How = Literal["newline", "blank", "step_marker", "sentence", "tag", "regex", "function", "whole"]
 
 _NEWLINE = re.compile(r"\r\n|\n|\r")
 _BLANK_LINE = re.compile(r"(?:\r\n|\n|\r)[^\S\r\n]*(?:\r\n|\n|\r)\s*")
@@ -38,47 +42,58 @@ _NO_SENTENCE_END = re.compile(
 class StepSplitter:
     r"""Cuts a response into steps: ``splitter(text) -> [(start, end), ...]``.
 
-    The spans are in order, contiguous and cover the text; no step is white space alone or a separator alone
-    (such a piece belongs to the step before it, or to the first step).  The empty text has no steps.
+    The spans are in order, contiguous and cover the text. No step is white space alone or a separator alone: such a
+    piece belongs to the previous step, or to the first step. The empty text has no steps.
 
     Attributes:
       how: where a step ends.
 
-        * ``"newline"``: after each line; ``"blank_line"``: after each blank line;
+        * ``"newline"``: after each line; ``"blank"``: after each blank line;
         * ``"step_marker"``: before each ``Step 3:``;
-        * ``"sentence"``: after each sentence end (not after ``3.14``, ``e.g.`` or a list number);
-        * ``"separator"``: after each occurrence of one of ``separators`` (a model's own markers, say);
+        * ``"sentence"``: after each sentence (not after ``3.14``, ``e.g.`` or a list number);
+        * ``"tag"``: after each occurrence of one of ``tags``, a model's own separators for example;
         * ``"regex"``: after each match of ``pattern``;
-        * ``"function"``: where ``function(text)`` says, as offsets at which a step starts;
-        * ``"whole"``: nowhere, the response is one step (but for ``answer_markers``).
-      separators: literal strings, for ``"separator"``.
+        * ``"function"``: where ``function(text)`` says: it returns the offsets at which steps start, or the steps
+          themselves as strings that joined give the text;
+        * ``"whole"``: nowhere; the response is one step (apart from ``answer_markers``).
+      tags: literal strings, for ``"tag"``.
       pattern: a regular expression, for ``"regex"``.
       function: for ``"function"``.
-      answer_markers: strings that open the answer; each occurrence starts a step, whatever ``how`` is.
+      answer_markers: strings that start the answer; each occurrence starts a step, whatever ``how`` is.
+
+    Raises:
+      UserError: an option that ``how`` needs is missing, or one that it does not take is given.
     """
 
     how: How = "newline"
-    separators: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
     pattern: str | None = None
-    function: Callable[[str], Iterable[int]] | None = None
+    function: Callable[[str], Iterable[int] | Iterable[str]] | None = None
     answer_markers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        wanted = {"separator": "separators", "regex": "pattern", "function": "function"}
-        for how, field in wanted.items():
+        hows = typing.get_args(How)
+        if self.how not in hows:
+            hint = nearest(self.how, hows)
+            raise UserError(f"unknown splitter {self.how!r}; {hint}the splitters are {', '.join(hows)}")
+        for how, field in {"tag": "tags", "regex": "pattern", "function": "function"}.items():
             given = getattr(self, field)
             if (how == self.how) != bool(given):
                 need = "needs" if how == self.how else "does not take"
-                raise UserError(f"splitting into steps by {self.how!r} {need} {field!r}, which is {given!r}")
-        if "" in self.separators or "" in self.answer_markers:
-            raise UserError("a separator or answer marker between steps is the empty string; leave it out")
-        if self.how not in (*wanted, "newline", "blank_line", "step_marker", "sentence", "whole"):
-            raise UserError(f"unknown way of splitting into steps: {self.how!r}")
+                raise UserError(f"the splitter {self.how!r} {need} the option {field!r}, which is {given!r}")
+        if "" in self.tags or "" in self.answer_markers:
+            raise UserError("a tag or answer marker between steps is the empty string; leave it out")
         if self.pattern is not None:
             try:
                 re.compile(self.pattern)
             except re.error as error:
-                raise UserError(f"the step pattern {self.pattern!r} is no regular expression: {error}") from error
+                raise UserError(f"the pattern {self.pattern!r} is not a regular expression: {error}") from error
+
+    @property
+    def boundaries(self) -> tuple[str, ...] | None:
+        """The fixed strings after which a step ends; None when steps do not end at fixed strings."""
+        fixed = {"newline": ("\n",), "blank": ("\n\n",), "tag": self.tags}
+        return fixed.get(self.how)
 
     def __call__(self, text: str) -> list[Span]:
         """The spans of the steps of ``text``, in order, contiguous, covering it; [] for the empty text."""
@@ -95,15 +110,15 @@ class StepSplitter:
         match self.how:
             case "newline":
                 return [m.span() for m in _NEWLINE.finditer(text)], []
-            case "blank_line":
+            case "blank":
                 return [m.span() for m in _BLANK_LINE.finditer(text)], []
             case "step_marker":
                 return [], [m.start() for m in _STEP_MARKER.finditer(text)]
             case "sentence":
                 ends = [m.span() for m in _SENTENCE_END.finditer(text)]
                 return [(b, b) for a, b in ends if not _NO_SENTENCE_END.search(text[max(0, a - 12) : a])], []
-            case "separator":
-                either = "|".join(re.escape(s) for s in sorted(self.separators, key=len, reverse=True))
+            case "tag":
+                either = "|".join(re.escape(s) for s in sorted(self.tags, key=len, reverse=True))
                 return [m.span() for m in re.finditer(either, text)], []
             case "regex":
                 assert self.pattern is not None
@@ -116,12 +131,15 @@ class StepSplitter:
 
     def _checked_offsets(self, text: str) -> list[int]:
         assert self.function is not None
-        offsets = list(self.function(text))
-        bad = [offset for offset in offsets if not isinstance(offset, int) or not 0 <= offset <= len(text)]
+        found = list(self.function(text))
+        if found and all(isinstance(piece, str) for piece in found):
+            return _offsets_of(typing.cast(list[str], found), text)
+        offsets = [_index(item) for item in found]
+        bad = [item for item, offset in zip(found, offsets, strict=True) if not 0 <= offset <= len(text)]
         if bad:
             raise UserError(
-                f"the function that splits into steps gave {bad[0]!r}; it must give integer offsets in "
-                f"[0, {len(text)}] at which a step starts"
+                f"the splitting function returned {bad[0]!r}; it must return the offsets in [0, {len(text)}] at which "
+                "steps start, or the steps as strings that joined give the text"
             )
         return offsets
 
@@ -240,7 +258,7 @@ def step_ids_from_separators(
 
     A step ends with its separators (a run of them counts once) and the next begins at the first token that is
     neither a separator nor blank; an answer token begins a step wherever it stands.  This equals splitting
-    the text with ``StepSplitter("separator", separators=..., answer_markers=...)`` where each separator,
+    the text with ``StepSplitter("tag", tags=..., answer_markers=...)`` where each separator,
     answer marker and blank is exactly the tokens named.
 
     Args:
@@ -266,6 +284,20 @@ def step_ids_from_separators(
     last_separator = _latest_before(np.where(is_last, position, -1))
     starts = content & (last_content >= 0) & ((last_separator > last_content) | is_answer)
     return np.where(mask, np.cumsum(starts, axis=1), -1).astype(np.int32)
+
+
+def _offsets_of(pieces: Sequence[str], text: str) -> list[int]:
+    if "".join(pieces) != text:
+        raise UserError(
+            f"the splitting function returned steps that joined give {''.join(pieces)[:60]!r} and not the text, "
+            f"{text[:60]!r}; keep the separators in the steps"
+        )
+    return [0, *itertools.accumulate(len(piece) for piece in pieces)]
+
+
+def _index(item: Any) -> int:
+    """An offset as an int; -1 for what is not one."""
+    return operator.index(item) if hasattr(item, "__index__") and not isinstance(item, bool) else -1
 
 
 def _without(text: str, spans: Sequence[Span]) -> str:

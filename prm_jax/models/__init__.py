@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 _HOME = {
     "ModelConfig": "config",
-    "RopeScaling": "config",
+    "RopeScaling": "rope_scaling",
     "Transformer": "transformer",
     "init_params": "transformer",
     "hidden_states": "transformer",
@@ -30,17 +30,20 @@ _HOME = {
     "load_weights": "weights",
     "save_weights": "weights",
     "generate": "generation",
+    "DecodeOptions": "generation",
+    "PrefixStore": "prefixes",
     "Samples": "responses",
     "pack": "responses",
     "response_texts": "responses",
     "Tokenizer": "tokenizer",
-    "CharTokenizer": "char_tokenizer",
-    "SpecialTokens": "tokenizer",
+    "CharTokenizer": "tokenizer",
+    "SpecialTokens": "special_tokens",
     "check_same_vocabulary": "tokenizer",
     "check_fits": "tokenizer",
     "TextStream": "text_stream",
     "render_chat": "chat",
     "find_smollm2": "smollm2",
+    "find_model": "hub",
     "ModelOptions": "model_options",
     "MeshOptions": "mesh_options",
     "load_model": "loading",
@@ -75,7 +78,11 @@ __all__ = [
     "load_weights",
     "save_weights",
     "generate",
+    "DecodeOptions",
+    "PrefixStore",
     "Samples",
+    "pack",
+    "response_texts",
     "Tokenizer",
     "CharTokenizer",
     "SpecialTokens",
@@ -84,6 +91,7 @@ __all__ = [
     "TextStream",
     "render_chat",
     "find_smollm2",
+    "find_model",
     "ModelOptions",
     "MeshOptions",
     "load_model",
@@ -96,7 +104,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     from prm_jax.models.cache import KVCache, init_cache, repeat_rows
-    from prm_jax.models.config import ModelConfig, RopeScaling
+    from prm_jax.models.config import ModelConfig
+    from prm_jax.models.rope_scaling import RopeScaling
     from prm_jax.models.transformer import (
         Transformer,
         head_matrix,

@@ -1,76 +1,37 @@
-"""The shape of a decoder language model: one frozen dataclass for the Llama, Qwen2 and Qwen3 families."""
+"""Architecture of a decoder language model: one frozen dataclass for the Llama, Qwen2 and Qwen3 families."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from prm_jax.errors import UserError
+from prm_jax.models import hf_config
+from prm_jax.models.rope_scaling import RopeScaling
 
 Architecture = Literal["llama", "qwen2", "qwen3"]
 DType = Literal["float32", "bfloat16", "float16"]
-RopeKind = Literal["linear", "dynamic", "llama3", "yarn"]
 
-_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 _DTYPES = ("float32", "bfloat16", "float16")
 _REMAT = ("none", "full", "dots")
 _ATTENTION = ("xla", "cudnn")
-_ROPE_KINDS = ("linear", "dynamic", "llama3", "yarn")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RopeScaling:
-    """How rotary frequencies are stretched beyond the pretraining context; fields as in Hugging Face configs.
-
-    ``linear`` divides the frequencies by ``factor``.  ``llama3`` divides only wavelengths longer than
-    ``original_max_position_embeddings / low_freq_factor`` and interpolates up to ``/ high_freq_factor``.
-    ``yarn`` (arXiv:2309.00071) blends by the number of rotations between ``beta_fast`` and ``beta_slow`` and
-    multiplies cosines and sines by ``attention_factor``.  ``dynamic`` leaves positions within
-    ``max_position_embeddings`` as they are; longer rows are refused, because there a token's rotation
-    would depend on how far generation has got.
-    """
-
-    kind: RopeKind
-    factor: float
-    original_max_position_embeddings: int | None = None
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    attention_factor: float | None = None
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    truncate: bool = True
-
-    def __post_init__(self) -> None:
-        if self.kind not in _ROPE_KINDS:
-            raise UserError(f"rope_scaling: unknown kind {self.kind!r}; known: {', '.join(_ROPE_KINDS)}")
-        if not self.factor >= 1.0:
-            raise UserError(f"rope_scaling.factor must be at least 1, found {self.factor}")
-        if self.kind == "llama3" and not self.original_max_position_embeddings:
-            raise UserError("rope_scaling: llama3 needs original_max_position_embeddings")
-        if self.kind == "llama3" and not self.high_freq_factor > self.low_freq_factor:
-            raise UserError(
-                "rope_scaling: high_freq_factor must exceed low_freq_factor, "
-                f"found {self.high_freq_factor} and {self.low_freq_factor}"
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A decoder language model's architecture and how it is computed; hashable, so static under ``jax.jit``.
 
-    The first block of fields decides what the model is, and round-trips through ``from_hf`` / ``to_hf``; the
-    second decides how it runs and may be changed freely with ``dataclasses.replace``.
+    The first block of fields defines the model and round-trips through ``from_hf`` / ``to_hf``; the second
+    controls how it is computed and may be changed freely with ``dataclasses.replace``.
 
     Attributes:
-      architecture: family; decides the names in files and where biases stand (Qwen2: on q, k, v, not on o).
+      architecture: family; decides the names in files and which projections have biases (Qwen2: q, k, v but not o).
       vocab_size: V.
       hidden_size: D.
       intermediate_size: width of the gated feed-forward layer.
       num_layers: L.
       num_heads: query heads.
       num_kv_heads: key and value heads; divides ``num_heads`` (grouped-query attention).
-      head_dim: features a head, even; need not be ``hidden_size / num_heads``.
+      head_dim: features per head, even; need not be ``hidden_size / num_heads``.
       rope_theta: base of the rotary frequencies.
       rope_scaling: None for plain rotary embeddings.
       rms_norm_eps: added to the mean square.
@@ -78,16 +39,16 @@ class ModelConfig:
       qk_norm: RMS norm over each query and key head before the rotation (Qwen3).
       attention_bias: biases on the attention projections.
       mlp_bias: biases in the feed-forward layer.
-      max_position_embeddings: context length the model was made for.
+      max_position_embeddings: context length of the pretrained model.
       dtype: of new parameters.
       compute_dtype: of activations and matrix products; norms, softmax, rotations and log-sum-exps are
         float32.
-      remat: what the backward pass recomputes: nothing, all of a layer ("full"), or all but matrix products
-        with no batch dimension ("dots").
-      scan_unroll: layers a trip of the scan over layers; ``num_layers`` unrolls it (less CPU time for small
+      remat: what the backward pass recomputes: nothing ("none"), whole layers ("full"), or everything but matrix
+        products without batch dimensions ("dots").
+      scan_unroll: layers per scan iteration; ``num_layers`` unrolls the scan completely (less CPU time for small
         models, longer compilation).
       attention: "xla" everywhere; "cudnn" is flash attention on NVIDIA GPUs, half-precision compute only.
-      lora_alpha: numerator of the scale ``lora_alpha / rank`` of low-rank adapters, where there are any.
+      lora_alpha: numerator of the scale ``lora_alpha / rank`` of low-rank adapters, if there are any.
     """
 
     architecture: Architecture = "llama"
@@ -115,7 +76,7 @@ class ModelConfig:
     lora_alpha: float = 16.0
 
     def __post_init__(self) -> None:
-        _choice("architecture", self.architecture, tuple(_CLASSES))
+        _choice("architecture", self.architecture, hf_config.ARCHITECTURES)
         _choice("dtype", self.dtype, _DTYPES)
         _choice("compute_dtype", self.compute_dtype, _DTYPES)
         _choice("remat", self.remat, _REMAT)
@@ -135,11 +96,11 @@ class ModelConfig:
         if self.head_dim % 2:
             raise UserError(f"model config: head_dim must be even (rotary embeddings), found {self.head_dim}")
         if self.qk_norm != (self.architecture == "qwen3"):
-            raise UserError(f"model config: qk_norm={self.qk_norm} is not what {self.architecture} has")
+            raise UserError(f"model config: qk_norm={self.qk_norm} does not fit architecture {self.architecture!r}")
         if self.architecture == "qwen2" and not self.attention_bias:
             raise UserError("model config: qwen2 always has attention_bias")
         if self.mlp_bias and self.architecture != "llama":
-            raise UserError(f"model config: mlp_bias is not what {self.architecture} has")
+            raise UserError(f"model config: mlp_bias does not exist in architecture {self.architecture!r}")
         if self.attention == "cudnn" and self.compute_dtype == "float32":
             raise UserError("model config: attention='cudnn' needs compute_dtype bfloat16 or float16")
 
@@ -153,26 +114,23 @@ class ModelConfig:
         """Reads a Hugging Face ``config.json``.
 
         Args:
-          config: the parsed JSON of a ``LlamaForCausalLM`` (SmolLM2 is one), ``Qwen2ForCausalLM`` or
-            ``Qwen3ForCausalLM``.
+          config: the parsed JSON of a ``LlamaForCausalLM`` (SmolLM2 is one), ``Qwen2ForCausalLM``,
+            ``Qwen3ForCausalLM`` or ``MistralForCausalLM``.  A Mistral model is read as a Llama whose context is
+            its attention window, since within the window the two compute the same.
 
         Returns:
           The configuration with every run-time field (dtypes, remat, ...) at its default.
 
         Raises:
-          UserError: for anything that would compute something else than this package does, by the name of
-            the field: another architecture, sliding windows in use, experts, partial rotary embeddings, an
-            unknown rotary scaling or activation, quantised weights, and so on.
+          UserError: naming a field that this package would compute differently: another architecture, sliding
+            windows in use, experts, partial rotary embeddings, an unknown rotary scaling, field of one, or
+            activation, quantised weights, and so on.
         """
-        from prm_jax.models.hf_config import read
-
-        return read(config)
+        return cls(**hf_config.read(config))
 
     def to_hf(self) -> dict[str, Any]:
         """The inverse of ``from_hf``: a dict that is valid as ``config.json``, without the run-time fields."""
-        from prm_jax.models.hf_config import write
-
-        return write(self)
+        return hf_config.write(vars(self))
 
 
 def _choice(name: str, value: Any, known: tuple[str, ...]) -> None:

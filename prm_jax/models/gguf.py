@@ -1,4 +1,4 @@
-"""GGUF files: header parsed here (fast, every length checked), blocks dequantised by the ``gguf`` package."""
+"""GGUF files: the header is parsed here, with every length checked; the ``gguf`` package dequantises blocks."""
 
 import dataclasses
 import math
@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from prm_jax.errors import UserError, require
+from prm_jax.models.files import check_regular
 
 _STRING, _ARRAY = 8, 9
 _SCALARS: dict[int, np.dtype] = {
@@ -84,6 +85,7 @@ def read_gguf(path: str | pathlib.Path) -> GgufFile:
     """
     path = pathlib.Path(path)
     try:
+        check_regular(path)
         with path.open("rb") as file:
             buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
@@ -101,13 +103,13 @@ def read_gguf(path: str | pathlib.Path) -> GgufFile:
     for _ in range(num_keys):
         key = header.text()
         if key in metadata:
-            header.fail(f"the key {key!r} is there twice")
+            header.fail(f"duplicate key {key!r}")
         metadata[key] = header.value(header.number("<I"))
     infos: dict[str, TensorInfo] = {}
     for _ in range(num_tensors):
         name = header.text()
         if name in infos:
-            header.fail(f"the tensor {name!r} is there twice")
+            header.fail(f"duplicate tensor {name!r}")
         infos[name] = header.tensor_info()
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1:
@@ -118,7 +120,7 @@ def read_gguf(path: str | pathlib.Path) -> GgufFile:
 
 
 class _Header:
-    """A position in a file's header, moved on by reading."""
+    """A position in a file's header, advanced by reading."""
 
     def __init__(self, path: pathlib.Path, buffer: mmap.mmap):
         self.position = 0
@@ -130,7 +132,7 @@ class _Header:
 
     def take(self, count: int) -> bytes:
         if count > len(self._buffer) - self.position:
-            self.fail(f"it wants {count} bytes at {self.position}, the file ends at {len(self._buffer)}")
+            self.fail(f"it needs {count} bytes at {self.position}, but the file ends at {len(self._buffer)}")
         self.position += count
         return self._buffer[self.position - count : self.position]
 

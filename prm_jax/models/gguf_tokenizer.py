@@ -1,11 +1,11 @@
-"""Byte-pair tokenizers from GGUF metadata, which names the splitting of words and leaves it to the reader."""
+"""Byte-pair tokenizers from GGUF metadata, which names the word-splitting rule without spelling it out."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prm_jax.errors import UserError, require
-from prm_jax.models.fast_tokenizer import FastTokenizer, make_special_tokens
-from prm_jax.models.tokenizer import SpecialTokens
+from prm_jax.models.fast_codec import FastCodec
+from prm_jax.models.special_tokens import SpecialTokens, make_special_tokens
 
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -22,23 +22,23 @@ _PRE: dict[str, tuple[str | None, bool, bool, bool]] = {
     "qwen2": (_WORDS % "", False, True, False),
     "deepseek-r1-qwen": (_WORDS % "", False, True, False),
 }
-# llama.cpp puts the beginning-of-text token before every text of these unless the file says otherwise.
+# llama.cpp prepends the beginning-of-text token for these unless the file says otherwise.
 _ADDS_BOS = ("llama-bpe", "llama3", "llama-v3")
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
 
 
-def load(metadata: Mapping[str, Any], *, source: str) -> FastTokenizer:
+def load(metadata: Mapping[str, Any], *, source: str) -> tuple[FastCodec, SpecialTokens]:
     """Builds the tokenizer that a GGUF file describes.
 
     Args:
-      metadata: the file's key-value part; keys ``tokenizer.ggml.*`` and ``tokenizer.chat_template`` are read.
+      metadata: the file's key-value pairs, of which ``tokenizer.ggml.*`` are read.
       source: the file's name, for errors.
 
     Returns:
-      The tokenizer; ids that the file marks as unused at its end are left out.
+      The codec, without the unused ids at the end of the vocabulary, and the special tokens.
 
     Raises:
-      UserError: for a model that is no byte-level BPE, an unknown ``tokenizer.ggml.pre``, or missing keys.
+      UserError: for a model other than byte-level BPE, an unknown ``tokenizer.ggml.pre``, or missing keys.
     """
     tokenizers = require("tokenizers", "gguf")
     kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
@@ -73,7 +73,7 @@ def load(metadata: Mapping[str, Any], *, source: str) -> FastTokenizer:
     )
     special = _special(metadata, len(tokens), source)
     fast.post_processor = _post_processor(tokenizers, metadata, pre, special, tokens)
-    return FastTokenizer(fast, special=special, chat_template=metadata.get("tokenizer.chat_template"))
+    return FastCodec(fast), special
 
 
 def _special(metadata: Mapping[str, Any], size: int, source: str) -> SpecialTokens:
@@ -81,7 +81,7 @@ def _special(metadata: Mapping[str, Any], size: int, source: str) -> SpecialToke
     for name in ("bos_token_id", "eos_token_id", "padding_token_id", "eot_token_id", "eom_token_id"):
         value = ids[name] = metadata.get(f"tokenizer.ggml.{name}")
         if value is not None and not 0 <= value < size:
-            raise UserError(f"{source}: tokenizer.ggml.{name}={value} is beyond its {size} tokens")
+            raise UserError(f"{source}: tokenizer.ggml.{name}={value} is outside its {size} tokens")
     ends = tuple(i for i in (ids["eot_token_id"], ids["eom_token_id"]) if i is not None)
     return make_special_tokens(ids["bos_token_id"], ids["eos_token_id"], ids["padding_token_id"], ends)
 
@@ -89,7 +89,7 @@ def _special(metadata: Mapping[str, Any], size: int, source: str) -> SpecialToke
 def _post_processor(
     tokenizers: Any, metadata: Mapping[str, Any], pre: str, special: SpecialTokens, tokens: Sequence[str]
 ) -> Any:
-    """What ``add_special`` adds around a text; None where that is nothing."""
+    """What ``add_special`` adds around a text; None for nothing."""
     parts, named = ["$A"], {}
     if special.bos_id is not None and metadata.get("tokenizer.ggml.add_bos_token", pre in _ADDS_BOS):
         named[tokens[special.bos_id]] = special.bos_id

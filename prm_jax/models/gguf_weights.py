@@ -8,6 +8,7 @@ import numpy as np
 
 from prm_jax.errors import UserError
 from prm_jax.models.config import ModelConfig
+from prm_jax.models.files import short
 from prm_jax.models.gguf import GgufFile
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -97,14 +98,14 @@ class GgufWeights:
             if value is not None and value not in harmless:
                 raise UserError(f"{self._file.path}: {architecture}.{key}={value!r} is not supported")
         heads, width = self._need("attention.head_count"), self._need("embedding_length")
-        head_dim = self._get("attention.key_length") or width // heads
+        head_dim = self._optional("attention.key_length") or width // heads
         for key in ("attention.value_length", "rope.dimension_count"):
             if (self._get(key) or head_dim) != head_dim:
                 raise UserError(
                     f"{self._file.path}: {architecture}.{key}={self._get(key)} is not supported, expected the "
                     f"head's size, {head_dim}"
                 )
-        embedding = self.shapes.get("model.embed_tokens.weight", (0,))
+        embedding = self.shapes.get("model.embed_tokens.weight") or (0,)
         return {
             "model_type": architecture,
             "vocab_size": embedding[0],
@@ -112,11 +113,11 @@ class GgufWeights:
             "intermediate_size": self._need("feed_forward_length"),
             "num_hidden_layers": self._need("block_count"),
             "num_attention_heads": heads,
-            "num_key_value_heads": self._get("attention.head_count_kv") or heads,
+            "num_key_value_heads": self._optional("attention.head_count_kv") or heads,
             "head_dim": head_dim,
             "max_position_embeddings": self._need("context_length"),
             "rms_norm_eps": _shortest(self._need("attention.layer_norm_rms_epsilon")),
-            "rope_theta": _shortest(self._get("rope.freq_base") or 10000.0),
+            "rope_theta": _shortest(self._optional("rope.freq_base") or 10000.0),
             "rope_scaling": self._rope_scaling(head_dim),
             "tie_word_embeddings": "lm_head.weight" not in self.shapes,
             "attention_bias": "model.layers.0.self_attn.q_proj.bias" in self.shapes,
@@ -126,11 +127,11 @@ class GgufWeights:
     def _rope_scaling(self, head_dim: int) -> dict[str, Any] | None:
         kind = self._get("rope.scaling.type")
         if _ROPE_FACTORS in self._file.tensors:
-            theta = _shortest(self._get("rope.freq_base") or 10000.0)
+            theta = _shortest(self._optional("rope.freq_base") or 10000.0)
             factors = self._file.read(_ROPE_FACTORS).astype(np.float64)
-            found = llama3_scaling(factors, theta)
+            found = llama3_scaling(factors, theta) if factors.shape == (head_dim // 2,) else None
             if found is None or kind not in (None, "none", "llama3"):
-                raise UserError(f"{self._file.path}: {_ROPE_FACTORS} is no rotary scaling that is known here")
+                raise UserError(f"{self._file.path}: {_ROPE_FACTORS} is not a known rotary scaling")
             return found
         if kind in (None, "none"):
             return None
@@ -147,10 +148,14 @@ class GgufWeights:
 
     def _need(self, key: str) -> Any:
         value = self._get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             architecture = self._file.metadata["general.architecture"]
-            raise UserError(f"{self._file.path}: {architecture}.{key}={value!r}, expected a number")
+            raise UserError(f"{self._file.path}: {architecture}.{key}={short(repr(value))}, expected a positive number")
         return value
+
+    def _optional(self, key: str) -> Any:
+        """A number, or None for 0 and for a key that is missing."""
+        return self._need(key) if self._get(key) not in (None, 0) else None
 
 
 def llama3_scaling(factors: np.ndarray, theta: float) -> dict[str, Any] | None:

@@ -1,8 +1,10 @@
 """Log-probs of the tokens of a batch under a model, without an array over the vocabulary.
 
-Policy, reward model and reference all come through here: with equal parameters they give equal bits, so that
-implicit rewards are exactly 0 at initialisation.
+Policy, reward model and reference all use this function: equal parameters give equal bits, so that implicit rewards
+are exactly 0 at initialisation.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,23 +33,21 @@ def token_logprobs(
       config: the model.
       params: its parameters, which receive gradients.
       tokens: [B, T] int in [0, V).
-      mask: [B, T] bool, which tokens are scored; attention is causal over the whole row whatever it says.  None
-        scores all.  All False gives zeros.
+      mask: [B, T] bool, which tokens are scored; attention is causal over the whole row regardless.  None scores
+        all.  All False gives zeros.
       temperature: positive; a scalar, [B], or [B, T].  Logits are divided by it.  No gradient.
       implementation: of ``pallas.linear_lse_and_target``; None chooses.
       positions: [B, T] int32; see ``Transformer``.
       segment_ids: [B, T] int32 of packed rows; the first token of every segment scores 0.
-      start: columns before it are 0 and cost no work in the head (say, the width of the prompts).  Static.
-      compact: tokens that are not scored cost no work in the head either; for rows on one device, see
+      start: columns before it are 0 and cost no work in the head; for example the prompts' width.  Static.
+      compact: skip the head's work on tokens that are not scored too; for rows on one device, see
         ``pallas.linear_lse_and_target``.
 
     Returns:
       [B, T] float32: 0 at t = 0, where ``mask`` is False, and before ``start``.
     """
-    lse, target = _statistics(
-        config, params, tokens, mask, temperature, implementation, positions, segment_ids, start, compact,
-        entropy=False,
-    )  # fmt: skip
+    head = _Head(temperature, implementation, compact, entropy=False)
+    lse, target = _statistics(config, params, tokens, mask, positions, segment_ids, start, head)
     return target - lse
 
 
@@ -67,14 +67,21 @@ def token_logprobs_and_entropy(
     """``token_logprobs``, and the entropy of the distribution that each token was drawn from.
 
     Returns:
-      ``(logp, entropy)``, both [B, T] float32 and 0 where ``token_logprobs`` is 0 by definition; gradients flow
-      through both.  The entropy is that at ``temperature``, in nats, in [0, log V].
+      ``(logp, entropy)``, both [B, T] float32 and 0 at t = 0, where ``mask`` is False, and before ``start``;
+      gradients flow through both.  The entropy is that at ``temperature``, in nats, in [0, log V].
     """
-    lse, target, entropy = _statistics(
-        config, params, tokens, mask, temperature, implementation, positions, segment_ids, start, compact,
-        entropy=True,
-    )  # fmt: skip
+    head = _Head(temperature, implementation, compact, entropy=True)
+    lse, target, entropy = _statistics(config, params, tokens, mask, positions, segment_ids, start, head)
     return target - lse, entropy
+
+
+class _Head(NamedTuple):
+    """How ``linear_lse_and_target`` is called."""
+
+    temperature: float | jax.Array
+    implementation: str | None
+    compact: bool
+    entropy: bool
 
 
 def _statistics(
@@ -82,27 +89,24 @@ def _statistics(
     params: Params,
     tokens: jax.Array,
     mask: jax.Array | None,
-    temperature: float | jax.Array,
-    implementation: str | None,
     positions: jax.Array | None,
     segment_ids: jax.Array | None,
     start: int,
-    compact: bool,
-    *,
-    entropy: bool,
+    head: _Head,
 ) -> list[jax.Array]:
-    """The statistics of ``linear_lse_and_target``, each [B, T] and 0 off the scored tokens."""
+    """The statistics of ``linear_lse_and_target``, each [B, T] and 0 on tokens that are not scored."""
     rows, length = tokens.shape
     if mask is not None and (mask.shape != tokens.shape or mask.dtype != jnp.bool_):
         raise ValueError(f"mask must be bool {list(tokens.shape)}, found {mask.dtype}{list(mask.shape)}")
     first = min(max(start, 1), length)  # the first scored column; nothing predicts column 0
     if first == length:
-        return [jnp.zeros(tokens.shape, jnp.float32)] * (3 if entropy else 2)
+        return [jnp.zeros(tokens.shape, jnp.float32)] * (3 if head.entropy else 2)
     scored = jnp.ones_like(tokens, bool) if mask is None else mask
     if segment_ids is not None:
         scored = scored & jnp.pad(segment_ids[:, 1:] == segment_ids[:, :-1], ((0, 0), (1, 0)))
     hidden = hidden_states(config, params, tokens, positions=positions, segment_ids=segment_ids)
     flat = rows * (length - first)
+    temperature = head.temperature
     if jnp.ndim(temperature):
         each = jnp.asarray(temperature)
         each = jnp.broadcast_to(each[:, None] if each.ndim == 1 else each, tokens.shape)
@@ -113,8 +117,8 @@ def _statistics(
         tokens[:, first:].reshape(flat),
         mask=scored[:, first:].reshape(flat),
         temperature=temperature,
-        implementation=implementation,
-        entropy=entropy,
-        compact=compact,
+        implementation=head.implementation,
+        entropy=head.entropy,
+        compact=head.compact,
     )
     return [jnp.pad(x.reshape(rows, length - first), ((0, 0), (first, 0))) for x in statistics]

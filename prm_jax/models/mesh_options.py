@@ -1,15 +1,18 @@
 """How arrays are laid out over devices, as options; imports nothing heavy."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from prm_jax.option_ranges import at_least
 
 
 @dataclass(frozen=True)
 class MeshOptions:
-    """How arrays lie over devices."""
+    """How arrays are laid out over devices."""
 
-    data: int = 1
+    data: Annotated[int, at_least(-1)] = 1
     """Devices that split the batch; -1: all that the other axes leave."""
-    fsdp: int = 1
+    fsdp: Annotated[int, at_least(-1)] = 1
     """Devices that split parameters and the batch."""
-    tensor: int = 1
+    tensor: Annotated[int, at_least(-1)] = 1
     """Devices that split heads and MLP widths."""

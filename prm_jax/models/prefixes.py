@@ -1,14 +1,14 @@
-"""Keys and values kept between calls of ``generate``, so that prompts which go on from earlier ones are not read again.
+"""Keys and values kept between calls of ``generate``, so that prompts which extend earlier ones need no prefill.
 
-A search over steps asks for what follows a prompt, then for what follows the prompt with one of the answers, and so on:
-all but the last token of the longer prompt went through the model before.
+A search over steps samples continuations of a prompt, then continuations of the prompt plus one of its responses, and
+so on: all but the last token of the longer prompt have been through the model before.
 """
 
 import collections
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,8 @@ import numpy as np
 from prm_jax.models import decode
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.decode import KeyValues, Prefix
+from prm_jax.models.decode_loop import ResponseSpec, write_responses
 from prm_jax.models.responses import Samples, pad_right
-from prm_jax.models.sampling import Sampling
 from prm_jax.models.transformer import Params
 
 Array = jax.Array
@@ -26,16 +26,16 @@ Layers = tuple[KeyValues, ...]
 
 
 class _Place(NamedTuple):
-    """Where the keys and values of all but the last token of a prompt lie in a source."""
+    """Location in a source of the keys and values of all but the last token of a prompt."""
 
-    prompt: int  # first in this row of the source's prompts,
-    columns: int  # in so many columns,
-    row: int  # then in this row of its responses
+    prompt: int  # the first columns are in this row of the source's prompts
+    columns: int  # number of those columns
+    row: int  # the rest is in this row of its responses
 
 
 @dataclasses.dataclass
 class _Source:
-    """What one call left behind."""
+    """Keys and values of one call."""
 
     prompts: Layers  # N = P
     responses: Layers  # N = P * G; () of a prefill alone
@@ -47,15 +47,15 @@ class _Source:
 
 
 class PrefixStore:
-    """Keeps keys and values of prompts and responses of one model, those of the latest calls.
+    """Keeps keys and values of the prompts and responses of one model's latest calls.
 
     Args:
-      max_bytes: most memory; what does not fit any more is forgotten, oldest calls first. A call keeps all its prompts
-        and responses, `num_layers * 2 * num_kv_heads * head_dim` numbers a column.
+      max_bytes: memory limit; the oldest calls are evicted first. A call keeps all its prompts and responses,
+        `num_layers * 2 * num_kv_heads * head_dim` numbers per column.
 
     Attributes:
-      hits: prompts whose keys and values were there.
-      misses: prompts that were read.
+      hits: prompts whose keys and values were found.
+      misses: prompts that were prefilled.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -77,22 +77,17 @@ class PrefixStore:
         columns: int,
         prompt_ids: np.ndarray,
         key: Array,
-        sampling: Sampling,
-        tables: tuple[Any, ...],
+        spec: ResponseSpec,
         *,
-        samples: int,
-        steps: int,
         repack: bool,
     ) -> Samples:
-        """As ``generation.generate_arrays``, for `prompts` of at most `columns` tokens; other parameters clear it."""
+        """``generate_arrays`` for prompts of at most ``columns`` tokens; clears the store if ``params`` changed."""
         if params is not self._params:
             self._sources.clear()
             self._params = params
         before, last = self._assemble(config, params, prompts, columns)
-        found, after, responses = _generate(
-            config, params, before, last, jnp.asarray(prompt_ids), key, sampling, tables, samples=samples, steps=steps,
-            repack=repack,
-        )  # fmt: skip
+        ids = jnp.asarray(prompt_ids)
+        found, after, responses = _generate(config, params, before, last, ids, key, spec, repack=repack)
         self._keep(prompts, found, after, responses)
         return found
 
@@ -140,7 +135,7 @@ class PrefixStore:
 
 
 def _read(config: ModelConfig, params: Params, prompts: Sequence[tuple[int, ...]], columns: int) -> _Source:
-    """Prefills prompts; their number is rounded up, so that few are ever compiled."""
+    """Prefills prompts; their number is rounded up, so that few shapes are compiled."""
     size = 1 << max(len(prompts) - 1, 0).bit_length()
     tokens, lengths = pad_right([*prompts, *[prompts[-1]] * (size - len(prompts))], columns)
     layers = _prefill(config, params, tokens, lengths)
@@ -156,7 +151,7 @@ def _prefill(config: ModelConfig, params: Params, tokens: Array, lengths: Array)
 def _gather(
     prompts: Layers, responses: Layers, places: Array, here: Array, rest: Layers | None, *, columns: int
 ) -> Layers:
-    """Rows of the source where it is `here`, of `rest` elsewhere, in so many columns."""
+    """Rows of the source where ``here`` is True, and of ``rest`` elsewhere; ``columns`` columns."""
     prompt, shared, row = (places[:, i] for i in range(3))
     column = jnp.arange(columns)
 
@@ -178,7 +173,7 @@ def _gather(
     return tuple(layer(number) for number in range(len(prompts)))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "samples", "steps", "repack"))
+@functools.partial(jax.jit, static_argnames=("config", "repack"))
 def _generate(
     config: ModelConfig,
     params: Params,
@@ -186,28 +181,21 @@ def _generate(
     last: Array,
     prompt_ids: Array,
     key: Array,
-    sampling: Sampling,
-    tables: tuple[Array, ...],
+    spec: ResponseSpec,
     *,
-    samples: int,
-    steps: int,
     repack: bool,
 ) -> tuple[Samples, Layers, Layers]:
-    """(samples, keys and values of the whole prompts, those of the responses)."""
-    from prm_jax.models.generation import write_responses
-
+    """(samples, keys and values of the whole prompts, keys and values of the responses)."""
     packed = decode.prepare(config, params, repack=repack)
     single = decode.init_suffix(config, last.shape[0], 1)
     hidden, single = decode.decode_step(config, packed, before, single, last, jnp.int32(0))
     prefix = _append(before, single)
-    found, responses = write_responses(
-        config, packed, hidden, prefix, prompt_ids, key, sampling, tables, samples=samples, steps=steps
-    )
+    found, responses = write_responses(config, packed, hidden, prefix, prompt_ids, key, spec)
     return found, prefix.layers, responses
 
 
 def _append(prefix: Prefix, single: Layers) -> Prefix:
-    """With one more column a row."""
+    """The prefix with one more column per row."""
     layers = []
     for old, new in zip(prefix.layers, single, strict=True):
         here = jnp.arange(old.k.shape[3]) == prefix.lengths[:, None]

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prm_jax.models.config import ModelConfig, RopeScaling
+from prm_jax.models.config import ModelConfig
+from prm_jax.models.rope_scaling import RopeScaling
 
 
 def frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:

@@ -1,4 +1,4 @@
-"""Safetensors files: a checkpoint's shards opened with every lie in their headers found, and written whole."""
+"""Safetensors files: the shards of a checkpoint, their headers checked in full when read, written atomically."""
 
 import hashlib
 import json
@@ -11,46 +11,65 @@ from typing import Any
 import numpy as np
 
 from prm_jax.errors import UserError
-from prm_jax.models.files import loads_json, read_json, write_json, write_text
-from prm_jax.models.layout import first
+from prm_jax.models.checkpoint_layout import first
+from prm_jax.models.files import check_regular, loads_json, read_json, read_text, short, write_json, write_text
 
 SINGLE, INDEX, SUMS = "model.safetensors", "model.safetensors.index.json", "SHA256SUMS"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # The dtypes that are read and written, by the name of each.
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _MAX_HEADER = 100_000_000
+_MAX_NAME = 255
+# Prefixes that wrappers put in front of the language model's names, and what takes their place; in this order.
+_WRAPPERS = (
+    ("base_model.model.", ""),
+    ("model.language_model.", "model."),
+    ("language_model.", ""),
+)
+_DECODER = ("embed_tokens.", "layers.", "norm.")
 
 
 class Shards:
-    """The tensors of a directory's safetensors files, read when asked for.
+    """The tensors of a directory's safetensors files, read on demand.
+
+    Names are those of the language model itself: a prefix that a wrapper put in front of all of them
+    (``base_model.model.``, ``language_model.``, ``model.language_model.``) is removed, and a bare decoder gets the
+    ``model.`` that it was saved without.
+
+    Args:
+      directory: where they are.
+      single: the file's name where there are no shards.
 
     Attributes:
       shapes: by name.
-      dtypes: by name, as NumPy calls them.
+      dtypes: by name, NumPy's names.
 
     Raises:
-      UserError: for files that are missing, truncated, contradict themselves or each other, hold a dtype that
-        NumPy has not, or differ from their recorded SHA-256.
+      UserError: for files that are missing, truncated or inconsistent, a dtype that NumPy does not have, or a file
+        that differs from its recorded SHA-256.
     """
 
-    def __init__(self, directory: pathlib.Path):
+    def __init__(self, directory: pathlib.Path, *, single: str = SINGLE):
         self._directory = directory
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, str] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._dtypes: dict[str, str] = {}
         self._files: dict[str, Any] = {}
-        listed = _listed(directory)
-        files = dict.fromkeys(listed.values()) if listed else {SINGLE: None}
+        listed = _listed(directory, single)
+        files = dict.fromkeys(listed.values()) if listed else {single: None}
         verify_sums(directory, files)
         for file in files:
             self._open(file)
-        astray = [n for n, file in listed.items() if n not in self._files]
-        if astray:
-            wrong = [f"{name} (said to be in {listed[name]})" for name in astray]
-            raise UserError(f"{directory / INDEX} lists tensors that are not there: {first(wrong)}")
+        absent = [f"{name} (listed in {file})" for name, file in listed.items() if name not in self._files]
+        if absent:
+            raise UserError(f"{directory / INDEX} lists tensors that do not exist: {first(absent)}")
+        self._stored = _plain_names(self._files, directory)
+        self.shapes = {name: self._shapes[stored] for name, stored in self._stored.items()}
+        self.dtypes = {name: self._dtypes[stored] for name, stored in self._stored.items()}
 
     def read(self, name: str) -> np.ndarray:
         """The numbers of a tensor, as stored."""
-        return self._files[name].get_tensor(name)
+        stored = self._stored[name]
+        return self._files[stored].get_tensor(stored)
 
     def _open(self, file: str) -> None:
         from safetensors import SafetensorError, safe_open
@@ -63,16 +82,16 @@ class Shards:
             raise UserError(f"{path} is damaged or truncated: {error}") from error
         for name in opened.keys():
             if name in self._files:
-                raise UserError(f"{self._directory} holds the tensor {name} in two files; remove one")
+                raise UserError(f"{self._directory} has the tensor {short(name)} in two files; remove one")
             view = opened.get_slice(name)
             if view.get_dtype() not in DTYPES:
                 raise UserError(
-                    f"{path}: tensor {name} has dtype {view.get_dtype()}, expected {', '.join(DTYPES)}; "
-                    "take an unquantised checkpoint"
+                    f"{path}: tensor {short(name)} has dtype {view.get_dtype()}, expected {', '.join(DTYPES)}; "
+                    "use an unquantised checkpoint"
                 )
             self._files[name] = opened
-            self.shapes[name] = tuple(view.get_shape())
-            self.dtypes[name] = DTYPES[view.get_dtype()]
+            self._shapes[name] = tuple(view.get_shape())
+            self._dtypes[name] = DTYPES[view.get_dtype()]
 
 
 def write_shards(
@@ -106,7 +125,7 @@ def write_shards(
 
 
 def verify_sums(directory: pathlib.Path, files: Iterable[str]) -> None:
-    """Compares files with the SHA-256 that was recorded when they were written, where it was.
+    """Compares files with the SHA-256 that was recorded when they were written, if it was.
 
     The format itself has no checksum: a flipped bit would load as another number.
 
@@ -114,11 +133,9 @@ def verify_sums(directory: pathlib.Path, files: Iterable[str]) -> None:
       UserError: for a file that differs.
     """
     try:
-        lines = (directory / SUMS).read_text(encoding="utf-8").splitlines()
+        lines = read_text(directory / SUMS).splitlines()
     except FileNotFoundError:
         return
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {directory / SUMS}: {error}") from error
     recorded = {name.lstrip(" *"): digest for digest, _, name in (line.partition(" ") for line in lines)}
     for file in files:
         path = directory / file
@@ -128,13 +145,13 @@ def verify_sums(directory: pathlib.Path, files: Iterable[str]) -> None:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
         if digest != recorded[file].lower():
             raise UserError(
-                f"{path} is not what was written: its SHA-256 differs from the one in {SUMS}; take another "
-                f"copy, or delete {SUMS} if it was changed on purpose"
+                f"{path} was changed after it was written: its SHA-256 differs from the one in {SUMS}; use another "
+                f"copy, or delete {SUMS} if the change was intended"
             )
 
 
 def what_is_there(directory: pathlib.Path) -> str:
-    """What a directory without loadable weights has instead, and what to do."""
+    """What a directory without loadable weights contains instead, and what to do."""
     names = sorted(entry.name for entry in directory.iterdir())
     pickles = [name for name in names if name.endswith(PICKLES)]
     ggufs = [name for name in names if name.endswith(".gguf")]
@@ -145,7 +162,7 @@ def what_is_there(directory: pathlib.Path) -> str:
         return f"it has GGUF files; give the path of one: {first(ggufs)}"
     if pickles:
         return pickle_advice(pickles[0])
-    return f"expected {SINGLE} or {INDEX} in it"
+    return f"expected {SINGLE} or {INDEX}"
 
 
 def pickle_advice(name: str) -> str:
@@ -156,28 +173,47 @@ def pickle_advice(name: str) -> str:
     )
 
 
-def _listed(directory: pathlib.Path) -> dict[str, str]:
+def _plain_names(stored: Iterable[str], directory: pathlib.Path) -> dict[str, str]:
+    """The language model's own name of every tensor -> its name in the file."""
+    found = {name: name for name in stored}
+    for prefix, plain in _WRAPPERS:
+        if any(name.startswith(prefix) for name in found):
+            renamed = [(plain + name.removeprefix(prefix) if name.startswith(prefix) else name) for name in found]
+            if len(set(renamed)) < len(found):
+                raise UserError(f"{directory} has tensors with and without the prefix {prefix}, which contradict")
+            found = dict(zip(renamed, found.values(), strict=True))
+    if "embed_tokens.weight" in found and not any(name.startswith("model.") for name in found):
+        found = {(f"model.{n}" if n.startswith(_DECODER) else n): stored for n, stored in found.items()}
+    return found
+
+
+def _listed(directory: pathlib.Path, single: str) -> dict[str, str]:
     """Tensor to file by the index; empty where a single file holds all."""
-    if (directory / SINGLE).is_file():
+    if (directory / single).is_file():
         return {}
-    if not (directory / INDEX).is_file():
-        raise UserError(f"no weights in {directory}: {what_is_there(directory)}")
+    if single != SINGLE or not (directory / INDEX).is_file():
+        wanted = "" if single == SINGLE else f"expected {single}; "
+        raise UserError(f"no weights in {directory}: {wanted}{what_is_there(directory)}")
     listed = read_json(directory / INDEX).get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(isinstance(f, str) for f in listed.values()):
         raise UserError(f"{directory / INDEX}: weight_map must map tensors to files")
     files = sorted(set(listed.values()))
-    outside = [file for file in files if pathlib.PurePath(file).name != file]
+    outside = [file for file in files if pathlib.PurePath(file).name != file or "\0" in file]
     if outside:
         raise UserError(f"{directory / INDEX} points outside its directory: {first(outside)}")
+    long = [file for file in files if len(os.fsencode(file)) > _MAX_NAME]
+    if long:
+        raise UserError(f"{directory / INDEX} names files with more than {_MAX_NAME} bytes: {first(long)}")
     missing = [file for file in files if not (directory / file).is_file()]
     if missing:
-        raise UserError(f"{directory / INDEX} lists files that are not there: {first(missing)}")
+        raise UserError(f"{directory / INDEX} lists files that do not exist: {first(missing)}")
     return listed
 
 
 def _check_header(path: pathlib.Path) -> None:
-    """Finds a tensor listed twice, which the reader below would take the last of."""
+    """Detects a tensor that is listed twice, of which the reader below would use the last."""
     try:
+        check_regular(path)
         with path.open("rb") as file:
             head = file.read(8)
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0

@@ -1,115 +1,103 @@
-"""What every tokenizer offers: text to token ids and back, spans, chats, identity."""
+"""Tokenizers: text to token ids and back, spans, chats, identity."""
 
-import abc
 import codecs
-import dataclasses
 import datetime
 import functools
 import hashlib
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prm_jax.errors import UserError
-from prm_jax.models import chat
-
-if TYPE_CHECKING:
-    from prm_jax.models.config import ModelConfig
-
-Span = tuple[int, int]
-_UNKNOWN = "\N{REPLACEMENT CHARACTER}".encode()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SpecialTokens:
-    """Ids with a meaning of their own.
-
-    Attributes:
-      bos_id: what a text starts with under ``add_special``, if anything.
-      eos_id: ends a text; None where the checkpoint names none.
-      pad_id: fills rows; where the checkpoint names none, ``eos_id`` or else 0 (a mask tells padding apart).
-      eos_ids: every id that ends a generation, ``eos_id`` first: a chat model has one for the turn as well.
-    """
-
-    bos_id: int | None = None
-    eos_id: int | None = None
-    pad_id: int = 0
-    eos_ids: tuple[int, ...] = ()
+from prm_jax.models import chat, tokenizer_files
+from prm_jax.models.char_codec import SPECIAL, CharCodec
+from prm_jax.models.codec import UNKNOWN, Codec, Span
+from prm_jax.models.config import ModelConfig
+from prm_jax.models.hub import find_model
+from prm_jax.models.special_tokens import SpecialTokens
 
 
-class Tokenizer(abc.ABC):
+class Tokenizer:
     """Text to token ids and back.
 
-    ``Tokenizer.load`` gives the right kind: byte-pair tokenizers of checkpoints (``FastTokenizer``) or the
-    character tokenizers of built-in tasks (``CharTokenizer``).
+    ``Tokenizer.load`` reads the tokenizer of a checkpoint; ``CharTokenizer`` makes one from an alphabet.
+
+    Args:
+      codec: maps text to ids and ids to bytes.
+      special: the ids with a meaning of their own.
+      chat_template: Jinja source, or None.
 
     Attributes:
-      tokens: id to token as the file spells it (bytes mapped to letters, for byte-level vocabularies); None
-        where an id is not in use.
-      special: the ids with a meaning.
+      codec: as given.
+      special: as given.
+      chat_template: as given.
+      tokens: token by id, spelled as in the file (byte-level vocabularies map bytes to letters); None for
+        unused ids.
       special_ids: the ids that ``skip_special`` leaves out.
-      chat_template: Jinja source, or None.
+
+    Raises:
+      UserError: for a special id outside the vocabulary.
     """
 
-    def __init__(
-        self,
-        tokens: Sequence[str | None],
-        token_bytes: Sequence[bytes],
-        *,
-        special: SpecialTokens,
-        special_ids: Iterable[int],
-        chat_template: str | None,
-    ):
-        self.tokens = tuple(tokens)
+    def __init__(self, codec: Codec, *, special: SpecialTokens, chat_template: str | None = None):
+        self.codec = codec
         self.special = special
-        self.special_ids = frozenset(special_ids)
         self.chat_template = chat_template
-        self._bytes = tuple(token_bytes)
+        self.tokens = codec.tokens
+        self.special_ids = codec.special_ids
+        for index in (special.bos_id, special.pad_id, *special.eos_ids):
+            if index is not None and not 0 <= index < len(self.tokens):
+                raise UserError(f"special token id {index} is outside the tokenizer's {len(self.tokens)} tokens")
 
     @staticmethod
     def load(path: str | pathlib.Path) -> "Tokenizer":
         """Loads the tokenizer of a checkpoint.
 
         Args:
-          path: a Hugging Face directory, a ``tokenizer.json`` (files beside it count), or a ``.gguf`` file.
+          path: a Hugging Face directory (an adapter's is its base model's, unless it has its own), a
+            ``tokenizer.json`` (its neighbours are read too), a ``.gguf`` file, or a name on the hub (see
+            ``find_model``).
 
         Returns:
-          The tokenizer, with the chat template and the special ids found beside it.
+          The tokenizer, with the checkpoint's chat template and special ids.  A warning is logged if it
+          has no end-of-text token.
 
         Raises:
-          UserError: where there is none, or of a kind that would tokenize differently here.
+          UserError: if there is none, or one that would tokenize differently here.
         """
-        from prm_jax.models import tokenizer_files
+        codec, special, template = tokenizer_files.load(find_model(path))
+        if isinstance(codec, CharCodec):
+            return CharTokenizer(codec.alphabet, chat_template=template)
+        return Tokenizer(codec, special=special, chat_template=template)
 
-        return tokenizer_files.load(pathlib.Path(path))
-
-    @abc.abstractmethod
     def encode_with_spans(self, text: str, *, add_special: bool = False) -> tuple[list[int], list[Span]]:
-        """Token ids and, for each, the characters ``text[start:end]`` that it stands for.
+        """Token ids and, for each, the span ``text[start:end]`` that it covers.
 
-        Spans of neighbours overlap where a character is cut in two; an added special token has an empty span.
+        Spans of neighbours overlap if a character is split between them; an added special token has an empty
+        span.
         """
+        return self.codec.encode_with_spans(text, add_special)
 
-    @abc.abstractmethod
     def to_json(self) -> str:
         """The contents of a ``tokenizer.json`` that other libraries read as the same tokenizer."""
+        return self.codec.to_json()
 
     def encode(self, text: str, *, add_special: bool = False) -> list[int]:
         """Token ids of a text.
 
         Args:
           text: any text; special tokens spelled out in it become special tokens.
-          add_special: add what the checkpoint puts around a text (a beginning-of-text token, mostly).  Text
-            from ``render_chat`` has it already.
+          add_special: add the tokens that the checkpoint puts around a text, usually a beginning-of-text token.
+            Text from ``render_chat`` already contains them.
 
         Returns:
           Ids in ``[0, vocab_size)``.
         """
-        return self.encode_with_spans(text, add_special=add_special)[0]
+        return self.codec.encode(text, add_special)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
-        """The text of token ids; bytes that are no UTF-8, and ids not in the vocabulary, give U+FFFD.
+        """The text of token ids; invalid UTF-8 and ids outside the vocabulary give U+FFFD.
 
         ``decode(encode(text)) == text`` for every text that the vocabulary covers.
         """
@@ -117,15 +105,15 @@ class Tokenizer(abc.ABC):
         return self.finish_text(b"".join(map(self.token_bytes, kept)).decode(errors="replace"))
 
     def decode_with_spans(self, ids: Iterable[int], *, skip_special: bool = False) -> tuple[str, list[Span]]:
-        """``decode(ids)`` and, for every id, the characters of the text that it takes part in.
+        """``decode(ids)`` and, for every id, the span of characters that it contributes to.
 
         Args:
           ids: T token ids.
           skip_special: leave special tokens out of the text; their spans are empty.
 
         Returns:
-          The text, and T spans ``(start, end)`` that rise in both ends; neighbours that share a character
-          overlap in it.
+          The text, and T spans ``(start, end)``, non-decreasing in both ends; neighbours that share a character
+          overlap.
         """
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         pieces: list[str] = []
@@ -146,8 +134,8 @@ class Tokenizer(abc.ABC):
         return text[cut:], spans
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that one token adds to a text; those of U+FFFD for an id not in the vocabulary."""
-        return self._bytes[token] if 0 <= token < len(self._bytes) else _UNKNOWN
+        """The bytes that one token adds to a text; those of U+FFFD for an id outside the vocabulary."""
+        return self.codec.token_bytes[token] if 0 <= token < len(self.tokens) else UNKNOWN
 
     def render_chat(
         self,
@@ -157,10 +145,10 @@ class Tokenizer(abc.ABC):
         variables: Mapping[str, Any] | None = None,
         now: datetime.datetime | None = None,
     ) -> str:
-        """A conversation as text, by the checkpoint's template: ``prm_jax.models.chat.render_chat``."""
+        """Renders a conversation with the checkpoint's template; see ``prm_jax.models.chat.render_chat``."""
         if self.chat_template is None:
             raise UserError(
-                "this tokenizer has no chat template: give prompts as plain text, or put a chat_template into "
+                "this tokenizer has no chat template: give prompts as plain text, or add a chat_template to "
                 "its tokenizer_config.json"
             )
         special = self.special
@@ -190,7 +178,7 @@ class Tokenizer(abc.ABC):
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id; an embedding may have more rows, never fewer."""
+        """The largest id plus one; an embedding may have more rows, never fewer."""
         return len(self.tokens)
 
     @property
@@ -215,28 +203,41 @@ class Tokenizer(abc.ABC):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of which id is which token: equal for two models that can score each other's tokens."""
+        """SHA-256 of the vocabulary; equal if two models can score each other's tokens."""
         return hashlib.sha256(json.dumps(self.tokens, separators=(",", ":")).encode()).hexdigest()
 
     def save(self, directory: str | pathlib.Path) -> None:
         """Writes ``tokenizer.json``, ``tokenizer_config.json``, ``generation_config.json``, for ``load``."""
-        from prm_jax.models import tokenizer_files
-
-        tokenizer_files.save(self, pathlib.Path(directory))
-
-    def config_json(self) -> dict[str, Any]:
-        """Further entries for ``tokenizer_config.json``."""
-        return {}
+        parts = tokenizer_files.Parts(self.codec, self.special, self.chat_template)
+        tokenizer_files.save(parts, pathlib.Path(directory))
 
     def finish_text(self, text: str) -> str:
-        """What a decoder does to the text as a whole: a suffix of it."""
-        return text
+        """Final step of decoding a whole text; returns a suffix of it."""
+        return self.codec.finish_text(text)
+
+
+class CharTokenizer(Tokenizer):
+    """One token per character, for the built-in tasks and the tiny models that learn them.
+
+    Ids 0, 1, 2 are ``<pad>``, ``<bos>``, ``<eos>``; the characters of the alphabet follow in order.
+
+    Args:
+      alphabet: the characters, each once.
+      chat_template: Jinja source, for tasks with conversations.
+
+    Raises:
+      UserError: for an empty alphabet or a repeated character.
+    """
+
+    def __init__(self, alphabet: str, *, chat_template: str | None = None):
+        super().__init__(CharCodec(alphabet), special=SPECIAL, chat_template=chat_template)
+        self.alphabet = alphabet
 
 
 def check_same_vocabulary(
     a: Tokenizer, b: Tokenizer, *, names: tuple[str, str] = ("the policy", "the reward model")
 ) -> None:
-    """Checks that every id means the same to both, as models that score each other's tokens need.
+    """Checks that two models share a vocabulary, as they must to score each other's tokens.
 
     Raises:
       UserError: naming the first id that differs.
@@ -258,15 +259,15 @@ def check_same_vocabulary(
     )
 
 
-def check_fits(tokenizer: Tokenizer, config: "ModelConfig") -> None:
+def check_fits(tokenizer: Tokenizer, config: ModelConfig) -> None:
     """Checks that the model has an embedding for every id of the tokenizer.
 
     Raises:
-      UserError: otherwise; an id beyond the embedding would silently read another row.
+      UserError: if not; an id outside the embedding would silently read another row.
     """
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"the tokenizer does not match the model: it has ids up to {tokenizer.vocab_size - 1} "
             f"({tokenizer.tokens[-1]!r}), the embedding has {config.vocab_size} rows; "
-            "take the tokenizer that belongs to the checkpoint"
+            "use the tokenizer of the same checkpoint"
         )

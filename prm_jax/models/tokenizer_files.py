@@ -1,60 +1,104 @@
-"""Where a checkpoint keeps its tokenizer: files of a Hugging Face directory, or a GGUF file's metadata."""
+"""Tokenizer files of a checkpoint: those of a Hugging Face directory, or a GGUF file's metadata."""
 
+import logging
 import pathlib
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from prm_jax.errors import UserError, require
-from prm_jax.models.char_tokenizer import CharTokenizer
-from prm_jax.models.fast_tokenizer import FastTokenizer, special_tokens
-from prm_jax.models.files import read_json, write_json, write_text
-from prm_jax.models.tokenizer import Tokenizer
+from prm_jax.models import gguf, gguf_tokenizer, peft_files
+from prm_jax.models.char_codec import SPECIAL, CharCodec
+from prm_jax.models.codec import Codec
+from prm_jax.models.fast_codec import FastCodec
+from prm_jax.models.files import read_json, read_text, write_json, write_text
+from prm_jax.models.special_tokens import SpecialTokens, make_special_tokens
 
 _TOKENIZER, _CONFIG, _GENERATION = "tokenizer.json", "tokenizer_config.json", "generation_config.json"
+_SPECIAL_MAP, _MODEL = "special_tokens_map.json", "config.json"
 _TEMPLATE = "chat_template.jinja"
-FILES = (_TOKENIZER, _CONFIG, _GENERATION, _TEMPLATE)
+FILES = (_TOKENIZER, _CONFIG, _GENERATION, _SPECIAL_MAP, _TEMPLATE)
 
 
-def load(path: pathlib.Path) -> Tokenizer:
+class Parts(NamedTuple):
+    """What a ``Tokenizer`` is made of."""
+
+    codec: Codec
+    special: SpecialTokens
+    chat_template: str | None
+
+
+def load(path: pathlib.Path) -> Parts:
     """See ``Tokenizer.load``."""
     if path.suffix == ".gguf":
-        from prm_jax.models import gguf, gguf_tokenizer
+        metadata = gguf.read_gguf(path).metadata
+        codec, special = gguf_tokenizer.load(metadata, source=str(path))
+        parts = Parts(codec, special, metadata.get("tokenizer.chat_template"))
+    else:
+        parts = _load_directory(path)
+    if not parts.special.eos_ids:
+        logging.getLogger(__name__).warning(
+            "the tokenizer at %s has no end-of-text token (none in %s): responses end only at stop strings or at the "
+            "token limit; name one as eos_token in %s",
+            path, "its metadata" if path.suffix == ".gguf" else f"{_CONFIG}, {_SPECIAL_MAP}, {_GENERATION}, {_MODEL}",
+            _CONFIG,
+        )  # fmt: skip
+    return parts
 
-        return gguf_tokenizer.load(gguf.read_gguf(path).metadata, source=str(path))
+
+def save(parts: Parts, directory: pathlib.Path) -> None:
+    """See ``Tokenizer.save``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    codec, special = parts.codec, parts.special
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config["clean_up_tokenization_spaces"] = False
+    config |= codec.config_json()
+    for name, index in (("bos", special.bos_id), ("eos", special.eos_id), ("pad", special.pad_id)):
+        if index is not None:
+            config[f"{name}_token"] = codec.tokens[index]
+    if parts.chat_template is not None:
+        config["chat_template"] = parts.chat_template
+    generation = {
+        "bos_token_id": special.bos_id,
+        "eos_token_id": list(special.eos_ids) or None,
+        "pad_token_id": special.pad_id,
+    }
+    write_text(directory / _TOKENIZER, codec.to_json())
+    write_json(directory / _CONFIG, config)
+    write_json(directory / _GENERATION, {k: v for k, v in generation.items() if v is not None})
+    for other in (_TEMPLATE, _SPECIAL_MAP):  # they would contradict tokenizer_config.json
+        (directory / other).unlink(missing_ok=True)
+
+
+def _load_directory(path: pathlib.Path) -> Parts:
+    if peft_files.is_adapter(path) and not (path / _TOKENIZER).is_file():
+        return load(peft_files.base_of(path))
     file = path / _TOKENIZER if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"no tokenizer at {path}: {_what_is_there(path)}")
     if file.suffix != ".json":
         raise UserError(f"{path} is not a tokenizer: expected a directory, a tokenizer.json or a .gguf file")
     config = read_json(file.parent / _CONFIG, missing={})
+    template = _chat_template(file.parent, config)
     if "char_alphabet" in config:
-        return CharTokenizer(str(config["char_alphabet"]), chat_template=_chat_template(file.parent, config))
+        return Parts(CharCodec(str(config["char_alphabet"])), SPECIAL, template)
     fast = _read_fast(file)
     kept = {k: v for k, v in config.items() if k not in ("chat_template", "auto_map")}
-    special = special_tokens(fast, config, _generation_ends(file.parent))
-    return FastTokenizer(fast, special=special, chat_template=_chat_template(file.parent, config), config=kept)
+    return Parts(FastCodec(fast, kept), _special_tokens(fast, config, file.parent), template)
 
 
-def save(tokenizer: Tokenizer, directory: pathlib.Path) -> None:
-    """See ``Tokenizer.save``."""
-    directory.mkdir(parents=True, exist_ok=True)
-    special = tokenizer.special
-    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    config["clean_up_tokenization_spaces"] = False
-    config |= tokenizer.config_json()
-    for name, index in (("bos", special.bos_id), ("eos", special.eos_id), ("pad", special.pad_id)):
-        if index is not None:
-            config[f"{name}_token"] = tokenizer.tokens[index]
-    if tokenizer.chat_template is not None:
-        config["chat_template"] = tokenizer.chat_template
-    generation = {
-        "bos_token_id": special.bos_id,
-        "eos_token_id": list(special.eos_ids) or None,
-        "pad_token_id": special.pad_id,
-    }
-    write_text(directory / _TOKENIZER, tokenizer.to_json())
-    write_json(directory / _CONFIG, config)
-    write_json(directory / _GENERATION, {k: v for k, v in generation.items() if v is not None})
-    (directory / _TEMPLATE).unlink(missing_ok=True)  # would count before the one in tokenizer_config.json
+def _special_tokens(fast: Any, config: Mapping[str, Any], directory: pathlib.Path) -> SpecialTokens:
+    """Tokens that ``tokenizer_config.json`` names, or else ``special_tokens_map.json``, and all end tokens."""
+    fallback = read_json(directory / _SPECIAL_MAP, missing={})
+    found: dict[str, int | None] = {}
+    for name in ("bos_token", "eos_token", "pad_token"):
+        source = _CONFIG if config.get(name) is not None else _SPECIAL_MAP
+        token = (config if source == _CONFIG else fallback).get(name)
+        if isinstance(token, Mapping):
+            token = token.get("content")
+        found[name] = None if token is None else fast.token_to_id(str(token))
+        if token is not None and found[name] is None:
+            raise UserError(f"{directory / source}: {name}={token!r} is not a token of {_TOKENIZER}")
+    return make_special_tokens(found["bos_token"], found["eos_token"], found["pad_token"], _generation_ends(directory))
 
 
 def _read_fast(file: pathlib.Path) -> Any:
@@ -62,16 +106,13 @@ def _read_fast(file: pathlib.Path) -> Any:
     try:
         return tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the package raises bare Exception
-        raise UserError(f"{file} is not a tokenizer that the tokenizers package reads: {error}") from error
+        raise UserError(f"{file} cannot be read by the tokenizers package: {error}") from error
 
 
 def _chat_template(directory: pathlib.Path, config: dict[str, Any]) -> str | None:
     file = directory / _TEMPLATE
     if file.is_file():
-        try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read {file}: {error}") from error
+        return read_text(file)
     template = config.get("chat_template")
     if isinstance(template, list):  # several by name
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
@@ -82,12 +123,14 @@ def _chat_template(directory: pathlib.Path, config: dict[str, Any]) -> str | Non
 
 
 def _generation_ends(directory: pathlib.Path) -> tuple[int, ...]:
-    ends = read_json(directory / _GENERATION, missing={}).get("eos_token_id")
+    """End tokens of ``generation_config.json``; a checkpoint without one keeps them in ``config.json``."""
+    file = directory / (_GENERATION if (directory / _GENERATION).exists() else _MODEL)
+    ends = read_json(file, missing={}).get("eos_token_id")
     if ends is None:
         return ()
     listed = ends if isinstance(ends, list) else [ends]
     if not all(isinstance(i, int) and not isinstance(i, bool) for i in listed):
-        raise UserError(f"{directory / _GENERATION}: eos_token_id must be an id or a list, found {ends!r}")
+        raise UserError(f"{file}: eos_token_id must be an id or a list of ids, found {ends!r}")
     return tuple(listed)
 
 
@@ -95,10 +138,10 @@ def _what_is_there(path: pathlib.Path) -> str:
     if not path.exists():
         return "there is no such file or directory"
     if not path.is_dir():
-        return "that is not a file"
+        return "not a regular file or directory"
     if any((path / name).exists() for name in ("tokenizer.model", "vocab.json", "vocab.txt")):
         return (
-            "it holds the older files of a slow tokenizer and no tokenizer.json; convert them with "
+            "it has the files of a slow tokenizer but no tokenizer.json; convert them with "
             "transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
     return "expected a tokenizer.json in it"

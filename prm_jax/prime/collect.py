@@ -12,7 +12,7 @@ from prm_jax.data.problems import Problem, Task
 from prm_jax.data.selection import solve_rate_passes
 from prm_jax.data.steps import step_ids_from_text
 from prm_jax.errors import UserError
-from prm_jax.models import ModelConfig, generate
+from prm_jax.models import DecodeOptions, ModelConfig, generate
 from prm_jax.prime.options import RolloutOptions
 from prm_jax.prime.step import PrimeBatch
 
@@ -150,8 +150,7 @@ class Sampler:
             top_k=top_k,
             top_p=top_p,
             stop=self.task.stop,
-            eos_ids=tuple(self.tokenizer.eos_ids),
-            tokenizer=self.tokenizer,
+            options=DecodeOptions(tokenizer=self.tokenizer),
         )
         response, response_mask, finished = jax.device_get((samples.tokens, samples.mask, samples.finished))
         tokens, mask = self._rows(prompts, np.asarray(response), np.asarray(response_mask, bool))

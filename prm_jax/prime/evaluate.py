@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from prm_jax import rl
+from prm_jax import rl, stats
 from prm_jax.data.problems import Problem, Task
 from prm_jax.models import ModelConfig, token_logprobs
 from prm_jax.prime.collect import Responses, Sampler, concatenate
@@ -120,8 +120,8 @@ class PRMProbe:
             "first_error_f1": float(f1["f1"]),
             "error_acc": float(f1["error_acc"]),
             "correct_acc": float(f1["correct_acc"]),
-            "step_auc": float(rl.roc_auc(step_scores[half:], self.labels[half:], seen[half:])),
-            "outcome_auc": float(rl.roc_auc(lowest[half:], self.responses.outcome[half:] > 0.5, written)),
+            "step_auc": float(stats.roc_auc(step_scores[half:], self.labels[half:], seen[half:])),
+            "outcome_auc": float(stats.roc_auc(lowest[half:], self.responses.outcome[half:] > 0.5, written)),
         }
 
 

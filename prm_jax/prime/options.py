@@ -6,10 +6,12 @@ the presets change what a small machine needs changed.
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from prm_jax.config_io import OptionsOf
 from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.models.model_options import ModelOptions
+from prm_jax.option_ranges import above, at_least, within
 
 
 @dataclass(frozen=True)
@@ -18,27 +20,28 @@ class TaskOptions:
 
     name: str = "carry"
     """Task: carry, arithmetic, jsonl, gsm8k, or the name of a reasoning-gym dataset."""
-    options: dict[str, str] = field(default_factory=dict)
-    """Options of that task as name value pairs, e.g. min_operands 3 max_operands 5."""
+    options: Annotated[dict[str, str], OptionsOf("name")] = field(default_factory=dict)
+    """Options of that task as name value pairs, e.g. min_operands 3 max_operands 5; added to the preset's for the same
+    task."""
 
 
 @dataclass(frozen=True)
 class SFTOptions:
     """Warm start: supervised fine-tuning on the task's demonstrations."""
 
-    steps: int = 0
+    steps: Annotated[int, at_least(0)] = 0
     """Steps; 0: none."""
-    batch_size: int = 64
+    batch_size: Annotated[int, at_least(1)] = 64
     """Demonstrations a step."""
-    learning_rate: float = 5e-3
+    learning_rate: Annotated[float, at_least(0)] = 5e-3
     """Peak learning rate; cosine to a tenth of it."""
-    warmup_fraction: float = 0.05
+    warmup_fraction: Annotated[float, within(0, 1)] = 0.05
     """Share of the steps in which the learning rate rises linearly."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, at_least(0)] = 0.0
     """AdamW's decoupled weight decay."""
-    beta2: float = 0.95
+    beta2: Annotated[float, within(0, 1, high_open=True)] = 0.95
     """AdamW's second moment decay."""
-    grad_clip: float = 1.0
+    grad_clip: Annotated[float, above(0)] = 1.0
     """Largest global norm of a gradient."""
 
 
@@ -46,35 +49,35 @@ class SFTOptions:
 class RolloutOptions:
     """How solutions are sampled, and which prompts count."""
 
-    prompts_per_step: int = 256
+    prompts_per_step: Annotated[int, at_least(1)] = 256
     """Prompts a step, after filtering."""
-    samples_per_prompt: int = 4
+    samples_per_prompt: Annotated[int, at_least(1)] = 4
     """Solutions a prompt (a group)."""
-    max_new_tokens: int = 3072
+    max_new_tokens: Annotated[int, at_least(1)] = 3072
     """Longest response, in tokens."""
-    max_prompt_tokens: int = 1024
+    max_prompt_tokens: Annotated[int, at_least(1)] = 1024
     """Longer prompts are left out and counted."""
-    temperature: float = 1.0
+    temperature: Annotated[float, above(0)] = 1.0
     """Sampling temperature; policy log-probs use it too, the PRM and the reference do not."""
-    top_k: int = 0
+    top_k: Annotated[int, at_least(0)] = 0
     """Sample among the k likeliest tokens; 0: all."""
-    top_p: float = 1.0
+    top_p: Annotated[float, within(0, 1)] = 1.0
     """Sample within this much probability mass."""
     filter: Literal["none", "mask", "oversample", "resample"] = "resample"
     """Prompts by their solve rate.  none: keep all; mask: failing groups stay in the batch but count for
     nothing; oversample: draw more, passing ones first, failing ones fill up; resample: sample until
     enough prompts pass."""
-    solve_rate_low: float = 0.2
+    solve_rate_low: Annotated[float, within(0, 1)] = 0.2
     """A prompt passes when its solve rate is at least this ..."""
-    solve_rate_high: float = 0.8
+    solve_rate_high: Annotated[float, within(0, 1)] = 0.8
     """... and at most this."""
-    oversample_factor: int = 4
+    oversample_factor: Annotated[int, at_least(1)] = 4
     """Prompts drawn for one kept, with filter=oversample."""
-    max_resample_rounds: int = 8
+    max_resample_rounds: Annotated[int, at_least(1)] = 8
     """Rounds of sampling after which filter=resample goes on with the groups that it has, the rest masked."""
     drop_truncated: bool = False
     """A group with a response that reached max_new_tokens fails the filter."""
-    outcome_noise: float = 0.0
+    outcome_noise: Annotated[float, within(0, 0.5)] = 0.0
     """Share of outcomes turned round at random in training, to study verifiers that err."""
 
 
@@ -84,7 +87,7 @@ class PRMOptions:
 
     path: str = ""
     """Start from these weights (a smaller model with the same tokenizer, say); empty: the policy's start."""
-    lora_rank: int = 0
+    lora_rank: Annotated[int, at_least(0)] = 0
     """Rank of the PRM's adapters on its frozen start; 0: all parameters train."""
     reference: Literal["frozen", "policy"] = "frozen"
     """The reference: the PRM's own frozen start, or the policy that sampled."""
@@ -95,27 +98,27 @@ class PRMOptions:
     loss: Literal["ce", "dpo", "detached", "detached_bon_rm", "detached_bon_acc"] = "ce"
     """Cross-entropy on the outcome, DPO over all right-wrong pairs of a group, or the released detached
     pair losses."""
-    beta: float = 0.05
+    beta: Annotated[float, above(0)] = 0.05
     """Scale of the log-ratio."""
-    learning_rate: float = 1e-6
+    learning_rate: Annotated[float, at_least(0)] = 1e-6
     """Constant after warm-up."""
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, at_least(0)] = 0
     """Optimiser steps in which the learning rate rises linearly."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, at_least(0)] = 0.0
     """AdamW's decoupled weight decay."""
-    grad_clip: float = 10.0
+    grad_clip: Annotated[float, above(0)] = 10.0
     """Largest global norm of a gradient."""
-    minibatches: int = 1
+    minibatches: Annotated[int, at_least(1)] = 1
     """Optimiser steps that one pass over the batch is divided into (whole groups each)."""
-    epochs: int = 1
+    epochs: Annotated[int, at_least(1)] = 1
     """Passes over the batch."""
-    microbatches: int = 1
+    microbatches: Annotated[int, at_least(1)] = 1
     """Pieces in which one optimiser step's gradient is accumulated (exactly)."""
-    pretrain_rollouts: int = 0
+    pretrain_rollouts: Annotated[int, at_least(0)] = 0
     """Rollouts of the initial policy from which the PRM learns, by outcomes alone, before the policy does."""
-    pretrain_epochs: int = 4
+    pretrain_epochs: Annotated[int, at_least(1)] = 4
     """Passes over them."""
-    pretrain_batch: int = 128
+    pretrain_batch: Annotated[int, at_least(1)] = 128
     """Rollouts an optimiser step of that."""
 
 
@@ -129,9 +132,9 @@ class AdvantageOptions:
     process: Literal["implicit", "checker"] = "implicit"
     """Where process rewards come from.  implicit: the online PRM; checker: the task's own step checker, -1 on the last
     token of the first wrong step: what a PRM without error would say, for tasks that know."""
-    process_coef: float = 1.0
+    process_coef: Annotated[float, at_least(0)] = 1.0
     """Weight of the process rewards; 0 is outcome-only training, and then no PRM is kept at all."""
-    outcome_coef: float = 1.0
+    outcome_coef: Annotated[float, at_least(0)] = 1.0
     """Weight of the outcome."""
     granularity: Literal["token", "step"] = "token"
     """A process reward at every token, or summed at the last token of every step."""
@@ -141,14 +144,14 @@ class AdvantageOptions:
     gate: bool = False
     """Scale the process rewards by max(0, 2 * a - 1), a = the PRM's pairwise accuracy on these rollouts
     before it learns from them."""
-    gate_z: float = 0.0
+    gate_z: Annotated[float, at_least(0)] = 0.0
     """Put the lower end of a's interval in its place, this many standard errors below, counting the mixed groups: a
     gate that few groups cannot open by luck; 0: a as it is."""
     include_last: bool = True
     """The response's last token gets a process reward, too."""
-    discount: float = 1.0
+    discount: Annotated[float, within(0, 1)] = 1.0
     """Discount of process rewards."""
-    gae_lambda: float = 1.0
+    gae_lambda: Annotated[float, within(0, 1)] = 1.0
     """Lambda of GAE (ppo)."""
     whiten: bool = True
     """Normalise advantages over the batch (rloo, ppo)."""
@@ -158,37 +161,37 @@ class AdvantageOptions:
 class PolicyOptions:
     """The policy's loss and optimiser."""
 
-    learning_rate: float = 5e-7
+    learning_rate: Annotated[float, at_least(0)] = 5e-7
     """Constant after warm-up."""
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, at_least(0)] = 0
     """Optimiser steps in which the learning rate rises linearly."""
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, at_least(0)] = 0.01
     """AdamW's decoupled weight decay."""
-    beta2: float = 0.999
+    beta2: Annotated[float, within(0, 1, high_open=True)] = 0.999
     """AdamW's second moment decay."""
-    grad_clip: float = 1.0
+    grad_clip: Annotated[float, above(0)] = 1.0
     """Largest global norm of a gradient."""
-    clip_low: float = 0.2
+    clip_low: Annotated[float, within(0, 1)] = 0.2
     """The probability ratio is clipped below at 1 - clip_low."""
-    clip_high: float = 0.2
+    clip_high: Annotated[float, at_least(0)] = 0.2
     """... and above at 1 + clip_high."""
-    dual_clip: float | None = None
+    dual_clip: Annotated[float | None, above(1)] = None
     """Bound of the loss for negative advantages, times the advantage; none: unbounded."""
     ratio: Literal["token", "sequence"] = "token"
     """Probability ratios of tokens, or of whole responses (geometric mean)."""
-    kl_coef: float = 0.0
+    kl_coef: Annotated[float, at_least(0)] = 0.0
     """Weight of the divergence from the reference; 0: none."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Estimator of the divergence in the loss."""
     kl_placement: Literal["loss", "reward"] = "loss"
     """The divergence as a term of the loss, or as a penalty on every token's reward."""
-    entropy_coef: float = 0.0
+    entropy_coef: Annotated[float, at_least(0)] = 0.0
     """Weight of the entropy bonus; 0: none."""
-    minibatches: int = 1
+    minibatches: Annotated[int, at_least(1)] = 1
     """Optimiser steps that one pass over the batch is divided into (whole groups each)."""
-    epochs: int = 1
+    epochs: Annotated[int, at_least(1)] = 1
     """Passes over the batch."""
-    microbatches: int = 1
+    microbatches: Annotated[int, at_least(1)] = 1
     """Pieces in which one optimiser step's gradient is accumulated (exactly)."""
 
 
@@ -196,11 +199,11 @@ class PolicyOptions:
 class CriticOptions:
     """The critic of estimator=ppo: a value head on a copy of the policy's start."""
 
-    learning_rate: float = 1e-5
+    learning_rate: Annotated[float, at_least(0)] = 1e-5
     """Constant."""
-    grad_clip: float = 1.0
+    grad_clip: Annotated[float, above(0)] = 1.0
     """Largest global norm of a gradient."""
-    clip: float | None = 0.2
+    clip: Annotated[float | None, at_least(0)] = 0.2
     """Values move at most this far from the old ones in one update; none: unbounded."""
 
 
@@ -208,18 +211,18 @@ class CriticOptions:
 class EvalOptions:
     """Evaluation on problems that training never sees."""
 
-    every: int = 10
+    every: Annotated[int, at_least(0)] = 10
     """Steps between evaluations; 0: only before and after."""
-    problems: int = 512
+    problems: Annotated[int, at_least(1)] = 512
     """Problems in one evaluation."""
     greedy: bool = True
     """Evaluate the likeliest response."""
     sampled: bool = True
     """Evaluate one sampled response a problem."""
-    prm_problems: int = 512
+    prm_problems: Annotated[int, at_least(0)] = 512
     """Responses of the initial policy on which the PRM is tested against exact step labels, one a problem;
     0: none. Twice as many problems are drawn: the first half only picks the threshold."""
-    batch_size: int = 256
+    batch_size: Annotated[int, at_least(1)] = 256
     """Prompts generated for at once."""
 
 
@@ -237,21 +240,21 @@ class TrainOptions:
     critic: CriticOptions = field(default_factory=CriticOptions)
     eval: EvalOptions = field(default_factory=EvalOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
-    seed: int = 0
+    seed: Annotated[int, within(0, 2**32 - 1)] = 0
     """Seed of everything random."""
-    steps: int = 60
+    steps: Annotated[int, at_least(0)] = 60
     """Training steps of the policy."""
     baseline: bool = False
     """Afterwards, the same from the same start with outcomes only, for comparison."""
-    save_every: int = 10
+    save_every: Annotated[int, at_least(1)] = 10
     """Steps between checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Annotated[int, at_least(1)] = 2
     """Checkpoints kept."""
-    sample_every: int = 10
+    sample_every: Annotated[int, at_least(1)] = 10
     """Steps between samples written as text with their step rewards."""
-    max_bad_steps: int = 3
+    max_bad_steps: Annotated[int, at_least(1)] = 3
     """Steps in a row with a non-finite gradient after which a run stops; each is skipped and counted."""
-    max_empty_steps: int = 20
+    max_empty_steps: Annotated[int, at_least(1)] = 20
     """Steps in a row without a prompt that passes the filter after which a run stops."""
     tensorboard: bool = False
     """Write TensorBoard events, too (extra tb)."""

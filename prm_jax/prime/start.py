@@ -69,8 +69,8 @@ def load_start(options: TrainOptions) -> Start:
 
 
 def make_task(options: TaskOptions) -> Task:
-    """The task, its options read as numbers or truth values where they look like them."""
-    return load_task(options.name, **{name: _value(text) for name, text in options.options.items()})
+    """The task, with its options converted to the types that its maker declares."""
+    return load_task({"name": options.name, **options.options})
 
 
 def uses_prm(options: TrainOptions) -> bool:
@@ -109,15 +109,3 @@ def make_setup(options: TrainOptions, start: Start) -> PrimeSetup:
 
 def _lora(rank: int, alpha: float) -> LoRAConfig | None:
     return LoRAConfig(rank=rank, alpha=alpha) if rank else None
-
-
-def _value(text: str) -> Any:
-    lowered = text.strip().lower()
-    if lowered in ("true", "false"):
-        return lowered == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text

@@ -104,6 +104,8 @@ def _train_arm(
     mesh: Mesh | None,
 ) -> ArmResult:
     def report(step: int, metrics: dict[str, float]) -> None:
+        if step:
+            run.claim()
         console.update(step, run.log(step, metrics))
 
     def on_start(done: int) -> None:
@@ -158,6 +160,7 @@ def _initial_policy(
         console.phase("warm start", options.sft.steps)
 
         def on_step(step: int, metrics: dict[str, float]) -> None:
+            run.claim()
             console.update(step, metrics)
             if interrupts.should_stop():
                 raise InterruptedRun(

@@ -68,7 +68,8 @@ def train_sft(
         weight_decay=options.weight_decay,
         beta2=options.beta2,
         grad_clip=options.grad_clip,
-        decay_steps=options.steps,
+        schedule="cosine",
+        total_steps=options.steps,
     )
     learner = Learner(config, optimizer)
     trainable, opt_state = learner.init(params, jax.random.key(0))  # no adapters: the key is not used

@@ -11,70 +11,99 @@ if TYPE_CHECKING:
     from prm_jax.prm.inputs import read_solutions
     from prm_jax.prm.judge import judge_scores, process_bench
     from prm_jax.prm.judge_page import results_page
-    from prm_jax.prm.model import PRM, load_prm, save_prm
-    from prm_jax.prm.options import (
-        BaseOptions,
-        DataOptions,
-        KindOptions,
-        OptimizerOptions,
-        TextLayout,
-        TrainPRMOptions,
+    from prm_jax.prm.kinds import (
+        GPM,
+        KINDS,
+        Armo,
+        BCoder,
+        BradleyTerry,
+        DigiQ,
+        Implicit,
+        Outcome,
+        StepQ,
+        Token,
+        Value,
     )
+    from prm_jax.prm.model import load, save, save_implicit
+    from prm_jax.prm.options import POLICY_LAYOUT, BaseOptions, DataOptions, OptimizerOptions, TextLayout
     from prm_jax.prm.page import scores_page
-    from prm_jax.prm.score import Scored, score_solutions
-    from prm_jax.prm.train import train_prm
+    from prm_jax.prm.rewards import (
+        check_gives_step_scores,
+        ensemble_token_rewards,
+        step_scores,
+        token_rewards,
+    )
+    from prm_jax.prm.score import PRM, Scored, score_solutions
+    from prm_jax.prm.spec import Kind, Spec, Weights
+    from prm_jax.prm.train_options import TrainPRMOptions
+    from prm_jax.prm.training import train
 
 _HOMES = {
-    "BaseOptions": "options",
-    "Case": "cases",
-    "DataOptions": "options",
-    "KindOptions": "options",
-    "OptimizerOptions": "options",
-    "PRM": "model",
-    "Scored": "score",
-    "TextLayout": "options",
-    "TrainPRMOptions": "options",
-    "case_of": "cases",
-    "judge_scores": "judge",
-    "load_prm": "model",
-    "process_bench": "judge",
-    "read_cases": "cases",
-    "read_solutions": "inputs",
-    "results_page": "judge_page",
-    "save_prm": "model",
-    "score_solutions": "score",
-    "scores_page": "page",
-    "train_prm": "loop",
-}
+    "cases": ("Case", "case_of", "read_cases"),
+    "inputs": ("read_solutions",),
+    "judge": ("judge_scores", "process_bench"),
+    "judge_page": ("results_page",),
+    "kinds": (
+        "KINDS", "Armo", "BCoder", "BradleyTerry", "DigiQ", "GPM", "Implicit", "Outcome", "StepQ", "Token", "Value",
+    ),
+    "model": ("load", "save", "save_implicit"),
+    "options": ("POLICY_LAYOUT", "BaseOptions", "DataOptions", "OptimizerOptions", "TextLayout"),
+    "page": ("scores_page",),
+    "rewards": ("check_gives_step_scores", "ensemble_token_rewards", "step_scores", "token_rewards"),
+    "score": ("PRM", "Scored", "score_solutions"),
+    "spec": ("Kind", "Spec", "Weights"),
+    "train_options": ("TrainPRMOptions",),
+    "training": ("train",),
+}  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Armo",
+    "BCoder",
     "BaseOptions",
+    "BradleyTerry",
     "Case",
     "DataOptions",
-    "KindOptions",
+    "DigiQ",
+    "GPM",
+    "Implicit",
+    "KINDS",
+    "Kind",
     "OptimizerOptions",
+    "Outcome",
+    "POLICY_LAYOUT",
     "PRM",
     "Scored",
+    "Spec",
+    "StepQ",
     "TextLayout",
+    "Token",
     "TrainPRMOptions",
+    "Value",
+    "Weights",
     "case_of",
+    "check_gives_step_scores",
+    "ensemble_token_rewards",
     "judge_scores",
-    "load_prm",
+    "load",
     "process_bench",
     "read_cases",
     "read_solutions",
     "results_page",
-    "save_prm",
+    "save",
+    "save_implicit",
     "score_solutions",
     "scores_page",
-    "train_prm",
+    "step_scores",
+    "token_rewards",
+    "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
     globals()[name] = value
     return value
 

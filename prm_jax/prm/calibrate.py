@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from prm_jax.data.options import suggest
 from prm_jax.errors import UserError
 from prm_jax.models.files import read_json
+from prm_jax.option_values import suggest
 from prm_jax.prm import compiled
 from prm_jax.prm.judge_calibration import as_logit
 from prm_jax.prm.options import Aggregate

@@ -7,22 +7,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prm_jax import rl
+from prm_jax import rl, stats
 from prm_jax.prm.options import Aggregate
 
-roc_auc = jax.jit(rl.roc_auc)
+roc_auc = jax.jit(stats.roc_auc)
 best_threshold = jax.jit(rl.best_threshold)
 first_error = jax.jit(rl.first_error)
 first_error_f1 = jax.jit(rl.first_error_f1)
-ranking_metrics = jax.jit(rl.ranking_metrics)
-conformal_pvalues = jax.jit(rl.conformal_pvalues)
-proxy_gold_report = jax.jit(rl.proxy_gold_report)
-spearman = jax.jit(rl.spearman)
-min_at_last_rate = jax.jit(rl.min_at_last_rate)
-vote_totals = jax.jit(rl.vote_totals)
-benjamini_hochberg = jax.jit(rl.benjamini_hochberg, static_argnames="level")
+ranking_metrics = jax.jit(stats.ranking_metrics)
+conformal_pvalues = jax.jit(stats.conformal_pvalues)
+proxy_gold_report = jax.jit(stats.proxy_gold_report)
+spearman = jax.jit(stats.spearman)
+min_at_last_rate = jax.jit(stats.min_at_last_rate)
+vote_totals = jax.jit(stats.vote_totals)
+benjamini_hochberg = jax.jit(stats.benjamini_hochberg, static_argnames="level")
 pairwise_accuracy = jax.jit(rl.pairwise_accuracy, static_argnames="num_groups")
-pass_at_k = jax.jit(rl.pass_at_k, static_argnames="k")
+pass_at_k = jax.jit(stats.pass_at_k, static_argnames="k")
 aggregate_steps = jax.jit(rl.aggregate_steps, static_argnames="how")
 
 
@@ -35,10 +35,10 @@ def aggregates(scores: jax.Array, mask: jax.Array, *, hows: tuple[Aggregate, ...
 @partial(jax.jit, static_argnames="sizes")
 def bon_curves(
     proxies: jax.Array, gold: jax.Array, mask: jax.Array, *, sizes: Sequence[int]
-) -> tuple[rl.BestOfNCurve, rl.OverOptimization]:
+) -> tuple[stats.BestOfNCurve, stats.OverOptimization]:
     """Best-of-n curves of proxies [A, P, N], leaves [A, K]; and the law of over-optimisation of the first."""
-    curves = jax.vmap(lambda proxy: rl.bon_curve(proxy, gold, mask, sizes=sizes))(proxies)
-    return curves, rl.fit_over_optimization(curves.kl[0], curves.gold[0] - curves.gold[0, 0])
+    curves = jax.vmap(lambda proxy: stats.bon_curve(proxy, gold, mask, sizes=sizes))(proxies)
+    return curves, stats.fit_over_optimization(curves.kl[0], curves.gold[0] - curves.gold[0, 0])
 
 
 @partial(jax.jit, static_argnames="num_bins")
@@ -51,20 +51,20 @@ def calibrate(
       raw, platt, isotonic: {ece, ace, brier}; reliability: ten bins of the raw chances; platt_map: the fit.
     """
     logit = jnp.log(chance) - jnp.log1p(-chance)
-    platt = rl.fit_platt(logit, labels, fit)
+    platt = stats.fit_platt(logit, labels, fit)
     versions = {
         "raw": chance,
-        "platt": rl.apply_platt(platt, logit),
-        "isotonic": jnp.clip(rl.apply_isotonic(rl.fit_isotonic(chance, labels, fit), chance), 0.0, 1.0),
+        "platt": stats.apply_platt(platt, logit),
+        "isotonic": jnp.clip(stats.apply_isotonic(stats.fit_isotonic(chance, labels, fit), chance), 0.0, 1.0),
     }
     found: dict[str, Any] = {
         name: {
-            "ece": rl.calibration_error(values, labels, test, kind="ece", num_bins=num_bins),
-            "ace": rl.calibration_error(values, labels, test, kind="ace", num_bins=num_bins),
-            "brier": rl.brier_score(values, labels, test),
+            "ece": stats.calibration_error(values, labels, test, kind="ece", num_bins=num_bins),
+            "ace": stats.calibration_error(values, labels, test, kind="ace", num_bins=num_bins),
+            "brier": stats.brier_score(values, labels, test),
         }
         for name, values in versions.items()
     }
-    found["reliability"] = rl.reliability_bins(chance, labels, test, num_bins=10)._asdict()
+    found["reliability"] = stats.reliability_bins(chance, labels, test, num_bins=10)._asdict()
     found["platt_map"] = jnp.stack([platt.slope, platt.intercept])
     return found

@@ -10,8 +10,8 @@ import numpy as np
 from prm_jax.data.problems import is_eval
 from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import UserError
-from prm_jax.prm.kinds import Needs
 from prm_jax.prm.rows import Batch, Row, RowReport, Shape, collate, pack
+from prm_jax.prm.spec import Needs
 
 _WANTED: dict[str, str] = {
     "labels": "a step label that is known (and, with --prm.mask-after-error, not behind the first wrong step)",

@@ -1,53 +1,15 @@
 """The forward passes of process reward models: hidden states where steps end, log-ratios summed over steps."""
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from prm_jax import rl
-from prm_jax.models import ModelConfig, head_matrix, hidden_states, init_value_head, token_logprobs, value_head
-from prm_jax.prm.options import KindOptions
+from prm_jax.models import head_matrix, hidden_states, init_value_head, token_logprobs, value_head
 from prm_jax.prm.rows import Batch
+from prm_jax.prm.spec import HeadedKind, Spec, Weights
 from prm_jax.runs.learner import Params
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """What stays the same about a process reward model; hashable, static under jit.
-
-    Attributes:
-      options: its kind.
-      config: the model's architecture.
-      reference_config: the reference's, where it is another one.
-      label_ids: (right, wrong): vocabulary entries whose logits are the two classes (kind token); None: a head.
-      objectives: names of the objectives (kind armo).
-    """
-
-    options: KindOptions
-    config: ModelConfig
-    reference_config: ModelConfig | None = None
-    label_ids: tuple[int, int] | None = None
-    objectives: tuple[str, ...] = ()
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """The arrays of a process reward model.
-
-    Attributes:
-      model: parameters of the language model, adapters joined.
-      head: of the head that is trained, {} without one.
-      fixed: arrays that are computed and not trained by gradients: regressions, target heads; {} without.
-      reference: parameters of the reference, None without one.
-    """
-
-    model: Params
-    head: Params
-    fixed: Params
-    reference: Params | None = None
 
 
 def read_hidden(spec: Spec, weights: Weights, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -73,8 +35,8 @@ def step_sums(values: jax.Array, batch: Batch) -> jax.Array:
     return sums.reshape(count, steps)
 
 
-def step_log_ratios(spec: Spec, weights: Weights, batch: Batch) -> jax.Array:
-    """Sum over each step's tokens of log model - log reference, without beta: [R, S] float32.
+def token_log_ratios(spec: Spec, weights: Weights, batch: Batch) -> jax.Array:
+    """Log model - log reference of each token of a step, without beta; 0 elsewhere: [N, T] float32.
 
     Without a reference it is the log-probability.  Model and reference go through one function, so that equal
     parameters give exactly 0.  Gradients flow to ``weights.model`` alone.
@@ -85,7 +47,12 @@ def step_log_ratios(spec: Spec, weights: Weights, batch: Batch) -> jax.Array:
     if weights.reference is not None:
         config = spec.reference_config or spec.config
         ref_logp = token_logprobs(config, weights.reference, batch.tokens, mask, segment_ids=batch.segment_ids)
-    return step_sums(rl.implicit_token_rewards(logp, ref_logp, mask, beta=1.0), batch)
+    return rl.implicit_token_rewards(logp, ref_logp, mask, beta=1.0)
+
+
+def step_log_ratios(spec: Spec, weights: Weights, batch: Batch) -> jax.Array:
+    """`token_log_ratios` summed over each step: [R, S] float32."""
+    return step_sums(token_log_ratios(spec, weights, batch), batch)
 
 
 def init_head(
@@ -95,7 +62,7 @@ def init_head(
 
     Heads that enter a product with themselves, and twins, would never leave zero, or each other.  `key` is consumed.
     """
-    layers = spec.options.head_layers if layers is None else layers
+    layers = _headed(spec).head_layers if layers is None else layers
     head = init_value_head(spec.config, key, num_outputs=num_outputs, layers=layers)
     if random:
         last = head[f"layer_{layers - 1}"]
@@ -106,7 +73,7 @@ def init_head(
 
 def apply_head(spec: Spec, head: Params, hidden: jax.Array) -> jax.Array:
     """[..., D] -> [..., outputs] float32, with the activation of the options between layers."""
-    if spec.options.head_activation == "silu":
+    if _headed(spec).head_activation == "silu":
         return value_head(head, hidden)
     x = hidden.astype(jnp.float32)
     for index in range(len(head)):
@@ -136,3 +103,15 @@ def at_last(values: jax.Array, batch: Batch) -> jax.Array:
 def judged(batch: Batch) -> jax.Array:
     """[R] bool, True on solutions with an outcome."""
     return batch.group_ids >= 0
+
+
+def better_pairs(batch: Batch) -> jax.Array:
+    """[R, R] bool: row and column belong to one problem and the row's outcome is greater."""
+    known = judged(batch)
+    same = (batch.group_ids[:, None] == batch.group_ids[None]) & known[:, None] & known[None]
+    return same & (batch.outcome[:, None] > batch.outcome[None])
+
+
+def _headed(spec: Spec) -> HeadedKind:
+    assert isinstance(spec.kind, HeadedKind)
+    return spec.kind

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from prm_jax.data.options import suggest
 from prm_jax.errors import UserError
+from prm_jax.option_values import suggest
 from prm_jax.prm import compiled
 from prm_jax.prm.cases import Case, labelled, table
 from prm_jax.prm.judge_calibration import calibration

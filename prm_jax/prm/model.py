@@ -1,4 +1,4 @@
-"""A trained process reward model: its arrays, its tokenizer, how to score; saved as a Hugging Face directory."""
+"""Saving and loading reward models: a Hugging Face directory that says what kind it is and how to score with it."""
 
 import dataclasses
 import os
@@ -12,57 +12,37 @@ import jax.numpy as jnp
 import numpy as np
 
 from prm_jax import config_io
-from prm_jax.data.options import check_options
 from prm_jax.errors import UserError
-from prm_jax.models import check_fits, check_same_vocabulary, load_weights, merge, save_weights
+from prm_jax.models import ModelConfig, check_fits, check_same_vocabulary, load_weights, merge, save_weights
+from prm_jax.models.checkpoint_layout import leaves
 from prm_jax.models.files import beside, read_json, sync_directory, write_json, write_text
-from prm_jax.models.layout import leaves
 from prm_jax.models.safetensors_files import SUMS, verify_sums
 from prm_jax.models.tokenizer import Tokenizer
-from prm_jax.prm.forward import Spec, Weights
-from prm_jax.prm.kinds import kind_of
-from prm_jax.prm.options import Aggregate, KindOptions, TextLayout
+from prm_jax.option_ranges import check_ranges
+from prm_jax.option_values import convert_options
+from prm_jax.prm import public
+from prm_jax.prm.kinds import Implicit
+from prm_jax.prm.options import POLICY_LAYOUT, Aggregate, TextLayout
+from prm_jax.prm.score import PRM
+from prm_jax.prm.spec import Kind, Spec, Weights
+from prm_jax.prm.train_options import kind_class, refuse_options_of_other_kinds
 from prm_jax.runs.learner import Params
 
-FORMAT = 1
+FORMAT = 2
 KEY = "prm_jax"
 """The entry of ``config.json`` that says what kind of model it is and how to score with it."""
 HEAD, REFERENCE = "prm_head.safetensors", "reference"
 
 
-@dataclasses.dataclass(frozen=True)
-class PRM:
-    """A process reward model that scores.
-
-    Attributes:
-      spec: kind and architecture.
-      weights: arrays, adapters merged.
-      tokenizer: of model and reference.
-      layout: how problem and steps become text.
-    """
-
-    spec: Spec
-    weights: Weights
-    tokenizer: Tokenizer
-    layout: TextLayout
-
-    @property
-    def aggregate(self) -> Aggregate:
-        """How step scores become the response's, unless a caller says otherwise."""
-        return self.spec.options.aggregate or kind_of(self.spec).aggregate
-
-
 def finished(spec: Spec, weights: Weights, tokenizer: Tokenizer, layout: TextLayout) -> PRM:
     """The model that comes out of training: adapters folded in, and no reference where it is not to be kept."""
-    kind = kind_of(spec)
-    keeps = kind.reference and kind.output == "log_ratio" and spec.options.reference != "dropped"
-    model = merge(spec.config, weights.model)
-    fixed = {name: value for name, value in weights.fixed.items() if name != "target"}
-    return PRM(spec, Weights(model, weights.head, fixed, weights.reference if keeps else None), tokenizer, layout)
+    model, fixed = merge(spec.config, weights.model), spec.kind.saved(weights.fixed)
+    reference = weights.reference if spec.kind.keeps_reference else None
+    return PRM(spec, Weights(model, weights.head, fixed, reference), tokenizer, layout)
 
 
-def save_prm(path: str | pathlib.Path, prm: PRM, *, overwrite: bool = False) -> None:
-    """Writes a Hugging Face directory that ``load_prm`` reads, whole or not at all.
+def save(path: str | pathlib.Path, prm: PRM, *, overwrite: bool = False) -> None:
+    """Writes a Hugging Face directory that ``load`` reads, whole or not at all.
 
     ``config.json`` and ``model.safetensors`` are those of the language model, which other libraries load as such; the
     entry ``prm_jax`` of the config says kind, layout of the text and aggregation; ``prm_head.safetensors`` holds head
@@ -101,23 +81,57 @@ def save_prm(path: str | pathlib.Path, prm: PRM, *, overwrite: bool = False) -> 
         shutil.rmtree(new, ignore_errors=True)
 
 
+def save_implicit(
+    path: str | pathlib.Path,
+    config: ModelConfig,
+    params: Params,
+    reference_config: ModelConfig,
+    reference_params: Params,
+    tokenizer: Tokenizer,
+    *,
+    beta: float,
+    layout: TextLayout = POLICY_LAYOUT,
+    aggregate: Aggregate = "sum",
+    overwrite: bool = False,
+) -> None:
+    """Saves an implicit reward model that something else than `train` has trained, such as PRIME's online one.
+
+    Args:
+      path: the directory to make; `load`, and the commands that take a reward model, read it.
+      config: the model's architecture.
+      params: its parameters; adapters are merged.
+      reference_config: the reference's architecture.
+      reference_params: the parameters that the log-ratio compares with.
+      tokenizer: of both.
+      beta: scale of the log-ratio.
+      layout: how prompts and steps become the rows that the model was trained on; default: a policy's rows.
+      aggregate: how step scores become a response's; the outcome losses train the sum.
+      overwrite: replace a model that an earlier call wrote there.
+
+    Raises:
+      UserError: a path in use, or a failed write.
+    """
+    spec = Spec(Implicit(beta=beta, aggregate=aggregate), config, reference_config)
+    reference = merge(reference_config, reference_params)
+    save(path, finished(spec, Weights(params, {}, {}, reference), tokenizer, layout), overwrite=overwrite)
+
+
 def describe(prm: PRM) -> dict[str, Any]:
     """What the config of a saved model says about it."""
-    kind = kind_of(prm.spec)
     return {
         "format": FORMAT,
-        "kind": dataclasses.asdict(prm.spec.options),
+        "kind": dataclasses.asdict(prm.spec.kind),
         "text": dataclasses.asdict(prm.layout),
         "label_ids": prm.spec.label_ids,
         "objectives": prm.spec.objectives,
-        "step_score": kind.output,
+        "step_score": prm.output,
         "aggregate": prm.aggregate,
         "scored_at": "the last token of each step, its separator included",
         "reference": REFERENCE if prm.weights.reference is not None else None,
     }
 
 
-def load_prm(
+def load(
     path: str | pathlib.Path,
     *,
     layout: str = "auto",
@@ -127,7 +141,7 @@ def load_prm(
     """Loads a process reward model.
 
     Args:
-      path: a directory that ``save_prm`` wrote, or a public checkpoint of a known layout.
+      path: a directory that ``save`` wrote, or a public checkpoint of a known layout.
       layout: "auto", or a name in ``public.LAYOUTS`` for a checkpoint whose config does not tell.
       reference: the reference of an implicit model, where the directory does not hold it.
       compute_dtype: "float32" or "bfloat16".
@@ -136,8 +150,6 @@ def load_prm(
       UserError: for anything that ``load_weights`` refuses, an unknown layout (the nearest is named), a damaged head,
         or a reference with another tokenizer.
     """
-    from prm_jax.prm import public
-
     path = pathlib.Path(path)
     described = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if layout == "auto" and KEY in described:
@@ -166,7 +178,22 @@ def options_from(cls: type[Any], values: Any, owner: str) -> Any:
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{owner}: expected an object, found {type(values).__name__}")
-    return cls(**check_options(dict(values), config_io.leaf_types(cls), owner))
+    return cls(**convert_options(dict(values), config_io.leaf_types(cls), owner))
+
+
+def _kind_from(values: Any, owner: str) -> Kind:
+    """The kind that a config describes, with its options."""
+    if not isinstance(values, Mapping) or not isinstance(values.get("kind"), str):
+        raise UserError(f"{owner}: expected an object with the name of a kind, found {values!r:.60}")
+    name = values["kind"]
+    cls = kind_class(name)
+    refuse_options_of_other_kinds(map(str, values), name, f"{owner}.")
+    kind = options_from(cls, values, owner)
+    problems = check_ranges(kind, f"{owner}.".removeprefix("--"))
+    if problems:
+        raise UserError("\n".join(problem.removeprefix("--") for problem in problems))
+    assert isinstance(kind, Kind)
+    return kind
 
 
 def _load_own(path: pathlib.Path, described: Any) -> PRM:
@@ -174,14 +201,14 @@ def _load_own(path: pathlib.Path, described: Any) -> PRM:
     if not isinstance(described, Mapping) or described.get("format") != FORMAT:
         found = described.get("format") if isinstance(described, Mapping) else described
         raise UserError(f"{where} has format {found!r}; this version reads format {FORMAT}")
-    options = options_from(KindOptions, described.get("kind"), f"{where}.kind")
+    kind = _kind_from(described.get("kind"), f"{where}.kind")
     layout = options_from(TextLayout, described.get("text"), f"{where}.text")
     config, params = load_weights(path)
     tokenizer = Tokenizer.load(path)
     check_fits(tokenizer, config)
     label_ids = described.get("label_ids")
     objectives = tuple(map(str, described.get("objectives") or ()))
-    spec = Spec(options, config, None, tuple(map(int, label_ids)) if label_ids else None, objectives)  # type: ignore[arg-type]
+    spec = Spec(kind, config, None, tuple(map(int, label_ids)) if label_ids else None, objectives)  # type: ignore[arg-type]
     tree = _read_head(path, spec)
     prm = PRM(spec, Weights(params, tree["head"], tree["fixed"]), tokenizer, layout)
     if described.get("reference"):
@@ -190,8 +217,8 @@ def _load_own(path: pathlib.Path, described: Any) -> PRM:
 
 
 def _with_reference(prm: PRM, path: pathlib.Path) -> PRM:
-    if not kind_of(prm.spec).reference:
-        raise UserError(f"a reference is given, which a model of kind {prm.spec.options.kind} does not use")
+    if not prm.spec.kind.keeps_reference:
+        raise UserError(f"a reference is given, which this model of kind {prm.spec.kind.kind} does not use")
     config, params = load_weights(path)
     check_same_vocabulary(prm.tokenizer, Tokenizer.load(path), names=("the reward model", "the reference"))
     spec = dataclasses.replace(prm.spec, reference_config=config)
@@ -199,8 +226,8 @@ def _with_reference(prm: PRM, path: pathlib.Path) -> PRM:
 
 
 def _expected_head(spec: Spec) -> dict[str, Params]:
-    head, fixed = jax.eval_shape(lambda key: kind_of(spec).init(spec, key), jax.random.key(0))
-    return {"head": head, "fixed": {name: value for name, value in fixed.items() if name != "target"}}
+    head, fixed = jax.eval_shape(lambda key: spec.kind.init(spec, key), jax.random.key(0))
+    return {"head": head, "fixed": spec.kind.saved(fixed)}
 
 
 def _write_head(directory: pathlib.Path, tree: Mapping[str, Params]) -> None:

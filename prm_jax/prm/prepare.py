@@ -7,10 +7,9 @@ from typing import Any
 from prm_jax.data.consensus import consensus, read_first_errors
 from prm_jax.data.step_data import StepRecord, read_step_data
 from prm_jax.errors import UserError
-from prm_jax.prm.data import select, split_by_problem, step_pairs
-from prm_jax.prm.kinds import KINDS
-from prm_jax.prm.options import TrainPRMOptions
-from prm_jax.prm.rows import Row, RowReport, build_rows, through_first_error
+from prm_jax.prm.data import select, split_by_problem
+from prm_jax.prm.rows import Row, RowReport, build_rows
+from prm_jax.prm.train_options import TrainPRMOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,25 +31,29 @@ class Prepared:
     notes: dict[str, str]
 
 
-def prepare(options: TrainPRMOptions, tokenizer: Any, *, limit: int) -> Prepared:
+def prepare(
+    options: TrainPRMOptions, tokenizer: Any, *, limit: int, records: Sequence[StepRecord] | None = None
+) -> Prepared:
     """Reads the data, divides it by problem, and makes rows of it.
 
     Args:
       options: of the run.
       tokenizer: of the model.
       limit: the model's context, in tokens.
+      records: what to learn from instead of the file of the options.
 
     Raises:
       UserError: see ``read_step_data``, ``build_rows`` and ``select``.
     """
     given = options.data
-    records = read_step_data(given.path, format=given.format, neutral=given.neutral)
+    if records is None:
+        records = read_step_data(given.path, format=given.format, neutral=given.neutral)
     if given.eval_path:
         held_out = read_step_data(given.eval_path, format=given.format, neutral=given.neutral)
     else:
         records, held_out = split_by_problem(records, given.eval_fraction)
         if not records:
-            raise UserError(f"--data.eval-fraction {given.eval_fraction} takes all of the problems in {given.path}")
+            raise UserError(f"--data.eval-fraction {given.eval_fraction} takes all problems: none is left to train")
     length = min(given.max_length, limit)
     notes: dict[str, str] = {}
     if given.agree_with:  # held-out solutions stay as hard as they are
@@ -72,25 +75,16 @@ def prepare(options: TrainPRMOptions, tokenizer: Any, *, limit: int) -> Prepared
             if not eval_rows:
                 raise
             notes["evaluation"] += f"; no loss: {error}"
-    names = sorted({name for row in rows for name in row.objectives}) if options.prm.kind == "armo" else []
-    if options.prm.kind == "armo":
-        if not names:
-            raise UserError("kind armo regresses on objectives: no training solution has provenance.objectives")
-        if options.prm.verbosity and options.prm.verbosity not in names:
-            raise UserError(f"--prm.verbosity {options.prm.verbosity!r} is no objective; there are {', '.join(names)}")
-    return Prepared(rows, eval_rows, eval_loss_rows, tuple(names), notes)
+    return Prepared(rows, eval_rows, eval_loss_rows, options.prm.objectives(rows), notes)
 
 
 def _rows_of(
     options: TrainPRMOptions, records: Sequence[StepRecord], tokenizer: Any, length: int
 ) -> tuple[list[Row], RowReport]:
     """The rows that the loss learns from, and what was left out."""
-    prm, kind = options.prm, KINDS[options.prm.kind]
-    pairs = kind.needs == "step_pairs"
-    if pairs:
-        records = step_pairs(records, how=prm.pairs, margin=prm.pair_margin)
-    rows, report = build_rows(records, tokenizer, options.text, max_length=length, whole=kind.whole, only_last=pairs)
-    if prm.kind == "token" and prm.mask_after_error:
-        rows = [through_first_error(row) for row in rows]
-    needs = "groups" if prm.kind == "implicit" and prm.loss in ("dpo", "nca") else kind.needs
-    return select(rows, needs, report), report
+    kind = options.prm
+    rows, report = build_rows(
+        kind.select_records(records), tokenizer, options.text, max_length=length, whole=kind.whole,
+        only_last=kind.only_last,
+    )  # fmt: skip
+    return select(kind.select_labels(rows), kind.needs, report), report

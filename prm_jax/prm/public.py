@@ -12,14 +12,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from prm_jax.data.options import suggest
 from prm_jax.errors import UserError
-from prm_jax.models import ModelConfig, Tokenizer, check_fits, layout
+from prm_jax.models import ModelConfig, Tokenizer, check_fits, checkpoint_layout
 from prm_jax.models.safetensors_files import Shards
 from prm_jax.models.weights import _DTYPES
-from prm_jax.prm.forward import Spec, Weights
-from prm_jax.prm.model import PRM
-from prm_jax.prm.options import KindOptions, TextLayout
+from prm_jax.option_values import suggest
+from prm_jax.prm.kinds import Implicit, Token
+from prm_jax.prm.options import TextLayout
+from prm_jax.prm.score import PRM
+from prm_jax.prm.spec import HeadedKind, Kind, Spec, Weights
 from prm_jax.runs.learner import Params
 
 _SCORE = "score."
@@ -30,13 +31,13 @@ class PublicLayout:
     """How one family of public checkpoints scores.
 
     Attributes:
-      options: the kind that computes its scores.
+      kind: the kind that computes its scores.
       text: how prompt and steps are written.
       classes: the architectures in whose config it is named; empty: the config does not tell, the user must.
       labels: (right, wrong) as text, each one token, whose logits are the classes; None: a head or log-ratios.
     """
 
-    options: KindOptions
+    kind: Kind
     text: TextLayout
     classes: tuple[str, ...] = ()
     labels: tuple[str, str] | None = None
@@ -45,7 +46,7 @@ class PublicLayout:
 LAYOUTS: dict[str, PublicLayout] = {
     # Qwen2.5-Math-PRM: two linear layers with ReLU; <extra_0> behind every step; right is class 1.
     "qwen_prm": PublicLayout(
-        KindOptions("token", head_layers=2, head_activation="relu", aggregate="prod"),
+        Token(head_layers=2, head_activation="relu", aggregate="prod"),
         TextLayout(
             chat="response",
             system="Please reason step by step, and put your final answer within \\boxed{}.",
@@ -55,30 +56,30 @@ LAYOUTS: dict[str, PublicLayout] = {
     ),
     # TRL's stepwise supervision: one linear layer with two classes.
     "token_classification": PublicLayout(
-        KindOptions("token"),
+        Token(),
         TextLayout(),
         ("LlamaForTokenClassification", "Qwen2ForTokenClassification", "Qwen3ForTokenClassification"),
     ),
     # Math-Shepherd: the tag, two Cyrillic letters, behind every step; + against - at its place.
     "math_shepherd": PublicLayout(
-        KindOptions("token"),
+        Token(),
         TextLayout(join=" ", separator=" \u043a\u0438", between="\n"),
         labels=("+", "-"),
     ),
     # RLHFlow: every step a turn of the user's, answered with + or -; read where the answer is about to come.
     "rlhflow": PublicLayout(
-        KindOptions("token", aggregate="prod"), TextLayout(chat="turns", join=" "), labels=("+", "-")
+        Token(aggregate="prod"), TextLayout(chat="turns", join=" "), labels=("+", "-")
     ),
     # EurusPRM and other implicit models: log-ratio to a reference that is given beside it.
     "eurus_prm": PublicLayout(
-        KindOptions("implicit", beta=0.001), TextLayout(chat="response", separator="\n\n", last_separator=False)
+        Implicit(beta=0.001), TextLayout(chat="response", separator="\n\n", last_separator=False)
     ),
 }
 """Name -> layout."""
 
 
 def load_public(path: pathlib.Path, config: Mapping[str, Any], name: str) -> PRM:
-    """Loads a public checkpoint; see ``model.load_prm``.
+    """Loads a public checkpoint; see ``model.load``.
 
     Args:
       path: its directory.
@@ -108,10 +109,10 @@ def load_public(path: pathlib.Path, config: Mapping[str, Any], name: str) -> PRM
     label_ids = None
     if known.labels is not None:
         label_ids = (_label(tokenizer, known.labels[0]), _label(tokenizer, known.labels[1]))
-    options = known.options
-    if head:
-        options = dataclasses.replace(options, head_layers=len(head))
-    return PRM(Spec(options, model_config, None, label_ids), Weights(params, head, {}), tokenizer, known.text)
+    kind = known.kind
+    if head and isinstance(kind, HeadedKind):
+        kind = dataclasses.replace(kind, head_layers=len(head))
+    return PRM(Spec(kind, model_config, None, label_ids), Weights(params, head, {}), tokenizer, known.text)
 
 
 def _load(path: pathlib.Path, config: Mapping[str, Any], known: PublicLayout) -> tuple[ModelConfig, Params, Params]:
@@ -119,13 +120,13 @@ def _load(path: pathlib.Path, config: Mapping[str, Any], known: PublicLayout) ->
     source = Shards(path)
     scores = {name: shape for name, shape in source.shapes.items() if name.startswith(_SCORE)}
     shapes = {name: shape for name, shape in source.shapes.items() if name not in scores}
-    plain = _plain_config(config, has_head=layout.TIED_HEAD in shapes)
+    plain = _plain_config(config, has_head=checkpoint_layout.TIED_HEAD in shapes)
     model_config = ModelConfig.from_hf(plain)
-    layout.check_tensors(model_config, shapes, source=str(path))
+    checkpoint_layout.check_tensors(model_config, shapes, source=str(path))
     kinds = set(source.dtypes.values())
     dtype = kinds.pop() if len(kinds) == 1 else "float32"
-    params = layout.assemble(model_config, source.read, dtype=_DTYPES[dtype], place=jnp.asarray)
-    wants_head = known.options.kind == "token" and known.labels is None
+    params = checkpoint_layout.assemble(model_config, source.read, dtype=_DTYPES[dtype], place=jnp.asarray)
+    wants_head = isinstance(known.kind, HeadedKind) and known.labels is None
     if wants_head != bool(scores):
         raise UserError(
             f"{path} has {'no tensors' if wants_head else 'tensors'} named {_SCORE}*, which this layout "
@@ -137,10 +138,6 @@ def _load(path: pathlib.Path, config: Mapping[str, Any], known: PublicLayout) ->
 def _plain_config(config: Mapping[str, Any], *, has_head: bool) -> dict[str, Any]:
     """The config as that of the language model itself."""
     plain = {name: value for name, value in config.items() if name not in ("architectures", "auto_map")}
-    if plain.get("model_type") == "mistral":
-        # The same computation as Llama's as long as no row is longer than the window.
-        window = plain.pop("sliding_window", None) or plain.get("max_position_embeddings", 32768)
-        plain |= {"model_type": "llama", "max_position_embeddings": min(plain["max_position_embeddings"], window)}
     if not has_head:
         plain["tie_word_embeddings"] = True  # a classifier without vocabulary head: none is needed
     return plain

@@ -92,7 +92,7 @@ def build_rows(
     Args:
       records: at least one.
       tokenizer: of the model.
-      layout: how a record becomes text.
+      layout: how a record becomes text. A record whose provenance has ``"finished": false`` gets no end token.
       max_length: longest row in tokens.  Steps that end behind it are cut off, whole steps only.
       whole: leave a record out that would have to be cut (its outcome belongs to all of it).
       only_last: only the last step's tokens belong to a step (pairs of steps after a shared prefix).
@@ -107,7 +107,8 @@ def build_rows(
     groups: dict[str, int] = {}
     rows: list[Row] = []
     for index, record in enumerate(records):
-        tokens = tokenize(lay_out(record.prompt, record.steps, layout, tokenizer), tokenizer, end=layout.end)
+        end = layout.end and record.provenance.get("finished", True) is not False
+        tokens = tokenize(lay_out(record.prompt, record.steps, layout, tokenizer), tokenizer, end=end)
         kept = int(np.sum(tokens.reads < max_length))
         if kept == 0 or (kept < len(record.steps) and (whole or only_last)):
             report.too_long += 1

@@ -9,19 +9,91 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
+from jax.typing import ArrayLike
 
-from prm_jax import rl
 from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import UserError
+from prm_jax.models import Tokenizer
 from prm_jax.models.sharding import batch_sharding, rows_over, shard_params
 from prm_jax.prm import compiled
-from prm_jax.prm.forward import Spec, Weights, at_last
-from prm_jax.prm.kinds import kind_of
-from prm_jax.prm.model import PRM
-from prm_jax.prm.options import Aggregate
+from prm_jax.prm.options import Aggregate, TextLayout
+from prm_jax.prm.rewards import step_scores
 from prm_jax.prm.rows import Batch, Row, Shape, build_rows, collate
+from prm_jax.prm.spec import Output, Spec, Weights
 
 _AGGREGATES = Aggregate.__args__  # type: ignore[attr-defined]
+_step_scores = jax.jit(step_scores, static_argnums=0, static_argnames="num_steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class PRM:
+    """A process reward model that scores.
+
+    Attributes:
+      spec: kind and architecture.
+      weights: arrays, adapters merged.
+      tokenizer: of model and reference.
+      layout: how problem and steps become text.
+    """
+
+    spec: Spec
+    weights: Weights
+    tokenizer: Tokenizer
+    layout: TextLayout
+
+    @property
+    def aggregate(self) -> Aggregate:
+        """How step scores become the response's, unless a caller says otherwise."""
+        return self.spec.kind.how
+
+    @property
+    def output(self) -> Output:
+        """What a step's score is."""
+        return self.spec.kind.output
+
+    def score(self, solutions: Sequence[StepRecord], **options: Any) -> "list[Scored]":
+        """Scores every step and every solution; see `score_solutions`."""
+        return score_solutions(self, solutions, **options)
+
+    def score_tokens(
+        self, tokens: ArrayLike, mask: ArrayLike, step_ids: ArrayLike, *, num_steps: int | None = None
+    ) -> jax.Array:
+        """Scores the steps of rows of tokens, such as a policy's rollouts.
+
+        Args:
+          tokens: [B, T] int, rows ``[prompt][response][padding]``.
+          mask: [B, T] bool, True on response tokens.
+          step_ids: [B, T] int, the step of each response token, -1 elsewhere.
+          num_steps: S; None: as many as there are.
+
+        Returns:
+          [B, S] float32, 0 where there is no step.
+        """
+        if num_steps is None:
+            num_steps = max(int(np.max(np.asarray(step_ids), initial=-1)) + 1, 1)
+        scores, _ = _step_scores(self.spec, self.weights, tokens, mask, step_ids, num_steps=num_steps)
+        return scores
+
+    def check_rows(self, record: StepRecord, tokens: Sequence[int]) -> None:
+        """Refuses rows of tokens that are not what the model was trained on.
+
+        Args:
+          record: a solution in steps.
+          tokens: the row of the same solution, prompt and response, without padding.
+
+        Raises:
+          UserError: the model's own layout of the solution differs from the row before the end of either.
+        """
+        rows, _ = build_rows([record], self.tokenizer, self.layout, max_length=1 << 30)
+        own, given = rows[0].tokens.tolist(), [int(token) for token in tokens]
+        at = next((i for i, (a, b) in enumerate(zip(own, given, strict=False)) if a != b), None)
+        if at is not None:
+            mine, other = (self.tokenizer.decode(ids[at : at + 8]) for ids in (own, given))
+            raise UserError(
+                f"this reward model reads prompts and steps in another layout: at token {at} it expects {mine!r}, but "
+                f"the row continues with {other!r}. Train it on rows like these (train-prm --text.pieces prompt "
+                f"--text.separator '' --text.end), or score the text instead of the tokens"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +141,7 @@ def score_solutions(
     """Scores every step, and every solution as a whole.
 
     Args:
-      prm: from ``load_prm`` or ``finished``; where its weights lie on a mesh (``spread``), solutions are split over it.
+      prm: from ``load`` or ``finished``; where its weights lie on a mesh (``spread``), solutions are split over it.
       records: at least one.
       max_tokens: tokens in one batch, padding included; a longer solution is a batch of its own.
       aggregate: how step scores become the solution's; None: as the model says.
@@ -87,26 +159,25 @@ def score_solutions(
     if how not in _AGGREGATES:
         raise UserError(f"unknown aggregate {how!r}; there are {', '.join(_AGGREGATES)}")
     rows = rows_to_score(prm, records, skip_long=skip_long)
-    kind = kind_of(prm.spec)
     found: dict[int, tuple[np.ndarray, dict[str, np.ndarray]]] = {}
     mesh = _mesh_under(prm.weights)
     for batch, members in batches(rows, max_tokens=max_tokens, ways=1 if mesh is None else rows_over(mesh)):
         if mesh is not None:
             batch = jax.device_put(batch, batch_sharding(mesh))
-        values, extra = _compiled(prm.spec)(prm.weights, batch)
-        values, extra = jax.device_get((values, extra))
+        values, facts = _compiled(prm.spec)(prm.weights, batch)
+        values, facts = jax.device_get((values, facts))
         for place, row in enumerate(members):
             own = values[place, : len(row.reads)]
             _check_finite(own, records[row.record])
-            found[row.record] = (own, {name: value[place] for name, value in extra.items()})
+            found[row.record] = (own, {name: value[place] for name, value in facts.items()})
         on_batch(len(found), len(rows))
     order = sorted(found)
     table, mask = pad_table([np.cumsum(found[i][0]) if cumulative else found[i][0] for i in order])
-    _check_aggregate(how, kind.output, table, mask)
-    responses = np.asarray(compiled.aggregate_steps(table, mask, how=how))
-    if prm.spec.options.kind == "gpm":
-        extras = [found[i][1] for i in order]
-        responses = prefer(prm.spec, extras, [records[i].group for i in order], responses)
+    _check_aggregate(how, prm.output, table, mask)
+    responses = prm.spec.kind.response_scores(
+        np.asarray(compiled.aggregate_steps(table, mask, how=how)), [found[i][1] for i in order],
+        [records[i].group for i in order],
+    )  # fmt: skip
     names = prm.spec.objectives
     return [
         Scored(
@@ -173,38 +244,11 @@ def batches(rows: Sequence[Row], *, max_tokens: int, ways: int = 1) -> list[tupl
     return found
 
 
-def prefer(spec: Spec, extras: Sequence[dict[str, np.ndarray]], groups: Sequence[str], alone: np.ndarray) -> np.ndarray:
-    """Mean preference of each solution over the others of its problem (kind gpm); its own score where it is alone."""
-    numbers: dict[str, int] = {}
-    ids = np.asarray([numbers.setdefault(group, len(numbers)) for group in groups], np.int32)
-    result = np.array(alone, np.float32)
-    for group in range(len(numbers)):
-        members = np.flatnonzero(ids == group).tolist()
-        if len(members) < 2:
-            continue
-        embeddings = np.stack([extras[i]["embedding"] for i in members])
-        scales = np.stack([extras[i]["scales"] for i in members])
-        result[members] = np.asarray(
-            rl.group_preferences(
-                embeddings, np.zeros(len(members), np.int32), num_groups=1, scales=scales,
-                temperature=spec.options.temperature,
-            )
-        )  # fmt: skip
-    return result
-
-
 @functools.lru_cache(maxsize=8)
 def _compiled(spec: Spec) -> Callable[[Weights, Batch], tuple[jax.Array, dict[str, jax.Array]]]:
-    kind = kind_of(spec)
-
     def run(weights: Weights, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        found = kind.forward(spec, weights, batch)
-        extra: dict[str, jax.Array] = {}
-        if spec.options.kind == "gpm":
-            extra = {"embedding": at_last(found["steps"], batch), "scales": found["scales"]}
-        elif spec.options.kind == "armo":
-            extra = {"objectives": at_last(found["objectives"], batch)}
-        return kind.scores(spec, found, batch), extra
+        found = spec.kind.forward(spec, weights, batch)
+        return spec.kind.scores(spec, found, batch), spec.kind.response_facts(spec, found, batch)
 
     return jax.jit(run)
 

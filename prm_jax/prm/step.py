@@ -10,9 +10,8 @@ import optax
 
 from prm_jax import rl
 from prm_jax.models import LoRAConfig, init_lora, join
-from prm_jax.prm.forward import Spec, Weights, judged
-from prm_jax.prm.kinds import kind_of
 from prm_jax.prm.rows import Batch
+from prm_jax.prm.spec import Spec, Weights
 from prm_jax.runs.learner import Params, accumulate_gradients, guarded_update
 
 
@@ -51,7 +50,7 @@ class PRMLearner:
     def init(self, base: Params, key: jax.Array) -> TrainState:
         """The start: `base` with a new head, and adapters without effect where there are any; `key` is consumed."""
         first, second = jax.random.split(key)
-        head, fixed = kind_of(self.spec).init(self.spec, first)
+        head, fixed = self.spec.kind.init(self.spec, first)
         model: Params = {}
         if self.lora is not None:
             model = init_lora(self.spec.config, base, second, self.lora)
@@ -69,7 +68,7 @@ class PRMLearner:
         elif self.lora is not None:
             assert base is not None
             model = join(base, model)
-        reference = base if kind_of(self.spec).reference else None
+        reference = base if self.spec.kind.compares else None
         return Weights(model, trainable["head"], fixed, reference)
 
 
@@ -89,7 +88,7 @@ def make_step(learner: PRMLearner, *, microbatches: int = 1, shardings: TrainSta
       responses behind other prompts for the reference point of KTO, None for any other loss.  Metrics: prm/loss, the
       loss's own, prm/grad_norm, prm/skipped.
     """
-    spec, kind = learner.spec, kind_of(learner.spec)
+    spec, kind = learner.spec, learner.spec.kind
 
     def step(
         state: TrainState, base: Params | None, batch: Batch, other: Batch | None
@@ -97,19 +96,16 @@ def make_step(learner: PRMLearner, *, microbatches: int = 1, shardings: TrainSta
         constant = jnp.float32(0)
         if other is not None:
             weights = learner.weights(state.trainable, state.fixed, base)
-            constant = _reference_point(spec, weights, other)
+            constant = kind.batch_constant(spec, weights, other)
 
         def loss_fn(trainable: Params, pieces: Batch) -> tuple[rl.Loss, None]:
             piece = jax.tree.map(lambda x: x[0], pieces)
             weights = learner.weights(trainable, state.fixed, base)
-            return kind.loss(spec, kind.forward(spec, weights, piece), piece, constant), None
+            return kind.training_loss(spec, kind.forward(spec, weights, piece), piece, constant), None
 
         grads, loss, _ = accumulate_gradients(loss_fn, state.trainable, batch, pieces=microbatches)
         trainable, opt_state, health = guarded_update(learner.optimizer, grads, state.opt_state, state.trainable)
-        fixed = state.fixed
-        if "target" in fixed:
-            rate = spec.options.target_rate
-            fixed = {**fixed, "target": optax.incremental_update(trainable["head"], fixed["target"], rate)}
+        fixed = kind.after_update(trainable["head"], state.fixed)
         metrics = {"loss": loss.mean(), "counted": loss.weight, **loss.summary(), **health}
         new = TrainState(trainable, opt_state, fixed)
         if shardings is not None:
@@ -121,22 +117,11 @@ def make_step(learner: PRMLearner, *, microbatches: int = 1, shardings: TrainSta
 
 def make_scorer(learner: PRMLearner) -> Callable[[TrainState, Params | None, Batch], tuple[jax.Array, rl.Loss]]:
     """Compiles ``(state, base, batch) -> (step scores [R, S], Loss)`` for batches without a leading axis."""
-    spec, kind = learner.spec, kind_of(learner.spec)
+    spec, kind = learner.spec, learner.spec.kind
 
     def score(state: TrainState, base: Params | None, batch: Batch) -> tuple[jax.Array, rl.Loss]:
         weights = learner.weights(state.trainable, state.fixed, base)
         found = kind.forward(spec, weights, batch)
-        return kind.scores(spec, found, batch), kind.loss(spec, found, batch, jnp.float32(0))
+        return kind.scores(spec, found, batch), kind.training_loss(spec, found, batch, jnp.float32(0))
 
     return jax.jit(score)
-
-
-def _reference_point(spec: Spec, weights: Weights, batch: Batch) -> jax.Array:
-    """KTO's: the mean log-ratio of mismatched pairs of all pieces, at least 0, a constant."""
-    weights = jax.lax.stop_gradient(weights)
-
-    def one(piece: Batch) -> tuple[jax.Array, jax.Array]:
-        return kind_of(spec).forward(spec, weights, piece).sum(-1), judged(piece)
-
-    ratios, known = jax.lax.map(one, batch)
-    return rl.kto_reference_point(ratios.reshape(-1), known.reshape(-1))

@@ -18,9 +18,10 @@ class LaidText:
     Attributes:
       text: prompt and steps.
       start: character at which the steps begin.
-      ends: one a step, rising: the character behind its separator.
+      ends: one per step, increasing: the character after its separator.
       begin: whether the tokenizer adds what it puts before a text.
-      prefix: token ids that stand before the text (a prompt that is given as ids).
+      prefix: token ids before the text (a prompt that is given as ids, a begin-of-text token).
+      cuts: characters, increasing, at which the text is cut into pieces that are tokenised apart.
     """
 
     text: str
@@ -28,6 +29,7 @@ class LaidText:
     ends: tuple[int, ...]
     begin: bool
     prefix: tuple[int, ...] = ()
+    cuts: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,28 +63,33 @@ def lay_out(prompt: Prompt, steps: Sequence[str], layout: TextLayout, tokenizer:
     if layout.chat == "turns":
         return _turns(prompt, steps, layout, tokenizer)
     prefix: tuple[int, ...] = ()
-    begin = layout.begin
+    begin = layout.begin == "tokenizer"
     if isinstance(prompt, str) and layout.chat == "none":
         head = prompt + layout.join
+        if layout.begin == "bos" and tokenizer.bos_id is not None:
+            prefix = (tokenizer.bos_id,)
     elif isinstance(prompt, str) or (prompt and isinstance(prompt[0], Mapping)):
         head, begin = tokenizer.render_chat(_messages(prompt, layout)), False
     else:
         head, begin, prefix = "", False, tuple(int(token) for token in prompt)  # type: ignore[arg-type]
-    text, ends = head, []
+    text, ends, cuts = head, [], [len(head)]
     for index, step in enumerate(steps):
         separated = layout.last_separator or index + 1 < len(steps)
-        # Steps that were cut out of a response may have their separator still.
-        separated &= not step.endswith(layout.separator)
-        text += (layout.between if index else "") + step + (layout.separator if separated else "")
+        # Steps that were cut out of a response may have their separator already.
+        written = bool(layout.separator) and step.endswith(layout.separator)
+        text += (layout.between if index else "") + (step[: -len(layout.separator)] if written else step)
+        cuts.append(len(text))
+        text += layout.separator if separated or written else ""
         ends.append(len(text))
-    return LaidText(text, len(head), tuple(ends), begin, prefix)
+        cuts.append(len(text))
+    apart = {"one": (), "prompt": (len(head),), "steps": tuple(cuts)}[layout.pieces]
+    return LaidText(text, len(head), tuple(ends), begin, prefix, apart)
 
 
 def tokenize(laid: LaidText, tokenizer: Any, *, end: bool = False) -> Tokens:
     """Token ids of the whole text, its steps found by the characters that each token stands for.
 
-    The text is tokenised in one piece, as a model that writes it would have it; a token that reaches over the end of a
-    step belongs to the step that it starts in.
+    A token that extends over the end of a step belongs to the step that it starts in.
 
     Args:
       laid: from ``lay_out``.
@@ -92,7 +99,7 @@ def tokenize(laid: LaidText, tokenizer: Any, *, end: bool = False) -> Tokens:
     Raises:
       UserError: the text gives no token, or there is no end-of-text token.
     """
-    ids, spans = tokenizer.encode_with_spans(laid.text, add_special=laid.begin)
+    ids, spans = _encode(laid, tokenizer)
     starts = np.asarray([start for start, _ in spans], np.int64)
     bare = np.asarray([start == stop for start, stop in spans], bool)  # added tokens stand for no characters
     ends = np.asarray(laid.ends, np.int64)
@@ -116,6 +123,20 @@ def tokenize(laid: LaidText, tokenizer: Any, *, end: bool = False) -> Tokens:
         ids, step_ids = [*ids[:keep], tokenizer.eos_id], np.append(step_ids[:keep], np.int32(len(ends) - 1))
         reads[-1] = keep
     return Tokens(np.asarray(ids, np.int32), step_ids.astype(np.int32), reads.astype(np.int32))
+
+
+def _encode(laid: LaidText, tokenizer: Any) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids and spans of the pieces of the text, each tokenised apart."""
+    bounds = [0, *dict.fromkeys(laid.cuts), len(laid.text)]
+    ids: list[int] = []
+    spans: list[tuple[int, int]] = []
+    for number, (low, high) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        special = laid.begin and number == 0
+        if high > low or special:
+            found, places = tokenizer.encode_with_spans(laid.text[low:high], add_special=special)
+            ids += found
+            spans += [(low + start, low + stop) for start, stop in places]
+    return ids, spans
 
 
 def _messages(prompt: Prompt, layout: TextLayout) -> list[dict[str, str]]:

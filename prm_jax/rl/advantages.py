@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prm_jax.rl import _util
+from prm_jax.rl import masking
 
 _ROUNDING = 1e-6  # a spread below this share of the largest magnitude is float32 rounding, not a signal
 
@@ -28,13 +28,13 @@ def discounted_returns(rewards: ArrayLike, mask: ArrayLike, *, discount: float =
     Returns:
       [B, T] float32, 0 outside the mask. Any leading axes will do.
     """
-    mask = _util.as_mask(mask)
+    mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(rewards), mask])
-    rewards = jax.lax.stop_gradient(_util.masked(rewards, mask))
+    rewards = jax.lax.stop_gradient(masking.masked(rewards, mask))
     if isinstance(discount, (int, float)) and discount == 1:
-        return jnp.where(mask, _util.reverse_cumsum(rewards), 0.0)
-    decay = jnp.where(mask, _util.as_f32(discount), 1.0)
-    return jnp.where(mask, _util.reverse_recurrence(decay, rewards), 0.0)
+        return jnp.where(mask, masking.reverse_cumsum(rewards), 0.0)
+    decay = jnp.where(mask, masking.as_f32(discount), 1.0)
+    return jnp.where(mask, masking.reverse_recurrence(decay, rewards), 0.0)
 
 
 def lambda_returns(
@@ -64,15 +64,15 @@ def lambda_returns(
 
     Source: Sutton and Barto, Reinforcement Learning, 2nd ed., section 12.1.
     """
-    mask = _util.as_mask(mask)
+    mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(rewards), jnp.asarray(values), mask])
-    r = jax.lax.stop_gradient(_util.masked(rewards, mask))
-    v = jax.lax.stop_gradient(_util.masked(values, mask))
+    r = jax.lax.stop_gradient(masking.masked(rewards, mask))
+    v = jax.lax.stop_gradient(masking.masked(values, mask))
     end = _end_value(bootstrap, mask)
-    step = jnp.where(mask, r + discount * (1 - lambda_) * _util.next_valid(v, mask, end=end), 0.0)
-    step = step + jnp.where(_util.is_last(mask), discount * lambda_ * end[..., None], 0.0)
-    decay = jnp.where(mask, _util.as_f32(discount * lambda_), 1.0)
-    return jnp.where(mask, _util.reverse_recurrence(decay, step), 0.0)
+    step = jnp.where(mask, r + discount * (1 - lambda_) * masking.next_valid(v, mask, end=end), 0.0)
+    step = step + jnp.where(masking.is_last(mask), discount * lambda_ * end[..., None], 0.0)
+    decay = jnp.where(mask, masking.as_f32(discount * lambda_), 1.0)
+    return jnp.where(mask, masking.reverse_recurrence(decay, step), 0.0)
 
 
 def n_step_returns(
@@ -97,16 +97,16 @@ def n_step_returns(
     Returns:
       [B, T] float32, 0 outside the mask.
     """
-    mask = _util.as_mask(mask)
+    mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(rewards), jnp.asarray(values), mask])
     chex.assert_scalar_positive(n)
-    r = jax.lax.stop_gradient(_util.masked(rewards, mask))
+    r = jax.lax.stop_gradient(masking.masked(rewards, mask))
     end = _end_value(bootstrap, mask)
 
     def one_step(_: int, target: jax.Array) -> jax.Array:
-        return jnp.where(mask, r + discount * _util.next_valid(target, mask, end=end), 0.0)
+        return jnp.where(mask, r + discount * masking.next_valid(target, mask, end=end), 0.0)
 
-    return jax.lax.fori_loop(0, n, one_step, jax.lax.stop_gradient(_util.masked(values, mask)))
+    return jax.lax.fori_loop(0, n, one_step, jax.lax.stop_gradient(masking.masked(values, mask)))
 
 
 def generalized_advantages(
@@ -137,7 +137,7 @@ def generalized_advantages(
     Source: arXiv 1506.02438, Eq. 16.
     """
     returns = lambda_returns(rewards, values, mask, discount=discount, lambda_=lambda_, bootstrap=bootstrap)
-    return returns - jax.lax.stop_gradient(_util.masked(values, _util.as_mask(mask)))
+    return returns - jax.lax.stop_gradient(masking.masked(values, masking.as_mask(mask)))
 
 
 def leave_one_out(
@@ -146,7 +146,7 @@ def leave_one_out(
     *,
     num_groups: int,
     mask: ArrayLike | None = None,
-    axis_name: _util.AxisName = None,
+    axis_name: masking.AxisName = None,
 ) -> jax.Array:
     """Each value minus the mean of the others in its group: x_i - sum_{j != i} x_j / (K - 1).
 
@@ -165,8 +165,8 @@ def leave_one_out(
 
     Source: arXiv 2402.14740 (RLOO).
     """
-    ids, member = _util.group_members(group_ids, num_groups, mask)
-    x = jax.lax.stop_gradient(_util.as_f32(values))
+    ids, member = masking.group_members(group_ids, num_groups, mask)
+    x = jax.lax.stop_gradient(masking.as_f32(values))
     chex.assert_rank([x, ids], 1)
     chex.assert_equal_shape([x, ids, member])
     x = jnp.where(member, x, 0.0)
@@ -187,7 +187,7 @@ def rloo_advantages(
     discount: float = 1.0,
     whiten: bool = True,
     eps: float = 1e-8,
-    axis_name: _util.AxisName = None,
+    axis_name: masking.AxisName = None,
 ) -> jax.Array:
     """PRIME's advantage: leave-one-out on process rewards and on outcomes, each with its own baseline.
 
@@ -223,7 +223,7 @@ def rloo_advantages(
 
     Source: arXiv 2502.01456, Eq. 5, and its released code.
     """
-    _util.check_option("variant", variant, ("paper", "released"))
+    masking.check_option("variant", variant, ("paper", "released"))
     rewards, mean_reward, mask, ids, member = _prime_inputs(token_rewards, outcome, mask, group_ids, num_groups)
     others, size = _group_others(mean_reward, ids, member, num_groups, axis_name)
     rest = jnp.maximum(size - 1, 1)
@@ -249,7 +249,7 @@ def grpo_advantages(
     outcome_coef: float = 1.0,
     discount: float = 1.0,
     normalize_std: bool = True,
-    axis_name: _util.AxisName = None,
+    axis_name: masking.AxisName = None,
 ) -> jax.Array:
     """Group-relative advantage with process rewards.
 
@@ -279,7 +279,7 @@ def grpo_advantages(
     Source: arXiv 2502.01456, Eq. 7; arXiv 2402.03300.
     """
     rewards, mean_reward, mask, ids, member = _prime_inputs(token_rewards, outcome, mask, group_ids, num_groups)
-    a = jax.lax.stop_gradient(jnp.where(member, _util.as_f32(outcome), 0.0))
+    a = jax.lax.stop_gradient(jnp.where(member, masking.as_f32(outcome), 0.0))
 
     def centre_and_scale(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         centre, std, signal = _group_spread(x, ids, member, num_groups, axis_name)
@@ -317,11 +317,11 @@ def reinforce_advantages(
 
     Source: arXiv 2502.01456, Eq. 8.
     """
-    mask = _util.as_mask(mask)
+    mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(token_rewards), mask])
     chex.assert_shape(jnp.asarray(outcome), mask.shape[:-1])
     dense = discounted_returns(token_rewards, mask, discount=discount)
-    sparse = jax.lax.stop_gradient(_util.as_f32(outcome))[..., None]
+    sparse = jax.lax.stop_gradient(masking.as_f32(outcome))[..., None]
     return jnp.where(mask, dense_coef * dense + outcome_coef * sparse, 0.0)
 
 
@@ -341,15 +341,15 @@ def implicit_value_advantages(token_rewards: ArrayLike, outcome: ArrayLike, mask
 
     Source: arXiv 2502.01456, appendix (value or reward).
     """
-    mask = _util.as_mask(mask)
+    mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(token_rewards), mask])
     chex.assert_shape(jnp.asarray(outcome), mask.shape[:-1])
-    rewards = jax.lax.stop_gradient(_util.masked(token_rewards, mask))
+    rewards = jax.lax.stop_gradient(masking.masked(token_rewards, mask))
     before = jax.lax.cumsum(rewards, axis=rewards.ndim - 1) - rewards
-    return jnp.where(mask, jax.lax.stop_gradient(_util.as_f32(outcome))[..., None] - before, 0.0)
+    return jnp.where(mask, jax.lax.stop_gradient(masking.as_f32(outcome))[..., None] - before, 0.0)
 
 
-def whiten(x: ArrayLike, mask: ArrayLike, *, eps: float = 1e-8, axis_name: _util.AxisName = None) -> jax.Array:
+def whiten(x: ArrayLike, mask: ArrayLike, *, eps: float = 1e-8, axis_name: masking.AxisName = None) -> jax.Array:
     """(x - mean) / sqrt(var + eps), with the mean and the unbiased variance of all valid entries of the batch.
 
     Args:
@@ -361,13 +361,13 @@ def whiten(x: ArrayLike, mask: ArrayLike, *, eps: float = 1e-8, axis_name: _util
     Returns:
       float32 of the same shape, 0 outside the mask; 0 everywhere when fewer than two entries are valid.
     """
-    mask = _util.as_mask(mask)
+    mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(x), mask])
-    x = jax.lax.stop_gradient(_util.masked(x, mask))
-    count = _util.psum(jnp.sum(mask.astype(jnp.float32)), axis_name)
-    mean = _util.psum(jnp.sum(x), axis_name) / jnp.maximum(count, 1)
+    x = jax.lax.stop_gradient(masking.masked(x, mask))
+    count = masking.psum(jnp.sum(mask.astype(jnp.float32)), axis_name)
+    mean = masking.psum(jnp.sum(x), axis_name) / jnp.maximum(count, 1)
     centred = jnp.where(mask, x - mean, 0.0)
-    variance = _util.psum(jnp.sum(jnp.square(centred)), axis_name) / jnp.maximum(count - 1, 1)
+    variance = masking.psum(jnp.sum(jnp.square(centred)), axis_name) / jnp.maximum(count - 1, 1)
     return centred / jnp.sqrt(variance + eps)
 
 
@@ -376,43 +376,44 @@ def _end_value(bootstrap: ArrayLike | None, mask: jax.Array) -> jax.Array:
     if bootstrap is None:
         return jnp.zeros(mask.shape[:-1], jnp.float32)
     chex.assert_shape(jnp.asarray(bootstrap), mask.shape[:-1])
-    return jax.lax.stop_gradient(_util.masked(bootstrap, jnp.any(mask, -1)))
+    return jax.lax.stop_gradient(masking.masked(bootstrap, jnp.any(mask, -1)))
 
 
 def _prime_inputs(
     token_rewards: ArrayLike, outcome: ArrayLike, mask: ArrayLike, group_ids: ArrayLike, num_groups: int
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
     """Checked (rewards [B, T], their row means [B], mask, ids [B], member [B])."""
-    mask = _util.as_mask(mask)
+    mask = masking.as_mask(mask)
     chex.assert_rank(mask, 2)
     chex.assert_equal_shape([jnp.asarray(token_rewards), mask])
-    ids, member = _util.group_members(group_ids, num_groups, jnp.any(mask, -1))
+    ids, member = masking.group_members(group_ids, num_groups, jnp.any(mask, -1))
     chex.assert_shape([jnp.asarray(outcome), ids], mask.shape[:1])
-    rewards = jax.lax.stop_gradient(_util.masked(token_rewards, mask))
-    return rewards, _util.mean_last(rewards, mask), mask & member[:, None], ids, member
+    rewards = jax.lax.stop_gradient(masking.masked(token_rewards, mask))
+    return rewards, masking.mean_last(rewards, mask), mask & member[:, None], ids, member
 
 
 def _group_others(
-    x: jax.Array, ids: jax.Array, member: jax.Array, num_groups: int, axis_name: _util.AxisName
+    x: jax.Array, ids: jax.Array, member: jax.Array, num_groups: int, axis_name: masking.AxisName
 ) -> tuple[jax.Array, jax.Array]:
     """([B] sum of `x` over the other members of each row's group, [B] size of the group)."""
-    total = _util.group_sum(x, ids, num_groups, member, axis_name)
-    size = _util.group_sum(member.astype(jnp.float32), ids, num_groups, member, axis_name)
-    size = _util.of_group(size, ids, member)
+    total = masking.group_sum(x, ids, num_groups, member, axis_name)
+    size = masking.group_sum(member.astype(jnp.float32), ids, num_groups, member, axis_name)
+    size = masking.of_group(size, ids, member)
     # Exactly 0 for a group of one, where total - x might be rounding.
-    return jnp.where(size > 1, _util.of_group(total, ids, member) - x, 0.0), size
+    return jnp.where(size > 1, masking.of_group(total, ids, member) - x, 0.0), size
 
 
 def _group_spread(
-    x: jax.Array, ids: jax.Array, member: jax.Array, num_groups: int, axis_name: _util.AxisName
+    x: jax.Array, ids: jax.Array, member: jax.Array, num_groups: int, axis_name: masking.AxisName
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """[B] mean and standard deviation (over K - 1) of each row's group, and whether it has any spread."""
-    size = _util.group_sum(member.astype(jnp.float32), ids, num_groups, member, axis_name)
-    size = _util.of_group(size, ids, member)
-    mean = _util.of_group(_util.group_sum(x, ids, num_groups, member, axis_name), ids, member) / jnp.maximum(size, 1)
-    squares = _util.group_sum(jnp.square(x - mean), ids, num_groups, member, axis_name)
-    std = jnp.sqrt(_util.of_group(squares, ids, member) / jnp.maximum(size - 1, 1))
-    magnitude = _util.of_group(_util.group_sum(jnp.abs(x), ids, num_groups, member, axis_name), ids, member)
+    size = masking.group_sum(member.astype(jnp.float32), ids, num_groups, member, axis_name)
+    size = masking.of_group(size, ids, member)
+    total = masking.group_sum(x, ids, num_groups, member, axis_name)
+    mean = masking.of_group(total, ids, member) / jnp.maximum(size, 1)
+    squares = masking.group_sum(jnp.square(x - mean), ids, num_groups, member, axis_name)
+    std = jnp.sqrt(masking.of_group(squares, ids, member) / jnp.maximum(size - 1, 1))
+    magnitude = masking.of_group(masking.group_sum(jnp.abs(x), ids, num_groups, member, axis_name), ids, member)
     return mean, std, (size > 1) & (std > _ROUNDING * magnitude / jnp.maximum(size, 1))
 
 
@@ -425,7 +426,7 @@ def _combine(
     discount: float,
     whitened: bool,
     eps: float,
-    axis_name: _util.AxisName,
+    axis_name: masking.AxisName,
 ) -> jax.Array:
     """[B, T] advantages from centred token rewards [B, T] and centred outcomes [B]."""
     returns = dense_coef * discounted_returns(dense, mask, discount=discount) + outcome_coef * sparse[:, None]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prm_jax.rl import _util
+from prm_jax.rl import masking
 from prm_jax.rl.losses import Loss, Mean
 
 _TINY = 1e-12
@@ -50,26 +50,26 @@ def bellman_rank_penalty(
 
     Source: arXiv 2404.12754.
     """
-    _util.check_option("form", form, ("paper", "released"))
-    phi, rewards = _util.as_f32(features), _util.as_f32(rewards)
+    masking.check_option("form", form, ("paper", "released"))
+    phi, rewards = masking.as_f32(features), masking.as_f32(rewards)
     chex.assert_rank(phi, 2)
     chex.assert_shape(jnp.asarray(next_features), phi.shape)
     chex.assert_shape(rewards, phi.shape[:1])
     chex.assert_shape(jnp.asarray(head), phi.shape[1:])
-    mask = jnp.ones(rewards.shape, bool) if mask is None else _util.as_mask(mask)
-    phi = _util.masked(phi, mask[:, None])
-    target = jax.lax.stop_gradient(_util.masked(next_features, mask[:, None]))
+    mask = jnp.ones(rewards.shape, bool) if mask is None else masking.as_mask(mask)
+    phi = masking.masked(phi, mask[:, None])
+    target = jax.lax.stop_gradient(masking.masked(next_features, mask[:, None]))
     online = target
     if form == "released":
         if online_next_features is None:
             raise ValueError("form='released' needs online_next_features")
         chex.assert_shape(jnp.asarray(online_next_features), phi.shape)
-        online = jax.lax.stop_gradient(_util.masked(online_next_features, mask[:, None]))
+        online = jax.lax.stop_gradient(masking.masked(online_next_features, mask[:, None]))
     norm, next_norm = _norm(phi), _norm(target)
-    cosine = _util.safe_divide((phi * target).sum(-1), norm * next_norm)
-    head_square = jnp.maximum(jnp.square(_util.as_f32(head)).sum(), _TINY)
-    slack = norm**2 + discount**2 * jnp.square(online).sum(-1) - _util.masked(rewards, mask) ** 2 / head_square
-    bound = jax.lax.stop_gradient(_util.safe_divide(slack, 2 * discount * norm * next_norm))
+    cosine = masking.safe_divide((phi * target).sum(-1), norm * next_norm)
+    head_square = jnp.maximum(jnp.square(masking.as_f32(head)).sum(), _TINY)
+    slack = norm**2 + discount**2 * jnp.square(online).sum(-1) - masking.masked(rewards, mask) ** 2 / head_square
+    bound = jax.lax.stop_gradient(masking.safe_divide(slack, 2 * discount * norm * next_norm))
     usable = mask & (norm > 0) & (next_norm > 0)
     excess = jnp.where(usable, jnp.maximum(cosine - bound, 0.0), 0.0)
     weight = mask.sum().astype(jnp.float32)
@@ -78,4 +78,4 @@ def bellman_rank_penalty(
 
 
 def _norm(x: jax.Array) -> jax.Array:
-    return _util.safe_sqrt(jnp.square(x).sum(-1))
+    return masking.safe_sqrt(jnp.square(x).sum(-1))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prm_jax.rl import _util
+from prm_jax.rl import masking
 
 
 def update_reward_mean(
@@ -21,7 +21,7 @@ def update_reward_mean(
     *,
     rate: float = 0.1,
     clip: float | None = 10.0,
-    axis_name: _util.AxisName = None,
+    axis_name: masking.AxisName = None,
 ) -> jax.Array:
     """Moves the running mean towards this batch's: `rate * mean(clip(r)) + (1 - rate) * mean_old`.
 
@@ -40,14 +40,14 @@ def update_reward_mean(
 
     Source: arXiv 2410.09724.
     """
-    rewards = jax.lax.stop_gradient(_util.as_f32(rewards))
-    mask = jnp.ones(rewards.shape, bool) if mask is None else _util.as_mask(mask)
+    rewards = jax.lax.stop_gradient(masking.as_f32(rewards))
+    mask = jnp.ones(rewards.shape, bool) if mask is None else masking.as_mask(mask)
     chex.assert_equal_shape([rewards, mask])
-    mean = jax.lax.stop_gradient(_util.as_f32(mean))
+    mean = jax.lax.stop_gradient(masking.as_f32(mean))
     chex.assert_shape(mean, ())
-    rewards = _util.masked(rewards, mask)
+    rewards = masking.masked(rewards, mask)
     if clip is not None:
         rewards = jnp.clip(rewards, -clip, clip)
-    count = _util.psum(mask.sum().astype(jnp.float32), axis_name)
-    batch_mean = _util.psum(rewards.sum(), axis_name) / jnp.maximum(count, 1.0)
+    count = masking.psum(mask.sum().astype(jnp.float32), axis_name)
+    batch_mean = masking.psum(rewards.sum(), axis_name) / jnp.maximum(count, 1.0)
     return jnp.where(count > 0, rate * batch_mean + (1 - rate) * mean, mean)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prm_jax.rl import _util
+from prm_jax.rl import masking
 from prm_jax.rl.losses import Loss, Mean
 
 
@@ -34,11 +34,11 @@ def candidate_advantages(
 
     Source: arXiv 2502.15760.
     """
-    valid = _util.as_mask(valid)
+    valid = masking.as_mask(valid)
     chex.assert_equal_shape([jnp.asarray(q_values), valid])
     chex.assert_shape(jnp.asarray(value), valid.shape[:-1])
-    gap = _util.masked(q_values, valid) - _util.as_f32(value)[..., None]
-    return jax.lax.stop_gradient(jnp.clip(_util.masked(gap, valid), low, high))
+    gap = masking.masked(q_values, valid) - masking.as_f32(value)[..., None]
+    return jax.lax.stop_gradient(jnp.clip(masking.masked(gap, valid), low, high))
 
 
 def best_of_n_targets(advantages: ArrayLike, valid: ArrayLike, *, threshold: float) -> tuple[jax.Array, jax.Array]:
@@ -54,9 +54,9 @@ def best_of_n_targets(advantages: ArrayLike, valid: ArrayLike, *, threshold: flo
 
     Source: arXiv 2502.15760.
     """
-    valid = _util.as_mask(valid)
+    valid = masking.as_mask(valid)
     chex.assert_equal_shape([jnp.asarray(advantages), valid])
-    a = jnp.where(valid, _util.as_f32(advantages), -jnp.inf)
+    a = jnp.where(valid, masking.as_f32(advantages), -jnp.inf)
     best = a.max(-1, initial=-jnp.inf)
     return a.argmax(-1).astype(jnp.int32), (best > threshold).astype(jnp.float32)
 
@@ -78,10 +78,10 @@ def best_of_n_policy_loss(logp: ArrayLike, advantages: ArrayLike, valid: ArrayLi
 
     Source: arXiv 2502.15760.
     """
-    valid = _util.as_mask(valid)
+    valid = masking.as_mask(valid)
     chex.assert_rank(valid, 2)
     chex.assert_equal_shape([jnp.asarray(logp), valid])
-    index, weight = best_of_n_targets(jax.lax.stop_gradient(_util.as_f32(advantages)), valid, threshold=threshold)
-    picked = jnp.take_along_axis(_util.masked(logp, valid), index[:, None], -1)[:, 0]
+    index, weight = best_of_n_targets(jax.lax.stop_gradient(masking.as_f32(advantages)), valid, threshold=threshold)
+    picked = jnp.take_along_axis(masking.masked(logp, valid), index[:, None], -1)[:, 0]
     states = valid.any(-1).sum().astype(jnp.float32)
     return Loss(-(weight * picked).sum(), states, {"imitated": Mean(weight.sum(), states)})

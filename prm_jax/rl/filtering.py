@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prm_jax.rl import _util
+from prm_jax.rl import masking
 
 _SLACK = 1e-6  # so that 4/5 <= 0.8 holds whatever the rounding of the division
 
@@ -22,7 +22,7 @@ def solve_rate_mask(
     low: float = 0.2,
     high: float = 0.8,
     mask: ArrayLike | None = None,
-    axis_name: _util.AxisName = None,
+    axis_name: masking.AxisName = None,
 ) -> jax.Array:
     """Prompts whose mean outcome lies in [low, high], bounds included (to 1e-6).
 
@@ -40,12 +40,12 @@ def solve_rate_mask(
 
     Source: arXiv 2502.01456 (online prompt filtering).
     """
-    ids, member = _util.group_members(group_ids, num_groups, mask)
-    outcome = _util.as_f32(outcome)
+    ids, member = masking.group_members(group_ids, num_groups, mask)
+    outcome = masking.as_f32(outcome)
     chex.assert_rank(ids, 1)
     chex.assert_equal_shape([outcome, ids, member])
-    total = _util.group_sum(outcome, ids, num_groups, member, axis_name)
-    size = _util.group_sum(member.astype(jnp.float32), ids, num_groups, member, axis_name)
+    total = masking.group_sum(outcome, ids, num_groups, member, axis_name)
+    size = masking.group_sum(member.astype(jnp.float32), ids, num_groups, member, axis_name)
     rate = total / jnp.maximum(size, 1)
     return (size > 0) & (rate >= low - _SLACK) & (rate <= high + _SLACK)
 
@@ -57,7 +57,7 @@ def truncation_mask(
     num_groups: int,
     max_length: int,
     mask: ArrayLike | None = None,
-    axis_name: _util.AxisName = None,
+    axis_name: masking.AxisName = None,
 ) -> jax.Array:
     """Prompts none of whose responses was cut: every length is below `max_length`.
 
@@ -74,11 +74,11 @@ def truncation_mask(
     Returns:
       [num_groups] bool; True for a group without rows.
     """
-    ids, member = _util.group_members(group_ids, num_groups, mask)
+    ids, member = masking.group_members(group_ids, num_groups, mask)
     length = jnp.asarray(length)
     chex.assert_rank(ids, 1)
     chex.assert_equal_shape([length, ids, member])
-    cut = _util.group_sum((length >= max_length).astype(jnp.float32), ids, num_groups, member, axis_name)
+    cut = masking.group_sum((length >= max_length).astype(jnp.float32), ids, num_groups, member, axis_name)
     return cut == 0
 
 
@@ -94,7 +94,7 @@ def passing_first(passes: ArrayLike) -> jax.Array:
     Returns:
       [P] int32, a permutation.
     """
-    passes = _util.as_mask(passes)
+    passes = masking.as_mask(passes)
     chex.assert_rank(passes, 1)
     return jnp.argsort(~passes, stable=True).astype(jnp.int32)
 
@@ -106,7 +106,7 @@ def rows_of_groups(group_mask: ArrayLike, group_ids: ArrayLike) -> jax.Array:
       group_mask: [num_groups] bool.
       group_ids: [B] int.
     """
-    group_mask = _util.as_mask(group_mask)
+    group_mask = masking.as_mask(group_mask)
     chex.assert_rank(group_mask, 1)
-    ids, member = _util.group_members(group_ids, group_mask.shape[0], None)
+    ids, member = masking.group_members(group_ids, group_mask.shape[0], None)
     return member & group_mask[jnp.where(member, ids, 0)]

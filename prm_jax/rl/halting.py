@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prm_jax.rl import _util
+from prm_jax.rl import masking
 from prm_jax.rl.losses import Loss, Mean
 
 
@@ -27,7 +27,7 @@ def halting_distribution(logits: ArrayLike) -> jax.Array:
 
     Source: arXiv 2107.05407.
     """
-    logits = _util.as_f32(logits)
+    logits = masking.as_f32(logits)
     stay = -jax.nn.softplus(logits)  # log(1 - h)
     reached = jnp.cumsum(stay, -1) - stay
     stop = jnp.concatenate([-jax.nn.softplus(-logits[..., :-1]), jnp.zeros_like(logits[..., -1:])], -1)
@@ -61,9 +61,9 @@ def halting_loss(
 
     Source: arXiv 2107.05407.
     """
-    _util.check_option("kl", kl, ("paper", "released"))
-    mask = _util.as_mask(mask)
-    logits, losses = _util.masked(logits, mask[..., None]), _util.masked(losses, mask[..., None])
+    masking.check_option("kl", kl, ("paper", "released"))
+    mask = masking.as_mask(mask)
+    logits, losses = masking.masked(logits, mask[..., None]), masking.masked(losses, mask[..., None])
     chex.assert_equal_shape([logits, losses])
     p = halting_distribution(logits)
     depth = jnp.arange(logits.shape[-1])
@@ -72,9 +72,9 @@ def halting_loss(
     log_p = jnp.log(jnp.maximum(p, 1e-30))
     divergence = (p * (log_p - goal) if kl == "paper" else jnp.exp(goal) * (goal - log_p)).sum(-1)
     weight = mask.sum().astype(jnp.float32)
-    kl_sum = _util.masked(divergence, mask).sum()
-    total = _util.masked((p * losses).sum(-1), mask).sum() + kl_coef * kl_sum
-    mean_depth = _util.masked((p * (depth + 1)).sum(-1), mask).sum()
+    kl_sum = masking.masked(divergence, mask).sum()
+    total = masking.masked((p * losses).sum(-1), mask).sum() + kl_coef * kl_sum
+    mean_depth = masking.masked((p * (depth + 1)).sum(-1), mask).sum()
     metrics = {"depth": Mean(mean_depth, weight), "kl": Mean(kl_sum, weight)}
     return Loss(total, weight, jax.lax.stop_gradient(metrics))
 
@@ -93,7 +93,7 @@ def quantile_exit(probabilities: ArrayLike, *, quantile: float = 0.5) -> jax.Arr
 
     Source: arXiv 2204.03276.
     """
-    p = jax.lax.stop_gradient(_util.as_f32(probabilities))
+    p = jax.lax.stop_gradient(masking.as_f32(probabilities))
     reached = jnp.cumsum(p, -1)
     # Rounding may leave the last sum just below 1.
     enough = reached >= quantile * jnp.minimum(reached[..., -1:], 1.0) - 1e-7

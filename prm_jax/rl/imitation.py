@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prm_jax.rl import _util
+from prm_jax.rl import masking
 from prm_jax.rl.losses import Loss, Mean
 
 
@@ -37,17 +37,17 @@ def weighted_nll(
     Returns:
       `Loss`; metric `nll`, the unweighted mean over selected tokens. An empty mask gives total 0 and weight 0.
     """
-    _util.check_option("normalize", normalize, ("weights", "tokens", "responses"))
-    mask = _util.as_mask(mask)
+    masking.check_option("normalize", normalize, ("weights", "tokens", "responses"))
+    mask = masking.as_mask(mask)
     chex.assert_rank(mask, 2)
     chex.assert_equal_shape([jnp.asarray(logp), mask])
-    weights = _util.as_f32(weights)
+    weights = masking.as_f32(weights)
     if weights.ndim == 1:
         chex.assert_shape(weights, mask.shape[:1])
         weights = jnp.broadcast_to(weights[:, None], mask.shape)
     chex.assert_equal_shape([weights, mask])
-    weights = jax.lax.stop_gradient(_util.masked(weights, mask))
-    nll = -_util.masked(logp, mask)
+    weights = jax.lax.stop_gradient(masking.masked(weights, mask))
+    nll = -masking.masked(logp, mask)
     tokens = mask.sum().astype(jnp.float32)
     weight = {
         "weights": weights.sum(),
@@ -70,7 +70,7 @@ def advantage_weights(advantages: ArrayLike, *, temperature: float, max_weight: 
 
     Source: arXiv 1910.00177.
     """
-    exponent = _util.as_f32(advantages) / temperature
+    exponent = masking.as_f32(advantages) / temperature
     if max_weight is not None:
         exponent = jnp.minimum(exponent, jnp.log(max_weight))  # before exp: no overflow
     return jax.lax.stop_gradient(jnp.exp(exponent))

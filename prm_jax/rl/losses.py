@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prm_jax.rl import _util
+from prm_jax.rl import masking
 
 TokenAggregation = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 KLEstimator = Literal["k1", "k2", "k3"]
@@ -68,17 +68,17 @@ def aggregate_tokens(
     Returns:
       Mean; total and weight 0 for an empty mask.
     """
-    _util.check_option("aggregation", aggregation, TokenAggregation.__args__)  # type: ignore[attr-defined]
-    mask = _util.as_mask(mask)
+    masking.check_option("aggregation", aggregation, TokenAggregation.__args__)  # type: ignore[attr-defined]
+    mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(values), mask])
-    values = _util.masked(values, mask)
+    values = masking.masked(values, mask)
     rows = jnp.sum(jnp.any(mask, -1).astype(jnp.float32))
     if aggregation == "token-mean":
         return Mean(jnp.sum(values), jnp.sum(mask.astype(jnp.float32)))
     if aggregation == "seq-mean-token-sum":
         return Mean(jnp.sum(values), rows)
     if aggregation == "seq-mean-token-mean":
-        return Mean(jnp.sum(_util.mean_last(values, mask)), rows)
+        return Mean(jnp.sum(masking.mean_last(values, mask)), rows)
     return Mean(jnp.sum(values) / (mask.shape[-1] if norm is None else norm), jnp.zeros((), jnp.float32))
 
 
@@ -122,14 +122,14 @@ def clipped_surrogate(
 
     Source: arXiv 1707.06347, Eq. 7; dual clip arXiv 1912.09729; sequence ratio arXiv 2507.18071.
     """
-    _util.check_option("ratio", ratio, ("token", "sequence"))
-    mask = _util.as_mask(mask)
+    masking.check_option("ratio", ratio, ("token", "sequence"))
+    mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(logp), jnp.asarray(old_logp), jnp.asarray(advantages), mask])
-    log_ratio = _util.masked(logp, mask) - jax.lax.stop_gradient(_util.masked(old_logp, mask))
-    a = jax.lax.stop_gradient(_util.masked(advantages, mask))
+    log_ratio = masking.masked(logp, mask) - jax.lax.stop_gradient(masking.masked(old_logp, mask))
+    a = jax.lax.stop_gradient(masking.masked(advantages, mask))
     used = log_ratio
     if ratio == "sequence":
-        used = jnp.broadcast_to(_util.mean_last(log_ratio, mask)[..., None], mask.shape)
+        used = jnp.broadcast_to(masking.mean_last(log_ratio, mask)[..., None], mask.shape)
     rho = jnp.exp(jnp.clip(used, -log_ratio_clamp, log_ratio_clamp))
     unclipped, clipped = -a * rho, -a * jnp.clip(rho, 1 - clip_low, 1 + clip_high)
     loss = jnp.maximum(unclipped, clipped)
@@ -139,7 +139,7 @@ def clipped_surrogate(
         loss = jnp.where(a < 0, jnp.minimum(loss, -dual_clip * a), loss)
     if token_weights is not None:
         chex.assert_equal_shape([jnp.asarray(token_weights), mask])
-        loss = loss * jax.lax.stop_gradient(_util.masked(token_weights, mask))
+        loss = loss * jax.lax.stop_gradient(masking.masked(token_weights, mask))
     result = aggregate_tokens(loss, mask, aggregation=aggregation)
     metrics = {
         "clip_fraction": aggregate_tokens(clipped > unclipped, mask),
@@ -169,10 +169,10 @@ def token_kl(
 
     Source: Schulman, Approximating KL divergence (2020).
     """
-    _util.check_option("estimator", estimator, ("k1", "k2", "k3"))
-    mask = _util.as_mask(mask)
+    masking.check_option("estimator", estimator, ("k1", "k2", "k3"))
+    mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(logp), jnp.asarray(ref_logp), mask])
-    d = _util.masked(logp, mask) - jax.lax.stop_gradient(_util.masked(ref_logp, mask))
+    d = masking.masked(logp, mask) - jax.lax.stop_gradient(masking.masked(ref_logp, mask))
     if estimator == "k1":
         return d
     if estimator == "k2":
@@ -226,8 +226,8 @@ def entropy_bonus(
     Returns:
       Loss, <= 0, and 0 for an empty mask; metric entropy (mean over tokens).
     """
-    mask = _util.as_mask(mask)
-    result = aggregate_tokens(-_util.masked(entropy, mask), mask, aggregation=aggregation)
+    mask = masking.as_mask(mask)
+    result = aggregate_tokens(-masking.masked(entropy, mask), mask, aggregation=aggregation)
     metrics = {"entropy": aggregate_tokens(entropy, mask)}
     return Loss(result.total, result.weight, jax.lax.stop_gradient(metrics))
 
@@ -266,14 +266,14 @@ def value_loss(
 
     Source: arXiv 2405.03553 (tanh_mse); arXiv 1707.06347's reference code (clip).
     """
-    _util.check_option("kind", kind, ("mse", "tanh_mse", "bce", "ce"))
+    masking.check_option("kind", kind, ("mse", "tanh_mse", "bce", "ce"))
     if (clip is None) != (old_values is None) or (clip is not None and kind != "mse"):
         raise ValueError("clip and old_values go together, and only with kind='mse'")
-    mask = _util.as_mask(mask)
+    mask = masking.as_mask(mask)
     if kind == "ce":
         return _class_loss(values, targets, mask, aggregation)
     chex.assert_equal_shape([jnp.asarray(values), jnp.asarray(targets), mask])
-    v, y = _util.masked(values, mask), jax.lax.stop_gradient(_util.masked(targets, mask))
+    v, y = masking.masked(values, mask), jax.lax.stop_gradient(masking.masked(targets, mask))
     metrics: dict[str, Mean] = {}
     if kind == "bce":
         error = jax.nn.softplus(v) - y * v
@@ -281,7 +281,7 @@ def value_loss(
         error = jnp.square((jnp.tanh(v) if kind == "tanh_mse" else v) - y)
     if clip is not None and old_values is not None:
         chex.assert_equal_shape([jnp.asarray(old_values), mask])
-        old = jax.lax.stop_gradient(_util.masked(old_values, mask))
+        old = jax.lax.stop_gradient(masking.masked(old_values, mask))
         clipped = jnp.square(old + jnp.clip(v - old, -clip, clip) - y)
         metrics = {"clip_fraction": aggregate_tokens(clipped > error, mask)}
         error = jnp.maximum(error, clipped)
@@ -293,7 +293,7 @@ def _class_loss(logits: ArrayLike, targets: ArrayLike, mask: jax.Array, aggregat
     """Softmax cross-entropy over the last axis, with ids or probabilities."""
     logits, targets = jnp.asarray(logits), jnp.asarray(targets)
     chex.assert_equal(logits.shape[:-1], mask.shape)
-    log_probs = jax.nn.log_softmax(_util.masked(logits, mask[..., None]), axis=-1)
+    log_probs = jax.nn.log_softmax(masking.masked(logits, mask[..., None]), axis=-1)
     if targets.ndim == mask.ndim:
         chex.assert_type(targets, int)
         chex.assert_equal_shape([targets, mask])
@@ -301,6 +301,6 @@ def _class_loss(logits: ArrayLike, targets: ArrayLike, mask: jax.Array, aggregat
         error = -jnp.take_along_axis(log_probs, ids[..., None], axis=-1)[..., 0]
     else:
         chex.assert_equal_shape([targets, logits])
-        error = -jnp.sum(jax.lax.stop_gradient(_util.masked(targets, mask[..., None])) * log_probs, -1)
+        error = -jnp.sum(jax.lax.stop_gradient(masking.masked(targets, mask[..., None])) * log_probs, -1)
     result = aggregate_tokens(error, mask, aggregation=aggregation)
     return Loss(result.total, result.weight)

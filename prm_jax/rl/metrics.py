@@ -1,6 +1,6 @@
 """How good a reward is: at ordering responses, at finding the first wrong step, and whether to trust it.
 
-First-error F1: ProcessBench, arXiv 2412.06559. Metrics pass no gradient, but for `vote_totals` to its weights.
+First-error F1: ProcessBench, arXiv 2412.06559. Metrics pass no gradient.
 """
 
 from typing import Literal
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prm_jax.rl import _util
+from prm_jax.rl import masking
 
 NO_ERROR = -1
 
@@ -23,7 +23,7 @@ def pairwise_accuracy(
     num_groups: int,
     mask: ArrayLike | None = None,
     average: Literal["groups", "pairs", "released"] = "groups",
-    axis_name: _util.AxisName = None,
+    axis_name: masking.AxisName = None,
 ) -> jax.Array:
     """How often the score orders two responses to one prompt as their outcomes do.
 
@@ -44,16 +44,16 @@ def pairwise_accuracy(
     Returns:
       float32 scalar in [0, 1]; 0.5 when there is no pair. No gradient.
     """
-    _util.check_option("average", average, ("groups", "pairs", "released"))
-    ids, member = _util.group_members(group_ids, num_groups, mask)
+    masking.check_option("average", average, ("groups", "pairs", "released"))
+    ids, member = masking.group_members(group_ids, num_groups, mask)
     chex.assert_rank(ids, 1)
     chex.assert_equal_shape([jnp.asarray(scores), jnp.asarray(outcome), ids, member])
-    s, a = _util.masked(scores, member), _util.masked(outcome, member)
-    better = jnp.where(_util.same_group(ids, member), jnp.maximum(a[:, None] - a[None, :], 0.0), 0.0)
+    s, a = masking.masked(scores, member), masking.masked(outcome, member)
+    better = jnp.where(masking.same_group(ids, member), jnp.maximum(a[:, None] - a[None, :], 0.0), 0.0)
     right = 0.5 * (jnp.sign(s[:, None] - s[None, :]) + 1)
-    hits = _util.group_sum(jnp.sum(better * right, 1), ids, num_groups, member, axis_name)
-    pairs = _util.group_sum(jnp.sum(better, 1), ids, num_groups, member, axis_name)
-    size = _util.group_sum(member.astype(jnp.float32), ids, num_groups, member, axis_name)
+    hits = masking.group_sum(jnp.sum(better * right, 1), ids, num_groups, member, axis_name)
+    pairs = masking.group_sum(jnp.sum(better, 1), ids, num_groups, member, axis_name)
+    size = masking.group_sum(member.astype(jnp.float32), ids, num_groups, member, axis_name)
     if average == "pairs":
         hits, pairs, size = jnp.sum(hits), jnp.sum(pairs), jnp.sum(size)
     counted = (size > 0) if average == "released" else (pairs > 0)
@@ -81,33 +81,12 @@ def trust_gate(accuracy: ArrayLike, *, count: ArrayLike | None = None, z: float 
 
     Source: the gate is this project's own; the interval is Wilson's (1927).
     """
-    a = _util.as_f32(accuracy)
+    a = masking.as_f32(accuracy)
     if count is not None:
-        n = jnp.maximum(_util.as_f32(count), 1e-6)
+        n = jnp.maximum(masking.as_f32(count), 1e-6)
         middle, spread = a + z * z / (2 * n), z * jnp.sqrt(a * (1 - a) / n + z * z / (4 * n * n))
-        a = jnp.where(_util.as_f32(count) > 0, (middle - spread) / (1 + z * z / n), 0.5)
+        a = jnp.where(masking.as_f32(count) > 0, (middle - spread) / (1 + z * z / n), 0.5)
     return jnp.maximum(0.0, 2 * a - 1)
-
-
-def outcome_accuracy(
-    scores: ArrayLike, outcome: ArrayLike, mask: ArrayLike | None = None, *, axis_name: _util.AxisName = None
-) -> jax.Array:
-    """Share of responses whose score has the sign of 2 * outcome - 1.
-
-    Args:
-      scores: [B] float, sums of implicit rewards (logits of the outcome).
-      outcome: [B] any real dtype, in [0, 1].
-      mask: optional [B] bool, False for rows that do not count.
-      axis_name: mapped axis over which the batch is split, or None.
-
-    Returns:
-      float32 scalar in [0, 1], 0 for an empty batch. No gradient.
-    """
-    s, a = jnp.asarray(scores), jnp.asarray(outcome)
-    chex.assert_equal_shape([s, a])
-    mask = jnp.ones(s.shape, bool) if mask is None else _util.as_mask(mask)
-    right = jnp.sign(_util.masked(s, mask)) == jnp.sign(2 * _util.masked(a, mask) - 1)
-    return _share(right, mask, axis_name)
 
 
 def first_error(scores: ArrayLike, mask: ArrayLike, *, threshold: ArrayLike) -> jax.Array:
@@ -121,15 +100,15 @@ def first_error(scores: ArrayLike, mask: ArrayLike, *, threshold: ArrayLike) -> 
     Returns:
       [B] int32, positions along S; -1 for a response without steps.
     """
-    mask = _util.as_mask(mask)
+    mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(scores), mask])
-    threshold = jnp.broadcast_to(_util.as_f32(threshold), mask.shape[:-1])[..., None]
-    below = mask & (_util.masked(scores, mask) < threshold)
+    threshold = jnp.broadcast_to(masking.as_f32(threshold), mask.shape[:-1])[..., None]
+    below = mask & (masking.masked(scores, mask) < threshold)
     return jnp.where(jnp.any(below, -1), jnp.argmax(below, -1), NO_ERROR).astype(jnp.int32)
 
 
 def first_error_f1(
-    predicted: ArrayLike, label: ArrayLike, mask: ArrayLike | None = None, *, axis_name: _util.AxisName = None
+    predicted: ArrayLike, label: ArrayLike, mask: ArrayLike | None = None, *, axis_name: masking.AxisName = None
 ) -> dict[str, jax.Array]:
     """ProcessBench's score: harmonic mean of the accuracies on faulty and on correct responses.
 
@@ -149,10 +128,10 @@ def first_error_f1(
     """
     predicted, label = jnp.asarray(predicted), jnp.asarray(label)
     chex.assert_equal_shape([predicted, label])
-    mask = jnp.ones(label.shape, bool) if mask is None else _util.as_mask(mask)
+    mask = jnp.ones(label.shape, bool) if mask is None else masking.as_mask(mask)
     hit = predicted == label
-    error_acc = _share(hit, mask & (label != NO_ERROR), axis_name)
-    correct_acc = _share(hit, mask & (label == NO_ERROR), axis_name)
+    error_acc = masking.share(hit, mask & (label != NO_ERROR), axis_name)
+    correct_acc = masking.share(hit, mask & (label == NO_ERROR), axis_name)
     return {"error_acc": error_acc, "correct_acc": correct_acc, "f1": _harmonic(error_acc, correct_acc)}
 
 
@@ -162,7 +141,7 @@ def best_threshold(
     label: ArrayLike,
     *,
     candidates: ArrayLike | None = None,
-    axis_name: _util.AxisName = None,
+    axis_name: masking.AxisName = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The threshold of `first_error` with the highest first-error F1, and that F1.
 
@@ -181,18 +160,18 @@ def best_threshold(
     Returns:
       (threshold, f1), float32 scalars; of equal F1s the lowest threshold (the first candidate).
     """
-    mask, label = _util.as_mask(mask), jnp.asarray(label)
+    mask, label = masking.as_mask(mask), jnp.asarray(label)
     chex.assert_rank(mask, 2)
     chex.assert_equal_shape([jnp.asarray(scores), mask])
     chex.assert_shape(label, mask.shape[:1])
-    low, high, right = _threshold_intervals(_util.masked(scores, mask), mask, label)
+    low, high, right = _threshold_intervals(masking.masked(scores, mask), mask, label)
     rows = jnp.any(mask, -1)
     faulty, correct = rows & (label != NO_ERROR), rows & (label == NO_ERROR)
-    low, high, right, faulty, correct = (_util.gather(x, axis_name) for x in (low, high, right, faulty, correct))
+    low, high, right, faulty, correct = (masking.gather(x, axis_name) for x in (low, high, right, faulty, correct))
     if candidates is None:
         tried = _piece_middles(jnp.concatenate([jnp.where(right, low, jnp.inf), jnp.where(right, high, jnp.inf)]))
     else:
-        tried = _util.as_f32(candidates)
+        tried = masking.as_f32(candidates)
         chex.assert_rank(tried, 1)
 
     def accuracy(kind: jax.Array) -> jax.Array:
@@ -206,121 +185,9 @@ def best_threshold(
     return tried[best], f1[best]
 
 
-def roc_auc(
-    scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None, *, axis_name: _util.AxisName = None
-) -> jax.Array:
-    """Probability that a positive entry scores above a negative one, ties one half; over all valid entries.
-
-    Args:
-      scores: any shape, float (step scores, say).
-      labels: same shape, bool or 0/1.
-      mask: optional bool of the same shape.
-      axis_name: mapped axis over which the entries are split, or None; the negative entries' scores are gathered.
-
-    Returns:
-      float32 scalar in [0, 1]; 0.5 when either kind is missing. No gradient.
-    """
-    s, positive = jnp.asarray(scores), _util.as_mask(labels)
-    chex.assert_equal_shape([s, positive])
-    mask = jnp.ones(s.shape, bool) if mask is None else _util.as_mask(mask)
-    chex.assert_equal_shape([s, mask])
-    s = _util.masked(s, mask).reshape(-1)
-    positive, negative = (positive & mask).reshape(-1), (~positive & mask).reshape(-1)
-    ranked = jnp.sort(_util.gather(jnp.where(negative, s, jnp.inf), axis_name))
-    below, upto = (jnp.searchsorted(ranked, s, side=side) for side in ("left", "right"))
-    total = _util.psum(jnp.sum(negative), axis_name)
-    wins = _util.psum(jnp.sum(jnp.where(positive, 0.5 * (below + jnp.minimum(upto, total)), 0.0)), axis_name)
-    pairs = _util.psum(jnp.sum(positive).astype(jnp.float32), axis_name) * total
-    return jnp.where(pairs > 0, wins / jnp.maximum(pairs, 1), 0.5)
-
-
-def min_at_last_rate(scores: ArrayLike, mask: ArrayLike, *, axis_name: _util.AxisName = None) -> jax.Array:
-    """Share of responses whose lowest step score is that of the last step.
-
-    A high share means that a process reward model has turned into an outcome model (arXiv 2501.07301 finds over
-    40 % for several open ones).
-
-    Args:
-      scores: [B, S] float.
-      mask: [B, S] bool, True on steps that exist. Responses of fewer than two steps are not counted.
-      axis_name: mapped axis over which the batch is split, or None.
-
-    Returns:
-      float32 scalar in [0, 1]; 0 for an empty batch. Of equal lowest scores the first is taken.
-    """
-    mask = _util.as_mask(mask)
-    chex.assert_equal_shape([jnp.asarray(scores), mask])
-    lowest = jnp.argmin(jnp.where(mask, _util.masked(scores, mask), jnp.inf), -1)
-    at_last = jnp.take_along_axis(_util.is_last(mask), lowest[..., None], -1)[..., 0]
-    return _share(at_last, jnp.sum(mask, -1) >= 2, axis_name)
-
-
-def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, *, k: int) -> jax.Array:
-    """Unbiased estimate of the chance that one of k samples is correct: 1 - C(n - c, k) / C(n, k).
-
-    Args:
-      num_samples: any shape, int n >= k.
-      num_correct: same shape, int c in [0, n].
-      k: static, >= 1.
-
-    Returns:
-      float32 of the same shape, in [0, 1].
-
-    Source: arXiv 2107.03374, Eq. 1.
-    """
-    n, c = _util.as_f32(num_samples), _util.as_f32(num_correct)
-    chex.assert_equal_shape([n, c])
-    drawn = jnp.arange(k, dtype=jnp.float32)
-    # prod_i (n - c - i) / (n - i): the chance that all k draws without replacement are wrong.
-    wrong = jnp.maximum(n[..., None] - c[..., None] - drawn, 0.0) / jnp.maximum(n[..., None] - drawn, 1.0)
-    return 1.0 - jnp.prod(wrong, -1)
-
-
-def vote_totals(
-    weights: ArrayLike,
-    answer_ids: ArrayLike,
-    mask: ArrayLike | None = None,
-    *,
-    reduce: Literal["sum", "mean", "max"] = "sum",
-) -> jax.Array:
-    """For every response, the summed (mean, largest) weight of all responses with the same answer.
-
-    Its argmax is a weighted vote, ties to the answer seen first. With "sum": weights 1 give the majority, sigmoids of
-    scores ImplicitPRM's vote. "mean" is the other vote of MedS3, and "max" is best-of-n.
-
-    Args:
-      weights: [..., N] float, one a response.
-      answer_ids: [..., N] int, equal where answers are equivalent; a negative id is no answer and gets 0.
-      mask: optional [..., N] bool.
-      reduce: see above.
-
-    Returns:
-      [..., N] float32; 0 for responses without an answer or outside the mask (keep them out of an argmax where
-      weights may be negative). Gradients flow to the weights.
-
-    Source: arXiv 2412.01981; arXiv 2501.12051.
-    """
-    _util.check_option("reduce", reduce, ("sum", "mean", "max"))
-    w, ids = jnp.asarray(weights), jnp.asarray(answer_ids)
-    chex.assert_equal_shape([w, ids])
-    valid = ids >= 0 if mask is None else (ids >= 0) & _util.as_mask(mask)
-    same = (ids[..., :, None] == ids[..., None, :]) & valid[..., :, None] & valid[..., None, :]
-    w = _util.masked(w, valid)[..., None, :]
-    if reduce == "max":
-        return jnp.where(valid, jnp.max(jnp.where(same, w, -jnp.inf), -1, initial=-jnp.inf), 0.0)
-    total = jnp.sum(jnp.where(same, w, 0.0), -1)
-    return total if reduce == "sum" else total / jnp.maximum(jnp.sum(same, -1), 1)
-
-
-def _share(hit: jax.Array, mask: jax.Array, axis_name: _util.AxisName) -> jax.Array:
-    """Share of the selected entries that are hits, over the whole batch; 0 when none is selected."""
-    hits = _util.psum(jnp.sum((hit & mask).astype(jnp.float32)), axis_name)
-    return hits / jnp.maximum(_util.psum(jnp.sum(mask.astype(jnp.float32)), axis_name), 1)
-
-
 def _harmonic(a: jax.Array, b: jax.Array) -> jax.Array:
     """2ab / (a + b), 0 when both are 0."""
-    return _util.safe_divide(2 * a * b, a + b)
+    return masking.safe_divide(2 * a * b, a + b)
 
 
 def _threshold_intervals(s: jax.Array, mask: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

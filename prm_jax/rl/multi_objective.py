@@ -1,8 +1,9 @@
-"""One reward from several: gates over objectives, removal of length bias, and a verifier that always outranks.
+"""One reward from several: gates over objectives, and a verifier that outranks any score.
 
 Interpretable Preferences via Multi-Objective Reward Modeling and Mixture-of-Experts, ArmoRM (arXiv 2406.12845);
 rule-based rewards gated by validity, RLSQM (arXiv 2310.02368); dense reward with verifier, Qwen2.5-Math (arXiv
-2409.12122). The heads themselves are `weighted_ridge`.
+2409.12122). The heads are `stats.weighted_ridge`; length
+bias is removed by `stats.decorrelate` and `stats.debias_transform`.
 """
 
 import chex
@@ -10,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prm_jax.rl import _util
-from prm_jax.rl.correlation import spearman
+from prm_jax.rl import masking
 
 
 def objective_gates(logits: ArrayLike, *, temperature: float = 10.0, scale: ArrayLike = 1.0) -> jax.Array:
@@ -27,7 +27,7 @@ def objective_gates(logits: ArrayLike, *, temperature: float = 10.0, scale: Arra
 
     Source: arXiv 2406.12845.
     """
-    return _util.as_f32(scale) * jax.nn.softmax(_util.as_f32(logits) / temperature, -1)
+    return masking.as_f32(scale) * jax.nn.softmax(masking.as_f32(logits) / temperature, -1)
 
 
 def gated_objectives(
@@ -56,73 +56,17 @@ def gated_objectives(
 
     Source: arXiv 2406.12845; arXiv 2310.02368.
     """
-    objectives, gates = _util.as_f32(objectives), _util.as_f32(gates)
+    objectives, gates = masking.as_f32(objectives), masking.as_f32(gates)
     chex.assert_axis_dimension(gates, -1, objectives.shape[-1])
     if valid is not None:
-        valid = _util.as_mask(valid)
+        valid = masking.as_mask(valid)
         chex.assert_shape(valid, objectives.shape[:-1])
-        objectives = _util.masked(objectives, valid[..., None])
-        gates = _util.masked(gates, valid[..., None])
+        objectives = masking.masked(objectives, valid[..., None])
+        gates = masking.masked(gates, valid[..., None])
     if transform is not None:
-        objectives = objectives @ _util.as_f32(transform)
+        objectives = objectives @ masking.as_f32(transform)
     reward = (objectives * gates).sum(-1)
     return reward if valid is None else jnp.where(valid, reward, floor)
-
-
-def decorrelate(
-    objectives: ArrayLike,
-    reference: ArrayLike,
-    mask: ArrayLike | None = None,
-    *,
-    grid: ArrayLike | None = None,
-    threshold: float = 0.03,
-) -> jax.Array:
-    """How much of a nuisance (length) to take out of each objective.
-
-    The smallest lambda of the grid with `spearman(R_k - lambda * reference, reference) <= threshold`.
-
-    Args:
-      objectives: [N, K] float.
-      reference: [N] float, the objective that tracks the nuisance (verbosity).
-      mask: [N] bool, or None.
-      grid: [M] float, increasing; None for 0, 0.01, ..., 0.95 as released.
-      threshold: largest correlation tolerated.
-
-    Returns:
-      [K] float32; the largest value of the grid where none will do, the smallest for an empty mask.
-      No gradient.
-
-    Source: arXiv 2406.12845.
-    """
-    objectives, reference = jax.lax.stop_gradient((_util.as_f32(objectives), _util.as_f32(reference)))
-    chex.assert_rank([objectives, reference], [2, 1])
-    chex.assert_equal_shape_prefix([objectives, reference], 1)
-    grid = jnp.arange(96) / 100.0 if grid is None else _util.as_f32(grid)
-    mask = jnp.ones(reference.shape, bool) if mask is None else _util.as_mask(mask)
-
-    def left(penalty: jax.Array) -> jax.Array:
-        rows = (objectives - penalty * reference[:, None]).T
-        return spearman(rows, jnp.broadcast_to(reference, rows.shape), jnp.broadcast_to(mask, rows.shape))
-
-    enough = jax.lax.map(left, grid) <= threshold  # [M, K]
-    return jnp.where(enough.any(0), grid[enough.argmax(0)], grid[-1])
-
-
-def debias_transform(penalties: ArrayLike, *, reference_index: int) -> jax.Array:
-    """Matrix M with `objectives @ M = objectives - penalties * objectives[reference]`.
-
-    Args:
-      penalties: [K] float, from `decorrelate`. The released code keeps 1 for the reference itself, which removes it.
-      reference_index: column of the nuisance objective.
-
-    Returns:
-      [K, K] float32. Gradients flow.
-
-    Source: arXiv 2406.12845.
-    """
-    penalties = _util.as_f32(penalties)
-    chex.assert_rank(penalties, 1)
-    return jnp.eye(penalties.shape[0]).at[reference_index].add(-penalties)
 
 
 def verifier_rewards(rewards: ArrayLike, outcome: ArrayLike, *, scale: float = 0.5) -> jax.Array:
@@ -141,6 +85,6 @@ def verifier_rewards(rewards: ArrayLike, outcome: ArrayLike, *, scale: float = 0
 
     Source: arXiv 2409.12122.
     """
-    rewards, outcome = _util.as_f32(rewards), _util.as_f32(outcome)
+    rewards, outcome = masking.as_f32(rewards), masking.as_f32(outcome)
     chex.assert_equal_shape([rewards, outcome])
     return jax.nn.sigmoid(scale * rewards) + (outcome - 1.0)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prm_jax.rl import _util
+from prm_jax.rl import masking
 from prm_jax.rl.losses import Loss, Mean
 
 
@@ -47,17 +47,17 @@ def brain_loss(
 
     Source: arXiv 2402.02479; the released estimator is its gradient.
     """
-    ids, member = _util.group_members(group_ids, num_groups, mask)
+    ids, member = masking.group_members(group_ids, num_groups, mask)
     chex.assert_rank(ids, 1)
     arrays = [jnp.asarray(x) for x in (logp, prior_logp, proposal_logp, rewards)]
     chex.assert_equal_shape([*arrays, ids])
-    logp, prior, proposal, rewards = (_util.masked(x, member) for x in arrays)
+    logp, prior, proposal, rewards = (masking.masked(x, member) for x in arrays)
     prior, proposal, rewards = jax.lax.stop_gradient((prior, proposal, rewards))
     log_alpha = _group_log_softmax(rewards / temperature + prior - proposal, ids, num_groups, member)
     log_beta = _group_log_softmax(logp - proposal, ids, num_groups, member)
     alpha = jnp.where(member, jnp.exp(log_alpha), 0.0)
     total = -jnp.where(member, alpha * log_beta, 0.0).sum()
-    groups = _util.group_sum(member.astype(jnp.float32), ids, num_groups, member)
+    groups = masking.group_sum(member.astype(jnp.float32), ids, num_groups, member)
     weight = (groups > 0).sum().astype(jnp.float32)
     # alpha log alpha is 0 at alpha = 0, where log alpha may be -inf for want of range.
     entropy = jnp.where(alpha > 0, alpha * jnp.where(alpha > 0, log_alpha, 0.0), 0.0).sum()
@@ -68,6 +68,6 @@ def _group_log_softmax(x: jax.Array, ids: jax.Array, num_groups: int, member: ja
     """Log-softmax over the members of each group; 0 for rows in none."""
     top = jax.ops.segment_max(jnp.where(member, x, -jnp.inf), jnp.where(member, ids, num_groups), num_groups)
     top = jnp.where(jnp.isfinite(top), top, 0.0)
-    centred = x - jax.lax.stop_gradient(_util.of_group(top, ids, member))
-    total = _util.group_sum(jnp.where(member, jnp.exp(jnp.where(member, centred, 0.0)), 0.0), ids, num_groups, member)
-    return jnp.where(member, centred - jnp.log(_util.of_group(jnp.maximum(total, 1e-38), ids, member) + ~member), 0.0)
+    centred = x - jax.lax.stop_gradient(masking.of_group(top, ids, member))
+    total = masking.group_sum(jnp.where(member, jnp.exp(jnp.where(member, centred, 0.0)), 0.0), ids, num_groups, member)
+    return jnp.where(member, centred - jnp.log(masking.of_group(jnp.maximum(total, 1e-38), ids, member) + ~member), 0.0)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prm_jax.rl import _util
+from prm_jax.rl import masking
 from prm_jax.rl.losses import Loss, Mean
 
 
@@ -29,11 +29,11 @@ def preference_score(left: ArrayLike, right: ArrayLike, *, scales: ArrayLike | N
 
     Source: arXiv 2410.02197.
     """
-    left, right = _util.as_f32(left), _util.as_f32(right)
+    left, right = masking.as_f32(left), masking.as_f32(right)
     if left.shape[-1] % 2 or left.shape[-1] != right.shape[-1]:
         raise ValueError(f"embeddings need one even dimension, got {left.shape[-1]} and {right.shape[-1]}")
     terms = left[..., 0::2] * right[..., 1::2] - left[..., 1::2] * right[..., 0::2]
-    return (terms if scales is None else _util.as_f32(scales) * terms).sum(-1)
+    return (terms if scales is None else masking.as_f32(scales) * terms).sum(-1)
 
 
 def preference_gates(logits: ArrayLike) -> jax.Array:
@@ -45,7 +45,7 @@ def preference_gates(logits: ArrayLike) -> jax.Array:
     Returns:
       [..., D / 2] float32, summing to D / 2. Gradients flow.
     """
-    logits = _util.as_f32(logits)
+    logits = masking.as_f32(logits)
     return logits.shape[-1] * jax.nn.softmax(logits, -1)
 
 
@@ -75,17 +75,17 @@ def group_preferences(
 
     Source: arXiv 2410.02197.
     """
-    _util.check_option("output", output, ("score", "win"))
-    embeddings = _util.as_f32(embeddings)
-    ids, member = _util.group_members(group_ids, num_groups, mask)
+    masking.check_option("output", output, ("score", "win"))
+    embeddings = masking.as_f32(embeddings)
+    ids, member = masking.group_members(group_ids, num_groups, mask)
     chex.assert_rank([embeddings, ids], [2, 1])
     chex.assert_equal_shape_prefix([embeddings, ids], 1)
-    embeddings = _util.masked(embeddings, member[:, None])
-    own = None if scales is None else _util.masked(scales, member[:, None])[:, None]
+    embeddings = masking.masked(embeddings, member[:, None])
+    own = None if scales is None else masking.masked(scales, member[:, None])[:, None]
     score = preference_score(embeddings[:, None], embeddings[None], scales=own) / temperature
     if output == "win":
         score = jax.nn.sigmoid(score)
-    others = _util.same_group(ids, member) & ~jnp.eye(ids.shape[0], dtype=bool)
+    others = masking.same_group(ids, member) & ~jnp.eye(ids.shape[0], dtype=bool)
     nobody = 0.5 if output == "win" else 0.0
     mean = jnp.where(others, score, 0.0).sum(-1) / jnp.maximum(others.sum(-1), 1)
     return jnp.where(member, jnp.where(others.any(-1), mean, nobody), 0.0)
@@ -119,12 +119,12 @@ def gpo_loss(
     Source: arXiv 2410.02197; arXiv 2405.00675 (SPPO).
     """
     logp = jnp.asarray(logp)
-    mask = jnp.ones(logp.shape, bool) if mask is None else _util.as_mask(mask)
+    mask = jnp.ones(logp.shape, bool) if mask is None else masking.as_mask(mask)
     chex.assert_rank(logp, 1)
     chex.assert_equal_shape([logp, jnp.asarray(old_logp), jnp.asarray(scores), mask])
-    log_z = jnp.broadcast_to(_util.as_f32(log_z), mask.shape)
-    goal = _util.masked(old_logp, mask) + _util.masked(scores, mask) / beta - _util.masked(log_z, mask)
-    residual = _util.masked(logp, mask) - jax.lax.stop_gradient(goal)
+    log_z = jnp.broadcast_to(masking.as_f32(log_z), mask.shape)
+    goal = masking.masked(old_logp, mask) + masking.masked(scores, mask) / beta - masking.masked(log_z, mask)
+    residual = masking.masked(logp, mask) - jax.lax.stop_gradient(goal)
     weight = mask.sum().astype(jnp.float32)
     metrics = {"residual": Mean(jax.lax.stop_gradient(jnp.abs(residual).sum()), weight)}
     return Loss((residual**2).sum(), weight, metrics)

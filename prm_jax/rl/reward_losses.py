@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prm_jax.rl import _util
+from prm_jax.rl import masking
 from prm_jax.rl.losses import Loss, Mean, TokenAggregation, aggregate_tokens
 
 
@@ -33,12 +33,12 @@ def outcome_ce_loss(token_rewards: ArrayLike, outcome: ArrayLike, mask: ArrayLik
 
     Source: arXiv 2502.01456; arXiv 2412.01981, Eq. 5 (which leaves out the minus).
     """
-    mask = _util.as_mask(mask)
+    mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(token_rewards), mask])
     chex.assert_shape(jnp.asarray(outcome), mask.shape[:-1])
     rows = jnp.any(mask, -1)
-    s = jnp.sum(_util.masked(token_rewards, mask), -1)
-    a = jax.lax.stop_gradient(_util.masked(outcome, rows))
+    s = jnp.sum(masking.masked(token_rewards, mask), -1)
+    a = jax.lax.stop_gradient(masking.masked(outcome, rows))
     right = jnp.sign(s) == jnp.sign(2 * a - 1)
     metrics = {"accuracy": _over(right, rows), "score": _over(s, rows), "outcome": _over(a, rows)}
     loss = _over(jax.nn.softplus(s) - a * s, rows)
@@ -70,10 +70,10 @@ def pairwise_loss(
     """
     c, r = jnp.asarray(chosen), jnp.asarray(rejected)
     chex.assert_equal_shape([c, r])
-    mask = jnp.ones(c.shape, bool) if mask is None else _util.as_mask(mask)
+    mask = jnp.ones(c.shape, bool) if mask is None else masking.as_mask(mask)
     chex.assert_equal_shape([c, mask])
-    gap = _util.masked(c, mask) - _util.masked(r, mask)
-    d = gap - jax.lax.stop_gradient(_util.masked(jnp.broadcast_to(_util.as_f32(margin), c.shape), mask))
+    gap = masking.masked(c, mask) - masking.masked(r, mask)
+    d = gap - jax.lax.stop_gradient(masking.masked(jnp.broadcast_to(masking.as_f32(margin), c.shape), mask))
     loss = _over((1 - label_smoothing) * jax.nn.softplus(-d) + label_smoothing * jax.nn.softplus(d), mask)
     metrics = {"accuracy": _over(0.5 * (jnp.sign(gap) + 1), mask), "margin": _over(gap, mask)}
     return Loss(loss.total, loss.weight, jax.lax.stop_gradient(metrics))
@@ -110,7 +110,7 @@ def all_pairs_loss(
     Source: arXiv 2412.01981 (DPO); arXiv 2305.18290.
     """
     s, a, ids, member = _group_inputs(scores, outcome, group_ids, num_groups, mask)
-    pairs = _util.same_group(ids, member) & (a[:, None] > a[None, :])
+    pairs = masking.same_group(ids, member) & (a[:, None] > a[None, :])
     better, worse = jnp.broadcast_to(s[:, None], pairs.shape), jnp.broadcast_to(s[None, :], pairs.shape)
     return pairwise_loss(better, worse, margin=margin, label_smoothing=label_smoothing, mask=pairs)
 
@@ -149,28 +149,28 @@ def detached_pairwise_loss(
 
     Source: verl's PRIME recipe (no paper).
     """
-    _util.check_option("weighting", weighting, ("none", "bon_rm", "bon_acc"))
+    masking.check_option("weighting", weighting, ("none", "bon_rm", "bon_acc"))
     s, a, ids, member = _group_inputs(scores, outcome, group_ids, num_groups, mask)
-    opponents = jax.lax.stop_gradient(s if opponent_scores is None else _util.masked(opponent_scores, member))
+    opponents = jax.lax.stop_gradient(s if opponent_scores is None else masking.masked(opponent_scores, member))
     chex.assert_equal_shape([s, opponents])
-    same = _util.same_group(ids, member)
+    same = masking.same_group(ids, member)
     good = a > 0
     others = same & jnp.where(good[:, None], a[None, :] < a[:, None], a[None, :] > a[:, None])
-    baseline = _util.mean_last(jnp.where(others, opponents[None, :], 0.0), others)
+    baseline = masking.mean_last(jnp.where(others, opponents[None, :], 0.0), others)
     each = jax.nn.softplus(jnp.where(good, -1.0, 1.0) * (s - baseline))
     if weighting == "none":
         loss = _over(each, member)
         return Loss(loss.total, loss.weight)
     own, rivals = (a, a) if weighting == "bon_acc" else (jax.lax.stop_gradient(s), opponents)
     size = jnp.sum(same, -1)
-    share = _util.mean_last((same & (rivals[None, :] <= own[:, None])).astype(jnp.float32), same)
+    share = masking.mean_last((same & (rivals[None, :] <= own[:, None])).astype(jnp.float32), same)
     # 0 ** 0 is 1, as it should be for a group of one; only constants pass through the power.
     weights = size * share ** jnp.maximum(size - 1, 0).astype(jnp.float32)
     return Loss(jnp.sum(jnp.where(member, each * weights, 0.0)), jnp.zeros((), jnp.float32))
 
 
 def kto_reference_point(
-    log_ratios: ArrayLike, mask: ArrayLike | None = None, *, axis_name: _util.AxisName = None
+    log_ratios: ArrayLike, mask: ArrayLike | None = None, *, axis_name: masking.AxisName = None
 ) -> jax.Array:
     """KTO's reference point: the mean log-ratio of mismatched pairs over the whole batch, at least 0, a constant.
 
@@ -186,7 +186,7 @@ def kto_reference_point(
     """
     x = jnp.asarray(log_ratios)
     chex.assert_rank(x, 1)
-    mask = jnp.ones(x.shape, bool) if mask is None else _util.as_mask(mask)
+    mask = jnp.ones(x.shape, bool) if mask is None else masking.as_mask(mask)
     return jax.lax.stop_gradient(_mean_above_0(x, mask, axis_name))
 
 
@@ -200,7 +200,7 @@ def kto_loss(
     undesirable_weight: ArrayLike = 1.0,
     variant: Literal["paper", "vanilla"] = "paper",
     mask: ArrayLike | None = None,
-    axis_name: _util.AxisName = None,
+    axis_name: masking.AxisName = None,
 ) -> Loss:
     """Kahneman-Tversky optimisation on unpaired responses.
 
@@ -226,18 +226,18 @@ def kto_loss(
 
     Source: arXiv 2402.01306; "vanilla" is in the released code of arXiv 2412.01981.
     """
-    _util.check_option("variant", variant, ("paper", "vanilla"))
-    x, good = jnp.asarray(log_ratios), _util.as_mask(desirable)
+    masking.check_option("variant", variant, ("paper", "vanilla"))
+    x, good = jnp.asarray(log_ratios), masking.as_mask(desirable)
     chex.assert_rank(x, 1)
-    mask = jnp.ones(x.shape, bool) if mask is None else _util.as_mask(mask)
+    mask = jnp.ones(x.shape, bool) if mask is None else masking.as_mask(mask)
     chex.assert_equal_shape([x, good, mask])
-    x, win, lose = _util.masked(x, mask), good & mask, ~good & mask
-    z = jax.lax.stop_gradient(_util.as_f32(reference_point))
+    x, win, lose = masking.masked(x, mask), good & mask, ~good & mask
+    z = jax.lax.stop_gradient(masking.as_f32(reference_point))
     if variant == "vanilla":
         z = jnp.where(good, _mean_above_0(x, lose, axis_name), _mean_above_0(x, win, axis_name))
     signed = jnp.where(good, beta * (x - z), beta * (z - x))
-    weight = jnp.where(good, _util.as_f32(desirable_weight), _util.as_f32(undesirable_weight))
-    loss = _over(jax.lax.stop_gradient(_util.masked(weight, mask)) * jax.nn.sigmoid(-signed), mask)
+    weight = jnp.where(good, masking.as_f32(desirable_weight), masking.as_f32(undesirable_weight))
+    loss = _over(jax.lax.stop_gradient(masking.masked(weight, mask)) * jax.nn.sigmoid(-signed), mask)
     metrics = {"desirable": _over(beta * x, win), "undesirable": _over(beta * x, lose)}
     return Loss(loss.total, loss.weight, jax.lax.stop_gradient(metrics))
 
@@ -258,9 +258,9 @@ def nca_loss(chosen: ArrayLike, rejected: ArrayLike, *, mask: ArrayLike | None =
     Source: arXiv 2402.05369 (NCA, two responses).
     """
     c, r = jnp.asarray(chosen), jnp.asarray(rejected)
-    mask = jnp.ones(c.shape, bool) if mask is None else _util.as_mask(mask)
+    mask = jnp.ones(c.shape, bool) if mask is None else masking.as_mask(mask)
     chex.assert_equal_shape([c, r, mask])
-    c, r = _util.masked(c, mask), _util.masked(r, mask)
+    c, r = masking.masked(c, mask), masking.masked(r, mask)
     loss = _over(jax.nn.softplus(-c) + 0.5 * jax.nn.softplus(c) + 0.5 * jax.nn.softplus(r), mask)
     metrics = {"accuracy": _over(0.5 * (jnp.sign(c - r) + 1), mask)}
     return Loss(loss.total, loss.weight, jax.lax.stop_gradient(metrics))
@@ -302,17 +302,17 @@ def step_preference_loss(
     Source: arXiv 2305.18290, Eq. 7; arXiv 2406.18629 (Step-DPO); arXiv 2409.09345; "hinge" arXiv 2305.10425;
       "ipo" arXiv 2310.12036, Eq. 17.
     """
-    _util.check_option("kind", kind, ("sigmoid", "hinge", "ipo"))
+    masking.check_option("kind", kind, ("sigmoid", "hinge", "ipo"))
 
     def score(logp: ArrayLike, ref_logp: ArrayLike) -> jax.Array:
-        return beta * (_util.as_f32(logp) - jax.lax.stop_gradient(_util.as_f32(ref_logp)))
+        return beta * (masking.as_f32(logp) - jax.lax.stop_gradient(masking.as_f32(ref_logp)))
 
     better, worse = score(chosen, ref_chosen), score(rejected, ref_rejected)
     loss = pairwise_loss(better, worse, margin=margin, label_smoothing=label_smoothing, mask=mask)
     if kind == "sigmoid":
         return loss
-    valid = jnp.ones(better.shape, bool) if mask is None else _util.as_mask(mask)
-    d = _util.masked(better, valid) - _util.masked(worse, valid)
+    valid = jnp.ones(better.shape, bool) if mask is None else masking.as_mask(mask)
+    d = masking.masked(better, valid) - masking.masked(worse, valid)
     each = _over(jnp.maximum(1.0 - d, 0.0) if kind == "hinge" else jnp.square(d / beta - 0.5 / beta), valid)
     return Loss(each.total, each.weight, loss.metrics)
 
@@ -346,14 +346,14 @@ def step_ce_loss(
 
     Source: arXiv 2211.14275; soft labels arXiv 2312.08935.
     """
-    mask = _util.as_mask(mask)
+    mask = masking.as_mask(mask)
     x = jnp.asarray(logits)
     if x.ndim == mask.ndim + 1:
         chex.assert_axis_dimension(x, -1, 2)
-        x = _util.as_f32(x)
+        x = masking.as_f32(x)
         x = x[..., positive_class] - x[..., 1 - positive_class]
     chex.assert_equal_shape([x, jnp.asarray(labels), mask])
-    x, y = _util.masked(x, mask), jax.lax.stop_gradient(_util.masked(labels, mask))
+    x, y = masking.masked(x, mask), jax.lax.stop_gradient(masking.masked(labels, mask))
     if threshold is not None:
         y = (y > threshold).astype(jnp.float32)
     result = aggregate_tokens(jax.nn.softplus(x) - y * x, mask, aggregation=aggregation)
@@ -377,10 +377,10 @@ def step_kto_loss(step_rewards: ArrayLike, labels: ArrayLike, mask: ArrayLike) -
 
     Source: arXiv 2412.01981 (step labels on top of an implicit reward model; not in its released code).
     """
-    mask = _util.as_mask(mask)
-    good = _util.as_mask(labels)
+    mask = masking.as_mask(mask)
+    good = masking.as_mask(labels)
     chex.assert_equal_shape([jnp.asarray(step_rewards), good, mask])
-    size = jnp.abs(_util.masked(step_rewards, mask))
+    size = jnp.abs(masking.masked(step_rewards, mask))
     each = jax.nn.softplus(jnp.where(good, -size, size))
     result = aggregate_tokens(each, mask, aggregation="seq-mean-token-mean")
     return Loss(result.total, result.weight)
@@ -388,13 +388,13 @@ def step_kto_loss(step_rewards: ArrayLike, labels: ArrayLike, mask: ArrayLike) -
 
 def _over(x: jax.Array, mask: jax.Array) -> Mean:
     """Sum of the selected entries, and their number."""
-    return Mean(jnp.sum(_util.masked(x, mask)), jnp.sum(mask.astype(jnp.float32)))
+    return Mean(jnp.sum(masking.masked(x, mask)), jnp.sum(mask.astype(jnp.float32)))
 
 
-def _mean_above_0(x: jax.Array, mask: jax.Array, axis_name: _util.AxisName) -> jax.Array:
+def _mean_above_0(x: jax.Array, mask: jax.Array, axis_name: masking.AxisName) -> jax.Array:
     """max(mean of the selected entries of the whole batch, 0)."""
-    total = _util.psum(jnp.sum(_util.masked(x, mask)), axis_name)
-    count = _util.psum(jnp.sum(mask.astype(jnp.float32)), axis_name)
+    total = masking.psum(jnp.sum(masking.masked(x, mask)), axis_name)
+    count = masking.psum(jnp.sum(mask.astype(jnp.float32)), axis_name)
     return jnp.maximum(total / jnp.maximum(count, 1), 0.0)
 
 
@@ -402,7 +402,7 @@ def _group_inputs(
     scores: ArrayLike, outcome: ArrayLike, group_ids: ArrayLike, num_groups: int, mask: ArrayLike | None
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Checked (scores, outcome without gradient, ids, member), all [B], zeros for rows in no group."""
-    ids, member = _util.group_members(group_ids, num_groups, mask)
+    ids, member = masking.group_members(group_ids, num_groups, mask)
     chex.assert_rank(ids, 1)
     chex.assert_equal_shape([jnp.asarray(scores), jnp.asarray(outcome), ids, member])
-    return _util.masked(scores, member), jax.lax.stop_gradient(_util.masked(outcome, member)), ids, member
+    return masking.masked(scores, member), jax.lax.stop_gradient(masking.masked(outcome, member)), ids, member

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prm_jax.rl import _util
+from prm_jax.rl import masking
 
 Reduction = Literal["sum", "last", "mean"]
 Aggregation = Literal["last", "min", "prod", "mean", "max", "sum", "gmean", "mean_logit", "mean_odds", "softmin"]
@@ -53,13 +53,13 @@ def implicit_token_rewards(
 
     Source: arXiv 2502.01456, Eq. 3; arXiv 2412.01981, Prop. 3.1.
     """
-    mask = _util.as_mask(mask)
+    mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(logp), jnp.asarray(ref_logp), mask])
-    rewards = beta * (_util.masked(logp, mask) - jax.lax.stop_gradient(_util.masked(ref_logp, mask)))
+    rewards = beta * (masking.masked(logp, mask) - jax.lax.stop_gradient(masking.masked(ref_logp, mask)))
     if token_weights is not None:
         chex.assert_equal_shape([jnp.asarray(token_weights), mask])
-        rewards = rewards * _util.masked(token_weights, mask)
-    return rewards if include_last else jnp.where(_util.is_last(mask), 0.0, rewards)
+        rewards = rewards * masking.masked(token_weights, mask)
+    return rewards if include_last else jnp.where(masking.is_last(mask), 0.0, rewards)
 
 
 def outcome_token_rewards(outcome: ArrayLike, mask: ArrayLike) -> jax.Array:
@@ -72,10 +72,10 @@ def outcome_token_rewards(outcome: ArrayLike, mask: ArrayLike) -> jax.Array:
     Returns:
       [B, T] float32, 0 elsewhere. A row with an empty mask is all zeros.
     """
-    mask = _util.as_mask(mask)
-    outcome = _util.as_f32(outcome)
+    mask = masking.as_mask(mask)
+    outcome = masking.as_f32(outcome)
     chex.assert_shape(outcome, mask.shape[:-1])
-    return jnp.where(_util.is_last(mask), outcome[..., None], 0.0)
+    return jnp.where(masking.is_last(mask), outcome[..., None], 0.0)
 
 
 def whole_token_rewards(token_rewards: ArrayLike, mask: ArrayLike) -> jax.Array:
@@ -88,9 +88,9 @@ def whole_token_rewards(token_rewards: ArrayLike, mask: ArrayLike) -> jax.Array:
     Returns:
       [B, T] float32, 0 elsewhere; an empty row gives zeros.
     """
-    mask = _util.as_mask(mask)
+    mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(token_rewards), mask])
-    return outcome_token_rewards(jnp.sum(_util.masked(token_rewards, mask), -1), mask)
+    return outcome_token_rewards(jnp.sum(masking.masked(token_rewards, mask), -1), mask)
 
 
 def lambda_token_rewards(
@@ -117,18 +117,18 @@ def lambda_token_rewards(
     Returns:
       [B, T] float32, 0 outside the mask.
     """
-    mask = _util.as_mask(mask)
+    mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(token_rewards), mask])
-    rewards, last = _util.masked(token_rewards, mask), _util.is_last(mask)
+    rewards, last = masking.masked(token_rewards, mask), masking.is_last(mask)
     kept = mask if include_last else mask & ~last
     if lambda_ == 0:
         return jnp.where(kept, rewards, 0.0)
     if outcome is not None:
         before = jnp.sum(jnp.where(last, 0.0, rewards), -1)
         chex.assert_shape(jnp.asarray(outcome), mask.shape[:-1])
-        rewards = jnp.where(last, (_util.as_f32(outcome) - before)[..., None], rewards)
+        rewards = jnp.where(last, (masking.as_f32(outcome) - before)[..., None], rewards)
     decay = jnp.where(mask, lambda_, 1.0)
-    return jnp.where(kept, _util.reverse_recurrence(decay, rewards), 0.0)
+    return jnp.where(kept, masking.reverse_recurrence(decay, rewards), 0.0)
 
 
 def step_rewards(
@@ -150,12 +150,12 @@ def step_rewards(
       (values [B, S] float32, mask [B, S] bool): the mask is True for steps that have a token; values are 0 for
       the others.
     """
-    _util.check_option("how", how, ("sum", "last", "mean"))
+    masking.check_option("how", how, ("sum", "last", "mean"))
     ids = jnp.asarray(step_ids)
     chex.assert_equal_shape([jnp.asarray(token_rewards), ids])
     chex.assert_type(ids, int)
     inside = (ids >= 0) & (ids < num_steps)
-    values = _util.masked(token_rewards, inside)
+    values = masking.masked(token_rewards, inside)
     if how == "last":
         values = jnp.where(_is_last_of_step(ids, inside, num_steps), values, 0.0)
     sums = _per_step(values, ids, inside, num_steps)
@@ -173,7 +173,7 @@ def token_rewards_from_steps(step_rewards: ArrayLike, step_ids: ArrayLike) -> ja
     Returns:
       [B, T] float32, 0 on all other tokens.
     """
-    ids, rewards = jnp.asarray(step_ids), _util.as_f32(step_rewards)
+    ids, rewards = jnp.asarray(step_ids), masking.as_f32(step_rewards)
     chex.assert_type(ids, int)
     chex.assert_equal(ids.ndim, rewards.ndim)
     num_steps = rewards.shape[-1]
@@ -203,16 +203,16 @@ def aggregate_steps(
     Returns:
       [B] float32. A response without steps scores 0 for every `how`.
     """
-    mask = _util.as_mask(mask)
+    mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(scores), mask])
-    x = _util.masked(scores, mask)
+    x = masking.masked(scores, mask)
     some = jnp.any(mask, -1)
     if how == "last":
-        return jnp.sum(jnp.where(_util.is_last(mask), x, 0.0), -1)
+        return jnp.sum(jnp.where(masking.is_last(mask), x, 0.0), -1)
     if how == "sum":
         return jnp.sum(x, -1)
     if how == "mean":
-        return _util.mean_last(x, mask)
+        return masking.mean_last(x, mask)
     if how in ("min", "max"):
         bound = jnp.inf if how == "min" else -jnp.inf
         reduced = getattr(jnp, how)(jnp.where(mask, x, bound), axis=-1)
@@ -222,16 +222,16 @@ def aggregate_steps(
     if how == "softmin":
         weights = jax.nn.softmax(jnp.where(mask, -x / temperature, -1e30), axis=-1)
         return jnp.sum(jnp.where(mask, weights * x, 0.0), -1)
-    _util.check_option("how", how, Aggregation.__args__)  # type: ignore[attr-defined]
+    masking.check_option("how", how, Aggregation.__args__)  # type: ignore[attr-defined]
     p = jnp.clip(x, _PROBABILITY_FLOOR, 1 - _PROBABILITY_FLOOR)
     if how == "gmean":
-        return jnp.where(some, jnp.exp(_util.mean_last(jnp.where(mask, jnp.log(p), 0.0), mask)), 0.0)
+        return jnp.where(some, jnp.exp(masking.mean_last(jnp.where(mask, jnp.log(p), 0.0), mask)), 0.0)
     terms = p / (1 - p) if how == "mean_odds" else jnp.log(p) - jnp.log1p(-p)
-    return _util.mean_last(jnp.where(mask, terms, 0.0), mask)
+    return masking.mean_last(jnp.where(mask, terms, 0.0), mask)
 
 
 def normalize_by_return(
-    rewards: ArrayLike, mask: ArrayLike, *, eps: float = 1e-6, axis_name: _util.AxisName = None
+    rewards: ArrayLike, mask: ArrayLike, *, eps: float = 1e-6, axis_name: masking.AxisName = None
 ) -> jax.Array:
     """Divides all rewards by the largest absolute undiscounted return-to-go of the batch.
 
@@ -250,10 +250,10 @@ def normalize_by_return(
 
     Source: `prime_norm=batch_norm` of the code of arXiv 2502.01456.
     """
-    mask = _util.as_mask(mask)
+    mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(rewards), mask])
-    rewards = jax.lax.stop_gradient(_util.masked(rewards, mask))
-    largest = _util.pmax(jnp.max(jnp.abs(_util.reverse_cumsum(rewards)), initial=0.0), axis_name)
+    rewards = jax.lax.stop_gradient(masking.masked(rewards, mask))
+    largest = masking.pmax(jnp.max(jnp.abs(masking.reverse_cumsum(rewards)), initial=0.0), axis_name)
     return rewards / (largest + eps)
 
 

@@ -1,7 +1,6 @@
-"""Which rollouts count, and how much: filters by reward rank, importance weights, control variates, budgets.
+"""Which rollouts count, and how much: filters by reward rank, importance weights, budgets.
 
-Filters: PF-PPO (arXiv 2409.06957). Shared-sample estimates of several expectations: Demange-Chryst et al. (arXiv
-2212.00568). Statistical confidence of a majority answer: Divide and Conquer (arXiv 2401.05190).
+Filters: PF-PPO (arXiv 2409.06957). Statistical confidence of a majority answer: Divide and Conquer (arXiv 2401.05190).
 """
 
 from typing import Literal
@@ -11,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prm_jax.rl import _util
+from prm_jax.rl import masking
 
 
 def filter_weights(
@@ -45,33 +44,33 @@ def filter_weights(
 
     Source: arXiv 2409.06957.
     """
-    _util.check_option("kind", kind, ("none", "best_of_n", "best_random", "best_worst", "power"))
-    ids, member = _util.group_members(group_ids, num_groups, mask)
+    masking.check_option("kind", kind, ("none", "best_of_n", "best_random", "best_worst", "power"))
+    ids, member = masking.group_members(group_ids, num_groups, mask)
     chex.assert_rank(ids, 1)
     chex.assert_equal_shape([jnp.asarray(rewards), ids])
-    r = jax.lax.stop_gradient(_util.masked(rewards, member))
+    r = jax.lax.stop_gradient(masking.masked(rewards, member))
 
     def shares(raw: jax.Array) -> jax.Array:
-        total = _util.of_group(_util.group_sum(raw, ids, num_groups, member), ids, member)
-        return jnp.where(member, _util.safe_divide(raw, total), 0.0)
+        total = masking.of_group(masking.group_sum(raw, ids, num_groups, member), ids, member)
+        return jnp.where(member, masking.safe_divide(raw, total), 0.0)
 
     even = shares(jnp.ones_like(r))
     if kind == "none":
         return even
     if kind == "power":
         # Relative to the largest, so that no power overflows; all-zero rewards give equal shares.
-        top = _util.of_group(_group_max(jnp.abs(r), ids, num_groups, member), ids, member)
-        raw = jnp.where(top > 0, _util.safe_divide(jnp.abs(r), top) ** power, 1.0)
+        top = masking.of_group(_group_max(jnp.abs(r), ids, num_groups, member), ids, member)
+        raw = jnp.where(top > 0, masking.safe_divide(jnp.abs(r), top) ** power, 1.0)
         return shares(raw)
-    is_best = member & (r == _util.of_group(_group_max(r, ids, num_groups, member), ids, member))
+    is_best = member & (r == masking.of_group(_group_max(r, ids, num_groups, member), ids, member))
     best = shares(is_best.astype(jnp.float32))
     if kind == "best_of_n":
         return best
     if kind == "best_worst":
-        is_worst = member & (r == -_util.of_group(_group_max(-r, ids, num_groups, member), ids, member))
+        is_worst = member & (r == -masking.of_group(_group_max(-r, ids, num_groups, member), ids, member))
         return 0.5 * best + 0.5 * shares(is_worst.astype(jnp.float32))
     # Half to one best sample and half to the others; among b tied best, each is "the best" 1 / b of the time.
-    size = _util.of_group(_util.group_sum(jnp.ones_like(r), ids, num_groups, member), ids, member)
+    size = masking.of_group(masking.group_sum(jnp.ones_like(r), ids, num_groups, member), ids, member)
     others = (1.0 - best) / jnp.maximum(size - 1, 1)
     return jnp.where(size > 1, 0.5 * best + 0.5 * others, even)
 
@@ -83,7 +82,7 @@ def importance_weights(
     *,
     kind: Literal["plain", "snis", "clip"] = "plain",
     clip: float = 2.0,
-    axis_name: _util.AxisName = None,
+    axis_name: masking.AxisName = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Weights that make samples of one distribution estimate expectations under another.
 
@@ -102,85 +101,23 @@ def importance_weights(
       `(weights [...] f32, ess [] f32)`: 0 outside the mask; ess = (sum w)^2 / sum w^2, the effective number of
       samples, 0 for an empty mask.
     """
-    _util.check_option("kind", kind, ("plain", "snis", "clip"))
+    masking.check_option("kind", kind, ("plain", "snis", "clip"))
     logp = jnp.asarray(logp)
-    mask = jnp.ones(logp.shape, bool) if mask is None else _util.as_mask(mask)
+    mask = jnp.ones(logp.shape, bool) if mask is None else masking.as_mask(mask)
     chex.assert_equal_shape([logp, jnp.asarray(behaviour_logp), mask])
-    log_ratio = _util.masked(logp, mask) - jax.lax.stop_gradient(_util.masked(behaviour_logp, mask))
+    log_ratio = masking.masked(logp, mask) - jax.lax.stop_gradient(masking.masked(behaviour_logp, mask))
     top = jnp.where(mask, jax.lax.stop_gradient(log_ratio), -jnp.inf).max(initial=-jnp.inf)
-    top = _util.pmax(top, axis_name)
+    top = masking.pmax(top, axis_name)
     scaled = jnp.where(mask, jnp.exp(log_ratio - jnp.where(jnp.isfinite(top), top, 0.0)), 0.0)
     if kind == "snis":
-        count = _util.psum(mask.sum().astype(jnp.float32), axis_name)
-        weights = _util.safe_divide(scaled * count, _util.psum(scaled.sum(), axis_name))
+        count = masking.psum(mask.sum().astype(jnp.float32), axis_name)
+        weights = masking.safe_divide(scaled * count, masking.psum(scaled.sum(), axis_name))
     else:
         weights = jnp.where(mask, jnp.exp(log_ratio), 0.0)
         weights = jnp.minimum(weights, clip) if kind == "clip" else weights
     used = weights if kind == "clip" else scaled  # the size of a sample does not depend on the scale
-    ess = _util.safe_divide(_util.psum(used.sum(), axis_name) ** 2, _util.psum((used**2).sum(), axis_name))
+    ess = masking.safe_divide(masking.psum(used.sum(), axis_name) ** 2, masking.psum((used**2).sum(), axis_name))
     return weights, jax.lax.stop_gradient(ess)
-
-
-def control_variate_mean(
-    values: ArrayLike,
-    weights: ArrayLike,
-    baselines: ArrayLike,
-    mask: ArrayLike | None = None,
-    *,
-    axis_name: _util.AxisName = None,
-) -> jax.Array:
-    """Several expectations from one weighted sample: `mean(w (phi_j - b_j)) + b_j`.
-
-    Unbiased for every constant b when the weights are plain; a constant phi_j = b_j has no variance. Baselines and
-    proposal tuned on earlier batches keep the estimate unbiased; tuned on this one they do not.
-
-    Args:
-      values: [N, J] float, J integrands at N samples.
-      weights: [N] float, from `importance_weights`.
-      baselines: [J] float.
-      mask: [N] bool, or None.
-      axis_name: mapped axis or axes over which the samples are split.
-
-    Returns:
-      [J] float32; the baselines for an empty mask. Gradients flow to all.
-
-    Source: arXiv 2212.00568.
-    """
-    values, baselines = _util.as_f32(values), _util.as_f32(baselines)
-    chex.assert_rank(values, 2)
-    mask = jnp.ones(values.shape[:1], bool) if mask is None else _util.as_mask(mask)
-    chex.assert_equal_shape([jnp.asarray(weights), mask])
-    chex.assert_shape(baselines, values.shape[1:])
-    centred = _util.masked(values, mask[:, None]) - baselines
-    total = _util.psum((_util.masked(weights, mask)[:, None] * centred).sum(0), axis_name)
-    return total / jnp.maximum(_util.psum(mask.sum(), axis_name), 1) + baselines
-
-
-def shared_proposal_logits(
-    logp: ArrayLike, values: ArrayLike, baselines: ArrayLike, coefficients: ArrayLike | None = None
-) -> jax.Array:
-    """The one proposal that is best for several expectations at once, up to a constant.
-
-    `log f + log(sum_j a_j (phi_j - b_j)^2) / 2` minimises the weighted sum of the estimates' variances for fixed
-    baselines b.
-
-    Args:
-      logp: [...] float, log f of each outcome.
-      values: [..., J] float, phi_j of each outcome.
-      baselines: [J] float.
-      coefficients: [J] float, a_j >= 0, or None for ones.
-
-    Returns:
-      [...] float32, -inf where every phi_j equals its baseline. No gradient.
-
-    Source: arXiv 2212.00568.
-    """
-    values, baselines = _util.as_f32(values), _util.as_f32(baselines)
-    chex.assert_shape(values, (*jnp.shape(logp), baselines.shape[0]))
-    a = jnp.ones_like(baselines) if coefficients is None else _util.as_f32(coefficients)
-    spread = (a * (values - baselines) ** 2).sum(-1)
-    logits = _util.as_f32(logp) + 0.5 * jnp.log(jnp.where(spread > 0, spread, 1.0))
-    return jax.lax.stop_gradient(jnp.where(spread > 0, logits, -jnp.inf))
 
 
 def budget_allocation(
@@ -198,16 +135,16 @@ def budget_allocation(
       [P] int32 summing to `total` (all 0 for an empty mask): shares are rounded by largest remainders, ties to the
       lowest index. Equal shares where every prompt is solved always or never. No gradient.
     """
-    p = jnp.clip(jax.lax.stop_gradient(_util.as_f32(solve_rate)), 0.0, 1.0)
+    p = jnp.clip(jax.lax.stop_gradient(masking.as_f32(solve_rate)), 0.0, 1.0)
     chex.assert_rank(p, 1)
-    mask = jnp.ones(p.shape, bool) if mask is None else _util.as_mask(mask)
+    mask = jnp.ones(p.shape, bool) if mask is None else masking.as_mask(mask)
     chex.assert_equal_shape([p, mask])
     count = jnp.maximum(mask.sum(), 1)
-    spread = jnp.where(mask, _util.safe_sqrt(p * (1 - p)), 0.0)
+    spread = jnp.where(mask, masking.safe_sqrt(p * (1 - p)), 0.0)
     spread = jnp.where(spread.sum() > 0, spread, mask.astype(jnp.float32))
     first = jnp.where(mask, jnp.minimum(minimum, total // count), 0).astype(jnp.int32)
     rest = jnp.where(mask.any(), total, 0) - first.sum()
-    share = rest * _util.safe_divide(spread, spread.sum())
+    share = rest * masking.safe_divide(spread, spread.sum())
     whole = jnp.floor(share).astype(jnp.int32)
     order = jnp.argsort(jnp.where(mask & (spread > 0), whole - share, jnp.inf), stable=True)
     place = jnp.zeros(p.shape, jnp.int32).at[order].set(jnp.arange(p.shape[0], dtype=jnp.int32))
@@ -233,15 +170,15 @@ def answer_confidence(
 
     Source: arXiv 2401.05190.
     """
-    ids, member = _util.group_members(group_ids, num_groups, mask)
+    ids, member = masking.group_members(group_ids, num_groups, mask)
     answers = jnp.asarray(answer_ids)
     chex.assert_rank(ids, 1)
     chex.assert_equal_shape([answers, ids])
     answered = member & (answers >= 0)
-    same = _util.same_group(ids, member) & (answers[:, None] == answers[None, :]) & answered[:, None]
+    same = masking.same_group(ids, member) & (answers[:, None] == answers[None, :]) & answered[:, None]
     frequency = same.sum(-1).astype(jnp.float32)
-    size = _util.group_sum(jnp.ones(ids.shape), ids, num_groups, member)
-    return _util.safe_divide(jnp.maximum(_group_max(frequency, ids, num_groups, member), 0.0), size)
+    size = masking.group_sum(jnp.ones(ids.shape), ids, num_groups, member)
+    return masking.safe_divide(jnp.maximum(_group_max(frequency, ids, num_groups, member), 0.0), size)
 
 
 def _group_max(x: jax.Array, ids: jax.Array, num_groups: int, member: jax.Array) -> jax.Array:

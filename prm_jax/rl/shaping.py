@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prm_jax.rl import _util
+from prm_jax.rl import masking
 
 
 def clip_rewards(step_rewards: ArrayLike, mask: ArrayLike, *, threshold: float) -> jax.Array:
@@ -29,9 +29,9 @@ def clip_rewards(step_rewards: ArrayLike, mask: ArrayLike, *, threshold: float) 
 
     Source: arXiv 2410.15115, "Clip"; apply `delta_rewards` to the result for "Clip-Delta".
     """
-    mask = _util.as_mask(mask)
+    mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(step_rewards), mask])
-    return jnp.where(mask, jnp.minimum(_util.masked(step_rewards, mask) - threshold, 0.0), 0.0)
+    return jnp.where(mask, jnp.minimum(masking.masked(step_rewards, mask) - threshold, 0.0), 0.0)
 
 
 def delta_rewards(step_rewards: ArrayLike, mask: ArrayLike) -> jax.Array:
@@ -50,10 +50,10 @@ def delta_rewards(step_rewards: ArrayLike, mask: ArrayLike) -> jax.Array:
 
     Source: arXiv 2410.15115, "Delta".
     """
-    mask = _util.as_mask(mask)
+    mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(step_rewards), mask])
-    p = jnp.where(_util.is_last(mask), 0.0, _util.masked(step_rewards, mask))
-    return jnp.where(mask, p - _util.next_valid(p, mask), 0.0)
+    p = jnp.where(masking.is_last(mask), 0.0, masking.masked(step_rewards, mask))
+    return jnp.where(mask, p - masking.next_valid(p, mask), 0.0)
 
 
 def progress_rewards(q_values: ArrayLike, initial_value: ArrayLike, mask: ArrayLike) -> jax.Array:
@@ -69,12 +69,12 @@ def progress_rewards(q_values: ArrayLike, initial_value: ArrayLike, mask: ArrayL
 
     Source: arXiv 2410.08146 (process advantage verifiers).
     """
-    mask = _util.as_mask(mask)
+    mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(q_values), mask])
     chex.assert_shape(jnp.asarray(initial_value), mask.shape[:-1])
-    q = _util.masked(q_values, mask)
-    start = jnp.where(jnp.any(mask, -1), _util.as_f32(initial_value), 0.0)
-    return jnp.where(mask, q - _util.previous_valid(q, mask, start=start), 0.0)
+    q = masking.masked(q_values, mask)
+    start = jnp.where(jnp.any(mask, -1), masking.as_f32(initial_value), 0.0)
+    return jnp.where(mask, q - masking.previous_valid(q, mask, start=start), 0.0)
 
 
 def best_of_k_value(value: ArrayLike, k: int) -> jax.Array:
@@ -89,7 +89,7 @@ def best_of_k_value(value: ArrayLike, k: int) -> jax.Array:
 
     Source: arXiv 2410.08146, the prover Best-of-K.
     """
-    return 1.0 - (1.0 - _util.as_f32(value)) ** k
+    return 1.0 - (1.0 - masking.as_f32(value)) ** k
 
 
 def effective_rewards(q_values: ArrayLike, progress: ArrayLike, *, alpha: float) -> jax.Array:
@@ -106,7 +106,7 @@ def effective_rewards(q_values: ArrayLike, progress: ArrayLike, *, alpha: float)
     Source: arXiv 2410.08146 (effective reward).
     """
     chex.assert_equal_shape([jnp.asarray(q_values), jnp.asarray(progress)])
-    return _util.as_f32(q_values) + alpha * _util.as_f32(progress)
+    return masking.as_f32(q_values) + alpha * masking.as_f32(progress)
 
 
 def confidence_adjusted_rewards(
@@ -134,9 +134,9 @@ def confidence_adjusted_rewards(
 
     Source: arXiv 2410.09724 (PPO-C); its scripts use the difference form with weight 2.
     """
-    _util.check_option("kind", kind, ("difference", "threshold"))
+    masking.check_option("kind", kind, ("difference", "threshold"))
     chex.assert_equal_shape([jnp.asarray(reward), jnp.asarray(confidence)])
-    r, surplus, mean = _util.as_f32(reward), _util.as_f32(confidence) - 0.5, _util.as_f32(mean)
+    r, surplus, mean = masking.as_f32(reward), masking.as_f32(confidence) - 0.5, masking.as_f32(mean)
     if kind == "difference":
         return r + weight * (r - mean) * surplus
     return r + weight * jnp.where(r >= mean, 1.0, -1.0) * jnp.abs(r) * surplus
@@ -161,11 +161,11 @@ def pessimistic_rewards(
 
     Source: arXiv 2110.04135 compares the penalties; the ensemble's standard deviation is the steadiest.
     """
-    _util.check_option("kind", kind, ("lcb", "min", "mean"))
-    x = _util.as_f32(predictions)
+    masking.check_option("kind", kind, ("lcb", "min", "mean"))
+    x = masking.as_f32(predictions)
     chex.assert_axis_dimension_gt(x, 0, 0)
     mean = jnp.mean(x, 0)
-    epistemic = _util.safe_sqrt(jnp.mean(jnp.square(x - mean), 0))
+    epistemic = masking.safe_sqrt(jnp.mean(jnp.square(x - mean), 0))
     if kind == "lcb":
         return mean - coefficient * epistemic, epistemic
     return (jnp.min(x, 0) if kind == "min" else mean), epistemic

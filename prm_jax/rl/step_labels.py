@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prm_jax.rl import _util
+from prm_jax.rl import masking
 
 
 def judge_labels(
@@ -33,16 +33,16 @@ def judge_labels(
 
     Source: arXiv 2502.11520.
     """
-    votes = jax.lax.stop_gradient(_util.as_f32(votes))
-    present = jnp.ones(votes.shape, bool) if present is None else _util.as_mask(present)
+    votes = jax.lax.stop_gradient(masking.as_f32(votes))
+    present = jnp.ones(votes.shape, bool) if present is None else masking.as_mask(present)
     chex.assert_equal_shape([votes, present])
-    w = jnp.ones(votes.shape[0]) if weights is None else _util.as_f32(weights)
+    w = jnp.ones(votes.shape[0]) if weights is None else masking.as_f32(weights)
     chex.assert_shape(w, votes.shape[:1])
     w = w.reshape(-1, *(1,) * (votes.ndim - 1))
     votes = jnp.where(w < 0, 1 - votes, votes)
-    share = _util.masked(jnp.broadcast_to(jnp.abs(w), votes.shape), present)
+    share = masking.masked(jnp.broadcast_to(jnp.abs(w), votes.shape), present)
     total = share.sum(0)
-    mean = jnp.where(total > 0, (share * _util.masked(votes, present)).sum(0) / jnp.where(total > 0, total, 1.0), 0.5)
+    mean = jnp.where(total > 0, (share * masking.masked(votes, present)).sum(0) / jnp.where(total > 0, total, 1.0), 0.5)
     return mean > threshold, mean
 
 
@@ -52,7 +52,7 @@ def judge_weights(
     present: ArrayLike | None = None,
     *,
     limit: float = 0.99,
-    axis_name: _util.AxisName = None,
+    axis_name: masking.AxisName = None,
 ) -> jax.Array:
     """How much to trust each judge, from items whose answer was checked: the log-odds of its accuracy.
 
@@ -69,13 +69,13 @@ def judge_weights(
     Returns:
       [E] float32; 0 for a judge without items. No gradient.
     """
-    votes = jax.lax.stop_gradient(_util.as_f32(votes))
-    present = jnp.ones(votes.shape, bool) if present is None else _util.as_mask(present)
+    votes = jax.lax.stop_gradient(masking.as_f32(votes))
+    present = jnp.ones(votes.shape, bool) if present is None else masking.as_mask(present)
     chex.assert_equal_shape([votes, present])
     chex.assert_shape(jnp.asarray(reference), votes.shape[1:])
-    right = present & ((votes > 0.5) == (_util.as_f32(reference) > 0.5))
+    right = present & ((votes > 0.5) == (masking.as_f32(reference) > 0.5))
     axes = tuple(range(1, votes.ndim))
-    hits, items = (_util.psum(x.sum(axes), axis_name) for x in (right, present))
+    hits, items = (masking.psum(x.sum(axes), axis_name) for x in (right, present))
     accuracy = jnp.clip((hits + 1) / (items + 2), 1 - limit, limit)
     return jnp.log(accuracy) - jnp.log1p(-accuracy)
 
@@ -97,13 +97,13 @@ def look_back_penalty(values: ArrayLike, mask: ArrayLike, *, coefficient: float)
 
     Source: released code of arXiv 2501.12051 (soft labels).
     """
-    mask = _util.as_mask(mask)
-    v = _util.masked(values, mask)
+    mask = masking.as_mask(mask)
+    v = masking.masked(values, mask)
     chex.assert_equal_shape([v, mask])
-    before = _util.previous_valid(v, mask)
-    after = _util.next_valid(v, mask)
+    before = masking.previous_valid(v, mask)
+    after = masking.next_valid(v, mask)
     has_before = mask & ~(jnp.cumsum(mask, -1) == 1)
-    has_after = mask & ~_util.is_last(mask)
+    has_after = mask & ~masking.is_last(mask)
     falls = has_before & (v < before)
     valley = falls & has_after & (v < after)
     loss = jnp.where(valley, before - after, jnp.where(falls, before - v, 0.0))
@@ -129,17 +129,17 @@ def hard_step_labels(
 
     Source: released code of arXiv 2501.12051 (hard labels, and their hierarchical form).
     """
-    mask = _util.as_mask(mask)
+    mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(values), mask])
-    v = jax.lax.stop_gradient(_util.masked(values, mask))
+    v = jax.lax.stop_gradient(masking.masked(values, mask))
     right = mask & (v > threshold)
     if rising:
         first = jnp.cumsum(mask, -1) == 1
-        right &= first | (v >= _util.previous_valid(v, mask))
+        right &= first | (v >= masking.previous_valid(v, mask))
     return right.astype(jnp.float32)
 
 
-def balanced_step_weights(labels: ArrayLike, mask: ArrayLike, *, axis_name: _util.AxisName = None) -> jax.Array:
+def balanced_step_weights(labels: ArrayLike, mask: ArrayLike, *, axis_name: masking.AxisName = None) -> jax.Array:
     """Weights under which right and wrong labels count the same at every step index.
 
     Without them a model of steps learns that early steps are right and late ones wrong. At an index where only one
@@ -155,11 +155,11 @@ def balanced_step_weights(labels: ArrayLike, mask: ArrayLike, *, axis_name: _uti
 
     Source: arXiv 2402.10963 (balanced prefixes).
     """
-    mask = _util.as_mask(mask)
+    mask = masking.as_mask(mask)
     chex.assert_rank(mask, 2)
     chex.assert_equal_shape([jnp.asarray(labels), mask])
-    right = mask & (_util.as_f32(labels) > 0.5)
-    num_right, total = (_util.psum(x.sum(0), axis_name) for x in (right, mask))
+    right = mask & (masking.as_f32(labels) > 0.5)
+    num_right, total = (masking.psum(x.sum(0), axis_name) for x in (right, mask))
     num_wrong = total - num_right
     both = (num_right > 0) & (num_wrong > 0)
     own = jnp.where(right, num_right, num_wrong)

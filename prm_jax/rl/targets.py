@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prm_jax.rl import _util
+from prm_jax.rl import masking
 from prm_jax.rl.advantages import lambda_returns
 
 
@@ -33,13 +33,13 @@ def mc_targets(
 
     Source: arXiv 2312.08935; arXiv 2402.10963.
     """
-    _util.check_option("how", how, ("soft", "hard", "vstar"))
-    mask = _util.as_mask(mask)
+    masking.check_option("how", how, ("soft", "hard", "vstar"))
+    mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(correct), mask])
     chex.assert_rank(jnp.asarray(count), {0, mask.ndim})  # one a response would be taken for one a step
-    c = jax.lax.stop_gradient(_util.masked(correct, mask))
+    c = jax.lax.stop_gradient(masking.masked(correct, mask))
     if how == "soft":
-        return jnp.where(mask, _util.safe_divide(c, jnp.where(mask, _util.as_f32(count), 1.0)), 0.0)
+        return jnp.where(mask, masking.safe_divide(c, jnp.where(mask, masking.as_f32(count), 1.0)), 0.0)
     hard = (c > 0).astype(jnp.float32)
     if how == "hard":
         return hard
@@ -60,9 +60,9 @@ def through_first_error(labels: ArrayLike, mask: ArrayLike, *, threshold: float 
 
     Source: arXiv 2501.07301.
     """
-    mask = _util.as_mask(mask)
+    mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(labels), mask])
-    wrong = (mask & (_util.masked(labels, mask) < threshold)).astype(jnp.int32)
+    wrong = (mask & (masking.masked(labels, mask) < threshold)).astype(jnp.int32)
     earlier = jax.lax.cumsum(wrong, axis=wrong.ndim - 1) - wrong
     return mask & (earlier == 0)
 
@@ -100,10 +100,10 @@ def quality_value(wrong: ArrayLike, distance: ArrayLike, mask: ArrayLike) -> jax
 
     Source: arXiv 2406.03816.
     """
-    mask = _util.as_mask(mask)
-    sign = jnp.where(_util.as_mask(wrong), -1.0, 1.0)
+    mask = masking.as_mask(mask)
+    sign = jnp.where(masking.as_mask(wrong), -1.0, 1.0)
     chex.assert_equal_shape([sign, jnp.asarray(distance), mask])
-    gain = jax.lax.stop_gradient(jnp.where(mask, sign / (_util.masked(distance, mask) + 1.0), 0.0))
+    gain = jax.lax.stop_gradient(jnp.where(mask, sign / (masking.masked(distance, mask) + 1.0), 0.0))
 
     def step(v: jax.Array, gain_k: jax.Array) -> tuple[jax.Array, jax.Array]:
         v = jnp.maximum(v + (1.0 - v) * gain_k, 0.0)
@@ -128,11 +128,11 @@ def roll_forward_value(values: ArrayLike, rollouts: ArrayLike, mask: ArrayLike, 
 
     Source: released code of arXiv 2406.03816.
     """
-    mask = _util.as_mask(mask)
+    mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(rollouts), mask])
     chex.assert_shape(jnp.asarray(values), mask.shape[:-1])
-    v = jax.lax.stop_gradient(_util.as_f32(values))
-    best = jnp.max(jnp.where(mask, jax.lax.stop_gradient(_util.masked(rollouts, mask)), -jnp.inf), -1, initial=-jnp.inf)
+    v = jax.lax.stop_gradient(masking.as_f32(values))
+    best = jnp.where(mask, jax.lax.stop_gradient(masking.masked(rollouts, mask)), -jnp.inf).max(-1, initial=-jnp.inf)
     return jnp.where(jnp.any(mask, -1), (1 - alpha) * v + alpha * jnp.where(jnp.isfinite(best), best, 0.0), v)
 
 
@@ -155,7 +155,7 @@ def steps_to_correct(
 
     Source: arXiv 2406.03816 and its released code.
     """
-    parent, correct, mask = jnp.asarray(parent), _util.as_mask(correct), _util.as_mask(mask)
+    parent, correct, mask = jnp.asarray(parent), masking.as_mask(correct), masking.as_mask(mask)
     chex.assert_rank(mask, 2)
     chex.assert_equal_shape([parent, correct, mask])
     chex.assert_type(parent, int)
@@ -201,17 +201,17 @@ def td_smooth(
 
     Source: arXiv 2501.07861 and its released code.
     """
-    mask = _util.as_mask(mask)
+    mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(scores), mask])
-    v = jax.lax.stop_gradient(_util.masked(scores, mask))
+    v = jax.lax.stop_gradient(masking.masked(scores, mask))
     seen = mask
     if min_gain is not None:
         follows = mask & (jnp.cumsum(mask, -1) > 1)
-        slow = (follows & (v - _util.previous_valid(v, mask) < min_gain)).astype(jnp.int32)
+        slow = (follows & (v - masking.previous_valid(v, mask) < min_gain)).astype(jnp.int32)
         seen = mask & (jax.lax.cumsum(slow, axis=slow.ndim - 1) - slow == 0)
-    last = jnp.sum(jnp.where(_util.is_last(seen), v, 0.0), -1)
+    last = jnp.sum(jnp.where(masking.is_last(seen), v, 0.0), -1)
     # G_k = (1 - alpha) * v_k + alpha * G_{k+1}: the lambda-return's v_{t+1} is this step's own score.
     smooth = lambda_returns(
-        jnp.zeros_like(v), _util.previous_valid(v, seen), seen, discount=1.0, lambda_=alpha, bootstrap=last
+        jnp.zeros_like(v), masking.previous_valid(v, seen), seen, discount=1.0, lambda_=alpha, bootstrap=last
     )
     return jnp.where(seen, smooth, jnp.where(mask, v, 0.0))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prm_jax.rl import _util
+from prm_jax.rl import masking
 from prm_jax.rl.losses import Loss, Mean
 
 Backup = Literal["expected", "greedy", "conservative"]
@@ -34,7 +34,7 @@ def dueling_q(logits: ArrayLike, value: ArrayLike, *, alpha: float) -> jax.Array
 
     Source: arXiv 2310.03173, section 4.2.
     """
-    logits, value = _util.as_f32(logits), _util.as_f32(value)
+    logits, value = masking.as_f32(logits), masking.as_f32(value)
     chex.assert_shape(value, logits.shape[:-1])
     return alpha * (logits - logits.max(-1, keepdims=True)) + value[..., None]
 
@@ -49,8 +49,8 @@ def continuation_discounts(mask: ArrayLike, *, discount: float) -> jax.Array:
     Returns:
       [..., T] float32, what the targets of this file take as `discounts`; 0 for an empty row. No gradient.
     """
-    mask = _util.as_mask(mask)
-    return jnp.where(mask & ~_util.is_last(mask), discount, 0.0)
+    mask = masking.as_mask(mask)
+    return jnp.where(mask & ~masking.is_last(mask), discount, 0.0)
 
 
 def q_target(rewards: ArrayLike, discounts: ArrayLike, next_q: ArrayLike, next_actions: ArrayLike) -> jax.Array:
@@ -65,7 +65,7 @@ def q_target(rewards: ArrayLike, discounts: ArrayLike, next_q: ArrayLike, next_a
     Returns:
       [...] float32. No gradient.
     """
-    next_q = _util.as_f32(next_q)
+    next_q = masking.as_f32(next_q)
     chex.assert_equal_shape([jnp.asarray(rewards), jnp.asarray(discounts), jnp.asarray(next_actions)])
     chex.assert_shape(next_q, (*jnp.shape(rewards), next_q.shape[-1]))
     bootstrap = jnp.take_along_axis(next_q, jnp.asarray(next_actions)[..., None], -1)[..., 0]
@@ -99,14 +99,14 @@ def bellman_targets(
 
     Source: arXiv 2310.03173, section 4.3 (conservative); arXiv 2502.15760 (expected).
     """
-    _util.check_option("kind", kind, ("expected", "greedy", "conservative"))
-    next_q = _util.as_f32(next_q)
+    masking.check_option("kind", kind, ("expected", "greedy", "conservative"))
+    next_q = masking.as_f32(next_q)
     chex.assert_shape(next_q, (*jnp.shape(rewards), next_q.shape[-1]))
     if kind == "greedy":
         return _bootstrapped(rewards, discounts, next_q.max(-1))
     if policy_logits is None:
         raise ValueError(f"kind={kind!r} needs policy_logits")
-    policy_logits = _util.as_f32(policy_logits)
+    policy_logits = masking.as_f32(policy_logits)
     chex.assert_equal_shape([next_q, policy_logits])
     if kind == "expected":
         return _bootstrapped(rewards, discounts, (jax.nn.softmax(policy_logits, -1) * next_q).sum(-1))
@@ -129,9 +129,9 @@ def recovered_rewards(q_taken: ArrayLike, discounts: ArrayLike, next_value: Arra
 
     Source: arXiv 2310.03173, section 4.5.
     """
-    discounts = _util.as_f32(discounts)
+    discounts = masking.as_f32(discounts)
     chex.assert_equal_shape([jnp.asarray(q_taken), discounts, jnp.asarray(next_value)])
-    return _util.as_f32(q_taken) - discounts * _util.masked(next_value, discounts != 0)
+    return masking.as_f32(q_taken) - discounts * masking.masked(next_value, discounts != 0)
 
 
 def dueling_loss(
@@ -165,18 +165,18 @@ def dueling_loss(
 
     Source: arXiv 2310.03173.
     """
-    mask = _util.as_mask(mask)
+    mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(value), jnp.asarray(actions), jnp.asarray(targets), mask])
-    logits = _util.masked(logits, mask[..., None])
+    logits = masking.masked(logits, mask[..., None])
     actions = jnp.where(mask, jnp.asarray(actions), 0)[..., None]
-    targets = jax.lax.stop_gradient(_util.masked(targets, mask))
+    targets = jax.lax.stop_gradient(masking.masked(targets, mask))
     advantage = dueling_q(logits, jnp.zeros(mask.shape), alpha=alpha)
     taken = jnp.take_along_axis(advantage, actions, -1)[..., 0]
-    td = (taken + _util.masked(value, mask) - targets) ** 2
+    td = (taken + masking.masked(value, mask) - targets) ** 2
     nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), actions, -1)[..., 0]
     terms = {"td": td, "advantage": -taken, "nll": nll}
     weight = mask.sum().astype(jnp.float32)
-    sums = {name: Mean(_util.masked(term, mask).sum(), weight) for name, term in terms.items()}
+    sums = {name: Mean(masking.masked(term, mask).sum(), weight) for name, term in terms.items()}
     total = sums["td"].total + advantage_coef * sums["advantage"].total + ce_coef * sums["nll"].total
     return Loss(total, weight, jax.lax.stop_gradient(sums))
 
@@ -192,8 +192,8 @@ def twin(first: ArrayLike, second: ArrayLike, *, how: Literal["min", "max", "mea
     Returns:
       [...] float32. Gradients flow to the one taken (half to each in a tie or a mean).
     """
-    _util.check_option("how", how, ("min", "max", "mean"))
-    first, second = _util.as_f32(first), _util.as_f32(second)
+    masking.check_option("how", how, ("min", "max", "mean"))
+    first, second = masking.as_f32(first), masking.as_f32(second)
     chex.assert_equal_shape([first, second])
     if how == "mean":
         return 0.5 * (first + second)
@@ -223,14 +223,14 @@ def double_q_target(
     Returns:
       [...] float32. No gradient.
     """
-    _util.check_option("form", form, ("standard", "rsrm"))
+    masking.check_option("form", form, ("standard", "rsrm"))
     if form == "rsrm":
         return bellman_targets(rewards, discounts, next_q_other, kind="greedy")
     return bellman_targets(rewards, discounts, next_q_other, next_q, kind="conservative")
 
 
 def _bootstrapped(rewards: ArrayLike, discounts: ArrayLike, bootstrap: jax.Array) -> jax.Array:
-    discounts = _util.as_f32(discounts)
+    discounts = masking.as_f32(discounts)
     chex.assert_equal_shape([jnp.asarray(rewards), discounts, bootstrap])
-    target = _util.as_f32(rewards) + discounts * _util.masked(bootstrap, discounts != 0)
+    target = masking.as_f32(rewards) + discounts * masking.masked(bootstrap, discounts != 0)
     return jax.lax.stop_gradient(target)

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from prm_jax.runs.integrity import fingerprint
     from prm_jax.runs.interrupts import Interrupts
     from prm_jax.runs.metrics_log import MetricsLog, read_metrics
-    from prm_jax.runs.stopping import DivergedRun, InterruptedRun
     from prm_jax.runs.run_dir import RunDir, Sample, open_run, unique_run_path
+    from prm_jax.runs.stopping import DivergedRun, InterruptedRun
 
 _HOMES = {
     "CheckpointError": "checkpoint",

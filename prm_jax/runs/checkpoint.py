@@ -10,7 +10,7 @@ import errno
 import logging
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -21,8 +21,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from prm_jax.errors import UserError
-from prm_jax.runs import checkpoint_document as documents
 from prm_jax.pytree_paths import named_leaves
+from prm_jax.runs import checkpoint_document as documents
 from prm_jax.runs import integrity
 
 PyTree = Any
@@ -143,7 +143,14 @@ class Checkpointer:
             raise self._save_error(error) from error
         self._saving = None
 
-    def restore(self, target: PyTree, *, step: int | None = None, partial: bool = False) -> Restored | None:
+    def restore(
+        self,
+        target: PyTree,
+        *,
+        step: int | None = None,
+        partial: bool = False,
+        accept: Callable[[PyTree], str] | None = None,
+    ) -> Restored | None:
         """Restores the newest step whose contents are whole, or a named step.
 
         Args:
@@ -153,6 +160,7 @@ class Checkpointer:
           step: only this step, no walking back. Unless read-only, later steps are set aside, so that training
             can go on from here.
           partial: the checkpoint may hold more leaves than the target.
+          accept: says why a restored state must not be used, "" when it may; a refused step counts as damaged.
 
         Returns:
           None when there is no checkpoint.
@@ -169,6 +177,9 @@ class Checkpointer:
         for candidate in candidates:
             try:
                 restored = self._read(candidate, target, partial)
+                complaint = accept(restored.state) if accept is not None else ""
+                if complaint:
+                    raise _DamagedError(complaint)
             except _DamagedError as error:
                 damage[candidate] = str(error)
                 _LOG.warning("checkpoint of step %d is damaged: %s", candidate, error)

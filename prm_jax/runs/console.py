@@ -59,6 +59,21 @@ ROWS = (
 """Metrics in the order in which they are shown; one that never arrives takes no room."""
 
 
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a run, as announced by ``Console.plan``.
+
+    Attributes:
+      name: its title.
+      total: number of steps.
+      like: phases of the same `like` take about the same time per step; default: the name.
+    """
+
+    name: str
+    total: int
+    like: str = ""
+
+
 class Console:
     """Shows the progress of phases (warm start, training, baseline) and their metrics.
 
@@ -94,10 +109,17 @@ class Console:
         self._times: deque[tuple[float, int]] = deque(maxlen=20)
         self._started = time.monotonic()
         self._live: Live | None = None
+        self._plan: list[Phase] = []
+        self._rates: dict[str, float] = {}
+
+    def plan(self, phases: Sequence[Phase]) -> None:
+        """Announces the phases of the whole run, in order, so that the time left is that of the run."""
+        self._plan = list(phases)
 
     def phase(self, name: str, total: int, *, start: int = 0) -> None:
         """Begins a phase of `total` steps, of which `start` are done already (a resumed run)."""
         self._finish_live()
+        self._remember_rate()
         self._name, self._total, self._step, self._first = name, total, start, start
         self._values = {}
         self._started = time.monotonic()
@@ -135,9 +157,9 @@ class Console:
         for row in self._rows:
             if row.brief and row.key in self._values:
                 parts.append(f"{row.label} {_number(self._values[row.key][-1], row.percent)}")
-        left = self.seconds_left()
-        if left is not None and self._step < self._total:
-            parts.append(f"{duration(left)} left")
+        left = self._left_text()
+        if left:
+            parts.append(left)
         elif self._step >= self._total:
             parts.append(f"done in {duration(time.monotonic() - self._started)}")
         return "  ".join(parts)
@@ -145,12 +167,53 @@ class Console:
     def seconds_left(self) -> float | None:
         """Time that the rest of the phase needs at the pace of the last steps; None before the second step.
 
-        The first step does not count: it holds the compilation.
+        The first step does not count, because it includes compilation.
         """
+        rate = self._rate()
+        return None if rate is None else rate * (self._total - self._step)
+
+    def run_seconds_left(self) -> float | None:
+        """Time that the rest of the whole planned run needs; None while the pace of a later phase is unknown."""
+        left = self.seconds_left()
+        later = self._later()
+        if left is None or not later:
+            return left
+        for phase in later:
+            rate = self._rates.get(phase.like or phase.name)
+            if rate is None and (phase.like or phase.name) == self._like():
+                rate = self._rate()
+            if rate is None:
+                return None
+            left += rate * phase.total
+        return left
+
+    def _rate(self) -> float | None:
         if len(self._times) < 2:
             return None
         (t0, s0), (t1, s1) = self._times[0], self._times[-1]
-        return (t1 - t0) / (s1 - s0) * (self._total - self._step) if s1 > s0 else None
+        return (t1 - t0) / (s1 - s0) if s1 > s0 else None
+
+    def _remember_rate(self) -> None:
+        rate = self._rate()
+        if rate is not None:
+            self._rates[self._like()] = rate
+
+    def _like(self) -> str:
+        return next((phase.like or phase.name for phase in self._plan if phase.name == self._name), self._name)
+
+    def _later(self) -> list[Phase]:
+        names = [phase.name for phase in self._plan]
+        return self._plan[names.index(self._name) + 1 :] if self._name in names else []
+
+    def _left_text(self) -> str:
+        if self._step >= self._total:
+            return ""
+        whole, phase = self.run_seconds_left(), self.seconds_left()
+        if whole is not None:
+            return f"{duration(whole)} left"
+        if phase is None:
+            return ""
+        return f"{duration(phase)} left, then {', '.join(later.name for later in self._later())}"
 
     def __enter__(self) -> "Console":
         return self
@@ -186,8 +249,7 @@ class Console:
         line = Table.grid(padding=(0, 1))
         for _ in range(4):
             line.add_column(no_wrap=True, overflow="ellipsis")
-        left = self.seconds_left()
-        remaining = f"{duration(left)} left" if left is not None and self._step < self._total else ""
+        remaining = self._left_text()
         elapsed = duration(time.monotonic() - self._started)
         bar = ProgressBar(total=max(1, self._total), completed=self._step, width=max(8, min(40, width - 60)))
         counts = f"{self._step}/{self._total}"

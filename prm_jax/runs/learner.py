@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,9 @@ Params = Any
 """A nested dict of arrays, as ``models`` describes it."""
 
 _NOT_DECAYED = ("scale", "bias")
+
+ABSURD = 100.0
+"""An update whose norm exceeds that of the parameters (plus 1) this many times is a mistake, not a step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Learner:
         if self.lora is not None:
             trainable = init_lora(self.config, base, key, self.lora)
         else:
-            # A copy, because the training step donates its state and `base` stays behind as the reference.
+            # A copy, because the training step donates its state and `base` remains in use as the reference.
             trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), base)
         return trainable, self.optimizer.init(trainable)
 
@@ -48,34 +51,49 @@ class Learner:
         return trainable if self.lora is None else join(base, trainable)
 
 
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+def make_schedule(learning_rate: float, *, schedule: Schedule, warmup_steps: int, total_steps: int) -> optax.Schedule:
+    """Learning rate by optimiser step.
+
+    Args:
+      learning_rate: its peak.
+      schedule: after the warm-up. constant: the peak; linear: down to 0 at `total_steps`; cosine: down to a tenth of
+        the peak at `total_steps`.
+      warmup_steps: optimiser steps in which it rises linearly from zero.
+      total_steps: optimiser steps of the whole run; not used by a constant schedule.
+    """
+    if schedule == "cosine":
+        total = max(total_steps, warmup_steps + 1)
+        return optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, total, learning_rate / 10)
+    # The first step is not wasted on a learning rate of zero.
+    rise = optax.linear_schedule(learning_rate / max(warmup_steps, 1), learning_rate, warmup_steps - 1 or 1)
+    if schedule == "linear":
+        fall = optax.linear_schedule(learning_rate, 0.0, max(total_steps - warmup_steps, 1))
+        return optax.join_schedules([rise, fall], [warmup_steps]) if warmup_steps else fall
+    return rise if warmup_steps else optax.constant_schedule(learning_rate)
+
+
 def make_optimizer(
     learning_rate: float,
     *,
+    schedule: Schedule = "constant",
     warmup_steps: int = 0,
+    total_steps: int = 0,
     weight_decay: float = 0.0,
     beta2: float = 0.999,
     grad_clip: float = 1.0,
-    decay_steps: int = 0,
 ) -> optax.GradientTransformation:
-    """AdamW behind a clip of the gradient's global norm.
+    """AdamW after clipping the gradient's global norm.
 
     Args:
-      learning_rate: its peak; kept constant after warm-up unless `decay_steps` is given.
-      warmup_steps: optimiser steps in which it rises linearly from zero.
+      learning_rate, schedule, warmup_steps, total_steps: see `make_schedule`.
       weight_decay: decoupled; norms' scales and biases are left out.
       beta2: decay of the second moment.
       grad_clip: largest global norm.
-      decay_steps: all steps of a cosine schedule that ends at a tenth of the peak; 0: constant.
     """
-    if decay_steps:
-        schedule: optax.Schedule = optax.warmup_cosine_decay_schedule(
-            0.0, learning_rate, warmup_steps, max(decay_steps, warmup_steps + 1), learning_rate / 10
-        )
-    elif warmup_steps:
-        # The first step is not wasted on a learning rate of zero.
-        schedule = optax.linear_schedule(learning_rate / warmup_steps, learning_rate, warmup_steps - 1 or 1)
-    else:
-        schedule = optax.constant_schedule(learning_rate)
+    rate = make_schedule(learning_rate, schedule=schedule, warmup_steps=warmup_steps, total_steps=total_steps)
 
     def decayed(params: Params) -> Params:
         return jax.tree_util.tree_map_with_path(
@@ -84,7 +102,7 @@ def make_optimizer(
 
     return optax.chain(
         optax.clip_by_global_norm(grad_clip),
-        optax.adamw(schedule, b1=0.9, b2=beta2, weight_decay=weight_decay, mask=decayed),
+        optax.adamw(rate, b1=0.9, b2=beta2, weight_decay=weight_decay, mask=decayed),
     )
 
 
@@ -94,8 +112,8 @@ def split_rows(batch: Any, pieces: int, ways: int = 1) -> Any:
     Args:
       batch: pytree whose leaves have the leading axis B, which `pieces` divides.
       pieces: how many.
-      ways: devices over which the rows lie, in consecutive blocks.  Each piece takes its share of every block, so
-        that no row changes its device; with 1, pieces are consecutive rows.  Must divide B / pieces.
+      ways: number of devices that hold the rows, in consecutive blocks. Each piece takes its share of every block, so
+        that no row changes its device; with 1, pieces are consecutive rows. Must divide B / pieces.
     """
 
     def split(x: jax.Array) -> jax.Array:
@@ -160,20 +178,25 @@ def accumulate_gradients(
 def guarded_update(
     optimizer: optax.GradientTransformation, grads: Params, opt_state: Any, params: Params
 ) -> tuple[Params, Any, Mapping[str, jax.Array]]:
-    """One optimiser step, left out altogether when the gradient is not finite, or is exactly zero.
+    """One optimiser step, skipped altogether when the gradient or the update is unusable, or the gradient exactly zero.
 
-    The check comes before clipping, which would spread one infinity over every parameter as NaN.  A gradient of zero
-    means that nothing in the batch counted; momentum and weight decay would move the weights all the same.
+    The gradient is checked before clipping, which would spread one infinity over every parameter as NaN. The update is
+    checked as well, because a learning rate that is far too large turns a finite gradient into parameters that are
+    not: it is skipped when it is not finite or its norm exceeds `ABSURD` times that of the parameters. A gradient of
+    zero means that nothing in the batch counted; momentum and weight decay would move the weights all the same.
 
     Returns:
-      (params, optimiser state, {"grad_norm": before clipping, 0 when skipped; "skipped": 1 if not finite}).
+      (params, optimiser state, {"grad_norm": before clipping, 0 when not finite; "skipped": 1 if gradient or update
+      were unusable}).
     """
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm)
-    applied = finite & (norm > 0)
     safe = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), grads)
     updates, new_state = optimizer.update(safe, opt_state, params)
     new_params = optax.apply_updates(params, updates)
+    size = optax.tree.norm(updates)
+    usable = finite & jnp.isfinite(size) & (size <= ABSURD * (optax.tree.norm(params) + 1.0))
+    applied = usable & (norm > 0)
 
     def keep(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(applied, new, old)
@@ -181,5 +204,5 @@ def guarded_update(
     return (
         jax.tree.map(keep, new_params, params),
         jax.tree.map(keep, new_state, opt_state),
-        {"grad_norm": jnp.where(finite, norm, 0.0), "skipped": 1.0 - finite.astype(jnp.float32)},
+        {"grad_norm": jnp.where(finite, norm, 0.0), "skipped": 1.0 - usable.astype(jnp.float32)},
     )

@@ -346,6 +346,6 @@ def _explain(
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    from prm_jax.config_io import closest
+    from prm_jax.option_values import closest
 
     return closest(name, known) or f"; there are {', '.join(known)}"

@@ -6,6 +6,8 @@ RUN/lock             host and process of the job that owns the directory now
 RUN/metrics.jsonl    one record a step
 RUN/samples.jsonl    samples with their step rewards; samples.txt is the same for reading
 RUN/checkpoints/     steps of the Checkpointer
+RUN/phases/NAME/     metrics and checkpoints of a phase before the main one (warm start, PRM warm-up)
+RUN/best/            the state of the best evaluation, where one is kept
 RUN/plots/           pictures
 """
 
@@ -16,6 +18,7 @@ import os
 import pathlib
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -72,6 +75,34 @@ class RunDir:
         self.writer = writer
         self._lock: Lock | None = None
         self._metrics: MetricsLog | None = None
+        self._claimed = resumed or not writer
+        self._made_directory = False
+        self._parent: RunDir | None = None
+
+    @property
+    def claimed(self) -> bool:
+        """Whether a step has completed here; until then a failed run leaves nothing behind."""
+        return self._claimed
+
+    def claim(self) -> None:
+        """Marks the directory as holding results: called once the first step has completed."""
+        if self._parent is not None:
+            self._parent.claim()
+        elif not self._claimed:
+            document = _read_document(self.path)
+            document["claimed"] = True
+            _write_document(self.path, document)
+        self._claimed = True
+
+    def phase(self, name: str) -> "RunDir":
+        """A phase of the run with metrics and checkpoints of its own, in RUN/phases/NAME; close it after use."""
+        path = self.path / "phases" / name
+        inner = RunDir(path, resumed=self.resumed and path.is_dir(), writer=self.writer)
+        inner._parent, inner._claimed = self, self._claimed
+        if self.writer:
+            path.mkdir(parents=True, exist_ok=True)
+            inner._metrics = MetricsLog(path / "metrics.jsonl")
+        return inner
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -111,7 +142,8 @@ class RunDir:
         if samples.is_file():
             with atomic_write(self.path / "samples.txt") as file:
                 file.writelines(_sample_text(record) for record in read_json_lines(samples))
-        self.note(resumed_step=step)
+        if self._parent is None:
+            self.note(resumed_step=step)
 
     def note(self, **facts: Any) -> None:
         """Records facts about this launch in run.json: ``note(finished=True, reason="interrupted")``."""
@@ -141,6 +173,10 @@ class RunDir:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and self.writer and not self._claimed and self._parent is None:
+            self.close()
+            _remove_unclaimed(self.path, self._made_directory)
+            return
         self.close()
 
 
@@ -186,17 +222,22 @@ def open_run(
     if wandb:
         require("wandb", "wandb")
     _check_state(path, resume)
+    run._made_directory = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
         run._lock = Lock(path / "lock")
     except OSError as error:
         raise UserError(f"cannot write to the run directory {path}: {error.strerror}") from error
     try:
+        if not resume and _unclaimed(path):
+            _remove_unclaimed(path, made_directory=False, keep_lock=True)
         changes = _check_config(path, config, soft) if resume else {}
         _record_launch(path, config, changes, resume, list(sys.argv if command is None else command))
         run._metrics = MetricsLog(path / "metrics.jsonl", sinks=_sinks(path, config, tensorboard, wandb))
     except BaseException:
         run.close()
+        if run._made_directory:
+            _remove_unclaimed(path, made_directory=True)
         raise
     return run
 
@@ -237,10 +278,41 @@ def _check_state(path: pathlib.Path, resume: bool) -> None:
     if resume and not holds_run:
         what = "holds no run" if path.is_dir() else "does not exist"
         raise UserError(f"nothing to resume: {path} {what}. Leave out --resume to start a run there")
-    if not resume and path.is_dir() and any(p.name != "lock" for p in path.iterdir()):
-        hint = "add --resume to go on with it, or choose" if holds_run else "choose"
-        what = "holds a run already" if holds_run else "is not empty"
+    if not resume and path.is_dir() and any(p.name != "lock" for p in path.iterdir()) and not _unclaimed(path):
+        hint = "add --resume to continue it, or choose" if holds_run else "choose"
+        what = "already holds a run" if holds_run else "is not empty"
         raise UserError(f"{path} {what}: {hint} another directory")
+
+
+_OWN = (
+    "run.json", "config.yaml", "metrics.jsonl", "samples.jsonl", "samples.txt", "samples.html", "lock",
+    "checkpoints", "phases", "start", "bad_steps", "tensorboard", "best",
+)  # fmt: skip
+"""Everything that a run writes before its first step has completed."""
+
+
+def _unclaimed(path: pathlib.Path) -> bool:
+    """Whether a directory holds nothing but the traces of a run that never completed a step."""
+    if not (path / "run.json").is_file() or any(entry.name not in _OWN for entry in path.iterdir()):
+        return False
+    try:
+        return json.loads((path / "run.json").read_text(encoding="utf-8")).get("claimed") is False
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _remove_unclaimed(path: pathlib.Path, made_directory: bool, *, keep_lock: bool = False) -> None:
+    """Removes what a run wrote before its first step; files of others stay."""
+    for name in _OWN:
+        entry = path / name
+        if name == "lock" and keep_lock:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+    if made_directory and path.is_dir() and not any(path.iterdir()):
+        path.rmdir()
 
 
 def _check_config(path: pathlib.Path, config: Any, soft: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -273,7 +345,7 @@ def _record_launch(
         "git": git_state(pathlib.Path(__file__).parent),
         "config_hash": config_io.config_hash(config),
     }
-    document: dict[str, Any] = {"format": FORMAT, "launches": []}
+    document: dict[str, Any] = {"format": FORMAT, "claimed": False, "launches": []}
     if resume:
         document = _read_document(path)
         launch["config_changes"] = {name: list(pair) for name, pair in changes.items()}

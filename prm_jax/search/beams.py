@@ -1,8 +1,8 @@
 """Flat searches: which of the candidates go on, and which answer is given in the end.
 
 Best-of-n, beam search and diverse verifier trees are `top_steps`, AlphaMath's beam over steps is `step_beam`, ReARTeR
-scores with `look_ahead_scores`, PARM decides with `rl.gated_selection`, and answers are counted by `vote`. A score of
--inf or NaN marks a candidate that does not exist: it is never taken.
+scores with `look_ahead_scores`, PARM decides with `stats.gated_selection`, and answers are counted by `vote`. A score
+of -inf or NaN marks a candidate that does not exist: it is never taken.
 """
 
 from typing import Literal, NamedTuple
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prm_jax import rl
+from prm_jax import rl, stats
 from prm_jax.search.tree import NO_NODE
 
 How = Literal["majority", "weighted", "best"]
@@ -153,7 +153,7 @@ def vote(score: ArrayLike, answer_id: ArrayLike, how: How = "majority") -> jax.A
     if how == "best":
         totals = score
     else:
-        totals = rl.vote_totals(jnp.ones_like(score) if how == "majority" else score, ids, valid)
+        totals = stats.vote_totals(jnp.ones_like(score) if how == "majority" else score, ids, valid)
     winner = best_of_n(jnp.where(valid, totals, -jnp.inf))
     found = jnp.take_along_axis(ids, jnp.maximum(winner, 0)[:, None], axis=1)[:, 0]
     return jnp.where(winner >= 0, found, NO_NODE).astype(jnp.int32)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from prm_jax import rl
+from prm_jax import stats
 from prm_jax.search.partials import Ask, Calls, Candidate, Found, Partial, ProposeFn, ScorePartials, check_counts
 
 
@@ -27,8 +27,8 @@ def gated_search(
 
     The samples go on step by step without competing. From the first step at which one is ready it is judged after
     every step, and at the first score not above `threshold` it is given up: nothing more is generated for it. The best
-    of those that remain is the answer (`rl.gated_selection`). Where none remains, the one with the highest score at its
-    last judgement is written to its end.
+    of those that remain is the answer (`stats.gated_selection`). Where none remains, the one with the highest score at
+    its last judgement is written to its end.
 
     Args:
       propose: produces steps.
@@ -58,11 +58,11 @@ def gated_search(
         values = calls.score([paths.partials[place] for place in judged])
         for place, value in zip(judged, values, strict=True):
             paths.potential[(*place, number)] = value
-            paths.live[place] &= np.float32(value) > np.float32(threshold)  # as `rl.gated_selection` compares
+            paths.live[place] &= np.float32(value) > np.float32(threshold)  # as `stats.gated_selection` compares
     return calls.result(_choose(calls, paths, threshold, final, stream=samples * max_steps))
 
 
-_select = jax.jit(rl.gated_selection)
+_select = jax.jit(stats.gated_selection)
 
 
 class _Paths:

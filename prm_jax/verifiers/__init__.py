@@ -1,8 +1,10 @@
 """Checking answers. A ``Verdict`` distinguishes a wrong answer from a check that failed.
 
-Every verifier has ``verify(response, gold)`` and ``verify_many(responses, golds)``.
+Every built-in verifier has ``verify(response, gold)`` and ``verify_many(responses, golds)``. A function
+``reward(problem, response)`` becomes a verifier with ``FunctionVerifier``; ``WeightedVerifier`` combines several.
 """
 
+from prm_jax.verifiers.custom import FunctionVerifier, ProblemVerifier, WeightedVerifier, judge
 from prm_jax.verifiers.exact import ExactVerifier
 from prm_jax.verifiers.extraction import (
     ANSWER_MARKERS,
@@ -16,21 +18,29 @@ from prm_jax.verifiers.math import MathVerifier
 from prm_jax.verifiers.math_pool import MathPool
 from prm_jax.verifiers.number import NumberVerifier
 from prm_jax.verifiers.number_text import parse_number, read_number
-from prm_jax.verifiers.verdict import Mode, Status, Verdict, Verifier
+from prm_jax.verifiers.references import check_reference, check_references
+from prm_jax.verifiers.verdict import NO_ANSWER, Mode, Status, Verdict, Verifier
 
 __all__ = [
     "ANSWER_MARKERS",
+    "NO_ANSWER",
     "ExactVerifier",
+    "FunctionVerifier",
     "MathPool",
     "MathVerifier",
     "Mode",
     "NumberVerifier",
+    "ProblemVerifier",
     "Status",
     "Verdict",
     "Verifier",
+    "WeightedVerifier",
     "after_marker",
+    "check_reference",
+    "check_references",
     "find_answer",
     "find_candidates",
+    "judge",
     "last_boxed",
     "last_number",
     "parse_number",

@@ -195,7 +195,7 @@ class Comparison:
         return self.leaves.proportional(first, second, positive=a.ops[0] != "=")
 
     def _as_sets(self, wanted: Form, found: Form) -> bool:
-        """An inequality, or ``x \\in S``, against an interval or a union."""
+        r"""An inequality, or ``x \in S``, against an interval or a union."""
         if isinstance(wanted, (Value, Words, Matrix, Based)) or isinstance(found, (Value, Words, Matrix, Based)):
             return False
         names = [frozenset[str]().union(*map(symbols, expressions_in(form))) for form in (wanted, found)]
@@ -243,7 +243,7 @@ def expressions_in(form: Form) -> list[Expr]:
 
 
 def _readings(form: Form) -> list[Form]:
-    """A form and what else it may stand for: the value of ``x = 5``, an equation for ``y = 2x``, items without names."""
+    """A form and its other readings: the value of ``x = 5``, an equation for ``y = 2x``, items without names."""
     if isinstance(form, Named):
         inner = form.form
         if isinstance(inner, Named):  # n = (x = 5) is x = 5, but not 5

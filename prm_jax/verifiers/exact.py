@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from prm_jax.verifiers.extraction import ANSWER_MARKERS, When, Where, find_candidates
-from prm_jax.verifiers.verdict import Verdict, broken, failed, judge_all, passed
+from prm_jax.verifiers.verdict import NO_ANSWER, Verdict, broken, failed, judge_all, passed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +32,16 @@ class ExactVerifier:
             return broken("the reference answer is empty")
         candidates = find_candidates(response, self.extract, markers=self.markers, several=self.several)
         if not candidates:
-            return failed("no answer")
+            return failed(NO_ANSWER)
         return judge_all([passed() if self._normal(answer) == wanted else failed() for answer in candidates])
 
     def verify_many(self, responses: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
         """One verdict per pair."""
         return [self.verify(response, gold) for response, gold in zip(responses, golds, strict=True)]
+
+    def check_references(self, golds: Sequence[str]) -> list[str]:
+        """What is wrong with each reference: "" or that it is empty."""
+        return ["" if self._normal(gold) else "it is empty" for gold in golds]
 
     def _normal(self, text: str) -> str:
         words = " ".join(unicodedata.normalize("NFC", text).split())

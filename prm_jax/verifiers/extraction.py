@@ -33,7 +33,8 @@ _NUMBER = re.compile(
 )
 _SPECIAL_TOKENS = re.compile(r"(?:\s|</s>|<\|[\w-]{1,40}\|>|<(?:eos|pad|end_of_turn|im_end)>)+\Z", re.ASCII)
 _LEAD = re.compile(
-    r"(?:\s|[:*_`]|(?:therefore|thus|hence|then|simply|just|indeed|exactly|equal to|given by|clearly)\b,?)+", re.IGNORECASE
+    r"(?:\s|[:*_`]|(?:therefore|thus|hence|then|simply|just|indeed|exactly|equal to|given by|clearly)\b,?)+",
+    re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?]\**\s+(?=[A-Z*(\\])")
 _TAKES_BACK = re.compile(
@@ -110,10 +111,10 @@ def last_number(text: str) -> str | None:
 
 
 class _Box(NamedTuple):
-    """A complete box.
+    r"""A complete box.
 
     Attributes:
-      command: where ``\\boxed`` starts.
+      command: where ``\boxed`` starts.
       start, end: the content.
       inner: the boxes directly inside.
     """

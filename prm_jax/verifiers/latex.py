@@ -38,7 +38,8 @@ _TRANSLATED = str.maketrans(
         "\u202f": " ", "\u2002": " ", "\u2003": " ", "\u200b": "", "\ufeff": "", "\u2062": "", "\u03c0": "\\pi ",
         "\u221e": "\\infty ", "\u00d7": "\\times ", "\u00b7": "\\cdot ", "\u22c5": "\\cdot ", "\u00f7": "\\div ",
         "\u2264": "\\le ", "\u2265": "\\ge ", "\u2260": "\\ne ", "\u2248": "\\approx ", "\u222a": "\\cup ",
-        "\u2229": "\\cap ", "\u2205": "\\emptyset ", "\u2208": "\\in ", "\u211d": "\\mathbb{R}", "\u2124": "\\mathbb{Z}",
+        "\u2229": "\\cap ", "\u2205": "\\emptyset ", "\u2208": "\\in ", "\u211d": "\\mathbb{R}",
+        "\u2124": "\\mathbb{Z}",
         "\u211a": "\\mathbb{Q}", "\u00b1": "\\pm ", "\u2213": "\\mp ", "\u00b2": "^2", "\u00b3": "^3",
         "\u00b0": "\\degree ", "\u2026": "\\ldots ", "\u22ef": "\\ldots ", "\u2032": "'", "\u2019": "'",
         "\u230a": "\\lfloor ", "\u230b": "\\rfloor ", "\u2308": "\\lceil ", "\u2309": "\\rceil ", "\u27e8": "\\langle ",
@@ -116,12 +117,12 @@ def plain(latex: str) -> str:
 
 
 def tokens(latex: str, *, spaced_thousands: bool = True, known_words: frozenset[str] = frozenset()) -> list[Token]:
-    """The tokens of an answer.
+    r"""The tokens of an answer.
 
     Args:
       latex: the answer.
       spaced_thousands: read ``70 000`` outside brackets as one number.
-      known_words: words (units) that need no ``\\text`` to count as words after a value.
+      known_words: words (units) that need no ``\text`` to count as words after a value.
 
     Raises:
       Unreadable: for a number followed by dots that do not repeat a block.

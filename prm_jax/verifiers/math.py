@@ -11,17 +11,15 @@ from typing import TypeAlias
 
 from prm_jax.verifiers.comparison import Comparison, ExactLeaves, Undecided
 from prm_jax.verifiers.extraction import ANSWER_MARKERS, When, Where, find_candidates
-from prm_jax.verifiers.forms import is_words, read, same_words, unassigned
-from prm_jax.verifiers.latex import Unreadable, clean, plain
+from prm_jax.verifiers.latex import Unreadable, clean
 from prm_jax.verifiers.limits import excess
 from prm_jax.verifiers.math_pool import MathPool
-from prm_jax.verifiers.verdict import Mode, Verdict, broken, failed, judge_all, passed
+from prm_jax.verifiers.reading import read
+from prm_jax.verifiers.verdict import NO_ANSWER, Mode, Verdict, broken, failed, judge_all, passed
+from prm_jax.verifiers.words import choice, chosen, is_words, same_words
 
 _Pair: TypeAlias = tuple[str, str]
-_LETTER = re.compile(r"\(?\s*([A-J])\s*\)?")
-_CHOSEN = re.compile(r"(?:(?:option|choice|answer)\s+)?(?:\(\s*([A-Za-z])\s*\)|([A-Za-z])(?:[).:]|$))\s*(.*)", re.IGNORECASE)
 _AFTER_COMMA = re.compile(r",\s+")
-_SECOND = re.compile(r"(?<![A-Za-z])(?:[A-J]|or|and|not|either|nor)(?![A-Za-z])")
 
 
 class MathVerifier:
@@ -80,7 +78,8 @@ class MathVerifier:
           Verdicts. ``"error"`` is the fault of the reference or the checker, never of the answer.
         """
         found = [
-            find_candidates(response, self.extract, markers=self.markers, several=self.several) for response in responses
+            find_candidates(response, self.extract, markers=self.markers, several=self.several)
+            for response in responses
         ]
         outcomes = [
             [self._here(answer, gold) for answer in answers] for answers, gold in zip(found, golds, strict=True)
@@ -88,9 +87,20 @@ class MathVerifier:
         pairs = [outcome for row in outcomes for outcome in row if not isinstance(outcome, Verdict)]
         compared = iter(self.pool.compare_many(pairs, timeout, strict=self.mode == "strict") if pairs else [])
         verdicts = [[o if isinstance(o, Verdict) else next(compared) for o in row] for row in outcomes]
-        return [
-            judge_all(row) if row else _unanswered(gold) for row, gold in zip(verdicts, golds, strict=True)
-        ]
+        return [judge_all(row) if row else _unanswered(gold) for row, gold in zip(verdicts, golds, strict=True)]
+
+    def check_references(self, golds: Sequence[str]) -> list[str]:
+        """What is wrong with each reference, as ``check_reference`` says it, or that its value takes too long.
+
+        References that may be slow are evaluated in the pool, which a task does once when it loads.
+        """
+        faults = [check_mathematics(gold) for gold in golds]
+        slow = [index for index, fault in enumerate(faults) if not fault and may_be_slow(golds[index])]
+        if slow:
+            verdicts = self.pool.compare_many([(golds[index], golds[index]) for index in slow])
+            for index, verdict in zip(slow, verdicts, strict=True):
+                faults[index] = "" if verdict.usable else verdict.detail
+        return faults
 
     def close(self) -> None:
         """Ends the pool's processes."""
@@ -102,14 +112,15 @@ class MathVerifier:
             return broken(f"the reference answer {reason}")
         answer = unboxed(answer)
         if not answer.strip():
-            return failed("no answer")
+            return failed(NO_ANSWER)
         if reason := excess(answer):
             return failed(f"the answer {reason}")
         strict = self.mode == "strict"
         if _compact(answer) == _compact(gold):
             return passed()
-        if letter := _LETTER.fullmatch(plain(gold)):
-            return _chosen(answer, letter.group(1), gold, strict)
+        if choice(gold):
+            reason = chosen(answer, gold, strict=strict)
+            return failed(reason) if reason else passed()
         if is_words(gold):
             return passed() if same_words(gold, answer) else failed("other words")
         try:
@@ -131,6 +142,29 @@ def reference_fault(gold: str) -> str:
     return excess(gold) or ("" if gold.strip() else "is empty")
 
 
+@functools.lru_cache(maxsize=65536)
+def check_mathematics(gold: str) -> str:
+    """Why no answer but the same text can pass against a reference; "" if others can."""
+    if fault := reference_fault(gold):
+        return f"it {fault}"
+    if choice(gold) or is_words(gold):
+        return ""
+    try:
+        read(gold)
+    except Unreadable as error:
+        return f"it cannot be read as mathematics: {error}"
+    return ""
+
+
+def may_be_slow(gold: str) -> bool:
+    """Whether evaluating a reference that can be read may take long: powers of powers, factorials, exponentials."""
+    if choice(gold) or is_words(gold):
+        return False
+    return gold.count("^") + gold.count("!") + gold.count("exp") + gold.count("binom") > 1 and bool(
+        re.search(r"[0-9]{3}|[\^!].*[\^!]", gold)
+    )
+
+
 def unboxed(answer: str) -> str:
     """The content of the one box in an answer; the answer itself without one; "" with several different ones."""
     if "boxed" not in answer and "fbox" not in answer:
@@ -146,18 +180,4 @@ def _compact(latex: str) -> str:
 
 def _unanswered(gold: str) -> Verdict:
     reason = reference_fault(gold)
-    return broken(f"the reference answer {reason}") if reason else failed("no answer")
-
-
-def _chosen(answer: str, letter: str, gold: str, strict: bool) -> Verdict:
-    """The verdict where the reference is the letter of a choice."""
-    chosen = _CHOSEN.fullmatch(unassigned(plain(answer)))
-    if chosen is None:
-        return failed("not a choice")
-    found, rest = chosen.group(1) or chosen.group(2), chosen.group(3)
-    marked = plain(gold) != letter or "\\" in gold  # a bare letter may be a variable, whose case matters
-    if not (found == letter or marked and found.upper() == letter):
-        return failed()
-    if rest and (strict or _SECOND.search(rest) or rest[0] in "+-=*/^_<>,;"):
-        return failed("more than a choice")
-    return passed()
+    return broken(f"the reference answer {reason}") if reason else failed(NO_ANSWER)

@@ -143,20 +143,22 @@ def _replaced(child: Child | None, memory_bytes: int, close: tuple[int, ...]) ->
     return Child(memory_bytes, close)
 
 
-def compare(gold: str, answer: str, strict: bool = False, on_gold: Callable[[], None] = lambda: None) -> tuple[str, str]:
+def compare(
+    gold: str, answer: str, strict: bool = False, on_gold: Callable[[], None] = lambda: None
+) -> tuple[str, str]:
     """(status, detail) of one comparison; ``on_gold`` is called once the reference has been evaluated."""
     from prm_jax.verifiers import numeric
     from prm_jax.verifiers.comparison import Comparison, expressions_in
     from prm_jax.verifiers.exact_value import Undefined
-    from prm_jax.verifiers.forms import read
     from prm_jax.verifiers.latex import Unreadable
+    from prm_jax.verifiers.reading import read
 
     try:
         wanted = read(gold, strict=strict)
         for tree in expressions_in(wanted.form):
             numeric.measure(tree)
     except (Unreadable, ArithmeticError, MemoryError, RecursionError) as error:
-        return "error", f"the reference cannot be evaluated: {error}"
+        return "error", f"the reference cannot be evaluated: {type(error).__name__} {error}"
     on_gold()
     try:
         equal = Comparison(numeric, strict).same(wanted, read(answer, strict=strict))

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from prm_jax.verifiers.extraction import ANSWER_MARKERS, When, Where, find_candidates
 from prm_jax.verifiers.number_text import Percent, parse_number, read_number
-from prm_jax.verifiers.verdict import Mode, Verdict, broken, failed, judge_all, passed
+from prm_jax.verifiers.verdict import NO_ANSWER, Mode, Verdict, broken, failed, judge_all, passed
 
 _DIGIT = re.compile(r"[0-9]", re.ASCII)
 
@@ -44,7 +44,7 @@ class NumberVerifier:
             return broken(f"the reference {gold[:80]!r} is not a number")
         candidates = find_candidates(response, self.extract, markers=self.markers, several=self.several)
         if not candidates:
-            return failed("no answer")
+            return failed(NO_ANSWER)
         verdicts = [(answer, self._compare(answer, gold, wanted)) for answer in candidates]
         # "The answer is as follows" introduces no number, where another phrase does.
         said = [v for answer, v in verdicts if v.detail != _UNREADABLE.detail or _DIGIT.search(answer)]
@@ -53,6 +53,12 @@ class NumberVerifier:
     def verify_many(self, responses: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
         """One verdict per pair."""
         return [self.verify(response, gold) for response, gold in zip(responses, golds, strict=True)]
+
+    def check_references(self, golds: Sequence[str]) -> list[str]:
+        """What is wrong with each reference: "" or that it is not a number."""
+        return [
+            "" if _reference(gold, self.percent) is not None else f"it is not a number: {gold[:80]!r}" for gold in golds
+        ]
 
     def _compare(self, answer: str, gold: str, wanted: Fraction) -> Verdict:
         if self.mode == "strict":

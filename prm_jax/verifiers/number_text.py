@@ -31,8 +31,8 @@ _SCALES = {"k": 10**3, "hundred": 100, "thousand": 10**3, "million": 10**6, "bil
            "dozen": 12}  # fmt: skip
 _SMALL = dict(
     zip(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-        "eighteen nineteen".split(),
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen eighteen nineteen".split(),
         range(20),
         strict=True,
     )

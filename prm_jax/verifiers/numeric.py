@@ -9,7 +9,7 @@ import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeAlias
 
 import mpmath
 
@@ -40,6 +40,10 @@ _POINTS: tuple[tuple[int, int, bool], ...] = (
 )
 
 
+Point: TypeAlias = Callable[[], Mapping[str, Any]]
+"""Makes the values of all symbols at the current precision."""
+
+
 def equal(a: Expr, b: Expr) -> bool:
     """Whether two expressions have the same value, wherever both have one.
 
@@ -58,9 +62,9 @@ def proportional(a: Expr, b: Expr, *, positive: bool) -> bool:
     names = sorted(symbols(a) | symbols(b))
     if not names:
         return False
-    first: list[Callable[[], Mapping[str, Any]]] = []
+    first: list[Point] = []
 
-    def check(point: Callable[[], Mapping[str, Any]]) -> bool:
+    def check(point: Point) -> bool:
         if not first:
             a0, b0 = value(a, point()), value(b, point())
             if min(abs(a0), abs(b0)) < mpmath.mpf(10) ** -40 or (positive and mpmath.re(a0 / b0) <= 0):
@@ -95,9 +99,11 @@ def measure(tree: Expr) -> None:
             pass
 
 
-def _at_points(names: Sequence[str], a: Expr, b: Expr, check: Callable[[Callable[[], Mapping[str, Any]]], bool]) -> bool:
-    """Whether ``check`` holds at all points where a and b are real, or complex because they contain i; at least
-    three. Natural numbers are used only where there are too few other points."""
+def _at_points(names: Sequence[str], a: Expr, b: Expr, check: Callable[[Point], bool]) -> bool:
+    """Whether ``check`` holds at all points where a and b are real, or complex because they contain i.
+
+    At least three such points are needed; natural numbers are used where there are too few others.
+    """
     complex_allowed = _has_i(a) or _has_i(b)
     used = 0
     for index, (low, high, natural) in enumerate(_POINTS):

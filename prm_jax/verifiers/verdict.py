@@ -6,6 +6,9 @@ from typing import Literal, Protocol, TypeAlias
 
 Status = Literal["pass", "fail", "timeout", "error"]
 
+NO_ANSWER = "no answer"
+"""How the detail of a verdict begins when no answer was found in the response, or several different ones."""
+
 Mode: TypeAlias = Literal["lenient", "strict"]
 """How much besides the bare answer a verifier accepts: units, words and roundings, or none of them."""
 
@@ -31,6 +34,15 @@ class Verdict:
     def usable(self) -> bool:
         """Whether the score may be learned from: every status except ``"error"``."""
         return self.status != "error"
+
+    @property
+    def no_answer(self) -> bool:
+        """Whether no answer, or no single one, was found in the response, so that nothing was compared.
+
+        When this holds for most responses of a batch, the prompt, the verifier's ``extract`` or the length limit does
+        not fit the model.
+        """
+        return self.status == "fail" and self.detail.startswith(NO_ANSWER)
 
 
 class Verifier(Protocol):
@@ -69,5 +81,5 @@ def judge_all(verdicts: Sequence[Verdict]) -> Verdict:
     if worst is None:
         return verdicts[0]
     if len(verdicts) > 1:
-        return dataclasses.replace(worst, detail="several different answers")
+        return dataclasses.replace(worst, detail=f"{NO_ANSWER}: several different ones")
     return worst

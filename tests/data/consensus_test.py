@@ -79,7 +79,7 @@ def test_files_of_labellers(tmp_path):
         ({"id": "a", "first_error": -2}, "first_error: expected the index"),
         ({"id": "a", "scores": 1}, "scores: expected a list"),
         ({"id": "a", "scores": [0.1, None]}, r"scores\[1\]: expected a number, found null"),
-        ({"id": "a", "scores": [float("nan")]}, "NaN is no JSON value"),
+        ({"id": "a", "scores": [float("nan")]}, "NaN is not a JSON value"),
         ({"id": "a", "scores": ["x"]}, r"scores\[0\]: expected a number"),
         ({"id": "a", "labels": ["1"]}, r"labels\[0\]: expected a number"),
     ],

@@ -101,7 +101,7 @@ BENCH = {"problem": "p", "steps": ["a"], "label": 0}
         ([{**OWN, "labels": [1]}], r"data.jsonl:1:labels: 1 labels for 2 steps"),
         ([OWN, {**OWN, "labels": [1, 2]}], r"data.jsonl:2:labels\[1\]: expected a number in \[0, 1\].*\(2\)"),
         ([{**OWN, "labels": "right"}], "expected a list of labels, found text"),
-        (['{"prompt": "p", "steps": ["a"], "outcome": NaN}'], "NaN is no JSON value"),
+        (['{"prompt": "p", "steps": ["a"], "outcome": NaN}'], "NaN is not a JSON value"),
         ([{**OWN, "steps": []}], "expected a list of steps, found a list"),
         ([{**OWN, "steps": ["a", " "]}], r"steps\[1\]: the text is empty"),
         ([{**OWN, "provenance": 3}], "provenance: expected an object, found a number"),

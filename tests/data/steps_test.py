@@ -29,7 +29,7 @@ def cut(text, *args, **options):
     [
         ("a\nb\n\nc", "newline", "a\n|b\n\n|c"),
         ("\n a\r\nb\n \n", "newline", "\n a\r\n|b\n \n"),
-        ("a\nb\n \n\nc\n", "blank_line", "a\nb\n \n\n|c\n"),
+        ("a\nb\n \n\nc\n", "blank", "a\nb\n \n\n|c\n"),
         ("So:\nStep 1: x\nStep 2: y", "step_marker", "So:\n|Step 1: x\n|Step 2: y"),
         ("Step 1: x Step 2: y", "step_marker", "Step 1: x |Step 2: y"),
         ("## Step 1\nsee Step 3.\n**step 2** y", "step_marker", "## Step 1\nsee Step 3.\n|**step 2** y"),
@@ -47,16 +47,16 @@ def test_ways_of_splitting(text, how, expected):
 
 
 def test_separators_patterns_functions_and_answer_markers():
-    semicolon = {"separators": (";",)}
-    assert cut("a;b;;c;", "separator", **semicolon) == "a;|b;;|c;"
-    assert cut(";a;b", "separator", **semicolon) == ";a;|b"
-    assert cut(";;", "separator", **semicolon) == ";;"
-    assert cut("x ки\ny ки", "separator", separators=("ки",)) == "x ки|\ny ки"
-    assert cut("a--b-c", "separator", separators=("-", "--")) == "a--|b-|c"  # the longest separator first
-    assert cut("a;b#3", "separator", **semicolon, answer_markers=("#",)) == "a;|b|#3"
-    assert cut("a;#3", "separator", **semicolon, answer_markers=("#",)) == "a;|#3"
+    semicolon = {"tags": (";",)}
+    assert cut("a;b;;c;", "tag", **semicolon) == "a;|b;;|c;"
+    assert cut(";a;b", "tag", **semicolon) == ";a;|b"
+    assert cut(";;", "tag", **semicolon) == ";;"
+    assert cut("x ки\ny ки", "tag", tags=("ки",)) == "x ки|\ny ки"
+    assert cut("a--b-c", "tag", tags=("-", "--")) == "a--|b-|c"  # the longest separator first
+    assert cut("a;b#3", "tag", **semicolon, answer_markers=("#",)) == "a;|b|#3"
+    assert cut("a;#3", "tag", **semicolon, answer_markers=("#",)) == "a;|#3"
     assert cut("a\nb\n#### 3", "newline", answer_markers=("####",)) == "a\n|b\n|#### 3"
-    assert cut("#3", "separator", **semicolon, answer_markers=("#",)) == "#3"
+    assert cut("#3", "tag", **semicolon, answer_markers=("#",)) == "#3"
     assert cut("a1b22c", "regex", pattern=r"\d+") == "a1|b22|c"
     assert cut("abc", "regex", pattern=r"x*") == "abc"  # empty matches are no ends
     assert cut("abcd", "function", function=lambda text: [0, 2, 3]) == "ab|c|d"
@@ -64,8 +64,8 @@ def test_separators_patterns_functions_and_answer_markers():
 
 TEXTS = st.text(alphabet="ab ;#\n\r.1S\u00e9\u2014\U0001f600", max_size=30) | st.text(max_size=30)
 SPLITTERS = [
-    *(StepSplitter(how) for how in ("newline", "blank_line", "step_marker", "sentence", "whole")),
-    StepSplitter("separator", separators=(";", "\n\n"), answer_markers=("#", "##")),
+    *(StepSplitter(how) for how in ("newline", "blank", "step_marker", "sentence", "whole")),
+    StepSplitter("tag", tags=(";", "\n\n"), answer_markers=("#", "##")),
     StepSplitter("regex", pattern=r"[;.]\s*"),
 ]
 
@@ -91,11 +91,11 @@ def test_long_texts_take_linear_time(splitter):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"how": "lines"}, "unknown way"),
-        ({"how": "separator"}, "needs 'separators'"),
-        ({"how": "newline", "pattern": "x"}, "does not take 'pattern'"),
-        ({"how": "regex", "pattern": "("}, "no regular expression"),
-        ({"how": "separator", "separators": ("",)}, "empty string"),
+        ({"how": "lines"}, "unknown splitter 'lines'; did you mean 'newline'"),
+        ({"how": "tag"}, "needs the option 'tags'"),
+        ({"how": "newline", "pattern": "x"}, "does not take the option 'pattern'"),
+        ({"how": "regex", "pattern": "("}, "not a regular expression"),
+        ({"how": "tag", "tags": ("",)}, "empty string"),
     ],
 )
 def test_bad_splitters(options, message):
@@ -103,9 +103,24 @@ def test_bad_splitters(options, message):
         StepSplitter(**options)
 
 
-def test_function_that_leaves_the_text():
-    with pytest.raises(UserError, match="offsets in"):
-        StepSplitter("function", function=lambda text: [99])("abc")
+def test_a_function_gives_offsets_or_steps():
+    assert StepSplitter("function", function=lambda text: [0, np.int64(2)])("abcd") == [(0, 2), (2, 4)]
+    assert StepSplitter("function", function=lambda text: text.splitlines(keepends=True))("a\nb") == [(0, 2), (2, 3)]
+    for function, message in [
+        (lambda text: [99], "offsets in"),
+        (lambda text: [1.5], "returned 1.5"),
+        (lambda text: [True], "returned True"),
+        (lambda text: ["a", 1], "returned 'a'"),
+        (lambda text: text.split("b"), "joined give 'ac' and not the text, 'abc'"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            StepSplitter("function", function=function)("abc")
+
+
+def test_boundaries():
+    assert StepSplitter("blank").boundaries == ("\n\n",)
+    assert StepSplitter("tag", tags=(";", "|")).boundaries == (";", "|")
+    assert StepSplitter("sentence").boundaries is None
 
 
 def test_join_steps():
@@ -117,13 +132,13 @@ def test_join_steps():
 
 def test_token_that_straddles_a_boundary_counts_to_the_step_it_starts_in():
     # "ab;cd": the token ";c" ends step 0 and starts step 1.
-    spans = StepSplitter("separator", separators=(";",))("ab;cd")
+    spans = StepSplitter("tag", tags=(";",))("ab;cd")
     _, starts = token_starts([b"ab", b";c", b"d", b""])
     np.testing.assert_array_equal(step_ids_from_offsets(spans, starts), [0, 0, 1, 1])
 
 
 def test_step_inside_one_token_keeps_its_number():
-    spans = StepSplitter("separator", separators=(";",))("a;b;c")
+    spans = StepSplitter("tag", tags=(";",))("a;b;c")
     _, starts = token_starts([b"a", b";b;", b"c"])
     np.testing.assert_array_equal(step_ids_from_offsets(spans, starts), [0, 0, 2])
 
@@ -155,7 +170,7 @@ def test_fast_path_equals_the_text(responses, prompt):
         ids = [*ids, 6]
         tokens[row, prompt : prompt + len(ids)] = ids
         mask[row, prompt : prompt + len(ids)] = True
-    splitter = StepSplitter("separator", separators=(";",), answer_markers=("#",))
+    splitter = StepSplitter("tag", tags=(";",), answer_markers=("#",))
     exact, num_steps, texts = step_ids_from_text(tokens, mask, VOCABULARY.__getitem__, splitter)
     fast = step_ids_from_separators(tokens, mask, [SEPARATOR], answer_ids=[ANSWER], blank_ids=[6])
     np.testing.assert_array_equal(fast, exact)
@@ -195,7 +210,7 @@ def test_process_bench_steps_survive_the_round_trip(data_dir):
         assert all(spans[k][0] <= start < spans[k][1] for k, start in zip(ids, starts, strict=True))
 
 
-BYTE_SPLITTERS = [*SPLITTERS, StepSplitter("separator", separators=("ки",), answer_markers=("####",))]
+BYTE_SPLITTERS = [*SPLITTERS, StepSplitter("tag", tags=("ки",), answer_markers=("####",))]
 
 
 def cut_bytes(text, cuts):
@@ -229,7 +244,7 @@ def test_every_token_has_the_step_it_starts_in_however_the_text_is_tokenised(tex
 
 
 @settings(deadline=None)
-@given(TEXTS, st.sampled_from(["newline", "blank_line", "sentence", "whole"]), st.integers(0, 40))
+@given(TEXTS, st.sampled_from(["newline", "blank", "sentence", "whole"]), st.integers(0, 40))
 def test_a_response_cut_off_anywhere_keeps_the_steps_of_its_tokens(text, how, kept):
     """Truncation, in the middle of a separator or of a character too, moves no token that remains."""
     splitter = StepSplitter(how)
@@ -256,7 +271,7 @@ def test_a_models_own_markers_may_be_special_tokens():
     """A marker that is one special token stands for its text, unless it is named among the tokens without text."""
     table = {0: b"", 1: b"<|step|>", 2: b"2+2", 3: b"=4", 4: b"so 4", 9: b"<|end|>"}
     tokens, mask = np.array([[2, 3, 1, 4, 1, 9]]), np.ones((1, 6), bool)
-    splitter = StepSplitter("separator", separators=("<|step|>",))
+    splitter = StepSplitter("tag", tags=("<|step|>",))
     ids, num_steps, _ = step_ids_from_text(tokens, mask, table.__getitem__, splitter, special_ids=[9])
     np.testing.assert_array_equal(ids, [[0, 0, 0, 1, 1, 1]])
     assert num_steps[0] == 2
@@ -268,7 +283,7 @@ def test_scores_are_read_on_the_last_token_of_a_separator_of_several():
     table = {1: b"x=1", 2: b"\n", 3: b"y", 4: b"=2", 5: b""}
     tokens = np.array([[1, 2, 2, 3, 4, 2, 2, 5, 5]])
     mask = np.array([[True] * 7 + [False] * 2])
-    ids, num_steps, _ = step_ids_from_text(tokens, mask, table.__getitem__, StepSplitter("blank_line"))
+    ids, num_steps, _ = step_ids_from_text(tokens, mask, table.__getitem__, StepSplitter("blank"))
     np.testing.assert_array_equal(ids, [[0, 0, 0, 1, 1, 1, 1, -1, -1]])
     scores = np.arange(9.0)[None]
     values, exists = rl.step_rewards(scores, ids, num_steps=3, how="last")
@@ -282,7 +297,7 @@ def test_scores_are_read_on_the_last_token_of_a_separator_of_several():
 def test_steps_of_published_solutions_are_found(data_dir):
     """Math-Shepherd's solutions: as many steps by their numbers as by the marker behind each of them."""
     rows = [json.loads(line) for line in (data_dir / "formats" / "math_shepherd_samples.jsonl").open()]
-    numbered, marked = StepSplitter("step_marker"), StepSplitter("separator", separators=("\u043a\u0438",))
+    numbered, marked = StepSplitter("step_marker"), StepSplitter("tag", tags=("\u043a\u0438",))
     for row in rows:
         text = row["input"][row["input"].index("Step 1") :]
         by_marker = marked(text)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from prm_jax.models import ModelConfig
-from prm_jax.models.config import RopeScaling
-from prm_jax.models.layout import leaves, slots
+from prm_jax.models.checkpoint_layout import leaves, slots
+from prm_jax.models.rope_scaling import RopeScaling
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 _SHAPE = {

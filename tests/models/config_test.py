@@ -104,6 +104,8 @@ def test_defaults_of_the_classes():
 
 REFUSED = {
     "architectures": ["MixtralForCausalLM"],
+    "num_attention_heads": 0,
+    "num_key_value_heads": -8,
     "hidden_act": "gelu",
     "pretraining_tp": 2,
     "partial_rotary_factor": 0.5,
@@ -157,6 +159,93 @@ def test_sliding_windows_that_are_off_are_fine_and_those_in_use_are_not():
     ModelConfig.from_hf({**on, "max_window_layers": 28})  # no layer is beyond the last
     ModelConfig.from_hf({**on, "layer_types": ["full_attention"] * 28})
     ModelConfig.from_hf({k: v for k, v in QWEN2_5_MATH_1_5B.items() if k != "use_sliding_window"})
+
+
+def test_rotary_fields_nested_by_layer_type():
+    plain = {k: v for k, v in QWEN3_0_6B.items() if k not in ("rope_theta", "rope_scaling")}
+    full = {"rope_type": "yarn", "rope_theta": 5e6, "factor": 4.0, "original_max_position_embeddings": 32768}
+    sliding = {"rope_type": "default", "rope_theta": 1e4}
+    nested = {**plain, "rope_parameters": {"full_attention": full, "sliding_attention": sliding}}
+    config = ModelConfig.from_hf(nested)
+    assert config.rope_theta == 5e6 and config.rope_scaling is not None and config.rope_scaling.factor == 4.0
+    assert config == ModelConfig.from_hf({**plain, "rope_parameters": full})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rope_parameters": {"rope_tetha": 1e6}}, "rope_parameters.rope_tetha=.*did you mean rope_theta"),
+        ({"rope_parameters": {"full_attention": {"theta": 1e6}}}, "rope_parameters.full_attention.theta"),
+        ({"rope_parameters": {"sliding_attention": {"rope_theta": 1e6}}}, "full_attention is missing"),
+        ({"rope_parameters": {"full_attention": {}, "rope_theta": 1e6}}, "rope_theta=1000000.0.*nested by layer type"),
+        ({"rope_parameters": {"rope_type": "default"}}, "rope_parameters.rope_theta=None .*it is missing"),
+        ({"rope_scaling": {"type": "yarn", "facter": 4.0}}, "rope_scaling.facter=4.0.*did you mean factor"),
+        ({"rope_scaling": {"type": "default", "mrope_section": [16, 24, 24]}}, "rope_scaling.mrope_section"),
+        ({"rope_tetha": 1e6}, "rope_tetha=1000000.0 is not supported: unknown field; did you mean rope_theta"),
+        ({"rope_theta": float("inf")}, "rope_theta=inf is not supported: expected a finite number"),
+        ({"rope_theta": -1.0}, "rope_theta=-1.0"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "truncate": 1}}, "truncate=1 .*true or false"),
+        ({"rope_scaling": {"type": ["yarn"], "factor": 4.0}}, "rope_type"),
+    ],
+)
+def test_unknown_and_wrong_rotary_fields(change, message):
+    without = ("rope_theta", "rope_scaling") if "rope_parameters" in change else ()
+    plain = {k: v for k, v in QWEN3_0_6B.items() if k not in without}
+    with pytest.raises(UserError, match=message):
+        ModelConfig.from_hf({**plain, **change})
+
+
+MISTRAL = {
+    "architectures": ["MistralForCausalLM"], "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336,
+    "max_position_embeddings": 32768, "model_type": "mistral", "num_attention_heads": 32, "num_hidden_layers": 32,
+    "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "sliding_window": None,
+    "tie_word_embeddings": False, "vocab_size": 32768,
+}  # fmt: skip
+
+
+def test_mistral_is_llama_within_its_window():
+    config = ModelConfig.from_hf(MISTRAL)
+    assert (config.architecture, config.max_position_embeddings, config.num_kv_heads) == ("llama", 32768, 8)
+    assert ModelConfig.from_hf(config.to_hf()) == config
+    assert ModelConfig.from_hf({**MISTRAL, "sliding_window": 4096}).max_position_embeddings == 4096
+    absent = {k: v for k, v in MISTRAL.items() if k not in ("sliding_window", "architectures")}
+    assert ModelConfig.from_hf(absent).max_position_embeddings == 4096  # what the class assumes
+    with pytest.raises(UserError, match="sliding_window"):
+        ModelConfig.from_hf({**MISTRAL, "sliding_window": "4096"})
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen2ForProcessRewardModel", "Qwen2ForSequenceClassification", "LlamaForTokenClassification"]
+)
+def test_reward_models_are_pointed_to_their_loader(name):
+    with pytest.raises(UserError, match="a classification or reward model.*prm_jax.prm.*prm-jax score"):
+        ModelConfig.from_hf({**QWEN2_5_MATH_1_5B, "architectures": [name]})
+
+
+ODD = [
+    None, True, False, 0, -1, 10**30, 1.5, float("nan"), float("inf"), "", "x" * 5000, [], [None], [[]], {}, {"a": {}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("field", [*LLAMA_3_2_1B, "layer_types", "sliding_window", "rope_parameters", "auto_map"])
+def test_odd_values_of_every_field_are_read_or_refused_in_one_short_line(field):
+    for base in PUBLISHED.values():
+        for odd in ODD:
+            try:
+                ModelConfig.from_hf({**base, "use_sliding_window": True, field: odd})
+            except UserError as error:
+                assert len(str(error)) < 800
+
+
+@pytest.mark.parametrize("field", ["rope_type", "factor", "original_max_position_embeddings", "high_freq_factor"])
+def test_odd_values_of_rotary_scalings(field):
+    for kind in ("llama3", "yarn", "linear"):
+        given = {**LLAMA_3_2_1B["rope_scaling"], "rope_type": kind}
+        for odd in ODD:
+            try:
+                ModelConfig.from_hf({**LLAMA_3_2_1B, "rope_scaling": {**given, field: odd}})
+            except UserError as error:
+                assert len(str(error)) < 800
 
 
 def test_not_an_object():

@@ -9,12 +9,13 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from prm_jax.errors import UserError
-from prm_jax.models.char_tokenizer import CharTokenizer
 from prm_jax.models.config import ModelConfig
-from prm_jax.models.generation import generate, generate_arrays
+from prm_jax.models.decode_loop import ResponseSpec
+from prm_jax.models.generation import DecodeOptions, PromptArrays, generate, generate_arrays
 from prm_jax.models.lora import LoRAConfig, init_lora, join
 from prm_jax.models.responses import Samples, pack, response_texts
 from prm_jax.models.sampling import make_sampling
+from prm_jax.models.tokenizer import CharTokenizer
 from prm_jax.models.transformer import hidden_states, init_params, logits
 
 _SHAPE = dict(
@@ -47,18 +48,22 @@ PARAMS = _params(CONFIG)
 
 
 NEVER = (np.zeros((2, CONFIG.vocab_size), np.int32),)  # a stop automaton that never stops
+SPEC = ResponseSpec(make_sampling(), NEVER, samples=2, steps=12)
 
 
 def _run(prompts=PROMPTS, key=KEY, config=CONFIG, params=PARAMS, **options) -> Samples:
-    defaults = dict(samples_per_prompt=2, max_new_tokens=12)
-    return generate(config, params, prompts, key, **{**defaults, **options})
+    """``generate`` with fields of ``DecodeOptions`` among the keywords."""
+    common = dict(samples_per_prompt=2, max_new_tokens=12)
+    rare = {field.name for field in dataclasses.fields(DecodeOptions)} & options.keys()
+    more = DecodeOptions(**{name: options.pop(name) for name in rare})
+    return generate(config, params, prompts, key, **{**common, **options}, options=more)
 
 
-def _arrays(prompts) -> tuple:
+def _arrays(prompts) -> PromptArrays:
     tokens = np.zeros((len(prompts), 8), np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt
-    return jnp.asarray(tokens), jnp.asarray([len(p) for p in prompts], jnp.int32), jnp.arange(len(prompts))
+    return PromptArrays(jnp.asarray(tokens), jnp.array([len(p) for p in prompts], jnp.int32), jnp.arange(len(prompts)))
 
 
 def _rescore(config: ModelConfig, params: dict, prompts, samples: Samples, temperature: float = 1.0) -> np.ndarray:
@@ -82,8 +87,7 @@ def test_log_probabilities_are_those_of_an_uncached_pass(family):
 
 def test_kernels_as_they_are_stored_give_the_same():
     """The layout for accelerators, where nothing is repacked."""
-    arrays = (*_arrays(PROMPTS), KEY, make_sampling(), NEVER)
-    stored = generate_arrays(CONFIG, PARAMS, *arrays, samples=2, steps=12, repack=False)
+    stored = generate_arrays(CONFIG, PARAMS, _arrays(PROMPTS), KEY, SPEC, repack=False)
     repacked = _run()
     np.testing.assert_array_equal(stored.tokens, repacked.tokens)
     np.testing.assert_allclose(stored.logp, repacked.logp, atol=2e-5)
@@ -123,8 +127,7 @@ def test_a_row_does_not_depend_on_the_others():
 
 
 def test_padding_prompts_generate_nothing_and_change_nothing():
-    arrays = (*_arrays([PROMPTS[0], [], PROMPTS[2]]), KEY, make_sampling(), NEVER)
-    samples = generate_arrays(CONFIG, PARAMS, *arrays, samples=2, steps=12, repack=True)
+    samples = generate_arrays(CONFIG, PARAMS, _arrays([PROMPTS[0], [], PROMPTS[2]]), KEY, SPEC, repack=True)
     assert not samples.mask[2:4].any() and not samples.finished.any() and not samples.tokens[2:4].any()
     np.testing.assert_array_equal(np.asarray(samples.tokens)[[0, 1, 4, 5]], _run().tokens[jnp.array([0, 1, 4, 5])])
 
@@ -194,8 +197,8 @@ def test_one_compilation_for_all_values_of_a_shape():
 
 
 def test_the_loop_copies_no_cache():
-    arrays = (*_arrays([[1] * 4, [1] * 8]), KEY, make_sampling(), NEVER)
-    lowered = generate_arrays.lower(CONFIG, PARAMS, *arrays, samples=3, steps=40, repack=True)
+    spec = dataclasses.replace(SPEC, samples=3, steps=40)
+    lowered = generate_arrays.lower(CONFIG, PARAMS, _arrays([[1] * 4, [1] * 8]), KEY, spec, repack=True)
     text = lowered.compile().as_text()
     bodies = [
         text[(start := text.index(f"\n%{name} (")) : text.index("\n}", start)]

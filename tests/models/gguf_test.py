@@ -8,10 +8,10 @@ import pytest
 
 from prm_jax.errors import MissingExtraError, UserError
 from prm_jax.models import ModelConfig, load_weights, smollm2
-from prm_jax.models.config import RopeScaling
+from prm_jax.models.checkpoint_layout import leaves
 from prm_jax.models.gguf import read_gguf
 from prm_jax.models.gguf_weights import llama3_scaling
-from prm_jax.models.layout import leaves
+from prm_jax.models.rope_scaling import RopeScaling
 from tests.models.checkpoints import CONFIGS, random_params, write_gguf
 
 PLAIN = {name: dataclasses.replace(config, rope_scaling=None) for name, config in CONFIGS.items()}
@@ -112,7 +112,7 @@ class TestRope:
         config = dataclasses.replace(PLAIN["llama"], head_dim=64)
         factors = np.linspace(1, 3, 32)
         write_gguf(tmp_path / "m.gguf", config, random_params(config), rope_factors=factors)
-        with pytest.raises(UserError, match="rope_freqs.weight is no rotary scaling"):
+        with pytest.raises(UserError, match="rope_freqs.weight is not a known rotary scaling"):
             load_weights(tmp_path / "m.gguf")
 
     def test_linear_and_yarn(self, tmp_path):
@@ -169,7 +169,7 @@ class TestHeader:
         raw = (tmp_path / "m.gguf").read_bytes()
         for old, new, message in [
             (struct.pack("<Q", 5) + b"llama", struct.pack("<Q", 5) + b"gemma", "'gemma' is not supported"),
-            (b"llama.block_count", b"llama.block_cuont", "llama.block_count=None, expected a number"),
+            (b"llama.block_count", b"llama.block_cuont", "llama.block_count=None, expected a positive number"),
         ]:
             (tmp_path / "x.gguf").write_bytes(raw.replace(old, new, 1))
             with pytest.raises(UserError, match=message):

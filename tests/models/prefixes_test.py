@@ -22,7 +22,7 @@ def params():
 def go(params, prompts, ids, store=None, seed=0, steps=3):
     samples = models.generate(
         CONFIG, params, prompts, jax.random.key(seed), samples_per_prompt=2, max_new_tokens=steps, temperature=1.5,
-        eos_ids=(EOS,), prompt_ids=ids, reuse=store,
+        options=models.DecodeOptions(eos_ids=(EOS,), prompt_ids=ids, reuse=store),
     )  # fmt: skip
     return [np.asarray(x) for x in (samples.tokens, samples.mask, samples.logp, samples.finished)]
 

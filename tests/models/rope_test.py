@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from prm_jax.models import rope
-from prm_jax.models.config import ModelConfig, RopeScaling
+from prm_jax.models.config import ModelConfig
+from prm_jax.models.rope_scaling import RopeScaling
 
 CONFIG = ModelConfig(
     vocab_size=8, hidden_size=8, intermediate_size=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8,

@@ -6,21 +6,22 @@ from hypothesis import strategies as st
 
 from prm_jax.errors import UserError
 from prm_jax.models import CharTokenizer, SpecialTokens, TextStream
+from prm_jax.models.codec import Codec
 from prm_jax.models.tokenizer import Tokenizer
 
 
-class Pieces(Tokenizer):
-    """Tokens of given bytes; decoding only."""
+class DecodeOnly(Codec):
+    """Tokens of given bytes."""
 
-    def __init__(self, *pieces: bytes):
-        tokens = [piece.hex() for piece in pieces]
-        super().__init__(tokens, pieces, special=SpecialTokens(), special_ids=(), chat_template=None)
-
-    def encode_with_spans(self, text, *, add_special=False):
+    def encode_with_spans(self, text, add_special):
         raise NotImplementedError
 
     def to_json(self):
         raise NotImplementedError
+
+
+def pieces(*pieces: bytes) -> Tokenizer:
+    return Tokenizer(DecodeOnly([piece.hex() for piece in pieces], pieces, ()), special=SpecialTokens())
 
 
 def stream(tokenizer: Tokenizer, ids: list[int], **options) -> list[str]:
@@ -30,7 +31,7 @@ def stream(tokenizer: Tokenizer, ids: list[int], **options) -> list[str]:
 
 def test_characters_come_whole():
     robot = "🤖".encode()
-    tokenizer = Pieces(b"a", robot[:1], robot[1:3], robot[3:] + b"b")
+    tokenizer = pieces(b"a", robot[:1], robot[1:3], robot[3:] + b"b")
     assert stream(tokenizer, [0, 1, 2, 3]) == ["a", "", "", "🤖b", ""]
     assert stream(tokenizer, [0, 1, 2]) == ["a", "", "", "\ufffd"]
     assert stream(tokenizer, [1, 0]) == ["", "\ufffda", ""]
@@ -63,7 +64,7 @@ def test_malformed_stop(stop):
     st.lists(st.text("abé", min_size=1, max_size=4), max_size=3),
 )
 def test_adds_up_to_the_finished_text(ids, stop):
-    tokenizer = Pieces(
+    tokenizer = pieces(
         b"a", b"b", b"ab", b"ba", b"bab", "é".encode(), "é".encode()[:1], "é".encode()[1:], b"\xff", b"\xe2\x82"
     )
     text = tokenizer.decode(ids)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prm_jax.errors import UserError
-from prm_jax.models import CharTokenizer, Tokenizer, check_fits, check_same_vocabulary
-from prm_jax.models.fast_tokenizer import FastTokenizer
+from prm_jax.models import CharTokenizer, SpecialTokens, Tokenizer, check_fits, check_same_vocabulary
+from prm_jax.models.fast_codec import FastCodec
 from tests.models.checkpoints import CONFIGS, random_params, write_gguf
 
 tokenizers = pytest.importorskip("tokenizers", reason="pip install 'prm-jax[hf]'")
@@ -84,10 +84,8 @@ def gguf_metadata() -> dict:
     }
 
 
-def fast(text: "tokenizers.Tokenizer") -> FastTokenizer:
-    from prm_jax.models import SpecialTokens
-
-    return FastTokenizer(tokenizers.Tokenizer.from_str(text.to_str()), special=SpecialTokens())
+def fast(text: "tokenizers.Tokenizer") -> Tokenizer:
+    return Tokenizer(FastCodec(tokenizers.Tokenizer.from_str(text.to_str())), special=SpecialTokens())
 
 
 class TestDirectory:
@@ -177,6 +175,36 @@ class TestDirectory:
         assert CharTokenizer("ab").fingerprint != CharTokenizer("ba").fingerprint
 
 
+class TestSpecialTokens:
+    def test_an_end_token_of_the_special_tokens_map(self, directory):
+        config = json.loads((directory / "tokenizer_config.json").read_text())
+        del config["eos_token"]
+        (directory / "tokenizer_config.json").write_text(json.dumps(config))
+        (directory / "generation_config.json").unlink()
+        (directory / "special_tokens_map.json").write_text('{"eos_token": {"content": "<end>", "lstrip": false}}')
+        loaded = Tokenizer.load(directory)
+        assert loaded.eos_ids == (loaded.tokens.index("<end>"),)
+        (directory / "special_tokens_map.json").write_text('{"eos_token": "<fin>"}')
+        with pytest.raises(UserError, match="special_tokens_map.json: eos_token='<fin>' is not a token"):
+            Tokenizer.load(directory)
+        loaded.save(directory)  # the old map would contradict
+        assert Tokenizer.load(directory).special == loaded.special
+
+    def test_an_end_token_of_the_model_s_config(self, directory):
+        (directory / "tokenizer_config.json").write_text("{}")
+        (directory / "generation_config.json").unlink()
+        (directory / "config.json").write_text('{"eos_token_id": [2, 3]}')
+        assert Tokenizer.load(directory).eos_ids == (2, 3)
+
+    def test_a_tokenizer_without_end_token_is_reported(self, directory, caplog):
+        Tokenizer.load(directory)
+        assert not caplog.records
+        (directory / "tokenizer_config.json").write_text("{}")
+        (directory / "generation_config.json").unlink()
+        assert Tokenizer.load(directory).eos_ids == ()
+        assert "has no end-of-text token" in caplog.text and "special_tokens_map.json" in caplog.text
+
+
 class TestErrors:
     def test_no_tokenizer(self, tmp_path):
         with pytest.raises(UserError, match="no such file"):
@@ -204,10 +232,10 @@ class TestErrors:
         with pytest.raises(UserError, match="eos_token_id must be an id"):
             Tokenizer.load(directory)
         (directory / "generation_config.json").write_text('{"eos_token_id": 301}')
-        with pytest.raises(UserError, match="301 is beyond"):
+        with pytest.raises(UserError, match="301 is outside"):
             Tokenizer.load(directory)
         (directory / "tokenizer.json").write_text("{}")
-        with pytest.raises(UserError, match="is not a tokenizer that"):
+        with pytest.raises(UserError, match="cannot be read by the tokenizers package"):
             Tokenizer.load(directory)
 
     def test_decoders_that_are_not_known(self):
@@ -342,7 +370,7 @@ class TestGguf:
             ({"merges": ["qqq zzz"]}, "do not fit together"),
             ({"token_type": [1, 1]}, "2 token types for 303 tokens"),
             ({"tokens": ["a", "a"], "token_type": [1, 1]}, "same token twice"),
-            ({"eos_token_id": 301}, "eos_token_id=301 is beyond its 301 tokens"),
+            ({"eos_token_id": 301}, "eos_token_id=301 is outside its 301 tokens"),
         ],
     )
     def test_refusals(self, load, changes, message):

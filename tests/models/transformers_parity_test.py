@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from prm_jax.models import CharTokenizer, Tokenizer, hidden_states, load_weights, logits, save_weights
-from prm_jax.models.config import RopeScaling
+from prm_jax.models.rope_scaling import RopeScaling
 from tests.models.checkpoints import CONFIGS, random_params, same_bits
 
 pytestmark = pytest.mark.optional

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from prm_jax.errors import UserError
 from prm_jax.models import CharTokenizer, Tokenizer, init_params, load_weights, save_weights
 from prm_jax.models import weights as weights_module
-from prm_jax.models.layout import leaves, slots
+from prm_jax.models.checkpoint_layout import leaves, slots
 from prm_jax.models.lora import LoRAConfig, init_lora, join, merge
 from tests.models.checkpoints import CONFIGS, DTYPES, random_params, same_bits, write_raw_safetensors
 
@@ -224,8 +224,8 @@ class TestSaving:
 
 class TestBadFiles:
     def test_nothing_there(self, tmp_path):
-        with pytest.raises(UserError, match="no such file.*hf download"):
-            load_weights("Qwen/Qwen2.5-0.5B")
+        with pytest.raises(UserError, match="no such file or directory; expected a path, or a name on the"):
+            load_weights(tmp_path / "nothing")
         with pytest.raises(UserError, match="has no config.json"):
             load_weights(tmp_path)
 
@@ -235,8 +235,8 @@ class TestBadFiles:
             (text.replace("Qwen2For", "GPT2For"), "architectures"),
             (text[:-10], r"config.json:\d+:\d+: not valid JSON"),
             ("[]", "expected a JSON object"),
-            (text.replace('"num_hidden_layers": 2', f'"num_hidden_layers": {10**12}'), "layers, it has"),
-            (text.replace('"vocab_size"', '"hidden_size"'), "'hidden_size' is there twice"),
+            (text.replace('"num_hidden_layers": 2', f'"num_hidden_layers": {10**12}'), "layers, but it has only"),
+            (text.replace('"vocab_size"', '"hidden_size"'), "duplicate key 'hidden_size'"),
         ]:
             (saved / "config.json").write_text(broken)
             with pytest.raises(UserError, match=message):
@@ -257,6 +257,27 @@ class TestBadFiles:
     def test_gguf_inside_a_directory(self, saved):
         (saved / "model.safetensors").rename(saved / "model.gguf")
         with pytest.raises(UserError, match="give the path of one: model.gguf"):
+            load_weights(saved)
+
+    def test_pipes_and_devices_are_not_opened(self, saved):
+        (saved / "config.json").rename(saved / "kept.json")
+        os.mkfifo(saved / "config.json")
+        with pytest.raises(UserError, match="has no config.json"):
+            load_weights(saved)
+        os.remove(saved / "config.json")
+        (saved / "kept.json").rename(saved / "config.json")
+        (saved / "SHA256SUMS").unlink()
+        os.mkfifo(saved / "SHA256SUMS")
+        with pytest.raises(UserError, match=r"SHA256SUMS is a named pipe \(FIFO\), expected a regular file"):
+            load_weights(saved)
+        os.mkfifo(saved / "m.gguf")
+        with pytest.raises(UserError, match="m.gguf is a named pipe"):
+            load_weights(saved / "m.gguf")
+        with pytest.raises(UserError, match="/dev/zero is a device"):
+            load_weights("/dev/zero")
+        (saved / "SHA256SUMS").unlink()
+        (saved / "SHA256SUMS").symlink_to("/dev/zero")
+        with pytest.raises(UserError, match="SHA256SUMS is a device"):
             load_weights(saved)
 
     def test_tensors_that_do_not_fit(self, saved):
@@ -303,7 +324,7 @@ class TestBadFiles:
             ('{"a":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}', "damaged"),
             ('{"a":{"dtype":"F8_E4M3","shape":[8],"data_offsets":[0,8]}}', "F8_E4M3.*unquantised"),
             ('{"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}', "dtype I64, expected F32, F16, BF16"),
-            ('{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}, "a": 1}', "'a' is there twice"),
+            ('{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}, "a": 1}', "duplicate key 'a'"),
             ("no json", "not valid JSON"),
             ("[1]", "expected a JSON object"),
         ],
@@ -321,6 +342,37 @@ class TestBadFiles:
             load_weights(saved)
 
 
+class TestWrappedNames:
+    """Names with a prefix that a wrapper put in front of them."""
+
+    @pytest.mark.parametrize("prefix", ["base_model.model.", "language_model."])
+    def test_prefixes(self, saved, prefix):
+        expected = load_weights(saved)[1]
+        tensors = load_file(saved / "model.safetensors")
+        rewrite(saved, **dict.fromkeys(tensors), **{prefix + name: tensor for name, tensor in tensors.items()})
+        assert same_bits(load_weights(saved)[1], expected)
+
+    def test_inside_and_bare(self, saved):
+        expected = load_weights(saved)[1]
+        tensors = load_file(saved / "model.safetensors")
+        for new in ("model.language_model.", ""):
+            save_file({n.replace("model.", new, 1): t for n, t in tensors.items()}, saved / "model.safetensors")
+            (saved / "SHA256SUMS").unlink(missing_ok=True)
+            assert same_bits(load_weights(saved)[1], expected)
+
+    def test_both(self, saved):
+        rewrite(saved, **{"base_model.model.model.norm.weight": np.zeros(32, np.float32)})
+        with pytest.raises(UserError, match="with and without the prefix base_model.model."):
+            load_weights(saved)
+
+    def test_adapters_that_were_not_merged(self, saved):
+        name = "model.layers.0.self_attn.q_proj"
+        q = load_file(saved / "model.safetensors")[f"{name}.weight"]
+        rewrite(saved, **{f"{name}.weight": None, f"{name}.base_layer.weight": q})
+        with pytest.raises(UserError, match="LoRA adapters that were not merged .*merge_and_unload"):
+            load_weights(saved)
+
+
 class TestBadShards:
     @pytest.fixture
     def shards(self, tmp_path) -> pathlib.Path:
@@ -330,7 +382,7 @@ class TestBadShards:
 
     def test_missing(self, shards):
         next(shards.glob("model-00002*")).unlink()
-        with pytest.raises(UserError, match="files that are not there: model-00002-of"):
+        with pytest.raises(UserError, match="files that do not exist: model-00002-of"):
             load_weights(shards)
 
     def test_no_index(self, shards):
@@ -350,7 +402,7 @@ class TestBadShards:
         tensors = load_file(first)
         name = min(tensors)
         save_file({**{n: t for n, t in tensors.items() if n != name}, "other": tensors[name]}, first)
-        with pytest.raises(UserError, match=f"lists tensors that are not there: {name}"):
+        with pytest.raises(UserError, match=f"lists tensors that do not exist: {name}"):
             load_weights(shards)
 
     @pytest.mark.parametrize(
@@ -358,6 +410,8 @@ class TestBadShards:
         [
             ({"weight_map": {"a": "../model.safetensors"}}, "outside its directory"),
             ({"weight_map": {"a": "/etc/passwd"}}, "outside its directory"),
+            ({"weight_map": {"a": "x" * 5000 + ".safetensors"}}, r"files with more than 255 bytes: x+\.\.\. \(50"),
+            ({"weight_map": {"a": "model\0.safetensors"}}, "outside its directory"),
             ({"weight_map": {}}, "weight_map must map"),
             ({"weight_map": {"a": 3}}, "weight_map must map"),
             ({}, "weight_map must map"),

@@ -281,7 +281,7 @@ def test_gradients_that_never_are_finite_stop_the_run_and_keep_the_batch(run_opt
         ({"rollout": {"samples_per_prompt": 1}}, "samples-per-prompt"),
         ({"policy": {"minibatches": 3}}, "must divide"),
         ({"prm": {"microbatches": 5}}, "must divide"),
-        ({"rollout": {"solve_rate_low": 0.9, "solve_rate_high": 0.1}}, "0 <= low <= high <= 1"),
+        ({"rollout": {"solve_rate_low": 0.9, "solve_rate_high": 0.1}}, "is greater than --rollout.solve-rate-high"),
         ({"prm": {"beta": -1.0}}, "prm.beta"),
         ({"prm": {"beta": float("nan")}}, "prm.beta"),
         ({"policy": {"warmup_steps": -5}}, "policy.warmup-steps"),

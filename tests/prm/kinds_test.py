@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prm_jax import rl
+from prm_jax import rl, stats
 from prm_jax.errors import UserError
 from prm_jax.models import LoRAConfig
-from prm_jax.prm import kind_armo, kind_steps
-from prm_jax.prm.data import batch_of, make_plan, mismatched, select, stack, step_pairs
-from prm_jax.prm.forward import Spec, step_sums
-from prm_jax.prm.kinds import KINDS, needs_groups
-from prm_jax.prm.options import KindOptions, TextLayout
+from prm_jax.prm.data import batch_of, make_plan, select, stack, step_pairs
+from prm_jax.prm.forward import step_sums
+from prm_jax.prm.kinds import GPM, Armo, BCoder, BradleyTerry, DigiQ, Implicit, Outcome, StepQ, Token, Value
+from prm_jax.prm.options import TextLayout
 from prm_jax.prm.rows import Batch, RowReport, Shape, build_rows, collate
+from prm_jax.prm.spec import Spec
 from prm_jax.prm.step import PRMLearner, make_scorer, make_step
 from prm_jax.runs.learner import make_optimizer
 
@@ -24,77 +24,72 @@ LAYOUT = TextLayout(separator=" ")
 FAST = {"digi_q": 60, "b_coder": 60, "armo": 40, "value": 40}
 slow = pytest.mark.slow
 CASES = [
-    KindOptions(),
-    pytest.param(KindOptions(loss="dpo"), marks=slow),
-    KindOptions(loss="nca"),
-    KindOptions(loss="kto"),
-    pytest.param(KindOptions(loss="kto_vanilla"), marks=slow),
-    KindOptions("token", head_layers=2, head_activation="relu"),
-    pytest.param(KindOptions("token", labels="hard", mask_after_error=False), marks=slow),
-    pytest.param(KindOptions("value", value="bce"), marks=slow),
-    pytest.param(KindOptions("value", value="tanh"), marks=slow),
-    pytest.param(KindOptions("value", value="quantile"), marks=slow),
-    KindOptions("value", value="twin"),
-    pytest.param(KindOptions("value", value="ensemble", head_layers=2), marks=slow),
-    KindOptions("step_q"),
-    pytest.param(KindOptions("outcome"), marks=slow),
-    KindOptions("bradley_terry"),
-    KindOptions("gpm"),
-    KindOptions("armo", verbosity="short"),
-    KindOptions("digi_q"),
-    KindOptions("b_coder"),
+    Implicit(),
+    pytest.param(Implicit(loss="dpo"), marks=slow),
+    Implicit(loss="nca"),
+    Implicit(loss="kto"),
+    pytest.param(Implicit(loss="kto_vanilla"), marks=slow),
+    Token(head_layers=2, head_activation="relu"),
+    pytest.param(Token(labels="hard", mask_after_error=False), marks=slow),
+    pytest.param(Value(value="bce"), marks=slow),
+    pytest.param(Value(value="tanh"), marks=slow),
+    pytest.param(Value(value="quantile"), marks=slow),
+    Value(value="twin"),
+    pytest.param(Value(value="ensemble", head_layers=2), marks=slow),
+    StepQ(),
+    pytest.param(Outcome(), marks=slow),
+    BradleyTerry(),
+    GPM(),
+    Armo(verbosity="short"),
+    DigiQ(),
+    BCoder(),
 ]
 
 
 def rows_for(spec, records, tokenizer):
-    kind = KINDS[spec.options.kind]
-    if kind.needs == "step_pairs":
-        records = step_pairs(records, how=spec.options.pairs, margin=0.5)
-    rows, report = build_rows(records, tokenizer, LAYOUT, max_length=64, only_last=kind.needs == "step_pairs")
-    return select(rows, kind.needs, report)
+    kind = spec.kind
+    rows, report = build_rows(
+        kind.select_records(records), tokenizer, LAYOUT, max_length=64, only_last=kind.only_last
+    )
+    return select(rows, kind.learns_from, report)
 
 
 def learner_for(config, options, *, lora=False, rate=1e-2):
-    names = ("right", "short") if options.kind == "armo" else ()
+    names = ("right", "short") if options.needs == "objectives" else ()
     config = dataclasses.replace(config, lora_alpha=8.0) if lora else config
     spec = Spec(options, config, objectives=names)
     adapters = LoRAConfig(rank=4, alpha=8.0) if lora else None
-    return PRMLearner(spec, make_optimizer(rate, grad_clip=10.0), adapters, KINDS[options.kind].head_only)
+    return PRMLearner(spec, make_optimizer(rate, grad_clip=10.0), adapters, options.head_only)
 
 
 def train(learner, params, rows, steps, *, size=24):
     spec = learner.spec
-    plan = make_plan(rows, batch_size=size, epochs=steps, whole_groups=needs_groups(spec), objectives=spec.objectives)
+    groups = spec.kind.whole_groups
+    plan = make_plan(rows, batch_size=size, epochs=steps, whole_groups=groups, objectives=spec.objectives)
     state = learner.init(params, jax.random.key(0))
     step_fn, losses = make_step(learner), []
-    if spec.options.kind == "armo":
-        state = dataclasses.replace(state, fixed=stage_one(learner, state, params, rows))
+    whole = collate(rows, Shape(len(rows), 32, len(rows), 3, spec.objectives), packed=False)
+    weights = learner.weights(state.trainable, state.fixed, params)
+    state = dataclasses.replace(state, fixed=spec.kind.fit_fixed(spec, weights, [(whole, len(rows))]))
     for number in range(steps):
-        batch, other = batch_of(plan, rows, number), None
-        if spec.options.loss == "kto":
-            wrong = mismatched([rows[i] for i in plan.microbatches(number)[0]], width=plan.shape.width)
-            other = stack([collate(wrong, dataclasses.replace(plan.shape, rows=size))])
+        batch = batch_of(plan, rows, number)
+        extra = spec.kind.extra_batch([rows[i] for i in plan.microbatches(number)[0]], plan.shape)
+        other = None if extra is None else stack([extra])
         state, metrics = step_fn(state, params, batch, other)
         losses.append(float(metrics["prm/loss"]))
         assert metrics["prm/skipped"] == 0
     return state, losses
 
 
-def stage_one(learner, state, params, rows):
-    batch = collate(rows, Shape(len(rows), 32, len(rows), 3, learner.spec.objectives), packed=False)
-    weights = learner.weights(state.trainable, state.fixed, params)
-    found = jax.jit(kind_armo.forward, static_argnums=0)(learner.spec, weights, batch)
-    return kind_armo.fit(learner.spec, found["features"], batch.objectives, jnp.asarray(batch.objective_mask))
-
-
 def name_of(options):
-    return "-".join([options.kind, options.loss, options.value, options.labels])
+    given = [str(getattr(options, name)) for name in ("loss", "value", "labels") if hasattr(options, name)]
+    return "-".join([options.kind, *given])
 
 
 @pytest.mark.parametrize("options", CASES, ids=name_of)
 def test_a_kind_learns_to_order_responses(options, config, params, tokenizer, records):
     learner = learner_for(config, options)
-    kind = KINDS[options.kind]
+    kind = options
     rows = rows_for(learner.spec, records, tokenizer)
     state, losses = train(learner, params, rows, FAST.get(options.kind, 20), size=max(24, len(rows)))
     assert np.isfinite(losses).all() and min(losses[-3:]) < losses[0]
@@ -106,16 +101,16 @@ def test_a_kind_learns_to_order_responses(options, config, params, tokenizer, re
     assert not np.asarray(scores)[~batch.step_mask].any()
     if kind.output == "probability":
         assert (scores >= 0).all() and (scores <= 1).all()
-    how = options.aggregate or kind.aggregate
+    how = kind.how
     response = rl.aggregate_steps(scores, batch.step_mask, how=how)
     accuracy = rl.pairwise_accuracy(response, batch.outcome, batch.group_ids, num_groups=len(full))
     assert accuracy > 0.75, f"{accuracy} after losses {losses[0]:.3f} ... {losses[-1]:.3f}"
     if kind.needs in ("labels", "step_pairs"):
-        assert rl.roc_auc(scores, batch.labels > 0.5, batch.label_mask) > 0.9
+        assert stats.roc_auc(scores, batch.labels > 0.5, batch.label_mask) > 0.9
 
 
 def test_adapters_without_effect_score_exactly_zero(config, params, tokenizer, records):
-    learner = learner_for(config, KindOptions(reference="base"), lora=True)
+    learner = learner_for(config, Implicit(reference="base"), lora=True)
     rows = rows_for(learner.spec, records[:4], tokenizer)
     state = learner.init(params, jax.random.key(0))
     scores, loss = make_scorer(learner)(state, params, collate(rows, Shape(4, 24, 4, 3)))
@@ -123,7 +118,7 @@ def test_adapters_without_effect_score_exactly_zero(config, params, tokenizer, r
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(config, params, tokenizer, records):
-    learner = learner_for(config, KindOptions(loss="dpo"))
+    learner = learner_for(config, Implicit(loss="dpo"))
     rows = rows_for(learner.spec, records[:16], tokenizer)
     ends = []
     for pieces in (1, 2):
@@ -142,13 +137,13 @@ def test_the_token_loss_is_trls():
     logits[0, :3] = [[-0.057, 0.1443], [-0.2915, 0.4315], [-1.1701, -1.9203]]
     labels = np.asarray([[1, 0, 1, -100]], np.float32)
     batch = empty_batch(labels=labels, label_mask=labels >= 0)
-    loss = kind_steps.token_loss(Spec(KindOptions("token"), None), jnp.asarray(logits), batch, jnp.float32(0))
+    loss = Token().training_loss(Spec(Token(), None), jnp.asarray(logits), batch, jnp.float32(0))
     assert float(loss.mean()) == pytest.approx(0.9510578558509568, rel=1e-6)
     assert float(loss.summary()["accuracy"]) == pytest.approx(1 / 3)
     softer = dataclasses.replace(batch, labels=np.asarray([[0.9, 0.25, 0.6, 0]], np.float32))
     p = 1 / (1 + np.exp(-(logits[0, :3, 1] - logits[0, :3, 0])))
     y = np.asarray([0.9, 0.25, 0.6])
-    loss = kind_steps.token_loss(Spec(KindOptions("token"), None), jnp.asarray(logits), softer, jnp.float32(0))
+    loss = Token().training_loss(Spec(Token(), None), jnp.asarray(logits), softer, jnp.float32(0))
     assert float(loss.mean()) == pytest.approx(-np.mean(y * np.log(p) + (1 - y) * np.log(1 - p)), rel=1e-5)
 
 
@@ -170,16 +165,16 @@ def test_implicit_step_scores_are_those_of_the_released_scoring():
     np.testing.assert_allclose(np.cumsum(steps, 1)[:, 1], [-7.2e-05, 0.002167, 0.002095], atol=1e-8)
     lowest = rl.aggregate_steps(steps, batch.step_mask, how="min")
     assert int(np.argmax(lowest)) == 1
-    votes = rl.vote_totals(jax.nn.sigmoid(lowest), jnp.asarray([0, 0, 1]))
+    votes = stats.vote_totals(jax.nn.sigmoid(lowest), jnp.asarray([0, 0, 1]))
     np.testing.assert_allclose(votes, [0.9997980000372859, 0.9997980000372859, 0.49990000000133333], rtol=1e-6)
 
 
 def test_an_ensemble_scores_below_its_mean():
     logits = jnp.asarray([[[0.0, 2.0], [1.0, 1.0]]])
     batch = empty_batch(step_mask=np.ones((1, 2), bool))
-    spec = Spec(KindOptions("value", value="ensemble", members=2, pessimism=1.0), None)
+    spec = Spec(Value(value="ensemble", members=2, pessimism=1.0), None)
     p = 1 / (1 + np.exp(-np.asarray([0.0, 2.0])))
-    found = kind_steps.value_scores(spec, logits, batch)
+    found = spec.kind.scores(spec, logits, batch)
     np.testing.assert_allclose(found, [[p.mean() - p.std(), 1 / (1 + np.exp(-1))]], rtol=1e-5)
 
 

@@ -8,20 +8,14 @@ import numpy as np
 import pytest
 
 from prm_jax import cli
-from prm_jax.prm import train as loop_module
-from prm_jax.prm.kinds import kind_of
-from prm_jax.prm.model import load_prm
-from prm_jax.prm.options import (
-    BaseOptions,
-    DataOptions,
-    KindOptions,
-    OptimizerOptions,
-    TextLayout,
-    TrainPRMOptions,
-)
+from prm_jax.prm import training as loop_module
+from prm_jax.prm.kinds import Implicit, Token, Value
+from prm_jax.prm.model import load
+from prm_jax.prm.options import BaseOptions, DataOptions, OptimizerOptions, TextLayout
 from prm_jax.prm.rows import Shape, build_rows, collate
 from prm_jax.prm.score import score_solutions
-from prm_jax.prm.train import train_prm
+from prm_jax.prm.train_options import TrainPRMOptions
+from prm_jax.prm.training import train
 
 
 @pytest.fixture
@@ -53,23 +47,23 @@ def step_scores(kept, records) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(what the forward pass gives, scores [R, S], mask [R, S]) of the model as it was trained."""
     rows, _ = build_rows(records, kept["tokenizer"], kept["layout"], max_length=256)
     batch = collate(rows, Shape(len(rows), 32, len(rows), 3), packed=False)
-    spec, kind = kept["spec"], kind_of(kept["spec"])
+    spec, kind = kept["spec"], kept["spec"].kind
     found = jax.jit(lambda weights: kind.forward(spec, weights, batch))(kept["weights"])
     return np.asarray(found), np.asarray(kind.scores(spec, found, batch)), batch.step_mask
 
 
 @pytest.mark.parametrize(
-    "kind", [KindOptions("token"), KindOptions("implicit", reference="base")], ids=lambda k: k.kind
+    "kind", [Token(), Implicit(reference="base")], ids=lambda k: k.kind
 )
 def test_a_saved_run_with_adapters_scores_as_it_was_trained(kind, options, trained, data_path, records, tmp_path):
     options = dataclasses.replace(options, prm=kind)
-    summary = train_prm(options, tmp_path / "run")
+    summary = train(options, tmp_path / "run")
     assert summary["steps"] == 12 and "lora_a" in str(jax.tree.structure(trained["weights"].model))
     _, expected, mask = step_scores(trained, records)
     assert expected[mask].std() > 1e-3
 
     model = tmp_path / "run" / "model"
-    called = score_solutions(load_prm(model), records)
+    called = score_solutions(load(model), records)
     assert cli.main(["score", str(model), str(data_path), "--out", str(tmp_path / "out")]) == 0
     lines = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
     for row, (one, line) in enumerate(zip(called, lines, strict=True)):
@@ -79,8 +73,8 @@ def test_a_saved_run_with_adapters_scores_as_it_was_trained(kind, options, train
 
 
 def test_an_ensemble_is_trained_saved_and_scores_its_lower_bound(options, trained, records, tmp_path):
-    kind = KindOptions("value", value="ensemble", members=3, head_layers=2, pessimism=1.5)
-    train_prm(dataclasses.replace(options, prm=kind), tmp_path / "run")
+    kind = Value(value="ensemble", members=3, head_layers=2, pessimism=1.5)
+    train(dataclasses.replace(options, prm=kind), tmp_path / "run")
     logits, expected, mask = step_scores(trained, records)
     chances = 1 / (1 + np.exp(-logits))
     assert chances.shape[-1] == 3 and chances.std(-1)[mask].min() > 0  # members stay apart
@@ -89,9 +83,9 @@ def test_an_ensemble_is_trained_saved_and_scores_its_lower_bound(options, traine
     labels = np.concatenate([one.labels for one in records]) > 0.5
     assert bound[mask][labels].mean() > bound[mask][~labels].mean() + 0.1
 
-    prm = load_prm(tmp_path / "run" / "model")
+    prm = load(tmp_path / "run" / "model")
     for row, one in enumerate(score_solutions(prm, records)):
         np.testing.assert_allclose(one.steps, bound[row][mask[row]], rtol=1e-3, atol=1e-5)
-    bold = dataclasses.replace(prm.spec, options=dataclasses.replace(kind, pessimism=0.0))
+    bold = dataclasses.replace(prm.spec, kind=dataclasses.replace(kind, pessimism=0.0))
     for row, one in enumerate(score_solutions(dataclasses.replace(prm, spec=bold), records)):
         np.testing.assert_allclose(one.steps, chances.mean(-1)[row][mask[row]], rtol=1e-3, atol=1e-5)

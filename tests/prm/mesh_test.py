@@ -11,19 +11,15 @@ from prm_jax.errors import UserError
 from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.models.sharding import make_mesh
 from prm_jax.prm.data import make_plan
-from prm_jax.prm.forward import Spec, Weights, init_head
-from prm_jax.prm.model import PRM, load_prm
-from prm_jax.prm.options import (
-    BaseOptions,
-    DataOptions,
-    KindOptions,
-    OptimizerOptions,
-    TextLayout,
-    TrainPRMOptions,
-)
+from prm_jax.prm.forward import init_head
+from prm_jax.prm.kinds import Implicit, Token, Value
+from prm_jax.prm.model import load
+from prm_jax.prm.options import BaseOptions, DataOptions, OptimizerOptions, TextLayout
 from prm_jax.prm.rows import build_rows
-from prm_jax.prm.score import score_solutions, spread
-from prm_jax.prm.train import train_prm
+from prm_jax.prm.score import PRM, score_solutions, spread
+from prm_jax.prm.spec import Spec, Weights
+from prm_jax.prm.train_options import TrainPRMOptions
+from prm_jax.prm.training import train
 
 pytestmark = pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")
 
@@ -47,8 +43,8 @@ def losses(path) -> list[float]:
 @pytest.mark.parametrize(
     ("kind", "rank", "share", "sizes"),
     [
-        (KindOptions("token", head_layers=2), 0, 0.0, {"fsdp": 2, "tensor": 2}),
-        (KindOptions("implicit", reference="base"), 2, 0.3, {"data": 4, "fsdp": 2}),
+        (Token(head_layers=2), 0, 0.0, {"fsdp": 2, "tensor": 2}),
+        (Implicit(reference="base"), 2, 0.3, {"data": 4, "fsdp": 2}),
     ],
 )
 def test_a_mesh_gives_the_losses_of_one_device(kind, rank, share, sizes, options, tmp_path, records):
@@ -56,17 +52,17 @@ def test_a_mesh_gives_the_losses_of_one_device(kind, rank, share, sizes, options
         options, prm=kind, model=dataclasses.replace(options.model, lora_rank=rank),
         data=dataclasses.replace(options.data, eval_fraction=share),
     )  # fmt: skip
-    alone = train_prm(options, tmp_path / "one")
+    alone = train(options, tmp_path / "one")
     spread = dataclasses.replace(options, mesh=MeshOptions(**sizes))
-    over = train_prm(spread, tmp_path / "mesh")
+    over = train(spread, tmp_path / "mesh")
     assert len(losses(tmp_path / "one")) == alone["steps"] >= 1
     np.testing.assert_allclose(losses(tmp_path / "mesh"), losses(tmp_path / "one"), rtol=1e-4)
     for name, value in alone["after"].items():
         np.testing.assert_allclose(over["after"][name], value, rtol=2e-3, atol=2e-3, err_msg=name)
     if share:  # the state of the last checkpoint finds its places on the mesh again
-        again = train_prm(spread, tmp_path / "mesh", resume=True)
+        again = train(spread, tmp_path / "mesh", resume=True)
         assert again["after"] == over["after"]
-    one, mesh = (score_solutions(load_prm(tmp_path / n / "model"), records[:4]) for n in ("one", "mesh"))
+    one, mesh = (score_solutions(load(tmp_path / n / "model"), records[:4]) for n in ("one", "mesh"))
     for a, b in zip(one, mesh, strict=True):
         np.testing.assert_allclose(a.steps, b.steps, atol=2e-3)
 
@@ -80,15 +76,15 @@ def test_batches_are_padded_to_what_the_mesh_divides(tokenizer, records):
 
 def test_what_cannot_be_split_is_refused(options, tmp_path):
     with pytest.raises(UserError, match="8 solutions .* cannot be split over 3 devices"):
-        train_prm(dataclasses.replace(options, mesh=MeshOptions(data=3)), tmp_path / "run")
+        train(dataclasses.replace(options, mesh=MeshOptions(data=3)), tmp_path / "run")
     with pytest.raises(UserError, match="needs 16 devices; there are 8"):
-        train_prm(dataclasses.replace(options, mesh=MeshOptions(data=4, fsdp=4)), tmp_path / "run")
+        train(dataclasses.replace(options, mesh=MeshOptions(data=4, fsdp=4)), tmp_path / "run")
 
 
-@pytest.mark.parametrize("kind", [KindOptions("implicit"), KindOptions("value", value="ensemble", head_layers=2)])
+@pytest.mark.parametrize("kind", [Implicit(), Value(value="ensemble", head_layers=2)])
 def test_scores_over_a_mesh_are_those_of_one_device(kind, config, params, tokenizer, records):
     spec = Spec(kind, config)
-    implicit = kind.kind == "implicit"
+    implicit = isinstance(kind, Implicit)
     head = {} if implicit else init_head(spec, jax.random.key(1), num_outputs=4, random=True)
     reference = jax.tree.map(lambda x: 1.1 * x, params) if implicit else None
     prm = PRM(spec, Weights(params, head, {}, reference), tokenizer, TextLayout(separator=" "))

@@ -13,12 +13,12 @@ from prm_jax import models
 from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import UserError
 from prm_jax.models import CharTokenizer, ModelConfig, load_weights, save_weights
-from prm_jax.prm.forward import Spec, Weights
-from prm_jax.prm.kinds import KINDS
-from prm_jax.prm.model import KEY, PRM, finished, load_prm, save_prm
-from prm_jax.prm.options import KindOptions, TextLayout
+from prm_jax.prm.kinds import KINDS, Implicit, Value
+from prm_jax.prm.model import KEY, finished, load, save
+from prm_jax.prm.options import TextLayout
 from prm_jax.prm.public import LAYOUTS
-from prm_jax.prm.score import score_solutions
+from prm_jax.prm.score import PRM, score_solutions
+from prm_jax.prm.spec import Spec, Weights
 from tests.models.checkpoints import random_params
 
 CHATML = (
@@ -91,7 +91,7 @@ def test_qwens_two_layer_head_at_extra_0(tmp_path):
     head = {name: value.astype(np.float32) for name, value in head.items()}
     edit(tmp_path / "m", tensors=head, drop=("lm_head.weight",), architectures=["Qwen2ForProcessRewardModel"],
          auto_map={"AutoModel": "modeling_qwen2_rm.Qwen2ForProcessRewardModel"})  # fmt: skip
-    prm = load_prm(tmp_path / "m")
+    prm = load(tmp_path / "m")
     found = score_solutions(prm, [StepRecord("1+1+1?", STEPS, None, None, "g", "r")])[0]
     system = LAYOUTS["qwen_prm"].text.system
     text = (
@@ -111,8 +111,8 @@ def test_math_shepherds_tags(tmp_path):
     checkpoint(tmp_path / "m", "llama")
     edit(tmp_path / "m", architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=300)
     with pytest.raises(UserError, match="does not say how this model scores.*math_shepherd"):
-        load_prm(tmp_path / "m")
-    prm = load_prm(tmp_path / "m", layout="math_shepherd")
+        load(tmp_path / "m")
+    prm = load(tmp_path / "m", layout="math_shepherd")
     assert prm.spec.config.max_position_embeddings == 300
     found = score_solutions(prm, [StepRecord("1+1+1?", STEPS, None, None, "g", "r")])[0]
     text = f"1+1+1? {STEPS[0]} \u043a\u0438\n{STEPS[1]} \u043a\u0438"
@@ -122,7 +122,7 @@ def test_math_shepherds_tags(tmp_path):
 
 def test_rlhflows_turns(tmp_path):
     checkpoint(tmp_path / "m", "llama")
-    prm = load_prm(tmp_path / "m", layout="rlhflow")
+    prm = load(tmp_path / "m", layout="rlhflow")
     found = score_solutions(prm, [StepRecord("1+1+1?", STEPS, None, None, "g", "r")])[0]
     answer = "<|im_end|>\n<|im_start|>assistant\n"
     text = f"<|im_start|>user\n1+1+1? {STEPS[0]}{answer}+<|im_end|>\n<|im_start|>user\n{STEPS[1]}{answer}"
@@ -142,7 +142,7 @@ def check_labels(prm, found, ids, places):
 def test_eurus_is_a_policy_beside_its_reference(tmp_path):
     config = checkpoint(tmp_path / "m", "qwen2", seed=1)
     checkpoint(tmp_path / "ref", "qwen2", seed=2)
-    prm = load_prm(tmp_path / "m", layout="eurus_prm", reference=tmp_path / "ref")
+    prm = load(tmp_path / "m", layout="eurus_prm", reference=tmp_path / "ref")
     found = score_solutions(prm, [StepRecord("1+1+1?", STEPS, None, None, "g", "r")])[0]
     text = "<|im_start|>user\n1+1+1?<|im_end|>\n<|im_start|>assistant\n" + "\n\n".join(STEPS)
     ids, places = reads(text, prm.tokenizer, [STEPS[0] + "\n\n", STEPS[1]])
@@ -157,59 +157,59 @@ def test_token_classifiers_as_trl_saves_them(tmp_path):
     checkpoint(tmp_path / "m", "llama", tied=True)
     weight = np.random.default_rng(0).normal(size=(2, 16)).astype(np.float32)
     edit(tmp_path / "m", tensors={"score.weight": weight}, architectures=["LlamaForTokenClassification"])
-    prm = load_prm(tmp_path / "m")
+    prm = load(tmp_path / "m")
     np.testing.assert_array_equal(prm.weights.head["layer_0"]["kernel"], weight.T)
     edit(tmp_path / "m", tensors={"score.weight": weight[:, :8]})
     with pytest.raises(UserError, match="expected 16 inputs"):
-        load_prm(tmp_path / "m")
+        load(tmp_path / "m")
     edit(tmp_path / "m", drop=("score.weight",))
     with pytest.raises(UserError, match="no tensors named score"):
-        load_prm(tmp_path / "m")
+        load(tmp_path / "m")
     with pytest.raises(UserError, match="did you mean 'qwen_prm'"):
-        load_prm(tmp_path / "m", layout="qwen_pr")
+        load(tmp_path / "m", layout="qwen_pr")
 
 
 @pytest.fixture
 def prm(config, params, tokenizer):
-    options = KindOptions("value", value="twin", head_layers=2)
-    head, fixed = KINDS["value"].init(Spec(options, config), jax.random.key(1))
-    return PRM(Spec(options, config), Weights(params, head, fixed), tokenizer, TextLayout(separator=" "))
+    spec = Spec(Value(value="twin", head_layers=2), config)
+    head, fixed = spec.kind.init(spec, jax.random.key(1))
+    return PRM(spec, Weights(params, head, fixed), tokenizer, TextLayout(separator=" "))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_scores_when_its_training_is_over(kind, config, params, tokenizer, records, tmp_path):
-    spec = Spec(KindOptions(kind), config, objectives=("right",) if kind == "armo" else ())
-    head, fixed = KINDS[kind].init(spec, jax.random.key(1))
-    weights = Weights(params, head, fixed, params if KINDS[kind].reference else None)
-    save_prm(tmp_path / "m", finished(spec, weights, tokenizer, TextLayout(separator=" ")))
-    scored = score_solutions(load_prm(tmp_path / "m"), records[:2])
+    spec = Spec(KINDS[kind](), config, objectives=("right",) if kind == "armo" else ())
+    head, fixed = spec.kind.init(spec, jax.random.key(1))
+    weights = Weights(params, head, fixed, params if spec.kind.compares else None)
+    save(tmp_path / "m", finished(spec, weights, tokenizer, TextLayout(separator=" ")))
+    scored = score_solutions(load(tmp_path / "m"), records[:2])
     assert all(np.isfinite(one.response) and len(one.steps) == len(one.record.steps) for one in scored)
 
 
 def test_a_saved_model_says_how_to_score_and_comes_back_whole(prm, tmp_path):
-    save_prm(tmp_path / "m", prm)
+    save(tmp_path / "m", prm)
     described = json.loads((tmp_path / "m" / "config.json").read_text())[KEY]
     assert described["kind"]["kind"] == "value" and described["step_score"] == "value"
-    again = load_prm(tmp_path / "m")
-    assert again.spec.options == prm.spec.options and again.layout == prm.layout
+    again = load(tmp_path / "m")
+    assert again.spec == prm.spec and again.layout == prm.layout
     for a, b in zip(jax.tree.leaves(prm.weights), jax.tree.leaves(again.weights), strict=True):
         np.testing.assert_array_equal(a, b)
     assert load_weights(tmp_path / "m")[0].hidden_size == 16  # also a plain language model
     with pytest.raises(UserError, match="not empty"):
-        save_prm(tmp_path / "m", prm)
-    save_prm(tmp_path / "m", prm, overwrite=True)
+        save(tmp_path / "m", prm)
+    save(tmp_path / "m", prm, overwrite=True)
     data = bytearray((tmp_path / "m" / "prm_head.safetensors").read_bytes())
     data[-1] ^= 1
     (tmp_path / "m" / "prm_head.safetensors").write_bytes(data)
-    with pytest.raises(UserError, match="not what was written"):
-        load_prm(tmp_path / "m")
+    with pytest.raises(UserError, match="was changed after it was written"):
+        load(tmp_path / "m")
     edit_config(tmp_path / "m", lambda c: c[KEY]["kind"].update(valu="bce"))
     with pytest.raises(UserError, match="no option 'valu'; did you mean 'value'"):
-        load_prm(tmp_path / "m")
+        load(tmp_path / "m")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("x")
     with pytest.raises(UserError, match="something other than a model"):
-        save_prm(tmp_path / "other", prm, overwrite=True)
+        save(tmp_path / "other", prm, overwrite=True)
 
 
 def edit_config(path, change):
@@ -219,15 +219,15 @@ def edit_config(path, change):
 
 
 def test_a_reference_must_share_the_vocabulary(prm, config, params, tmp_path):
-    spec = dataclasses.replace(prm.spec, options=KindOptions())
+    spec = dataclasses.replace(prm.spec, kind=Implicit())
     implicit = PRM(spec, Weights(params, {}, {}, params), prm.tokenizer, prm.layout)
-    save_prm(tmp_path / "m", implicit)
+    save(tmp_path / "m", implicit)
     assert (tmp_path / "m" / "reference" / "model.safetensors").is_file()
-    again = load_prm(tmp_path / "m")
+    again = load(tmp_path / "m")
     np.testing.assert_array_equal(again.weights.reference["final_norm"]["scale"], params["final_norm"]["scale"])
     save_weights(tmp_path / "ref", config, params, tokenizer=CharTokenizer(prm.tokenizer.alphabet[::-1]))
     with pytest.raises(UserError, match="the tokenizers differ"):
-        load_prm(tmp_path / "m", reference=tmp_path / "ref")
-    save_prm(tmp_path / "v", prm)
+        load(tmp_path / "m", reference=tmp_path / "ref")
+    save(tmp_path / "v", prm)
     with pytest.raises(UserError, match="kind value does not use"):
-        load_prm(tmp_path / "v", reference=tmp_path / "ref")
+        load(tmp_path / "v", reference=tmp_path / "ref")

@@ -31,6 +31,9 @@ class Pairs(CharTokenizer):
         ids = [3 + i % 5 for i in range(len(spans))]
         return ([1, *ids], [(0, 0), *spans]) if add_special else (ids, spans)
 
+    def encode(self, text, *, add_special=False):
+        return self.encode_with_spans(text, add_special=add_special)[0]
+
 
 def spelled(ids):
     """The worked example's ids as letters."""
@@ -58,7 +61,7 @@ def test_rows_are_those_of_trl(length):
 
 def test_a_token_over_two_steps_belongs_to_the_first_and_is_read_there():
     tokenizer = Pairs("ab")
-    layout = TextLayout(separator="", begin=True)
+    layout = TextLayout(separator="")
     tokens = tokenize(lay_out("ab", ["aba", "b", "ab"], layout, tokenizer), tokenizer)
     # Spans: bos, "ab" | "ab" "ab" "ab": the second pair of the response holds the end of step 0 and all of step 1.
     assert tokens.step_ids.tolist() == [-1, -1, 0, 0, 2]

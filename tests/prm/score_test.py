@@ -12,18 +12,19 @@ from prm_jax import cli
 from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import UserError
 from prm_jax.prm import calibrate, page
-from prm_jax.prm.forward import Spec, Weights, init_head
+from prm_jax.prm.forward import init_head
 from prm_jax.prm.inputs import check_cover, read_solutions
-from prm_jax.prm.kinds import KINDS
-from prm_jax.prm.model import PRM, save_prm
-from prm_jax.prm.options import KindOptions, TextLayout
-from prm_jax.prm.score import Scored, batches, prefer, rows_to_score, score_solutions
+from prm_jax.prm.kinds import GPM, Token
+from prm_jax.prm.model import save
+from prm_jax.prm.options import TextLayout
+from prm_jax.prm.score import PRM, Scored, batches, rows_to_score, score_solutions
+from prm_jax.prm.spec import Spec, Weights
 
 
 @pytest.fixture(scope="module")
 def prm(config, params, tokenizer):
     """A token model whose head is random, so that its scores differ."""
-    spec = Spec(KindOptions("token"), config)
+    spec = Spec(Token(), config)
     head = init_head(spec, jax.random.key(5), num_outputs=2, random=True)
     return PRM(spec, Weights(params, head, {}), tokenizer, TextLayout(separator=" "))
 
@@ -31,7 +32,7 @@ def prm(config, params, tokenizer):
 @pytest.fixture(scope="module")
 def saved(prm, tmp_path_factory):
     path = tmp_path_factory.mktemp("prm") / "model"
-    save_prm(path, prm)
+    save(path, prm)
     return path
 
 
@@ -76,10 +77,9 @@ def test_preferences_may_go_in_a_circle():
     extras = [
         {"embedding": np.asarray([np.cos(a), np.sin(a)], np.float32), "scales": np.ones(1, np.float32)} for a in angles
     ]
-    spec = Spec(KindOptions("gpm", embedding=2), None)
-    found = prefer(spec, [*extras, extras[0]], ["p", "p", "p", "q"], np.asarray([9, 9, 9, 7.0]))
+    found = GPM(embedding=2).response_scores(np.asarray([9, 9, 9, 7.0]), [*extras, extras[0]], ["p", "p", "p", "q"])
     np.testing.assert_allclose(found, [0, 0, 0, 7], atol=1e-5)
-    assert KINDS["gpm"].pairs
+    assert GPM().whole_groups
 
 
 def test_the_command_writes_lines_and_a_page(saved, data_path, prm, records, tmp_path, capsys):

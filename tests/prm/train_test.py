@@ -11,20 +11,14 @@ import pytest
 from prm_jax import cli
 from prm_jax.commands import train_prm as command
 from prm_jax.errors import UserError
-from prm_jax.prm import train as loop_module
-from prm_jax.prm.checks import check_options
-from prm_jax.prm.model import load_prm
-from prm_jax.prm.options import (
-    BaseOptions,
-    DataOptions,
-    KindOptions,
-    OptimizerOptions,
-    TextLayout,
-    TrainPRMOptions,
-)
+from prm_jax.prm import training as loop_module
+from prm_jax.prm.kinds import GPM, Armo, Implicit, Token
+from prm_jax.prm.model import load
+from prm_jax.prm.options import BaseOptions, DataOptions, OptimizerOptions, TextLayout
 from prm_jax.prm.prepare import prepare
 from prm_jax.prm.score import score_solutions
-from prm_jax.prm.train import train_prm
+from prm_jax.prm.train_options import TrainPRMOptions, check_options
+from prm_jax.prm.training import train
 from prm_jax.runs.stopping import InterruptedRun
 
 
@@ -34,7 +28,7 @@ def options(model_path, data_path) -> TrainPRMOptions:
         data=DataOptions(path=str(data_path), eval_fraction=0.3),
         text=TextLayout(separator=" "),
         model=BaseOptions(path=str(model_path)),
-        prm=KindOptions("token"),
+        prm=Token(),
         train=OptimizerOptions(learning_rate=1e-2, batch_size=8, microbatches=2, epochs=4),
         save_every=2,
         eval_every=4,
@@ -47,7 +41,7 @@ def files(path) -> dict[str, bytes]:
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(options, tmp_path, monkeypatch, records):
-    summary = train_prm(options, tmp_path / "whole")
+    summary = train(options, tmp_path / "whole")
     assert summary["after"]["prm_eval/loss"] < summary["before"]["prm_eval/loss"]
     assert {"prm_eval/step_auc", "prm_eval/pairwise_accuracy"} <= summary["after"].keys()
     assert json.loads((tmp_path / "whole" / "result.json").read_text())["steps"] == summary["steps"] >= 6
@@ -61,12 +55,12 @@ def test_a_stopped_run_goes_on_to_the_same_bits(options, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(loop_module.PRMLoop, "_report", report)
     with pytest.raises(InterruptedRun, match="SIGTERM after step 3"):
-        train_prm(options, tmp_path / "parts")
+        train(options, tmp_path / "parts")
     monkeypatch.setattr(loop_module.PRMLoop, "_report", real)
-    train_prm(dataclasses.replace(options, eval_every=0), tmp_path / "parts", resume=True)
+    train(dataclasses.replace(options, eval_every=0), tmp_path / "parts", resume=True)
     assert files(tmp_path / "whole" / "model") == files(tmp_path / "parts" / "model")
 
-    prm = load_prm(tmp_path / "whole" / "model")
+    prm = load(tmp_path / "whole" / "model")
     found = score_solutions(prm, records)
     auc = [(s, l) for one in found for s, l in zip(one.steps, one.record.labels, strict=True)]
     assert np.mean([s for s, l in auc if l]) > np.mean([s for s, l in auc if not l]) + 0.2
@@ -74,28 +68,31 @@ def test_a_stopped_run_goes_on_to_the_same_bits(options, tmp_path, monkeypatch, 
 
 def test_every_problem_with_options_is_named_at_once():
     bad = TrainPRMOptions(
-        prm=KindOptions("gpm", loss="dpo", embedding=3, beta=0.0),
+        prm=GPM(embedding=3),
         train=OptimizerOptions(batch_size=7, microbatches=2, trains="head"),
         model=BaseOptions(lora_rank=4),
     )
     with pytest.raises(UserError) as caught:
         check_options(bad)
-    for part in ("--data.path is missing", "--model.path is missing", "--prm.embedding is 3", "--prm.beta is 0.0",
-                 "--prm.loss dpo", "--train.microbatches 2 must divide", "--model.lora-rank"):  # fmt: skip
+    for part in ("--data.path is missing", "--model.path is missing", "--prm.embedding is 3; it must be even",
+                 "--train.microbatches 2 must divide", "--model.lora-rank adds adapters"):  # fmt: skip
         assert part in str(caught.value)
+    wide = dataclasses.replace(bad, prm=GPM(temperature=0.0, head_layers=0))
+    with pytest.raises(UserError, match="(?s)--prm.head-layers is 0.*--prm.temperature is 0.0; it must be greater"):
+        check_options(wide)
 
 
 @pytest.mark.parametrize(
     "kind,message",
     [
-        (KindOptions("armo", verbosity="long"), "'long' is no objective; there are right, short"),
-        (KindOptions("implicit", reference="base"), "needs|base of adapters"),
-        (KindOptions("implicit", loss="kto_vanilla"), "kto_vanilla"),
+        (Armo(verbosity="long"), "'long' is not an objective; there are right, short"),
+        (Implicit(reference="base"), "needs|base of adapters"),
+        (Implicit(loss="kto_vanilla"), "kto_vanilla"),
     ],
 )
 def test_kinds_refuse_what_cannot_work(options, kind, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        train_prm(dataclasses.replace(options, prm=kind), tmp_path / "run")
+        train(dataclasses.replace(options, prm=kind), tmp_path / "run")
 
 
 def test_data_of_an_unknown_format_names_the_nearest(options, tmp_path):
@@ -103,7 +100,7 @@ def test_data_of_an_unknown_format_names_the_nearest(options, tmp_path):
     file.write_text(json.dumps({"prompt": "1?", "completions": ["a"]}) + "\n")
     changed = dataclasses.replace(options, data=dataclasses.replace(options.data, path=str(file)))
     with pytest.raises(UserError, match="the nearest is trl, which lacks labels"):
-        train_prm(changed, tmp_path / "run")
+        train(changed, tmp_path / "run")
 
 
 def test_the_command_reads_a_file_and_words(options, tmp_path, monkeypatch, capsys):
@@ -113,16 +110,47 @@ def test_the_command_reads_a_file_and_words(options, tmp_path, monkeypatch, caps
         seen.update(training=training, path=path, resume=resume)
         return {"after": {"prm_eval/step_auc": 0.5}}
 
-    monkeypatch.setattr(loop_module, "train_prm", fake)
+    monkeypatch.setattr(loop_module, "train", fake)
     file = tmp_path / "run.yaml"
     file.write_text("prm:\n  kind: token\ntrain.epochs: 3\n")
-    words = ["train-prm", "--config", str(file), "--run-dir", str(tmp_path / "run"), "--prm.beta", "0.1"]
+    words = ["train-prm", "--config", str(file), "--run-dir", str(tmp_path / "run"), "--prm.head-layers", "2"]
     assert cli.main([*words, "--data.path", "x", "--model.path", "y"]) == 0
-    assert seen["training"].prm == KindOptions("token", beta=0.1) and seen["training"].train.epochs == 3
+    assert seen["training"].prm == Token(head_layers=2) and seen["training"].train.epochs == 3
     assert "step_auc: 0.5000" in capsys.readouterr().out
-    assert cli.main(["train-prm", "--prm.bate", "1"]) == 2
-    assert "--prm.beta" in capsys.readouterr().err
+    assert cli.main(["train-prm", "--prm.kind", "gpm", "--prm.embedding", "6"]) == 0
+    assert seen["training"].prm == GPM(embedding=6)
     assert command.EXIT_INTERRUPTED == 75
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--prm.bate", "1"], "did you mean --prm.beta"),
+        (["--prm.kind", "tokem"], "unknown kind of reward model 'tokem': did you mean 'token'"),
+        (["--prm.kind", "token", "--prm.beta=1"], "--prm.beta is an option of kind implicit, step_q, but the kind is"),
+        (["--prm.no-mask-after-error"], "--prm.mask-after-error is an option of kind token"),
+        (["--config", "FILE", "--prm.kind", "value"], "run.yaml: prm.labels is an option of kind token"),
+    ],
+)
+def test_options_of_another_kind_are_refused_by_name(words, message, tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text("prm:\n  kind: token\n  labels: hard\n")
+    assert cli.main(["train-prm", *(str(file) if word == "FILE" else word for word in words)]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_help_shows_the_options_of_the_kind(capsys):
+    assert cli.main(["train-prm", "--prm.kind", "b_coder", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "--prm.advantage-coef" in out and "--prm.beta" not in out
+
+
+def test_records_in_memory_are_learned_from_instead_of_a_file(options, records, tmp_path):
+    options = dataclasses.replace(
+        options, data=DataOptions(eval_fraction=0.0), train=dataclasses.replace(options.train, epochs=1)
+    )
+    summary = train(options, tmp_path / "run", data=records[:8])
+    assert summary["rows"] == 8 and load(tmp_path / "run" / "model").spec.kind == Token()
 
 
 def test_only_what_two_labellers_agree_on_is_learned_from(options, records, tokenizer, tmp_path):

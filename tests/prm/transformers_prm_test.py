@@ -6,10 +6,12 @@ import pytest
 
 from prm_jax.data.step_data import StepRecord
 from prm_jax.models import CharTokenizer
-from prm_jax.prm.forward import Spec, Weights, init_head
-from prm_jax.prm.model import PRM, load_prm, save_prm
-from prm_jax.prm.options import KindOptions, TextLayout
-from prm_jax.prm.score import score_solutions
+from prm_jax.prm.forward import init_head
+from prm_jax.prm.kinds import Token
+from prm_jax.prm.model import load, save
+from prm_jax.prm.options import TextLayout
+from prm_jax.prm.score import PRM, score_solutions
+from prm_jax.prm.spec import Spec, Weights
 
 pytestmark = pytest.mark.optional
 
@@ -31,7 +33,7 @@ def test_a_token_classifier_scores_alike(tmp_path):
     theirs.save_pretrained(tmp_path / "m")
     tokenizer.save(tmp_path / "m")
     steps = ("a+b=1", "b")
-    found = score_solutions(load_prm(tmp_path / "m"), [StepRecord("0?", steps, None, None, "g", "r")])[0]
+    found = score_solutions(load(tmp_path / "m"), [StepRecord("0?", steps, None, None, "g", "r")])[0]
     ids = tokenizer.encode("0?a+b=1\nb\n", add_special=True)
     with torch.no_grad():
         chance = torch.softmax(theirs(torch.tensor([ids])).logits, -1)[0, :, 1].numpy()
@@ -40,9 +42,9 @@ def test_a_token_classifier_scores_alike(tmp_path):
 
 
 def test_a_saved_model_is_a_language_model_to_others(config, params, tokenizer, tmp_path):
-    spec = Spec(KindOptions("token"), config)
+    spec = Spec(Token(), config)
     head = init_head(spec, jax.random.key(0), num_outputs=2)
-    save_prm(tmp_path / "m", PRM(spec, Weights(params, head, {}), tokenizer, TextLayout()))
+    save(tmp_path / "m", PRM(spec, Weights(params, head, {}), tokenizer, TextLayout()))
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32)
     np.testing.assert_array_equal(model.model.norm.weight.detach().numpy(), params["final_norm"]["scale"])
     assert model.config.prm_jax["kind"]["kind"] == "token"

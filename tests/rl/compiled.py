@@ -6,6 +6,7 @@ static. Results are NumPy arrays, so that what a test does with them compiles no
 
 import functools
 import inspect
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -15,20 +16,25 @@ from prm_jax import rl
 
 
 def __getattr__(name: str) -> Any:
-    value = getattr(rl, name)
-    return functools.partial(_call, name) if inspect.isfunction(value) else value
+    return compiled(rl, name)
 
 
-def _call(name: str, *args: Any, **kwargs: Any) -> Any:
+def compiled(room: ModuleType, name: str) -> Any:
+    """The room's attribute; a function is wrapped so that each call runs as one compiled program."""
+    value = getattr(room, name)
+    return functools.partial(_call, value) if inspect.isfunction(value) else value
+
+
+def _call(function: Any, *args: Any, **kwargs: Any) -> Any:
     options = {k: v for k, v in kwargs.items() if v is None or isinstance(v, str | bool | int | float | tuple)}
     arrays = {k: _array(v) for k, v in kwargs.items() if k not in options}
-    out = _program(name, tuple(sorted(options.items())))(*map(_array, args), **arrays)
+    out = _program(function, tuple(sorted(options.items())))(*map(_array, args), **arrays)
     return jax.tree.map(_on_host, out)
 
 
 @functools.cache
-def _program(name: str, options: tuple[tuple[str, Any], ...]) -> Any:
-    return jax.jit(functools.partial(getattr(rl, name), **dict(options)))
+def _program(function: Any, options: tuple[tuple[str, Any], ...]) -> Any:
+    return jax.jit(functools.partial(function, **dict(options)))
 
 
 def _array(x: Any) -> Any:

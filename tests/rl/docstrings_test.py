@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from prm_jax import models, pallas, rl
+from prm_jax import models, pallas, rl, stats
 
 # No paper behind them: arithmetic, conventions of the code base, reading and writing.
 NO_SOURCE = {
@@ -45,7 +45,7 @@ def parameters(function) -> list[str]:
     return [name for name in inspect.signature(function).parameters if name not in ("args", "kwargs")]
 
 
-RL, OTHERS = public(rl), [*public(models), *public(pallas)]
+RL, OTHERS = [*public(rl), *public(stats)], [*public(models), *public(pallas)]
 ALL = [*RL, *OTHERS]
 
 
@@ -99,7 +99,7 @@ def test_formulas_have_a_source(function):
     assert cited or function.__name__ in NO_SOURCE
 
 
-@pytest.mark.parametrize("module", [rl, models, pallas], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [rl, stats, models, pallas], ids=lambda m: m.__name__)
 def test_public_names_are_sorted_out_and_documented(module):
     assert len(set(module.__all__)) == len(module.__all__)
     for name in module.__all__:

@@ -2,9 +2,9 @@
 
 import jax
 import numpy as np
-from scipy import stats
 
 from tests.rl import compiled as rl
+from tests.stats import compiled as stats
 
 
 def test_gates_and_selection():
@@ -29,32 +29,9 @@ def test_invalid_responses_get_the_floor_whatever_they_hold():
     np.testing.assert_array_equal(gradient, [[0, 0], [1, 0.5]])
 
 
-def test_decorrelate_finds_the_share_of_length():
-    rng = np.random.default_rng(0)
-    length, merit = rng.normal(size=(2, 4000))
-    objectives = np.stack([merit + 0.5 * length, merit, merit - length], -1)
-    penalties = jax.jit(rl.decorrelate)(np.array(objectives), np.array(length))
-    assert abs(float(penalties[0]) - 0.5) < 0.06
-    np.testing.assert_allclose(penalties[1:], [0, 0], atol=0.02)
-    # The smallest of the grid: one step less still correlates too much.
-    for offset, ok in ((0.0, True), (-0.01, False)):
-        left = stats.spearmanr(objectives[:, 0] - (float(penalties[0]) + offset) * length, length)[0]
-        assert bool(left <= 0.03) == ok
-    hopeless = rl.decorrelate(
-        np.array(length[:, None] * 5), np.array(length), grid=np.array([0.0, 0.5])
-    )
-    np.testing.assert_allclose(hopeless, [0.5])
-    masked = rl.decorrelate(
-        np.array(np.vstack([objectives, np.full((3, 3), np.nan)])),
-        np.append(np.array(length), np.full(3, np.nan)),
-        np.arange(4003) < 4000,
-    )
-    np.testing.assert_allclose(masked, penalties, atol=1e-6)
-
-
 def test_transform_subtracts_the_reference_and_released_training_leaves_it_out():
     objectives = np.array([[2.0, 3.0, 4.0]])
-    transform = rl.debias_transform(np.array([0.5, 0.0, 1.0]), reference_index=2)
+    transform = stats.debias_transform(np.array([0.5, 0.0, 1.0]), reference_index=2)
     np.testing.assert_allclose(objectives @ transform, [[0.0, 3.0, 0.0]])  # the reference removes itself
     gates = np.array([0.2, 0.3, 0.5])
     inference = rl.gated_objectives(objectives, gates, transform=transform)

@@ -9,11 +9,10 @@ import pytest
 from prm_jax import cli, errors
 from prm_jax.config_io import to_yaml
 from prm_jax.errors import MissingExtraError, UserError
-from prm_jax.runs import curves
-from prm_jax.runs import plots
+from prm_jax.prime.options import TrainOptions
+from prm_jax.runs import curves, plots
 from prm_jax.runs.curves import Series, aggregate, group_runs, interquartile_mean, load_run, smooth
 from prm_jax.runs.metrics_log import MetricsLog
-from prm_jax.prime.options import TrainOptions
 
 Image = pytest.importorskip("matplotlib.image")
 

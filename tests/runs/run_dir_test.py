@@ -54,9 +54,9 @@ def test_a_fresh_run_records_what_made_it(tmp_path):
 
 
 def test_existing_directories_are_not_overwritten(tmp_path):
-    with open_run(tmp_path / "run", _Config()):
-        pass
-    with pytest.raises(UserError, match="holds a run already: add --resume"):
+    with open_run(tmp_path / "run", _Config()) as run:
+        run.claim()
+    with pytest.raises(UserError, match="already holds a run: add --resume"):
         open_run(tmp_path / "run", _Config())
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("")

@@ -189,14 +189,16 @@ def test_candidates_as_step_data(model, careless, tmp_path, capsys):
 
 
 def save_reward_model(model, path, kind, outputs):
-    from prm_jax.prm import PRM, save_prm
-    from prm_jax.prm.forward import Spec, Weights, init_head
-    from prm_jax.prm.options import KindOptions, TextLayout
+    from prm_jax.prm import PRM, save
+    from prm_jax.prm.forward import init_head
+    from prm_jax.prm.kinds import KINDS
+    from prm_jax.prm.options import TextLayout
+    from prm_jax.prm.spec import Spec, Weights
 
     config, params = models.load_weights(model)
-    spec = Spec(KindOptions(kind), config)
+    spec = Spec(KINDS[kind](), config)
     head = init_head(spec, jax.random.key(5), num_outputs=outputs, random=True)
-    save_prm(path, PRM(spec, Weights(params, head, {}), models.CharTokenizer(ALPHABET), TextLayout(separator="")))
+    save(path, PRM(spec, Weights(params, head, {}), models.CharTokenizer(ALPHABET), TextLayout(separator="")))
     return str(path)
 
 

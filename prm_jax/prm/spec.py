@@ -1,0 +1,234 @@
+"""A process reward model as data: its kind, its architecture, its arrays. `Kind` is what every kind of model provides.
+
+A kind is a frozen dataclass of its own options whose methods say how it learns and how it scores. Everything that is
+special about a kind is behind these methods; the rest of the room never asks which kind it has.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prm_jax import rl
+from prm_jax.data.step_data import StepRecord
+from prm_jax.errors import UserError
+from prm_jax.models import ModelConfig
+from prm_jax.option_ranges import at_least
+from prm_jax.prm.options import Aggregate, BaseOptions, OptimizerOptions
+from prm_jax.prm.rows import Batch, Row, Shape
+from prm_jax.runs.learner import Params
+
+Needs = Literal["labels", "outcome", "groups", "either", "objectives", "step_pairs"]
+"""What a kind learns from: step labels; outcomes; right and wrong solutions of one problem; labels or else outcomes;
+objectives in addition to such solutions; pairs of steps after a shared prefix."""
+Output = Literal["log_ratio", "probability", "score", "value"]
+"""What a step's score is."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+    """Base of all kinds: the defaults of what most kinds share. A subclass is one kind; its fields are its options.
+
+    A forward pass returns whatever the kind needs (an array or a dict of arrays); `training_loss` and `scores` read
+    only that and the batch.
+
+    Class attributes:
+      learns_from: see `Needs`.
+      output: what a step's score is.
+      default_aggregate: how step scores become a response's score, unless the options say otherwise.
+      step_scores: the scores of unfinished solutions are trained, too, not only that of the last step.
+      head_only: trains its head on frozen features unless the options say otherwise.
+      compares: the forward pass compares the model with a reference.
+      whole: learns from the end of a solution, so that a solution that does not fit is left out instead of cut.
+      only_last: only the last step of a record has tokens of its own.
+    """
+
+    kind: str = ""
+    """Kind of reward model, which decides the other --prm.* options. implicit: log-ratio to a reference, from
+    outcomes; token: a class at the end of every step, from step labels; value: step values, from step labels or
+    outcomes; step_q: step-wise DPO, from steps that share a prefix; outcome: the outcome at the end of the response;
+    bradley_terry: a score from preferences within a group; gpm: embeddings whose preferences may be cyclic; armo:
+    several objectives on frozen features with a gate; digi_q: twin Q and V on frozen features by temporal differences;
+    b_coder: a duelling Q from the model's own logits."""
+    aggregate: Aggregate | None = None
+    """How step scores become the response's score; none: what suits the kind."""
+
+    learns_from: ClassVar[Needs]
+    output: ClassVar[Output]
+    default_aggregate: ClassVar[Aggregate]
+    step_scores: ClassVar[bool] = True
+    head_only: ClassVar[bool] = False
+    compares: ClassVar[bool] = False
+    whole: ClassVar[bool] = True
+    only_last: ClassVar[bool] = False
+
+    @property
+    def needs(self) -> Needs:
+        """What this kind learns from under its options."""
+        return self.learns_from
+
+    @property
+    def whole_groups(self) -> bool:
+        """Whether the loss compares solutions of one problem, so that a group must not be split over batches."""
+        return self.needs in ("groups", "objectives", "step_pairs")
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether the finished model scores against its reference."""
+        return False
+
+    @property
+    def how(self) -> Aggregate:
+        """The aggregation of step scores."""
+        return self.aggregate or self.default_aggregate
+
+    def __post_init__(self) -> None:
+        if self.kind != type(self).kind:
+            raise UserError(f"a {type(self).__name__} has kind {type(self).kind!r}, found kind {self.kind!r}")
+
+    # ------------------------------------------------------------------------------------- before training
+
+    def problems(self, model: BaseOptions, train: OptimizerOptions) -> list[str]:
+        """What is wrong with these options, alone or in combination with the rest of a run's; [] for nothing."""
+        del model, train
+        return []
+
+    def select_records(self, records: Sequence[StepRecord]) -> list[StepRecord]:
+        """The records that rows are made of."""
+        return list(records)
+
+    def select_labels(self, rows: Sequence[Row]) -> list[Row]:
+        """Rows with only those labels that this kind learns from."""
+        return list(rows)
+
+    def objectives(self, rows: Sequence[Row]) -> tuple[str, ...]:
+        """Names of the objectives in the training rows."""
+        del rows
+        return ()
+
+    def init(self, spec: "Spec", key: jax.Array) -> tuple[Params, Params]:
+        """(head to train, fixed arrays) at the start; `key` is consumed."""
+        del spec, key
+        return {}, {}
+
+    def fit_fixed(self, spec: "Spec", weights: "Weights", batches: Iterable[tuple[Batch, int]]) -> Params:
+        """The fixed arrays after one pass over the training data, before gradients are taken.
+
+        Args:
+          spec: of the model.
+          weights: at the start.
+          batches: pairs of a batch and the number of its solutions, which come first in it.
+        """
+        del spec, batches
+        return weights.fixed
+
+    # ------------------------------------------------------------------------------------- training
+
+    def forward(self, spec: "Spec", weights: "Weights", batch: Batch) -> Any:
+        """What `training_loss` and `scores` read."""
+        raise NotImplementedError
+
+    def training_loss(self, spec: "Spec", found: Any, batch: Batch, constant: jax.Array) -> rl.Loss:
+        """Sum over solutions, steps or pairs, with its weight; `constant` is what `batch_constant` returned, or 0."""
+        raise NotImplementedError
+
+    def extra_batch(self, rows: Sequence[Row], shape: Shape) -> Batch | None:
+        """A second batch that `batch_constant` reads, made from the rows of the first; None where none is needed."""
+        del rows, shape
+        return None
+
+    def batch_constant(self, spec: "Spec", weights: "Weights", extra: Batch) -> jax.Array:
+        """A scalar constant of the loss from `extra_batch`es, stacked along a leading axis."""
+        raise NotImplementedError
+
+    def after_update(self, head: Params, fixed: Params) -> Params:
+        """The fixed arrays after an update that gave `head`."""
+        del head
+        return fixed
+
+    # ------------------------------------------------------------------------------------- scoring
+
+    def saved(self, fixed: Params) -> Params:
+        """The fixed arrays that scoring needs."""
+        return fixed
+
+    def scores(self, spec: "Spec", found: Any, batch: Batch) -> jax.Array:
+        """[R, S] float32, higher is better; 0 where there is no step."""
+        raise NotImplementedError
+
+    def response_facts(self, spec: "Spec", found: Any, batch: Batch) -> dict[str, jax.Array]:
+        """Further arrays of each solution, [R, ...]: "objectives" are shown, the rest is for `response_scores`."""
+        del spec, found, batch
+        return {}
+
+    def response_scores(
+        self, scores: np.ndarray, facts: Sequence[dict[str, np.ndarray]], groups: Sequence[str]
+    ) -> np.ndarray:
+        """[R] scores of whole solutions.
+
+        Args:
+          scores: [R] aggregated from the steps.
+          facts: of each solution, see `response_facts`.
+          groups: the problem of each solution.
+        """
+        del facts, groups
+        return scores
+
+    def token_rewards(self, spec: "Spec", weights: "Weights", batch: Batch) -> jax.Array:
+        """[N, T] float32 rewards of tokens, 0 outside the steps; their sum over a step is the step's score.
+
+        By default the whole score is the reward of the step's last token.
+        """
+        scores = self.scores(spec, self.forward(spec, weights, batch), batch)
+        flat = jnp.zeros(batch.tokens.size, jnp.float32).at[batch.reads].add(jnp.where(batch.step_mask, scores, 0.0))
+        return flat.reshape(batch.tokens.shape)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadedKind(Kind):
+    """Base of kinds that read the hidden states with a head."""
+
+    head_layers: Annotated[int, at_least(1)] = 1
+    """Linear layers of the head."""
+    head_activation: Literal["silu", "relu"] = "silu"
+    """Activation between the head's layers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What stays the same about a process reward model; hashable, static under jit.
+
+    Attributes:
+      kind: with its options.
+      config: the model's architecture.
+      reference_config: the reference's, where it differs.
+      label_ids: (right, wrong): vocabulary entries whose logits are the two classes; None: a head.
+      objectives: names of the objectives, of a kind that has several.
+    """
+
+    kind: Kind
+    config: ModelConfig
+    reference_config: ModelConfig | None = None
+    label_ids: tuple[int, int] | None = None
+    objectives: tuple[str, ...] = ()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The arrays of a process reward model.
+
+    Attributes:
+      model: parameters of the language model, adapters joined.
+      head: of the head that is trained, {} without one.
+      fixed: arrays that are not trained by gradients: regressions, target heads; {} without.
+      reference: parameters of the reference, None without one.
+    """
+
+    model: Params
+    head: Params
+    fixed: Params
+    reference: Params | None = None

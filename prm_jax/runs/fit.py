@@ -1,0 +1,522 @@
+"""The training loop of every long job: warm starts, PRIME, reward models and anything a user passes in.
+
+A job brings a state (a pytree of arrays), a step function and batches. `fit` owns everything around them: resuming,
+checkpoints, signals, metrics, progress, non-finite updates, evaluation, the best state, early stopping and callbacks.
+The metrics of a step are read after the next one has been dispatched, so that the device never waits for the host.
+"""
+
+import dataclasses
+import functools
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prm_jax.errors import UserError
+from prm_jax.runs.callbacks import Callback, Event
+from prm_jax.runs.checkpoint import Checkpointer
+from prm_jax.runs.console import Console
+from prm_jax.runs.interrupts import Interrupts
+from prm_jax.runs.run_dir import RunDir
+from prm_jax.runs.stopping import DivergedRun, InterruptedRun
+
+State = Any
+S = TypeVar("S")
+Metrics = Mapping[str, Any]
+StepFn = Callable[[Any, Any], tuple[Any, Metrics]]
+"""``(state, batch) -> (state, metrics)``; may donate its state. Metrics are scalars; a name that ends in ``/skipped``
+counts updates that were left out because they were not finite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FitOptions:
+    """How long a loop runs, and what it keeps.
+
+    Attributes:
+      steps: total number of steps.
+      save_every: steps between checkpoints; the last step is always saved.
+      eval_every: steps between evaluations; 0: only before the first step and after the last.
+      keep_checkpoints: number of checkpoints kept.
+      max_bad_steps: consecutive steps with a non-finite update after which the run stops.
+      best: name of the evaluation metric whose best state is kept in ``best/``; empty: none.
+      best_is: whether larger or smaller values of that metric are better.
+      patience: stop after this many consecutive evaluations without a new best; 0: never.
+    """
+
+    steps: int
+    save_every: int = 10
+    eval_every: int = 10
+    keep_checkpoints: int = 2
+    max_bad_steps: int = 3
+    best: str = ""
+    best_is: Literal["max", "min"] = "max"
+    patience: int = 0
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """A source of batches that depends on the state or has a position of its own."""
+
+    def draw(self, state: Any, step: int) -> Any:
+        """The batch of a step, or None when there is nothing to learn from; `step` steps are complete.
+
+        A batch with an attribute ``metrics`` (name -> number) has them logged with those of its step.
+        """
+        ...
+
+    def position(self) -> dict[str, Any]:
+        """Everything that a checkpoint needs to continue, as JSON values."""
+        ...
+
+    def restore(self, position: dict[str, Any]) -> None:
+        """Continues from a saved position."""
+        ...
+
+    # An attribute `needs_state`, True where `draw` reads the state (sampling from the policy): the loop then waits for
+    # the previous update before it draws, and tells the two times apart.
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """How a loop ended.
+
+    Attributes:
+      state: after the last step.
+      steps: number of steps completed.
+      before: evaluation before the first step; {} without an evaluation.
+      after: the newest evaluation.
+      best_step, best_value: where the best evaluation was, and its metric; -1 and NaN when none is kept.
+      stopped_early: the loop ended by patience or a callback.
+    """
+
+    state: Any
+    steps: int
+    before: dict[str, float]
+    after: dict[str, float]
+    best_step: int = -1
+    best_value: float = math.nan
+    stopped_early: bool = False
+
+
+def fit(
+    state: Any,
+    step: StepFn,
+    batches: Batches | Callable[[int], Any] | Iterable[Any],
+    *,
+    run: RunDir,
+    options: FitOptions,
+    evaluate: Callable[[Any], dict[str, float]] | None = None,
+    callbacks: Sequence[Callback] = (),
+    frontend: "Frontend | None" = None,
+    identity: str = "",
+    shardings: Any = None,
+) -> Fitted:
+    """Runs a training loop to its last step, from the newest good checkpoint when `run` is resumed.
+
+    With the same options a resumed loop ends in the same bits as one that was never interrupted.
+
+    Args:
+      state: pytree of arrays, or a function without arguments that makes it (called only when there is no checkpoint,
+        so that a resumed run holds one state).
+      step: see `StepFn`.
+      batches: a function of the step; or an iterable, whose first items are skipped on resuming; or `Batches`.
+      run: the run directory, open; ``run.phase(name)`` for a phase of a longer run.
+      options: length, intervals, limits.
+      evaluate: ``state -> metrics`` before the first step, every `eval_every` steps and after the last.
+      callbacks: called with an `Event` at the start, after every step and evaluation, and at the end.
+      frontend: console, signals and title; None: silent, signals handled.
+      identity: fingerprint of what the run starts from (weights, data); another one is refused on resuming.
+      shardings: pytree of shardings like the state's; None on one device.
+
+    Returns:
+      The final state and what the evaluations found.
+
+    Raises:
+      InterruptedRun: a signal arrived; everything is saved.
+      DivergedRun: too many consecutive non-finite updates, or a state that is not finite; the last good checkpoint
+        is kept.
+      UserError: a checkpoint that does not fit, or that was made from other weights or data.
+    """
+    loop = _Loop(step, _as_batches(batches), run, options, evaluate, tuple(callbacks), frontend or Frontend(), identity)
+    with Checkpointer(run.checkpoints, max_to_keep=options.keep_checkpoints) as checkpoints:
+        return loop.run_from(state, checkpoints, shardings)
+
+
+@dataclasses.dataclass
+class Frontend:
+    """What a loop shows and listens to.
+
+    Attributes:
+      console: progress and messages; None: silent.
+      interrupts: signals, already installed; None: no signal is handled.
+      title: name of the phase on the console.
+      hint: what to do about non-finite updates, appended to the error.
+    """
+
+    console: Console | None = None
+    interrupts: Interrupts | None = None
+    title: str = "training"
+    hint: str = "Lower the learning rate, or raise --max-bad-steps"
+
+    def say(self, text: str) -> None:
+        """Prints one line."""
+        if self.console is not None:
+            self.console.message(text)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    """A step that has been dispatched and whose metrics have not been read."""
+
+    step: int
+    batch: Any
+    metrics: Metrics
+    begun: float
+    drawn: float
+    ready: float | None = None
+
+
+class _Loop:
+    """One call of `fit`."""
+
+    def __init__(
+        self,
+        step: StepFn,
+        batches: Batches,
+        run: RunDir,
+        options: FitOptions,
+        evaluate: Callable[[Any], dict[str, float]] | None,
+        callbacks: tuple[Callback, ...],
+        frontend: Frontend,
+        identity: str,
+    ) -> None:
+        self.step, self.batches, self.run, self.options = step, batches, run, options
+        self.evaluate, self.callbacks, self.frontend, self.identity = evaluate, callbacks, frontend, identity
+        self.before: dict[str, float] = {}
+        self.after: dict[str, float] = {}
+        self.bad_steps = 0
+        self.best_step, self.best_value, self.stale = -1, math.nan, 0
+        self.stop_reason = ""
+        self.finished = 0.0
+
+    def run_from(self, state: Any, checkpoints: Checkpointer, shardings: Any) -> Fitted:
+        state, done = self._start(state, checkpoints, shardings)
+        pending: _Pending | None = None
+        while done < self.options.steps and not self.stop_reason:
+            if pending is not None and getattr(self.batches, "needs_state", False):
+                jax.block_until_ready(state)
+                pending = dataclasses.replace(pending, ready=time.monotonic())
+            begun = time.monotonic()
+            batch = self.batches.draw(state, done)
+            drawn = time.monotonic()
+            metrics: Metrics = {}
+            if batch is not None:
+                state, metrics = self.step(state, batch)
+            self._finish(pending)
+            done += 1
+            pending = _Pending(done, batch, metrics, begun, drawn)
+            last = done == self.options.steps
+            every = self.options.eval_every
+            evaluating = self.evaluate is not None and (last or bool(every and done % every == 0))
+            stop = self.frontend.interrupts is not None and self.frontend.interrupts.should_stop()
+            if not (evaluating or last or stop or done % self.options.save_every == 0):
+                continue
+            found = self._evaluate(state) if evaluating else {}
+            self._finish(pending, found)
+            pending = None
+            if evaluating:
+                self._track_best(state, done)
+                self._notify("evaluation", done, self.after, state)
+            self._save(checkpoints, state, done)
+            if stop and not last:
+                checkpoints.wait()
+                assert self.frontend.interrupts is not None
+                raise InterruptedRun(f"stopped by {self.frontend.interrupts.signal_name} after step {done}")
+        if pending is not None:  # a callback or the limit of bad steps ended the loop between two checkpoints
+            self._finish(pending)
+            self._save(checkpoints, state, done)
+        elif self.stop_reason and done < self.options.steps:
+            self._save(checkpoints, state, done)
+        self._notify("end", done, self.after, state)
+        early = bool(self.stop_reason) and done < self.options.steps
+        if self.stop_reason:
+            self.frontend.say(f"stopped after step {done}: {self.stop_reason}")
+        return Fitted(state, done, self.before, self.after, self.best_step, self.best_value, early)
+
+    # ------------------------------------------------------------------------------- start, resume
+
+    def _start(self, state: Any, checkpoints: Checkpointer, shardings: Any) -> tuple[Any, int]:
+        make = state if callable(state) else lambda: state
+        restored = None
+        if self.run.resumed:
+            target = jax.eval_shape(make)
+            if shardings is not None:
+                target = jax.tree.map(
+                    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), target, shardings
+                )
+            restored = checkpoints.restore(target, accept=_complaint)
+            self.run.rewind(-1 if restored is None else restored.step)
+        console = self.frontend.console
+        if restored is None:
+            self._phase(console, 0)
+            state = make()
+            if self.evaluate is not None:
+                self.before = self.after = self._evaluate(state)
+                self._report(0, self.before)
+                self._track_best(state, 0)
+            self._save(checkpoints, state, 0)
+            self._notify("start", 0, self.before, state)
+            return state, 0
+        self._take_up(restored.metadata)
+        self._phase(console, restored.step)
+        self.frontend.say(f"resumed at step {restored.step}")
+        self._notify("start", restored.step, self.after, restored.state)
+        return restored.state, restored.step
+
+    def _phase(self, console: Console | None, done: int) -> None:
+        if console is not None:
+            console.phase(self.frontend.title, self.options.steps, start=done)
+
+    def _take_up(self, metadata: dict[str, Any]) -> None:
+        if metadata["identity"] != self.identity:
+            raise UserError(
+                "the weights or the data that this run starts from have changed since its checkpoint was written: put "
+                "the old ones back, or start a new run"
+            )
+        self.batches.restore(metadata["batches"])
+        self.before, self.after = metadata["before"], metadata["after"]
+        self.bad_steps, self.stale = metadata["bad_steps"], metadata["stale"]
+        self.stop_reason = metadata["stop_reason"]
+        self.best_step = metadata["best_step"]
+        self.best_value = math.nan if metadata["best_value"] is None else metadata["best_value"]
+
+    # ------------------------------------------------------------------------------------ one step
+
+    def _finish(self, pending: _Pending | None, found: Mapping[str, float] | None = None) -> None:
+        """Reads the metrics of a dispatched step, checks them and reports them with those of an evaluation."""
+        if pending is None:
+            return
+        read = jax.device_get(dict(pending.metrics))
+        now = time.monotonic()
+        metrics: dict[str, Any] = {name: float(value) for name, value in read.items()}
+        metrics |= dict(getattr(pending.batch, "metrics", None) or {})
+        metrics |= self._times(pending, now)
+        self._check_finite(pending, metrics)
+        metrics |= dict(found or {})
+        self.run.claim()
+        self._notify("step", pending.step, metrics, None, pending.batch)
+        self._report(pending.step, metrics)
+        if self.bad_steps >= self.options.max_bad_steps:
+            raise DivergedRun(
+                f"{self.bad_steps} steps in a row had a non-finite update and were skipped; their batches are in "
+                f"{self.run.path / 'bad_steps'}. {self.frontend.hint}"
+            )
+
+    def _times(self, pending: _Pending, now: float) -> dict[str, float]:
+        """Seconds of a step: from one finish to the next where steps overlap, exact parts where they cannot."""
+        if getattr(self.batches, "needs_state", False):
+            ready = now if pending.ready is None else pending.ready
+            return {
+                "time/draw_seconds": pending.drawn - pending.begun,
+                "time/update_seconds": ready - pending.drawn,
+                "time/step_seconds": ready - pending.begun,
+            }
+        begun = max(pending.begun, self.finished)
+        self.finished = now
+        return {"time/step_seconds": now - begun}
+
+    def _check_finite(self, pending: _Pending, metrics: Mapping[str, float]) -> None:
+        skipped = sorted(name for name, value in metrics.items() if name.endswith("/skipped") and value)
+        if not skipped:
+            self.bad_steps = 0
+            return
+        self.bad_steps += 1
+        kept = _keep_batch(self.run.path / "bad_steps", pending.step, pending.batch)
+        names = ", ".join(name.removesuffix("/skipped") for name in skipped)
+        self.frontend.say(
+            f"step {pending.step}: the update of {names} is not finite or absurdly large; it was not applied"
+            + (f", and the batch is kept in {kept}" if kept else "")
+        )
+
+    def _report(self, step: int, metrics: Mapping[str, Any]) -> None:
+        logged = self.run.log(step, metrics)
+        if self.frontend.console is not None:
+            self.frontend.console.update(step, logged)
+
+    # -------------------------------------------------------------------------------- evaluation
+
+    def _evaluate(self, state: Any) -> dict[str, float]:
+        assert self.evaluate is not None
+        self.after = self.evaluate(state)
+        return self.after
+
+    def _track_best(self, state: Any, step: int) -> None:
+        name = self.options.best
+        if not name:
+            return
+        if name not in self.after:
+            known = ", ".join(sorted(self.after))
+            raise UserError(f"the evaluation has no metric {name!r} to choose the best state by; it has {known}")
+        value = self.after[name]
+        sign = 1.0 if self.options.best_is == "max" else -1.0
+        better = math.isfinite(value) and (math.isnan(self.best_value) or sign * value > sign * self.best_value)
+        if better:
+            self.best_step, self.best_value, self.stale = step, value, 0
+            with Checkpointer(self.run.path / "best", max_to_keep=1) as best:
+                best.save(step, state, {name: value}, wait=True)
+            return
+        self.stale += 1
+        if self.options.patience and self.stale >= self.options.patience:
+            self.stop_reason = (
+                f"{name} has not improved on {self.best_value:.4g} (step {self.best_step}) in {self.stale} evaluations"
+            )
+
+    # ----------------------------------------------------------------------------------- the rest
+
+    def _save(self, checkpoints: Checkpointer, state: Any, done: int) -> None:
+        problem = _complaint(state)
+        if problem:
+            raise DivergedRun(
+                f"after step {done} {problem}; this state was not saved, and the last good checkpoint is kept. "
+                f"{self.frontend.hint}"
+            )
+        metadata = {
+            "identity": self.identity,
+            "batches": self.batches.position(),
+            "before": self.before,
+            "after": self.after,
+            "bad_steps": self.bad_steps,
+            "stale": self.stale,
+            "stop_reason": self.stop_reason,
+            "best_step": self.best_step,
+            "best_value": None if math.isnan(self.best_value) else self.best_value,
+        }
+        self.run.sync()
+        checkpoints.save(done, state, metadata)
+
+    def _notify(self, kind: Any, step: int, metrics: dict[str, Any], state: Any, batch: Any = None) -> None:
+        event = Event(kind, step, metrics, state, batch, self.run)
+        for callback in self.callbacks:
+            callback(event)
+        if event.stop_reason:
+            self.stop_reason = event.stop_reason
+
+
+def load_best(run: RunDir, target: Any) -> Any:
+    """The best state that a loop kept.
+
+    Args:
+      run: the run directory (or the phase) of the loop.
+      target: pytree of arrays or ``jax.ShapeDtypeStruct`` with the state's structure.
+
+    Returns:
+      The state, or None when none was kept.
+    """
+    if not (run.path / "best").is_dir():
+        return None
+    with Checkpointer(run.path / "best", read_only=True) as best:
+        restored = best.restore(target)
+    return None if restored is None else restored.state
+
+
+# ------------------------------------------------------------------------------------------- batches
+
+
+@dataclasses.dataclass(frozen=True)
+class _Function:
+    """Batches that are a pure function of the step."""
+
+    make: Callable[[int], Any]
+
+    def draw(self, state: Any, step: int) -> Any:
+        del state
+        return self.make(step)
+
+    def position(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, position: dict[str, Any]) -> None:
+        del position
+
+
+@dataclasses.dataclass
+class _Stream:
+    """Batches of an iterable, in order; those of completed steps are skipped on resuming."""
+
+    items: Iterator[Any]
+    drawn: int = 0
+
+    def draw(self, state: Any, step: int) -> Any:
+        del state
+        while self.drawn <= step:
+            try:
+                batch = next(self.items)
+            except StopIteration:
+                raise UserError(
+                    f"the batches ended after {self.drawn} steps, but {step + 1} are asked for: pass an endless "
+                    "iterable, a function of the step, or fewer steps"
+                ) from None
+            self.drawn += 1
+        return batch
+
+    def position(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, position: dict[str, Any]) -> None:
+        del position
+
+
+def _as_batches(batches: Any) -> Batches:
+    if hasattr(batches, "draw") and hasattr(batches, "restore"):
+        return batches
+    if callable(batches):
+        return _Function(batches)
+    if isinstance(batches, Iterable):
+        return _Stream(iter(batches))
+    raise UserError(
+        f"batches is a {type(batches).__name__}; expected a function of the step, an iterable, or an object with "
+        "draw(state, step), position() and restore(position)"
+    )
+
+
+# ------------------------------------------------------------------------------------------- checks
+
+
+@functools.partial(jax.jit)
+def _all_finite(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+
+
+def _complaint(state: Any) -> str:
+    """Why a state must not be saved or resumed from; empty when it is good."""
+    leaves = [
+        leaf
+        for leaf in jax.tree.leaves(state)
+        if getattr(leaf, "size", 0) and jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    if not leaves or bool(_all_finite(leaves)):
+        return ""
+    return "the parameters or the optimiser's state are not finite"
+
+
+def _keep_batch(folder: pathlib.Path, step: int, batch: Any) -> pathlib.Path | None:
+    """Writes the arrays of a batch that caused a non-finite update, for inspection."""
+    arrays = getattr(batch, "arrays", batch)
+    if dataclasses.is_dataclass(arrays) and not isinstance(arrays, type):
+        values = {field.name: getattr(arrays, field.name) for field in dataclasses.fields(arrays)}
+    elif isinstance(arrays, Mapping):
+        values = dict(arrays)
+    else:
+        values = {f"leaf_{index}": leaf for index, leaf in enumerate(jax.tree.leaves(arrays))}
+    plain: dict[str, Any] = {name: np.asarray(value) for name, value in values.items() if hasattr(value, "shape")}
+    if not plain or jax.process_index():
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step_{step}.npz"
+    np.savez_compressed(path, **plain)
+    return path
