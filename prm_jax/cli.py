@@ -8,8 +8,8 @@ line in ``COMMANDS``. Nothing but the standard library is imported before a subc
 
 import contextlib
 import difflib
+import errno
 import importlib
-import os
 import sys
 import tempfile
 import traceback
@@ -19,9 +19,10 @@ from typing import Any
 
 from prm_jax._version import __version__
 from prm_jax.errors import UserError
-from prm_jax.terminal import print_error, set_up_logging
+from prm_jax.terminal import discard_output, prepare_streams, print_error, set_up_logging
 
 EXIT_UNEXPECTED, EXIT_USER, EXIT_SIGINT, EXIT_PIPE = 1, 2, 130, 141
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 COMMANDS = {
     "train": "train a policy with process rewards learned from outcomes (PRIME)",
@@ -58,6 +59,7 @@ examples:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
+    prepare_streams()
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -65,8 +67,9 @@ def main(words: Sequence[str] | None = None) -> int:
         code = _dispatch(words, debug)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:
-        return _broken_pipe()
+    except BrokenPipeError:  # the reader has gone, as in `prm-jax ... | head`
+        discard_output()
+        return EXIT_PIPE
     except SystemExit as stop:  # from help and usage errors
         return stop.code if isinstance(stop.code, int) else EXIT_USER if stop.code else 0
     except KeyboardInterrupt:
@@ -77,6 +80,10 @@ def main(words: Sequence[str] | None = None) -> int:
         print_error(str(error))
         return EXIT_USER
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+            discard_output()
+            print_error(f"cannot write the output: {error.strerror}. Free some space, or write to another device")
+            return EXIT_UNEXPECTED
         _show_traceback(debug)
         print_error(_unexpected(error, debug))
         return EXIT_UNEXPECTED
@@ -147,13 +154,6 @@ def _keep_traceback() -> str:
             return file.name
     except OSError:
         return "nowhere (no directory for temporary files can be written)"
-
-
-def _broken_pipe() -> int:
-    # The reader has gone, as in `prm-jax ... | head`; Python's own flush at exit must not complain about it.
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
-    return EXIT_PIPE
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the command line says on stderr: errors in red where a terminal shows it, and warnings."""
+"""Messages of the command line on stderr, and standard streams that cannot fail on a character or by being closed."""
 
 import contextlib
 import io
@@ -6,6 +6,28 @@ import logging
 import os
 import sys
 from typing import TextIO
+
+
+def prepare_streams() -> None:
+    """Makes the standard output and error safe to print to.
+
+    A stream that the parent process closed becomes one that discards what is written, and characters that a stream's
+    encoding lacks (in the C locale, say) are written as escapes instead of raising.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def discard_output() -> None:
+    """Redirects the standard output to nowhere, so that the interpreter's own flush at exit cannot fail."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, sys.stdout.fileno())
+        os.close(devnull)
 
 
 def print_error(text: str) -> None:

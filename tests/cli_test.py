@@ -232,12 +232,51 @@ def test_exit_codes(monkeypatch, tmp_path):
     assert code == 1 and "thing" in err
 
 
-def test_a_closed_pipe_is_no_error():
-    command = f"{sys.executable} -m prm_jax train --help | head -n 1; echo status ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
-    assert done.stdout.splitlines()[0].startswith("usage:")
+@pytest.mark.parametrize(
+    "command", ["train --help-all | head -n 1", "train --help-all 2>&1 | head -n 1", "--help | true"]
+)
+def test_a_reader_that_goes_away_is_not_an_error(command):
+    words, _, reader = command.partition("|")
+    shell = f"{sys.executable} -m prm_jax {words} | {reader}; echo status ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
+    assert not done.stderr
     assert done.stdout.splitlines()[-1] in ("status 0", "status 141")
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("--help >&-", 0),
+        ("train --help >&- 2>&-", 0),
+        ("train --preset tinny 2>&-", 2),
+        ("train --preset tinny >&- 2>&-", 2),
+        ("--help >/dev/full", 1),
+        ("train --help >/dev/full", 1),
+    ],
+)
+def test_closed_and_full_streams(command, code):
+    done = subprocess.run(["bash", "-c", f"{sys.executable} -m prm_jax {command}"], capture_output=True, text=True)
+    assert done.returncode == code and "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    if "full" in command:
+        assert done.stderr == (
+            "error: cannot write the output: No space left on device. Free some space, or write to another device\n"
+        )
+
+
+def test_an_ascii_terminal_gets_escapes(tmp_path):
+    program = "from prm_jax import terminal; terminal.prepare_streams(); print(chr(0x2014), chr(0xdce9))"
+    for encoding in ("ascii", "utf-8"):
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}
+        )
+        assert done.returncode == 0 and b"\\udce9" in done.stdout
+
+
+def test_pipes_and_devices_are_not_configurations(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind in ((tmp_path / "pipe", "a pipe"), ("/dev/zero", "a device"), (tmp_path, "a directory")):
+        code, _, err = _call("train", "--config", str(path))
+        assert code == 2 and err == f"error: cannot read the configuration {path}: expected a file, found {kind}\n"
 
 
 def test_odd_surroundings(tmp_path):

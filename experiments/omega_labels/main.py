@@ -15,14 +15,14 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from experiments import report
 from experiments.prm_kinds import main as prm_kinds
-from experiments.search_budget.policy import Policy
+from experiments.search_budget.policy import carry_policy
 from prm_jax.data.carry import CarryTask
-from prm_jax.search import Request, Rollout, first_error_search, omega_label
+from prm_jax.rollouts import TaskPolicy
+from prm_jax.search import JudgedRollout, PrefixRequest, first_error_search, omega_label
 from prm_jax.search.language_model import Ask, Partial
 
 ARMS = ("every step, nothing shared", "every step", "front to back", "binary search", "OmegaPRM")
@@ -54,7 +54,7 @@ SMOKE = Config(
 class Made(NamedTuple):
     """One completion: what `omega_label` reads, and its tokens."""
 
-    rollout: Rollout
+    rollout: JudgedRollout
     tokens: int
 
 
@@ -65,15 +65,15 @@ class Bank:
       policy: already turned to the problems.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: TaskPolicy) -> None:
         self.policy = policy
-        self._made: dict[Request, list[Made]] = {}
+        self._made: dict[PrefixRequest, list[Made]] = {}
 
-    def __call__(self, requests: Sequence[Request], count: int) -> list[list[Rollout]]:
+    def __call__(self, requests: Sequence[PrefixRequest], count: int) -> list[list[JudgedRollout]]:
         """The first `count` completions of each prefix; see `omega_label.RolloutFn`."""
         return [[one.rollout for one in made] for made in self.take(requests, count)]
 
-    def take(self, requests: Sequence[Request], count: int) -> list[list[Made]]:
+    def take(self, requests: Sequence[PrefixRequest], count: int) -> list[list[Made]]:
         """The same, with tokens. No later call may ask for more of a prefix than the first one did."""
         new = [request for request in dict.fromkeys(requests) if request not in self._made]
         # Each prefix has its own random numbers.
@@ -86,20 +86,20 @@ class Bank:
 
     def mc(self, question: int, prefix: tuple[str, ...], count: int) -> float:
         """Share of right ones among `count` completions."""
-        return float(np.mean([one.correct for one in self([Request(question, prefix)], count)[0]]))
+        return float(np.mean([one.correct for one in self([PrefixRequest(question, prefix)], count)[0]]))
 
-    def _ask(self, request: Request, stream: int) -> Ask:
+    def _ask(self, request: PrefixRequest, stream: int) -> Ask:
         prefix = tuple(self.policy.tokenizer.encode("".join(map(str, request.prefix))))
         return Ask(Partial(request.question, (prefix,) if prefix else ()), stream)
 
-    def _judge(self, request: Request, partial: Partial, tokens: tuple[int, ...]) -> Made:
+    def _judge(self, request: PrefixRequest, partial: Partial, tokens: tuple[int, ...]) -> Made:
         policy = self.policy
         before, after = policy.text(partial), policy.text(Partial(request.question, (tokens,)))
         right = policy.task.verify(policy.problems[request.question], before + after) > 0
-        return Made(Rollout(split(policy, after), float(len(tokens)), right), len(tokens))
+        return Made(JudgedRollout(split(policy, after), float(len(tokens)), right), len(tokens))
 
 
-def split(policy: Policy, text: str) -> tuple[str, ...]:
+def split(policy: TaskPolicy, text: str) -> tuple[str, ...]:
     """The steps of a solution."""
     return tuple(text[start:end] for start, end in policy.task.splitter(text))
 
@@ -110,14 +110,14 @@ Solution = tuple[int, tuple[str, ...]]
 
 def wrong_solutions(bank: Bank, problems: int, count: int) -> list[Solution]:
     """The wrong ones among the first `count` solutions of each problem, equal ones as often as they came."""
-    made = bank([Request(b, ()) for b in range(problems)], count)
+    made = bank([PrefixRequest(b, ()) for b in range(problems)], count)
     return [(b, tuple(map(str, r.steps))) for b, found in enumerate(made) for r in found if not r.correct and r.steps]
 
 
 def every_step(bank: Bank, solutions: Sequence[Solution], count: int) -> tuple[list[int], list[list[int]]]:
     """(first errors, lengths of the prefixes that were completed) of each solution."""
     found = []
-    bank([Request(b, steps[:i]) for b, steps in solutions for i in range(1, len(steps))], count)
+    bank([PrefixRequest(b, steps[:i]) for b, steps in solutions for i in range(1, len(steps))], count)
     for b, steps in solutions:
         dead = [i for i in range(1, len(steps)) if bank.mc(b, steps[:i], count) == 0]
         found.append(min([*dead, len(steps)]) - 1)
@@ -152,7 +152,7 @@ def counts(
     """[problems, 4]: calls and tokens for the prefixes (with repeats), labels and correct ones (without)."""
     table = np.zeros((problems, len(COLUMNS)))
     for b, prefix in prefixes:
-        table[b, :2] += count, sum(one.tokens for one in bank.take([Request(b, prefix)], count)[0])
+        table[b, :2] += count, sum(one.tokens for one in bank.take([PrefixRequest(b, prefix)], count)[0])
     task, all_problems = bank.policy.task, bank.policy.problems
     for (b, steps), first in set(labels):
         table[b, 2:] += 1, task.first_error(all_problems[b], "".join(steps)) == first
@@ -176,7 +176,8 @@ def label(config: Config, bank: Bank, problems: int, count: int) -> dict[str, np
         return counts(bank, labels, prefixes, problems, count)
 
     unshared = [*roots, *((b, s[:i]) for b, s in solutions for i in range(1, len(s)))]
-    found = omega_label(bank, problems, rollouts=count, searches=config.searches, L=float(bank.policy.max_tokens))
+    longest = float(bank.policy.steps.max_new_tokens)
+    found = omega_label(bank, problems, rollouts=count, searches=config.searches, L=longest)
     errors = [((e.question, tuple(map(str, e.steps))), e.first_error) for e in found.errors]
     states = [(s.question, tuple(map(str, s.prefix))) for s in found.states]
     return dict(
@@ -194,16 +195,16 @@ def label(config: Config, bank: Bank, problems: int, count: int) -> dict[str, np
     )
 
 
-def make_policy(config: Config, operands: int, drop_carry: float) -> Policy:
+def make_policy(config: Config, operands: int, drop_carry: float) -> TaskPolicy:
     """A model after supervised training on the teacher's solutions."""
     task = CarryTask(operands, operands, num_train=1 << 14, num_eval=config.problems, drop_carry=drop_carry)
     start = prm_kinds.Config(hidden=config.hidden, layers=config.layers, sft_steps=config.sft_steps)
-    return Policy(*prm_kinds.start_model(start, task, 0), task)
+    return carry_policy(*prm_kinds.start_model(start, task, 0), task, seed=0)
 
 
-def one_seed(config: Config, policy: Policy, operands: int, seed: int) -> dict[int, dict[str, np.ndarray]]:
+def one_seed(config: Config, policy: TaskPolicy, operands: int, seed: int) -> dict[int, dict[str, np.ndarray]]:
     """Problems and completions of their own: rollouts of each prefix -> arm -> [problems, 4]."""
-    policy.begin(CarryTask(operands, operands, num_eval=config.problems, seed=seed).eval, jax.random.key(seed))
+    policy.begin(CarryTask(operands, operands, num_eval=config.problems, seed=seed).eval, seed * config.problems)
     bank = Bank(policy)
     # The largest first: the others take the first of its completions.
     return {count: label(config, bank, config.problems, count) for count in sorted(config.rollouts, reverse=True)}

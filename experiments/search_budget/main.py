@@ -12,14 +12,14 @@ upper line, by the task's exact step checker. Every token generated counts, thos
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
 from scipy import stats
 
 from experiments import report
 from experiments.prm_kinds import main as prm_kinds
-from experiments.search_budget.policy import Policy, Scorer, exact_scorer, train_value
+from experiments.search_budget.policy import Scorer, answer_of, as_record, carry_policy, exact_scorer, train_value
 from prm_jax.data.carry import CarryTask
+from prm_jax.rollouts import TaskPolicy
 from prm_jax.search import language_model as lm
 from prm_jax.search import vote
 
@@ -78,13 +78,13 @@ Outcomes = dict[tuple[str, int], Outcome]
 """(method, budget in solutions) -> what it did."""
 
 
-def votes(policy: Policy, sampled: lm.Found, scores: np.ndarray) -> Outcomes:
+def votes(policy: TaskPolicy, sampled: lm.Found, scores: np.ndarray) -> Outcomes:
     """Votes of every size that divides the samples, each a mean over disjoint sets of them; scores [P, samples]."""
     count, samples = scores.shape
     right, tokens = np.zeros((2, count, samples))
     ids = np.full((count, samples), -1)
     for b, candidates in enumerate(sampled.candidates):
-        answers = [policy.answer(c.partial) for c in candidates]
+        answers = [answer_of(policy, c.partial) for c in candidates]
         known = sorted({a for a in answers if a is not None})
         for i, (one, answer) in enumerate(zip(candidates, answers, strict=True)):
             tokens[b, i] = len(one.partial.tokens)
@@ -105,19 +105,19 @@ def votes(policy: Policy, sampled: lm.Found, scores: np.ndarray) -> Outcomes:
     return outcomes
 
 
-def searched(policy: Policy, found: lm.Found) -> Outcome:
+def searched(policy: TaskPolicy, found: lm.Found) -> Outcome:
     """The best candidate is the answer."""
     best = [candidates[0].partial if candidates else None for candidates in found.candidates]
     right = [
         0.0 if partial is None else policy.task.verify(problem, policy.text(partial))
         for problem, partial in zip(policy.problems, best, strict=True)
     ]
-    silent = [partial is None or policy.answer(partial) is None for partial in best]
+    silent = [partial is None or answer_of(policy, partial) is None for partial in best]
     return Outcome(np.array(right), found.tokens.astype(float), found.scored.astype(float), np.array(silent, float))
 
 
 def search(
-    policy: Policy,
+    policy: TaskPolicy,
     score: lm.ScorePartials,
     method: str,
     budget: int,
@@ -141,25 +141,25 @@ def search(
     return lm.beam_search(policy.propose, score, count, beams=beams, trees=trees, width=width, max_steps=max_steps)
 
 
-def make_policy(config: Config, drop_carry: float, seed: int) -> Policy:
+def make_policy(config: Config, drop_carry: float, seed: int) -> TaskPolicy:
     """A model after supervised training on the teacher's solutions."""
     task = CarryTask(
         config.min_operands, config.max_operands, num_train=1 << 14, num_eval=config.problems, seed=seed,
         drop_carry=drop_carry,
     )  # fmt: skip
     start = prm_kinds.Config(hidden=config.hidden, layers=config.layers, sft_steps=config.sft_steps)
-    return Policy(*prm_kinds.start_model(start, task, seed), task)
+    return carry_policy(*prm_kinds.start_model(start, task, seed), task, seed=seed)
 
 
-def make_scorer(config: Config, policy: Policy, seed: int) -> Scorer:
+def make_scorer(config: Config, policy: TaskPolicy, seed: int) -> Scorer:
     """A value model from outcomes of the policy's own rollouts on training problems."""
-    policy.begin([policy.task.train[i] for i in range(config.prm_problems)], jax.random.key(2 * seed + 1))
+    policy.begin([policy.task.train[i] for i in range(config.prm_problems)], 0)
     found = lm.sample_search(policy.propose, no_score, config.prm_problems, samples=config.prm_solutions)
     records = []
     for b, candidates in enumerate(found.candidates):
         for i, one in enumerate(candidates):
             outcome = policy.task.verify(policy.problems[b], policy.text(one.partial))
-            records.append(policy.record(one.partial, outcome, f"{b}/{i}"))
+            records.append(as_record(policy, one.partial, outcome, f"{b}/{i}"))
     prm = train_value(
         policy, [record for record in records if record is not None], updates=config.updates,
         batch_size=config.batch_size, learning_rate=config.learning_rate, seed=seed,
@@ -175,8 +175,8 @@ def one_seed(config: Config, drop_carry: float, seed: int) -> tuple[dict[str, Ou
         "value model": (value, centred(value), config.budgets),
         "exact checker": (exact, exact, config.exact_budgets),
     }
-    problems, key = policy.task.eval, jax.random.key(2 * seed)
-    policy.begin(problems, jax.random.fold_in(key, 0))
+    problems = policy.task.eval
+    policy.begin(problems, config.prm_problems)  # a problem's number determines its randomness
     # Samples of equal worth keep their order.
     sampled = lm.sample_search(policy.propose, no_score, len(problems), samples=config.samples)
     flat = [candidate.partial for candidates in sampled.candidates for candidate in candidates]
@@ -187,7 +187,7 @@ def one_seed(config: Config, drop_carry: float, seed: int) -> tuple[dict[str, Ou
         outcomes[name] = votes(policy, sampled, scores)
         facts = facts or quality(policy, sampled, scores)
         for number, (method, budget) in enumerate((m, n) for m in SEARCHES for n in budgets):
-            policy.begin(problems, jax.random.fold_in(key, number + 1))
+            policy.begin(problems, config.prm_problems + (number + 1) * len(problems))
             found = search(
                 policy, tree_score if method == "MCTS" else score, method, budget, width=config.width,
                 max_steps=config.max_operands, mean_steps=(config.min_operands + config.max_operands - 2) / 2,
@@ -196,7 +196,7 @@ def one_seed(config: Config, drop_carry: float, seed: int) -> tuple[dict[str, Ou
     return outcomes, facts
 
 
-def quality(policy: Policy, sampled: lm.Found, scores: np.ndarray) -> dict[str, float]:
+def quality(policy: TaskPolicy, sampled: lm.Found, scores: np.ndarray) -> dict[str, float]:
     """What single samples are worth, and how well the scorer tells right ones from wrong ones."""
     hit = np.array(
         [

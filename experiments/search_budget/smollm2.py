@@ -22,10 +22,12 @@ import numpy as np
 
 from experiments import report
 from experiments.search_budget import main as tiny
+from experiments.search_budget.policy import as_record
 from prm_jax import prm as prms
-from prm_jax.commands.policy import Engine, Sampling
 from prm_jax.data.step_data import StepRecord, write_step_data
 from prm_jax.data.tasks import load_task
+from prm_jax.models import find_smollm2
+from prm_jax.rollouts import StepOptions, TaskPolicy, load_local_policy
 from prm_jax.search import language_model as lm
 
 
@@ -73,18 +75,15 @@ def write_problems(folder: pathlib.Path, config: Config) -> tuple[str, str]:
     return str(paths[0]), str(paths[1])
 
 
-class Policy(Engine):
-    """The engine of ``prm-jax search`` on the sums."""
-
-    def alone(self, partial: lm.Partial, outcome: float | None = None, name: str = "") -> StepRecord | None:
-        """A prefix as step data, without the worked examples: what a reward model reads need not be long."""
-        record = self.record(partial, name)
-        if record is None:
-            return None
-        return dataclasses.replace(record, prompt=record.prompt.rpartition("\n\n")[2], outcome=outcome)
+def without_examples(
+    policy: TaskPolicy, partial: lm.Partial, outcome: float | None = None, name: str = ""
+) -> StepRecord | None:
+    """A prefix as step data, without the worked examples, which a reward model need not read."""
+    record = as_record(policy, partial, outcome, name)
+    return None if record is None else dataclasses.replace(record, prompt=record.prompt.rpartition("\n\n")[2])
 
 
-def train_value(config: Config, policy: Policy, folder: pathlib.Path) -> prms.PRM:
+def train_value(config: Config, policy: TaskPolicy, folder: pathlib.Path) -> prms.PRM:
     """A value model from the outcomes of the policy's rollouts on the training sums."""
     path = folder / "rollouts.jsonl"
     if not path.exists():
@@ -94,7 +93,7 @@ def train_value(config: Config, policy: Policy, folder: pathlib.Path) -> prms.PR
         for b, (problem, own) in enumerate(zip(policy.problems, found.candidates, strict=True)):
             verdicts = policy.task.verify_many([problem] * len(own), [policy.text(c.partial) for c in own])
             for i, (candidate, verdict) in enumerate(zip(own, verdicts, strict=True)):
-                records.append(policy.alone(candidate.partial, verdict.score, f"{b}/{i}"))
+                records.append(without_examples(policy, candidate.partial, verdict.score, f"{b}/{i}"))
         write_step_data(path, [record for record in records if record is not None])
     options = prms.TrainPRMOptions(
         data=prms.DataOptions(path=str(path), max_length=128, eval_fraction=0.1),
@@ -113,7 +112,7 @@ def train_value(config: Config, policy: Policy, folder: pathlib.Path) -> prms.PR
 class Scorer:
     """Chances of a right answer; what has been scored is remembered."""
 
-    def __init__(self, prm: prms.PRM, policy: Policy) -> None:
+    def __init__(self, prm: prms.PRM, policy: TaskPolicy) -> None:
         self.prm, self.policy = prm, policy
         self._known: dict[tuple[int, str], float] = {}
 
@@ -121,7 +120,7 @@ class Scorer:
         """0 where nothing is written."""
         keys = [(partial.question, self.policy.text(partial)) for partial in partials]
         unknown = [(key, p) for key, p in zip(keys, partials, strict=True) if key not in self._known]
-        new = {key: self.policy.alone(partial) for key, partial in unknown}
+        new = {key: without_examples(self.policy, partial) for key, partial in unknown}
         self._known |= {key: 0.0 for key, record in new.items() if record is None}
         records = {key: record for key, record in new.items() if record is not None}
         scored = prms.score_solutions(self.prm, list(records.values())) if records else []
@@ -156,8 +155,9 @@ def run(config: Config) -> report.Tables:
     settings.write_text(told)
     train, judged = write_problems(folder, config)
     task = load_task({"name": train, "eval": judged, "stop": "\n\n"})
-    sampling = Sampling(temperature=config.temperature, step_tokens=16, max_new_tokens=16 * config.operands)
-    policy = Policy(config.model, task, sampling, seed=config.seed, chat=False)
+    sampling = StepOptions(temperature=config.temperature, step_tokens=16, max_new_tokens=16 * config.operands)
+    path = find_smollm2() if config.model == "smollm2" else config.model
+    policy = load_local_policy(path, task, sampling, seed=config.seed)
     problems = list(task.eval)
     policy.begin(problems, config.prm_problems)  # the number of a problem chooses its random numbers
     sampled = lm.sample_search(policy.propose, tiny.no_score, len(problems), samples=config.samples)

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from prm_jax.commands.convert import model_path
 from prm_jax.errors import UserError
 
 Prompt = str | list[dict[str, str]]
@@ -25,7 +24,7 @@ class Options:
     """
 
     model: Annotated[str, tyro.conf.Positional]
-    """Hugging Face directory, GGUF file, or "smollm2"."""
+    """Hugging Face directory, GGUF file, name on the hub (org/name), or "smollm2"."""
     prompt: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Prompts; without any, and without --input, the standard input is one prompt."""
     input: pathlib.Path | None = None
@@ -62,12 +61,12 @@ def run(options: Options) -> None:
 
     import jax
 
-    from prm_jax.models import Tokenizer, load_weights
+    from prm_jax.models import Tokenizer, find_model, load_weights
 
     if options.batch_size < 1:
         raise UserError(f"--batch-size is {options.batch_size}; it must be at least 1")
     prompts = list(_prompts(options))
-    path = model_path(options.model)
+    path = find_model(options.model)
     config, params = load_weights(path, dtype=options.dtype)
     config = dataclasses.replace(config, compute_dtype=options.dtype)
     tokenizer = Tokenizer.load(path)

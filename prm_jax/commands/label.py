@@ -4,19 +4,18 @@ import json
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from prm_jax.commands import results
-from prm_jax.commands.devices import mesh_of
-from prm_jax.commands.policy import STREAMS, Connection, Engine, Sampling, settings_of, tell_notes
+from prm_jax.commands.policy import PolicyOptions, check_at_least_one, load_policy, load_problems, settings_of
 from prm_jax.commands.progress import Progress
-from prm_jax.commands.rollouts import Roller, counted
 from prm_jax.commands.score import LayoutName
-from prm_jax.config_io import OptionsOf
 from prm_jax.errors import UserError
-from prm_jax.models.mesh_options import MeshOptions
+
+if TYPE_CHECKING:
+    from prm_jax.rollouts import Roller, TaskPolicy
 
 Tokens = tuple[int, ...]
 _ROLLOUT_LABELS, _TREE_LABELS = ("soft", "hard", "vstar"), ("soft", "hard", "q", "quality")
@@ -48,8 +47,8 @@ class TreeOptions:
     """Leave out pairs whose steps differ in fewer letters (edit distance); 20 in rStar-Math."""
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(PolicyOptions):
     """Label the steps of solutions by where the policy gets from there.
 
     Writes a JSON line a solution: prompt, steps, labels (null where nothing is known), outcome, and where they come
@@ -57,19 +56,8 @@ class Options:
     whose last steps are labelled 1 and 0.
     """
 
-    model: Annotated[str, tyro.conf.Positional]
-    """Policy: Hugging Face directory, GGUF file, or "smollm2"."""
     out: Annotated[pathlib.Path, tyro.conf.Positional]
     """JSON-lines file to write."""
-    task: str = "carry"
-    """Task: carry, arithmetic, gsm8k (its files by --task-options train PATH eval PATH), a path that ends in .jsonl, or
-    the name of a reasoning-gym dataset."""
-    task_options: Annotated[dict[str, str], OptionsOf("task")] = field(default_factory=dict)
-    """Options of that task as name value pairs."""
-    problems: int = 64
-    """How many training problems."""
-    first_problem: int = 0
-    """The first of them, from 0 on: several machines divide the work, with the labels of one."""
     method: Literal["omega", "every_step", "tree"] = "omega"
     """omega: binary search for the first errors of wrong rollouts (OmegaPRM); every_step: rollouts after every step of
     sampled solutions; tree: Monte-Carlo tree search over steps."""
@@ -85,23 +73,6 @@ class Options:
     """Solutions a problem (every_step)."""
     tree: TreeOptions = field(default_factory=TreeOptions)
     """The search (tree)."""
-    chunk: int = 32
-    """Problems in lock-step; also what an interruption loses at most."""
-    sampling: Sampling = field(default_factory=Sampling)
-    """How rollouts and steps are sampled."""
-    seed: int = 0
-    """Seed of the sampling."""
-    chat: bool = False
-    """Wrap prompts into the model's chat template."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the policy's parameters and of all arithmetic (without --server)."""
-    mesh: MeshOptions = field(default_factory=MeshOptions)
-    """Devices over which the policy and a process reward model lie."""
-    server: str = ""
-    """Address of a server with the completions API that runs the policy, as http://localhost:8000; the model's
-    directory is then needed for its tokenizer only."""
-    connection: Connection = field(default_factory=Connection)
-    """How to talk to that server."""
     resume: bool = False
     """Go on after an interruption, with what lies beside the file as .partial; the labels are those of one go."""
 
@@ -109,16 +80,9 @@ class Options:
 def run(options: Options) -> None:
     """Labels chunk by chunk, keeping what is done beside the file, and writes the file at the end."""
     from prm_jax.data.step_data import to_json
-    from prm_jax.data.tasks import load_task
 
     _check(options)
-    task: Any = load_task({"name": options.task, **options.task_options})
-    end = min(options.first_problem + options.problems, len(task.train))
-    problems = [task.train[i] for i in range(options.first_problem, end)]
-    if not problems:
-        after = f" from number {options.first_problem} on: there are {len(task.train)}" if len(task.train) else ""
-        raise UserError(f"the task {options.task!r} has no training problems, which are the ones to label{after}")
-    tell_notes(task)
+    task, problems = load_problems(options, "train")
     first = results.header(settings_of(options), task.fingerprint)
     if options.resume and options.out.exists():
         _check_finished(options, first)
@@ -163,11 +127,7 @@ class _Labeller:
 
     def __init__(self, options: Options, task: Any, problems: Sequence[Any], progress: Progress) -> None:
         self.options = options
-        self.engine = Engine(
-            options.model, task, options.sampling, seed=options.seed, chat=options.chat, server=options.server,
-            connection=options.connection, dtype=options.dtype, mesh=mesh_of(options.mesh),
-            on_written=progress.wrote,
-        )  # fmt: skip
+        self.engine = load_policy(options, task, progress.wrote)
         self.prm = None
         if options.method == "tree" and options.tree.scorer not in ("none", "rollouts"):
             from prm_jax.commands.tree_labels import load_value_model
@@ -182,22 +142,20 @@ class _Labeller:
             from prm_jax.commands.tree_labels import tree_records
 
             return tree_records(self.options, self.engine, self.prm)
+        from prm_jax.rollouts import Roller
+
         roller = Roller(self.engine)
         by_method = _omega if self.options.method == "omega" else _every_step
         return by_method(self.options, roller), roller.calls
 
 
 def _check(options: Options) -> None:
+    from prm_jax.rollouts.policy import STREAMS
+
     tree = options.tree
-    counts = (options.problems, options.rollouts, options.searches, options.solutions, options.chunk, tree.simulations,
-              tree.width, tree.max_steps)  # fmt: skip
-    if min(counts) < 1:
-        raise UserError(
-            "--problems, --rollouts, --searches, --solutions, --chunk, --tree.simulations, --tree.width and "
-            "--tree.max-steps must be at least 1"
-        )
-    if options.first_problem < 0:
-        raise UserError(f"--first-problem is {options.first_problem}; the first one is 0")
+    options.check()
+    check_at_least_one(options, "rollouts", "searches", "solutions")
+    check_at_least_one(tree, "simulations", "width", "max_steps", prefix="--tree.")
     known = (*_TREE_LABELS, *_PAIRS) if options.method == "tree" else _ROLLOUT_LABELS
     if options.labels not in known:
         raise UserError(f"--method {options.method} has no labels {options.labels!r}; it has {', '.join(known)}")
@@ -271,11 +229,11 @@ def provenance(options: Options) -> dict[str, Any]:
     }
 
 
-def _omega(options: Options, roller: Roller) -> list[Any]:
+def _omega(options: Options, roller: "Roller") -> list[Any]:
     """A record for every located error: what is known of each prefix, and the first wrong step."""
     from prm_jax.search import omega_label
 
-    engine = roller.engine
+    engine = roller.policy
     found = omega_label(
         roller, len(engine.problems), rollouts=options.rollouts, searches=options.searches,
         L=float(options.sampling.max_new_tokens),
@@ -291,26 +249,27 @@ def _omega(options: Options, roller: Roller) -> list[Any]:
     return records
 
 
-def _every_step(options: Options, roller: Roller) -> list[Any]:
+def _every_step(options: Options, roller: "Roller") -> list[Any]:
     """A record for every sampled solution, with rollouts after each of its steps but the last."""
-    from prm_jax.search import Request
+    from prm_jax.rollouts import count_correct
+    from prm_jax.search import PrefixRequest
 
-    engine = roller.engine
-    roots = roller([Request(b, ()) for b in range(len(engine.problems))], options.solutions)
+    engine = roller.policy
+    roots = roller([PrefixRequest(b, ()) for b in range(len(engine.problems))], options.solutions)
     solutions = [(b, r) for b, found in enumerate(roots) for r in found if r.steps and r.correct is not None]
-    requests = [Request(b, r.steps[:i]) for b, r in solutions for i in range(1, len(r.steps))]
-    counts = iter([counted(found) for found in roller(requests, options.rollouts)])
+    requests = [PrefixRequest(b, r.steps[:i]) for b, r in solutions for i in range(1, len(r.steps))]
+    counts = iter([count_correct(found) for found in roller(requests, options.rollouts)])
     records = []
     for number, (b, rollout) in enumerate(solutions):
-        own = [next(counts) for _ in rollout.steps[:-1]] + [(int(rollout.correct), 1)]
-        record = _record(options, engine, b, rollout.steps, own, f"sample/{number}", float(rollout.correct))
+        own = [next(counts) for _ in rollout.steps[:-1]] + [(int(bool(rollout.correct)), 1)]
+        record = _record(options, engine, b, rollout.steps, own, f"sample/{number}", float(bool(rollout.correct)))
         records += [record] if record is not None else []
     return records
 
 
 def _record(
-    options: Options, engine: Engine, question: int, steps: Sequence[Any], counts: Sequence[tuple[int, int] | None],
-    name: str, outcome: float,
+    options: Options, engine: "TaskPolicy", question: int, steps: Sequence[Any],
+    counts: Sequence[tuple[int, int] | None], name: str, outcome: float,
 ) -> Any:  # fmt: skip
     """Step data of one solution; None where its text does not have the steps that its tokens have."""
     import numpy as np

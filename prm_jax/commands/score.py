@@ -17,8 +17,9 @@ from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.prm.options import Aggregate
 
 if TYPE_CHECKING:
-    from prm_jax.commands.policy import Engine
+    from prm_jax.data.step_data import StepRecord
     from prm_jax.prm.score import PRM
+    from prm_jax.rollouts import TaskPolicy
 
 LayoutName = Literal["auto", "qwen_prm", "token_classification", "math_shepherd", "rlhflow", "eurus_prm"]
 
@@ -119,11 +120,11 @@ def load(model: str, layout: str, reference: str, dtype: str, mesh: MeshOptions)
     return prm if devices is None else spread(prm, devices)
 
 
-def score_prefixes(prm: "PRM", engine: "Engine", partials: Sequence[Any], *, blank: float) -> list[float]:
+def score_prefixes(prm: "PRM", engine: "TaskPolicy", partials: Sequence[Any], *, blank: float) -> list[float]:
     """The scores of prefixes of a search as whole solutions; `blank` for one without a step."""
     from prm_jax.prm.score import score_solutions
 
-    records = [engine.record(partial) for partial in partials]
+    records = [as_record(engine, partial) for partial in partials]
     # A prefix that goes on has no end token, whatever the layout says of whole solutions.
     written = [
         dataclasses.replace(record, provenance={**record.provenance, "finished": partial.finished})
@@ -132,6 +133,14 @@ def score_prefixes(prm: "PRM", engine: "Engine", partials: Sequence[Any], *, bla
     ]
     scored = iter(score_solutions(prm, written) if written else [])
     return [blank if record is None else next(scored).response for record in records]
+
+
+def as_record(policy: "TaskPolicy", partial: Any, name: str = "") -> "StepRecord | None":
+    """A prefix of a search as step data; None while it has no step."""
+    from prm_jax.data.step_data import StepRecord
+
+    problem, steps = policy.problems[partial.question], policy.texts(partial)
+    return StepRecord(problem.prompt, steps, None, None, problem.id, name or problem.id) if steps else None
 
 
 def _progress(done: int, total: int) -> None:

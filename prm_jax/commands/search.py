@@ -6,23 +6,19 @@ import math
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import tyro
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from prm_jax.commands import results
-from prm_jax.commands.devices import mesh_of
-from prm_jax.commands.policy import STREAMS, Connection, Engine, Sampling, settings_of, tell_notes
+from prm_jax.commands.policy import PolicyOptions, check_at_least_one, load_policy, load_problems, settings_of
 from prm_jax.commands.progress import Progress
-from prm_jax.commands.rollouts import AnswerValues, Roller
-from prm_jax.commands.score import LayoutName, load, score_prefixes
-from prm_jax.config_io import OptionsOf
+from prm_jax.commands.score import LayoutName, as_record, load, score_prefixes
 from prm_jax.errors import UserError
-from prm_jax.models.mesh_options import MeshOptions
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from prm_jax.rollouts import Roller, TaskPolicy
 
 Method = Literal[
     "majority", "best_of_n", "weighted_vote", "beam", "dvts", "step_beam", "lookahead", "parm", "mcts"
@@ -33,25 +29,14 @@ _SAMPLED = ("majority", "best_of_n", "weighted_vote")
 _COUNTED = ("correct", "any_correct", "tokens", "proposals", "scored")
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(PolicyOptions):
     """Search a language model's steps for the answers to a task's evaluation problems.
 
     Every method answers with one solution or vote a problem. Standard output: a table. With --out, a JSON line a
     problem (answer, right or not, tokens, candidates), which --resume goes on with.
     """
 
-    model: Annotated[str, tyro.conf.Positional]
-    """Policy: Hugging Face directory, GGUF file, or "smollm2"."""
-    task: str = "carry"
-    """Task: carry, arithmetic, gsm8k (its files by --task-options train PATH eval PATH), a path that ends in .jsonl, or
-    the name of a reasoning-gym dataset."""
-    task_options: Annotated[dict[str, str], OptionsOf("task")] = field(default_factory=dict)
-    """Options of that task as name value pairs."""
-    problems: int = 64
-    """How many evaluation problems."""
-    first_problem: int = 0
-    """The first of them, from 0 on: several machines divide the work, with the answers of one."""
     method: Method = "best_of_n"
     """majority, best_of_n and weighted_vote sample whole solutions; the others go step by step: beam search, diverse
     verifier trees, AlphaMath's beam, ReARTeR's look-ahead, PARM's gates, and Monte-Carlo tree search."""
@@ -83,23 +68,6 @@ class Options:
     """What scores the solutions that remain, as in --scorer; empty: their last score (parm)."""
     max_steps: int = 16
     """Most steps of a solution."""
-    sampling: Sampling = field(default_factory=Sampling)
-    """How steps are sampled."""
-    chunk: int = 32
-    """Problems that advance in lock-step; also what an interruption loses at most."""
-    seed: int = 0
-    """Seed of the sampling."""
-    chat: bool = False
-    """Wrap prompts into the model's chat template."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the policy's parameters and of all arithmetic (without --server)."""
-    mesh: MeshOptions = field(default_factory=MeshOptions)
-    """Devices over which the policy and a process reward model lie."""
-    server: str = ""
-    """Address of a server with the completions API that runs the policy, as http://localhost:8000; the model's
-    directory is then needed for its tokenizer only."""
-    connection: Connection = field(default_factory=Connection)
-    """How to talk to that server."""
     layout: LayoutName = "auto"
     """Family of a public reward model whose config does not tell."""
     reference: str = ""
@@ -124,7 +92,7 @@ class Scorer:
 
     values: Callable[[Sequence[Any]], list[float]]
     output: Literal["logp", "chance", "score"]
-    roller: Roller | None = None
+    roller: "Roller | None" = None
 
     def __call__(self, partials: Sequence[Any]) -> list[float]:
         """The scores."""
@@ -139,7 +107,7 @@ class Scorer:
         return np.maximum(scores, 0.0) if self.output == "chance" else 1.0 / (1.0 + np.exp(-np.maximum(scores, -60.0)))
 
 
-def make_scorer(name: str, engine: Engine, options: Options, *, first: int = 0) -> Scorer:
+def make_scorer(name: str, engine: "TaskPolicy", options: Options, *, first: int = 0) -> Scorer:
     """The function that values prefixes.
 
     Args:
@@ -159,6 +127,8 @@ def make_scorer(name: str, engine: Engine, options: Options, *, first: int = 0) 
     if name == "truth":
         return Scorer(lambda partials: [_truth(engine, p) for p in partials], "chance")
     if name in ("verifier", "rollouts"):
+        from prm_jax.rollouts import AnswerValues
+
         values = AnswerValues(engine, options.rollouts if name == "rollouts" else 0, first)
         return Scorer(values, "chance", values.roller)
     if not pathlib.Path(name).exists():
@@ -174,27 +144,14 @@ def make_scorer(name: str, engine: Engine, options: Options, *, first: int = 0) 
 
 def run(options: Options) -> None:
     """Searches chunk by chunk, writing as it goes, and prints the table."""
-    from prm_jax.data.tasks import load_task
-
     _check(options)
-    task: Any = load_task({"name": options.task, **options.task_options})
-    problems = list(task.eval)[options.first_problem : options.first_problem + options.problems]
-    if not problems:
-        count = len(task.eval)
-        hint = ", for a file of problems alone with --task-options eval_fraction 1" if hasattr(task, "notes") else ""
-        after = f" from number {options.first_problem} on: there are {count}" if count else hint
-        raise UserError(f"the task {options.task!r} has no evaluation problems, which are the ones to search{after}")
-    tell_notes(task)
+    task, problems = load_problems(options, "eval")
     settings = {name: value for name, value in settings_of(options).items() if name not in _NOT_IN_A_LINE}
     first = results.header(settings, task.fingerprint)
     done = begin_results(options, first)
     _check_lines(options, done, problems)
     progress = Progress(len(problems), len(done))
-    engine = Engine(
-        options.model, task, options.sampling, seed=options.seed, chat=options.chat, server=options.server,
-        connection=options.connection, dtype=options.dtype, mesh=mesh_of(options.mesh),
-        on_written=progress.wrote,
-    )  # fmt: skip
+    engine = load_policy(options, task, progress.wrote)
     requests, prefixes = _requests(options)
     scorer = make_scorer(options.scorer, engine, options, first=requests)
     final = None
@@ -220,7 +177,7 @@ def run(options: Options) -> None:
     print(_table(options, done))
 
 
-def search(options: Options, engine: Engine, scorer: Scorer, final: Scorer | None = None) -> Any:
+def search(options: Options, engine: "TaskPolicy", scorer: Scorer, final: Scorer | None = None) -> Any:
     """One chunk's search, by the method of the options; gives ``language_model.Found``."""
     from prm_jax.search import language_model as lm
 
@@ -247,18 +204,19 @@ def search(options: Options, engine: Engine, scorer: Scorer, final: Scorer | Non
     return lm.tree_search(engine.propose, scorer, count, simulations=options.simulations, **steps)[0]
 
 
-def choose(options: Options, engine: Engine, scorer: Scorer, candidates: Sequence[Any]) -> Any:
+def choose(options: Options, engine: "TaskPolicy", scorer: Scorer, candidates: Sequence[Any]) -> Any:
     """The candidate to answer with; None where there is none.
 
     A vote gives the best candidate with the winning answer.
     """
     import numpy as np
 
+    from prm_jax.data.answers import read_answer
     from prm_jax.search import vote
 
     if not candidates or options.method not in ("majority", "weighted_vote"):
         return candidates[0] if candidates else None
-    answers = [engine.answer(c.partial) for c in candidates]
+    answers = [read_answer(engine.task, engine.text(c.partial)) for c in candidates]
     known = sorted({a for a in answers if a is not None}, key=answers.index)
     ids = np.array([[known.index(a) if a is not None else -1 for a in answers]])
     weights = scorer.weights(np.array([[c.score for c in candidates]]))
@@ -307,7 +265,9 @@ def _check_lines(options: Options, done: Sequence[dict[str, Any]], problems: Seq
             )
 
 
-def _results(options: Options, engine: Engine, scorer: Scorer, final: Scorer | None) -> Iterator[dict[str, Any]]:
+def _results(options: Options, engine: "TaskPolicy", scorer: Scorer, final: Scorer | None) -> Iterator[dict[str, Any]]:
+    from prm_jax.data.answers import read_answer
+
     found = search(options, engine, scorer, final)
     rollers = [one.roller for one in (scorer, final) if one is not None and one.roller is not None]
     for b, problem in enumerate(engine.problems):
@@ -320,7 +280,7 @@ def _results(options: Options, engine: Engine, scorer: Scorer, final: Scorer | N
         kept = {} if options.solutions is None else {"solutions": list(_records(engine, own, right))}
         yield {
             "id": problem.id,
-            "answer": None if chosen is None else engine.answer(chosen.partial),
+            "answer": None if chosen is None else read_answer(engine.task, engine.text(chosen.partial)),
             "response": None if chosen is None else engine.text(chosen.partial),
             "correct": 0.0 if chosen is None else right[chosen.partial.steps],
             "any_correct": max(right.values(), default=0.0),
@@ -332,32 +292,30 @@ def _results(options: Options, engine: Engine, scorer: Scorer, final: Scorer | N
         }
 
 
-def _records(engine: Engine, candidates: Sequence[Any], right: Mapping[Any, float]) -> Iterator[dict[str, Any]]:
+def _records(engine: "TaskPolicy", candidates: Sequence[Any], right: Mapping[Any, float]) -> Iterator[dict[str, Any]]:
     """The candidates of a problem as step data, best first; not those without a step."""
+    from prm_jax.data.answers import read_answer
     from prm_jax.data.step_data import to_json
 
     for number, candidate in enumerate(candidates):
         partial = candidate.partial
-        record = engine.record(partial, f"{engine.problems[partial.question].id}/{number}")
+        record = as_record(engine, partial, f"{engine.problems[partial.question].id}/{number}")
         if record is not None:
-            told = {"answer": engine.answer(partial), "score": candidate.score}
+            told = {"answer": read_answer(engine.task, engine.text(partial)), "score": candidate.score}
             yield to_json(dataclasses.replace(record, outcome=right[partial.steps], provenance=told))
 
 
 def _check(options: Options) -> None:
-    counts = ("problems", "chunk", "samples", "beams", "width", "simulations", "max_steps", "gate_from",
-              "rollouts")  # fmt: skip
-    low = [f"--{name.replace('_', '-')}" for name in counts if getattr(options, name) < 1]
-    if low:
-        raise UserError(f"{' and '.join(low)} must be at least 1")
+    options.check()
+    check_at_least_one(options, "samples", "beams", "width", "simulations", "max_steps", "gate_from", "rollouts")
     if options.solutions is not None and options.solutions.exists() and not options.resume:
         raise UserError(f"{options.solutions} exists: give another --solutions")
-    if options.first_problem < 0:
-        raise UserError(f"--first-problem is {options.first_problem}; the first one is 0")
     if math.isnan(options.gate) or (options.min_gain is not None and math.isnan(options.min_gain)):
         raise UserError("--gate and --min-gain must be numbers, found nan")
     if options.horizon < 0 or not 0.0 <= options.alpha <= 1.0:
         raise UserError("--horizon must not be negative, and --alpha must be from 0 to 1")
+    from prm_jax.rollouts.policy import STREAMS
+
     requests, prefixes = _requests(options)
     rolled = [options.scorer, options.final_scorer].count("rollouts") * prefixes
     if requests + rolled >= STREAMS:
@@ -384,7 +342,7 @@ def _requests(options: Options) -> tuple[int, int]:
     }.get(options.method, (beams, beams * options.width))
 
 
-def _truth(engine: Engine, partial: Any) -> float:
+def _truth(engine: "TaskPolicy", partial: Any) -> float:
     """1 while every step is right; the share of right steps before the first error otherwise, less than 1."""
     text = engine.text(partial)
     labels = engine.task.step_labels(engine.problems[partial.question], text)

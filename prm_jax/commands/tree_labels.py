@@ -4,13 +4,13 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prm_jax.commands.policy import Engine
-from prm_jax.commands.rollouts import AnswerValues
 from prm_jax.errors import UserError
+from prm_jax.rollouts.values import AnswerValues
 
 if TYPE_CHECKING:
     from prm_jax.commands.label import Options
     from prm_jax.data.step_data import StepRecord
+    from prm_jax.rollouts import TaskPolicy
 
 _PUBLISHED_MARGINS = {"top_bottom": 0.5}
 
@@ -33,7 +33,7 @@ def load_value_model(options: "Options") -> Any:
     return prm
 
 
-def tree_records(options: "Options", engine: Engine, prm: Any) -> tuple[list["StepRecord"], int]:
+def tree_records(options: "Options", engine: "TaskPolicy", prm: Any) -> tuple[list["StepRecord"], int]:
     """Searches the engine's problems and makes records of the trees.
 
     Args:
@@ -59,7 +59,7 @@ class _Trees(NamedTuple):
     calls: int
 
 
-def _search(options: "Options", engine: Engine, prm: Any) -> _Trees:
+def _search(options: "Options", engine: "TaskPolicy", prm: Any) -> _Trees:
     import numpy as np
 
     from prm_jax import search
@@ -84,7 +84,7 @@ def _search(options: "Options", engine: Engine, prm: Any) -> _Trees:
 class _Values(AnswerValues):
     """What prefixes are worth to the search, from 1 down to `low`."""
 
-    def __init__(self, options: "Options", engine: Engine, prm: Any) -> None:
+    def __init__(self, options: "Options", engine: "TaskPolicy", prm: Any) -> None:
         # The requests below belong to the tree's proposals, one a slot.
         first = 1 + options.tree.simulations * options.tree.width
         super().__init__(engine, options.rollouts if options.tree.scorer == "rollouts" else 0, first)
@@ -94,16 +94,16 @@ class _Values(AnswerValues):
         """See above."""
         return [self.low + (1.0 - self.low) * chance for chance in super().__call__(partials)]
 
-    def going(self, partials: Sequence[Any]) -> list[float]:
+    def unfinished(self, partials: Sequence[Any]) -> list[float]:
         """By the reward model, where there is one."""
         if self.prm is None or not partials:
-            return super().going(partials)
+            return super().unfinished(partials)
         from prm_jax.commands.score import score_prefixes
 
-        return score_prefixes(self.prm, self.engine, partials, blank=0.5)
+        return score_prefixes(self.prm, self.policy, partials, blank=0.5)
 
 
-def _solutions(options: "Options", engine: Engine, trees: _Trees) -> Iterator["StepRecord"]:
+def _solutions(options: "Options", engine: "TaskPolicy", trees: _Trees) -> Iterator["StepRecord"]:
     """A record for every answer: each step with the label of its node, so that shared steps are told again."""
     import jax
     import numpy as np
@@ -138,7 +138,7 @@ def _solutions(options: "Options", engine: Engine, trees: _Trees) -> Iterator["S
         yield StepRecord(problem.prompt, texts, own, outcome, problem.id, f"{problem.id}/tree/{slot}", told)
 
 
-def _pairs(options: "Options", engine: Engine, trees: _Trees) -> Iterator["StepRecord"]:
+def _pairs(options: "Options", engine: "TaskPolicy", trees: _Trees) -> Iterator["StepRecord"]:
     """Two records for every pair of siblings, up to the first step in which they differ."""
     import jax
     import numpy as np
@@ -178,7 +178,7 @@ def _path(parent: Any, slot: int) -> list[int]:
     return path[::-1]
 
 
-def _aligned(engine: Engine, partial: Any) -> tuple[tuple[str, ...], list[int | None]]:
+def _aligned(engine: "TaskPolicy", partial: Any) -> tuple[tuple[str, ...], list[int | None]]:
     """The steps of a prefix as the task cuts its text, and which proposal ends where each of them ends.
 
     A proposal may hold more than one step, the answer's for example: what is known of it belongs to the last. Where

@@ -28,9 +28,9 @@ _MAX_JSON_LIST = 4 << 30
 
 
 def is_data_name(name: str) -> bool:
-    """Whether a name is that of a data file or directory, existing or not."""
+    """Whether a name is that of a data file, existing or not, a directory, or a data set on the hub."""
     path = pathlib.Path(name)
-    return name.lower().endswith(SUFFIXES) or path.is_dir() or _is_split(path)
+    return name.lower().endswith(SUFFIXES) or path.is_dir() or _is_split(path) or _hub_name(name) is not None
 
 
 def read_rows(path: str | pathlib.Path) -> Iterator[tuple[str, Row]]:
@@ -39,13 +39,15 @@ def read_rows(path: str | pathlib.Path) -> Iterator[tuple[str, Row]]:
     Args:
       path: JSON lines, one JSON list, CSV or TSV with a header, Parquet, or an Arrow stream, told apart by the name's
         end and else by the first characters; a directory with such files, as Hugging Face data sets are saved;
-        ``DIRECTORY/train`` for the files of one split in a directory that names several.
+        ``DIRECTORY/train`` for the files of one split in a directory that names several; or ``org/name`` and
+        ``org/name/test`` for a data set on the Hugging Face hub, from the local cache or downloaded into it.
 
     Raises:
-      UserError: a file that cannot be read.
+      UserError: a file that cannot be read, a data set that is neither cached nor can be downloaded.
       MissingExtraError: Parquet or Arrow without pyarrow.
     """
-    path = pathlib.Path(path)
+    hub = _hub_name(str(path))
+    path = pathlib.Path(path) if hub is None else _download(*hub)
     if path.is_dir():
         for file in _files(path, "train"):
             yield from read_rows(file)
@@ -64,6 +66,25 @@ def read_rows(path: str | pathlib.Path) -> Iterator[tuple[str, Row]]:
     else:
         for where, line in records.lines(path):
             yield where, functools.partial(records.parse, line, where)
+
+
+def _hub_name(name: str) -> tuple[str, str] | None:
+    """("org/name", split or "") of a data set on the hub; None for what is not the name of one."""
+    from prm_jax.models.hub import is_hub_name
+
+    head, _, split = name.rpartition("/")
+    if name.lower().endswith(SUFFIXES) or pathlib.Path(name).exists():
+        return None
+    if is_hub_name(name):
+        # A folder of the working directory that has no such file is a mistyped path.
+        return None if pathlib.Path(head).is_dir() else (name, "")
+    return (head, split) if split in _SPLITS and is_hub_name(head) else None
+
+
+def _download(name: str, split: str) -> pathlib.Path:
+    from prm_jax.models.hub import find_model
+
+    return find_model(name, repo_type="dataset") / split
 
 
 def _is_split(path: pathlib.Path) -> bool:
@@ -137,7 +158,7 @@ def _csv_row(header: list[str], cells: list[str], where: str) -> Mapping[str, An
 
 
 def _arrow_rows(path: pathlib.Path, suffix: str) -> Iterator[tuple[str, Row]]:
-    open_input(path).close()
+    open_input(path).close()  # for its messages
     arrow = require("pyarrow", "data")
     number = 0
     try:

@@ -1,5 +1,7 @@
 """Tokenizer files of a checkpoint: those of a Hugging Face directory, or a GGUF file's metadata."""
 
+import functools
+import hashlib
 import logging
 import pathlib
 from collections.abc import Mapping
@@ -8,14 +10,17 @@ from typing import Any, NamedTuple
 from prm_jax.errors import UserError, require
 from prm_jax.models import gguf, gguf_tokenizer, peft_files
 from prm_jax.models.char_codec import SPECIAL, CharCodec
+from prm_jax.models.child_process import ChildFailure, ChildProcess
 from prm_jax.models.codec import Codec
 from prm_jax.models.fast_codec import FastCodec
-from prm_jax.models.files import read_json, read_text, write_json, write_text
+from prm_jax.models.files import read_json, read_text, short, write_json, write_text
 from prm_jax.models.special_tokens import SpecialTokens, make_special_tokens
 
 _TOKENIZER, _CONFIG, _GENERATION = "tokenizer.json", "tokenizer_config.json", "generation_config.json"
 _SPECIAL_MAP, _MODEL = "special_tokens_map.json", "config.json"
 _TEMPLATE = "chat_template.jinja"
+# What loading a tokenizer of several hundred thousand tokens needs, with a wide margin.
+_PROBE_MEMORY, _PROBE_SECONDS = 6 << 30, 60.0
 FILES = (_TOKENIZER, _CONFIG, _GENERATION, _SPECIAL_MAP, _TEMPLATE)
 
 
@@ -102,11 +107,33 @@ def _special_tokens(fast: Any, config: Mapping[str, Any], directory: pathlib.Pat
 
 
 def _read_fast(file: pathlib.Path) -> Any:
+    """The tokenizer of a file, which is tried in another process first: its contents are not trusted."""
     tokenizers = require("tokenizers", "hf")
     try:
-        return tokenizers.Tokenizer.from_file(str(file))
+        text = read_text(file)
+    except FileNotFoundError as error:
+        raise UserError(f"{file} is missing") from error
+    _probe(file, hashlib.sha256(text.encode()).hexdigest())
+    try:
+        return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the package raises bare Exception
         raise UserError(f"{file} cannot be read by the tokenizers package: {error}") from error
+
+
+@functools.lru_cache(maxsize=64)
+def _probe(file: pathlib.Path, digest: str) -> None:
+    """Loads and uses a tokenizer in a process with limits, once for each file's contents."""
+    del digest
+    process = ChildProcess(pathlib.Path(__file__).with_name("tokenizer_probe.py"), memory_bytes=_PROBE_MEMORY)
+    try:
+        request = {"path": str(file.absolute())}
+        problem = process.ask(request, seconds=_PROBE_SECONDS, max_reply=10_000).get("problem")
+    except ChildFailure as error:
+        problem = f"using it {error}"
+    finally:
+        process.close()
+    if problem:
+        raise UserError(f"{file} is not loaded: {short(problem, 400)}")
 
 
 def _chat_template(directory: pathlib.Path, config: dict[str, Any]) -> str | None:

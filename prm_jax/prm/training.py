@@ -1,4 +1,4 @@
-"""``prm-jax train-prm``: a process reward model from step data, in one resumable run directory."""
+"""Training of a process reward model from step data, in one resumable run directory."""
 
 import dataclasses
 import hashlib
@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prm_jax.data.step_data import StepRecord
@@ -20,25 +19,27 @@ from prm_jax.models.loading import load_model
 from prm_jax.models.model_options import ModelOptions
 from prm_jax.models.sharding import BATCH, make_mesh, rows_over, shard_params, shardings_for
 from prm_jax.prm.data import Plan, batch_of, make_plan, stack
+from prm_jax.prm.held_out import HeldOut
 from prm_jax.prm.model import finished, save
 from prm_jax.prm.prepare import Prepared, prepare
-from prm_jax.prm.quick_eval import row_metrics
-from prm_jax.prm.rows import Batch, Row, collate
+from prm_jax.prm.rows import Batch, collate
 from prm_jax.prm.spec import Spec
 from prm_jax.prm.step import PRMLearner, TrainState, make_scorer, make_step
 from prm_jax.prm.train_options import TrainPRMOptions, check_options, head_only
-from prm_jax.runs.checkpoint import Checkpointer
 from prm_jax.runs.console import Console
 from prm_jax.runs.console import Row as ConsoleRow
+from prm_jax.runs.fit import FitOptions, Fitted, Frontend, fit, load_best
 from prm_jax.runs.integrity import fingerprint
 from prm_jax.runs.interrupts import Interrupts
 from prm_jax.runs.learner import Params, make_optimizer
 from prm_jax.runs.metrics_log import atomic_write
 from prm_jax.runs.run_dir import RunDir, open_run
-from prm_jax.runs.stopping import DivergedRun, InterruptedRun
 
-SOFT_OPTIONS = ("eval_every", "save_every", "keep_checkpoints", "max_bad_steps", "plots")
-"""What a resumed run may have otherwise than before."""
+SOFT_OPTIONS = (
+    "eval_every", "save_every", "keep_checkpoints", "max_bad_steps", "max_steps", "patience", "plots",
+    "train.learning_rate",
+)  # fmt: skip
+"""Options that may be changed when a run is resumed."""
 
 ROWS = (
     ConsoleRow("prm/loss", "loss", brief=True),
@@ -48,7 +49,7 @@ ROWS = (
     ConsoleRow("prm_eval/first_error_f1", "held-out first-error F1", brief=True),
     ConsoleRow("prm_eval/pairwise_accuracy", "held-out pairwise accuracy", percent=True, brief=True),
     ConsoleRow("prm/grad_norm", "gradient norm"),
-    ConsoleRow("time/step_seconds", "seconds a step"),
+    ConsoleRow("time/step_seconds", "seconds per step"),
 )
 
 
@@ -72,8 +73,8 @@ def train(
 
     Raises:
       UserError: options that cannot work, data that cannot be used or teaches nothing, a run directory in use.
-      InterruptedRun: a signal came and the state is saved.
-      DivergedRun: non-finite gradients several steps in a row.
+      InterruptedRun: a signal arrived and the state is saved.
+      DivergedRun: non-finite updates several steps in a row.
     """
     check_options(options, needs_path=data is None)
     begun = time.monotonic()
@@ -85,7 +86,8 @@ def train(
     ))  # fmt: skip
     check_fits(tokenizer, config)
     prepared = prepare(options, tokenizer, limit=config.max_position_embeddings, records=data)
-    spec = Spec(options.prm, config, objectives=prepared.objectives)
+    job = _Job(options, Spec(options.prm, config, objectives=prepared.objectives), base, prepared, mesh)
+    del base
     with (
         open_run(
             run_dir, options, resume=resume, soft=SOFT_OPTIONS, tensorboard=options.tensorboard, wandb=options.wandb
@@ -95,18 +97,18 @@ def train(
     ):
         for name, note in prepared.notes.items():
             console.message(f"{name}: {note}")
-        loop = PRMLoop(options, spec, base, prepared, run, console, mesh=mesh)
-        state = loop.train(interrupts)
-        weights = loop.learner.weights(state.trainable, state.fixed, loop.base)
-        prm = finished(spec, weights, tokenizer, options.text)
-        save(run.path / "model", prm, overwrite=True)
+        fitted = job.run(run, console, interrupts)
+        state = job.best_state(run) if options.best else fitted.state
+        weights = job.learner.weights(state.trainable, state.fixed, job.base)
+        save(run.path / "model", finished(job.spec, weights, tokenizer, options.text), overwrite=True)
         summary = {
             "kind": options.prm.kind,
-            "steps": loop.plan.steps,
+            "steps": fitted.steps,
             "rows": len(prepared.rows),
             "data": prepared.notes,
-            "before": loop.before,
-            "after": loop.after,
+            "before": fitted.before,
+            "after": fitted.after,
+            **({"best": {"step": fitted.best_step, options.best: fitted.best_value}} if options.best else {}),
             "seconds": round(time.monotonic() - begun, 1),
         }
         with atomic_write(run.path / "result.json") as file:
@@ -118,32 +120,28 @@ def train(
     return summary
 
 
-class PRMLoop:
-    """The training loop of one run.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepBatch:
+    """What one step learns from.
 
-    Args:
-      options: of the run.
-      spec: of the model.
-      base: the loaded parameters.
-      data: rows.
-      run: the run directory, open.
-      console: says what happens.
-      mesh: devices over which parameters and batches lie; None for one device.
+    Attributes:
+      arrays: every leaf with a leading axis of microbatches.
+      extra: what the loss's constant is computed from; None where it has none.
     """
 
+    arrays: Batch
+    extra: Batch | None
+
+
+class _Job:
+    """The start, the step and the batches of one run."""
+
     def __init__(
-        self,
-        options: TrainPRMOptions,
-        spec: Spec,
-        base: Params,
-        data: Prepared,
-        run: RunDir,
-        console: Console,
-        *,
-        mesh: Mesh | None = None,
+        self, options: TrainPRMOptions, spec: Spec, base: Params, data: Prepared, mesh: Mesh | None
     ) -> None:
-        self.options, self.spec, self.data, self.run, self.console = options, spec, data, run, console
-        self.mesh, self.ways = mesh, 1 if mesh is None else rows_over(mesh)
+        self.options, self.spec, self.data, self.mesh = options, spec, data, mesh
+        self.ways = 1 if mesh is None else rows_over(mesh)
         base = jax.tree.map(jnp.asarray, base) if mesh is None else shard_params(base, mesh)
         train = options.train
         self.plan: Plan = make_plan(
@@ -151,77 +149,81 @@ class PRMLoop:
             seed=options.seed, whole_groups=spec.kind.whole_groups, packed=options.data.pack,
             objectives=data.objectives, ways=self.ways,
         )  # fmt: skip
-        steps = self.plan.steps
+        self.steps = min(self.plan.steps, options.max_steps or self.plan.steps)
         optimizer = make_optimizer(
-            train.learning_rate, warmup_steps=round(train.warmup_fraction * steps), weight_decay=train.weight_decay,
-            beta2=train.beta2, grad_clip=train.grad_clip, schedule=train.schedule, total_steps=steps,
+            train.learning_rate, warmup_steps=round(train.warmup_fraction * self.steps),
+            weight_decay=train.weight_decay, beta2=train.beta2, grad_clip=train.grad_clip, schedule=train.schedule,
+            total_steps=self.steps,
         )  # fmt: skip
         lora = LoRAConfig(options.model.lora_rank, options.model.lora_alpha) if options.model.lora_rank else None
-        frozen = head_only(options)
-        self.learner = PRMLearner(spec, optimizer, lora, frozen)
-        needs_base = frozen or lora is not None or spec.kind.compares
+        self.learner = PRMLearner(spec, optimizer, lora, head_only(options))
+        needs_base = head_only(options) or lora is not None or spec.kind.compares
         self.start: Params | None = base
         self.base = base if needs_base else None
-        self.before: dict[str, float] = {}
-        self.after: dict[str, float] = {}
-        self._bad_steps = 0
-        self._score = make_scorer(self.learner)
-        self._digest = self._fingerprint()
+        self.identity = self._fingerprint(base)
+        self.shape = jax.eval_shape(self.learner.init, base, jax.random.key(0))
 
-    def train(self, interrupts: Interrupts) -> TrainState:
-        """Runs to the last step; see ``train``."""
-        options, steps = self.options, self.plan.steps
-        key = jax.random.key(options.seed)
-        with Checkpointer(self.run.checkpoints, max_to_keep=options.keep_checkpoints) as checkpoints:
-            shape, done = jax.eval_shape(self.learner.init, self.start, key), 0
-            shardings = None if self.mesh is None else shardings_for(shape, self.mesh)
-            step_fn = make_step(self.learner, microbatches=options.train.microbatches, shardings=shardings)
-            restored = checkpoints.restore(_on_mesh(shape, shardings)) if self.run.resumed else None
-            if restored is not None:
-                state, done = restored.state, restored.step
-                self._take_up(restored.metadata)
-                self.run.rewind(done)
-                self.console.phase("reward model", steps, start=done)
-                self.console.message(f"resumed at step {done}")
-            else:
-                if self.run.resumed:
-                    self.run.rewind(-1)
-                self.console.phase("reward model", steps)
-                state = self._place(self._fit_fixed(self.learner.init(self.start, key)))
-                self.start = None  # its copy trains; what stays frozen is the base
-                self.before = self.after = self._evaluate(state)
-                self._report(0, self.before)
-                self._save(checkpoints, state, 0)
-            while done < steps:
-                begun = time.monotonic()
-                batch, other = self._batch(done)
-                state, found = step_fn(state, self.base, batch, other)
-                metrics = {name: float(value) for name, value in jax.device_get(found).items()}
-                metrics["time/step_seconds"] = time.monotonic() - begun
-                self._bad_steps = self._bad_steps + 1 if metrics["prm/skipped"] else 0
-                done += 1
-                last = done == steps
-                if last or (options.eval_every and done % options.eval_every == 0):
-                    self.after = self._evaluate(state)
-                    metrics |= self.after
-                self._report(done, metrics)
-                stop, failed = interrupts.should_stop(), self._bad_steps >= options.max_bad_steps
-                if stop or failed or last or done % options.save_every == 0:
-                    self._save(checkpoints, state, done)
-                if failed:
-                    checkpoints.wait()
-                    raise DivergedRun(
-                        f"{self._bad_steps} steps in a row had a non-finite gradient and were skipped: lower "
-                        "--train.learning-rate or raise --max-bad-steps"
-                    )
-                if stop and not last:
-                    checkpoints.wait()
-                    raise InterruptedRun(f"stopped by {interrupts.signal_name} after step {done}")
+    def run(self, run: RunDir, console: Console, interrupts: Interrupts) -> Fitted:
+        """Trains to the last step."""
+        options = self.options
+        shardings = None if self.mesh is None else shardings_for(self.shape, self.mesh)
+        compiled = make_step(self.learner, microbatches=options.train.microbatches, shardings=shardings)
+
+        def step(state: TrainState, batch: StepBatch) -> tuple[TrainState, dict[str, jax.Array]]:
+            return compiled(state, self.base, batch.arrays, batch.extra)
+
+        evaluate = HeldOut(
+            options, self.spec, self.data, self.base, make_scorer(self.learner), place=self._split, ways=self.ways
+        )
+        return fit(
+            self._first_state, step, self._batch, run=run, evaluate=evaluate, callbacks=(self._let_go,),
+            options=FitOptions(
+                steps=self.steps, save_every=options.save_every, eval_every=options.eval_every,
+                keep_checkpoints=options.keep_checkpoints, max_bad_steps=options.max_bad_steps,
+                best=options.best and f"prm_eval/{options.best}",
+                best_is="min" if options.best == "loss" else "max", patience=options.patience,
+            ),
+            frontend=Frontend(
+                console, interrupts, title="reward model",
+                hint="Lower --train.learning-rate, or raise --max-bad-steps",
+            ),
+            identity=self.identity, shardings=shardings,
+        )  # fmt: skip
+
+    def best_state(self, run: RunDir) -> TrainState:
+        """The state with the best held-out metric."""
+        target = self.shape
+        if self.mesh is not None:
+            places = shardings_for(target, self.mesh)
+            target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), target, places)
+        state: TrainState = load_best(run, target)
         return state
 
-    def _place(self, tree: Any) -> Any:
-        """Parameters, or a state that holds them, on the mesh."""
-        return tree if self.mesh is None else shard_params(tree, self.mesh)
+    def _first_state(self) -> TrainState:
+        state = self.learner.init(self.start, jax.random.key(self.options.seed))
+        weights = self.learner.weights(state.trainable, state.fixed, self.base)
+        rows, plan = self.data.rows, self.plan
+        batches = (
+            (collate([rows[i] for i in piece], plan.shape, packed=plan.packed), len(piece))
+            for step in range(len(plan.epochs[0]))
+            for piece in plan.microbatches(step)
+        )
+        state = dataclasses.replace(state, fixed=self.spec.kind.fit_fixed(self.spec, weights, batches))
+        return state if self.mesh is None else shard_params(state, self.mesh)
+
+    def _let_go(self, event: Any) -> None:
+        """What trains is a copy of the start; what stays frozen is the base."""
+        if event.kind == "start":
+            self.start = None
+
+    def _batch(self, step: int) -> StepBatch:
+        pieces, rows = self.options.train.microbatches, self.data.rows
+        batch = self._split(batch_of(self.plan, rows, step, microbatches=pieces), axis=1)
+        members = [[rows[i] for i in piece] for piece in self.plan.microbatches(step)]
+        members += [[]] * (pieces - len(members))
+        extra = [self.spec.kind.extra_batch(piece, self.plan.shape) for piece in members]
+        present = [one for one in extra if one is not None]
+        return StepBatch(batch, self._split(stack(present), axis=1) if present else None)
 
     def _split(self, batch: Batch, *, axis: int = 0) -> Batch:
         """A batch on the mesh, `axis` of every leaf split."""
@@ -229,84 +231,9 @@ class PRMLoop:
             return batch
         return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec(*([None] * axis), BATCH)))
 
-    def _batch(self, step: int) -> tuple[Batch, Batch | None]:
-        pieces = self.options.train.microbatches
-        batch = batch_of(self.plan, self.data.rows, step, microbatches=pieces)
-        others = [
-            self.spec.kind.extra_batch([self.data.rows[i] for i in piece], self.plan.shape)
-            for piece in self.plan.microbatches(step)
-        ]
-        extra = [other for other in others if other is not None]
-        if not extra:
-            return self._split(batch, axis=1), None
-        empty = self.spec.kind.extra_batch([], self.plan.shape)
-        extra += [empty] * (pieces - len(extra)) if empty is not None else []
-        return self._split(batch, axis=1), self._split(stack(extra), axis=1)
-
-    def _fit_fixed(self, state: TrainState) -> TrainState:
-        """The arrays that a kind computes from the training data before gradients are taken."""
-        weights = self.learner.weights(state.trainable, state.fixed, self.base)
-        batches = (
-            (collate([self.data.rows[i] for i in piece], self.plan.shape, packed=self.plan.packed), len(piece))
-            for step in range(len(self.plan.epochs[0]))
-            for piece in self.plan.microbatches(step)
-        )
-        return dataclasses.replace(state, fixed=self.spec.kind.fit_fixed(self.spec, weights, batches))
-
-    def _evaluate(self, state: TrainState) -> dict[str, float]:
-        """Held-out loss, and what the scores of held-out solutions are worth."""
-        found: dict[str, float] = {}
-        if self.data.eval_loss_rows:
-            losses = [loss for _, _, loss in self._scored(state, self.data.eval_loss_rows, self.spec.kind.whole_groups)]
-            total, weight = (sum(float(getattr(loss, name)) for loss in losses) for name in ("total", "weight"))
-            found["prm_eval/loss"] = total / max(weight, 1.0)
-        if self.data.eval_rows:
-            parts = [(rows, scores) for rows, scores, _ in self._scored(state, self.data.eval_rows, False)]
-            rows = [row for members, _ in parts for row in members]
-            scores = [table[place, : len(row.reads)] for members, table in parts for place, row in enumerate(members)]
-            measured = row_metrics(rows, scores, how=self.spec.kind.how)
-            found |= {f"prm_eval/{name}": value for name, value in measured.items()}
-        return found
-
-    def _scored(
-        self, state: TrainState, rows: Sequence[Row], whole_groups: bool
-    ) -> list[tuple[list[Row], np.ndarray, Any]]:
-        """For every batch in order: its rows, their step scores, the loss (of pairs, only with whole groups)."""
-        plan = make_plan(
-            rows, batch_size=self.options.train.batch_size, whole_groups=whole_groups,
-            packed=self.options.data.pack, shuffle=False, objectives=self.data.objectives, ways=self.ways,
-        )  # fmt: skip
-        found = []
-        for step in range(plan.steps):
-            members = [rows[i] for i in plan.microbatches(step)[0]]
-            batch = self._split(collate(members, plan.shape, packed=plan.packed))
-            scores, loss = self._score(state, self.base, batch)
-            found.append((members, np.asarray(scores), jax.device_get(loss)))
-        return found
-
-    def _report(self, step: int, metrics: dict[str, float]) -> None:
-        if step:
-            self.run.claim()
-        self.console.update(step, self.run.log(step, metrics))
-
-    def _save(self, checkpoints: Checkpointer, state: TrainState, done: int) -> None:
-        metadata = {
-            "digest": self._digest, "before": self.before, "after": self.after, "bad_steps": self._bad_steps,
-        }  # fmt: skip
-        self.run.sync()
-        checkpoints.save(done, state, metadata)
-
-    def _take_up(self, metadata: dict[str, Any]) -> None:
-        if metadata["digest"] != self._digest:
-            raise UserError(
-                "the data or the weights that this run starts from have changed since its checkpoint was written "
-                "(--data.path or --model.path): put the old ones back, or start a new run"
-            )
-        self.before, self.after, self._bad_steps = metadata["before"], metadata["after"], metadata["bad_steps"]
-
-    def _fingerprint(self) -> str:
+    def _fingerprint(self, base: Params) -> str:
         """Of the start and of the rows."""
-        digest = hashlib.blake2b(json.dumps(fingerprint(self.start), sort_keys=True).encode(), digest_size=16)
+        digest = hashlib.blake2b(json.dumps(fingerprint(base), sort_keys=True).encode(), digest_size=16)
         for row in self.data.rows:
             for array in (row.tokens, row.step_ids, row.labels, row.label_mask):
                 digest.update(array.tobytes())
@@ -319,7 +246,9 @@ def _mesh(options: TrainPRMOptions) -> Mesh | None:
     if (sizes.data, sizes.fsdp, sizes.tensor) == (1, 1, 1):
         return None
     if jax.process_count() > 1:
-        raise UserError(f"--mesh: a reward model trains in one process with all its devices; {jax.process_count()} run")
+        raise UserError(
+            f"--mesh: a reward model trains in one process with all its devices, found {jax.process_count()} processes"
+        )
     mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
     piece, ways = train.batch_size // train.microbatches, rows_over(mesh)
     if piece % ways:
@@ -328,13 +257,6 @@ def _mesh(options: TrainPRMOptions) -> Mesh | None:
             "(--mesh.data x --mesh.fsdp): choose numbers that divide"
         )
     return mesh
-
-
-def _on_mesh(shape: TrainState, shardings: TrainState | None) -> TrainState:
-    """Shapes with their places, so that what a checkpoint holds is the only state in memory."""
-    if shardings is None:
-        return shape
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, shardings)
 
 
 def _draw(path: pathlib.Path, console: Console) -> None:

@@ -5,19 +5,16 @@ shard_map. A function imports nothing but jax and chex.
 """
 
 from prm_jax.rl.advantages import (
-    discounted_returns,
-    generalized_advantages,
     grpo_advantages,
     implicit_value_advantages,
-    lambda_returns,
     leave_one_out,
-    n_step_returns,
     reinforce_advantages,
     rloo_advantages,
     whiten,
 )
 from prm_jax.rl.bellman_rank import bellman_rank_penalty
 from prm_jax.rl.confidence import update_reward_mean
+from prm_jax.rl.credit import centred_credit, cumulative_credit, min_credit, step_credit, value_credit
 from prm_jax.rl.extraction import best_of_n_policy_loss, best_of_n_targets, candidate_advantages
 from prm_jax.rl.filtering import passing_first, rows_of_groups, solve_rate_mask, truncation_mask
 from prm_jax.rl.halting import halting_distribution, halting_loss, quantile_exit
@@ -34,19 +31,27 @@ from prm_jax.rl.losses import (
 )
 from prm_jax.rl.metrics import best_threshold, first_error, first_error_f1, pairwise_accuracy, trust_gate
 from prm_jax.rl.multi_objective import gated_objectives, objective_gates, verifier_rewards
+from prm_jax.rl.pair_losses import (
+    all_pairs_loss,
+    apo_loss,
+    detached_pairwise_loss,
+    exo_loss,
+    nca_loss,
+    orpo_loss,
+    pairwise_loss,
+    robust_pairwise_loss,
+    step_preference_loss,
+)
 from prm_jax.rl.posterior import brain_loss
 from prm_jax.rl.preference import gpo_loss, group_preferences, preference_gates, preference_score
+from prm_jax.rl.prefixes import lambda_grpo_advantages, shared_prefix_counts
+from prm_jax.rl.returns import discounted_returns, generalized_advantages, lambda_returns, n_step_returns
 from prm_jax.rl.reward_losses import (
-    all_pairs_loss,
-    detached_pairwise_loss,
     kto_loss,
     kto_reference_point,
-    nca_loss,
     outcome_ce_loss,
-    pairwise_loss,
     step_ce_loss,
     step_kto_loss,
-    step_preference_loss,
 )
 from prm_jax.rl.rewards import (
     aggregate_steps,
@@ -113,17 +118,26 @@ __all__ = [
     "effective_rewards",
     "pessimistic_rewards",
     "progress_rewards",
-    # advantages
+    # returns
     "discounted_returns",
     "generalized_advantages",
+    "lambda_returns",
+    "n_step_returns",
+    # advantages
     "grpo_advantages",
     "implicit_value_advantages",
-    "lambda_returns",
     "leave_one_out",
-    "n_step_returns",
     "reinforce_advantages",
     "rloo_advantages",
     "whiten",
+    "lambda_grpo_advantages",
+    "shared_prefix_counts",
+    # credit
+    "centred_credit",
+    "cumulative_credit",
+    "min_credit",
+    "step_credit",
+    "value_credit",
     # losses
     "Loss",
     "Mean",
@@ -133,17 +147,22 @@ __all__ = [
     "kl_penalty",
     "token_kl",
     "value_loss",
-    # losses of reward models
+    # losses of pairs
     "all_pairs_loss",
+    "apo_loss",
     "detached_pairwise_loss",
+    "exo_loss",
+    "nca_loss",
+    "orpo_loss",
+    "pairwise_loss",
+    "robust_pairwise_loss",
+    "step_preference_loss",
+    # losses of reward models
     "kto_loss",
     "kto_reference_point",
-    "nca_loss",
     "outcome_ce_loss",
-    "pairwise_loss",
     "step_ce_loss",
     "step_kto_loss",
-    "step_preference_loss",
     # targets
     "agree",
     "mc_targets",

@@ -1,8 +1,7 @@
-"""Returns and advantages. Everything here is a constant to the optimiser: no function passes a gradient.
+"""Advantages of responses and tokens within groups. Constants to the optimiser: no function passes a gradient.
 
-PRIME's own estimators are those of arXiv 2502.01456, Eqs. 5, 7 and 8. Time counts valid tokens only: a position
-outside the mask earns nothing, is not discounted, and is stepped over, so a row with holes (tool output, say)
-has the returns of the row with the holes cut out.
+PRIME's own estimators are those of arXiv 2502.01456, Eqs. 5, 7 and 8. Tokens outside the mask are skipped, as in
+`returns.py`.
 """
 
 from typing import Literal
@@ -13,131 +12,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from prm_jax.rl import masking
+from prm_jax.rl.returns import discounted_returns
 
 _ROUNDING = 1e-6  # a spread below this share of the largest magnitude is float32 rounding, not a signal
-
-
-def discounted_returns(rewards: ArrayLike, mask: ArrayLike, *, discount: float = 1.0) -> jax.Array:
-    """Reward to go: G_t = r_t + discount * G_{t+1}.
-
-    Args:
-      rewards: [B, T] float (or int), no gradient.
-      mask: [B, T] bool, True on response tokens.
-      discount: in [0, 1].
-
-    Returns:
-      [B, T] float32, 0 outside the mask. Any leading axes will do.
-    """
-    mask = masking.as_mask(mask)
-    chex.assert_equal_shape([jnp.asarray(rewards), mask])
-    rewards = jax.lax.stop_gradient(masking.masked(rewards, mask))
-    if isinstance(discount, (int, float)) and discount == 1:
-        return jnp.where(mask, masking.reverse_cumsum(rewards), 0.0)
-    decay = jnp.where(mask, masking.as_f32(discount), 1.0)
-    return jnp.where(mask, masking.reverse_recurrence(decay, rewards), 0.0)
-
-
-def lambda_returns(
-    rewards: ArrayLike,
-    values: ArrayLike,
-    mask: ArrayLike,
-    *,
-    discount: float,
-    lambda_: float,
-    bootstrap: ArrayLike | None = None,
-) -> jax.Array:
-    """TD(lambda) targets: G_t = r_t + discount * ((1 - lambda) * v_{t+1} + lambda * G_{t+1}).
-
-    lambda 0 is the one-step target, lambda 1 the Monte-Carlo return. Equals values + `generalized_advantages`.
-
-    Args:
-      rewards: [B, T] float, r_t is earned on leaving state t; no gradient.
-      values: [B, T] float, v_t is the value of state t; no gradient.
-      mask: [B, T] bool, True on valid positions.
-      discount: in [0, 1].
-      lambda_: in [0, 1].
-      bootstrap: optional [B] float, value of the state after the last valid one, for cut responses; 0 if None
-        (the end is terminal).
-
-    Returns:
-      [B, T] float32, 0 outside the mask.
-
-    Source: Sutton and Barto, Reinforcement Learning, 2nd ed., section 12.1.
-    """
-    mask = masking.as_mask(mask)
-    chex.assert_equal_shape([jnp.asarray(rewards), jnp.asarray(values), mask])
-    r = jax.lax.stop_gradient(masking.masked(rewards, mask))
-    v = jax.lax.stop_gradient(masking.masked(values, mask))
-    end = _end_value(bootstrap, mask)
-    step = jnp.where(mask, r + discount * (1 - lambda_) * masking.next_valid(v, mask, end=end), 0.0)
-    step = step + jnp.where(masking.is_last(mask), discount * lambda_ * end[..., None], 0.0)
-    decay = jnp.where(mask, masking.as_f32(discount * lambda_), 1.0)
-    return jnp.where(mask, masking.reverse_recurrence(decay, step), 0.0)
-
-
-def n_step_returns(
-    rewards: ArrayLike,
-    values: ArrayLike,
-    mask: ArrayLike,
-    *,
-    discount: float,
-    n: int,
-    bootstrap: ArrayLike | None = None,
-) -> jax.Array:
-    """The sum of n discounted rewards and the value of the state reached: sum_{k<n} g^k r_{t+k} + g^n v_{t+n}.
-
-    Args:
-      rewards: [B, T] float, no gradient.
-      values: [B, T] float, no gradient.
-      mask: [B, T] bool, True on valid positions.
-      discount: g, in [0, 1].
-      n: static number of steps, >= 1; steps past the end count the bootstrap value, or nothing.
-      bootstrap: optional [B] float, value of the state after the last valid one; 0 if None.
-
-    Returns:
-      [B, T] float32, 0 outside the mask.
-    """
-    mask = masking.as_mask(mask)
-    chex.assert_equal_shape([jnp.asarray(rewards), jnp.asarray(values), mask])
-    chex.assert_scalar_positive(n)
-    r = jax.lax.stop_gradient(masking.masked(rewards, mask))
-    end = _end_value(bootstrap, mask)
-
-    def one_step(_: int, target: jax.Array) -> jax.Array:
-        return jnp.where(mask, r + discount * masking.next_valid(target, mask, end=end), 0.0)
-
-    return jax.lax.fori_loop(0, n, one_step, jax.lax.stop_gradient(masking.masked(values, mask)))
-
-
-def generalized_advantages(
-    rewards: ArrayLike,
-    values: ArrayLike,
-    mask: ArrayLike,
-    *,
-    discount: float,
-    lambda_: float,
-    bootstrap: ArrayLike | None = None,
-) -> jax.Array:
-    """Generalised advantage estimation: A_t = d_t + discount * lambda * A_{t+1}, d_t = r_t + discount * v_{t+1} - v_t.
-
-    Not whitened; call `whiten` for that. PRIME's released code reads the values behind the mask as if they were
-    states (they leak into the last token); to see that, pass an all-True mask.
-
-    Args:
-      rewards: [B, T] float, no gradient.
-      values: [B, T] float, no gradient.
-      mask: [B, T] bool, True on response tokens.
-      discount: in [0, 1].
-      lambda_: in [0, 1].
-      bootstrap: optional [B] float, value of the state after the last valid one, for cut responses.
-
-    Returns:
-      [B, T] float32, 0 outside the mask. Add the values for the critic's targets.
-
-    Source: arXiv 1506.02438, Eq. 16.
-    """
-    returns = lambda_returns(rewards, values, mask, discount=discount, lambda_=lambda_, bootstrap=bootstrap)
-    return returns - jax.lax.stop_gradient(masking.masked(values, masking.as_mask(mask)))
 
 
 def leave_one_out(
@@ -186,7 +63,6 @@ def rloo_advantages(
     outcome_coef: float = 1.0,
     discount: float = 1.0,
     whiten: bool = True,
-    eps: float = 1e-8,
     axis_name: masking.AxisName = None,
 ) -> jax.Array:
     """PRIME's advantage: leave-one-out on process rewards and on outcomes, each with its own baseline.
@@ -214,8 +90,7 @@ def rloo_advantages(
       dense_coef: weight of the process rewards (0: outcome only).
       outcome_coef: weight of the outcome.
       discount: of the process rewards, in [0, 1].
-      whiten: whiten the result.
-      eps: of `whiten`.
+      whiten: apply `whiten` to the result.
       axis_name: mapped axis over which the batch is split (groups may straddle devices), or None.
 
     Returns:
@@ -234,7 +109,7 @@ def rloo_advantages(
         scale, baseline = jnp.where(alone, 1.0, size / rest), jnp.where(alone, 0.0, (others + mean_reward) / rest)
         dense = rewards * scale[:, None] - baseline[:, None]
     sparse = leave_one_out(outcome, ids, num_groups=num_groups, mask=member, axis_name=axis_name)
-    return _combine(dense, sparse, mask, dense_coef, outcome_coef, discount, whiten, eps, axis_name)
+    return _combine(dense, sparse, mask, dense_coef, outcome_coef, discount, whiten, axis_name)
 
 
 def grpo_advantages(
@@ -244,11 +119,10 @@ def grpo_advantages(
     group_ids: ArrayLike,
     *,
     num_groups: int,
-    eps: float = 1e-6,
+    eps: float | None = 1e-6,
     dense_coef: float = 1.0,
     outcome_coef: float = 1.0,
     discount: float = 1.0,
-    normalize_std: bool = True,
     axis_name: masking.AxisName = None,
 ) -> jax.Array:
     """Group-relative advantage with process rewards.
@@ -266,11 +140,10 @@ def grpo_advantages(
       mask: [B, T] bool, True on response tokens. A row without tokens is no member of its group.
       group_ids: [B] int in [0, num_groups), in any order.
       num_groups: static number of groups.
-      eps: added to the standard deviations.
+      eps: added to the standard deviations; None leaves the division out (Dr. GRPO, arXiv 2503.20783).
       dense_coef: weight of the process rewards.
       outcome_coef: weight of the outcome.
       discount: of the process rewards, in [0, 1].
-      normalize_std: False leaves the division out (Dr. GRPO, arXiv 2503.20783).
       axis_name: mapped axis over which the batch is split (groups may straddle devices), or None.
 
     Returns:
@@ -283,14 +156,14 @@ def grpo_advantages(
 
     def centre_and_scale(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         centre, std, signal = _group_spread(x, ids, member, num_groups, axis_name)
-        scale = jnp.where(signal, 1.0 / (std + eps) if normalize_std else 1.0, 0.0)
+        scale = jnp.where(signal, 1.0 if eps is None else 1.0 / (std + eps), 0.0)
         return centre, scale
 
     centre, scale = centre_and_scale(a)
     sparse = (a - centre) * scale
     centre, scale = centre_and_scale(mean_reward)
     dense = (rewards - centre[:, None]) * scale[:, None]
-    return _combine(dense, sparse, mask, dense_coef, outcome_coef, discount, False, 0.0, axis_name)
+    return _combine(dense, sparse, mask, dense_coef, outcome_coef, discount, False, axis_name)
 
 
 def reinforce_advantages(
@@ -371,14 +244,6 @@ def whiten(x: ArrayLike, mask: ArrayLike, *, eps: float = 1e-8, axis_name: maski
     return centred / jnp.sqrt(variance + eps)
 
 
-def _end_value(bootstrap: ArrayLike | None, mask: jax.Array) -> jax.Array:
-    """[B] value after the last valid state; 0 for rows without one."""
-    if bootstrap is None:
-        return jnp.zeros(mask.shape[:-1], jnp.float32)
-    chex.assert_shape(jnp.asarray(bootstrap), mask.shape[:-1])
-    return jax.lax.stop_gradient(masking.masked(bootstrap, jnp.any(mask, -1)))
-
-
 def _prime_inputs(
     token_rewards: ArrayLike, outcome: ArrayLike, mask: ArrayLike, group_ids: ArrayLike, num_groups: int
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -425,9 +290,8 @@ def _combine(
     outcome_coef: float,
     discount: float,
     whitened: bool,
-    eps: float,
     axis_name: masking.AxisName,
 ) -> jax.Array:
     """[B, T] advantages from centred token rewards [B, T] and centred outcomes [B]."""
     returns = dense_coef * discounted_returns(dense, mask, discount=discount) + outcome_coef * sparse[:, None]
-    return whiten(returns, mask, eps=eps, axis_name=axis_name) if whitened else jnp.where(mask, returns, 0.0)
+    return whiten(returns, mask, axis_name=axis_name) if whitened else jnp.where(mask, returns, 0.0)

@@ -19,6 +19,7 @@ TokenAggregation = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-m
 KLEstimator = Literal["k1", "k2", "k3"]
 
 _K3_BOUND = 10.0
+_LOG_RATIO_BOUND = 20.0  # so that exp stays finite
 
 
 @jax.tree_util.register_dataclass
@@ -47,6 +48,11 @@ class Loss(Mean):
     def summary(self) -> dict[str, jax.Array]:
         """The means of the metrics by name."""
         return {name: metric.mean() for name, metric in self.metrics.items()}
+
+
+def mean_over(x: jax.Array, mask: jax.Array) -> Mean:
+    """The selected entries as a `Mean`: their sum and their number."""
+    return Mean(jnp.sum(masking.masked(x, mask)), jnp.sum(mask.astype(jnp.float32)))
 
 
 def aggregate_tokens(
@@ -92,14 +98,13 @@ def clipped_surrogate(
     clip_high: float = 0.2,
     dual_clip: float | None = None,
     ratio: Literal["token", "sequence"] = "token",
-    log_ratio_clamp: float = 20.0,
     token_weights: ArrayLike | None = None,
     aggregation: TokenAggregation = "token-mean",
 ) -> Loss:
     """The clipped policy-gradient loss: max(-A * rho, -A * clip(rho, 1 - clip_low, 1 + clip_high)).
 
-    rho_t = exp(logp_t - old_logp_t), or, with ratio="sequence", exp of the response's mean log-ratio, one for
-    all its tokens (GSPO). With `dual_clip` c, where A < 0 the loss is at most -c * A.
+    rho_t = exp(logp_t - old_logp_t) with the log-ratio clamped to +-20, or, with ratio="sequence", exp of the
+    response's mean log-ratio for all its tokens (GSPO). With `dual_clip` c, where A < 0 the loss is at most -c * A.
 
     Args:
       logp: [B, T] float, log-probabilities under the policy; the only input that receives gradients.
@@ -111,14 +116,14 @@ def clipped_surrogate(
       clip_high: the ratio is clipped above at 1 + clip_high.
       dual_clip: bound c > 1 for negative advantages, or None.
       ratio: "token" or "sequence".
-      log_ratio_clamp: log-ratios are clamped to +- this, so that exp stays finite.
       token_weights: optional [B, T] float, constants that multiply the tokens' losses (truncated importance
         weights of stale or quantised samplers, say).
       aggregation: see `aggregate_tokens`; "seq-mean-token-mean" is the natural one for ratio="sequence".
 
     Returns:
       Loss; metrics clip_fraction (share of tokens whose gradient the clip cuts), dual_clip_fraction, approx_kl
-      (mean of old_logp - logp) and ratio, all means over tokens.
+      (mean of old_logp - logp) and ratio, all means over tokens. approx_kl is not clamped; verl's ppo_kl averages
+      log-ratios clamped to +-20, and is lower where a token's probability has collapsed.
 
     Source: arXiv 1707.06347, Eq. 7; dual clip arXiv 1912.09729; sequence ratio arXiv 2507.18071.
     """
@@ -127,10 +132,9 @@ def clipped_surrogate(
     chex.assert_equal_shape([jnp.asarray(logp), jnp.asarray(old_logp), jnp.asarray(advantages), mask])
     log_ratio = masking.masked(logp, mask) - jax.lax.stop_gradient(masking.masked(old_logp, mask))
     a = jax.lax.stop_gradient(masking.masked(advantages, mask))
-    used = log_ratio
-    if ratio == "sequence":
-        used = jnp.broadcast_to(masking.mean_last(log_ratio, mask)[..., None], mask.shape)
-    rho = jnp.exp(jnp.clip(used, -log_ratio_clamp, log_ratio_clamp))
+    used = log_ratio if ratio == "token" else masking.mean_last(log_ratio, mask)[..., None]
+    rho = jnp.exp(jnp.clip(used, -_LOG_RATIO_BOUND, _LOG_RATIO_BOUND))
+    rho = jnp.broadcast_to(rho, mask.shape)
     unclipped, clipped = -a * rho, -a * jnp.clip(rho, 1 - clip_low, 1 + clip_high)
     loss = jnp.maximum(unclipped, clipped)
     bounded = jnp.zeros_like(mask)
@@ -259,7 +263,8 @@ def value_loss(
       aggregation: see `aggregate_tokens`.
 
     Returns:
-      Loss (no factor 1/2); metric clip_fraction when clipping.
+      Loss (no factor 1/2); when clipping, metric clip_fraction: the share of values outside the range whose clipped
+      error is the larger one.
 
     Raises:
       ValueError: an unknown kind, or `clip` without `old_values` or with a kind other than "mse".
@@ -282,7 +287,8 @@ def value_loss(
     if clip is not None and old_values is not None:
         chex.assert_equal_shape([jnp.asarray(old_values), mask])
         old = jax.lax.stop_gradient(masking.masked(old_values, mask))
-        clipped = jnp.square(old + jnp.clip(v - old, -clip, clip) - y)
+        # Exactly v inside the range: old + clip(v - old) is not, to rounding, and would count as clipped.
+        clipped = jnp.square(jnp.clip(v, old - clip, old + clip) - y)
         metrics = {"clip_fraction": aggregate_tokens(clipped > error, mask)}
         error = jnp.maximum(error, clipped)
     result = aggregate_tokens(error, mask, aggregation=aggregation)

@@ -27,9 +27,10 @@ def pairwise_accuracy(
 ) -> jax.Array:
     """How often the score orders two responses to one prompt as their outcomes do.
 
-    Pairs with different outcomes count, each with weight |a_i - a_j|; equal scores count one half, so scores
-    that say nothing get 0.5. "groups" takes the mean over groups that have a pair, "pairs" the mean over all
-    pairs, "released" (verl) the mean over groups with 0.5 for those without a pair, which pulls towards 0.5.
+    Pairs with different outcomes count, each with weight |a_i - a_j|; equal scores count one half, so that constant
+    scores get 0.5. (verl counts a tie as right if the better response comes second and as wrong if it comes first.)
+    "groups" takes the mean over groups that have a pair, "pairs" the mean over all pairs, "released" (verl) the
+    mean over groups with 0.5 for those without a pair, which pulls towards 0.5.
 
     Args:
       scores: [B] float.

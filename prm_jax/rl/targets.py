@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from prm_jax.rl import masking
-from prm_jax.rl.advantages import lambda_returns
+from prm_jax.rl.returns import lambda_returns
 
 
 def mc_targets(

@@ -16,8 +16,8 @@ from prm_jax.search.expressions import Grammar
 from prm_jax.search.labels import StepPairs, step_pairs, sums_below, tree_labels
 from prm_jax.search.mcts import Expansion, Leaf, Method, ask, grow, search
 from prm_jax.search.omega import FirstError, Halvings, first_error_search, omega_select, omega_use
-from prm_jax.search.omega_label import LocatedError, OmegaLabels, Request, Rollout, State, omega_label
-from prm_jax.search.reroot import reroot
+from prm_jax.search.omega_label import JudgedRollout, LocatedError, OmegaLabels, PrefixRequest, PrefixState, omega_label
+from prm_jax.search.rerooting import reroot
 from prm_jax.search.scores import ChildValues, ScoreRule, alphazero, blueprint, child_scores, minmax, puct, ucb1
 from prm_jax.search.selection import Selection, select
 from prm_jax.search.symbolic import Regression, RsrmOptions, formula_reward, regress
@@ -76,15 +76,15 @@ __all__ = [
     "q_values",
     "regress",
     "Regression",
-    "Request",
+    "PrefixRequest",
     "reroot",
-    "Rollout",
+    "JudgedRollout",
     "RsrmOptions",
     "ScoreRule",
     "search",
     "select",
     "Selection",
-    "State",
+    "PrefixState",
     "step_beam",
     "step_pairs",
     "StepBeam",

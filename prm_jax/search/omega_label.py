@@ -15,7 +15,7 @@ from prm_jax.search.omega import first_error_search, omega_select
 Steps = tuple[Hashable, ...]
 
 
-class Request(NamedTuple):
+class PrefixRequest(NamedTuple):
     """Rollouts that are asked for.
 
     Attributes:
@@ -27,7 +27,7 @@ class Request(NamedTuple):
     prefix: Steps
 
 
-class Rollout(NamedTuple):
+class JudgedRollout(NamedTuple):
     """One completion.
 
     Attributes:
@@ -42,7 +42,7 @@ class Rollout(NamedTuple):
     correct: bool | None
 
 
-class State(NamedTuple):
+class PrefixState(NamedTuple):
     """A prefix whose rollouts were counted; the label of its last step.
 
     Attributes:
@@ -92,7 +92,7 @@ class OmegaLabels:
       searches: [P] i64, binary searches done for each question.
     """
 
-    states: tuple[State, ...]
+    states: tuple[PrefixState, ...]
     errors: tuple[LocatedError, ...]
     calls: np.ndarray
     searches: np.ndarray
@@ -100,7 +100,7 @@ class OmegaLabels:
 
 _select = jax.jit(omega_select)
 
-RolloutFn = Callable[[Sequence[Request], int], Sequence[Sequence[Rollout]]]
+RolloutFn = Callable[[Sequence[PrefixRequest], int], Sequence[Sequence[JudgedRollout]]]
 """(requests, number of rollouts for each) -> for each request its rollouts."""
 
 
@@ -130,7 +130,7 @@ def omega_label(
       searches: most searches a question.
       alpha: see `omega_select`.
       beta: see `omega_select`.
-      L: see `omega_select`, in the unit of `Rollout.length`.
+      L: see `omega_select`, in the unit of `JudgedRollout.length`.
       c: see `omega_select`.
       on_search: called with (searches done, what was found so far) after each, for progress or for saving.
 
@@ -164,15 +164,15 @@ class _Pool:
 
     def __init__(self, question: int) -> None:
         self.question, self.calls = question, 0
-        self.states: dict[Steps, State] = {}
+        self.states: dict[Steps, PrefixState] = {}
         self.visits: list[int] = []
-        self.wrong: list[tuple[int, Rollout]] = []  # (number of the state, rollout)
+        self.wrong: list[tuple[int, JudgedRollout]] = []  # (number of the state, rollout)
         self.used: list[bool] = []
 
-    def add(self, prefix: Steps, found: Sequence[Rollout]) -> None:
+    def add(self, prefix: Steps, found: Sequence[JudgedRollout]) -> None:
         number = len(self.states)
         judged = [r.correct for r in found if r.correct is not None]
-        self.states[prefix] = State(self.question, prefix, sum(judged), len(judged))
+        self.states[prefix] = PrefixState(self.question, prefix, sum(judged), len(judged))
         self.visits.append(0)
         self.calls += len(found)
         # A rollout without steps has no step to blame: the prefix was the whole solution.
@@ -192,7 +192,7 @@ def _estimate(
     new = [(pool, prefix) for pool, prefix in wanted if prefix not in pool.states]
     if not new:
         return
-    answers = rollout_fn([Request(pool.question, prefix) for pool, prefix in new], rollouts)
+    answers = rollout_fn([PrefixRequest(pool.question, prefix) for pool, prefix in new], rollouts)
     if len(answers) != len(new):
         raise ValueError(f"rollout_fn answered {len(answers)} of {len(new)} requests")
     for (pool, prefix), found in zip(new, answers, strict=True):

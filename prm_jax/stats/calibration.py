@@ -181,22 +181,9 @@ def fit_platt(
         positive = over_all(target.sum())
         high, low = (positive + 1) / (positive + 2), 1 / (valid - positive + 2)
         target = target * high + (1 - target) * low
-    features = jnp.stack([unit, jnp.ones_like(unit)], -1)  # [N, 2]
-
-    def loss(theta: jax.Array) -> jax.Array:
-        logit = features @ theta
-        return over_all((weight * (jax.nn.softplus(logit) - target * logit)).sum()) / count
-
-    def newton(theta: jax.Array, _: None) -> tuple[jax.Array, None]:
-        p = jax.nn.sigmoid(features @ theta)
-        gradient = over_all((weight * (p - target)) @ features) / count
-        hessian = over_all((features * (weight * p * (1 - p))[:, None]).T @ features) / count
-        step = jnp.linalg.solve(hessian + 1e-6 * jnp.eye(2), gradient)
-        options = theta - jnp.array([1.0, 0.5, 0.25, 0.1, 0.01, 4.0, 0.0])[:, None] * step
-        return options[jnp.argmin(jax.vmap(loss)(options))], None
-
     start = jnp.zeros_like(jnp.stack([centre, spread]))  # varies over mapped axes as the statistics do
-    theta, _ = jax.lax.scan(newton, start, None, length=num_steps)
+    features = jnp.stack([unit, jnp.ones_like(unit)], -1)
+    theta = _newton(features, target, weight / count, start, num_steps, axis_name)
     slope = jnp.where(spread > 0, theta[0] / jnp.where(spread > 0, spread, 1.0), 0.0)
     return PlattScale(slope, theta[1] - slope * centre)
 
@@ -212,6 +199,31 @@ def apply_platt(scale: PlattScale, scores: ArrayLike) -> jax.Array:
       [...] f32 in (0, 1); the order of the scores is kept where the slope is positive. Gradients flow to both.
     """
     return jax.nn.sigmoid(scale.slope * masking.as_f32(scores) + scale.intercept)
+
+
+def _newton(
+    features: jax.Array,
+    target: jax.Array,
+    weight: jax.Array,
+    start: jax.Array,
+    num_steps: int,
+    axis_name: masking.AxisName,
+) -> jax.Array:
+    """Coefficients [2] of a logistic regression on `features` [N, 2]; the weights [N] sum to 1 over all devices."""
+
+    def loss(theta: jax.Array) -> jax.Array:
+        logit = features @ theta
+        return masking.psum((weight * (jax.nn.softplus(logit) - target * logit)).sum(), axis_name)
+
+    def improve(theta: jax.Array, _: None) -> tuple[jax.Array, None]:
+        p = jax.nn.sigmoid(features @ theta)
+        gradient = masking.psum((weight * (p - target)) @ features, axis_name)
+        hessian = masking.psum((features * (weight * p * (1 - p))[:, None]).T @ features, axis_name)
+        step = jnp.linalg.solve(hessian + 1e-6 * jnp.eye(2), gradient)
+        options = theta - jnp.array([1.0, 0.5, 0.25, 0.1, 0.01, 4.0, 0.0])[:, None] * step
+        return options[jnp.argmin(jax.vmap(loss)(options))], None
+
+    return jax.lax.scan(improve, start, None, length=num_steps)[0]
 
 
 def _masked_pair(

@@ -9,6 +9,7 @@ from prm_jax.data import load_task
 from prm_jax.data.rows import read_rows
 from prm_jax.data.step_data import read_step_data
 from prm_jax.errors import UserError
+from prm_jax.models import hub
 
 _ROWS = [{"prompt": f"q{k}", "answer": k} for k in range(5)]
 
@@ -142,3 +143,23 @@ def test_bad_step_data_can_be_skipped_and_counted(tmp_path):
     path.write_text("nonsense")
     with pytest.raises(UserError, match="all of its 1 records are bad; the first is .*steps.jsonl:1"):
         read_step_data(path, skipped=[])
+
+
+def test_data_sets_by_their_name_on_the_hub(tmp_path, monkeypatch):
+    folder = tmp_path / "snapshot" / "main"
+    folder.mkdir(parents=True)
+    for name, rows in (("train.jsonl", _ROWS[:3]), ("test.jsonl", _ROWS[3:])):
+        (folder / name).write_text("\n".join(map(json.dumps, rows)))
+    asked = []
+
+    def find(name, *, repo_type):
+        asked.append((name, repo_type))
+        return folder.parent
+
+    monkeypatch.setattr(hub, "find_model", find)
+    monkeypatch.chdir(tmp_path)
+    task = load_task("some-org/sums", eval="some-org/sums/test")
+    assert [p.answer for p in task.train] == ["0", "1", "2"] and [p.answer for p in task.eval] == ["3", "4"]
+    assert asked == [("some-org/sums", "dataset")] * 2
+    with pytest.raises(UserError, match="unknown task 'snapshot/absent'"):
+        load_task("snapshot/absent")  # a folder that is here

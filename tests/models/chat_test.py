@@ -1,14 +1,16 @@
 """Chat templates render as their authors meant, and can neither break out nor run away."""
 
+import concurrent.futures
 import datetime
-import sys
-import threading
+import pathlib
+import re
 import time
 
 import pytest
 
 from prm_jax.errors import UserError
-from prm_jax.models import render_chat
+from prm_jax.models import chat, render_chat
+from prm_jax.models.child_process import ChildProcess
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 3?"}]
 CHATML = """
@@ -60,17 +62,17 @@ class TestRendering:
             render_chat("{{ messages[0].update({'content': 'x'}) }}", MESSAGES)
         assert MESSAGES[0]["content"] == "Be brief."
 
-    def test_the_trace_function_is_put_back(self):
-        before = sys.gettrace()
-        render_chat(CHATML, MESSAGES)
-        assert sys.gettrace() is before
+    def test_in_threads(self):
+        def render(i: int) -> str:
+            return render_chat(CHATML, [{"role": "user", "content": str(i)}], add_generation_prompt=False)
 
-    def test_in_a_thread(self):
-        texts = []
-        thread = threading.Thread(target=lambda: texts.append(render_chat(CHATML, MESSAGES)))
-        thread.start()
-        thread.join()
-        assert texts == [render_chat(CHATML, MESSAGES)]
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            texts = list(pool.map(render, range(40)))
+        assert texts == [f"<|im_start|>user\n{i}<|im_end|>\n" for i in range(40)]
+
+    def test_lone_surrogates_and_every_plane(self):
+        content = "a\ud800 \N{ROBOT FACE} \x00 \u2028"
+        assert render_chat("{{ messages[0].content }}", [{"role": "user", "content": content}]) == content
 
 
 class TestRefusals:
@@ -128,56 +130,98 @@ class TestRefusals:
             pass
 
 
-class TestCaps:
-    @pytest.mark.parametrize(
-        "loop",
-        [
-            "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
-            "{% set r = range(100000) %}{% for a in r %}{% for b in r %}{% endfor %}{% endfor %}",
-            "{{ range(100000) | map('string') | map('center', 10000) | list | length }}" * 50,
-        ],
-    )  # fmt: skip
-    def test_time(self, loop):
-        start = time.monotonic()
-        with pytest.raises(UserError, match="ran for more than 0.3 seconds"):
-            render_chat(loop, MESSAGES, max_seconds=0.3)
-        assert time.monotonic() - start < 10
+# Templates that take time or memory out of all proportion, many of them in a single call into C.
+ATTACKS = {
+    "loops": "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
+    "loops over a list": "{% set r = range(100000) %}{% for a in r %}{% for b in r %}{% endfor %}{% endfor %}",
+    "padded items": "{{ range(100000) | map('string') | map('center', 10000) | list | length }}" * 50,
+    "output": "{% for i in range(100000) %}{{ 'a' * 100000 }}{% endfor %}",
+    "repeat": "{{ 'a' * 10**9 }}",
+    "repeat in two steps": "{{ 10**5 * 'ab' * 10000 }}",
+    "repeat a list": "{{ [0] * 100000000 }}",
+    "power": "{{ 10 ** (10 ** 10) }}",
+    "power of a float": "{{ (10.0 ** 300) | int ** 100000 }}",
+    "digits of a power": "{{ (7 ** 3000000) | string }}",
+    "doubling": "{% set ns = namespace(x='aa') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "doubling by ~": "{% set ns = namespace(x='aa') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    "squaring": "{% set ns = namespace(x=7) %}{% for i in range(60) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
+    "growing list": "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "nested tuples": "{% set ns = namespace(x=1) %}{% for i in range(60) %}{% set ns.x = (ns.x, ns.x) %}{% endfor %}"
+    "{{ ns.x | string | length }}",
+    "nested lists as JSON": "{% set ns = namespace(x=1) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}"
+    "{% endfor %}{{ ns.x | tojson }}",
+    "comparing nested tuples": "{% set ns = namespace(x=1, y=1) %}{% for i in range(60) %}{% set ns.x = (ns.x, ns.x) %}"
+    "{% set ns.y = (ns.y, ns.y) %}{% endfor %}{{ ns.x == ns.y }}",
+    "hash of nested tuples": "{% set ns = namespace(x=1) %}{% for i in range(60) %}{% set ns.x = (ns.x, ns.x) %}"
+    "{% endfor %}{{ {ns.x: 1} }}",
+    "deep list": "{% set ns = namespace(x=[]) %}{% for i in range(100000) %}{% set ns.x = [ns.x] %}{% endfor %}"
+    "{{ ns.x | tojson }}",
+    "round": "{{ 3.7 | round(10**9, 'floor') }}",
+    "round an integer": "{{ 12345 | round(-10**9) }}",
+    "ljust": "{{ 'a'.ljust(10**9) }}",
+    "center": "{{ 'a' | center(1000000000) }}",
+    "zfill": "{{ 'a'.zfill(10**9) }}",
+    "indent": "{{ 'a\\nb' | indent(1000000000) }}",
+    "expandtabs": "{{ ('\\t' * 100000).expandtabs(100000) }}",
+    "percent width": "{{ '%1000000000d' % 1 }}",
+    "percent star": "{{ '%*d' % (1000000000, 1) }}",
+    "format filter": "{{ '%1000000000d' | format(1) }}",
+    "format": "{{ '{:1000000000}'.format(1) }}",
+    "format, nested": "{{ '{:{}}'.format(1, 1000000000) }}",
+    "replace filter": "{{ ('x' * 100000) | replace('x', 'y' * 100000) }}",
+    "replace": "{{ ('x' * 100000).replace('x', 'y' * 100000) }}",
+    "join filter": "{{ range(100000) | join('x' * 100000) }}",
+    "join": "{{ ('x' * 100000).join(messages | map(attribute='role') | list * 1000) }}",
+    "translate": "{{ ('a' * 10000).translate({97: 'x' * 100000}) }}",
+    "to_bytes": "{{ (5).to_bytes(1000000000, 'big') }}",
+    "range": "{{ range(10**9) | list }}",
+    "recursion": "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+    "tojson indent": "{{ messages | tojson(indent=100000000) }}",
+    "wordwrap": "{{ ('a ' * 200000) | wordwrap(1, wrapstring='b' * 10000) }}",
+    "batch": "{{ range(10) | batch(100000000, 'x') | list | length }}",
+    "slice": "{{ range(10) | slice(1000000000) | list | length }}",
+    "sum of lists": "{{ ([[1] * 100000] * 10000) | sum(start=[]) | length }}",
+    "sort": "{{ (range(100000) | list * 100) | sort | length }}",
+    "unique": "{% for i in range(10000) %}{{ range(100000) | unique | list | length }}{% endfor %}",
+    "urlize": "{{ ('http://a.b ' * 300000) | urlize }}",
+    "striptags": "{{ ('<' * 5000000) | striptags }}",
+    "pprint": "{{ ([[1] * 1000] * 10000) | pprint | length }}",
+    "filesizeformat": "{{ (10 ** 400) | filesizeformat }}",
+    "int of many digits": "{{ ('9' * 3000000) | int }}",
+    "strftime": "{{ strftime_now('%Y' * 1000000) }}",
+}
 
-    @pytest.mark.parametrize(
-        "template",
-        [
-            "{% for i in range(100000) %}{{ 'a' * 100000 }}{% endfor %}",
-            "{{ 'a' * 10**9 }}",
-            "{{ 10**5 * 'ab' * 1000 }}",
-            "{{ [0] * 100000000 }}",
-            "{{ 10 ** 10 ** 10 }}",
-            "{% set ns = namespace(x='aa') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
-            "{% set ns = namespace(x='aa') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
-            "{% set ns = namespace(x=7) %}{% for i in range(60) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
-            "{{ 'a'.ljust(10**9) }}",
-            "{{ 'a' | center(1000000000) }}",
-            "{{ 'a\\nb' | indent(1000000000) }}",
-            "{{ '%1000000000d' % 1 }}",
-            "{{ '%*d' % (1000000000, 1) }}",
-            "{{ '%1000000000d' | format(1) }}",
-            "{{ '{:1000000000}'.format(1) }}",
-            "{{ '{:{}}'.format(1, 1000000000) }}",
-            "{{ ('x' * 100000) | replace('x', 'y' * 100000) }}",
-            "{{ ('x' * 100000).replace('x', 'y' * 100000) }}",
-            "{{ range(100000) | join('x' * 100000) }}",
-            "{{ ('x' * 100000).join(messages | map(attribute='role') | list * 1000) }}",
-            "{{ 'aaa'.translate({97: 'x' * 100000}) }}",
-            "{{ (5).to_bytes(1000000000, 'big') }}",
-            "{{ range(10**9) | list }}",
-            "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
-            "{{ messages | tojson(indent=100000000) }}",
-        ],
-    )
-    def test_size(self, template):
+
+CHEAP = {"int of many digits"}  # which Python refuses by itself
+
+
+class TestLimits:
+    """The process that renders is limited in time and memory: no template hangs or kills this one."""
+
+    @pytest.mark.parametrize("name", ATTACKS)
+    def test_attacks_end_soon(self, name):
         start = time.monotonic()
-        with pytest.raises(UserError, match="the chat template failed"):
-            render_chat(template, MESSAGES)
-        assert time.monotonic() - start < 5
+        try:
+            render_chat(ATTACKS[name], MESSAGES, max_seconds=0.3, max_output=100_000)
+            cheap = True
+        except UserError as error:
+            assert str(error).startswith("the chat template failed") and len(str(error)) < 600
+            cheap = False
+        assert time.monotonic() - start < 20  # on a busy machine; the limit is one of processor time
+        assert not cheap or name in CHEAP
+
+    def test_the_process_is_killed_and_replaced(self):
+        with pytest.raises(UserError, match="it ran for more than 0.1 seconds"):
+            render_chat(ATTACKS["power"], MESSAGES, max_seconds=0.1)
+        assert render_chat("{{ messages[0].role }} again", MESSAGES) == "system again"
+
+    def test_memory(self):
+        with pytest.raises(UserError, match="failed .MemoryError.|crashed or ran out of memory"):
+            render_chat(ATTACKS["repeat a list"], MESSAGES)
+
+    def test_output(self):
+        with pytest.raises(UserError, match="it wrote more than 1000 characters"):
+            render_chat("{% for i in range(1000) %}ab{% endfor %}", MESSAGES, max_output=1000)
 
     def test_size_of_the_source(self):
         with pytest.raises(UserError, match="expected at most"):
@@ -186,3 +230,34 @@ class TestCaps:
     def test_a_long_conversation_is_fine(self):
         messages = [{"role": "user", "content": "word " * 10_000}] * 20
         assert len(render_chat(CHATML, messages)) > 1_000_000
+
+    def test_no_files_are_written_and_the_environment_is_not_passed_on(self, monkeypatch):
+        monkeypatch.setenv("PRM_JAX_SECRET", "s3cret")
+        worker = ChildProcess(pathlib.Path(chat.__file__).with_name("chat_worker.py"), memory_bytes=256 << 20)
+        worker.ask({"template": "", "context": {}, "now": "2030-01-01", "max_output": 1}, seconds=1, max_reply=1000)
+        pid = worker._process.pid
+        assert b"s3cret" not in pathlib.Path(f"/proc/{pid}/environ").read_bytes()
+        limits = pathlib.Path(f"/proc/{pid}/limits").read_text()
+        assert re.search(r"Max file size +0 +0", limits) and re.search(r"Max address space +268435456", limits)
+        worker.close()
+        assert not pathlib.Path(f"/proc/{pid}").exists()
+
+
+class TestCache:
+    def test_the_same_conversation_is_rendered_once(self, monkeypatch):
+        asked = []
+        ask = ChildProcess.ask
+        monkeypatch.setattr(ChildProcess, "ask", lambda self, *a, **k: asked.append(1) or ask(self, *a, **k))
+        for _ in range(3):
+            render_chat(CHATML + "{# cached #}", MESSAGES)
+        render_chat(CHATML + "{# cached #}", MESSAGES, add_generation_prompt=False)
+        assert len(asked) == 2
+
+    def test_a_template_that_asks_for_the_time_is_rendered_again(self):
+        early, late = (datetime.datetime(2030, 1, day) for day in (1, 2))
+        template = "{{ strftime_now('%d') }}"
+        assert [render_chat(template, MESSAGES, now=now) for now in (early, late, early)] == ["01", "02", "01"]
+
+    def test_values_that_are_not_json(self):
+        with pytest.raises(UserError, match="must be JSON values"):
+            render_chat(CHATML, MESSAGES, variables={"tools": object()})

@@ -1,14 +1,16 @@
 """Tokenizers from every kind of file agree with each other, with the package that runs them, and with the text."""
 
 import json
+import os
 import pathlib
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from prm_jax.errors import UserError
-from prm_jax.models import CharTokenizer, SpecialTokens, Tokenizer, check_fits, check_same_vocabulary
+from prm_jax.models import CharTokenizer, SpecialTokens, Tokenizer, check_fits, check_same_vocabulary, tokenizer_files
 from prm_jax.models.fast_codec import FastCodec
 from tests.models.checkpoints import CONFIGS, random_params, write_gguf
 
@@ -205,6 +207,83 @@ class TestSpecialTokens:
         assert "has no end-of-text token" in caplog.text and "special_tokens_map.json" in caplog.text
 
 
+def rewritten(directory: pathlib.Path, **changes) -> pathlib.Path:
+    described = json.loads((directory / "tokenizer.json").read_text())
+    (directory / "tokenizer.json").write_text(json.dumps({**described, **changes}))
+    return directory
+
+
+def split_at(pattern: str) -> dict:
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [split, byte_level]}
+
+
+def replace(pattern: str, content: str) -> dict:
+    return {"type": "Replace", "pattern": {"String": pattern}, "content": content}
+
+
+class TestHostileFiles:
+    """What a tokenizer.json could do to the process that loads it happens in another one, and is refused by name."""
+
+    @pytest.mark.parametrize("index", [300_000_000, 2**31 - 1, 10**30, -1, 1.5, None, True])
+    def test_ids(self, directory, index):
+        described = json.loads((directory / "tokenizer.json").read_text())
+        rewritten(directory, model={**described["model"], "vocab": {**described["model"]["vocab"], "far": index}})
+        start = time.monotonic()
+        with pytest.raises(UserError, match="tokenizer.json is not loaded: the vocabulary has the id"):
+            Tokenizer.load(directory)
+        assert time.monotonic() - start < 20
+
+    def test_ids_of_added_tokens(self, directory):
+        described = json.loads((directory / "tokenizer.json").read_text())
+        rewritten(directory, added_tokens=[*described["added_tokens"], {"id": 3 * 10**8, "content": "<far>"}])
+        with pytest.raises(UserError, match="the id 300000000 but only 306 tokens"):
+            Tokenizer.load(directory)
+
+    @pytest.mark.parametrize("pattern", [r"(a+)+$", r"(?:\w+\s?)+$", r"(?:a|a?)+$", r"(a|aa)+b", r"( +)+\n$"])
+    def test_patterns_that_backtrack(self, directory, pattern):
+        rewritten(directory, pre_tokenizer=split_at(pattern))
+        with pytest.raises(UserError, match="tokenizer.json is not loaded: .*(retry-limit|seconds)"):
+            Tokenizer.load(directory)
+
+    @pytest.mark.parametrize(
+        ("normalizer", "message"),
+        [
+            (replace("a", "b" * 10**6), "Replace. may make a text 1e.06 times longer"),
+            ({"type": "Sequence", "normalizers": [replace("a", "aa")] * 40}, "times longer"),
+            ({"type": "Sequence", "normalizers": [{"type": "NFKD"}] * 9}, "times longer"),
+            ({"type": "Prepend", "prepend": "x" * 10**6}, "prepends 1000000 characters"),
+            ({"type": "Replace", "pattern": {"Regex": "x*"}, "content": "y" * 500}, "times longer"),
+        ],
+    )
+    def test_normalizers_that_expand(self, directory, normalizer, message):
+        rewritten(directory, normalizer=normalizer)
+        with pytest.raises(UserError, match=f"tokenizer.json is not loaded: its normalizer.*{message}"):
+            Tokenizer.load(directory)
+
+    def test_what_sentencepiece_does_is_fine(self, directory):
+        both = [{"type": "Prepend", "prepend": "▁"}, replace(" ", "▁"), {"type": "NFKC"}, {"type": "Lowercase"}]
+        Tokenizer.load(rewritten(directory, normalizer={"type": "Sequence", "normalizers": both}))
+
+    def test_a_panic_at_use_is_an_error_with_a_name(self):
+        hostile = tokenizers.Tokenizer.from_str(FAST.to_str())
+        hostile.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("(z+)+$"), "isolated")
+        with pytest.raises(UserError, match="cannot tokenize 'zzzz.*retry-limit"):
+            fast(hostile).encode("z" * 200 + "!")
+
+    def test_pipes(self, directory):
+        (directory / "tokenizer_config.json").unlink()
+        os.mkfifo(directory / "tokenizer_config.json")
+        with pytest.raises(UserError, match="tokenizer_config.json is a named pipe"):
+            Tokenizer.load(directory)
+
+    def test_a_file_is_tried_once(self, directory, monkeypatch):
+        Tokenizer.load(directory)
+        monkeypatch.setattr(tokenizer_files, "ChildProcess", None)
+        Tokenizer.load(directory)
+
+
 class TestErrors:
     def test_no_tokenizer(self, tmp_path):
         with pytest.raises(UserError, match="no such file"):
@@ -235,7 +314,7 @@ class TestErrors:
         with pytest.raises(UserError, match="301 is outside"):
             Tokenizer.load(directory)
         (directory / "tokenizer.json").write_text("{}")
-        with pytest.raises(UserError, match="cannot be read by the tokenizers package"):
+        with pytest.raises(UserError, match="the tokenizers package cannot use it: "):
             Tokenizer.load(directory)
 
     def test_decoders_that_are_not_known(self):

@@ -46,17 +46,17 @@ def test_a_stopped_run_goes_on_to_the_same_bits(options, tmp_path, monkeypatch, 
     assert {"prm_eval/step_auc", "prm_eval/pairwise_accuracy"} <= summary["after"].keys()
     assert json.loads((tmp_path / "whole" / "result.json").read_text())["steps"] == summary["steps"] >= 6
 
-    real = loop_module.PRMLoop._report
+    real = loop_module._Job._batch
 
-    def report(self, step, metrics):
-        real(self, step, metrics)
-        if step == 3:
+    def batch(self, step):
+        if step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, step)
 
-    monkeypatch.setattr(loop_module.PRMLoop, "_report", report)
+    monkeypatch.setattr(loop_module._Job, "_batch", batch)
     with pytest.raises(InterruptedRun, match="SIGTERM after step 3"):
         train(options, tmp_path / "parts")
-    monkeypatch.setattr(loop_module.PRMLoop, "_report", real)
+    monkeypatch.setattr(loop_module._Job, "_batch", real)
     train(dataclasses.replace(options, eval_every=0), tmp_path / "parts", resume=True)
     assert files(tmp_path / "whole" / "model") == files(tmp_path / "parts" / "model")
 
@@ -80,6 +80,21 @@ def test_every_problem_with_options_is_named_at_once():
     wide = dataclasses.replace(bad, prm=GPM(temperature=0.0, head_layers=0))
     with pytest.raises(UserError, match="(?s)--prm.head-layers is 0.*--prm.temperature is 0.0; it must be greater"):
         check_options(wide)
+
+
+def test_the_best_state_is_kept_and_training_ends_without_progress(options, records, tmp_path):
+    some = dataclasses.replace(options, max_steps=5, eval_every=1, best="step_auc", plots=False)
+    summary = train(some, tmp_path / "five")
+    assert summary["steps"] == 5
+    lines = [json.loads(line) for line in (tmp_path / "five" / "metrics.jsonl").read_text().splitlines()]
+    found = {line["step"]: line["prm_eval/step_auc"] for line in lines if "prm_eval/step_auc" in line}
+    best = summary["best"]
+    assert best["step_auc"] == pytest.approx(max(found.values()))
+    assert best["step"] == min(step for step, value in found.items() if value == max(found.values()))
+    still = dataclasses.replace(some, max_steps=0, patience=2, train=dataclasses.replace(some.train, learning_rate=0.0))
+    assert train(still, tmp_path / "still")["steps"] == 2
+    with pytest.raises(UserError, match="--patience 2 needs --best"):
+        check_options(dataclasses.replace(still, best=""))
 
 
 @pytest.mark.parametrize(
@@ -143,6 +158,16 @@ def test_help_shows_the_options_of_the_kind(capsys):
     assert cli.main(["train-prm", "--prm.kind", "b_coder", "--help"]) == 0
     out = capsys.readouterr().out
     assert "--prm.advantage-coef" in out and "--prm.beta" not in out
+
+
+def test_regressions_before_training_are_part_of_a_resumed_run(options, tmp_path):
+    """Kind armo: the start of a resumed run is not computed again, but its shape must be known."""
+    one = dataclasses.replace(options, prm=Armo(), max_steps=1, data=dataclasses.replace(options.data, eval_fraction=0))
+    train(one, tmp_path / "run")
+    kernel = load(tmp_path / "run" / "model").weights.fixed["kernel"]
+    assert np.abs(kernel).max() > 0
+    train(dataclasses.replace(one, max_steps=2), tmp_path / "run", resume=True)
+    np.testing.assert_array_equal(load(tmp_path / "run" / "model").weights.fixed["kernel"], kernel)
 
 
 def test_records_in_memory_are_learned_from_instead_of_a_file(options, records, tmp_path):

@@ -167,6 +167,17 @@ def test_value_losses_by_hand():
     np.testing.assert_allclose(loss.mean(), given["loss"], **CLOSE)
 
 
+def test_values_inside_the_range_are_not_counted_as_clipped():
+    """Old + clip(v - old) differs from v by rounding; a range that nothing leaves must report no clipping."""
+    rng = np.random.default_rng(0)
+    old = rng.normal(size=(64, 64)).astype(np.float32)
+    value = (old + rng.uniform(-0.1, 0.1, old.shape)).astype(np.float32)
+    target, mask = rng.normal(size=old.shape), np.ones(old.shape, bool)
+    loss = rl.value_loss(value, target, mask, old_values=old, clip=0.2)
+    assert float(loss.summary()["clip_fraction"]) == 0.0
+    np.testing.assert_array_equal(loss.total, rl.value_loss(value, target, mask).total)
+
+
 def test_clipped_values_take_the_larger_error():
     value, old, target = np.array([[2.0, 0.1]]), np.array([[0.0, 0.0]]), np.array([[2.0, 0.0]])
     mask = np.ones((1, 2), bool)

@@ -266,16 +266,14 @@ def rloo_advantages(
     return globals()["whiten"](out, valid) if whiten else out
 
 
-def grpo_advantages(
-    token_rewards, outcome, mask, group_ids, num_groups=0, eps=1e-6, discount=1.0, normalize_std=True
-):
+def grpo_advantages(token_rewards, outcome, mask, group_ids, num_groups=0, eps=1e-6, discount=1.0):
     member, means = mask.any(1), _row_means(token_rewards, mask)
     out = np.zeros(mask.shape)
 
     def scale(values):
         if len(values) < 2 or np.std(values) <= 1e-6 * np.mean(np.abs(values)):
             return 0.0
-        return 1 / (np.std(values, ddof=1) + eps) if normalize_std else 1.0
+        return 1.0 if eps is None else 1 / (np.std(values, ddof=1) + eps)
 
     for group in _groups(group_ids, num_groups, member):
         a, r = [outcome[i] for i in group], [means[i] for i in group]
@@ -402,6 +400,38 @@ def pairwise_loss(chosen, rejected, mask, margin=0.0, label_smoothing=0.0):
     for i in _valid(mask):
         d = chosen[i] - rejected[i] - margin
         total -= (1 - label_smoothing) * _log_sigmoid(d) + label_smoothing * _log_sigmoid(-d)
+    return total, int(mask.sum())
+
+
+def robust_pairwise_loss(chosen, rejected, mask, label_smoothing=0.1):
+    e, total = label_smoothing, 0.0
+    for i in _valid(mask):
+        d = chosen[i] - rejected[i]
+        total += (-(1 - e) * _log_sigmoid(d) + e * _log_sigmoid(-d)) / (1 - 2 * e)
+    return total, int(mask.sum())
+
+
+def exo_loss(chosen, rejected, mask, label_smoothing=1e-3):
+    total = 0.0
+    for i in _valid(mask):
+        p = _sigmoid(chosen[i] - rejected[i])
+        total += p * math.log(p / (1 - label_smoothing)) + (1 - p) * math.log((1 - p) / label_smoothing)
+    return total, int(mask.sum())
+
+
+def apo_loss(chosen, rejected, mask, kind="zero"):
+    total = 0.0
+    for i in _valid(mask):
+        c, r = chosen[i], rejected[i]
+        total += 1 - _sigmoid(c) + _sigmoid(r) if kind == "zero" else _sigmoid(c) + 1 - _sigmoid(c - r)
+    return total, int(mask.sum())
+
+
+def orpo_loss(chosen_logp, rejected_logp, mask, coef=0.1, sft_coef=1.0):
+    total = 0.0
+    for i in _valid(mask):
+        odds = [math.exp(x) / (1 - math.exp(x)) for x in (chosen_logp[i], rejected_logp[i])]
+        total -= sft_coef * chosen_logp[i] + coef * _log_sigmoid(math.log(odds[0] / odds[1]))
     return total, int(mask.sum())
 
 

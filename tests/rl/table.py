@@ -1,7 +1,7 @@
 """The table: one row (or more, one an option) for each public function. Add a row, and all properties are tested."""
 
 from prm_jax import rl, stats
-from tests.rl import oracles
+from tests.rl import credit_oracles, oracles
 from tests.rl.properties import SIZES, Row
 
 GROUPS = {"num_groups": SIZES["G"]}
@@ -146,7 +146,48 @@ def _advantages() -> list[Row]:
     ]
     rows += [
         Row(rl.grpo_advantages, PRIME, oracles.grpo_advantages, kw={**GROUPS, **options}, shard="axis")
-        for options in ({"eps": 1e-2}, {"normalize_std": False, "discount": 0.9})
+        for options in ({"eps": 1e-2}, {"eps": None, "discount": 0.9})
+    ]
+    return rows
+
+
+def _credit() -> list[Row]:
+    slots = {"num_steps": SIZES["S"]}
+    plain, masked = "token_rewards=r step_ids=steps", "token_rewards=r step_ids=steps mask"
+    centred = "credit=r step_ids=steps mask group_ids=ids"
+    shared = "tokens=tok mask group_ids=ids"
+    rows = [
+        Row(rl.step_credit, plain, credit_oracles.step_credit, kw=slots),
+        Row(rl.cumulative_credit, plain, credit_oracles.cumulative_credit, kw=slots),
+        Row(rl.min_credit, masked, credit_oracles.min_credit, kw=slots),
+        Row(rl.min_credit, masked, credit_oracles.min_credit, kw={**slots, "temperature": 0.0}),
+        Row(rl.value_credit, "values=p initial_value=s step_ids=steps", credit_oracles.value_credit, kw=slots),
+        Row(
+            rl.shared_prefix_counts,
+            shared,
+            credit_oracles.shared_prefix_counts,
+            kw=GROUPS,
+            shard="axis",
+            compacts=False,
+        ),
+        Row(
+            rl.lambda_grpo_advantages,
+            "token_rewards=r outcome=a " + shared,
+            credit_oracles.lambda_grpo_advantages,
+            kw={**GROUPS, "discount": 0.9},
+            shard="axis",
+            compacts=False,
+        ),
+    ]
+    rows += [
+        Row(rl.centred_credit, centred, credit_oracles.centred_credit, kw={**GROUPS, **slots, **kw}, shard="axis")
+        for kw in (
+            {"baseline": "group"},
+            {"baseline": "leave_one_out"},
+            {"baseline": "step"},
+            {"baseline": "none", "scale": True},
+            {"baseline": "group", "scale": True, "eps": 0.01},
+        )
     ]
     return rows
 
@@ -229,6 +270,23 @@ def _reward_losses() -> list[Row]:
             oracles.pairwise_loss,
             grad="chosen rejected",
             kw={"margin": 0.25, "label_smoothing": 0.1},
+            **sums,
+        ),
+        *(
+            Row(fn, "chosen=s rejected=s2 mask=rows", oracle, grad="chosen rejected", kw=kw, **sums)
+            for fn, oracle, kw in (
+                (rl.robust_pairwise_loss, oracles.robust_pairwise_loss, {"label_smoothing": 0.1}),
+                (rl.exo_loss, oracles.exo_loss, {"label_smoothing": 0.01}),
+                (rl.apo_loss, oracles.apo_loss, {"kind": "zero"}),
+                (rl.apo_loss, oracles.apo_loss, {"kind": "down"}),
+            )
+        ),
+        Row(
+            rl.orpo_loss,
+            "chosen_logp=below rejected_logp=below2 mask=rows",
+            oracles.orpo_loss,
+            grad="chosen_logp rejected_logp",
+            kw={"coef": 0.5},
             **sums,
         ),
         Row(rl.nca_loss, "chosen=s rejected=s2 mask=rows", oracles.nca_loss, grad="chosen rejected", **sums),
@@ -407,6 +465,7 @@ TABLE = [
     *_rewards(),
     *_shaping(),
     *_advantages(),
+    *_credit(),
     *_losses(),
     *_reward_losses(),
     *_targets(),

@@ -12,7 +12,7 @@ from prm_jax.data.carry import ALPHABET, CarryTask
 from prm_jax.data.step_data import read_step_data
 from prm_jax.prm.data import step_pairs
 from prm_jax.verifiers.verdict import Verdict
-from tests.search.completion_server import serving
+from tests.rollouts.completion_server import serving
 
 SMALL = ["--problems", "4", "--task-options", "max_operands", "4", "--sampling.step-tokens", "14",
          "--sampling.max-new-tokens", "40", "--max-steps", "3"]  # fmt: skip
@@ -36,9 +36,9 @@ class Careless:
     def __init__(self):
         self.tokenizer, self.drop = models.CharTokenizer(ALPHABET), 0.5
 
-    def __call__(self, config, params, prompts, key, *, samples_per_prompt, max_new_tokens, stop, prompt_ids, **rest):
+    def __call__(self, config, params, prompts, key, *, samples_per_prompt, max_new_tokens, stop, options, **rest):
         rows = []
-        for prompt, number in zip(prompts, prompt_ids, strict=True):
+        for prompt, number in zip(prompts, options.prompt_ids, strict=True):
             rng = np.random.default_rng([number, *jax.random.key_data(key).tolist()])
             for _ in range(samples_per_prompt):
                 text = self.go_on(self.tokenizer.decode(prompt, skip_special=True), rng)
@@ -244,7 +244,7 @@ def test_other_settings_are_refused(model, careless, tmp_path, capsys):
         (["--sampling.top-p", "0"], "--sampling.top-p is 0.0"),
         (["--seed", "-1"], "--seed is -1: give a whole number in [0, 2**32)"),
         (["--seed", str(1 << 32)], "--seed is 4294967296"),
-        (["--server", "localhost:8000"], "no address of a server"),
+        (["--server", "localhost:8000"], "is not the address of a server"),
         (["--server", "http://localhost:1", "--connection.no-logprobs"], "scorer logp needs log-probabilities"),
         (["--server", "http://localhost:1", "--connection.key-from", "NO_SUCH"], "no environment variable 'NO_SUCH'"),
     ],
@@ -257,10 +257,11 @@ def test_bad_options(model, more, message, capsys):
 @pytest.mark.slow
 def test_large_models_keep_what_they_have_read(model, monkeypatch):
     """Unless told otherwise; small ones do not."""
-    from prm_jax.commands.policy import LocalPolicy, Sampling
+    from prm_jax.rollouts import StepOptions, load_local_policy
 
     def stores():
-        return [LocalPolicy(model, Sampling(reuse_mib=mib), 0).reuse is not None for mib in (None, 0, 1)]
+        policies = [load_local_policy(model, CarryTask(3, 4), StepOptions(reuse_mib=mib)) for mib in (None, 0, 1)]
+        return [policy.engine.batching.reuse is not None for policy in policies]
 
     assert stores() == [False, False, True]
     config, params = models.load_weights(model)
@@ -348,10 +349,10 @@ def test_a_failed_start_leaves_nothing_in_the_way(command, model, careless, tmp_
 def test_an_interrupted_search_says_what_is_kept_and_how_long_it_takes(model, tmp_path, monkeypatch, capsys):
     out, policy = tmp_path / "found.jsonl", Careless()
 
-    def interrupted(*args, prompt_ids, **options):
-        if min(prompt_ids) >= 2 << 14:  # the third problem
+    def interrupted(*args, options, **rest):
+        if min(options.prompt_ids) >= 2 << 14:  # the third problem
             raise KeyboardInterrupt
-        return policy(*args, prompt_ids=prompt_ids, **options)
+        return policy(*args, options=options, **rest)
 
     monkeypatch.setattr(models, "generate", interrupted)
     words = ["search", model, *SMALL, "--chunk", "1", "--samples", "2", "--out", str(out)]
@@ -379,17 +380,17 @@ def test_prompts_that_are_too_long_are_told_before_the_work(model, careless, tmp
 
 def test_steps_may_begin_near_the_end_of_the_context(model, tmp_path):
     """What fits as a whole fits step by step; what is cut off counts in no score."""
-    from prm_jax.commands.policy import Engine, Sampling
+    from prm_jax.rollouts import StepOptions, load_local_policy
     from prm_jax.search.language_model import Ask, Partial
 
     problem = CarryTask(3, 4).eval[0]
-    sampling = Sampling(step_tokens=14, max_new_tokens=64 - len(problem.prompt) - 1)
-    engine = Engine(model, CarryTask(3, 4), sampling, seed=0, chat=False)
+    sampling = StepOptions(step_tokens=14, max_new_tokens=64 - len(problem.prompt) - 1)
+    engine = load_local_policy(model, CarryTask(3, 4), sampling)
     engine.check_prompts([problem])
     engine.begin([problem], 0)
     before = tuple([5] * (sampling.max_new_tokens - 3))
     ((step,),) = engine.propose([Ask(Partial(0, (before,)), 0)], 1, False)
-    engine.sampling = engine.policy.sampling = Sampling(step_tokens=3, max_new_tokens=sampling.max_new_tokens)
+    engine.steps = StepOptions(step_tokens=3, max_new_tokens=sampling.max_new_tokens)
     ((short,),) = engine.propose([Ask(Partial(0, (before,)), 0)], 1, False)
     assert step.tokens == short.tokens and len(step.tokens) == 3
     assert step.logp == pytest.approx(short.logp, abs=1e-5)
@@ -400,7 +401,7 @@ def test_steps_may_begin_near_the_end_of_the_context(model, tmp_path):
 def test_bad_lines_that_were_left_out_are_told(model, careless, tmp_path, capsys):
     task = jsonl(tmp_path / "p.jsonl", {"prompt": "1+1=", "answer": "2"}, {"prompt": "1+2="})
     assert cli.main(["search", model, *SMALL, *task, "skip_bad", "true"]) == 0
-    assert "warning: 1 bad lines were left out; the first: " in capsys.readouterr().err
+    assert "warning: 1 bad records were left out; the first: " in capsys.readouterr().err
     assert cli.main(["search", model, *SMALL, *task[:-1], "0", "skip_bad", "true"]) == 2
     assert "eval_fraction 1" in capsys.readouterr().err
 
@@ -414,24 +415,20 @@ def test_halves_of_characters_are_written_as_escapes(model, careless, tmp_path, 
 
 
 def test_answers_to_vote_on_are_those_that_the_verifier_reads():
-    from prm_jax.commands.policy import Engine
+    from prm_jax.data.answers import read_answer
     from prm_jax.verifiers.exact import ExactVerifier
     from prm_jax.verifiers.math import MathVerifier
 
-    class Stand(Engine):
-        def __init__(self, verifier):
-            self.task = CarryTask(3, 4)
-            self.task.verifier = verifier
+    def task(verifier):
+        made = CarryTask(3, 4)
+        made.verifier = verifier
+        return made
 
-        def text(self, partial):
-            return partial
-
-    math = Stand(MathVerifier())
+    math, words = task(MathVerifier()), task(ExactVerifier())
     boxed = (r"The answer is $\boxed{x+1}$.", r"so it is \boxed{x+1}", r"Answer: \boxed{x+1}, as 2 is not")
-    assert {math.answer(text) for text in boxed} == {"x+1"}
-    assert [math.answer(text) for text in ("the answer is 0.", r"\boxed{2.50}")] == ["0", "5/2"]
-    words = Stand(ExactVerifier())
-    assert [words.answer(text) for text in ("yes", " yes\n", "no", " ")] == ["yes", "yes", "no", None]
+    assert {read_answer(math, text) for text in boxed} == {"x+1"}
+    assert [read_answer(math, text) for text in ("the answer is 0.", r"\boxed{2.50}")] == ["0", "5/2"]
+    assert [read_answer(words, text) for text in ("yes", " yes\n", "no", " ")] == ["yes", "yes", "no", None]
 
 
 def test_votes_weigh_scores_below_0():
@@ -440,11 +437,13 @@ def test_votes_weigh_scores_below_0():
     from prm_jax.search.language_model import Candidate, Partial
 
     class Answers:
-        def answer(self, partial):
-            return partial.steps[0][0]
+        task = CarryTask(3, 4)
+
+        def text(self, partial):
+            return f"#{partial.steps[0][0]}"
 
     own = [Candidate(Partial(0, ((a,),)), score) for a, score in (("1", -0.9), ("2", -1.0), ("2", -1.0), ("2", -1.1))]
-    options = Options("model", method="weighted_vote")
+    options = Options(model="model", method="weighted_vote")
     for output in ("logp", "score"):
         chosen = choose(options, Answers(), Scorer(lambda partials: [], output), own)
         assert chosen is own[1]
@@ -498,10 +497,10 @@ def test_labelling_goes_on_after_an_interruption(method, model, tmp_path, monkey
     assert cli.main(["label", model, str(whole), *more]) == 0
     assert not whole.with_name("whole.jsonl.partial").exists()
 
-    def interrupted(*args, prompt_ids, **options):
-        if min(prompt_ids) >= 4 << 14:  # the third chunk
+    def interrupted(*args, options, **rest):
+        if min(options.prompt_ids) >= 4 << 14:  # the third chunk
             raise KeyboardInterrupt
-        return policy(*args, prompt_ids=prompt_ids, **options)
+        return policy(*args, options=options, **rest)
 
     monkeypatch.setattr(models, "generate", interrupted)
     words = ["label", model, str(out), *more]
@@ -627,6 +626,9 @@ class CarelessServer:
         shown = text[: min(text.index(stop) for stop in found)] if found else text
         tokens = list(text[: len(shown) + 1]) if found else [*shown, ""]
         choice = {"text": shown, "finish_reason": "stop"}
+        if len(tokens) > body["max_tokens"]:
+            tokens, found = tokens[: body["max_tokens"]], []
+            choice = {"text": "".join(tokens), "finish_reason": "length"}
         choice["logprobs"] = {"tokens": tokens, "token_logprobs": [-0.1] * len(tokens)}
         return {**choice, "stop_reason": found[0] if found else None} if self.tells else choice
 

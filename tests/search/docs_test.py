@@ -14,8 +14,8 @@ PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "search.md"
 def test_every_public_name_is_on_the_page():
     text = PAGE.read_text()
     named = set(re.findall(r"\b\w+\b", text))
-    minor = {"FirstError", "Halvings", "LocatedError", "OmegaLabels", "Request", "Rollout", "State", "StepBeam"}
-    minor |= {"StepPairs"}
+    minor = {"FirstError", "Halvings", "LocatedError", "OmegaLabels", "PrefixRequest", "JudgedRollout", "PrefixState"}
+    minor |= {"StepBeam", "StepPairs"}
     assert set(search.__all__) - minor <= named
     for name in re.findall(r"\bsearch\.(\w+)\(", text):
         assert hasattr(search, name), name

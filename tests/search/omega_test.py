@@ -130,7 +130,7 @@ class World:
 
     def rollout(self, prefix):
         steps = tuple("x" if self.rng.random() > self.luck else "a" for _ in range(6 - len(prefix)))
-        return s.Rollout(steps, float(len(steps)), "x" not in prefix + steps)
+        return s.JudgedRollout(steps, float(len(steps)), "x" not in prefix + steps)
 
 
 def test_a_whole_run():
@@ -188,5 +188,5 @@ def test_rollouts_that_cannot_be_judged():
 
 def test_rollouts_of_the_wrong_number():
     with pytest.raises(ValueError, match="3 rollouts for question 0"):
-        s.omega_label(lambda requests, count: [[s.Rollout(("a",), 1.0, True)] * 3 for _ in requests], 1, rollouts=4,
-                      searches=1)  # fmt: skip
+        three = [s.JudgedRollout(("a",), 1.0, True)] * 3
+        s.omega_label(lambda requests, count: [three for _ in requests], 1, rollouts=4, searches=1)

@@ -9,7 +9,6 @@ from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from prm_jax import rl, stats
 from prm_jax.errors import UserError
@@ -75,10 +74,10 @@ class Armo(HeadedKind):
         forward = jax.jit(self.forward, static_argnums=0)
         features, targets, known = [], [], []
         for batch, count in batches:
-            features.append(np.asarray(forward(spec, weights, batch)["features"])[:count])
-            targets.append(np.asarray(batch.objectives)[:count])
-            known.append(np.asarray(batch.objective_mask)[:count])
-        return self.fit(spec, *(jnp.asarray(np.concatenate(parts)) for parts in (features, targets, known)))
+            features.append(forward(spec, weights, batch)["features"][:count])
+            targets.append(batch.objectives[:count])
+            known.append(batch.objective_mask[:count])
+        return self.fit(spec, *(jnp.concatenate(parts) for parts in (features, targets, known)))
 
     def fit(self, spec: Spec, features: jax.Array, objectives: jax.Array, known: jax.Array) -> Params:
         """The regressions.

@@ -1,12 +1,82 @@
-"""What a model's step scores are worth on held-out rows, in a few numbers, while it trains."""
+"""What a model's step scores are worth on held-out solutions, in a few numbers, while it trains."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
+from prm_jax import rl
 from prm_jax.prm import compiled
+from prm_jax.prm.data import make_plan
 from prm_jax.prm.options import Aggregate
-from prm_jax.prm.rows import Row
+from prm_jax.prm.prepare import Prepared
+from prm_jax.prm.rows import Batch, Row, collate
+from prm_jax.prm.spec import Spec
+from prm_jax.prm.step import TrainState
+from prm_jax.prm.train_options import TrainPRMOptions
+from prm_jax.runs.learner import Params
+
+Scorer = Callable[[TrainState, Params | None, Batch], tuple[jax.Array, rl.Loss]]
+
+
+class HeldOut:
+    """The evaluation of a run: ``state -> metrics``.
+
+    Args:
+      options: of the run.
+      spec: of the model.
+      data: with held-out rows, or without any.
+      base: frozen parameters, see ``step.make_step``.
+      scorer: from ``step.make_scorer``.
+      place: puts a batch on the devices.
+      ways: devices over which batches are split.
+    """
+
+    def __init__(
+        self,
+        options: TrainPRMOptions,
+        spec: Spec,
+        data: Prepared,
+        base: Params | None,
+        scorer: Scorer,
+        *,
+        place: Callable[[Batch], Batch],
+        ways: int,
+    ) -> None:
+        self.options, self.spec, self.data, self.base, self.scorer = options, spec, data, base, scorer
+        self.place, self.ways = place, ways
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        """Held-out loss, and what the scores of held-out solutions are worth; {} without held-out rows."""
+        found: dict[str, float] = {}
+        if self.data.eval_loss_rows:
+            losses = [loss for _, _, loss in self._scored(state, self.data.eval_loss_rows, self.spec.kind.whole_groups)]
+            total, weight = (sum(float(getattr(loss, name)) for loss in losses) for name in ("total", "weight"))
+            found["prm_eval/loss"] = total / max(weight, 1.0)
+        if self.data.eval_rows:
+            parts = [(rows, scores) for rows, scores, _ in self._scored(state, self.data.eval_rows, False)]
+            rows = [row for members, _ in parts for row in members]
+            scores = [table[place, : len(row.reads)] for members, table in parts for place, row in enumerate(members)]
+            measured = row_metrics(rows, scores, how=self.spec.kind.how)
+            found |= {f"prm_eval/{name}": value for name, value in measured.items()}
+        return found
+
+    def _scored(
+        self, state: TrainState, rows: Sequence[Row], whole_groups: bool
+    ) -> list[tuple[list[Row], np.ndarray, Any]]:
+        """For every batch in order: its rows, their step scores, the loss (of pairs, only with whole groups)."""
+        plan = make_plan(
+            rows, batch_size=self.options.train.batch_size, whole_groups=whole_groups,
+            packed=self.options.data.pack, shuffle=False, objectives=self.data.objectives, ways=self.ways,
+        )  # fmt: skip
+        found = []
+        for step in range(plan.steps):
+            members = [rows[i] for i in plan.microbatches(step)[0]]
+            batch = self.place(collate(members, plan.shape, packed=plan.packed))
+            scores, loss = self.scorer(state, self.base, batch)
+            found.append((members, np.asarray(scores), jax.device_get(loss)))
+        return found
 
 
 def row_metrics(rows: Sequence[Row], scores: Sequence[np.ndarray], *, how: Aggregate) -> dict[str, float]:

@@ -1,0 +1,96 @@
+"""Sampling for searches, labels and training: engines in this process or on a server, behind one protocol.
+
+Names are imported on first use, so that importing this package costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prm_jax.rollouts.completion_answer import Completion, CompletionRequest
+    from prm_jax.rollouts.completions import CompletionServer
+    from prm_jax.rollouts.engine import Engine, EngineStats, Request, Response, Ticket, sample_all
+    from prm_jax.rollouts.loading import load_local_policy, load_remote_policy
+    from prm_jax.rollouts.local import Batching, LocalEngine
+    from prm_jax.rollouts.options import Connection, SamplingOptions, StepOptions
+    from prm_jax.rollouts.policy import STREAMS, TaskPolicy, step_boundary, stop_sets
+    from prm_jax.rollouts.remote import RemoteEngine
+    from prm_jax.rollouts.samples import generate_with
+    from prm_jax.rollouts.tasks import Problem, Splitter, Task, Verdict
+    from prm_jax.rollouts.values import AnswerValues, Roller, count_correct
+
+_HOME = {
+    "AnswerValues": "values",
+    "Batching": "local",
+    "Completion": "completion_answer",
+    "CompletionRequest": "completion_answer",
+    "CompletionServer": "completions",
+    "Connection": "options",
+    "Engine": "engine",
+    "EngineStats": "engine",
+    "LocalEngine": "local",
+    "Problem": "tasks",
+    "RemoteEngine": "remote",
+    "Request": "engine",
+    "Response": "engine",
+    "Roller": "values",
+    "STREAMS": "policy",
+    "SamplingOptions": "options",
+    "Splitter": "tasks",
+    "StepOptions": "options",
+    "Task": "tasks",
+    "TaskPolicy": "policy",
+    "Ticket": "engine",
+    "Verdict": "tasks",
+    "count_correct": "values",
+    "generate_with": "samples",
+    "load_local_policy": "loading",
+    "load_remote_policy": "loading",
+    "sample_all": "engine",
+    "step_boundary": "policy",
+    "stop_sets": "policy",
+}
+
+__all__ = [
+    "AnswerValues",
+    "Batching",
+    "Completion",
+    "CompletionRequest",
+    "CompletionServer",
+    "Connection",
+    "Engine",
+    "EngineStats",
+    "LocalEngine",
+    "Problem",
+    "RemoteEngine",
+    "Request",
+    "Response",
+    "Roller",
+    "STREAMS",
+    "SamplingOptions",
+    "Splitter",
+    "StepOptions",
+    "Task",
+    "TaskPolicy",
+    "Ticket",
+    "Verdict",
+    "count_correct",
+    "generate_with",
+    "load_local_policy",
+    "load_remote_policy",
+    "sample_all",
+    "step_boundary",
+    "stop_sets",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_HOME))

@@ -1,0 +1,122 @@
+"""Engines and policies from a model's name, as commands and experiments need them."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from prm_jax.errors import UserError
+from prm_jax.rollouts.engine import OnProgress
+from prm_jax.rollouts.local import Batching, LocalEngine
+from prm_jax.rollouts.options import Connection, StepOptions
+from prm_jax.rollouts.policy import STEP, TaskPolicy, stop_sets
+from prm_jax.rollouts.remote import RemoteEngine
+
+if TYPE_CHECKING:
+    import pathlib
+
+    from jax.sharding import Mesh
+
+_LARGE = 20_000_000
+"""Parameters from which on keeping keys and values between calls pays."""
+
+
+def load_local_policy(
+    path: "str | pathlib.Path",
+    task: Any,
+    steps: StepOptions,
+    *,
+    seed: int = 0,
+    chat: bool = False,
+    dtype: str = "float32",
+    mesh: "Mesh | None" = None,
+    on_progress: OnProgress = lambda responses, tokens: None,
+) -> TaskPolicy:
+    """A model in this process on a task.
+
+    Args:
+      path: Hugging Face directory or GGUF file.
+      task: see ``rollouts.tasks``.
+      steps: how steps are sampled.
+      seed: of the sampling, in [0, 2**32).
+      chat: wrap prompts into the chat template.
+      dtype: of parameters and arithmetic.
+      mesh: devices that share parameters and prompts; None for one device.
+      on_progress: see `TaskPolicy`.
+
+    Raises:
+      UserError: the model cannot be read, or an option is out of range.
+    """
+    import jax
+
+    from prm_jax.models import Tokenizer, load_weights
+    from prm_jax.models.sharding import rows_over, shard_params
+
+    _check(steps, seed)
+    stops = stop_sets(task)
+    config, params = load_weights(path, dtype=dtype, host=mesh is not None)
+    config = dataclasses.replace(config, compute_dtype=dtype)
+    ways = 1
+    if mesh is not None:
+        params, ways = shard_params(params, mesh), rows_over(mesh)
+    tokenizer = Tokenizer.load(path)
+    batching = Batching(steps.rows, ways, _reuse(steps, params, one_device=mesh is None), (STEP,))
+    engine = LocalEngine(
+        config, params, key=jax.random.key(seed), sampling=steps.sampling(), stops=stops, tokenizer=tokenizer,
+        batching=batching,
+    )  # fmt: skip
+    return TaskPolicy(engine, task, steps, chat=chat, on_progress=on_progress)
+
+
+def load_remote_policy(
+    path: "str | pathlib.Path",
+    url: str,
+    task: Any,
+    steps: StepOptions,
+    *,
+    connection: Connection = Connection(),
+    seed: int = 0,
+    chat: bool = False,
+    on_progress: OnProgress = lambda responses, tokens: None,
+) -> TaskPolicy:
+    """A model on a server on a task; only its tokenizer is read here.
+
+    Args:
+      path: of the model.
+      url: the server's address.
+      task: see ``rollouts.tasks``.
+      steps: how steps are sampled.
+      connection: how to talk to the server.
+      seed: of the sampling, in [0, 2**32).
+      chat: wrap prompts into the chat template.
+      on_progress: see `TaskPolicy`.
+
+    Raises:
+      UserError: the tokenizer cannot be read, or an address or option cannot be used.
+    """
+    from prm_jax.models import Tokenizer
+
+    _check(steps, seed)
+    engine = RemoteEngine(
+        url, Tokenizer.load(path), model=str(path), connection=connection, sampling=steps.sampling(), seed=seed,
+        stops=stop_sets(task),
+    )  # fmt: skip
+    return TaskPolicy(engine, task, steps, chat=chat, on_progress=on_progress)
+
+
+def _check(steps: StepOptions, seed: int) -> None:
+    steps.check()
+    if not 0 <= seed < 1 << 32:  # larger seeds repeat the random numbers of smaller ones
+        raise UserError(f"--seed is {seed}: give a whole number in [0, 2**32)")
+
+
+def _reuse(steps: StepOptions, params: Any, *, one_device: bool) -> Any:
+    import jax
+
+    from prm_jax.models.prefixes import PrefixStore
+
+    mib = steps.reuse_mib
+    if mib and not one_device:
+        raise UserError("--sampling.reuse-mib keeps keys and values on one device: leave it out with --mesh")
+    if mib is None:
+        large = sum(x.size for x in jax.tree.leaves(params)) >= _LARGE
+        mib = 1024 if large and one_device else 0
+    return PrefixStore(mib << 20) if mib > 0 else None
