@@ -170,6 +170,21 @@ def test_regressions_before_training_are_part_of_a_resumed_run(options, tmp_path
     np.testing.assert_array_equal(load(tmp_path / "run" / "model").weights.fixed["kernel"], kernel)
 
 
+def test_bad_records_are_refused_or_skipped_and_counted(options, records, tokenizer, tmp_path):
+    from prm_jax.data.step_data import write_step_data
+
+    file = tmp_path / "steps.jsonl"
+    write_step_data(file, records[:4])
+    with open(file, "a") as lines:
+        lines.write('{"prompt": "1?", "steps": ["a"], "labels": [2]}\n{"prompt"\n')
+    broken = dataclasses.replace(options, data=dataclasses.replace(options.data, path=str(file), eval_fraction=0.0))
+    with pytest.raises(UserError, match=r"steps.jsonl:5:labels\[0\]"):
+        prepare(broken, tokenizer, limit=256)
+    lenient = dataclasses.replace(broken, data=dataclasses.replace(broken.data, skip_bad=True))
+    prepared = prepare(lenient, tokenizer, limit=256)
+    assert len(prepared.rows) == 4 and prepared.notes["skipped"].startswith("2 bad records; the first is")
+
+
 def test_records_in_memory_are_learned_from_instead_of_a_file(options, records, tmp_path):
     options = dataclasses.replace(
         options, data=DataOptions(eval_fraction=0.0), train=dataclasses.replace(options.train, epochs=1)

@@ -114,6 +114,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     frontend: "Frontend | None" = None,
     identity: str = "",
+    target: Any = None,
     shardings: Any = None,
 ) -> Fitted:
     """Runs a training loop to its last step, from the newest good checkpoint when `run` is resumed.
@@ -131,6 +132,8 @@ def fit(
       callbacks: called with an `Event` at the start, after every step and evaluation, and at the end.
       frontend: console, signals and title; None: silent, signals handled.
       identity: fingerprint of what the run starts from (weights, data); another one is refused on resuming.
+      target: pytree of ``jax.ShapeDtypeStruct`` with the state's structure, for a function `state` that cannot be
+        traced, because it samples or trains itself; None: found by tracing.
       shardings: pytree of shardings like the state's; None on one device.
 
     Returns:
@@ -144,7 +147,7 @@ def fit(
     """
     loop = _Loop(step, _as_batches(batches), run, options, evaluate, tuple(callbacks), frontend or Frontend(), identity)
     with Checkpointer(run.checkpoints, max_to_keep=options.keep_checkpoints) as checkpoints:
-        return loop.run_from(state, checkpoints, shardings)
+        return loop.run_from(state, checkpoints, target, shardings)
 
 
 @dataclasses.dataclass
@@ -204,8 +207,8 @@ class _Loop:
         self.stop_reason = ""
         self.finished = 0.0
 
-    def run_from(self, state: Any, checkpoints: Checkpointer, shardings: Any) -> Fitted:
-        state, done = self._start(state, checkpoints, shardings)
+    def run_from(self, state: Any, checkpoints: Checkpointer, target: Any, shardings: Any) -> Fitted:
+        state, done = self._start(state, checkpoints, target, shardings)
         pending: _Pending | None = None
         while done < self.options.steps and not self.stop_reason:
             if pending is not None and getattr(self.batches, "needs_state", False):
@@ -250,11 +253,11 @@ class _Loop:
 
     # ------------------------------------------------------------------------------- start, resume
 
-    def _start(self, state: Any, checkpoints: Checkpointer, shardings: Any) -> tuple[Any, int]:
+    def _start(self, state: Any, checkpoints: Checkpointer, target: Any, shardings: Any) -> tuple[Any, int]:
         make = state if callable(state) else lambda: state
         restored = None
         if self.run.resumed:
-            target = jax.eval_shape(make)
+            target = jax.eval_shape(make) if target is None else target
             if shardings is not None:
                 target = jax.tree.map(
                     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), target, shardings
@@ -263,8 +266,8 @@ class _Loop:
             self.run.rewind(-1 if restored is None else restored.step)
         console = self.frontend.console
         if restored is None:
-            self._phase(console, 0)
             state = make()
+            self._phase(console, 0)
             if self.evaluate is not None:
                 self.before = self.after = self._evaluate(state)
                 self._report(0, self.before)
