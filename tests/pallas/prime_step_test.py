@@ -25,9 +25,15 @@ def largest_arrays(text: str) -> dict[str, int]:
 
 def test_no_array_over_tokens_and_vocabulary():
     config = ModelConfig(
-        vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8,
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        intermediate_size=8,
+        num_layers=1,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=8,
         tie_word_embeddings=True,
-    )  # fmt: skip
+    )
     learner = Learner(config, make_optimizer(1e-3))
     setup = PrimeSetup(learner, learner, None, TrainOptions())
     params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
