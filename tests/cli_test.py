@@ -15,7 +15,7 @@ import pytest
 from prm_jax import cli, command_line, terminal
 from prm_jax.commands import train
 from prm_jax.errors import UserError
-from prm_jax.prime.options import PRESETS, TrainOptions
+from prm_jax.prime import PRESETS, Options
 
 
 def _run(*words: str, **environment: str) -> subprocess.CompletedProcess:
@@ -97,7 +97,7 @@ def test_every_command_has_its_module():
         (["xyz"], "there are train"),
         (["train", "--preset", "tinny"], "unknown preset 'tinny': did you mean tiny"),
         (["train", "--prm.lerning-rate", "1"], "did you mean --prm.learning-rate"),
-        (["train", "--beta", "1"], "unknown option --beta; did you mean --prm.beta?"),
+        (["train", "--beta", "1"], "unknown option --beta; did you mean --reward.beta or --prm.beta?"),
         (["train", "--prm.lr", "1"], "--prm.learning-rate"),
         (["train", "stray", "words"], "these words belong to no option: stray words"),
         (["train", "--resume"], "--resume needs --run-dir"),
@@ -143,7 +143,7 @@ def test_preset_then_file_then_command_line(tmp_path):
     assert options.training.prm.beta == 0.25
     assert options.training.steps == 7 and options.training.seed == 3
     assert options.training.sft == PRESETS["tiny"].sft
-    assert _parse().training == TrainOptions()
+    assert _parse().training == Options()
     assert _parse("--preset=tiny").training == PRESETS["tiny"]
 
 

@@ -4,6 +4,7 @@ One schema, and readers of the published formats, each of which is turned into i
 """
 
 import dataclasses
+import difflib
 import json
 import math
 import pathlib
@@ -252,16 +253,53 @@ def _prm800k(record: Mapping[str, Any], where: str, *, neutral: Label = 1.0) -> 
         yield StepRecord(problem, texts, (*unknown, label), None, problem, f"{name}/{number}")
 
 
+def _prmbench(record: Mapping[str, Any], where: str) -> Iterator[StepRecord]:
+    """PRMBench: modified_question, modified_process (the steps), error_steps (counted from 1), classification."""
+    problem = records.text(records.field(record, "modified_question", where), f"{where}:modified_question")
+    steps = _steps(records.field(record, "modified_process", where), f"{where}:modified_process")
+    errors = records.field(record, "error_steps", where)
+    if not isinstance(errors, list) or not all(type(step) is int and 1 <= step <= len(steps) for step in errors):
+        raise UserError(
+            f"{where}:error_steps: expected numbers of wrong steps from 1 to {len(steps)}, found {records.kind(errors)}"
+        )
+    labels = tuple(float(number not in errors) for number in range(1, len(steps) + 1))
+    name = str(record.get("idx", records.short(where)))
+    category = record.get("classification")
+    provenance = {"category": category} if isinstance(category, str) else {}
+    yield StepRecord(problem, steps, labels, None, problem, name, provenance)
+
+
+def _bigbench_mistake(record: Mapping[str, Any], where: str) -> Iterator[StepRecord]:
+    """BIG-Bench Mistake: input, steps, mistake_index (the first wrong step, null for none), answer, target."""
+    problem = records.text(records.field(record, "input", where), f"{where}:input")
+    steps = _steps(records.field(record, "steps", where), f"{where}:steps")
+    mistake = records.field(record, "mistake_index", where)
+    if mistake is not None and (type(mistake) is not int or not 0 <= mistake < len(steps)):
+        raise UserError(
+            f"{where}:mistake_index: expected the index of the first wrong step of {len(steps)}, or null, "
+            f"found {records.kind(mistake)}"
+        )
+    answer, target = record.get("answer"), record.get("target")
+    known = isinstance(answer, str) and isinstance(target, str)
+    outcome = float(str(answer).strip() == str(target).strip()) if known else None
+    labels = with_first_error(steps, -1 if mistake is None else mistake)
+    yield StepRecord(problem, steps, labels, outcome, problem, records.short(where))
+
+
 FORMATS: dict[str, Callable[..., Iterator[StepRecord]]] = {
     "prm_jax": _own,
     "trl": _trl,
     "processbench": _processbench,
     "math_shepherd": _math_shepherd,
     "prm800k": _prm800k,
+    "prmbench": _prmbench,
+    "bigbench_mistake": _bigbench_mistake,
 }
 """Name -> reader of one object, which may give several records."""
 
 _TELLING_FIELDS = {
+    "prmbench": {"modified_question", "modified_process", "error_steps"},
+    "bigbench_mistake": {"input", "steps", "mistake_index"},
     "processbench": {"problem", "steps", "label"},
     "prm800k": {"question", "label"},
     "math_shepherd": {"input", "label"},
@@ -274,9 +312,22 @@ def _recognise(record: Mapping[str, Any], where: str) -> str:
     for name, fields in _TELLING_FIELDS.items():
         if fields <= record.keys():
             return name
-    likeness = {name: len(fields & record.keys()) / len(fields) for name, fields in _TELLING_FIELDS.items()}
-    closest = max(likeness, key=lambda name: likeness[name])
-    missing = sorted(_TELLING_FIELDS[closest] - record.keys())
+    # The share of a format's fields that are there, a misspelt one counting for half.
+    alike = {
+        name: {field: difflib.get_close_matches(field, list(record), n=1, cutoff=0.7) for field in fields}
+        for name, fields in _TELLING_FIELDS.items()
+    }
+    likeness = {
+        name: sum((field in record) + 0.5 * (field not in record and bool(near)) for field, near in fields.items())
+        / len(fields)
+        for name, fields in alike.items()
+    }
+    closest = max(likeness, key=lambda name: (likeness[name], len(alike[name])))
+    missing = [
+        field + (f" (is it {near[0]!r}?)" if near else "")
+        for field, near in sorted(alike[closest].items())
+        if field not in record
+    ]
     hint = f"; the nearest is {closest}, which lacks {', '.join(missing)}" if likeness[closest] else ""
     found = ", ".join(sorted(record)) or "nothing"
     raise UserError(f"{where}: no known format of step data has the fields {found}{hint}")

@@ -23,7 +23,7 @@ from prm_jax.option_ranges import check_ranges
 from prm_jax.option_values import convert_options
 from prm_jax.prm import public
 from prm_jax.prm.kinds import Implicit
-from prm_jax.prm.options import POLICY_LAYOUT, Aggregate, TextLayout
+from prm_jax.prm.options import POLICY_LAYOUT, Aggregate, Convention, TextLayout
 from prm_jax.prm.score import PRM
 from prm_jax.prm.spec import Kind, Spec, Weights
 from prm_jax.prm.train_options import kind_class, refuse_options_of_other_kinds
@@ -137,6 +137,7 @@ def load(
     *,
     layout: str = "auto",
     reference: str | pathlib.Path | None = None,
+    convention: Convention = "own",
     compute_dtype: str = "float32",
 ) -> PRM:
     """Loads a process reward model.
@@ -145,20 +146,29 @@ def load(
       path: a directory that ``save`` wrote, or a public checkpoint of a known layout; a path or a name on the hub.
       layout: "auto", or a name in ``public.LAYOUTS`` for a checkpoint whose config does not tell.
       reference: the reference of an implicit model, where the directory does not hold it.
+      convention: how a public checkpoint is read. own: the score of a step is that of its own tokens; card: as the
+        code of its model card reads it, where that differs (eurus_prm).
       compute_dtype: "float32" or "bfloat16".
 
     Raises:
       UserError: for anything that ``load_weights`` refuses, an unknown layout (the nearest is named), a damaged head,
-        or a reference with another tokenizer.
+        a missing reference, or a reference with another tokenizer.
     """
     path = find_model(path)
     described = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if layout == "auto" and KEY in described:
         prm = _load_own(path, described[KEY])
+        if convention != "own":
+            raise UserError(f"--convention {convention} is for public checkpoints; {path} says itself how to score")
     else:
-        prm = public.load_public(path, described, layout)
+        prm = public.load_public(path, described, layout, convention)
     if reference is not None:
         prm = _with_reference(prm, find_model(reference))
+    if prm.spec.kind.keeps_reference and prm.weights.reference is None:
+        raise UserError(
+            f"{path} scores by the log-ratio to a reference, which the directory does not hold: give the model that it "
+            "was trained from with --reference (for EurusPRM: Qwen2.5-Math-7B-Instruct)"
+        )
     return with_compute_dtype(prm, compute_dtype)
 
 
