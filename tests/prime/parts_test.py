@@ -299,6 +299,8 @@ def test_a_saved_prm_gives_the_scores_of_score_on_last_tokens_and_ensembles_are_
     ref = token_logprobs(config, params, responses.tokens, responses.mask)
     implicit = rl.implicit_token_rewards(logp, ref, responses.mask, beta=0.3)
     for row, steps in enumerate(step_sums(np.asarray(implicit), responses.step_ids)):
+        if not responses.texts[row]:
+            continue  # an end token alone is no step of a solution
         # The text of a solution ends with an end token, which a response that was cut off has not sampled.
         for s, value in enumerate(steps if responses.finished[row] else steps[:-1]):
             end = np.flatnonzero(responses.step_ids[row] == s)[-1]
