@@ -1,6 +1,7 @@
 """The command line: exit codes, errors without tracebacks, layered options, and no jax before it is needed."""
 
 import contextlib
+import importlib
 import io
 import os
 import pathlib
@@ -15,7 +16,7 @@ import pytest
 from prm_jax import cli, command_line, terminal
 from prm_jax.commands import train
 from prm_jax.errors import UserError
-from prm_jax.prime.options import PRESETS, TrainOptions
+from prm_jax.prime import PRESETS, Options
 
 
 def _run(*words: str, **environment: str) -> subprocess.CompletedProcess:
@@ -97,9 +98,9 @@ def test_every_command_has_its_module():
         (["xyz"], "there are train"),
         (["train", "--preset", "tinny"], "unknown preset 'tinny': did you mean tiny"),
         (["train", "--prm.lerning-rate", "1"], "did you mean --prm.learning-rate"),
-        (["train", "--beta", "1"], "unknown option --beta; did you mean --prm.beta?"),
+        (["train", "--beta", "1"], "unknown option --beta; did you mean --reward.beta or --prm.beta?"),
         (["train", "--prm.lr", "1"], "--prm.learning-rate"),
-        (["train", "stray", "words"], "these words belong to no option: stray words"),
+        (["train", "stray", "words"], "unexpected arguments: stray words"),
         (["train", "--resume"], "--resume needs --run-dir"),
         (["train", "--config", "no/such.yaml"], "cannot read the configuration no/such.yaml"),
         (["plot"], "which runs?"),
@@ -143,7 +144,7 @@ def test_preset_then_file_then_command_line(tmp_path):
     assert options.training.prm.beta == 0.25
     assert options.training.steps == 7 and options.training.seed == 3
     assert options.training.sft == PRESETS["tiny"].sft
-    assert _parse().training == TrainOptions()
+    assert _parse().training == Options()
     assert _parse("--preset=tiny").training == PRESETS["tiny"]
 
 
@@ -176,7 +177,10 @@ def test_help_shows_common_options_and_help_all_the_rest():
     code, every, _ = _call("train", "--help-all")
     assert code == 0 and all(f"--{name}" in every for name in command_line.option_names(train.Options))
     assert "(at least 0; default: 5e-7)" in every and "default: none" in every and "default: empty" in every
-    assert set(train.COMMON_OPTIONS) <= set(command_line.option_names(train.Options))
+    for command in ("train", "train_prm"):
+        module = importlib.import_module(f"prm_jax.commands.{command}")
+        assert set(module.COMMON_OPTIONS) <= set(command_line.option_names(module.Options)), command
+        assert len(module.COMMON_OPTIONS) == 20
     assert _call("train", "--help", "--preset", "absent")[0] == 0
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from prm_jax import config_io
 from prm_jax.errors import UserError
-from prm_jax.prime.options import PRESETS, TrainOptions
+from prm_jax.prime import PRESETS, Options
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def test_round_trip_is_exact(config):
 
 def test_presets_round_trip():
     for options in PRESETS.values():
-        assert config_io.parse_yaml(config_io.to_yaml(options), TrainOptions()) == options
+        assert config_io.parse_yaml(config_io.to_yaml(options), Options()) == options
 
 
 @dataclass(frozen=True)

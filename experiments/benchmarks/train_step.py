@@ -27,8 +27,11 @@ import optax
 import tyro
 
 from prm_jax.models import ModelConfig, init_params, token_logprobs
-from prm_jax.prime.options import AdvantageOptions, PolicyOptions, TrainOptions
-from prm_jax.prime.step import Frozen, PrimeBatch, PrimeSetup, init_state, make_prime_step
+from prm_jax.prime import Batch, Frozen, ImplicitPRM, Setup, init_state, make_step
+from prm_jax.prime.advantages import make_advantage
+from prm_jax.prime.options import AdvantageOptions, PolicyOptions, PRMOptions, RewardOptions
+from prm_jax.prime.policy import PolicyPhase, make_policy_loss
+from prm_jax.prime.shaping import make_reward
 from prm_jax.runs.learner import Learner
 
 PAD = 0
@@ -97,7 +100,7 @@ class Contender:
     programs: Sequence[Any]
 
 
-def make_batch(config: Config) -> PrimeBatch:
+def make_batch(config: Config) -> Batch:
     """Random tokens; prompts of one length, responses of half to all of theirs, half of every group right."""
     rng = np.random.default_rng(0)
     length = config.prompt_tokens + config.response_tokens
@@ -106,7 +109,7 @@ def make_batch(config: Config) -> PrimeBatch:
     mask = (position >= 0) & (position < lengths[:, None])
     tokens = rng.integers(PAD + 1, config.vocab_size, (config.rows, length))
     tokens = np.where(mask | (position < 0), tokens, PAD)
-    return PrimeBatch(
+    return Batch(
         tokens=jnp.asarray(tokens, jnp.int32),
         mask=jnp.asarray(mask),
         keep=jnp.ones(config.rows, bool),
@@ -122,17 +125,21 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(config.learning_rate, weight_decay=0.01))
 
 
-def ours(config: Config, params: Any, batch: PrimeBatch, *, name: str, kl_coef: float, process: bool) -> Contender:
+def ours(config: Config, params: Any, batch: Batch, *, name: str, kl_coef: float, process: bool) -> Contender:
     """This project's step: outcome-only GRPO, or PRIME with a PRM of the policy's size."""
-    options = TrainOptions(
-        advantage=AdvantageOptions(estimator="grpo", process_coef=float(process)),
-        policy=PolicyOptions(kl_coef=kl_coef, kl_estimator="k1"),
-    )
+    policy = PolicyOptions(kl_coef=kl_coef, kl_estimator="k1")
+    advantage = AdvantageOptions(estimator="grpo", process_coef=float(process))
     learner = Learner(config.model, make_optimizer(config))
-    setup = PrimeSetup(learner, learner if process else None, None, options)
-    frozen = Frozen(params, params)
-    state = init_state(setup, frozen, None, jax.random.key(0))
-    compiled = make_prime_step(setup).lower(state, frozen, batch).compile()  # type: ignore[attr-defined]
+    source = None
+    if process:
+        source = ImplicitPRM(learner, params, PRMOptions(), policy_config=config.model)
+    setup = Setup(
+        PolicyPhase(learner, policy, make_policy_loss(policy), 1.0, 1), source, None, make_reward(RewardOptions()),
+        make_advantage(advantage), advantage,
+    )  # fmt: skip
+    frozen = Frozen(params, params if process else ())
+    state = init_state(setup, frozen, jax.random.key(0))
+    compiled = make_step(setup).lower(state, frozen, batch).compile()  # type: ignore[attr-defined]
 
     def step() -> dict[str, jax.Array]:
         nonlocal state

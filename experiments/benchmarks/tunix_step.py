@@ -18,7 +18,7 @@ from tunix.rl.trainer import Trainer
 from tunix.sft.metrics_logger import MetricsLoggerOptions
 from tunix.sft.peft_trainer import TrainingConfig
 
-from prm_jax.prime.step import PrimeBatch
+from prm_jax.prime import Batch
 
 if TYPE_CHECKING:
     from experiments.benchmarks.train_step import Config, Contender
@@ -57,7 +57,7 @@ def make_model(config: "Config", params: Any) -> llama.Llama3:
     return model
 
 
-def make(config: "Config", params: Any, batch: PrimeBatch, *, name: str, kl_coef: float) -> "Contender":
+def make(config: "Config", params: Any, batch: Batch, *, name: str, kl_coef: float) -> "Contender":
     """The step of Tunix's trainer on the batch; with `kl_coef`, scoring by the reference comes before it.
 
     Losses are averaged over the tokens of the batch (`loss_agg_mode="token-mean"`), as this project's are.

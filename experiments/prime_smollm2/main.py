@@ -14,19 +14,19 @@ import pathlib
 import shutil
 import sys
 
-from prm_jax.prime.options import PRESETS
+from prm_jax.prime import PRESETS
 
 HERE = pathlib.Path(__file__).resolve().parent
 KEPT = (
     "step", "rollouts", "seconds", "eval/greedy_accuracy", "eval/sampled_accuracy", "rollout/solve_rate",
     "rollout/kept_groups", "prm/pairwise_accuracy", "prm/gate", "prm/loss", "policy/entropy", "policy/grad_norm",
-    "time/rollout_seconds", "time/update_seconds",
+    "time/draw_seconds", "time/update_seconds",
 )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
     """Trains; an interrupted run is resumed with --resume."""
-    from prm_jax.prime.train import train
+    from prm_jax.prime.training import train
 
     train(dataclasses.replace(PRESETS["smollm2"], seed=args.seed), args.out, resume=args.resume)
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from prm_jax.prime.options import PRESETS, TaskOptions, TrainOptions
+from prm_jax.prime import PRESETS, Options
+from prm_jax.prime.options import TaskOptions
 
 HERE = pathlib.Path(__file__).resolve().parent
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
@@ -34,7 +35,7 @@ EXTRA_ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "PRIME, gated, PRM warmed up": {
         "advantage": {"gate": True}, "prm": {"pretrain_rollouts": 2048}, "rollout": {"solve_rate_low": 0.0},
     },
-    "exact step checker": {"advantage": {"process": "checker"}, "rollout": {"solve_rate_low": 0.0}},
+    "exact step checker": {"reward": {"source": "checker"}, "rollout": {"solve_rate_low": 0.0}},
 }  # fmt: skip
 
 
@@ -47,7 +48,7 @@ LEVELS = {"long": 0.6}  # greedy accuracy that "steps to" waits for; 0.8 elsewhe
 BOOTSTRAPS = 10_000
 
 
-def regimes() -> dict[str, TrainOptions]:
+def regimes() -> dict[str, Options]:
     """The settings compared; `short` is the tiny preset without the PRM's warm-up."""
     tiny = PRESETS["tiny"]
     short = dataclasses.replace(
@@ -76,7 +77,7 @@ def regimes() -> dict[str, TrainOptions]:
 
 def run_seed(regime: str, seed: int, out: pathlib.Path) -> None:
     """The warm start of a seed, then every arm from it; all arms see the same prompts in the same order."""
-    from prm_jax.prime.train import train
+    from prm_jax.prime.training import train
 
     options = dataclasses.replace(regimes()[regime], seed=seed)
     folder = out / regime / f"seed{seed}"

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import report
@@ -28,8 +29,7 @@ from prm_jax.data.carry import CarryTask, operands
 from prm_jax.data.problems import Problem
 from prm_jax.data.step_data import StepRecord
 from prm_jax.models import ModelConfig, init_params
-from prm_jax.prime.options import SFTOptions
-from prm_jax.prime.warm_start import train_sft
+from prm_jax.prime.warm_start import make_sft_step
 from prm_jax.prm.cases import Case, case_of
 from prm_jax.prm.data import batch_of, make_plan, select, stack
 from prm_jax.prm.judge import process_bench, step_quality
@@ -41,7 +41,7 @@ from prm_jax.prm.rows import Row, build_rows, through_first_error
 from prm_jax.prm.score import PRM, score_solutions
 from prm_jax.prm.spec import Kind, Spec
 from prm_jax.prm.step import PRMLearner, make_step
-from prm_jax.runs.learner import make_optimizer
+from prm_jax.runs import Learner, make_optimizer
 
 LAYOUT = TextLayout(separator="", end=True)
 BASE, HELD_OUT = "implicit, ce", "reward models on held-out solutions"
@@ -131,8 +131,17 @@ def start_model(config: Config, task: CarryTask, seed: int) -> tuple[ModelConfig
             mask[row, len(before) : len(before) + len(after)] = True
         return tokens, mask
 
-    params = init_params(model, jax.random.key(seed))
-    return model, train_sft(model, params, batches, SFTOptions(steps=config.sft_steps))
+    steps = config.sft_steps
+    optimizer = make_optimizer(
+        5e-3, schedule="cosine", warmup_steps=max(1, round(0.05 * steps)), total_steps=steps, beta2=0.95
+    )
+    learner = Learner(model, optimizer)
+    params, opt_state = learner.init(init_params(model, jax.random.key(seed)), jax.random.key(0))
+    sft_step = make_sft_step(learner)
+    for step in range(steps):
+        tokens, mask = map(jnp.asarray, batches(step))
+        params, opt_state, _ = sft_step(params, opt_state, None, tokens, mask)
+    return model, params
 
 
 @dataclasses.dataclass(frozen=True)

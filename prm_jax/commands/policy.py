@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from prm_jax.commands.convert import model_path
 from prm_jax.commands.devices import mesh_of
 from prm_jax.config_io import OptionsOf
 from prm_jax.errors import UserError
@@ -25,7 +24,7 @@ class PolicyOptions:
     """Options of both commands."""
 
     model: Annotated[str, tyro.conf.Positional]
-    """Policy: Hugging Face directory, GGUF file, or "smollm2"."""
+    """Policy: Hugging Face directory, GGUF file, name on the hub (org/name), or "smollm2"."""
     task: str = "carry"
     """Task: carry, arithmetic, gsm8k (with its files in --task-options train PATH eval PATH), a path that ends in
     .jsonl, or the name of a reasoning-gym dataset."""
@@ -74,9 +73,10 @@ def check_at_least_one(options: Any, *names: str, prefix: str = "--") -> None:
 
 def load_policy(options: PolicyOptions, task: Any, on_progress: "OnProgress") -> "TaskPolicy":
     """The policy on the task, in this process or behind --server."""
+    from prm_jax.models import find_model
     from prm_jax.rollouts import load_local_policy, load_remote_policy
 
-    path = model_path(options.model)
+    path = find_model(options.model)
     if options.server:
         connection = options.connection
         if not connection.model:

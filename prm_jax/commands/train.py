@@ -11,15 +11,17 @@ import tyro
 from prm_jax import config_io
 from prm_jax.command_line import choose, peek
 from prm_jax.errors import UserError
-from prm_jax.prime.options import PRESETS, TrainOptions
+from prm_jax.prime.options import Options as RunOptions
+from prm_jax.prime.presets import PRESETS
 from prm_jax.terminal import print_error, print_warning
 
 EXIT_INTERRUPTED, EXIT_DIVERGED = 75, 77
 
 COMMON_OPTIONS = (
-    "preset", "config", "run-dir", "resume", "seed", "steps", "save-every", "task.name", "task.options", "model.path",
+    "preset", "config", "run-dir", "resume", "seed", "steps", "task.name", "task.options", "model.path",
     "model.lora-rank", "rollout.prompts-per-step", "rollout.samples-per-prompt", "rollout.max-new-tokens",
-    "rollout.filter", "prm.beta", "prm.learning-rate", "advantage.estimator", "policy.learning-rate", "eval.every",
+    "reward.source", "reward.path", "reward.shaping", "advantage.credit", "advantage.estimator",
+    "prm.learning-rate", "policy.learning-rate",
 )  # fmt: skip
 """What ``--help`` shows; ``--help-all`` shows the rest too."""
 
@@ -38,32 +40,32 @@ class Options:
     run_dir: pathlib.Path | None = None
     """Where everything goes; default: a new directory under runs/."""
     resume: bool = False
-    """Go on with the run in --run-dir, with its own configuration unless told otherwise."""
-    training: Annotated[TrainOptions, tyro.conf.arg(name="")] = field(default_factory=TrainOptions)
+    """Continue the run in --run-dir, with its own configuration unless options are given."""
+    training: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
 
 def defaults(words: Sequence[str]) -> Options:
-    """The options that hold where the command line says nothing: preset, then file (or the resumed run's own).
+    """Defaults of the command line: the preset, then the file (or the resumed run's own configuration).
 
     Raises:
       UserError: an unknown preset, a file that cannot be read or used, ``--resume`` without a directory.
     """
     early = peek(words, ("preset", "config", "run_dir", "resume"))
-    base = choose(early["preset"], PRESETS, "preset") if early.get("preset") else TrainOptions()
+    base = choose(early["preset"], PRESETS, "preset") if early.get("preset") else RunOptions()
     if early.get("config"):
         base = config_io.load_yaml(early["config"], base)
     if "resume" in early:
         if not early.get("run_dir"):
-            raise UserError("--resume needs --run-dir: which run should go on?")
+            raise UserError("--resume needs --run-dir: which run should continue?")
         own = pathlib.Path(early["run_dir"]) / "config.yaml"
         if own.is_file() and not early.get("preset") and not early.get("config"):
-            base = config_io.load_yaml(own, TrainOptions())
+            base = config_io.load_yaml(own, RunOptions())
     return Options(training=base)
 
 
 def run(options: Options) -> int:
-    """Trains; an interrupted run is saved and gives 75, one that went astray 77."""
-    from prm_jax.prime.train import train
+    """Trains; an interrupted run is saved and exits with 75, one that diverged with 77."""
+    from prm_jax.prime.training import train
     from prm_jax.runs.run_dir import unique_run_path
     from prm_jax.runs.stopping import DivergedRun, InterruptedRun
 
@@ -71,9 +73,9 @@ def run(options: Options) -> int:
     try:
         train(options.training, path, resume=options.resume)
     except InterruptedRun as stopped:
-        print_warning(f"{stopped}. Go on with: prm-jax train --run-dir {shlex.quote(str(path))} --resume")
+        print_warning(f"{stopped}. Continue with: prm-jax train --run-dir {shlex.quote(str(path))} --resume")
         return EXIT_INTERRUPTED
     except DivergedRun as failed:
-        print_error(f"{failed}\nThe last state is saved in {path}")
+        print_error(f"{failed}\nThe last good checkpoint is in {path}")
         return EXIT_DIVERGED
     return 0

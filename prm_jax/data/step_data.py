@@ -4,6 +4,7 @@ One schema, and readers of the published formats, each of which is turned into i
 """
 
 import dataclasses
+import difflib
 import json
 import math
 import pathlib
@@ -18,7 +19,7 @@ from prm_jax.errors import UserError
 from prm_jax.option_values import suggest
 
 Label = float | None
-"""Probability that a step is right; None: not known, so that nothing is learned from it."""
+"""Probability that a step is right; None: unknown, nothing is learned from it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +29,8 @@ class StepRecord:
     Attributes:
       prompt: text, chat messages, or token ids.
       steps: at least one; no step is blank.
-      labels: one a step, each in [0, 1] or None; or None when no step has a label.
-      outcome: of the whole solution, in [0, 1], or None when it is not known.
+      labels: one per step, each in [0, 1] or None; or None when no step has a label.
+      outcome: of the whole solution, in [0, 1], or None when it is unknown.
       group: solutions of one problem have the same; pairs are made within a group.
       id: names the record in messages and results.
       provenance: where labels come from (model, sampling, counts), as JSON values.
@@ -46,7 +47,7 @@ class StepRecord:
     def first_error(self) -> int | None:
         """Index of the first step that is more likely wrong than right, -1 when every label says right.
 
-        None when that cannot be told: without labels, or with an unknown one before the first wrong step.
+        None when that is unknown: without labels, or with an unknown one before the first wrong step.
         """
         if self.labels is None:
             return None
@@ -98,7 +99,7 @@ def read_step_data(
 
 
 def write_step_data(path: str | pathlib.Path, data: Iterable[StepRecord]) -> None:
-    """Writes records in the project's own format, one JSON object a line."""
+    """Writes records in the project's own format, one JSON object per line."""
     with open(path, "w", encoding="utf-8") as file:
         for record in data:
             file.write(json.dumps(to_json(record), ensure_ascii=False, allow_nan=False) + "\n")
@@ -170,17 +171,17 @@ def _processbench(record: Mapping[str, Any], where: str) -> Iterator[StepRecord]
     yield StepRecord(problem, steps, with_first_error(steps, label), outcome, problem, name, provenance)
 
 
-_SHEPHERD_TAG = "\u043a\u0438"  # the two letters that stand at the end of each step
+_SHEPHERD_TAG = "\u043a\u0438"  # the two letters at the end of each step
 _SHEPHERD_STEP = re.compile(r"(?=\bStep 1\s?:)")
 
 
 def _math_shepherd(record: Mapping[str, Any], where: str) -> Iterator[StepRecord]:
-    """Math-Shepherd: the solution twice, with a tag behind each step in "input" and + or - there in "label"."""
+    """Math-Shepherd: the solution twice, with a tag after each step in "input" and + or - in its place in "label"."""
     tagged = records.text(records.field(record, "input", where), f"{where}:input")
     labelled = records.text(records.field(record, "label", where), f"{where}:label")
     *pieces, rest = tagged.split(_SHEPHERD_TAG)
     if not pieces or rest.strip():
-        raise UserError(f"{where}:input: expected the tag {_SHEPHERD_TAG!r} behind every step, found {tagged[-40:]!r}")
+        raise UserError(f"{where}:input: expected the tag {_SHEPHERD_TAG!r} after every step, found {tagged[-40:]!r}")
     labels: list[Label] = []
     at = 0
     for piece in pieces:
@@ -202,7 +203,7 @@ def _math_shepherd(record: Mapping[str, Any], where: str) -> Iterator[StepRecord
 
 
 def _prm800k(record: Mapping[str, Any], where: str, *, neutral: Label = 1.0) -> Iterator[StepRecord]:
-    """PRM800K: a path of chosen steps, and at each step the alternatives that were rated, too.
+    """PRM800K: a path of chosen steps, and at each step the alternatives that were also rated.
 
     Gives one record for the chosen path and one for every alternative, whose steps before the last carry no label
     (they are the path's), so that each rating is used once.
@@ -252,16 +253,53 @@ def _prm800k(record: Mapping[str, Any], where: str, *, neutral: Label = 1.0) -> 
         yield StepRecord(problem, texts, (*unknown, label), None, problem, f"{name}/{number}")
 
 
+def _prmbench(record: Mapping[str, Any], where: str) -> Iterator[StepRecord]:
+    """PRMBench: modified_question, modified_process (the steps), error_steps (counted from 1), classification."""
+    problem = records.text(records.field(record, "modified_question", where), f"{where}:modified_question")
+    steps = _steps(records.field(record, "modified_process", where), f"{where}:modified_process")
+    errors = records.field(record, "error_steps", where)
+    if not isinstance(errors, list) or not all(type(step) is int and 1 <= step <= len(steps) for step in errors):
+        raise UserError(
+            f"{where}:error_steps: expected numbers of wrong steps from 1 to {len(steps)}, found {records.kind(errors)}"
+        )
+    labels = tuple(float(number not in errors) for number in range(1, len(steps) + 1))
+    name = str(record.get("idx", records.short(where)))
+    category = record.get("classification")
+    provenance = {"category": category} if isinstance(category, str) else {}
+    yield StepRecord(problem, steps, labels, None, problem, name, provenance)
+
+
+def _bigbench_mistake(record: Mapping[str, Any], where: str) -> Iterator[StepRecord]:
+    """BIG-Bench Mistake: input, steps, mistake_index (the first wrong step, null for none), answer, target."""
+    problem = records.text(records.field(record, "input", where), f"{where}:input")
+    steps = _steps(records.field(record, "steps", where), f"{where}:steps")
+    mistake = records.field(record, "mistake_index", where)
+    if mistake is not None and (type(mistake) is not int or not 0 <= mistake < len(steps)):
+        raise UserError(
+            f"{where}:mistake_index: expected the index of the first wrong step of {len(steps)}, or null, "
+            f"found {records.kind(mistake)}"
+        )
+    answer, target = record.get("answer"), record.get("target")
+    known = isinstance(answer, str) and isinstance(target, str)
+    outcome = float(str(answer).strip() == str(target).strip()) if known else None
+    labels = with_first_error(steps, -1 if mistake is None else mistake)
+    yield StepRecord(problem, steps, labels, outcome, problem, records.short(where))
+
+
 FORMATS: dict[str, Callable[..., Iterator[StepRecord]]] = {
     "prm_jax": _own,
     "trl": _trl,
     "processbench": _processbench,
     "math_shepherd": _math_shepherd,
     "prm800k": _prm800k,
+    "prmbench": _prmbench,
+    "bigbench_mistake": _bigbench_mistake,
 }
 """Name -> reader of one object, which may give several records."""
 
 _TELLING_FIELDS = {
+    "prmbench": {"modified_question", "modified_process", "error_steps"},
+    "bigbench_mistake": {"input", "steps", "mistake_index"},
     "processbench": {"problem", "steps", "label"},
     "prm800k": {"question", "label"},
     "math_shepherd": {"input", "label"},
@@ -274,9 +312,22 @@ def _recognise(record: Mapping[str, Any], where: str) -> str:
     for name, fields in _TELLING_FIELDS.items():
         if fields <= record.keys():
             return name
-    likeness = {name: len(fields & record.keys()) / len(fields) for name, fields in _TELLING_FIELDS.items()}
-    closest = max(likeness, key=lambda name: likeness[name])
-    missing = sorted(_TELLING_FIELDS[closest] - record.keys())
+    # The share of a format's fields that are there, a misspelt one counting for half.
+    alike = {
+        name: {field: difflib.get_close_matches(field, list(record), n=1, cutoff=0.7) for field in fields}
+        for name, fields in _TELLING_FIELDS.items()
+    }
+    likeness = {
+        name: sum((field in record) + 0.5 * (field not in record and bool(near)) for field, near in fields.items())
+        / len(fields)
+        for name, fields in alike.items()
+    }
+    closest = max(likeness, key=lambda name: (likeness[name], len(alike[name])))
+    missing = [
+        field + (f" (is it {near[0]!r}?)" if near else "")
+        for field, near in sorted(alike[closest].items())
+        if field not in record
+    ]
     hint = f"; the nearest is {closest}, which lacks {', '.join(missing)}" if likeness[closest] else ""
     found = ", ".join(sorted(record)) or "nothing"
     raise UserError(f"{where}: no known format of step data has the fields {found}{hint}")
@@ -305,7 +356,7 @@ def _labels(value: Any, count: int, where: str) -> tuple[Label, ...]:
     if not isinstance(value, list):
         raise UserError(f"{where}: expected a list of labels, found {records.kind(value)}")
     if len(value) != count:
-        raise UserError(f"{where}: {len(value)} labels for {count} steps; give one a step, null where it is not known")
+        raise UserError(f"{where}: {len(value)} labels for {count} steps; give one per step, null where it is unknown")
     return tuple(None if item is None else _probability(item, f"{where}[{i}]") for i, item in enumerate(value))
 
 

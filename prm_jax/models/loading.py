@@ -1,4 +1,4 @@
-"""Models by name or path with the run-time fields of their options, and fresh ones."""
+"""Models that options name, with the options' run-time fields, and fresh ones."""
 
 import dataclasses
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from prm_jax.models.config import ModelConfig
+from prm_jax.models.hub import find_model
 from prm_jax.models.model_options import ModelOptions
 from prm_jax.models.tokenizer import Tokenizer
 from prm_jax.models.transformer import init_params
@@ -15,12 +16,8 @@ _UNROLL_UP_TO = 8  # layers; a deeper model is scanned, since unrolling costs co
 
 
 def load_model(options: ModelOptions) -> tuple[ModelConfig, Any, Any]:
-    """(config with the options' run-time fields, parameters, tokenizer) from a path or "smollm2"."""
-    path = options.path
-    if path == "smollm2":
-        from prm_jax.models.smollm2 import find_smollm2
-
-        path = str(find_smollm2())
+    """(config with the options' run-time fields, parameters, tokenizer) of ``options.path``; see ``find_model``."""
+    path = find_model(options.path)
     config, params = load_weights(path)
     return _with_runtime(config, options), params, Tokenizer.load(path)
 

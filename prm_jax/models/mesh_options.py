@@ -1,4 +1,4 @@
-"""How arrays are laid out over devices, as options; imports nothing heavy."""
+"""Options for the mesh of devices; imports nothing heavy."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,7 +11,7 @@ class MeshOptions:
     """How arrays are laid out over devices."""
 
     data: Annotated[int, at_least(-1)] = 1
-    """Devices that split the batch; -1: all that the other axes leave."""
+    """Devices that split the batch; -1: all that remain."""
     fsdp: Annotated[int, at_least(-1)] = 1
     """Devices that split parameters and the batch."""
     tensor: Annotated[int, at_least(-1)] = 1

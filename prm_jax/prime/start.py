@@ -1,15 +1,23 @@
-"""What a run starts from: the task, the tokenizer, the models and the optimisers that its options name."""
+"""What a run starts from: the task, the tokenizer, the models, and the learners of its options."""
 
 import dataclasses
 from typing import Any
+
+from jax.sharding import Mesh
 
 from prm_jax.data import load_task
 from prm_jax.data.problems import Task
 from prm_jax.errors import UserError
 from prm_jax.models import LoRAConfig, ModelConfig, check_same_vocabulary
 from prm_jax.models.loading import fresh_config, load_model
-from prm_jax.prime.options import TaskOptions, TrainOptions
-from prm_jax.prime.step import PrimeSetup
+from prm_jax.models.sharding import rows_over, shard_params
+from prm_jax.prime.advantages import AdvantageFn, make_advantage
+from prm_jax.prime.batch import Frozen
+from prm_jax.prime.critic import Critic
+from prm_jax.prime.options import Options
+from prm_jax.prime.policy import PolicyLoss, PolicyPhase, make_policy_loss
+from prm_jax.prime.shaping import RewardFn, make_reward
+from prm_jax.prime.step import Setup
 from prm_jax.runs.learner import Learner, Params, make_optimizer
 
 
@@ -19,11 +27,14 @@ class Start:
 
     Attributes:
       task: problems and verdicts.
-      tokenizer: of the policy, and so of every model.
+      tokenizer: of the policy, and so of every model that shares its tokens.
       config: the policy's architecture.
       params: the policy's loaded parameters, or None for a fresh model.
-      prm_config: the PRM's architecture.
-      prm_params: the PRM's own loaded parameters, or None where it starts from the policy's start.
+      prm_config: the online PRM's architecture.
+      prm_params: its own loaded parameters, or None where it starts from the policy's start.
+      base: the policy's initial parameters on the devices, once they are known; see `placed`.
+      prm_base: the online PRM's initial parameters on the devices.
+      ways: number of devices that hold the rows of a batch.
     """
 
     task: Task
@@ -32,22 +43,90 @@ class Start:
     params: Params | None
     prm_config: ModelConfig
     prm_params: Params | None
+    base: Params = None
+    prm_base: Params = None
+    ways: int = 1
+
+    def placed(self, base: Params, mesh: Mesh | None, options: Options) -> "Start":
+        """The start with its initial parameters on the devices."""
+        ways = 1 if mesh is None else even_ways(options, rows_over(mesh))
+        if mesh is not None:
+            base = shard_params(base, mesh)
+        prm_base = base
+        if self.prm_params is not None:
+            prm_base = self.prm_params if mesh is None else shard_params(self.prm_params, mesh)
+        return dataclasses.replace(self, base=base, prm_base=prm_base, ways=ways)
+
+    def policy_learner(self, options: Options) -> Learner:
+        """The policy's architecture, optimiser and adapters."""
+        policy = options.policy
+        optimizer = make_optimizer(
+            policy.learning_rate, schedule=policy.schedule, warmup_steps=policy.warmup_steps,
+            total_steps=options.steps * policy.epochs * policy.minibatches, weight_decay=policy.weight_decay,
+            beta2=policy.beta2, grad_clip=policy.grad_clip,
+        )  # fmt: skip
+        return Learner(self.config, optimizer, _lora(options.model.lora_rank, options.model.lora_alpha))
+
+    def prm_learner(self, options: Options) -> Learner:
+        """The online PRM's."""
+        prm = options.prm
+        optimizer = make_optimizer(
+            prm.learning_rate, schedule=prm.schedule, warmup_steps=prm.warmup_steps,
+            total_steps=options.steps * prm.epochs * prm.minibatches, weight_decay=prm.weight_decay,
+            grad_clip=prm.grad_clip,
+        )  # fmt: skip
+        return Learner(self.prm_config, optimizer, _lora(prm.lora_rank, options.model.lora_alpha))
+
+    def critic_learner(self, options: Options) -> Learner:
+        """A critic's."""
+        critic, policy = options.critic, options.policy
+        optimizer = make_optimizer(
+            critic.learning_rate, schedule=critic.schedule,
+            total_steps=options.steps * policy.epochs * policy.minibatches, grad_clip=critic.grad_clip,
+        )  # fmt: skip
+        return Learner(self.config, optimizer, _lora(options.model.lora_rank, options.model.lora_alpha))
+
+    def load_prover(self, options: Options, path: str) -> Params:
+        """The parameters of another policy of the same architecture and vocabulary, which completes prefixes."""
+        config, params, tokenizer = load_model(dataclasses.replace(options.model, path=path))
+        check_same_vocabulary(self.tokenizer, tokenizer, names=("the policy", "the prover"))
+        if config != self.config:
+            raise UserError(
+                f"the prover {path} (--reward.path) has another architecture than the policy; completions are "
+                "sampled by the policy's program, so both must have the same"
+            )
+        return params
 
 
-def load_start(options: TrainOptions) -> Start:
+@dataclasses.dataclass(frozen=True)
+class Overrides:
+    """Parts of the step that a caller gives instead of the options; None: what the options say.
+
+    Attributes:
+      source: of process rewards.
+      reward, advantage, policy_loss: see `prm_jax.prime.train`.
+    """
+
+    source: Any = None
+    reward: RewardFn | None = None
+    advantage: AdvantageFn | None = None
+    policy_loss: PolicyLoss | None = None
+
+
+def load_start(options: Options, task: Task | None = None) -> Start:
     """Loads what the options name.
+
+    Args:
+      options: of the run.
+      task: instead of the one that the options name.
 
     Raises:
       UserError: an unknown task or option, missing or damaged weights, tokenizers that do not match.
     """
-    task = make_task(options.task)
+    task = load_task(options.task.name, **options.task.options) if task is None else task
     if not len(task.eval):
         raise UserError(
-            f"the task {options.task.name!r} has no evaluation problems; give it some, or a larger share of them"
-        )
-    if options.advantage.process == "checker" and task.step_labels(task.eval[0], "") is None:
-        raise UserError(
-            f"the task {options.task.name!r} cannot check steps, which --advantage.process checker needs; use implicit"
+            f"the task {task.name!r} has no evaluation problems; give it some, or a larger share of them"
         )
     if options.model.path:
         config, params, tokenizer = load_model(options.model)
@@ -55,12 +134,12 @@ def load_start(options: TrainOptions) -> Start:
         tokenizer = task.tokenizer()
         if tokenizer is None:
             raise UserError(
-                f"the task {options.task.name!r} has no tokenizer of its own, so that no fresh model can "
-                "be made for it: name a pretrained one with --model.path"
+                f"the task {task.name!r} has no tokenizer of its own, so that no fresh model can be made for it: name "
+                "a pretrained one with --model.path"
             )
         config, params = fresh_config(options.model, tokenizer.vocab_size), None
     prm_config, prm_params = config, None
-    if options.prm.path and uses_prm(options):
+    if options.prm.path and uses_online_prm(options):
         prm_options = dataclasses.replace(options.model, path=options.prm.path, lora_rank=options.prm.lora_rank)
         prm_config, prm_params, prm_tokenizer = load_model(prm_options)
         # Rewards of tokens need one vocabulary.
@@ -68,44 +147,58 @@ def load_start(options: TrainOptions) -> Start:
     return Start(task, tokenizer, config, params, prm_config, prm_params)
 
 
-def make_task(options: TaskOptions) -> Task:
-    """The task, with its options converted to the types that its maker declares."""
-    return load_task({"name": options.name, **options.options})
+def uses_online_prm(options: Options) -> bool:
+    """Whether process rewards come from the implicit PRM that learns together with the policy."""
+    return options.advantage.process_coef != 0 and options.reward.source == "implicit"
 
 
-def uses_prm(options: TrainOptions) -> bool:
-    """Whether process rewards come from a PRM that learns beside the policy."""
-    return options.advantage.process_coef != 0 and options.advantage.process == "implicit"
+def even_ways(options: Options, ways: int) -> int:
+    """`ways` if the pieces of every update can take whole groups from as many blocks of rows, otherwise 1.
+
+    With 1 the pieces are consecutive rows: the same numbers, but each piece lies on few devices.
+    """
+    prompts = options.rollout.prompts_per_step
+    pieces = [part.minibatches * part.microbatches for part in (options.prm, options.policy)]
+    return ways if all(prompts % (ways * count) == 0 for count in pieces) else 1
 
 
-def make_setup(options: TrainOptions, start: Start) -> PrimeSetup:
-    """The learners of a run."""
-    policy, prm, critic = options.policy, options.prm, options.critic
-    learner = Learner(
-        start.config,
-        make_optimizer(
-            policy.learning_rate, warmup_steps=policy.warmup_steps, weight_decay=policy.weight_decay,
-            beta2=policy.beta2, grad_clip=policy.grad_clip,
-        ),
-        _lora(options.model.lora_rank, options.model.lora_alpha),
-    )  # fmt: skip
-    prm_learner = None
-    if uses_prm(options):
-        prm_learner = Learner(
-            start.prm_config,
-            make_optimizer(
-                prm.learning_rate, warmup_steps=prm.warmup_steps, weight_decay=prm.weight_decay,
-                grad_clip=prm.grad_clip,
-            ),
-            _lora(prm.lora_rank, options.model.lora_alpha),
-        )  # fmt: skip
-    critic_learner = None
-    if options.advantage.estimator == "ppo":
-        critic_learner = Learner(
-            start.config, make_optimizer(critic.learning_rate, grad_clip=critic.grad_clip), learner.lora
-        )
-    return PrimeSetup(learner, prm_learner, critic_learner, options)
+def make_setup(options: Options, start: Start, source: Any, overrides: Overrides = Overrides()) -> Setup:
+    """Composes the step of a run.
+
+    Args:
+      options: of the run.
+      start: with its parameters placed.
+      source: of process rewards, or None.
+      overrides: functions from outside.
+
+    Raises:
+      UserError: an unknown shaping, estimator or loss, or one with another signature.
+    """
+    loss = overrides.policy_loss or make_policy_loss(options.policy)
+    policy = PolicyPhase(
+        start.policy_learner(options), options.policy, loss, options.rollout.temperature, start.ways
+    )
+    critic = None
+    if options.advantage.estimator == "ppo" and overrides.advantage is None:
+        critic = Critic(start.critic_learner(options), options.critic, options.policy, start.ways)
+    from_outside = any(":" in name for name in (*options.reward.shaping, options.advantage.estimator))
+    return Setup(
+        policy=policy,
+        source=source,
+        critic=critic,
+        reward=overrides.reward or make_reward(options.reward),
+        advantage=overrides.advantage or make_advantage(options.advantage),
+        options=options.advantage,
+        reads_logp=from_outside or overrides.reward is not None or overrides.advantage is not None,
+    )
+
+
+def frozen_arrays(start: Start, source: Any) -> Frozen:
+    """What the step needs and never changes."""
+    return Frozen(start.base, () if source is None else source.constants)
 
 
 def _lora(rank: int, alpha: float) -> LoRAConfig | None:
     return LoRAConfig(rank=rank, alpha=alpha) if rank else None
+
+

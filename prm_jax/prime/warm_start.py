@@ -1,5 +1,6 @@
-"""Supervised fine-tuning on written-out demonstrations: the warm start of a policy."""
+"""Supervised fine-tuning on written-out demonstrations: the warm start of a fresh policy."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -8,9 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from prm_jax import rl
+from prm_jax.data.pipeline import BatchStream
+from prm_jax.errors import UserError
 from prm_jax.models import ModelConfig, token_logprobs
-from prm_jax.prime.options import SFTOptions
+from prm_jax.prime.options import Options
+from prm_jax.prime.start import Start
+from prm_jax.runs.fitting import FitOptions, Frontend, fit
 from prm_jax.runs.learner import Learner, Params, accumulate_gradients, guarded_update, make_optimizer
+from prm_jax.runs.run_dir import RunDir
+
+SAVE_EVERY = 200
+"""Steps between checkpoints; a step takes a fraction of a second where a warm start is used."""
 
 
 def nll_loss(config: ModelConfig, params: Params, tokens: jax.Array, mask: jax.Array) -> rl.Loss:
@@ -40,43 +49,72 @@ def make_sft_step(
     return jax.jit(step, donate_argnums=(0, 1))
 
 
-def train_sft(
-    config: ModelConfig,
-    params: Params,
-    batches: Callable[[int], tuple[np.ndarray, np.ndarray]],
-    options: SFTOptions,
-    *,
-    on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
-    report_every: int = 20,
+def warm_start(
+    options: Options, start: Start, params: Params, *, run: RunDir, frontend: Frontend
 ) -> Params:
-    """Trains all parameters on ``batches(step) -> (tokens [B, T], mask [B, T])`` for `options.steps` steps.
+    """Trains all parameters of a fresh model on the task's demonstrations.
 
     Args:
-      config: the model's architecture.
-      params: its start; left as it is.
-      batches: the data of each step, a pure function of the step.
-      options: steps, optimiser.
-      on_step: called every `report_every` steps and after the last with (steps done, metrics).
-      report_every: the host waits for the device only then.
+      options: of the run; `options.sft` has the optimiser and the number of steps.
+      start: task, tokenizer, architecture.
+      params: initial parameters; left as they are.
+      run: the run directory; the phase ``warm_start`` of it is used, so that an interrupted warm start resumes.
+      frontend: console and signals.
 
     Returns:
       The trained parameters.
     """
+    sft = options.sft
     optimizer = make_optimizer(
-        options.learning_rate,
-        warmup_steps=max(1, round(options.warmup_fraction * options.steps)),
-        weight_decay=options.weight_decay,
-        beta2=options.beta2,
-        grad_clip=options.grad_clip,
-        schedule="cosine",
-        total_steps=options.steps,
-    )
-    learner = Learner(config, optimizer)
-    trainable, opt_state = learner.init(params, jax.random.key(0))  # no adapters: the key is not used
-    step_fn = make_sft_step(learner)
-    for step in range(options.steps):
-        tokens, mask = batches(step)
-        trainable, opt_state, metrics = step_fn(trainable, opt_state, None, jnp.asarray(tokens), jnp.asarray(mask))
-        if (step + 1) % report_every == 0 or step + 1 == options.steps:
-            on_step(step + 1, {name: float(value) for name, value in jax.device_get(metrics).items()})
-    return trainable
+        sft.learning_rate, schedule="cosine", warmup_steps=max(1, round(sft.warmup_fraction * sft.steps)),
+        total_steps=sft.steps, weight_decay=sft.weight_decay, beta2=sft.beta2, grad_clip=sft.grad_clip,
+    )  # fmt: skip
+    learner = Learner(start.config, optimizer)
+    compiled = make_sft_step(learner)
+
+    def step(state: Any, batch: tuple[np.ndarray, np.ndarray]) -> tuple[Any, dict[str, jax.Array]]:
+        tokens, mask = map(jnp.asarray, batch)
+        trainable, opt_state, metrics = compiled(state[0], state[1], None, tokens, mask)
+        return (trainable, opt_state), metrics
+
+    with run.phase("warm_start") as phase:
+        fitted = fit(
+            lambda: learner.init(params, jax.random.key(0)),  # no adapters: the key is not used
+            step,
+            BatchStream(demonstration_batches(options, start), sft.steps),
+            run=phase,
+            options=FitOptions(sft.steps, save_every=SAVE_EVERY, max_bad_steps=1, keep_checkpoints=1),
+            frontend=dataclasses.replace(frontend, title="warm start", hint="Lower --sft.learning-rate"),
+        )
+    return fitted.state[0]
+
+
+def demonstration_batches(options: Options, start: Start) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    """``step -> (tokens [B, T], mask [B, T])`` of the task's demonstrations, a pure function of seed and step."""
+    demonstrations = getattr(start.task, "demonstrations", None)
+    if demonstrations is None:
+        raise UserError(
+            f"the task {start.task.name!r} writes no demonstrations for the warm start of a fresh model: set "
+            "--sft.steps 0 and name a pretrained model with --model.path"
+        )
+    sft = options.sft
+    width = options.rollout.max_prompt_tokens + options.rollout.max_new_tokens
+    tokenizer = start.tokenizer
+
+    def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng((options.seed, 1_000_003, step))
+        tokens = np.full((sft.batch_size, width), tokenizer.pad_id or 0, np.int32)
+        mask = np.zeros((sft.batch_size, width), bool)
+        for row, (prompt, response) in enumerate(demonstrations(rng, sft.batch_size)):
+            before = tokenizer.encode(prompt, add_special=True)
+            after = [*tokenizer.encode(response), tokenizer.eos_id]
+            if len(before) + len(after) > width:
+                raise UserError(
+                    f"a demonstration has {len(before)} + {len(after)} tokens, more than --rollout.max-prompt-tokens + "
+                    f"--rollout.max-new-tokens = {width}; raise them"
+                )
+            tokens[row, : len(before) + len(after)] = [*before, *after]
+            mask[row, len(before) : len(before) + len(after)] = True
+        return tokens, mask
+
+    return batch

@@ -16,13 +16,14 @@ from prm_jax.errors import UserError
 from prm_jax.models import ModelConfig, check_fits, check_same_vocabulary, load_weights, merge, save_weights
 from prm_jax.models.checkpoint_layout import leaves
 from prm_jax.models.files import beside, read_json, sync_directory, write_json, write_text
+from prm_jax.models.hub import find_model
 from prm_jax.models.safetensors_files import SUMS, verify_sums
 from prm_jax.models.tokenizer import Tokenizer
 from prm_jax.option_ranges import check_ranges
 from prm_jax.option_values import convert_options
 from prm_jax.prm import public
 from prm_jax.prm.kinds import Implicit
-from prm_jax.prm.options import POLICY_LAYOUT, Aggregate, TextLayout
+from prm_jax.prm.options import POLICY_LAYOUT, Aggregate, Convention, TextLayout
 from prm_jax.prm.score import PRM
 from prm_jax.prm.spec import Kind, Spec, Weights
 from prm_jax.prm.train_options import kind_class, refuse_options_of_other_kinds
@@ -136,28 +137,38 @@ def load(
     *,
     layout: str = "auto",
     reference: str | pathlib.Path | None = None,
+    convention: Convention = "own",
     compute_dtype: str = "float32",
 ) -> PRM:
     """Loads a process reward model.
 
     Args:
-      path: a directory that ``save`` wrote, or a public checkpoint of a known layout.
+      path: a directory that ``save`` wrote, or a public checkpoint of a known layout; a path or a name on the hub.
       layout: "auto", or a name in ``public.LAYOUTS`` for a checkpoint whose config does not tell.
       reference: the reference of an implicit model, where the directory does not hold it.
+      convention: how a public checkpoint is read. own: the score of a step is that of its own tokens; card: as the
+        code of its model card reads it, where that differs (eurus_prm).
       compute_dtype: "float32" or "bfloat16".
 
     Raises:
       UserError: for anything that ``load_weights`` refuses, an unknown layout (the nearest is named), a damaged head,
-        or a reference with another tokenizer.
+        a missing reference, or a reference with another tokenizer.
     """
-    path = pathlib.Path(path)
+    path = find_model(path)
     described = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if layout == "auto" and KEY in described:
         prm = _load_own(path, described[KEY])
+        if convention != "own":
+            raise UserError(f"--convention {convention} is for public checkpoints; {path} says itself how to score")
     else:
-        prm = public.load_public(path, described, layout)
+        prm = public.load_public(path, described, layout, convention)
     if reference is not None:
-        prm = _with_reference(prm, pathlib.Path(reference))
+        prm = _with_reference(prm, find_model(reference))
+    if prm.spec.kind.keeps_reference and prm.weights.reference is None:
+        raise UserError(
+            f"{path} scores by the log-ratio to a reference, which the directory does not hold: give the model that it "
+            "was trained from with --reference (for EurusPRM: Qwen2.5-Math-7B-Instruct)"
+        )
     return with_compute_dtype(prm, compute_dtype)
 
 

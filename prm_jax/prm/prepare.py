@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prm_jax.data.consensus import consensus, read_first_errors
+from prm_jax.data.records import BadLine
 from prm_jax.data.step_data import StepRecord, read_step_data
 from prm_jax.errors import UserError
 from prm_jax.prm.data import select, split_by_problem
@@ -46,16 +47,24 @@ def prepare(
       UserError: see ``read_step_data``, ``build_rows`` and ``select``.
     """
     given = options.data
+    skipped: list[BadLine] = []
+
+    def read(path: str) -> list[StepRecord]:
+        bad = skipped if given.skip_bad else None
+        return read_step_data(path, format=given.format, neutral=given.neutral, skipped=bad)
+
     if records is None:
-        records = read_step_data(given.path, format=given.format, neutral=given.neutral)
+        records = read(given.path)
     if given.eval_path:
-        held_out = read_step_data(given.eval_path, format=given.format, neutral=given.neutral)
+        held_out = read(given.eval_path)
     else:
         records, held_out = split_by_problem(records, given.eval_fraction)
         if not records:
             raise UserError(f"--data.eval-fraction {given.eval_fraction} takes all problems: none is left to train")
     length = min(given.max_length, limit)
     notes: dict[str, str] = {}
+    if skipped:
+        notes["skipped"] = f"{len(skipped)} bad records; the first is {skipped[0]}"
     if given.agree_with:  # held-out solutions stay as hard as they are
         agreed = consensus(records, read_first_errors(given.agree_with, threshold=given.agree_threshold))
         records, notes["consensus"] = agreed.kept, str(agreed)

@@ -6,21 +6,23 @@ steps.  Sources: the model cards and configurations of the models named.
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from prm_jax.data.problems import Prompt
 from prm_jax.errors import UserError
 from prm_jax.models import ModelConfig, Tokenizer, check_fits, checkpoint_layout
 from prm_jax.models.safetensors_files import Shards
 from prm_jax.models.weights import _DTYPES
 from prm_jax.option_values import suggest
 from prm_jax.prm.kinds import Implicit, Token
-from prm_jax.prm.options import TextLayout
+from prm_jax.prm.options import Convention, TextLayout
 from prm_jax.prm.score import PRM
 from prm_jax.prm.spec import HeadedKind, Kind, Spec, Weights
+from prm_jax.prm.text_layout import Reader, Tokens
 from prm_jax.runs.learner import Params
 
 _SCORE = "score."
@@ -35,12 +37,41 @@ class PublicLayout:
       text: how prompt and steps are written.
       classes: the architectures in whose config it is named; empty: the config does not tell, the user must.
       labels: (right, wrong) as text, each one token, whose logits are the classes; None: a head or log-ratios.
+      card: the tokens of each step as the model card's code reads them, where that differs; its scores are cumulative.
     """
 
     kind: Kind
     text: TextLayout
     classes: tuple[str, ...] = ()
     labels: tuple[str, str] | None = None
+    card: Reader | None = None
+
+
+def eurus_card_tokens(prompt: Prompt, steps: Sequence[str], tokenizer: Any) -> Tokens:
+    """Tokens and steps as the code of EurusPRM's model card reads them.
+
+    The card renders the conversation with the first k steps and its end, and reads the cumulative log-ratio at the
+    place of the token before the last, counted in shifted coordinates: the sum begins one token before the response,
+    and each step but the last extends by one or two tokens into the next one (its separator counts, and the step's last
+    token may be merged with it); the last step includes the token that ends the turn.
+    """
+    texts = [step.strip() for step in steps]
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]  # type: ignore[arg-type]
+
+    def conversation(count: int) -> str:
+        answer = {"role": "assistant", "content": "\n\n".join(texts[:count])}
+        found: str = tokenizer.render_chat([*messages, answer], add_generation_prompt=False)
+        return found
+
+    ids = tokenizer.encode(conversation(len(texts)))
+    reads = []
+    for count in range(len(texts) + 1):
+        text = conversation(count).strip() + ("\n\n" if 0 < count < len(texts) else "")
+        reads.append(min(len(tokenizer.encode(text)) - 1, len(ids) - 1))
+    step_ids = np.full(len(ids), -1, np.int32)
+    for step, (low, high) in enumerate(zip([reads[0] - 2, *reads[1:]], reads[1:], strict=False)):
+        step_ids[max(low + 1, 0) : high + 1] = step
+    return Tokens(np.asarray(ids, np.int32), step_ids, np.asarray(reads[1:], np.int32))
 
 
 LAYOUTS: dict[str, PublicLayout] = {
@@ -49,6 +80,7 @@ LAYOUTS: dict[str, PublicLayout] = {
         Token(head_layers=2, head_activation="relu", aggregate="prod"),
         TextLayout(
             chat="response",
+            strip=True,
             system="Please reason step by step, and put your final answer within \\boxed{}.",
             separator="<extra_0>",
         ),
@@ -57,34 +89,37 @@ LAYOUTS: dict[str, PublicLayout] = {
     # TRL's stepwise supervision: one linear layer with two classes.
     "token_classification": PublicLayout(
         Token(),
-        TextLayout(),
+        TextLayout(pieces="steps", begin="bos"),
         ("LlamaForTokenClassification", "Qwen2ForTokenClassification", "Qwen3ForTokenClassification"),
     ),
     # Math-Shepherd: the tag, two Cyrillic letters, behind every step; + against - at its place.
     "math_shepherd": PublicLayout(
         Token(),
-        TextLayout(join=" ", separator=" \u043a\u0438", between="\n"),
+        TextLayout(join=" ", strip=True, separator=" \u043a\u0438", between="\n"),
         labels=("+", "-"),
     ),
     # RLHFlow: every step a turn of the user's, answered with + or -; read where the answer is about to come.
     "rlhflow": PublicLayout(
-        Token(aggregate="prod"), TextLayout(chat="turns", join=" "), labels=("+", "-")
+        Token(aggregate="prod"), TextLayout(chat="turns", join=" ", strip=True), labels=("+", "-")
     ),
     # EurusPRM and other implicit models: log-ratio to a reference that is given beside it.
     "eurus_prm": PublicLayout(
-        Implicit(beta=0.001), TextLayout(chat="response", separator="\n\n", last_separator=False)
+        Implicit(beta=0.001),
+        TextLayout(chat="response", strip=True, separator="\n\n", last_separator=False),
+        card=eurus_card_tokens,
     ),
 }
 """Name -> layout."""
 
 
-def load_public(path: pathlib.Path, config: Mapping[str, Any], name: str) -> PRM:
+def load_public(path: pathlib.Path, config: Mapping[str, Any], name: str, convention: Convention = "own") -> PRM:
     """Loads a public checkpoint; see ``model.load``.
 
     Args:
       path: its directory.
       config: its ``config.json``, {} where there is none.
       name: of its layout, or "auto".
+      convention: see ``model.load``; where a layout reads as its model card does, both are the same.
 
     Raises:
       UserError: an unknown layout, or "auto" where the config does not tell.
@@ -112,7 +147,10 @@ def load_public(path: pathlib.Path, config: Mapping[str, Any], name: str) -> PRM
     kind = known.kind
     if head and isinstance(kind, HeadedKind):
         kind = dataclasses.replace(kind, head_layers=len(head))
-    return PRM(Spec(kind, model_config, None, label_ids), Weights(params, head, {}), tokenizer, known.text)
+    prm = PRM(Spec(kind, model_config, None, label_ids), Weights(params, head, {}), tokenizer, known.text)
+    if convention == "card" and known.card is not None:
+        prm = dataclasses.replace(prm, reader=known.card, cumulative=True)
+    return prm
 
 
 def _load(path: pathlib.Path, config: Mapping[str, Any], known: PublicLayout) -> tuple[ModelConfig, Params, Params]:

@@ -10,7 +10,7 @@ import numpy as np
 from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import UserError
 from prm_jax.prm.options import TextLayout
-from prm_jax.prm.text_layout import lay_out, tokenize
+from prm_jax.prm.text_layout import Reader, Tokens, lay_out, tokenize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +86,7 @@ def build_rows(
     max_length: int,
     whole: bool = False,
     only_last: bool = False,
+    reader: Reader | None = None,
 ) -> tuple[list[Row], RowReport]:
     """Tokenises records.
 
@@ -96,19 +97,19 @@ def build_rows(
       max_length: longest row in tokens.  Steps that end behind it are cut off, whole steps only.
       whole: leave a record out that would have to be cut (its outcome belongs to all of it).
       only_last: only the last step's tokens belong to a step (pairs of steps after a shared prefix).
+      reader: makes the tokens instead of the layout.
 
     Returns:
       (rows in the order of the records, what was cut or left out).
 
     Raises:
-      UserError: no record fits.
+      UserError: no record fits, or a record that the layout cannot write; the message names it.
     """
     report = RowReport(records=len(records))
     groups: dict[str, int] = {}
     rows: list[Row] = []
     for index, record in enumerate(records):
-        end = layout.end and record.provenance.get("finished", True) is not False
-        tokens = tokenize(lay_out(record.prompt, record.steps, layout, tokenizer), tokenizer, end=end)
+        tokens = _tokens(record, tokenizer, layout, reader)
         kept = int(np.sum(tokens.reads < max_length))
         if kept == 0 or (kept < len(record.steps) and (whole or only_last)):
             report.too_long += 1
@@ -280,6 +281,16 @@ def collate(rows: Sequence[Row], shape: Shape, *, packed: bool = True) -> Batch:
     return Batch(
         tokens, segments, slots, reads, starts, step_mask, labels, label_mask, outcome, group_ids, objectives, known
     )
+
+
+def _tokens(record: StepRecord, tokenizer: Any, layout: TextLayout, reader: Reader | None) -> Tokens:
+    try:
+        if reader is not None:
+            return reader(record.prompt, record.steps, tokenizer)
+        end = layout.end and record.provenance.get("finished", True) is not False
+        return tokenize(lay_out(record.prompt, record.steps, layout, tokenizer), tokenizer, end=end)
+    except UserError as error:
+        raise UserError(f"{record.id}: {error}") from error
 
 
 def _labels(record: StepRecord) -> tuple[np.ndarray, np.ndarray]:

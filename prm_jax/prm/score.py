@@ -20,6 +20,7 @@ from prm_jax.prm.options import Aggregate, TextLayout
 from prm_jax.prm.rewards import step_scores
 from prm_jax.prm.rows import Batch, Row, Shape, build_rows, collate
 from prm_jax.prm.spec import Output, Spec, Weights
+from prm_jax.prm.text_layout import Reader
 
 _AGGREGATES = Aggregate.__args__  # type: ignore[attr-defined]
 _step_scores = jax.jit(step_scores, static_argnums=0, static_argnames="num_steps")
@@ -34,12 +35,16 @@ class PRM:
       weights: arrays, adapters merged.
       tokenizer: of model and reference.
       layout: how problem and steps become text.
+      reader: makes the tokens instead of the layout (``load`` with ``convention="card"``).
+      cumulative: the score of a step is the sum of the scores up to it.
     """
 
     spec: Spec
     weights: Weights
     tokenizer: Tokenizer
     layout: TextLayout
+    reader: Reader | None = None
+    cumulative: bool = False
 
     @property
     def aggregate(self) -> Aggregate:
@@ -172,7 +177,7 @@ def score_solutions(
             found[row.record] = (own, {name: value[place] for name, value in facts.items()})
         on_batch(len(found), len(rows))
     order = sorted(found)
-    table, mask = pad_table([np.cumsum(found[i][0]) if cumulative else found[i][0] for i in order])
+    table, mask = pad_table([np.cumsum(found[i][0]) if cumulative or prm.cumulative else found[i][0] for i in order])
     _check_aggregate(how, prm.output, table, mask)
     responses = prm.spec.kind.response_scores(
         np.asarray(compiled.aggregate_steps(table, mask, how=how)), [found[i][1] for i in order],
@@ -199,7 +204,9 @@ def rows_to_score(prm: PRM, records: Sequence[StepRecord], *, skip_long: bool = 
     limit = prm.spec.config.max_position_embeddings
     if not records:
         raise UserError("there are no solutions to score")
-    rows, _ = build_rows(records, prm.tokenizer, prm.layout, max_length=limit, whole=True)
+    rows, _ = build_rows(
+        records, prm.tokenizer, prm.layout, max_length=limit, whole=True, reader=prm.reader
+    )  # fmt: skip
     if len(rows) < len(records) and not skip_long:
         have = {row.record for row in rows}
         first = next(index for index in range(len(records)) if index not in have)

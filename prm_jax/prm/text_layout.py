@@ -1,7 +1,7 @@
 """A problem and the steps of a solution as one text, and where in it each step ends."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,11 @@ import numpy as np
 from prm_jax.data.problems import Prompt
 from prm_jax.errors import UserError
 from prm_jax.prm.options import TextLayout
+
+_OTHER = "choose another layout (--layout, or --text.chat in train-prm)"
+
+Reader = Callable[[Prompt, Sequence[str], Any], "Tokens"]
+"""Tokens of a prompt and steps, with a tokenizer, in a layout of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +78,7 @@ def lay_out(prompt: Prompt, steps: Sequence[str], layout: TextLayout, tokenizer:
     else:
         head, begin, prefix = "", False, tuple(int(token) for token in prompt)  # type: ignore[arg-type]
     text, ends, cuts = head, [], [len(head)]
-    for index, step in enumerate(steps):
+    for index, step in enumerate(step.strip() if layout.strip else step for step in steps):
         separated = layout.last_separator or index + 1 < len(steps)
         # Steps that were cut out of a response may have their separator already.
         written = bool(layout.separator) and step.endswith(layout.separator)
@@ -149,11 +154,11 @@ def _messages(prompt: Prompt, layout: TextLayout) -> list[dict[str, str]]:
 def _turns(prompt: Prompt, steps: Sequence[str], layout: TextLayout, tokenizer: Any) -> LaidText:
     """Every step in a turn of its own, with the tag as the answer; each is read just before its tag."""
     if not isinstance(prompt, str):
-        raise UserError("--text.chat turns needs prompts that are plain text")
+        raise UserError(f"a layout in which steps are turns of a chat needs prompts that are plain text; {_OTHER}")
     messages = [{"role": "system", "content": layout.system}] if layout.system else []
     ends: list[int] = []
     texts: list[str] = []
-    for index, step in enumerate(steps):
+    for index, step in enumerate(step.strip() if layout.strip else step for step in steps):
         content = step if index else prompt + layout.join + step
         messages.append({"role": "user", "content": content})
         texts.append(tokenizer.render_chat(messages))
@@ -162,10 +167,11 @@ def _turns(prompt: Prompt, steps: Sequence[str], layout: TextLayout, tokenizer: 
     for shorter, longer in zip(texts, texts[1:], strict=False):
         if not longer.startswith(shorter + layout.tag):
             raise UserError(
-                "this chat template changes earlier turns when a later one comes, so that the steps cannot be scored "
-                "in one pass; use another --text.chat"
+                "this chat template changes earlier turns when a later one follows, so that the steps cannot be scored "
+                f"in one pass; {_OTHER}"
             )
-    start = texts[0].find(steps[0], texts[0].find(prompt) + len(prompt))
+    # Templates may trim what they are given.
+    start = texts[0].find(steps[0].strip(), texts[0].find(prompt.strip()) + len(prompt.strip()))
     if start < 0:
-        raise UserError("this chat template does not show the steps as they are; use another --text.chat")
+        raise UserError(f"this chat template does not show the steps as they are; {_OTHER}")
     return LaidText(texts[-1], start, tuple(ends), False)

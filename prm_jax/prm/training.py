@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from prm_jax.data.pipeline import BatchStream
 from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import MissingExtraError, UserError
 from prm_jax.models import LoRAConfig, check_fits
@@ -28,7 +29,7 @@ from prm_jax.prm.step import PRMLearner, TrainState, make_scorer, make_step
 from prm_jax.prm.train_options import TrainPRMOptions, check_options, head_only
 from prm_jax.runs.console import Console
 from prm_jax.runs.console import Row as ConsoleRow
-from prm_jax.runs.fit import FitOptions, Fitted, Frontend, fit, load_best
+from prm_jax.runs.fitting import FitOptions, Fitted, Frontend, fit, load_best
 from prm_jax.runs.integrity import fingerprint
 from prm_jax.runs.interrupts import Interrupts
 from prm_jax.runs.learner import Params, make_optimizer
@@ -176,7 +177,8 @@ class _Job:
             options, self.spec, self.data, self.base, make_scorer(self.learner), place=self._split, ways=self.ways
         )
         return fit(
-            self._first_state, step, self._batch, run=run, evaluate=evaluate, callbacks=(self._let_go,),
+            self._first_state, step, BatchStream(self._batch, self.steps), run=run, evaluate=evaluate,
+            callbacks=(self._let_go,),
             options=FitOptions(
                 steps=self.steps, save_every=options.save_every, eval_every=options.eval_every,
                 keep_checkpoints=options.keep_checkpoints, max_bad_steps=options.max_bad_steps,

@@ -31,21 +31,27 @@ from prm_jax.rl.losses import (
 )
 from prm_jax.rl.metrics import best_threshold, first_error, first_error_f1, pairwise_accuracy, trust_gate
 from prm_jax.rl.multi_objective import gated_objectives, objective_gates, verifier_rewards
+from prm_jax.rl.pair_losses import (
+    all_pairs_loss,
+    apo_loss,
+    detached_pairwise_loss,
+    exo_loss,
+    nca_loss,
+    orpo_loss,
+    pairwise_loss,
+    robust_pairwise_loss,
+    step_preference_loss,
+)
 from prm_jax.rl.posterior import brain_loss
 from prm_jax.rl.preference import gpo_loss, group_preferences, preference_gates, preference_score
 from prm_jax.rl.prefixes import lambda_grpo_advantages, shared_prefix_counts
 from prm_jax.rl.returns import discounted_returns, generalized_advantages, lambda_returns, n_step_returns
 from prm_jax.rl.reward_losses import (
-    all_pairs_loss,
-    detached_pairwise_loss,
     kto_loss,
     kto_reference_point,
-    nca_loss,
     outcome_ce_loss,
-    pairwise_loss,
     step_ce_loss,
     step_kto_loss,
-    step_preference_loss,
 )
 from prm_jax.rl.rewards import (
     aggregate_steps,
@@ -141,17 +147,22 @@ __all__ = [
     "kl_penalty",
     "token_kl",
     "value_loss",
-    # losses of reward models
+    # losses of pairs
     "all_pairs_loss",
+    "apo_loss",
     "detached_pairwise_loss",
+    "exo_loss",
+    "nca_loss",
+    "orpo_loss",
+    "pairwise_loss",
+    "robust_pairwise_loss",
+    "step_preference_loss",
+    # losses of reward models
     "kto_loss",
     "kto_reference_point",
-    "nca_loss",
     "outcome_ce_loss",
-    "pairwise_loss",
     "step_ce_loss",
     "step_kto_loss",
-    "step_preference_loss",
     # targets
     "agree",
     "mc_targets",

@@ -7,10 +7,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prm_jax.runs.callbacks import Event
     from prm_jax.runs.checkpoint import Checkpointer, CheckpointError, Restored
     from prm_jax.runs.console import Console
+    from prm_jax.runs.fitting import FitOptions, Fitted, Frontend, fit, load_best
     from prm_jax.runs.integrity import fingerprint
     from prm_jax.runs.interrupts import Interrupts
+    from prm_jax.runs.learner import Learner, accumulate_gradients, guarded_update, make_optimizer, make_schedule
     from prm_jax.runs.metrics_log import MetricsLog, read_metrics
     from prm_jax.runs.run_dir import RunDir, Sample, open_run, unique_run_path
     from prm_jax.runs.stopping import DivergedRun, InterruptedRun
@@ -20,13 +23,24 @@ _HOMES = {
     "Checkpointer": "checkpoint",
     "Console": "console",
     "DivergedRun": "stopping",
+    "Event": "callbacks",
+    "FitOptions": "fitting",
+    "Fitted": "fitting",
+    "Frontend": "fitting",
     "InterruptedRun": "stopping",
     "Interrupts": "interrupts",
+    "Learner": "learner",
     "MetricsLog": "metrics_log",
     "Restored": "checkpoint",
     "RunDir": "run_dir",
     "Sample": "run_dir",
+    "accumulate_gradients": "learner",
     "fingerprint": "integrity",
+    "fit": "fitting",
+    "guarded_update": "learner",
+    "load_best": "fitting",
+    "make_optimizer": "learner",
+    "make_schedule": "learner",
     "open_run": "run_dir",
     "read_metrics": "metrics_log",
     "unique_run_path": "run_dir",
@@ -37,13 +51,24 @@ __all__ = [
     "Checkpointer",
     "Console",
     "DivergedRun",
+    "Event",
+    "FitOptions",
+    "Fitted",
+    "Frontend",
     "InterruptedRun",
     "Interrupts",
+    "Learner",
     "MetricsLog",
     "Restored",
     "RunDir",
     "Sample",
+    "accumulate_gradients",
     "fingerprint",
+    "fit",
+    "guarded_update",
+    "load_best",
+    "make_optimizer",
+    "make_schedule",
     "open_run",
     "read_metrics",
     "unique_run_path",

@@ -4,7 +4,7 @@ RUN/config.yaml      the configuration as resolved
 RUN/run.json         every launch: time, command, host, versions, git state
 RUN/lock             host and process of the job that owns the directory now
 RUN/metrics.jsonl    one record a step
-RUN/samples.jsonl    samples with their step rewards; samples.txt is the same for reading
+RUN/samples.jsonl    samples with their step rewards; samples.txt and samples.html are the same for reading
 RUN/checkpoints/     steps of the Checkpointer
 RUN/phases/NAME/     metrics and checkpoints of a phase before the main one (warm start, PRM warm-up)
 RUN/best/            the state of the best evaluation, where one is kept
@@ -40,6 +40,7 @@ from prm_jax.runs.metrics_log import (
     read_json_lines,
     scalars,
 )
+from prm_jax.runs.samples_page import samples_page
 from prm_jax.runs.versions import library_versions
 
 FORMAT = 1
@@ -122,7 +123,7 @@ class RunDir:
         return scalars(metrics) if self._metrics is None else self._metrics.log(step, metrics)
 
     def log_samples(self, step: int, samples: Sequence[Sample]) -> None:
-        """Appends samples to samples.jsonl and, for reading, to samples.txt."""
+        """Appends samples to samples.jsonl and, for reading, to samples.txt and samples.html."""
         if not self.writer:
             return
         records = [{"step": int(step), **_jsonable(asdict(sample))} for sample in samples]
@@ -131,6 +132,12 @@ class RunDir:
                 append_json(file, record)
         with (self.path / "samples.txt").open("a", encoding="utf-8") as file:
             file.writelines(_sample_text(record) for record in records)
+        self._write_samples_page()
+
+    def _write_samples_page(self) -> None:
+        page = samples_page(self.path.name, read_json_lines(self.path / "samples.jsonl"))
+        with atomic_write(self.path / "samples.html") as file:
+            file.write(page)
 
     def rewind(self, step: int) -> None:
         """Drops metrics and samples after `step`: call it once, with the restored step (-1: none)."""
@@ -142,6 +149,7 @@ class RunDir:
         if samples.is_file():
             with atomic_write(self.path / "samples.txt") as file:
                 file.writelines(_sample_text(record) for record in read_json_lines(samples))
+            self._write_samples_page()
         if self._parent is None:
             self.note(resumed_step=step)
 

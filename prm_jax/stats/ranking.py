@@ -1,6 +1,6 @@
 """Rankings: one right solution against many wrong ones (RewardMATH, arXiv 2410.01729), and the likelihood of an order.
 
-Pairs, and every pair of a group, are in `reward_losses.py`.
+Pairs, and every pair of a group, are in `prm_jax.rl.pair_losses`.
 """
 
 import chex

@@ -92,6 +92,7 @@ def test_first_errors_and_labels():
 
 
 OWN = {"prompt": "p", "steps": ["a", "b"]}
+FLAWED = {"modified_question": "q", "modified_process": ["1. a", "2. b"], "error_steps": [2]}
 BENCH = {"problem": "p", "steps": ["a"], "label": 0}
 
 
@@ -108,6 +109,12 @@ BENCH = {"problem": "p", "steps": ["a"], "label": 0}
         ([{**BENCH, "label": 1}], "index of the first wrong step of 1, or -1, found a number"),
         ([{**BENCH, "label": True}], "found a truth value"),
         ([{"problem": "p", "steps": ["a"]}], "nearest is processbench, which lacks label"),
+        ([{"problem": "p", "step": ["a"], "label": 0}], r"nearest is processbench, which lacks steps \(is it 'step'"),
+        ([{"prompt": "p", "completions": ["a"]}], "nearest is trl, which lacks labels"),
+        ([{"input": "p", "steps": ["a"]}], "nearest is bigbench_mistake, which lacks mistake_index"),
+        ([{"modified_question": "p", "modified_process": ["a"]}], "nearest is prmbench, which lacks error_steps"),
+        ([{**FLAWED, "error_steps": [0]}], "error_steps: expected numbers of wrong steps from 1 to 2, found a list"),
+        ([{"input": "p", "steps": ["a"], "mistake_index": 1}], "first wrong step of 1, or null, found a number"),
         ([{"weather": 3}], "no known format of step data has the fields weather$"),
         ([{"input": "P Step 1: a ки", "label": "P Step 1: b +"}], "step 1 differs"),
         ([{"input": "P Step 1: a", "label": "P Step 1: a"}], "expected the tag"),
@@ -136,6 +143,17 @@ def test_unknown_formats_and_missing_files(tmp_path):
         read_step_data(tmp_path / "none.jsonl")
 
 
+def test_benchmarks_of_mistakes(tmp_path):
+    record = {**FLAWED, "idx": "one", "classification": "circular", "question": "?", "original_process": ["1. x"]}
+    (found,) = read_step_data(written(tmp_path, record))
+    assert (found.prompt, found.steps, found.labels) == ("q", ("1. a", "2. b"), (1.0, 0.0))
+    assert found.id == "one" and found.provenance == {"category": "circular"}
+    sums = {"input": "1 + 1 =", "steps": ["a", "b"], "mistake_index": 0, "answer": "3", "target": "2"}
+    right = {**sums, "mistake_index": None, "answer": " 2"}
+    wrong, good = read_step_data(written(tmp_path, sums, right))
+    assert (wrong.labels, wrong.outcome) == ((0.0, None), 0.0) and (good.labels, good.outcome) == ((1.0, 1.0), 1.0)
+
+
 def test_published_files(data_dir):
     bench = read_step_data(data_dir / "processbench" / "gsm8k.json")
     assert len(bench) == 400 and sum(record.first_error() >= 0 for record in bench) == 207
@@ -143,3 +161,7 @@ def test_published_files(data_dir):
     assert len(shepherd) == 7 and all(len(r.steps) == len(r.labels) for r in shepherd)
     human = read_step_data(data_dir / "formats" / "prm800k_samples.jsonl")
     assert {r.group for r in human} and len({r.group for r in human}) == 6 and len(human) > 6
+    flawed = read_step_data(data_dir / "formats" / "prmbench_samples.jsonl")
+    assert len(flawed) == 3 and flawed[0].labels == (1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0)
+    mistakes = read_step_data(data_dir / "bigbench_mistake" / "multistep_arithmetic.jsonl")
+    assert len(mistakes) == 300 and sum(record.first_error() >= 0 for record in mistakes) == 238

@@ -137,3 +137,11 @@ def test_a_path_that_exists_takes_precedence(cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "some-org" / "Tiny-Model").mkdir(parents=True)
     assert find_model(NAME) == pathlib.Path(NAME)
+
+
+def test_smollm2_is_a_name(monkeypatch, tmp_path):
+    monkeypatch.setattr("prm_jax.models.hub.find_smollm2", lambda: tmp_path / "SmolLM2.gguf")
+    assert find_model("smollm2") == tmp_path / "SmolLM2.gguf"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smollm2").mkdir()
+    assert find_model("smollm2") == pathlib.Path("smollm2")

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from prm_jax.models import ModelConfig, init_params
-from prm_jax.prime.options import TrainOptions
-from prm_jax.prime.step import Frozen, PrimeSetup, init_state, make_prime_step
-from prm_jax.runs.learner import Learner, make_optimizer
-from tests.prime.conftest import make_batch
+from prm_jax.prime.batch import Frozen
+from prm_jax.prime.options import Options
+from prm_jax.prime.step import init_state, make_step
+from tests.prime.conftest import make_batch, setup_of
 
 VOCAB, WIDTH = 151_936, 8
 ROWS, LENGTH = 128, 64
@@ -28,13 +28,14 @@ def test_no_array_over_tokens_and_vocabulary():
         vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8,
         tie_word_embeddings=True,
     )  # fmt: skip
-    learner = Learner(config, make_optimizer(1e-3))
-    setup = PrimeSetup(learner, learner, None, TrainOptions())
     params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    state = jax.eval_shape(lambda p: init_state(setup, Frozen(p, p), None, jax.random.key(0)), params)
+    setup = setup_of(Options(), config, params)
+    state = jax.eval_shape(
+        lambda p: init_state(setup_of(Options(), config, p), Frozen(p, p), jax.random.key(0)), params
+    )
     batch = make_batch(prompts=ROWS // 4, width=LENGTH)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.asarray(x).dtype), batch)
-    compiled = make_prime_step(setup).lower(state, Frozen(params, params), shapes).compile()
+    compiled = make_step(setup).lower(state, Frozen(params, params), shapes).compile()
 
     logits = ROWS * LENGTH * VOCAB
     arrays = largest_arrays(compiled.as_text())

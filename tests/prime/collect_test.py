@@ -13,17 +13,10 @@ from prm_jax.data.steps import step_ids_from_text
 from prm_jax.errors import UserError
 from prm_jax.models import init_params
 from prm_jax.models.loading import fresh_config
-from prm_jax.prime import collect as rollouts
-from prm_jax.prime.collect import (
-    Collector,
-    Responses,
-    Sampler,
-    checker_rewards,
-    concatenate,
-    passing_groups,
-    to_batch,
-)
+from prm_jax.prime.collect import Collector, passing_groups, to_batch
 from prm_jax.prime.options import RolloutOptions
+from prm_jax.prime.responses import Responses, Sampler, concatenate
+from prm_jax.prime.sources import checker_rewards
 
 PROMPTS, SIZE = 4, 4
 
@@ -57,6 +50,7 @@ def fake(outcomes: list[list[float]], finished: bool = True, usable: np.ndarray 
         outcome=table.reshape(-1),
         usable=np.ones(rows, bool) if usable is None else usable,
         finished=np.full(rows, finished),
+        unanswered=np.zeros(rows, bool),
     )
 
 
@@ -68,7 +62,7 @@ def scripted(monkeypatch, sampler):
     def build(options: RolloutOptions, rates, problems=None) -> Collector:
         task = sampler.task
         stream = PromptStream(problems or task.train, 0)
-        collector = Collector(sampler, stream, options, jax.random.key(0))
+        collector = Collector(sampler, stream, options, jax.random.key(0), lambda params: params)
         draws = iter(rates)
 
         def sample_by_prompt(self, params, problems, key, **_):
@@ -79,7 +73,7 @@ def scripted(monkeypatch, sampler):
                 table.append([1.0] * right + [0.0] * (SIZE - right))
             return dataclasses.replace(fake(table), problems=list(problems))
 
-        monkeypatch.setattr(rollouts.Sampler, "sample", sample_by_prompt)
+        monkeypatch.setattr(Sampler, "sample", sample_by_prompt)
         return collector
 
     build.asked = asked
@@ -123,7 +117,8 @@ def test_bounds_of_the_filter_are_inclusive():
 
 
 def test_mask_keeps_the_shape_and_drops_failing_groups(scripted):
-    batch, _, metrics = scripted(options_of("mask"), [0, 0.5, 1, 0.25]).collect(None, 0)
+    found = scripted(options_of("mask"), [0, 0.5, 1, 0.25]).collect(None, 0)
+    batch, metrics = found.arrays, found.metrics
     assert batch.tokens.shape[0] == PROMPTS * SIZE
     np.testing.assert_array_equal(batch.keep.reshape(PROMPTS, SIZE)[:, 0], [False, True, False, True])
     assert metrics["rollout/kept_groups"] == 0.5 and metrics["rollout/solve_rate"] == pytest.approx(0.4375)
@@ -132,7 +127,8 @@ def test_mask_keeps_the_shape_and_drops_failing_groups(scripted):
 def test_oversample_puts_passing_prompts_first_and_fills_up_in_order(scripted):
     rates = [0, 0.5, 1, 0, 0.25, 1, 0, 0.75]
     collector = scripted(options_of("oversample", oversample_factor=2), rates)
-    batch, chosen, _ = collector.collect(None, 0)
+    found = collector.collect(None, 0)
+    batch, chosen = found.arrays, found.responses
     drawn = scripted.asked[0]
     assert len(drawn) == 2 * PROMPTS and batch.keep.all()
     assert chosen.problems == [drawn[1], drawn[4], drawn[7], drawn[0]]
@@ -141,7 +137,8 @@ def test_oversample_puts_passing_prompts_first_and_fills_up_in_order(scripted):
 def test_resample_goes_on_until_enough_pass_and_puts_the_surplus_back(scripted):
     rates = [0, 0.5, 1, 0.5] + [0.5, 0.5, 0, 0.5] + [0.5] * 4
     collector = scripted(options_of("resample"), rates)
-    batch, chosen, metrics = collector.collect(None, 0)
+    found = collector.collect(None, 0)
+    batch, chosen, metrics = found.arrays, found.responses, found.metrics
     first, second = scripted.asked
     assert chosen.problems == [first[1], first[3], second[0], second[1]] and batch.keep.all()
     assert metrics["rollout/sampled"] == 2 * PROMPTS * SIZE
@@ -153,7 +150,8 @@ def test_resample_goes_on_until_enough_pass_and_puts_the_surplus_back(scripted):
 def test_resample_gives_up_after_its_rounds_and_masks_what_failed(scripted):
     collector = scripted(options_of("resample", max_resample_rounds=2), [0, 0, 0.5, 0, 0, 0, 0, 0])
     said = []
-    batch, _, _ = collector.collect(None, 0, on_wait=said.append)
+    collector.say = said.append
+    batch = collector.collect(None, 0).arrays
     np.testing.assert_array_equal(batch.keep.reshape(PROMPTS, SIZE)[:, 0], [True, False, False, False])
     assert "1 of 4 prompts" in said[-1]
 
@@ -170,26 +168,28 @@ def test_noise_turns_outcomes_round_by_the_key_alone(sampler, params, task):
     options = options_of("none", outcome_noise=0.4)
     outcomes = []
     for _ in range(2):
-        collector = Collector(sampler, PromptStream(task.train, 0), options, jax.random.key(3))
-        outcomes.append(collector.collect(params, 0)[0].outcome)
+        collector = Collector(sampler, PromptStream(task.train, 0), options, jax.random.key(3), lambda params: params)
+        outcomes.append(collector.collect(params, 0).arrays.outcome)
     np.testing.assert_array_equal(*outcomes)
-    clean = Collector(sampler, PromptStream(task.train, 0), options_of("none"), jax.random.key(3))
-    assert 0 < np.mean(outcomes[0] != clean.collect(params, 0)[0].outcome) < 0.9
+    stream = PromptStream(task.train, 0)
+    clean = Collector(sampler, stream, options_of("none"), jax.random.key(3), lambda params: params)
+    assert 0 < np.mean(outcomes[0] != clean.collect(params, 0).arrays.outcome) < 0.9
 
 
 def test_a_restored_collector_goes_on_as_if_never_stopped(sampler, params, task):
     def collector() -> Collector:
-        return Collector(sampler, PromptStream(task.train, 0), options_of("none"), jax.random.key(0))
+        stream = PromptStream(task.train, 0)
+        return Collector(sampler, stream, options_of("none"), jax.random.key(0), lambda params: params)
 
     whole = collector()
     for step in range(3):
-        expected, _, _ = whole.collect(params, step)
+        expected = whole.collect(params, step).arrays
     first = collector()
     for step in range(2):
         first.collect(params, step)
     second = collector()
-    second.restore(first.state())
-    found, _, _ = second.collect(params, 2)
+    second.restore(first.position())
+    found = second.collect(params, 2).arrays
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         np.testing.assert_array_equal(a, b)
     assert second.sampled == whole.sampled
@@ -238,4 +238,4 @@ def test_the_checkers_rewards_stand_on_the_last_token_of_the_first_wrong_step(ta
             expected[max(t for t in range(20) if ids[t] == labels.index(False))] = -1.0
         np.testing.assert_array_equal(row, expected)
     assert rewards.sum() == -3.0 and rewards[0].sum() == 0.0
-    np.testing.assert_array_equal(to_batch(responses, np.array([True]), rewards).process, rewards)
+    np.testing.assert_array_equal(to_batch(responses, np.array([True]), process=rewards).process, rewards)

@@ -19,6 +19,7 @@ def responses(task: CarryTask, texts: list[str]) -> Responses:
         outcome=np.array([task.verify(p, t) for p, t in zip(problems, texts, strict=True)], np.float32),
         usable=np.ones(rows, bool),
         finished=np.ones(rows, bool),
+        unanswered=np.zeros(rows, bool),
     )
 
 

@@ -10,53 +10,35 @@ import numpy as np
 import pytest
 
 from prm_jax import rl
-from prm_jax.models import LoRAConfig, hidden_states, init_params, init_value_head, token_logprobs, value_head
-from prm_jax.prime.options import TrainOptions
-from prm_jax.prime.step import (
-    Frozen,
-    PrimeSetup,
-    compute_advantages,
-    critic_values,
-    even_ways,
-    init_state,
-    kl_rewards,
-    make_prime_step,
-    make_prm_step,
-    policy_loss,
-)
-from prm_jax.runs.learner import Learner, make_optimizer
-from tests.prime.conftest import make_batch, replaced
+from prm_jax.models import hidden_states, init_params, token_logprobs, value_head
+from prm_jax.prime.advantages import value_targets
+from prm_jax.prime.batch import Frozen
+from prm_jax.prime.options import Options
+from prm_jax.prime.policy import clipped_loss, with_regularizers
+from prm_jax.prime.shaping import make_reward
+from prm_jax.prime.start import even_ways
+from prm_jax.prime.step import init_state, make_source_step, make_step
+from tests.prime.conftest import advantages_of, inputs_of, make_batch, replaced, setup_of
 
 
-def setup_of(options: TrainOptions, config, lora: bool = False) -> PrimeSetup:
-    adapters = LoRAConfig(rank=2, alpha=16.0) if lora else None
-    policy = Learner(config, make_optimizer(options.policy.learning_rate), adapters)
-    prm = Learner(config, make_optimizer(options.prm.learning_rate, grad_clip=10.0), adapters)
-    critic = Learner(config, make_optimizer(1e-2), adapters) if options.advantage.estimator == "ppo" else None
-    return PrimeSetup(policy, prm if options.advantage.process_coef else None, critic, options)
-
-
-def state_of(setup: PrimeSetup, frozen: Frozen):
-    head = None
-    if setup.critic is not None:
-        head = init_value_head(setup.critic.config, jax.random.key(3))
-    return init_state(setup, frozen, head, jax.random.key(0))
+def state_of(setup, frozen: Frozen):
+    return init_state(setup, frozen, jax.random.key(0))
 
 
 _COMPILED: dict = {}
 
 
-def compiled(options, config, lora=False):
+def compiled(options: Options, config, params, lora=False):
     """(setup, compiled step), shared between tests: compiling is nearly all of their time."""
-    key = (repr(options), config, lora)
+    key = (repr(options), config, lora, id(params))
     if key not in _COMPILED:
-        setup = setup_of(options, config, lora)
-        _COMPILED[key] = setup, make_prime_step(setup)
+        setup = setup_of(options, config, params, lora=lora)
+        _COMPILED[key] = setup, make_step(setup)
     return _COMPILED[key]
 
 
 def run(options, config, frozen, batch, *, lora=False, steps=1):
-    setup, step = compiled(options, config, lora)
+    setup, step = compiled(options, config, frozen.constants, lora)
     state = state_of(setup, frozen)
     for _ in range(steps):
         state, metrics, rewards = step(state, frozen, batch)
@@ -84,9 +66,9 @@ def test_after_harvests_the_scores_that_before_would_replace(options, tiny_confi
     """`before` re-scores with the updated PRM; `after` gives the scores of the training pass itself."""
     after_state, _, after = run(options, tiny_config, tiny_frozen, batch)
     before_state, _, before = run(replaced(options, prm={"update": "before"}), tiny_config, tiny_frozen, batch)
-    assert_trees(after_state.prm, before_state.prm, rtol=0, atol=0)
-    logp = token_logprobs(tiny_config, before_state.prm, batch.tokens, batch.mask)
-    ref = token_logprobs(tiny_config, tiny_frozen.prm_reference, batch.tokens, batch.mask)
+    assert_trees(after_state.source.trainable, before_state.source.trainable, rtol=0, atol=0)
+    logp = token_logprobs(tiny_config, before_state.source.trainable, batch.tokens, batch.mask)
+    ref = token_logprobs(tiny_config, tiny_frozen.constants, batch.tokens, batch.mask)
     np.testing.assert_allclose(before, 0.05 * (logp - ref), atol=1e-6)
     assert np.abs(before).max() > 1e-4 and np.abs(after).max() == 0.0
 
@@ -103,17 +85,17 @@ def test_none_leaves_the_prm_alone_and_reverse_compares_with_scores_from_before(
     options, tiny_config, tiny_frozen, batch
 ):
     state, _, _ = run(replaced(options, prm={"update": "none"}), tiny_config, tiny_frozen, batch)
-    assert_trees(state.prm, tiny_frozen.prm_reference, rtol=0, atol=0)
+    assert_trees(state.source.trainable, tiny_frozen.constants, rtol=0, atol=0)
     detached = {"update": "reverse", "loss": "detached", "minibatches": 2}
     moved, metrics, _ = run(replaced(options, prm=detached), tiny_config, tiny_frozen, batch)
-    assert not np.array_equal(moved.prm["embed"]["embedding"], tiny_frozen.prm_reference["embed"]["embedding"])
+    assert not np.array_equal(moved.source.trainable["embed"]["embedding"], tiny_frozen.constants["embed"]["embedding"])
     np.testing.assert_allclose(metrics["prm/loss"], np.log(2.0), rtol=0.05)
 
 
 @pytest.mark.parametrize("loss", ["ce", "dpo", "detached", "detached_bon_rm", "detached_bon_acc"])
 def test_every_loss_teaches_the_prm_to_order_the_batch(options, tiny_config, tiny_frozen, batch, loss):
-    setup = setup_of(replaced(options, prm={"loss": loss, "beta": 0.5}), tiny_config)
-    step, state = make_prm_step(setup), state_of(setup, tiny_frozen)
+    setup = setup_of(replaced(options, prm={"loss": loss, "beta": 0.5}), tiny_config, tiny_frozen.constants)
+    step, state = make_source_step(setup), state_of(setup, tiny_frozen)
     for _ in range(25):
         state, metrics = step(state, tiny_frozen, batch)
     assert float(metrics["prm/pairwise_accuracy"]) > 0.8
@@ -127,9 +109,9 @@ def _outcome_only(estimator: str) -> dict:
 def test_outcome_only_keeps_no_prm_and_gives_the_plain_estimator(options, tiny_config, tiny_frozen, batch, estimator):
     changed = replaced(options, advantage=_outcome_only(estimator))
     state, metrics, rewards = run(changed, tiny_config, tiny_frozen, batch)
-    assert state.prm is None and not any(name.startswith("prm/") for name in metrics)
+    assert state.source is None and not any(name.startswith("prm/") for name in metrics)
     np.testing.assert_array_equal(rewards, 0.0)
-    advantages, _, _ = compute_advantages(changed.advantage, batch, jnp.asarray(rewards), jnp.ones(()), None, None)
+    advantages = advantages_of(changed.advantage, batch, rewards)
     outcome, size = batch.outcome.reshape(4, 4), 4
     loo = outcome - (outcome.sum(1, keepdims=True) - outcome) / (size - 1)
     plain = {
@@ -159,14 +141,14 @@ def test_every_estimator_learns_from_process_rewards(options, tiny_config, tiny_
 
 def test_process_rewards_from_elsewhere_take_the_prms_place(options, tiny_config, tiny_frozen, batch):
     """They reach the advantages as the PRM's would, and no PRM is kept."""
-    setup = dataclasses.replace(setup_of(options, tiny_config), prm=None)
+    setup = setup_of(options, tiny_config, tiny_frozen.constants, source=None)
     given = np.where(batch.mask, np.random.default_rng(1).normal(size=batch.mask.shape), 0.0).astype(np.float32)
-    state, metrics, rewards = make_prime_step(setup)(
+    state, metrics, rewards = make_step(setup)(
         state_of(setup, tiny_frozen), tiny_frozen, dataclasses.replace(batch, process=given)
     )
     np.testing.assert_array_equal(rewards, given)
-    assert state.prm is None and not any(name.startswith("prm/") for name in metrics)
-    advantages, _, _ = compute_advantages(options.advantage, batch, jnp.asarray(given), jnp.ones(()), None, None)
+    assert state.source is None and not any(name.startswith("prm/") for name in metrics)
+    advantages = advantages_of(options.advantage, batch, given)
     np.testing.assert_allclose(metrics["advantage/abs"], np.abs(advantages)[batch.mask].mean(), rtol=1e-5)
 
 
@@ -178,18 +160,18 @@ def test_process_and_outcome_coefficients_scale_their_parts(options, batch):
         changed = dataclasses.replace(
             options.advantage, estimator=estimator, process_coef=process, outcome_coef=outcome, whiten=False
         )
-        return compute_advantages(changed, batch, rewards, jnp.asarray(gate), None, None)[0]
+        return advantages_of(changed, batch, rewards, gate=jnp.asarray(gate))
 
     for estimator in ("rloo", "rloo_released", "grpo", "reinforce"):
         dense, sparse = advantages(estimator, 1.0, 0.0), advantages(estimator, 0.0, 1.0)
         np.testing.assert_allclose(advantages(estimator, 2.0, 3.0, gate=0.5), dense * 1.0 + sparse * 3.0, atol=1e-4)
 
 
-def test_step_granularity_puts_each_steps_sum_on_its_last_token(options, tiny_config, tiny_frozen, batch):
-    token = replaced(options, prm={"update": "before"})
-    step = replaced(token, advantage={"granularity": "step"})
-    _, _, by_token = run(token, tiny_config, tiny_frozen, batch)
-    _, _, by_step = run(step, tiny_config, tiny_frozen, batch)
+def test_step_granularity_puts_each_steps_sum_on_its_last_token(options, batch):
+    rng = np.random.default_rng(2)
+    by_token = np.where(batch.mask, rng.normal(size=batch.mask.shape), 0.0).astype(np.float32)
+    reward = make_reward(dataclasses.replace(options.reward, granularity="step"))
+    by_step = np.asarray(reward(inputs_of(batch, by_token)))
     for row in range(batch.mask.shape[0]):
         for index in range(batch.step_ids[row].max() + 1):
             here = np.flatnonzero(batch.step_ids[row] == index)
@@ -212,7 +194,7 @@ def test_rows_that_do_not_count_may_hold_anything(options, tiny_config, tiny_fro
     first, first_metrics, _ = run(changed, tiny_config, tiny_frozen, clean, steps=2)
     second, second_metrics, _ = run(changed, tiny_config, tiny_frozen, dirty, steps=2)
     assert_trees(first.policy, second.policy, atol=1e-6)
-    assert_trees(first.prm, second.prm, atol=1e-6)
+    assert_trees(first.source.trainable, second.source.trainable, atol=1e-6)
     for name, value in first_metrics.items():
         np.testing.assert_allclose(value, second_metrics[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
@@ -224,7 +206,7 @@ def test_accumulating_in_pieces_equals_the_whole_batch(options, tiny_config, tin
     one, one_metrics, _ = run(whole, tiny_config, tiny_frozen, batch)
     many, many_metrics, _ = run(parts, tiny_config, tiny_frozen, batch)
     # Adam divides by the root of the squared gradient, so compare what the moments hold: the gradients.
-    for x, y in ((one.prm_opt, many.prm_opt), (one.policy_opt, many.policy_opt)):
+    for x, y in ((one.source.opt, many.source.opt), (one.policy_opt, many.policy_opt)):
         assert_trees(x, y, atol=2e-6)
     for name in ("prm/loss", "policy/loss", "policy/grad_norm", "prm/grad_norm"):
         np.testing.assert_allclose(one_metrics[name], many_metrics[name], rtol=1e-4, err_msg=name)
@@ -252,7 +234,10 @@ def test_policy_loss_on_policy_is_minus_the_mean_advantage(options, batch):
     rng = np.random.default_rng(0)
     logp = jnp.asarray(rng.normal(size=batch.mask.shape), jnp.float32)
     advantages = jnp.asarray(rng.normal(size=batch.mask.shape), jnp.float32)
-    loss = policy_loss(options.policy, logp, logp, advantages, batch.mask, jnp.zeros_like(logp), None)
+    inputs = inputs_of(batch, jnp.zeros_like(logp), entropy=jnp.zeros_like(logp))
+    loss = with_regularizers(
+        options.policy, clipped_loss(options.policy)(logp, logp, advantages, inputs), logp, None, inputs
+    )
     np.testing.assert_allclose(loss.mean(), -np.asarray(advantages)[batch.mask].mean(), rtol=1e-5)
 
 
@@ -275,8 +260,8 @@ def test_a_non_finite_gradient_is_skipped_and_counted(options, tiny_config, tiny
 
 
 def test_state_is_donated_and_the_step_traced_once(options, tiny_config, tiny_frozen, batch):
-    setup = setup_of(options, tiny_config)
-    step, state = make_prime_step(setup), state_of(setup, tiny_frozen)
+    setup = setup_of(options, tiny_config, tiny_frozen.constants)
+    step, state = make_step(setup), state_of(setup, tiny_frozen)
     old = jax.tree.leaves(state.policy)
     for seed in range(3):
         state, _, _ = step(state, tiny_frozen, make_batch(seed))
@@ -294,7 +279,7 @@ def test_lora_trains_adapters_only(options, tiny_config, tiny_frozen, batch):
 
 def test_gate_follows_the_accuracy_before_the_update(options, tiny_config, tiny_frozen, batch):
     gated = replaced(options, advantage={"gate": True}, prm={"update": "before"})
-    setup, step = compiled(gated, tiny_config)
+    setup, step = compiled(gated, tiny_config, tiny_frozen.constants)
     state = state_of(setup, tiny_frozen)
     state, first, _ = step(state, tiny_frozen, batch)
     assert float(first["prm/gate"]) == 0.0  # nothing learned yet: accuracy one half
@@ -320,9 +305,9 @@ def test_a_batch_over_eight_devices_gives_the_same_step(options, tiny_config, ti
     alone, alone_metrics, alone_rewards = run(changed, tiny_config, tiny_frozen, batch)
     spread = jax.device_put(batch, rows)
     frozen = jax.device_put(tiny_frozen, everywhere)
-    setup = setup_of(changed, tiny_config)
+    setup = setup_of(changed, tiny_config, tiny_frozen.constants)
     state = jax.device_put(state_of(setup, tiny_frozen), everywhere)
-    state, metrics, rewards = make_prime_step(setup)(state, frozen, spread)
+    state, metrics, rewards = make_step(setup)(state, frozen, spread)
     jax.block_until_ready(state)
     np.testing.assert_allclose(rewards, alone_rewards, atol=1e-6)
     assert_trees(state.policy_opt, alone.policy_opt, atol=2e-6)
@@ -336,14 +321,14 @@ def test_pieces_of_a_batch_over_devices_stay_where_they_are_and_give_the_same_st
     changed = replaced(options, prm=pieces, policy=pieces, rollout={"prompts_per_step": 8})
     batch = make_batch(prompts=8)
     assert even_ways(changed, 2) == 2 and even_ways(changed, 4) == 1
-    setup = dataclasses.replace(setup_of(changed, tiny_config), ways=2)
-    alone, alone_metrics, alone_rewards = make_prime_step(setup)(state_of(setup, tiny_frozen), tiny_frozen, batch)
+    setup = setup_of(changed, tiny_config, tiny_frozen.constants, ways=2)
+    alone, alone_metrics, alone_rewards = make_step(setup)(state_of(setup, tiny_frozen), tiny_frozen, batch)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     spread = jax.device_put(batch, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
     frozen = jax.device_put(tiny_frozen, everywhere)
     state = jax.device_put(state_of(setup, tiny_frozen), everywhere)
-    compiled_step = make_prime_step(setup).lower(state, frozen, spread).compile()
+    compiled_step = make_step(setup).lower(state, frozen, spread).compile()
     collectives = r"= \(?\w+\[([\d,]*)\]\S* (?:all-gather|all-to-all|collective-permute)\("
     moved = re.findall(collectives, compiled_step.as_text())
     assert all("," not in shape for shape in moved), moved  # a number a row at most: pairs of a group are compared
@@ -351,16 +336,18 @@ def test_pieces_of_a_batch_over_devices_stay_where_they_are_and_give_the_same_st
     np.testing.assert_allclose(rewards, alone_rewards, atol=1e-6)
     assert_trees(state.policy_opt, alone.policy_opt, atol=2e-6)
     np.testing.assert_allclose(metrics["policy/loss"], alone_metrics["policy/loss"], rtol=1e-4, atol=1e-6)
-    consecutive = make_prime_step(dataclasses.replace(setup, ways=1))(state_of(setup, tiny_frozen), tiny_frozen, batch)
+    in_order = setup_of(changed, tiny_config, tiny_frozen.constants)
+    consecutive = make_step(in_order)(state_of(in_order, tiny_frozen), tiny_frozen, batch)
     assert not np.array_equal(consecutive[2], alone_rewards)  # other rows meet the PRM first
 
 
 def test_ppo_values_stand_before_their_tokens_and_targets_are_lambda_returns(options, tiny_config, tiny_frozen, batch):
-    setup = setup_of(replaced(options, advantage={"estimator": "ppo", "whiten": False, "gae_lambda": 0.9}), tiny_config)
+    changed = replaced(options, advantage={"estimator": "ppo", "whiten": False, "gae_lambda": 0.9})
+    setup = setup_of(changed, tiny_config, tiny_frozen.constants)
     state = state_of(setup, tiny_frozen)
     head = jax.tree.map(jnp.ones_like, state.critic["head"])
     critic = {"trunk": state.critic["trunk"], "head": head}
-    values = np.asarray(critic_values(setup, critic, tiny_frozen, batch))
+    values = np.asarray(setup.critic.before(critic, tiny_frozen.reference, batch))
     hidden = hidden_states(tiny_config, critic["trunk"], batch.tokens)
     after = np.asarray(value_head(head, hidden)[..., 0])
     for row in range(batch.mask.shape[0]):
@@ -370,8 +357,10 @@ def test_ppo_values_stand_before_their_tokens_and_targets_are_lambda_returns(opt
 
     rng = np.random.default_rng(0)
     process = jnp.asarray(np.where(batch.mask, rng.normal(size=batch.mask.shape), 0.0), jnp.float32)
-    plain = dataclasses.replace(setup.options.advantage, normalizer="none", discount=0.95)
-    advantages, targets, _ = compute_advantages(plain, batch, process, jnp.ones(()), None, jnp.asarray(values))
+    plain = dataclasses.replace(setup.options, normalizer="none", discount=0.95)
+    inputs = inputs_of(batch, process, values=jnp.asarray(values))
+    advantages = advantages_of(plain, batch, process, values=jnp.asarray(values))
+    targets = value_targets(plain, process, inputs)
     for row in range(batch.mask.shape[0]):
         columns = np.flatnonzero(batch.mask[row])
         running, following = 0.0, 0.0
@@ -387,7 +376,8 @@ def test_divergence_as_a_reward_is_the_log_ratio_of_the_sampled_tokens(options, 
     changed = replaced(options, policy={"kl_coef": 0.3, "kl_placement": "reward"})
     rng = np.random.default_rng(0)
     old = jnp.asarray(rng.normal(size=batch.mask.shape), jnp.float32)
-    found = kl_rewards(setup_of(changed, tiny_config), tiny_frozen, batch, old)
+    setup = setup_of(changed, tiny_config, tiny_frozen.constants)
+    found = setup.policy.kl_rewards(tiny_frozen, batch, old)
     ref = token_logprobs(tiny_config, tiny_frozen.reference, batch.tokens, batch.mask)
     np.testing.assert_allclose(found, np.where(batch.mask, -0.3 * (np.asarray(old) - np.asarray(ref)), 0.0), atol=1e-6)
 
@@ -397,10 +387,7 @@ def test_the_discount_acts_under_every_estimator(options, batch, estimator):
     rng = np.random.default_rng(3)
     rewards = jnp.asarray(np.where(batch.mask, rng.normal(size=batch.mask.shape), 0.0), jnp.float32)
     results = [
-        compute_advantages(
-            dataclasses.replace(options.advantage, estimator=estimator, discount=discount),
-            batch, rewards, jnp.ones(()), None, None,
-        )[0]
+        advantages_of(dataclasses.replace(options.advantage, estimator=estimator, discount=discount), batch, rewards)
         for discount in (1.0, 0.5)
     ]  # fmt: skip
     assert not np.allclose(*results, atol=1e-3)
@@ -425,10 +412,10 @@ def test_a_minibatch_in_which_nothing_counts_moves_nothing(options, tiny_config,
 def test_no_array_of_rows_tokens_and_vocabulary_in_the_compiled_step(options, tiny_config, batch):
     config = dataclasses.replace(tiny_config, vocab_size=50_021)
     params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    setup = setup_of(options, config)
-    state = jax.eval_shape(lambda p: state_of(setup, Frozen(p, p)), params)
+    setup = setup_of(options, config, params)
+    state = jax.eval_shape(lambda p: state_of(setup_of(options, config, p), Frozen(p, p)), params)
     wide = jax.tree.map(lambda x: jax.ShapeDtypeStruct((512, *x.shape[1:]), x.dtype), batch)
-    text = make_prime_step(setup).lower(state, Frozen(params, params), wide).as_text()
+    text = make_step(setup).lower(state, Frozen(params, params), wide).as_text()
     tokens = 512 * batch.tokens.shape[1]
     largest = max(
         math.prod(int(d) for d in shape.split("x") if d) for shape in re.findall(r"tensor<((?:\d+x)+)[a-z]", text)

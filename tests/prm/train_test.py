@@ -46,17 +46,17 @@ def test_a_stopped_run_goes_on_to_the_same_bits(options, tmp_path, monkeypatch, 
     assert {"prm_eval/step_auc", "prm_eval/pairwise_accuracy"} <= summary["after"].keys()
     assert json.loads((tmp_path / "whole" / "result.json").read_text())["steps"] == summary["steps"] >= 6
 
-    real = loop_module._Job._batch
+    real = loop_module._Job._let_go
 
-    def batch(self, step):
-        if step == 2:
+    def stop(self, event):
+        if event.kind == "step" and event.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, step)
+        real(self, event)
 
-    monkeypatch.setattr(loop_module._Job, "_batch", batch)
+    monkeypatch.setattr(loop_module._Job, "_let_go", stop)
     with pytest.raises(InterruptedRun, match="SIGTERM after step 3"):
         train(options, tmp_path / "parts")
-    monkeypatch.setattr(loop_module._Job, "_batch", real)
+    monkeypatch.setattr(loop_module._Job, "_let_go", real)
     train(dataclasses.replace(options, eval_every=0), tmp_path / "parts", resume=True)
     assert files(tmp_path / "whole" / "model") == files(tmp_path / "parts" / "model")
 
@@ -168,6 +168,21 @@ def test_regressions_before_training_are_part_of_a_resumed_run(options, tmp_path
     assert np.abs(kernel).max() > 0
     train(dataclasses.replace(one, max_steps=2), tmp_path / "run", resume=True)
     np.testing.assert_array_equal(load(tmp_path / "run" / "model").weights.fixed["kernel"], kernel)
+
+
+def test_bad_records_are_refused_or_skipped_and_counted(options, records, tokenizer, tmp_path):
+    from prm_jax.data.step_data import write_step_data
+
+    file = tmp_path / "steps.jsonl"
+    write_step_data(file, records[:4])
+    with open(file, "a") as lines:
+        lines.write('{"prompt": "1?", "steps": ["a"], "labels": [2]}\n{"prompt"\n')
+    broken = dataclasses.replace(options, data=dataclasses.replace(options.data, path=str(file), eval_fraction=0.0))
+    with pytest.raises(UserError, match=r"steps.jsonl:5:labels\[0\]"):
+        prepare(broken, tokenizer, limit=256)
+    lenient = dataclasses.replace(broken, data=dataclasses.replace(broken.data, skip_bad=True))
+    prepared = prepare(lenient, tokenizer, limit=256)
+    assert len(prepared.rows) == 4 and prepared.notes["skipped"].startswith("2 bad records; the first is")
 
 
 def test_records_in_memory_are_learned_from_instead_of_a_file(options, records, tmp_path):

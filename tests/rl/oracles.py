@@ -403,6 +403,38 @@ def pairwise_loss(chosen, rejected, mask, margin=0.0, label_smoothing=0.0):
     return total, int(mask.sum())
 
 
+def robust_pairwise_loss(chosen, rejected, mask, label_smoothing=0.1):
+    e, total = label_smoothing, 0.0
+    for i in _valid(mask):
+        d = chosen[i] - rejected[i]
+        total += (-(1 - e) * _log_sigmoid(d) + e * _log_sigmoid(-d)) / (1 - 2 * e)
+    return total, int(mask.sum())
+
+
+def exo_loss(chosen, rejected, mask, label_smoothing=1e-3):
+    total = 0.0
+    for i in _valid(mask):
+        p = _sigmoid(chosen[i] - rejected[i])
+        total += p * math.log(p / (1 - label_smoothing)) + (1 - p) * math.log((1 - p) / label_smoothing)
+    return total, int(mask.sum())
+
+
+def apo_loss(chosen, rejected, mask, kind="zero"):
+    total = 0.0
+    for i in _valid(mask):
+        c, r = chosen[i], rejected[i]
+        total += 1 - _sigmoid(c) + _sigmoid(r) if kind == "zero" else _sigmoid(c) + 1 - _sigmoid(c - r)
+    return total, int(mask.sum())
+
+
+def orpo_loss(chosen_logp, rejected_logp, mask, coef=0.1, sft_coef=1.0):
+    total = 0.0
+    for i in _valid(mask):
+        odds = [math.exp(x) / (1 - math.exp(x)) for x in (chosen_logp[i], rejected_logp[i])]
+        total -= sft_coef * chosen_logp[i] + coef * _log_sigmoid(math.log(odds[0] / odds[1]))
+    return total, int(mask.sum())
+
+
 def all_pairs_loss(scores, outcome, group_ids, mask, num_groups=0, margin=0.0, label_smoothing=0.0):
     pairs = [
         (scores[i], scores[j])

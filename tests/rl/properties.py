@@ -33,6 +33,8 @@ _KINDS: dict[str, tuple[str, Callable[[np.random.Generator, tuple[int, ...]], np
     "s2": ("B", lambda rng, n: rng.normal(size=n)),
     "s3": ("B", lambda rng, n: rng.normal(size=n)),
     "s4": ("B", lambda rng, n: rng.normal(size=n)),
+    "below": ("B", lambda rng, n: -rng.uniform(0.1, 3, n)),
+    "below2": ("B", lambda rng, n: -rng.uniform(0.1, 3, n)),
     "length": ("B", lambda rng, n: rng.integers(1, 9, n)),
     "at": ("B", lambda rng, n: rng.integers(-1, 2, n)),
     "at2": ("B", lambda rng, n: rng.integers(-1, 2, n)),

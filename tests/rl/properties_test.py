@@ -20,7 +20,8 @@ ROWS = pytest.mark.parametrize("row", TABLE, ids=str)
 # How a function maps and shards does not depend on its options: one row a function will do.
 ONE_ROW_EACH = pytest.mark.parametrize("row", {row.name: row for row in reversed(TABLE)}.values(), ids=str)
 MODULES = set(
-    "rewards shaping returns advantages credit prefixes losses reward_losses targets filtering metrics".split()
+    "rewards shaping returns advantages credit prefixes losses pair_losses reward_losses targets filtering "
+    "metrics".split()
 )
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-6}
 

@@ -272,6 +272,23 @@ def _reward_losses() -> list[Row]:
             kw={"margin": 0.25, "label_smoothing": 0.1},
             **sums,
         ),
+        *(
+            Row(fn, "chosen=s rejected=s2 mask=rows", oracle, grad="chosen rejected", kw=kw, **sums)
+            for fn, oracle, kw in (
+                (rl.robust_pairwise_loss, oracles.robust_pairwise_loss, {"label_smoothing": 0.1}),
+                (rl.exo_loss, oracles.exo_loss, {"label_smoothing": 0.01}),
+                (rl.apo_loss, oracles.apo_loss, {"kind": "zero"}),
+                (rl.apo_loss, oracles.apo_loss, {"kind": "down"}),
+            )
+        ),
+        Row(
+            rl.orpo_loss,
+            "chosen_logp=below rejected_logp=below2 mask=rows",
+            oracles.orpo_loss,
+            grad="chosen_logp rejected_logp",
+            kw={"coef": 0.5},
+            **sums,
+        ),
         Row(rl.nca_loss, "chosen=s rejected=s2 mask=rows", oracles.nca_loss, grad="chosen rejected", **sums),
         Row(rl.all_pairs_loss, PAIRS, oracles.all_pairs_loss, grad="scores", kw=GROUPS, whole_groups=True, **sums),
         Row(

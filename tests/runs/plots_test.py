@@ -9,7 +9,7 @@ import pytest
 from prm_jax import cli, errors
 from prm_jax.config_io import to_yaml
 from prm_jax.errors import MissingExtraError, UserError
-from prm_jax.prime.options import TrainOptions
+from prm_jax.prime import Options
 from prm_jax.runs import curves, plots
 from prm_jax.runs.curves import Series, aggregate, group_runs, interquartile_mean, load_run, smooth
 from prm_jax.runs.metrics_log import MetricsLog
@@ -17,7 +17,7 @@ from prm_jax.runs.metrics_log import MetricsLog
 Image = pytest.importorskip("matplotlib.image")
 
 
-def _run(path: pathlib.Path, options: TrainOptions | None, *, steps: int = 80, prm: bool = True) -> pathlib.Path:
+def _run(path: pathlib.Path, options: Options | None, *, steps: int = 80, prm: bool = True) -> pathlib.Path:
     path.mkdir(parents=True, exist_ok=True)
     if options is not None:
         (path / "config.yaml").write_text(to_yaml(options))
@@ -92,7 +92,7 @@ def test_curves_take_the_last_record_of_a_step(tmp_path):
 
 
 def test_runs_are_grouped_by_configuration_without_the_seed(tmp_path):
-    base = TrainOptions()
+    base = Options()
     wide = dataclasses.replace(base, prm=dataclasses.replace(base.prm, beta=0.5))
     paths = [
         _run(tmp_path / f"{name}{seed}", dataclasses.replace(options, seed=seed, plots=bool(seed)), steps=2)
@@ -110,7 +110,7 @@ def test_runs_are_grouped_by_configuration_without_the_seed(tmp_path):
 
 
 def test_report_pictures_of_two_arms(tmp_path):
-    options = TrainOptions()
+    options = Options()
     runs = {"PRIME": _run(tmp_path / "run", options), "outcome only": _run(tmp_path / "plain", options, prm=False)}
     pictures = plots.plot_report(runs, tmp_path / "plots")
     assert [p.name for p in pictures] == ["accuracy.png", "prm.png", "training.png"]
@@ -120,7 +120,7 @@ def test_report_pictures_of_two_arms(tmp_path):
 
 
 def test_comparison_with_seeds_from_the_command_line(tmp_path, capsys):
-    base = TrainOptions()
+    base = Options()
     for seed in range(4):
         path = _run(tmp_path / f"s{seed}", dataclasses.replace(base, seed=seed), steps=20)
         plain = dataclasses.replace(base, seed=seed, advantage=dataclasses.replace(base.advantage, process_coef=0.0))

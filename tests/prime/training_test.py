@@ -17,32 +17,37 @@ import pytest
 from prm_jax.errors import UserError
 from prm_jax.models import load_weights
 from prm_jax.models.mesh_options import MeshOptions
-from prm_jax.prime import arm as arm_module
-from prm_jax.prime import train as loop_module
+from prm_jax.prime import loop as loop_module
+from prm_jax.prime import training, warm_start, warm_up
 from prm_jax.prime.options import TaskOptions
 from prm_jax.prime.start import load_start
-from prm_jax.prime.train import BASELINE, demonstration_batches, train
+from prm_jax.prime.training import BASELINE, train
+from prm_jax.prime.warm_start import demonstration_batches
 from prm_jax.runs.stopping import DivergedRun, InterruptedRun
 from tests.prime.conftest import replaced
 
 # The child kills itself after the update of its third step, while the checkpoint of the second may still be written.
 _CHILD = """
 import os, pickle, signal, sys
-from prm_jax.prime import arm
-from prm_jax.prime import train as loop
+from prm_jax import prime
 
-real = arm.Arm._step
-
-def step(self, step_fn, state, done):
-    result = real(self, step_fn, state, done)
-    if done == 2:
+def kill(event):
+    if event.kind == "step" and event.step == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    return result
 
-arm.Arm._step = step
 options, path = pickle.load(open(sys.argv[1], "rb"))
-loop.train(options, path)
+prime.train(options, path, callbacks=[kill])
 """
+
+
+def terminate_at(step: int):
+    """A callback that sends SIGTERM once `step` steps are complete."""
+
+    def callback(event):
+        if event.kind == "step" and event.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return callback
 
 
 def final_weights(path: pathlib.Path) -> list[np.ndarray]:
@@ -54,7 +59,7 @@ def finished(run_options, tmp_path_factory):
     """(options, directory, summary) of a run with its baseline that nothing disturbed."""
     path = tmp_path_factory.mktemp("runs") / "whole"
     options = dataclasses.replace(run_options, baseline=True)
-    return options, path, train(options, path)
+    return options, path, train(options, path).summary
 
 
 def records(path: pathlib.Path) -> list[dict]:
@@ -103,38 +108,18 @@ def test_killed_in_the_middle_and_resumed_it_ends_in_the_same_bits(finished, tmp
     assert_same_as_undisturbed(whole, path)
 
 
-def test_a_signal_saves_and_stops_and_the_rest_follows_on_resume(finished, tmp_path, monkeypatch):
+def test_a_signal_saves_and_stops_and_the_rest_follows_on_resume(finished, tmp_path):
     options, whole, _ = finished
     options = dataclasses.replace(options, baseline=False)
-    real = arm_module.Arm._step
-
-    def step(self, step_fn, state, done):
-        if done == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, step_fn, state, done)
-
-    monkeypatch.setattr(arm_module.Arm, "_step", step)
     with pytest.raises(InterruptedRun, match="SIGTERM"):
-        train(options, tmp_path / "run")
-    assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
-    monkeypatch.setattr(arm_module.Arm, "_step", real)
+        train(options, tmp_path / "run", callbacks=[terminate_at(2)])
+    saved = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdecimal()]
+    assert 2 in saved and max(saved) < 4
     train(options, tmp_path / "run", resume=True)
     assert_same_as_undisturbed(whole, tmp_path / "run")
 
 
-def _stop_at(monkeypatch, name: str, when) -> None:
-    """Sends SIGTERM from inside a method of Arm when ``when(*arguments)`` says so."""
-    real = getattr(arm_module.Arm, name)
-
-    def method(self, *args, **kwargs):
-        if when(*args):
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, *args, **kwargs)
-
-    monkeypatch.setattr(arm_module.Arm, name, method)
-
-
-def test_adapters_critic_and_prompts_put_back_survive_a_stop(run_options, tmp_path, monkeypatch):
+def test_adapters_critic_and_prompts_put_back_survive_a_stop(run_options, tmp_path):
     options = replaced(
         run_options,
         model={"lora_rank": 2},
@@ -143,10 +128,8 @@ def test_adapters_critic_and_prompts_put_back_survive_a_stop(run_options, tmp_pa
         rollout={"filter": "resample", "solve_rate_low": 0.3, "solve_rate_high": 0.9, "outcome_noise": 0.3},
     )
     train(options, tmp_path / "whole")
-    _stop_at(monkeypatch, "_step", lambda step_fn, state, done: done == 1)
     with pytest.raises(InterruptedRun, match="SIGTERM"):
-        train(options, tmp_path / "run")
-    monkeypatch.undo()
+        train(options, tmp_path / "run", callbacks=[terminate_at(2)])
     train(options, tmp_path / "run", resume=True)
     assert_same_as_undisturbed(tmp_path / "whole", tmp_path / "run")
     whole, run = (records(tmp_path / name) for name in ("whole", "run"))
@@ -157,14 +140,51 @@ def test_adapters_critic_and_prompts_put_back_survive_a_stop(run_options, tmp_pa
         }
 
 
-def test_stopped_in_the_prms_warm_up_it_starts_over_and_ends_in_the_same_bits(finished, tmp_path, monkeypatch):
+def test_stopped_while_sampling_for_the_prm_warm_up_it_ends_in_the_same_bits(finished, tmp_path, monkeypatch):
     options, whole, _ = finished
     options = dataclasses.replace(options, baseline=False)
-    _stop_at(monkeypatch, "_pretrain_rollouts", lambda *_: True)
-    with pytest.raises(InterruptedRun, match="before the first step"):
+    real = warm_up.Collector.collect
+
+    def collect(self, params, step):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, params, step)
+
+    monkeypatch.setattr(warm_up.Collector, "collect", collect)
+    with pytest.raises(InterruptedRun, match="while sampling for the PRM warm-up"):
         train(options, tmp_path / "run")
     monkeypatch.undo()
     train(options, tmp_path / "run", resume=True)
+    assert_same_as_undisturbed(whole, tmp_path / "run")
+
+
+def test_stopped_in_the_warm_start_it_continues_from_its_checkpoint(finished, tmp_path, monkeypatch):
+    options, whole, _ = finished
+    options = dataclasses.replace(options, baseline=False)
+    real = warm_start.demonstration_batches
+
+    def batches(options, start):
+        inner = real(options, start)
+
+        def batch(step):
+            if step == 20:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return inner(step)
+
+        return batch
+
+    monkeypatch.setattr(warm_start, "demonstration_batches", batches)
+    with pytest.raises(InterruptedRun) as stopped:
+        train(options, tmp_path / "run")
+    # Batches are made ahead of their steps.
+    done = int(str(stopped.value).rpartition(" ")[2])
+    assert 17 <= done <= 21
+    monkeypatch.undo()
+    asked = []
+    monkeypatch.setattr(
+        warm_start, "demonstration_batches", lambda *args: lambda step: (asked.append(step), real(*args)(step))[1]
+    )
+    train(options, tmp_path / "run", resume=True)
+    assert asked == list(range(done, 30))
     assert_same_as_undisturbed(whole, tmp_path / "run")
 
 
@@ -192,12 +212,12 @@ def test_a_run_that_died_in_its_baseline_or_report_is_finished_by_resuming(finis
     def die(*_, **__):
         raise RuntimeError("died")
 
-    monkeypatch.setattr(loop_module, "write_report", die)
+    monkeypatch.setattr(training, "write_report", die)
     with pytest.raises(RuntimeError, match="died"):
         train(options, path)
     monkeypatch.undo()
     (path / BASELINE / "run.json").unlink()  # as if killed while the baseline's directory was being made
-    again = train(options, path, resume=True)
+    again = train(options, path, resume=True).summary
     assert_same_as_undisturbed(whole, path)
     assert again["arms"][BASELINE]["after"] == summary["arms"][BASELINE]["after"]
 
@@ -211,7 +231,7 @@ def test_resuming_from_other_weights_is_refused(finished, tmp_path):
     train(options, tmp_path / "run")
     shutil.rmtree(weights)
     shutil.copytree(whole / "policy", weights)
-    with pytest.raises(UserError, match="weights that this run starts from have changed"):
+    with pytest.raises(UserError, match="weights or the data that this run starts from have changed"):
         train(dataclasses.replace(options, steps=2), tmp_path / "run", resume=True)
 
 
@@ -256,7 +276,7 @@ def test_steps_that_never_pass_the_filter_stop_the_run(run_options, tmp_path):
 
 
 def test_gradients_that_never_are_finite_stop_the_run_and_keep_the_batch(run_options, tmp_path, monkeypatch):
-    real = arm_module.make_prime_step
+    real = loop_module.make_step
 
     def broken(setup, **rest):
         inner = real(setup, **rest)
@@ -267,7 +287,7 @@ def test_gradients_that_never_are_finite_stop_the_run_and_keep_the_batch(run_opt
 
         return step
 
-    monkeypatch.setattr(arm_module, "make_prime_step", broken)
+    monkeypatch.setattr(loop_module, "make_step", broken)
     options = replaced(run_options, prm={"pretrain_rollouts": 0}, advantage={"process_coef": 0.0})
     with pytest.raises(DivergedRun, match="non-finite"):
         train(dataclasses.replace(options, max_bad_steps=2), tmp_path / "run")
@@ -290,7 +310,7 @@ def test_gradients_that_never_are_finite_stop_the_run_and_keep_the_batch(run_opt
         ({"mesh": {"data": 3}}, "cannot be split over 3 devices"),
         ({"eval": {"problems": 0}}, "eval.problems"),
         ({"advantage": {"process_coef": 0.0, "outcome_coef": 0.0}}, "nothing would be learned"),
-        ({"advantage": {"process": "checker", "gate": True}}, "with --advantage.process checker there is none"),
+        ({"reward": {"source": "checker"}, "advantage": {"gate": True}}, "with --reward.source checker there is none"),
         ({"task": {"name": "cary"}}, "carry"),
         ({"task": {"options": {"min_operand": "2"}}}, "min_operands"),
         ({"model": {"path": "/no/such/weights"}, "sft": {"steps": 0}}, "/no/such/weights"),

@@ -114,6 +114,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     frontend: "Frontend | None" = None,
     identity: str = "",
+    target: Any = None,
     shardings: Any = None,
 ) -> Fitted:
     """Runs a training loop to its last step, from the newest good checkpoint when `run` is resumed.
@@ -124,13 +125,16 @@ def fit(
       state: pytree of arrays, or a function without arguments that makes it (called only when there is no checkpoint,
         so that a resumed run holds one state).
       step: see `StepFn`.
-      batches: a function of the step; or an iterable, whose first items are skipped on resuming; or `Batches`.
+      batches: a function of the step; or an iterable, whose first items are skipped on resuming; or `Batches`, such as
+        a `data.BatchStream`, which calls a function of the step ahead of time. Closed at the end if it can be.
       run: the run directory, open; ``run.phase(name)`` for a phase of a longer run.
       options: length, intervals, limits.
       evaluate: ``state -> metrics`` before the first step, every `eval_every` steps and after the last.
       callbacks: called with an `Event` at the start, after every step and evaluation, and at the end.
       frontend: console, signals and title; None: silent, signals handled.
       identity: fingerprint of what the run starts from (weights, data); another one is refused on resuming.
+      target: pytree of ``jax.ShapeDtypeStruct`` with the state's structure, for a function `state` that cannot be
+        traced, because it samples or trains itself; None: found by tracing.
       shardings: pytree of shardings like the state's; None on one device.
 
     Returns:
@@ -143,8 +147,12 @@ def fit(
       UserError: a checkpoint that does not fit, or that was made from other weights or data.
     """
     loop = _Loop(step, _as_batches(batches), run, options, evaluate, tuple(callbacks), frontend or Frontend(), identity)
-    with Checkpointer(run.checkpoints, max_to_keep=options.keep_checkpoints) as checkpoints:
-        return loop.run_from(state, checkpoints, shardings)
+    try:
+        with Checkpointer(run.checkpoints, max_to_keep=options.keep_checkpoints) as checkpoints:
+            return loop.run_from(state, checkpoints, target, shardings)
+    finally:
+        if hasattr(batches, "close"):  # a `data.BatchStream` has a thread
+            batches.close()
 
 
 @dataclasses.dataclass
@@ -204,8 +212,8 @@ class _Loop:
         self.stop_reason = ""
         self.finished = 0.0
 
-    def run_from(self, state: Any, checkpoints: Checkpointer, shardings: Any) -> Fitted:
-        state, done = self._start(state, checkpoints, shardings)
+    def run_from(self, state: Any, checkpoints: Checkpointer, target: Any, shardings: Any) -> Fitted:
+        state, done = self._start(state, checkpoints, target, shardings)
         pending: _Pending | None = None
         while done < self.options.steps and not self.stop_reason:
             if pending is not None and getattr(self.batches, "needs_state", False):
@@ -250,11 +258,11 @@ class _Loop:
 
     # ------------------------------------------------------------------------------- start, resume
 
-    def _start(self, state: Any, checkpoints: Checkpointer, shardings: Any) -> tuple[Any, int]:
+    def _start(self, state: Any, checkpoints: Checkpointer, target: Any, shardings: Any) -> tuple[Any, int]:
         make = state if callable(state) else lambda: state
         restored = None
         if self.run.resumed:
-            target = jax.eval_shape(make)
+            target = jax.eval_shape(make) if target is None else target
             if shardings is not None:
                 target = jax.tree.map(
                     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), target, shardings
@@ -263,8 +271,8 @@ class _Loop:
             self.run.rewind(-1 if restored is None else restored.step)
         console = self.frontend.console
         if restored is None:
-            self._phase(console, 0)
             state = make()
+            self._phase(console, 0)
             if self.evaluate is not None:
                 self.before = self.after = self._evaluate(state)
                 self._report(0, self.before)

@@ -12,7 +12,7 @@ import pytest
 from prm_jax.errors import UserError
 from prm_jax.runs.checkpoint import Checkpointer
 from prm_jax.runs.console import Console, Phase
-from prm_jax.runs.fit import FitOptions, Frontend, fit, load_best
+from prm_jax.runs.fitting import FitOptions, Frontend, fit, load_best
 from prm_jax.runs.interrupts import Interrupts
 from prm_jax.runs.learner import guarded_update, make_schedule
 from prm_jax.runs.metrics_log import read_metrics

@@ -1,0 +1,101 @@
+"""Monte-Carlo values of prefixes: how often the policy, or a prover, still finds the right answer after each step.
+
+VinePPO (arXiv 2410.01679), SPO (arXiv 2505.23564), Math-Shepherd (arXiv 2312.08935); with a prover other than the
+policy, process advantage verifiers (arXiv 2410.08146).
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from prm_jax import rl
+from prm_jax.data.problems import Problem
+from prm_jax.prime.responses import Responses, Sampler
+from prm_jax.prime.sources.base import Observed, Source
+from prm_jax.runs.learner import Params
+
+
+class PrefixValues(Source):
+    """The value of the prefix after each step, on the step's last token.
+
+    The value of a prompt is the mean outcome of its group. After the last step of a finished response the value is its
+    outcome, which needs no rollouts.
+
+    Args:
+      rollouts: completions sampled after each step.
+      temperature: of these completions.
+      batch_size: prefixes completed at once; fixed, so that one program serves all batches.
+      prover: parameters (of the policy's architecture) that complete; None: the current policy.
+      best_of: the value of the best of this many completions, 1 - (1 - v)^k; 1: of a single one.
+    """
+
+    on_host = True
+
+    def __init__(
+        self, *, rollouts: int, temperature: float = 1.0, batch_size: int = 64, prover: Params | None = None,
+        best_of: int = 1,
+    ) -> None:  # fmt: skip
+        self.rollouts, self.temperature, self.batch_size = rollouts, temperature, batch_size
+        self.prover, self.best_of = prover, best_of
+
+    def observe(self, responses: Responses, sampler: Sampler, params: Params, key: jax.Array) -> Observed:
+        """Completes every prefix and verifies the answers."""
+        prefixes = _prefixes(responses)
+        values = self._values(prefixes, sampler, params if self.prover is None else self.prover, key)
+        process = np.zeros(responses.mask.shape, np.float32)
+        for prefix, value in zip(prefixes, values, strict=True):
+            process[prefix.row, prefix.column] = value
+        for row in range(len(responses.texts)):
+            if responses.finished[row] and responses.mask[row].any():
+                process[row, np.flatnonzero(responses.mask[row])[-1]] = responses.outcome[row]
+        initial = np.repeat(responses.solve_rates(), responses.samples_per_prompt)
+        return Observed(process, initial.astype(np.float32), len(prefixes) * self.rollouts)
+
+    def _values(
+        self, prefixes: list["_Prefix"], sampler: Sampler, params: Params, key: jax.Array
+    ) -> list[float]:  # fmt: skip
+        values: list[float] = []
+        for start in range(0, len(prefixes), self.batch_size):
+            part = prefixes[start : start + self.batch_size]
+            filled = part + [part[-1]] * (self.batch_size - len(part))
+            found = sampler.complete(
+                params, [prefix.problem for prefix in filled], [prefix.tokens for prefix in filled],
+                jax.random.fold_in(key, start), samples_per_prefix=self.rollouts, temperature=self.temperature,
+            )  # fmt: skip
+            right = np.where(found.usable, found.outcome, 0.0).reshape(len(filled), -1).sum(1)
+            known = found.usable.reshape(len(filled), -1).sum(1)
+            mean = np.where(known > 0, right / np.maximum(known, 1), 0.5)[: len(part)]
+            values += np.asarray(rl.best_of_k_value(mean, self.best_of)).tolist()
+        return values
+
+
+class _Prefix(NamedTuple):
+    """A response up to the end of a step.
+
+    Attributes:
+      row: of the response in its batch.
+      column: of the step's last token.
+      problem: which the response answers.
+      tokens: of the response up to there.
+    """
+
+    row: int
+    column: int
+    problem: Problem
+    tokens: list[int]
+
+
+def _prefixes(responses: Responses) -> list[_Prefix]:
+    """The prefixes that end with each step, but for the last step of a finished response."""
+    found: list[_Prefix] = []
+    size = responses.samples_per_prompt
+    for row in range(len(responses.texts)):
+        ids, first = responses.step_ids[row], int(np.argmax(responses.mask[row]))
+        for number in range(int(ids.max()) + (0 if responses.finished[row] else 1)):
+            columns = np.flatnonzero(ids == number)
+            if len(columns):
+                end = int(columns[-1])
+                tokens = [int(token) for token in responses.tokens[row, first : end + 1]]
+                found.append(_Prefix(row, end, responses.problems[row // size], tokens))
+    return found

@@ -1,0 +1,297 @@
+"""`prime.train`: warm start, PRIME, the outcome-only baseline and the report, in one resumable run directory."""
+
+import dataclasses
+import pathlib
+import shutil
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from prm_jax import prm as prms
+from prm_jax.data import describe_task
+from prm_jax.data.problems import Task
+from prm_jax.errors import UserError
+from prm_jax.models import load_weights, merge, save_weights
+from prm_jax.models.loading import fresh_params
+from prm_jax.models.sharding import make_mesh
+from prm_jax.prime.advantages import AdvantageFn
+from prm_jax.prime.checks import check_options
+from prm_jax.prime.evaluate import PRMProbe, sample_in_batches
+from prm_jax.prime.loop import Trained, compose, train_policy
+from prm_jax.prime.options import Options
+from prm_jax.prime.policy import PolicyLoss
+from prm_jax.prime.report import write_report
+from prm_jax.prime.responses import EVAL_STREAM, INIT_STREAM, Sampler
+from prm_jax.prime.shaping import RewardFn
+from prm_jax.prime.sources import RewardSource
+from prm_jax.prime.start import Overrides, Start, load_start, uses_online_prm
+from prm_jax.prime.traced import check_traceable, checked_loss, checked_rewards, name_of
+from prm_jax.prime.warm_start import warm_start
+from prm_jax.prime.warm_up import warm_up_rollouts, warm_up_steps
+from prm_jax.resolve import check_signature, resolve
+from prm_jax.runs.callbacks import Callback
+from prm_jax.runs.console import Console, Phase
+from prm_jax.runs.fitting import Frontend
+from prm_jax.runs.interrupts import Interrupts
+from prm_jax.runs.learner import Params
+from prm_jax.runs.run_dir import RunDir, open_run
+from prm_jax.runs.stopping import InterruptedRun
+
+BASELINE = "outcome_only"
+"""The outcome-only policy, and the folder of its run inside the main one's."""
+
+TITLES = {"prime": "PRIME", BASELINE: "outcome only"}
+
+SOFT_OPTIONS = (
+    "steps", "eval.*", "save_every", "keep_checkpoints", "sample_every", "max_*_steps", "plots", "baseline",
+    "*.learning_rate",
+)  # fmt: skip
+"""Options that a resumed run may change."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run leaves.
+
+    Attributes:
+      run_dir: where everything was written: report, metrics, samples, plots, checkpoints, models.
+      summary: the contents of ``result.json``.
+      policy: directory of the trained policy, as ``models.load_weights`` reads it.
+      prm: directory of the online PRM, as ``prm.load`` reads it; None where none was trained.
+      before, after: evaluation metrics of the main run.
+    """
+
+    run_dir: pathlib.Path
+    summary: dict[str, Any]
+    policy: pathlib.Path
+    prm: pathlib.Path | None
+    before: dict[str, float]
+    after: dict[str, float]
+
+
+def train(
+    options: Options,
+    run_dir: str | pathlib.Path,
+    *,
+    task: Task | None = None,
+    source: RewardSource | None = None,
+    reward: RewardFn | None = None,
+    advantage: AdvantageFn | None = None,
+    policy_loss: PolicyLoss | None = None,
+    callbacks: Sequence[Callback] = (),
+    resume: bool = False,
+) -> Result:
+    """Trains as `options` say, with any part replaced by an object from outside.
+
+    Args:
+      options: of the run.
+      run_dir: a new directory, or with `resume` the one of an interrupted run.
+      task: problems and verdicts, instead of ``options.task``.
+      source: of process rewards, instead of ``options.reward.source``.
+      reward: ``inputs: RewardInputs -> [B, T]`` process rewards after shaping; starts from ``inputs.process``.
+      advantage: ``(rewards [B, T], inputs) -> [B, T]``.
+      policy_loss: ``(logp [B, T], old_logp, advantages, inputs) -> rl.Loss``; divergence and entropy terms of the
+        options are added to it.
+      callbacks: called with an `Event` after every step and evaluation of the main run.
+      resume: continue from the newest good checkpoint; with the same options and objects the result has the same bits
+        as if the run had never been interrupted.
+
+    Returns:
+      Where everything is, and what the evaluations found.
+
+    Raises:
+      UserError: options that cannot work, missing files, a run directory in use or of another configuration, a function
+        that cannot be traced.
+      InterruptedRun: a signal arrived and the state is saved.
+      DivergedRun: non-finite updates or nothing to learn from, several steps in a row.
+    """
+    check_options(options)
+    begun = time.monotonic()
+    overrides = _checked_overrides(Overrides(source, reward, advantage, policy_loss))
+    callbacks = [*_named_callbacks(options), *callbacks]
+    mesh = _mesh(options)
+    start = load_start(options, task)
+    main = "prime" if options.advantage.process_coef else BASELINE
+    results: dict[str, Trained] = {}
+    with _open(run_dir, options, resume) as run, Interrupts() as interrupts, Console(str(run.path)) as console:
+        console.plan(_plan(options, start, main))
+        frontend = Frontend(console, interrupts)
+        _introduce(start.task, frontend)
+        rollout = options.rollout
+        sampler = Sampler(start.task, start.tokenizer, start.config, rollout.max_prompt_tokens, rollout.max_new_tokens)
+        fresh = fresh_params if start.params is None else None
+        if _from_outside(options, overrides):
+            shapes = start.params if fresh is None else jax.eval_shape(lambda: fresh(start.config, jax.random.key(0)))
+            check_traceable(compose(options, start, shapes, sampler, None, overrides))
+        base = _initial_policy(options, start, run, frontend)
+        probe = _probe(options, start, base, sampler)
+        composed = compose(options, start, base, sampler, mesh, overrides)
+        results[main] = train_policy(
+            composed, probe, run=run, frontend=dataclasses.replace(frontend, title=TITLES[main]), callbacks=callbacks
+        )
+        _save_models(run, options, composed.start, results[main])
+        if options.baseline and main != BASELINE:
+            if interrupts.should_stop():
+                raise InterruptedRun(f"stopped by {interrupts.signal_name} before the outcome-only run")
+            results[BASELINE] = _train_baseline(options, start, base, sampler, mesh, overrides, run, frontend)
+        run.note(finished=True)
+        path = run.path
+    summary = write_report(path, options, results, seconds=time.monotonic() - begun)
+    kept = path / "prm" if results[main].prm is not None else None
+    return Result(path, summary, path / "policy", kept, results[main].before, results[main].after)
+
+
+# ------------------------------------------------------------------------------------------- pieces
+
+
+def _checked_overrides(given: Overrides) -> Overrides:
+    """Functions from outside, checked when they are traced."""
+    changes: dict[str, Any] = {}
+    if given.reward is not None:
+        check_signature(given.reward, ("inputs",), "reward function")
+        changes["reward"] = checked_rewards(given.reward, f"the reward function {name_of(given.reward)}")
+    if given.advantage is not None:
+        check_signature(given.advantage, ("rewards", "inputs"), "advantage function")
+        changes["advantage"] = checked_rewards(given.advantage, f"the advantage function {name_of(given.advantage)}")
+    if given.policy_loss is not None:
+        check_signature(given.policy_loss, ("logp", "old_logp", "advantages", "inputs"), "policy loss")
+        changes["policy_loss"] = checked_loss(given.policy_loss, f"the policy loss {name_of(given.policy_loss)}")
+    return dataclasses.replace(given, **changes)
+
+
+def _from_outside(options: Options, overrides: Overrides) -> bool:
+    named = (*options.reward.shaping, options.advantage.estimator, options.policy.loss, options.reward.source)
+    given = (overrides.source, overrides.reward, overrides.advantage, overrides.policy_loss)
+    return any(":" in name for name in named) or any(part is not None for part in given)
+
+
+def _named_callbacks(options: Options) -> list[Callback]:
+    found: list[Callback] = []
+    for name in options.callbacks:
+        empty: dict[str, Callback] = {}
+        callback = resolve(name, empty, "callback", option="callbacks")
+        check_signature(callback, ("event",), f"callback {name}")
+        found.append(callback)
+    return found
+
+
+def _open(path: str | pathlib.Path, options: Options, resume: bool) -> RunDir:
+    return open_run(
+        path, options, resume=resume, soft=SOFT_OPTIONS, tensorboard=options.tensorboard, wandb=options.wandb
+    )
+
+
+def _plan(options: Options, start: Start, main: str) -> list[Phase]:
+    phases = []
+    if start.params is None and options.sft.steps:
+        phases.append(Phase("warm start", options.sft.steps))
+    if uses_online_prm(options) and options.prm.pretrain_rollouts:
+        phases.append(Phase("PRM warm-up", warm_up_steps(options)))
+    phases.append(Phase(TITLES[main], options.steps))
+    if options.baseline and main != BASELINE:
+        phases.append(Phase(TITLES[BASELINE], outcome_only(options).steps, like=TITLES[main]))
+    return phases
+
+
+def _introduce(task: Task, frontend: Frontend) -> None:
+    """Says how answers are judged, with one worked example, before anything is trained."""
+    for line in describe_task(task).splitlines():
+        frontend.say(line)
+
+
+def _train_baseline(
+    options: Options,
+    start: Start,
+    base: Params,
+    sampler: Sampler,
+    mesh: Mesh | None,
+    overrides: Overrides,
+    run: RunDir,
+    frontend: Frontend,
+) -> Trained:
+    plain, path = outcome_only(options), run.path / BASELINE
+    begun_before = (path / "run.json").is_file() and (path / "config.yaml").is_file()
+    if not begun_before:
+        shutil.rmtree(path, ignore_errors=True)  # what a kill left while the directory was being made
+    composed = compose(plain, start, base, sampler, mesh, dataclasses.replace(overrides, source=None, reward=None))
+    with _open(path, plain, begun_before) as inner:
+        return train_policy(
+            composed, None, run=inner, frontend=dataclasses.replace(frontend, title=TITLES[BASELINE])
+        )
+
+
+def outcome_only(options: Options) -> Options:
+    """The same run without process rewards, and so without a PRM.
+
+    It gets as many rollouts in total: those of the PRM's warm-up as additional steps.
+    """
+    per_step = options.rollout.prompts_per_step * options.rollout.samples_per_prompt
+    advantage = dataclasses.replace(options.advantage, process_coef=0.0, gate=False)
+    warm_up = warm_up_rollouts(options) if uses_online_prm(options) else 0
+    return dataclasses.replace(options, advantage=advantage, baseline=False, steps=options.steps + warm_up // per_step)
+
+
+def _mesh(options: Options) -> Mesh | None:
+    sizes = options.mesh
+    if (sizes.data, sizes.fsdp, sizes.tensor) == (1, 1, 1):
+        return None
+    mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+    rows = options.rollout.prompts_per_step * options.rollout.samples_per_prompt
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % ways:
+        raise UserError(
+            f"{rows} responses per step (--rollout.prompts-per-step x --rollout.samples-per-prompt) cannot be split "
+            f"over {ways} devices (--mesh.data x --mesh.fsdp): choose numbers that divide"
+        )
+    return mesh
+
+
+def _initial_policy(options: Options, start: Start, run: RunDir, frontend: Frontend) -> Params:
+    """The loaded weights, or a fresh model after its warm start, kept in ``start/`` for a resumed run."""
+    if start.params is not None:
+        return start.params
+    kept = run.path / "start"
+    if kept.is_dir():
+        _, params = load_weights(kept)
+        return jax.tree.map(jax.numpy.asarray, params)
+    params = fresh_params(start.config, jax.random.fold_in(jax.random.key(options.seed), INIT_STREAM))
+    if options.sft.steps:
+        params = warm_start(options, start, params, run=run, frontend=frontend)
+    save_weights(kept, start.config, params, tokenizer=start.tokenizer)
+    shutil.rmtree(run.path / "phases" / "warm_start" / "checkpoints", ignore_errors=True)
+    return params
+
+
+def _probe(options: Options, start: Start, base: Params, sampler: Sampler) -> PRMProbe | None:
+    """Responses of the initial policy on held-out problems that the PRM is tested on, where step truth is known."""
+    count = options.eval.prm_problems
+    problems = sampler.fitting(start.task.eval[: 2 * count])
+    judges = options.advantage.process_coef and options.reward.source not in ("checker", "values")
+    if not count or not problems or not judges or start.task.step_labels(problems[0], "") is None:
+        return None
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(options.seed), EVAL_STREAM), 1)
+    responses = sample_in_batches(
+        sampler, base, problems, key, batch_size=options.eval.batch_size, temperature=options.rollout.temperature
+    )
+    return PRMProbe.build(start.task, responses)
+
+
+def _save_models(run: RunDir, options: Options, start: Start, trained: Trained) -> None:
+    """The trained models as Hugging Face directories, adapters merged; the PRM says its kind, beta and reference."""
+    save_weights(
+        run.path / "policy", start.config, merge(start.config, trained.policy), tokenizer=start.tokenizer,
+        overwrite=True,
+    )  # fmt: skip
+    if trained.prm is None:
+        return
+    of_policy = options.prm.reference == "policy"
+    prms.save_implicit(
+        run.path / "prm", start.prm_config, merge(start.prm_config, trained.prm),
+        start.config if of_policy else start.prm_config, trained.policy if of_policy else start.prm_base,
+        start.tokenizer, beta=options.prm.beta, overwrite=True,
+    )  # fmt: skip
+
+

@@ -1,0 +1,151 @@
+"""The warm-up of a learning source: it learns from rollouts of the initial policy before the policy does."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from prm_jax.data.pipeline import PromptStream
+from prm_jax.prime.batch import Batch, Frozen, State
+from prm_jax.prime.collect import Collector
+from prm_jax.prime.options import Options
+from prm_jax.prime.responses import PRETRAIN_STREAM, Sampler
+from prm_jax.prime.start import Start
+from prm_jax.prime.step import Setup, make_source_step
+from prm_jax.runs.fitting import FitOptions, Frontend, fit
+from prm_jax.runs.run_dir import RunDir
+from prm_jax.runs.stopping import InterruptedRun
+
+PHASE = "prm_warm_up"
+
+
+def warm_up_rollouts(options: Options) -> int:
+    """Number of rollouts of the warm-up: whole groups."""
+    size = options.rollout.samples_per_prompt
+    return -(-options.prm.pretrain_rollouts // size) * size
+
+
+def warm_up_steps(options: Options) -> int:
+    """Number of optimiser steps of the warm-up."""
+    size = options.rollout.samples_per_prompt
+    prompts = warm_up_rollouts(options) // size
+    return options.prm.pretrain_epochs * max(1, prompts // max(1, options.prm.pretrain_batch // size))
+
+
+def warm_up(
+    options: Options,
+    start: Start,
+    setup: Setup,
+    frozen: Frozen,
+    state: State,
+    sampler: Sampler,
+    *,
+    run: RunDir,
+    frontend: Frontend,
+    probe: Callable[[Any], dict[str, float]] | None,
+    place: Callable[[Batch], Batch],
+    shardings: State | None,
+) -> tuple[State, dict[str, float]]:
+    """Trains the source on rollouts of the initial policy by their outcomes; no step label is ever used.
+
+    Args:
+      options, start, setup, frozen: of the run.
+      state: before the warm-up.
+      sampler: samples and verifies.
+      run: the run directory; its phase ``prm_warm_up`` is used, so that an interrupted warm-up resumes.
+      frontend: console and signals.
+      probe: ``state -> metrics`` of the source; None: none.
+      place: puts a batch on the mesh.
+      shardings: of the state on a mesh.
+
+    Returns:
+      (the state after it, the probe's metrics).
+    """
+    size = options.rollout.samples_per_prompt
+    batch_prompts = max(1, options.prm.pretrain_batch // size)
+    pieces = start.ways * options.prm.microbatches
+    ways = start.ways if batch_prompts % pieces == 0 else 1
+    source = setup.source.for_warm_up(ways) if hasattr(setup.source, "for_warm_up") else setup.source
+    compiled = make_source_step(dataclasses.replace(setup, source=source), shardings=shardings)
+    batches = _Batches(options, start, frozen, sampler, frontend, batch_prompts)
+    with run.phase(PHASE) as phase:
+        fitted = fit(
+            lambda: state,
+            lambda current, batch: compiled(current, frozen, place(batch)),
+            batches,
+            run=phase,
+            options=FitOptions(
+                warm_up_steps(options), save_every=max(50, options.save_every), eval_every=0, keep_checkpoints=1,
+                max_bad_steps=1,
+            ),  # fmt: skip
+            evaluate=probe,
+            frontend=dataclasses.replace(frontend, title="PRM warm-up", hint="Lower --prm.learning-rate"),
+            shardings=shardings,
+        )
+    return fitted.state, fitted.after
+
+
+class _Batches:
+    """Minibatches of whole groups, in another order in each epoch; rollouts are sampled when the first is drawn."""
+
+    def __init__(
+        self,
+        options: Options,
+        start: Start,
+        frozen: Frozen,
+        sampler: Sampler,
+        frontend: Frontend,
+        batch_prompts: int,
+    ) -> None:
+        self.options, self.start, self.frozen, self.sampler = options, start, frozen, sampler
+        self.frontend, self.batch_prompts = frontend, batch_prompts
+        self.prompts = warm_up_rollouts(options) // options.rollout.samples_per_prompt
+        self.data: Batch | None = None
+
+    def draw(self, state: Any, step: int) -> Batch:
+        del state
+        if self.data is None:
+            self.data = self._rollouts()
+        size, per_epoch = self.options.rollout.samples_per_prompt, max(1, self.prompts // self.batch_prompts)
+        epoch, index = divmod(step, per_epoch)
+        order = np.random.default_rng((self.options.seed, PRETRAIN_STREAM, epoch)).permutation(self.prompts)
+        chosen = order[index * self.batch_prompts : (index + 1) * self.batch_prompts]
+        rows = (chosen[:, None] * size + np.arange(size)).reshape(-1)
+        batch = jax.tree.map(lambda x: x[rows], self.data)
+        group_ids: Any = np.repeat(np.arange(len(chosen), dtype=np.int32), size)
+        return dataclasses.replace(batch, group_ids=group_ids)
+
+    def position(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, position: dict[str, Any]) -> None:
+        del position  # the rollouts are sampled again, with the same keys
+
+    def _rollouts(self) -> Batch:
+        """Rows of the initial policy's responses.
+
+        The prompts come in an order of their own, so that runs with and without a warm-up see the same ones later.
+        """
+        options, size = self.options, self.options.rollout.samples_per_prompt
+        stream = PromptStream(self.start.task.train, (options.seed + PRETRAIN_STREAM) % 2**32)
+        rollout = dataclasses.replace(
+            options.rollout, filter="none", weights="none",
+            prompts_per_step=min(self.prompts, max(1, options.eval.batch_size // size)),
+        )  # fmt: skip
+        key = jax.random.fold_in(jax.random.key(options.seed), PRETRAIN_STREAM)
+        collector = Collector(self.sampler, stream, rollout, key, policy_params=lambda params: params)
+        parts: list[Batch] = []
+        for index in range(-(-self.prompts // rollout.prompts_per_step)):
+            parts.append(collector.collect(self.frozen.reference, index).arrays)
+            done = min(collector.sampled, self.prompts * size)
+            self.frontend.say(f"PRM warm-up: {done} of {self.prompts * size} rollouts")
+            interrupts = self.frontend.interrupts
+            if interrupts is not None and interrupts.should_stop():
+                raise InterruptedRun(
+                    f"stopped by {interrupts.signal_name} while sampling for the PRM warm-up, which --resume repeats"
+                )
+        first = min(part.start for part in parts)
+        parts = [dataclasses.replace(part, start=first) for part in parts]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: self.prompts * size], *parts)
