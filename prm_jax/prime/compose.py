@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from prm_jax.models.sharding import shard_batch, shard_params, shardings_for
+from prm_jax.models.sharding import placed_shapes, shard_batch, shard_params, shardings_for
 from prm_jax.prime.batch import Batch, Frozen, State
 from prm_jax.prime.collect import Collected
 from prm_jax.prime.options import Options
@@ -55,11 +55,7 @@ class Composed:
 
     def target(self) -> State:
         """Shapes, dtypes and, on a mesh, shardings of the state."""
-        shape = jax.eval_shape(self.initial_state)
-        shardings = self.shardings()
-        if shardings is None:
-            return shape
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, shardings)
+        return placed_shapes(jax.eval_shape(self.initial_state), self.shardings())
 
     def shardings(self) -> State | None:
         """How the state is laid out on the mesh; None on one device."""

@@ -132,8 +132,8 @@ def fit(
       callbacks: called with an `Event` at the start, after every step and evaluation, and at the end.
       frontend: console, signals and title; None: silent, signals handled.
       identity: fingerprint of what the run starts from (weights, data); another one is refused on resuming.
-      target: pytree of ``jax.ShapeDtypeStruct`` with the state's structure and, on a mesh, its shardings; None: found by
-        tracing `state`, which a function that samples or trains itself does not allow.
+      target: pytree of ``jax.ShapeDtypeStruct`` with the state's structure and, on a mesh, its shardings; None: found
+        by tracing `state`, which a function that samples or trains itself does not allow.
 
     Returns:
       The final state and what the evaluations found.
