@@ -103,7 +103,7 @@ def test_every_command_has_its_module():
         (["train", "stray", "words"], "unexpected arguments: stray words"),
         (["train", "--resume"], "--resume needs --run-dir"),
         (["train", "--config", "no/such.yaml"], "cannot read the configuration no/such.yaml"),
-        (["plot"], "which runs?"),
+        (["plot"], "no run given"),
         (["plot", "no/such/run"], "no/such/run"),
     ],
 )
