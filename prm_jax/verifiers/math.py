@@ -135,6 +135,8 @@ class MathVerifier:
             return failed(f"the answer cannot be read: {error}")
         except Undecided:
             return answer, gold
+        except (RecursionError, MemoryError) as error:
+            return failed(f"the answer broke the comparison: {type(error).__name__}")
         return passed() if same else failed()
 
 
