@@ -222,6 +222,13 @@ def open_run(
       MissingExtraError: the package of a sink is not installed.
     """
     path = pathlib.Path(path)
+    try:
+        str(path.absolute()).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(
+            f"the run directory {path} is not UTF-8 text, which checkpoints need: name another one, or rename the "
+            "folder that it is in"
+        ) from None
     run = RunDir(path, resumed=resume, writer=writer)
     if not writer:
         return run

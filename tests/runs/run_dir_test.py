@@ -219,3 +219,9 @@ def test_damaged_documents_are_named(tmp_path):
     (tmp_path / "run" / "run.json").write_text("{")
     with pytest.raises(UserError, match="run.json cannot be read"):
         open_run(tmp_path / "run", _Config(), resume=True)
+
+
+def test_a_directory_that_is_not_utf_8_is_refused_at_the_start(tmp_path):
+    with pytest.raises(UserError, match="is not UTF-8 text, which checkpoints need"):
+        open_run(tmp_path / "r\udcff", _Config())
+    assert not list(tmp_path.iterdir())
