@@ -51,7 +51,7 @@ def test_scores_do_not_depend_on_their_batch(prm, records):
 
 def test_a_batch_has_a_bounded_number_of_tokens(prm, records):
     rows = rows_to_score(prm, records)
-    found = batches(rows, max_tokens=128)
+    found = list(batches(rows, max_tokens=128))
     assert sorted(row.record for _, members in found for row in members) == list(range(len(records)))
     assert all(batch.tokens.size <= 128 for batch, _ in found) and len({b.tokens.shape for b, _ in found}) <= 2
 
