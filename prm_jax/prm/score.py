@@ -313,8 +313,8 @@ def _check_finite(values: np.ndarray, record: StepRecord) -> None:
     if not np.isfinite(values).all():
         step = int(np.flatnonzero(~np.isfinite(values))[0])
         raise UserError(
-            f"{record.id}: the score of step {step} is {values[step]}, expected a finite number; the model is damaged, or "
-            "bfloat16 is too coarse for it (--dtype float32)"
+            f"{record.id}: the score of step {step} is {values[step]}, expected a finite number; the model is damaged, "
+            "or bfloat16 is too coarse for it (--dtype float32)"
         )
 
 

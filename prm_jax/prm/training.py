@@ -28,7 +28,7 @@ from prm_jax.prm.step import PRMLearner, TrainState, make_scorer, make_step
 from prm_jax.prm.train_options import TrainPRMOptions, check_options, head_only
 from prm_jax.runs.console import Console
 from prm_jax.runs.console import Row as ConsoleRow
-from prm_jax.runs.fit import FitOptions, Fitted, Frontend, fit, load_best
+from prm_jax.runs.fitting import FitOptions, Fitted, Frontend, fit, load_best
 from prm_jax.runs.integrity import fingerprint
 from prm_jax.runs.interrupts import Interrupts
 from prm_jax.runs.learner import Params, make_optimizer
