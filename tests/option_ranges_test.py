@@ -10,7 +10,7 @@ import tyro
 from prm_jax import command_line
 from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.option_ranges import above, at_least, at_most, check_ranges, within
-from prm_jax.prime.options import PRESETS
+from prm_jax.prime import PRESETS
 
 
 @dataclass(frozen=True)

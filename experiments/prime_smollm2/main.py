@@ -14,7 +14,7 @@ import pathlib
 import shutil
 import sys
 
-from prm_jax.prime.options import PRESETS
+from prm_jax.prime import PRESETS
 
 HERE = pathlib.Path(__file__).resolve().parent
 KEPT = (

@@ -9,7 +9,7 @@ from prm_jax.data.describe import describe_task, describe_verifier
 from prm_jax.data.file_task import FileOptions, Gsm8kOptions, file_task
 from prm_jax.data.gym import GymTask
 from prm_jax.data.judging import make_verifier
-from prm_jax.data.pipeline import PromptBuffer, PromptStream
+from prm_jax.data.pipeline import BatchStream, PromptBuffer, PromptStream
 from prm_jax.data.problems import (
     Overlap,
     Problem,
@@ -35,6 +35,7 @@ from prm_jax.data.tasks import check_task, load_task
 
 __all__ = [
     "ArithmeticTask",
+    "BatchStream",
     "CarryTask",
     "FileOptions",
     "Gsm8kOptions",

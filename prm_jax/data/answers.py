@@ -6,25 +6,26 @@ from typing import Any
 def read_answer(task: Any, response: str) -> str | None:
     """What a response answers, so that equal answers are equal texts.
 
-    The answer is read where the task's verifier reads it, or else at a marker, in a box, or as the last number.
+    The answer is read where the task's verifier reads it, or else in a box, in answer tags, at a marker, or as the last
+    number.
 
     Args:
       task: with a ``splitter``, and a ``verifier`` if it has one.
       response: any text.
 
     Returns:
-      The answer, numbers in lowest terms ("2.50" as "5/2"), other answers with single spaces; None for none.
+      The answer, numbers in lowest terms and without units ("$2.50" as "5/2"), other answers with single spaces; None
+      for none.
     """
     from prm_jax.verifiers.extraction import ANSWER_MARKERS, find_answer
-    from prm_jax.verifiers.number import parse_number
+    from prm_jax.verifiers.number_text import read_number
 
     verifier = getattr(task, "verifier", None)
     own = getattr(verifier, "extract", None)
     found = find_answer(response, own, markers=getattr(verifier, "markers", ANSWER_MARKERS)) if own else None
     markers = (*task.splitter.answer_markers, *ANSWER_MARKERS)
-    found = found or find_answer(response, "marker", markers=markers) or find_answer(response, "boxed")
-    found = found or find_answer(response, "last_number")
+    found = found or find_answer(response, "anywhere", markers=markers) or find_answer(response, "last_number")
     if found is None:
         return None
-    number = parse_number(found)
-    return str(number) if number is not None else " ".join(found.split())
+    number = read_number(found)
+    return str(number.value) if number is not None else " ".join(found.split())

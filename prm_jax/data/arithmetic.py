@@ -83,7 +83,7 @@ class ArithmeticTask:
         rows = draw_distinct(self._draw, lambda row: accepted(True, row), tuple, num_eval, (*key, "eval"))
         self._eval = [self._problem(row) for row in rows]
         where: Where = "marker" if steps else ("last_number" if style == "chat" else "whole")
-        self._verifier = NumberVerifier(extract=where, markers=("####",))
+        self._verifier = NumberVerifier(extract=where, markers=("####",), mode="strict")
 
     @property
     def train(self) -> Sequence[Problem]:

@@ -12,8 +12,11 @@ from prm_jax.verifiers.verdict import Verdict
 _FORMS = ("#### {}", "\\boxed{{{}}}", "The answer is {}.", "{}", "#{}", "<answer>{}</answer>")
 _PLACES = {
     "whole": "the whole response",
-    "marker": "what follows the last answer marker",
-    "boxed": "the last \\boxed{...}",
+    "marker": "what follows an answer marker",
+    "boxed": "\\boxed{...}",
+    "tags": "<answer>...</answer>",
+    "ladder": "\\boxed{...}, <answer>...</answer> or what follows an answer marker",
+    "anywhere": "\\boxed{...}, <answer>...</answer>, what follows an answer marker or the last number",
     "last_number": "the last number",
 }
 _WITHOUT_ANSWER = "I do not know."
@@ -57,7 +60,7 @@ def describe_verifier(verifier: Any) -> str:
         return name
     place = _PLACES.get(extract) if isinstance(extract, str) else None
     found = f"{name}, reading {place or getattr(extract, '__name__', extract)}"
-    markers = getattr(verifier, "markers", ()) if extract == "marker" else ()
+    markers = getattr(verifier, "markers", ()) if extract in ("marker", "ladder", "anywhere") else ()
     return f"{found} ({', '.join(map(repr, markers))})" if markers else found
 
 

@@ -14,9 +14,10 @@ from prm_jax.data.splitters import make_splitter
 from prm_jax.data.standard_task import StandardTask, divide, find_alphabet
 from prm_jax.errors import UserError
 from prm_jax.verifiers.extraction import ANSWER_MARKERS
-from prm_jax.verifiers.number import parse_number
+from prm_jax.verifiers.number_text import parse_number
+from prm_jax.verifiers.references import check_references
 
-Place = Literal["auto", "whole", "marker", "boxed", "last_number"]
+Place = Literal["auto", "whole", "boxed", "tags", "marker", "ladder", "anywhere", "last_number"]
 
 PROMPT_FIELDS = ("prompt", "question", "problem")
 """Fields in which the prompt is looked for, in this order."""
@@ -90,7 +91,7 @@ def file_task(options: FileOptions) -> StandardTask:
     Raises:
       UserError: a file that cannot be read, has a bad row or no problem at all; the message names file, line and
         field. A verifier or splitter that is unknown, or fails on the first problem.
-      MissingExtraError: ``verifier="math"`` without math-verify, or Parquet without pyarrow.
+      MissingExtraError: ``verifier="math"`` without mpmath, or Parquet without pyarrow.
     """
     if "{prompt}" not in options.template:
         raise UserError(f"the template {options.template!r} does not contain {{prompt}}, which the prompt replaces")
@@ -102,6 +103,7 @@ def file_task(options: FileOptions) -> StandardTask:
     every = [*train, *evaluated]
     verifier = _verifier(options, every)
     check_verifier(verifier, every[0], options.train)
+    remarks += _check_references(verifier, every, options.answer_field)
     alphabet = find_alphabet(every) if options.alphabet == "auto" else options.alphabet
     return StandardTask(
         name="gsm8k" if isinstance(options, Gsm8kOptions) else pathlib.Path(options.train).stem,
@@ -197,6 +199,22 @@ def _verifier(options: FileOptions, problems: Sequence[Problem]) -> AnyVerifier:
     if name in ("exact", "number", "math"):
         given.setdefault("markers", options.markers)
     return make_verifier(name, given, option="task.options verifier")
+
+
+def _check_references(verifier: AnyVerifier, problems: Sequence[Problem], name: str) -> tuple[str, ...]:
+    """Refuses references that are beyond the verifier's limits; a remark where some cannot be read."""
+    faults = check_references(verifier, [problem.answer for problem in problems])
+    bad = [(problem, fault) for problem, fault in zip(problems, faults, strict=True) if fault]
+    for problem, fault in bad:
+        if "cannot be read" not in fault:
+            raise UserError(f"{problem.metadata['where']}:{name}: the verifier cannot use this reference: {fault}")
+    if not bad:
+        return ()
+    problem, fault = bad[0]
+    return (
+        f"{len(bad)} of {len(problems)} references cannot be compared with: responses that are not the same text are "
+        f"left out of learning; the first is at {problem.metadata['where']}: {fault}",
+    )
 
 
 def _check_numbers(problems: Sequence[Problem], name: str) -> None:

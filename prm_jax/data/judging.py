@@ -42,7 +42,7 @@ def make_verifier(
 
     Raises:
       UserError: an unknown name (the nearest is suggested), an unknown option, or a function with the wrong signature.
-      MissingExtraError: ``"math"`` without math-verify.
+      MissingExtraError: ``"math"`` without mpmath.
     """
     given = dict(options or {})
     if isinstance(verifier, str):

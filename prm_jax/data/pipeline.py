@@ -1,16 +1,87 @@
-"""Prompts in a random order that one integer determines, and the buffer of prompts that a filter put back.
+"""The input pipelines, on grain: prompts in random order, and batches that are made ahead of the training step.
 
-The stream has no state: which prompts stand at positions [cursor, cursor + n) depends on the seed alone, so
-one global cursor in a checkpoint resumes it exactly, on any number of processes.
+Both are pure functions of a seed and a position, so a checkpoint holds one integer and a resumed run reads exactly what
+an uninterrupted one would have, on any number of processes.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 from prm_jax.data.problems import Problem, fingerprint
 from prm_jax.errors import UserError
+
+T = TypeVar("T")
+
+
+class BatchStream(Generic[T]):
+    """Batches made in a background thread while the device works on earlier ones.
+
+    A ``grain.MapDataset`` over steps, mapped by a function and read with a prefetch buffer. It is one of the kinds of
+    batches that ``runs.fit`` takes.
+
+    Args:
+      make: the batch of a step; a pure function of the step, called in order in one background thread. It may be called
+        for up to `ahead` steps that are never read.
+      stop: number of steps; nothing is made beyond them.
+      ahead: number of batches made in advance.
+    """
+
+    needs_state = False
+
+    def __init__(self, make: Callable[[int], T], stop: int, *, ahead: int = 2) -> None:
+        self._make, self._stop, self._ahead = make, stop, ahead
+        self._next = -1
+        self._iterator: Any = None
+
+    def draw(self, state: Any, step: int) -> T:
+        """The batch of a step; fast in order, and correct for any step. Raises what `make` raised for this step."""
+        del state
+        if self._iterator is None or step != self._next:
+            self.close()
+            self._iterator = self._start(step)
+        self._next = step + 1
+        try:
+            return next(self._iterator)
+        except BaseException:
+            self.close()
+            raise
+
+    def position(self) -> dict[str, Any]:
+        """{}: the step says everything."""
+        return {}
+
+    def restore(self, position: dict[str, Any]) -> None:
+        """Nothing to do: the next `draw` starts at its step."""
+        del position
+
+    def close(self) -> None:
+        """Ends the background thread."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+    def _start(self, step: int) -> Iterator[T]:
+        import grain
+
+        steps = grain.MapDataset.range(step, max(self._stop, step + 1))
+        # grain drops elements that are None, so each batch is wrapped.
+        made = steps.map(lambda index: (self._make(int(index)),))
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=self._ahead)
+        return _Unwrapped(iter(made.to_iter_dataset(options)))
+
+
+class _Unwrapped(Iterator[Any]):
+    def __init__(self, iterator: Any) -> None:
+        self._iterator = iterator
+
+    def __next__(self) -> Any:
+        (batch,) = next(self._iterator)
+        return batch
+
+    def close(self) -> None:
+        self._iterator.close()
 
 
 class PromptStream:
@@ -38,7 +109,7 @@ class PromptStream:
 
     @functools.cached_property
     def dataset(self) -> Any:
-        """The ``grain.MapDataset`` of problem indices behind the stream; for transformations of one's own."""
+        """The ``grain.MapDataset`` of problem indices, for further transformations."""
         import grain  # takes over a second to import, which a listing of options should not wait for
 
         indices = grain.MapDataset.range(len(self.problems)).seed(self.seed)
@@ -55,7 +126,7 @@ class PromptStream:
         return [self.problems[int(self.dataset[position])] for position in positions]
 
     def take(self, cursor: int, n: int, *, process_index: int = 0, process_count: int = 1) -> tuple[list[Problem], int]:
-        """The problems at positions [cursor, cursor + n), and the cursor behind them.
+        """The problems at positions [cursor, cursor + n), and the next cursor.
 
         Args:
           cursor: the global position; 0 at the start of training.
@@ -70,7 +141,7 @@ class PromptStream:
           UserError: when n does not divide among the processes.
         """
         if n % process_count:
-            raise UserError(f"{n} prompts a step do not divide among {process_count} processes")
+            raise UserError(f"{n} prompts per step do not divide among {process_count} processes")
         share = n // process_count
         start = cursor + process_index * share
         return [self.problems[index] for index in self.indices(start, share)], cursor + n
@@ -83,18 +154,18 @@ class PromptStream:
     def fingerprint(self) -> str:
         """A digest of the problems, the seed and the first positions of the order.
 
-        The positions are in it because the order comes from grain: a version of grain that shuffled in
-        another way would be found out, and not silently repeat some prompts and skip others.
+        The positions are included because the order comes from grain: if another version of it shuffles differently,
+        this is detected instead of silently repeating some prompts and skipping others.
         """
         return fingerprint(self.problems, self.seed, self.shuffle, self.indices(0, min(64, 2 * len(self.problems))))
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptBuffer:
-    """Where a run stands in its prompt stream: the cursor, and prompts that were drawn but not used.
+    """A place in a prompt stream: the cursor, and prompts that were drawn but not used.
 
-    A value, not a container: every method returns a new buffer, so a step that fails has not lost its
-    prompts.  Prompts are kept as positions in the stream, which is all that a checkpoint needs.
+    Immutable: every method returns a new buffer, so a step that fails loses no prompts. Prompts are kept as positions
+    in the stream, which is all that a checkpoint needs.
 
     Attributes:
       cursor: the position of the next prompt never drawn.
@@ -116,7 +187,7 @@ class PromptBuffer:
         return positions, stream.at(positions), PromptBuffer(self.cursor + len(new), self.pending[n:])
 
     def put_back(self, positions: Sequence[int]) -> "PromptBuffer":
-        """Keeps these positions to be drawn next, behind those that are pending already."""
+        """Keeps these positions to be drawn next, after those that are already pending."""
         return dataclasses.replace(self, pending=(*self.pending, *(int(position) for position in positions)))
 
     def state(self, stream: PromptStream) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prm_jax import rl
+from prm_jax.data.pipeline import BatchStream
 from prm_jax.errors import UserError
 from prm_jax.models import ModelConfig, token_logprobs
 from prm_jax.prime.options import Options
@@ -80,7 +81,7 @@ def warm_start(
         fitted = fit(
             lambda: learner.init(params, jax.random.key(0)),  # no adapters: the key is not used
             step,
-            demonstration_batches(options, start),
+            BatchStream(demonstration_batches(options, start), sft.steps),
             run=phase,
             options=FitOptions(sft.steps, save_every=SAVE_EVERY, max_bad_steps=1, keep_checkpoints=1),
             frontend=dataclasses.replace(frontend, title="warm start", hint="Lower --sft.learning-rate"),

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from prm_jax.data.pipeline import BatchStream
 from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import MissingExtraError, UserError
 from prm_jax.models import LoRAConfig, check_fits
@@ -176,7 +177,8 @@ class _Job:
             options, self.spec, self.data, self.base, make_scorer(self.learner), place=self._split, ways=self.ways
         )
         return fit(
-            self._first_state, step, self._batch, run=run, evaluate=evaluate, callbacks=(self._let_go,),
+            self._first_state, step, BatchStream(self._batch, self.steps), run=run, evaluate=evaluate,
+            callbacks=(self._let_go,),
             options=FitOptions(
                 steps=self.steps, save_every=options.save_every, eval_every=options.eval_every,
                 keep_checkpoints=options.keep_checkpoints, max_bad_steps=options.max_bad_steps,

@@ -125,7 +125,8 @@ def fit(
       state: pytree of arrays, or a function without arguments that makes it (called only when there is no checkpoint,
         so that a resumed run holds one state).
       step: see `StepFn`.
-      batches: a function of the step; or an iterable, whose first items are skipped on resuming; or `Batches`.
+      batches: a function of the step; or an iterable, whose first items are skipped on resuming; or `Batches`, such as
+        a `data.BatchStream`, which calls a function of the step ahead of time. Closed at the end if it can be.
       run: the run directory, open; ``run.phase(name)`` for a phase of a longer run.
       options: length, intervals, limits.
       evaluate: ``state -> metrics`` before the first step, every `eval_every` steps and after the last.
@@ -146,8 +147,12 @@ def fit(
       UserError: a checkpoint that does not fit, or that was made from other weights or data.
     """
     loop = _Loop(step, _as_batches(batches), run, options, evaluate, tuple(callbacks), frontend or Frontend(), identity)
-    with Checkpointer(run.checkpoints, max_to_keep=options.keep_checkpoints) as checkpoints:
-        return loop.run_from(state, checkpoints, target, shardings)
+    try:
+        with Checkpointer(run.checkpoints, max_to_keep=options.keep_checkpoints) as checkpoints:
+            return loop.run_from(state, checkpoints, target, shardings)
+    finally:
+        if hasattr(batches, "close"):  # a `data.BatchStream` has a thread
+            batches.close()
 
 
 @dataclasses.dataclass

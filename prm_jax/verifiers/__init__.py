@@ -1,15 +1,25 @@
-"""Did the answer pass?  A ``Verdict`` tells a wrong answer from a check that failed.
+"""Checking answers. A ``Verdict`` distinguishes a wrong answer from a check that failed.
 
-Every verifier has ``verify(response, gold)`` and ``verify_many(responses, golds)``.
+Every built-in verifier has ``verify(response, gold)`` and ``verify_many(responses, golds)``. A function
+``reward(problem, response)`` becomes a verifier with ``FunctionVerifier``; ``WeightedVerifier`` combines several.
 """
 
 from prm_jax.verifiers.custom import FunctionVerifier, ProblemVerifier, WeightedVerifier, judge
 from prm_jax.verifiers.exact import ExactVerifier
-from prm_jax.verifiers.extraction import ANSWER_MARKERS, after_marker, find_answer, last_boxed, last_number
+from prm_jax.verifiers.extraction import (
+    ANSWER_MARKERS,
+    after_marker,
+    find_answer,
+    find_candidates,
+    last_boxed,
+    last_number,
+)
 from prm_jax.verifiers.math import MathVerifier
 from prm_jax.verifiers.math_pool import MathPool
-from prm_jax.verifiers.number import NumberVerifier, parse_number
-from prm_jax.verifiers.verdict import NO_ANSWER, Status, Verdict, Verifier
+from prm_jax.verifiers.number import NumberVerifier
+from prm_jax.verifiers.number_text import parse_number, read_number
+from prm_jax.verifiers.references import check_reference, check_references
+from prm_jax.verifiers.verdict import NO_ANSWER, Mode, Status, Verdict, Verifier
 
 __all__ = [
     "ANSWER_MARKERS",
@@ -18,6 +28,7 @@ __all__ = [
     "FunctionVerifier",
     "MathPool",
     "MathVerifier",
+    "Mode",
     "NumberVerifier",
     "ProblemVerifier",
     "Status",
@@ -25,9 +36,13 @@ __all__ = [
     "Verifier",
     "WeightedVerifier",
     "after_marker",
+    "check_reference",
+    "check_references",
     "find_answer",
+    "find_candidates",
     "judge",
     "last_boxed",
     "last_number",
     "parse_number",
+    "read_number",
 ]

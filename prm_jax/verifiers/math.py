@@ -1,59 +1,47 @@
-"""Mathematical answers: strict rules and cheap comparisons here, everything else in a pool of processes.
+"""Mathematical answers: what can be decided exactly is decided here, everything else in a pool of processes.
 
-Model text is never evaluated.  What may be compared is limited before any parser sees it, because a parser
-can be made to work for ever by a short text.
+Model text is never evaluated. What may be compared is limited before any parser sees it, because a short text can
+keep a computation busy for ever.
 """
 
+import functools
 import re
 from collections.abc import Sequence
+from typing import TypeAlias
 
-from prm_jax.verifiers.extraction import ANSWER_MARKERS, Where, find_answer
+from prm_jax.verifiers.comparison import Comparison, ExactLeaves, Undecided
+from prm_jax.verifiers.extraction import ANSWER_MARKERS, When, Where, find_candidates
+from prm_jax.verifiers.latex import Unreadable, clean
+from prm_jax.verifiers.limits import excess
 from prm_jax.verifiers.math_pool import MathPool
-from prm_jax.verifiers.number import Percent, parse_number
-from prm_jax.verifiers.verdict import Verdict, broken, failed, passed
+from prm_jax.verifiers.reading import read
+from prm_jax.verifiers.verdict import NO_ANSWER, Mode, Verdict, broken, failed, judge_all, passed
+from prm_jax.verifiers.words import choice, chosen, is_words, same_words
 
-MAX_LENGTH = 300
-MAX_DIGITS = 60
-MAX_EXPONENT_DIGITS = 4
-MAX_DEPTH = 12
-"""Limits on one answer: characters, digits in a row, digits in an exponent, and brackets within brackets."""
-
-_REPLACED = (
-    (re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\displaystyle|(?<!\\)\\[,!;: ]|\u00a0|\u2009"), ""),
-    (re.compile(r"\\[dtc]frac(?![a-z])"), r"\\frac"),
-    (re.compile(r"\\(?:text|mathrm|textbf|mathbf|textrm|mbox)\s*\{([^{}]*)\}"), r"\1"),
-    (re.compile(r"[\u2212\ufe63]"), "-"),
-    (re.compile("\u03c0|(?<![\\\\A-Za-z])pi(?![A-Za-z])"), r"\\pi "),
-    (re.compile("\u221e|(?<![\\\\A-Za-z])(?:infty|infinity)(?![A-Za-z])"), r"\\infty "),
-    (re.compile("\u00b0|\\^\\s*\\{?\\s*\\\\circ\\s*\\}?"), ""),
-    (re.compile("\u221a\\s*\\(?([0-9]+)\\)?"), r"\\sqrt{\1}"),
-    (re.compile("\u00d7|(?<!\\*)\\*(?!\\*)"), r"\\cdot "),
-)
-_NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([A-Za-z]\))?'?")
-_EQUALS = re.compile(r"(?<![<>!:=\\])=(?!=)")
-_HEDGE = re.compile(r"(?<![A-Za-z\\])(?:or|and|either|maybe|not)(?![A-Za-z])", re.IGNORECASE)
-_SEVERAL = re.compile(r"[,;]|\\pm|\\mp|\\cup|\\lor|\\land")
-_WORDS = re.compile(r"\(?[A-Za-z]+(?:[ -][A-Za-z]+)*\)?")
-_LETTER = re.compile(r"\(([A-Za-z])\)")
+_Pair: TypeAlias = tuple[str, str]
+_AFTER_COMMA = re.compile(r",\s+")
 
 
 class MathVerifier:
     r"""Judges answers by their mathematical value.
 
-    In this order: no answer or one beyond the limits fails; equal text passes; two numbers are compared
-    here; words (``\text{east}``, choices such as ``(A)``) must be the same words; an answer that hedges
-    (``3 or 5``) or gives an equation between values (``5=5``) where the reference gives a value fails,
-    while ``x=5`` counts as 5; the rest goes to ``MathPool``.
+    Words (``\text{east}``) must be the same words, and a choice (``\text{(A)}``) the same letter. Everything else is
+    read as a value, list, set, tuple, interval, union, relation, matrix, ratio, time or number in a base, with an
+    optional unit, and compared part by part: rational numbers exactly, other expressions to many digits by
+    ``MathPool``. See ``docs/verifiers.md`` for the table of what each mode accepts.
 
     Args:
-      extract: where the answer stands, as for ``find_answer``; the last complete box by default.
-      markers: for ``extract="marker"``.
-      percent: what a percent sign means where both sides are numbers.
-      pool: the pool to use; by default one of its own, whose processes start when they are first needed.
+      extract: where the answer is, as for ``find_candidates``; complete boxes by default.
+      markers: for ``extract="marker"`` and ``"ladder"``.
+      mode: ``"strict"`` accepts no decimal rounding, no missing or additional unit or base, no text after a choice, and
+        no percentage for a ratio.
+      several: what several candidates are: ``"refuse"`` passes them only when all are right, ``"last"`` judges the
+        last one.
+      pool: the pool to use; by default a new one, whose processes start on first use.
       timeout: seconds that a comparison may take.
 
     Raises:
-      MissingExtraError: when math-verify is not installed.
+      MissingExtraError: when mpmath is not installed.
     """
 
     def __init__(
@@ -61,13 +49,15 @@ class MathVerifier:
         *,
         extract: Where = "boxed",
         markers: tuple[str, ...] = ANSWER_MARKERS,
-        percent: Percent = "strip",
+        mode: Mode = "lenient",
+        several: When = "refuse",
         pool: MathPool | None = None,
         timeout: float = 2.0,
     ) -> None:
         self.extract = extract
         self.markers = markers
-        self.percent = percent
+        self.mode = mode
+        self.several = several
         self.pool = pool or MathPool(timeout=timeout)
 
     def verify(self, response: str, gold: str, timeout: float | None = None) -> Verdict:
@@ -77,119 +67,117 @@ class MathVerifier:
     def verify_many(
         self, responses: Sequence[str], golds: Sequence[str], timeout: float | None = None
     ) -> list[Verdict]:
-        """One verdict a pair, in order.
+        """One verdict per pair, in order.
 
         Args:
           responses: any texts.
           golds: reference answers in LaTeX or plain text, without a box.
-          timeout: seconds a comparison, instead of the verifier's.
+          timeout: seconds per comparison, instead of the verifier's.
 
         Returns:
-          Verdicts.  ``"error"`` is the reference's fault or the checker's, never the answer's.
+          Verdicts. ``"error"`` is the fault of the reference or the checker, never of the answer.
         """
-        verdicts: list[Verdict | None] = []
-        pairs: list[tuple[str, str]] = []
-        for response, gold in zip(responses, golds, strict=True):
-            outcome = self._here(response, gold)
-            if isinstance(outcome, tuple):
-                pairs.append(outcome)
-                verdicts.append(None)
-            else:
-                verdicts.append(outcome)
-        compared = iter(self.pool.compare_many(pairs, timeout) if pairs else [])
-        return [next(compared) if verdict is None else verdict for verdict in verdicts]
+        found = [
+            find_candidates(response, self.extract, markers=self.markers, several=self.several)
+            for response in responses
+        ]
+        outcomes = [
+            [self._here(answer, gold) for answer in answers] for answers, gold in zip(found, golds, strict=True)
+        ]
+        pairs = [outcome for row in outcomes for outcome in row if not isinstance(outcome, Verdict)]
+        compared = iter(self.pool.compare_many(pairs, timeout, strict=self.mode == "strict") if pairs else [])
+        verdicts = [[o if isinstance(o, Verdict) else next(compared) for o in row] for row in outcomes]
+        return [judge_all(row) if row else _unanswered(gold) for row, gold in zip(verdicts, golds, strict=True)]
+
+    def check_references(self, golds: Sequence[str]) -> list[str]:
+        """What is wrong with each reference, as ``check_reference`` says it, or that its value takes too long.
+
+        References that may be slow are evaluated in the pool, which a task does once when it loads.
+        """
+        faults = [check_mathematics(gold) for gold in golds]
+        slow = [index for index, fault in enumerate(faults) if not fault and may_be_slow(golds[index])]
+        if slow:
+            verdicts = self.pool.compare_many([(golds[index], golds[index]) for index in slow])
+            for index, verdict in zip(slow, verdicts, strict=True):
+                faults[index] = "" if verdict.usable else verdict.detail
+        return faults
 
     def close(self) -> None:
         """Ends the pool's processes."""
         self.pool.close()
 
-    def _here(self, response: str, gold: str) -> Verdict | tuple[str, str]:
+    def _here(self, answer: str, gold: str) -> Verdict | _Pair:
         """A verdict, or the pair (answer, gold) for the pool."""
-        if reason := _beyond_limits(gold) or ("" if gold.strip() else "is empty"):
+        if reason := reference_fault(gold):
             return broken(f"the reference answer {reason}")
-        answer = find_answer(response, self.extract, markers=self.markers)
-        if answer is None:
-            return failed("no answer")
-        if reason := _beyond_limits(answer):
+        answer = unboxed(answer)
+        if not answer.strip():
+            return failed(NO_ANSWER)
+        if reason := excess(answer):
             return failed(f"the answer {reason}")
-        worded = r"\text" in gold or r"\mathrm" in gold
-        answer, gold = normalise(answer), normalise(gold)
-        if _bare(answer) == _bare(gold):
+        strict = self.mode == "strict"
+        if _compact(answer) == _compact(gold):
             return passed()
-        # Three letters may be a product; a longer run of them is a word, which its anagram does not equal.
-        if _WORDS.fullmatch(gold) and (worded or len(gold.strip("()")) > 3) or _LETTER.fullmatch(gold):
-            same = _LETTER.sub(r"\1", answer).casefold() == _LETTER.sub(r"\1", gold).casefold()
-            return passed() if same else failed()
-        numbers = self._numbers(answer, gold)
-        return numbers if numbers is not None else _by_rule(answer, gold)
-
-    def _numbers(self, answer: str, gold: str) -> Verdict | None:
-        """The verdict on two numbers; decimals count as rounded to six places."""
-        value = parse_number(_value(answer), percent=self.percent)
-        wanted = parse_number(_value(gold), percent=self.percent)
-        if value is None or wanted is None:
-            return None
-        if "." in answer or "." in gold:
-            value, wanted = round(value, 6), round(wanted, 6)
-        return passed() if value == wanted else failed()
-
-
-def normalise(latex: str) -> str:
-    """LaTeX without what changes nothing: delimiters, spacing, fonts, degree signs, other spellings of a symbol."""
-    latex = _no_full_stop(latex.strip())
-    for left, right in ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$")):
-        if len(latex) > len(left) + len(right) and latex.startswith(left) and latex.endswith(right):
-            latex = latex[len(left) : -len(right)]
-    for pattern, replacement in _REPLACED:
-        latex = pattern.sub(replacement, latex)
-    return _no_full_stop(latex.strip())
+        if choice(gold):
+            reason = chosen(answer, gold, strict=strict)
+            return failed(reason) if reason else passed()
+        if is_words(gold):
+            return passed() if same_words(gold, answer) else failed("other words")
+        try:
+            wanted = read(gold, strict=strict)
+        except Unreadable as error:
+            return broken(f"the reference answer cannot be read: {error}")
+        try:
+            same = Comparison(ExactLeaves(), strict).same(wanted, read(answer, strict=strict))
+        except Unreadable as error:
+            return failed(f"the answer cannot be read: {error}")
+        except Undecided:
+            return answer, gold
+        return passed() if same else failed()
 
 
-def _by_rule(answer: str, gold: str) -> Verdict | tuple[str, str]:
-    """What the rules on form decide; else the pair."""
-    several = _HEDGE.search(gold) or _SEVERAL.search(gold)
-    if "$" in answer or (_HEDGE.search(answer) and not several):
-        return failed("more than one answer")
-    if _EQUALS.search(answer) and not re.search(r"[=<>]|\\[lg]eq?|\\neq?|\\in(?![a-z])", gold):
-        name, value = _EQUALS.split(answer, maxsplit=1)
-        if not _NAME.fullmatch(name.strip()) or _EQUALS.search(value):
-            return failed("an equation where a value was asked for")
-        answer = value.strip()
-        if _bare(answer) == _bare(gold):
-            return passed()
-    return answer, gold
+@functools.lru_cache(maxsize=65536)
+def reference_fault(gold: str) -> str:
+    """Why a reference cannot be used at all, to follow "the reference answer"; "" if it can."""
+    return excess(gold) or ("" if gold.strip() else "is empty")
 
 
-def _no_full_stop(text: str) -> str:
-    return text[:-1].rstrip() if text.endswith(".") and not text.endswith("..") else text
-
-
-def _value(latex: str) -> str:
-    """The right side of ``x=5``; anything else as it is."""
-    sides = _EQUALS.split(latex)
-    return sides[1] if len(sides) == 2 and _NAME.fullmatch(sides[0].strip()) else latex
-
-
-def _bare(latex: str) -> str:
-    return "".join(latex.split())
-
-
-def _beyond_limits(text: str) -> str:
-    """What is too much about a text, to be read behind "the answer"; "" if nothing is."""
-    if len(text) > MAX_LENGTH:
-        return f"has more than {MAX_LENGTH} characters"
-    if re.search(rf"[0-9]{{{MAX_DIGITS + 1}}}", text):
-        return f"has more than {MAX_DIGITS} digits in a row"
-    if re.search(rf"(?:\^|\*\*)\s*[{{(]?\s*[-+]?\s*[0-9]{{{MAX_EXPONENT_DIGITS + 1}}}", text):
-        return f"has an exponent of more than {MAX_EXPONENT_DIGITS} digits"
-    if re.search(r"\^\s*\{[^{}]*\^\s*\{[^{}]*\^", text):
-        return "stacks powers more than three high"
-    depth = deepest = 0
-    for character in text:
-        depth += (character in "{([") - (character in "})]")
-        deepest = max(deepest, depth)
-    if deepest > MAX_DEPTH:
-        return f"has brackets nested more than {MAX_DEPTH} deep"
-    if any(ord(c) < 32 and c not in "\t\n\r" or 0xD800 <= ord(c) < 0xE000 for c in text):
-        return "has control characters"
+@functools.lru_cache(maxsize=65536)
+def check_mathematics(gold: str) -> str:
+    """Why no answer but the same text can pass against a reference; "" if others can."""
+    if fault := reference_fault(gold):
+        return f"it {fault}"
+    if choice(gold) or is_words(gold):
+        return ""
+    try:
+        read(gold)
+    except Unreadable as error:
+        return f"it cannot be read as mathematics: {error}"
     return ""
+
+
+def may_be_slow(gold: str) -> bool:
+    """Whether evaluating a reference that can be read may take long: powers of powers, factorials, exponentials."""
+    if choice(gold) or is_words(gold):
+        return False
+    return gold.count("^") + gold.count("!") + gold.count("exp") + gold.count("binom") > 1 and bool(
+        re.search(r"[0-9]{3}|[\^!].*[\^!]", gold)
+    )
+
+
+def unboxed(answer: str) -> str:
+    """The content of the one box in an answer; the answer itself without one; "" with several different ones."""
+    if "boxed" not in answer and "fbox" not in answer:
+        return answer
+    candidates = find_candidates(answer, "boxed")
+    return candidates[0] if len(candidates) == 1 else ""
+
+
+def _compact(latex: str) -> str:
+    """The cleaned text with commas written in one way: ``1, 2`` as ``1,2``."""
+    return _AFTER_COMMA.sub(",", clean(latex))
+
+
+def _unanswered(gold: str) -> Verdict:
+    reason = reference_fault(gold)
+    return broken(f"the reference answer {reason}") if reason else failed(NO_ANSWER)

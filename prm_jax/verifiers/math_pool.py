@@ -1,8 +1,8 @@
 """A pool of processes that compare mathematical answers under a hard deadline.
 
 The processes are started with ``subprocess`` and not forked from this one, so they share nothing with it:
-no jax, no accelerator, no environment variable but a few harmless ones, no module of the caller's.  They
-may be used from any thread.
+no jax, no accelerator, only a few harmless environment variables, no module of the caller. The pool may be used
+from any thread.
 """
 
 import concurrent.futures
@@ -27,31 +27,28 @@ from prm_jax.verifiers.verdict import Status, Verdict, broken
 _WORKER = pathlib.Path(__file__).with_name("math_worker.py")
 _KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
 _NO_ACCELERATOR = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-# What a worker may take on the clock before it counts as stuck itself: more than it grants a check.
+# Wall time after which the worker itself counts as stuck: more than it grants a check.
 _WALL = 10
 _GRACE = 30.0
 
 
 class MathPool:
-    """Compares LaTeX answers with math-verify in processes of its own.
+    """Compares answers in separate processes.
 
-    A worker consists of a process that has imported math-verify and a forked child that does one check
-    after the other. A child that is past its deadline is killed, reaped and replaced in
-    milliseconds; one that has done ``recycle_after`` checks is replaced too, which returns what sympy's
-    caches have taken.  Nothing is started before the first check.
+    A worker consists of a process that has imported mpmath and a forked child that does one check after the other. A
+    child that exceeds its deadline is killed, reaped and replaced in milliseconds; one that has done ``recycle_after``
+    checks is replaced too, which returns the memory of its caches. Nothing is started before the first check.
 
     Args:
-      workers: how many checks run at once; by default the processors there are, at most 4.
-      timeout: seconds of processor time that a check may take; on the clock it may be ten times as many, which it
-        is only where the machine is busy.
-      reference_timeout: after a timeout, seconds that a reference not compared before may take to be compared with 0;
-        if it takes longer, the fault is its own.
-      recycle_after: checks of one child.
+      workers: how many checks run at once; by default the number of processors, at most 4.
+      timeout: seconds of processor time that a check may take; of wall time it may take ten times as many, which
+        happens only on a busy machine.
+      recycle_after: checks per child.
       memory_bytes: address space of one child.
-      start_timeout: seconds that a worker may take to import math-verify.
+      start_timeout: seconds that a worker may take to start.
 
     Raises:
-      MissingExtraError: when math-verify is not installed.
+      MissingExtraError: when mpmath is not installed.
     """
 
     def __init__(
@@ -59,17 +56,15 @@ class MathPool:
         *,
         workers: int | None = None,
         timeout: float = 2.0,
-        reference_timeout: float = 10.0,
-        recycle_after: int = 500,
+        recycle_after: int = 5000,
         memory_bytes: int = 2 << 30,
         start_timeout: float = 120.0,
     ) -> None:
-        if importlib.util.find_spec("math_verify") is None:
+        if importlib.util.find_spec("mpmath") is None:
             raise MissingExtraError(
-                "this needs the package 'math_verify', which is not installed: pip install 'prm-jax[math]'"
+                "this needs the package 'mpmath', which is not installed: pip install 'prm-jax[math]'"
             )
         self.timeout = timeout
-        self.reference_timeout = reference_timeout
         count = workers or min(4, os.cpu_count() or 1)
         options = {"memory_bytes": memory_bytes, "recycle_after": recycle_after}
         self._workers = [_Worker(options, start_timeout) for _ in range(count)]
@@ -77,26 +72,28 @@ class MathPool:
         for worker in self._workers:
             self._idle.put(worker)
         self._threads = concurrent.futures.ThreadPoolExecutor(count, "prm_jax-math")
-        self._sound: dict[str, bool] = {}
         self._finalizer = weakref.finalize(self, _close, self._workers, self._threads, os.getpid())
 
-    def compare_many(self, pairs: Sequence[tuple[str, str]], timeout: float | None = None) -> list[Verdict]:
+    def compare_many(
+        self, pairs: Sequence[tuple[str, str]], timeout: float | None = None, *, strict: bool = False
+    ) -> list[Verdict]:
         """One verdict for each (answer, gold) in LaTeX, in order; equal pairs are compared once.
 
         Args:
-          pairs: LaTeX without delimiters.
-          timeout: seconds a check, instead of the pool's.
+          pairs: answers and references, within the limits of ``prm_jax.verifiers.limits``.
+          timeout: seconds per check, instead of the pool's.
+          strict: as for ``prm_jax.verifiers.comparison.Comparison``.
 
         Returns:
-          Verdicts: ``"timeout"`` when the answer went past the deadline or the memory, ``"error"`` when the
-          reference did or cannot be parsed, or when a worker failed twice.
+          Verdicts: ``"timeout"`` when the answer exceeded the deadline or the memory, ``"error"`` when the reference
+          did or cannot be evaluated, or when a worker failed twice.
 
         Raises:
           RuntimeError: when no worker can be started; the message says what it reported.
         """
         limit = self.timeout if timeout is None else timeout
         distinct = list(dict.fromkeys(pairs))
-        verdicts = self._threads.map(lambda pair: self._compare(pair[0], pair[1], limit), distinct)
+        verdicts = self._threads.map(lambda pair: self._compare(pair[0], pair[1], limit, strict), distinct)
         by_pair = dict(zip(distinct, verdicts, strict=True))
         return [by_pair[pair] for pair in pairs]
 
@@ -108,33 +105,16 @@ class MathPool:
         """Ends all processes; the pool cannot be used afterwards."""
         self._finalizer()
 
-    def _compare(self, answer: str, gold: str, timeout: float) -> Verdict:
-        verdict = self._compare_once(answer, gold, timeout)
-        if verdict.status == "timeout" and not self._is_sound(gold, timeout):
-            return broken("the reference is too slow to compare with anything")
-        if verdict.status in ("pass", "fail"):
-            self._sound[gold] = True
-        return verdict
-
-    def _is_sound(self, gold: str, timeout: float) -> bool:
-        """Whether a reference can be compared at all: parsing is lazy, so a slow one shows in the comparison."""
-        if gold not in self._sound:
-            if len(self._sound) > 100_000:
-                self._sound.clear()
-            limit = max(timeout, self.reference_timeout)
-            self._sound[gold] = self._compare_once("0", gold, limit).status in ("pass", "fail")
-        return self._sound[gold]
-
-    def _compare_once(self, answer: str, gold: str, timeout: float) -> Verdict:
+    def _compare(self, answer: str, gold: str, timeout: float, strict: bool) -> Verdict:
         worker = self._idle.get()
         try:
-            return worker.compare(answer, gold, timeout)
+            return worker.compare({"answer": answer, "gold": gold, "timeout": timeout, "strict": strict})
         finally:
             self._idle.put(worker)
 
 
 class _Worker:
-    """One process, started when it is first needed and again when it has failed."""
+    """One process, started on first use and again after a failure."""
 
     def __init__(self, options: dict[str, int], start_timeout: float) -> None:
         self._options = options
@@ -150,7 +130,7 @@ class _Worker:
         return self._process.pid if self._process else None
 
     def close(self) -> None:
-        """Ends the process for good; a comparison under way in another thread ends with an error."""
+        """Ends the process for good; a comparison in progress in another thread ends with an error."""
         self._closed = True
         if self._lock.acquire(blocking=False):
             self._end()
@@ -158,7 +138,7 @@ class _Worker:
         else:
             _signal_group(self._process)
 
-    def compare(self, answer: str, gold: str, timeout: float) -> Verdict:
+    def compare(self, request: dict[str, Any]) -> Verdict:
         """A verdict; a worker that fails is restarted once."""
         with self._lock:
             for _ in range(2):
@@ -167,7 +147,7 @@ class _Worker:
                 try:
                     if self._process is None:
                         self._start()
-                    reply = self._ask({"answer": answer, "gold": gold, "timeout": timeout}, _WALL * timeout + _GRACE)
+                    reply = self._ask(request, _WALL * request["timeout"] + _GRACE)
                     return _verdict(reply)
                 except (BrokenPipeError, EOFError, TimeoutError):
                     self._end()

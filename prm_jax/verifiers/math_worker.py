@@ -1,14 +1,12 @@
-"""The process that compares mathematical answers: a script of its own, started by ``math_pool``.
+"""The process that compares mathematical answers: a script, started by ``math_pool``.
 
-It imports math-verify once and then forks a child for the checks; the child may be killed at any moment and
-replaced in milliseconds.  The forking process never parses model text.  Both speak JSON lines; no pickle,
-and neither imports jax.
+It imports mpmath once and then forks a child for the checks; the child may be killed at any moment and replaced in
+milliseconds. The forking process never parses model text. Both speak JSON lines; no pickle, and neither imports jax.
 
 A deadline is one of processor time, which the kernel enforces (a timer that ends the child), so that a busy machine
-makes no verdict; behind it stands one of wall time, ten times as long.
+changes no verdict; in addition there is one of wall time, ten times as long.
 
-Only LaTeX is parsed (math-verify's other parser evaluates Python), in a child that may write no file, start
-no process and take only so much memory.
+The child may write no file, start no process and use only a limited amount of memory.
 """
 
 import json
@@ -17,30 +15,30 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-# Checked at the start: math-verify does what is expected of it, and what it imports and caches on first use is there
-# for every child.
+# Checked at the start; what is imported and cached on first use is then there for every child.
 WARM_UP = (
     (r"\frac{2}{4}", "0.5", True),
     (r"\sqrt{8}+x^2", r"x^2+2\sqrt{2}", True),
     (r"\sin^2 x+\cos^2 x", "1", True),
     (r"\{1,2\}", "3", False),
-    ("(1,2)", "(2,1)", False),
-    ("[0,1)", r"0 \le x < 1", True),
-    (r"\begin{pmatrix} 1 \\ x+1 \end{pmatrix}", r"\begin{pmatrix} 1 \\ 1+x \end{pmatrix}", True),
+    ("(1,\\pi)", "(\\pi,1)", False),
+    (r"[0,\sqrt2)", r"0 \le x < \frac{2}{\sqrt2}", True),
+    ("2x=y", "y=2x", True),
     ("x+1", "0", False),
 )
 
 
 WALL = 10
-"""Seconds on the clock that a check may take for each second of processor time."""
+"""Seconds of wall time that a check may take for each second of processor time."""
 
 
 def main() -> None:
     """Reads requests from standard input until it ends; answers each on standard output."""
     replies = os.dup(1)
-    # Nothing that a library prints may end up among the replies.
+    # Output of libraries must not mix with the replies.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     options = json.loads(_read_line(0, b"")[0])
     sys.path.extend(path for path in options["path"] if path not in sys.path)
@@ -48,8 +46,8 @@ def main() -> None:
         for gold, answer, expected in WARM_UP:
             status, _ = compare(gold, answer)
             if (status == "pass") != expected:
-                raise RuntimeError(f"{answer!r} against {gold!r} gave {status!r}; is this math-verify 0.9 or later?")
-    except Exception as error:  # whatever it is, the other side must hear of it
+                raise RuntimeError(f"{answer!r} against {gold!r} gave {status!r}")
+    except Exception as error:  # the parent reports it
         _write_line(replies, {"ready": False, "detail": f"{type(error).__name__}: {error}"})
         return
     _write_line(replies, {"ready": True})
@@ -57,7 +55,7 @@ def main() -> None:
 
 
 def serve(replies: int, *, memory_bytes: int, recycle_after: int) -> None:
-    """Passes each request to a child; kills a child that is late, and replaces one that has done its share."""
+    """Passes each request to a child; kills a child that is late, and replaces one after ``recycle_after`` requests."""
     child: Child | None = None
     rest = b""
     while True:
@@ -80,7 +78,7 @@ class Child:
 
     Attributes:
       served: how many requests it has had.
-      dead: it is late or gone, and of no more use.
+      dead: it was late or has ended, and cannot be used again.
     """
 
     def __init__(self, memory_bytes: int, close: tuple[int, ...]) -> None:
@@ -98,7 +96,7 @@ class Child:
         os.close(to_parent)
 
     def ask(self, line: bytes, timeout: float) -> tuple[str, str]:
-        """(status, detail) by the deadline; who is at fault depends on whether the reference was read by then."""
+        """(status, detail) by the deadline; an answer is at fault once the reference has been evaluated."""
         self.served += 1
         deadline = time.monotonic() + WALL * timeout
         rest = b""
@@ -108,7 +106,7 @@ class Child:
             while True:
                 wait = max(0.0, deadline - time.monotonic())
                 if b"\n" not in rest and not select.select([self._replies], [], [], wait)[0]:
-                    return self._failed(gold_read, f"took longer than {WALL * timeout:g} s on the clock")
+                    return self._failed(gold_read, f"took longer than {WALL * timeout:g} s of wall time")
                 received, rest = _read_line(self._replies, rest)
                 if not received:
                     break
@@ -136,7 +134,7 @@ class Child:
 
     def _failed(self, gold_read: bool, what: str) -> tuple[str, str]:
         self.dead = True
-        return ("timeout", f"the check {what}") if gold_read else ("error", f"parsing the reference {what}")
+        return ("timeout", f"the check {what}") if gold_read else ("error", f"evaluating the reference {what}")
 
 
 def _replaced(child: Child | None, memory_bytes: int, close: tuple[int, ...]) -> Child:
@@ -145,35 +143,34 @@ def _replaced(child: Child | None, memory_bytes: int, close: tuple[int, ...]) ->
     return Child(memory_bytes, close)
 
 
-def compare(gold: str, answer: str, on_gold: Any = lambda: None) -> tuple[str, str]:
-    """(status, detail) of one comparison; ``on_gold`` is called once the reference has been parsed."""
-    from math_verify import verify
+def compare(
+    gold: str, answer: str, strict: bool = False, on_gold: Callable[[], None] = lambda: None
+) -> tuple[str, str]:
+    """(status, detail) of one comparison; ``on_gold`` is called once the reference has been evaluated."""
+    from prm_jax.verifiers import numeric
+    from prm_jax.verifiers.comparison import Comparison, expressions_in
+    from prm_jax.verifiers.exact_value import Undefined
+    from prm_jax.verifiers.latex import Unreadable
+    from prm_jax.verifiers.reading import read
 
-    wanted = _parse(gold)
-    if not wanted:
-        return "error", "the reference cannot be parsed"
+    try:
+        wanted = read(gold, strict=strict)
+        for tree in expressions_in(wanted.form):
+            numeric.measure(tree)
+    except (Unreadable, ArithmeticError, MemoryError, RecursionError) as error:
+        return "error", f"the reference cannot be evaluated: {type(error).__name__} {error}"
     on_gold()
-    found = _parse(answer)
-    if not found:
-        return "fail", "the answer cannot be parsed"
-    equal = verify(wanted, found, allow_set_relation_comp=True, timeout_seconds=None)
+    try:
+        equal = Comparison(numeric, strict).same(wanted, read(answer, strict=strict))
+    except Unreadable as error:
+        return "fail", f"the answer cannot be read: {error}"
+    except Undefined as error:
+        return "fail", f"the answer has no value: {error}"
     return ("pass" if equal else "fail"), ""
 
 
-def _parse(latex: str) -> list[Any]:
-    from math_verify import LatexExtractionConfig, parse
-
-    return parse(
-        f"${latex}$",
-        [LatexExtractionConfig(boxed_match_priority=-1)],
-        fallback_mode="no_fallback",
-        extraction_mode="first_match",
-        parsing_timeout=None,
-    )
-
-
 def _check_forever(requests: int, replies: int, memory_bytes: int) -> NoReturn:
-    """The child's life: it ends with its requests, or by a kill."""
+    """The child's main loop: it ends with its requests, or when it is killed."""
     import logging
     import resource
 
@@ -192,7 +189,10 @@ def _check_forever(requests: int, replies: int, memory_bytes: int) -> NoReturn:
             signal.setitimer(signal.ITIMER_PROF, request["timeout"])
             try:
                 status, detail = compare(
-                    request["gold"], request["answer"], lambda: _write_line(replies, {"gold": True})
+                    request["gold"],
+                    request["answer"],
+                    request["strict"],
+                    lambda: _write_line(replies, {"gold": True}),
                 )
             except (Exception, RecursionError, MemoryError) as error:
                 status, detail = "fail", f"the answer broke the comparison: {type(error).__name__}"

@@ -2,12 +2,15 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 Status = Literal["pass", "fail", "timeout", "error"]
 
 NO_ANSWER = "no answer"
-"""The detail of a verdict on a response in which no answer was found."""
+"""How the detail of a verdict begins when no answer was found in the response, or several different ones."""
+
+Mode: TypeAlias = Literal["lenient", "strict"]
+"""How much besides the bare answer a verifier accepts: units, words and roundings, or none of them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -16,11 +19,11 @@ class Verdict:
 
     Attributes:
       score: in [0, 1]; 0 unless the status is ``"pass"`` (or a verifier with partial credit gave some).
-      status: ``"pass"`` or ``"fail"``: the answer was compared with the reference.  ``"timeout"``: checking
-        the answer took longer, or more memory, than it may; that is the answer's own doing, so a caller may
-        count it as wrong. ``"error"``: the reference or the verifier is at fault; the sample says nothing
-        about the policy and must be masked out of learning, never counted as a reward of 0.
-      detail: one line for logs; empty when there is nothing to say.
+      status: ``"pass"`` or ``"fail"``: the answer was compared with the reference. ``"timeout"``: checking the answer
+        exceeded its time or memory limit; the answer caused that, so a caller may count it as wrong. ``"error"``: the
+        reference or the verifier is at fault; the sample says nothing about the policy and must be masked out of
+        learning, never counted as a reward of 0.
+      detail: one line for logs; may be empty.
     """
 
     score: float
@@ -29,14 +32,14 @@ class Verdict:
 
     @property
     def usable(self) -> bool:
-        """Whether the score may be learned from: everything but ``"error"``."""
+        """Whether the score may be learned from: every status except ``"error"``."""
         return self.status != "error"
 
     @property
     def no_answer(self) -> bool:
-        """Whether no answer was found in the response, so that nothing was compared.
+        """Whether no answer, or no single one, was found in the response, so that nothing was compared.
 
-        Most responses of a batch being so means that the prompt, the verifier's ``extract`` or the length limit does
+        When this holds for most responses of a batch, the prompt, the verifier's ``extract`` or the length limit does
         not fit the model.
         """
         return self.status == "fail" and self.detail.startswith(NO_ANSWER)
@@ -50,7 +53,7 @@ class Verifier(Protocol):
         ...
 
     def verify_many(self, responses: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
-        """One verdict a pair, in order."""
+        """One verdict per pair, in order."""
         ...
 
 
@@ -65,5 +68,18 @@ def failed(detail: str = "") -> Verdict:
 
 
 def broken(detail: str) -> Verdict:
-    """A check that could not be made; not the answer's fault."""
+    """A check that could not be made, through no fault of the answer."""
     return Verdict(0.0, "error", detail)
+
+
+def judge_all(verdicts: Sequence[Verdict]) -> Verdict:
+    """The verdict on a response from those on all its candidates: it passes when each of them does."""
+    for verdict in verdicts:
+        if verdict.status == "error":
+            return verdict
+    worst = next((verdict for verdict in verdicts if verdict.status != "pass"), None)
+    if worst is None:
+        return verdicts[0]
+    if len(verdicts) > 1:
+        return dataclasses.replace(worst, detail=f"{NO_ANSWER}: several different ones")
+    return worst

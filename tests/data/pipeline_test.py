@@ -1,10 +1,11 @@
 """The prompt stream is a pure function of (seed, cursor); the buffer loses and repeats nothing."""
 
 import json
+import threading
 
 import pytest
 
-from prm_jax.data import Problem, PromptBuffer, PromptStream
+from prm_jax.data import BatchStream, Problem, PromptBuffer, PromptStream
 from prm_jax.errors import UserError
 
 PROBLEMS = [Problem(f"q{i}", str(i), str(i)) for i in range(7)]
@@ -39,7 +40,7 @@ def test_processes_share_one_global_order():
         slices = [stream.take(5, 12, process_index=i, process_count=count) for i in range(count)]
         assert [p for problems, _ in slices for p in problems] == whole
         assert {c for _, c in slices} == {cursor}
-    with pytest.raises(UserError, match="12 prompts a step do not divide among 5 processes"):
+    with pytest.raises(UserError, match="12 prompts per step do not divide among 5 processes"):
         stream.take(0, 12, process_count=5)
 
 
@@ -83,3 +84,42 @@ def test_buffer_refuses_another_data_set():
     state = PromptBuffer(3, (1,)).state(stream)
     with pytest.raises(UserError, match="prompts have changed"):
         PromptBuffer.from_state(state, PromptStream(PROBLEMS, seed=3))
+
+
+def test_batches_are_made_ahead_in_order_and_not_beyond_the_end():
+    made: list[int] = []
+
+    def make(step):
+        made.append(step)
+        return None if step == 3 else {"step": step}
+
+    stream = BatchStream(make, 6, ahead=2)
+    assert [stream.draw(None, step) for step in range(6)] == [make(step) for step in range(6)]
+    assert made[:6] == list(range(6)) and max(made) == 5
+    stream.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("grain-prefetch"):
+            thread.join(timeout=5)
+            assert not thread.is_alive()
+
+
+def test_batches_of_any_step():
+    stream = BatchStream(lambda step: step * step, 100)
+    assert [stream.draw(None, step) for step in (7, 8, 9, 3, 4, 99)] == [49, 64, 81, 9, 16, 9801]
+    stream.close()
+    assert stream.draw(None, 5) == 25 and stream.position() == {}
+    stream.close()
+
+
+def test_a_batch_that_cannot_be_made_raises_at_its_own_step():
+    def make(step):
+        if step == 2:
+            raise UserError("no such row")
+        return step
+
+    stream = BatchStream(make, 10, ahead=4)
+    assert [stream.draw(None, step) for step in (0, 1)] == [0, 1]
+    with pytest.raises(UserError, match="no such row"):
+        stream.draw(None, 2)
+    assert stream.draw(None, 3) == 3
+    stream.close()

@@ -130,7 +130,7 @@ def test_descriptions():
     task = make_task(_PAIRS, NumberVerifier(), name="products", splitter="sentence")
     text = describe_task(task)
     problem = task.train[0]
-    assert "products: " in text and "number, reading what follows the last answer marker ('####'" in text
+    assert "products: " in text and "or what follows an answer marker ('####'" in text
     assert f"#### {problem.answer}" in text and problem.prompt in text and "cut by sentence" in text
     assert "'I do not know.' gets 0 (fail: no answer)" in text
     odd = make_task(_PAIRS, lambda problem, response: 0.5)

@@ -46,17 +46,17 @@ def test_a_stopped_run_goes_on_to_the_same_bits(options, tmp_path, monkeypatch, 
     assert {"prm_eval/step_auc", "prm_eval/pairwise_accuracy"} <= summary["after"].keys()
     assert json.loads((tmp_path / "whole" / "result.json").read_text())["steps"] == summary["steps"] >= 6
 
-    real = loop_module._Job._batch
+    real = loop_module._Job._let_go
 
-    def batch(self, step):
-        if step == 2:
+    def stop(self, event):
+        if event.kind == "step" and event.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, step)
+        real(self, event)
 
-    monkeypatch.setattr(loop_module._Job, "_batch", batch)
+    monkeypatch.setattr(loop_module._Job, "_let_go", stop)
     with pytest.raises(InterruptedRun, match="SIGTERM after step 3"):
         train(options, tmp_path / "parts")
-    monkeypatch.setattr(loop_module._Job, "_batch", real)
+    monkeypatch.setattr(loop_module._Job, "_let_go", real)
     train(dataclasses.replace(options, eval_every=0), tmp_path / "parts", resume=True)
     assert files(tmp_path / "whole" / "model") == files(tmp_path / "parts" / "model")
 
