@@ -1,4 +1,4 @@
-"""The command ``prm-jax``: finds the subcommand, reads its options, runs it, and turns failures into exit codes.
+"""The command ``prm-jax``: finds the subcommand, parses its options, runs it, and turns failures into exit codes.
 
     0 done    1 unexpected error    2 bad input    75 interrupted and saved    77 diverged    130 interrupted
 
@@ -106,7 +106,7 @@ def _dispatch(words: list[str], debug: bool) -> int:
 
 
 def run_command(module: ModuleType | Any, name: str, words: Sequence[str]) -> int:
-    """Reads the options of a subcommand's module and runs it; returns its exit code (0 for None).
+    """Parses the options of a subcommand's module and runs it; returns its exit code (0 for None).
 
     A module may have ``options_class(words) -> type`` where the options themselves depend on the command line,
     ``defaults(words) -> Options`` where their values do, and ``COMMON_OPTIONS`` with the names of the options that
@@ -141,7 +141,7 @@ def _unexpected(error: Exception, debug: bool) -> str:
     if debug:
         return text
     first = text.splitlines()[0][:500]
-    return f"{first}\nThis was not expected. The traceback is in {_keep_traceback()}; --debug shows it here"
+    return f"{first}\nThis is an unexpected error. The traceback is in {_keep_traceback()}; --debug shows it here"
 
 
 def _keep_traceback() -> str:

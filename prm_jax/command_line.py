@@ -1,4 +1,4 @@
-"""Options of a command from its words: tyro over plain dataclasses, with suggestions for misspelt options."""
+"""Parses the options of a command: tyro over plain dataclasses, with suggestions for misspelt options."""
 
 import argparse
 import dataclasses
@@ -53,7 +53,7 @@ def help_wanted(words: Sequence[str]) -> bool:
 
 
 def option_names(cls: type) -> list[str]:
-    """The options of a dataclass as they are written on the command line: ["prm.learning-rate", ...]."""
+    """The names of a dataclass's options on the command line: ["prm.learning-rate", ...]."""
     hints = typing.get_type_hints(cls, include_extras=True)
     names: list[str] = []
     for field in dataclasses.fields(cls):
@@ -70,7 +70,7 @@ def option_names(cls: type) -> list[str]:
 
 
 def peek(words: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """The values of a few ``--name value`` options before the rest can be read; flags give an empty text."""
+    """The values of a few ``--name value`` options, read before the rest; flags give an empty text."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in names:
         spellings = {f"--{name.replace('_', '-')}", f"--{name}"}
@@ -98,8 +98,8 @@ def _unknown(words: list[str], known: list[str]) -> list[str]:
         if word.startswith("--"):
             name = word[2:].partition("=")[0].replace("_", "-")
             lines.append(f"unknown option --{name}{closest(name, known, prefix='--')}")
-    # Without an unknown option the words themselves are too many; with one they are most likely its values.
-    return lines or [f"these words belong to no option: {' '.join(words)}"]
+    # With an unknown option the other words are most likely its values.
+    return lines or [f"unexpected arguments: {' '.join(words)}"]
 
 
 class _Given(dict[str, str]):
@@ -122,8 +122,7 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
 
     @registry.primitive_rule
     def mapping(info: Any) -> Any:
-        # Always one option that takes the whole mapping; by itself tyro would make every key of the default an
-        # option of its own and refuse all others.
+        # One option takes the whole mapping; tyro's own rule makes an option of every key of the default.
         if info.type != dict[str, str]:
             return None
         return tyro.constructors.PrimitiveConstructorSpec(

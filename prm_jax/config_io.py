@@ -1,8 +1,7 @@
 """Configuration of plain dataclasses: preset < YAML file < command line, each read by the dataclass's types.
 
-YAML's own typing is not used, for it reads ``1e-5`` as a string and ``on: no`` as {True: False}: the text
-of every value is parsed as what its field is declared to be. Errors name file, line and key. Imports
-neither jax nor numpy.
+YAML's own typing is not used, since it reads ``1e-5`` as a string and ``on: no`` as {True: False}: the text of every
+value is parsed as its field's declared type. Errors name file, line and key. Imports neither jax nor numpy.
 """
 
 import dataclasses
@@ -30,7 +29,7 @@ def load_yaml(path: str | pathlib.Path, default: T) -> T:
     """Reads a YAML file over a configuration.
 
     Args:
-      path: the file; its keys are the fields' names, nested as the dataclasses are ("prm.beta" works, too).
+      path: the file; its keys are the fields' names, nested as the dataclasses are, or dotted ("prm.beta").
       default: an instance of the dataclass; fields that the file does not name keep their values.
 
     Raises:
@@ -50,7 +49,7 @@ def load_yaml(path: str | pathlib.Path, default: T) -> T:
 
 
 def parse_yaml(text: str, default: T, *, name: str = "configuration") -> T:
-    """As ``load_yaml`` on a text; `name` stands for the file in errors."""
+    """As ``load_yaml`` on a text; `name` is the file's name in errors."""
     root = _compose(text, name)
     if root is None or _is_null(root):
         return default
@@ -154,7 +153,7 @@ def _option_mappings(cls: type) -> dict[str, str]:
 
 
 def config_hash(config: Any) -> str:
-    """Sixteen hex digits that are equal for equal configurations."""
+    """A digest of 16 hex digits, equal for equal configurations."""
     text = json.dumps({name: repr(value) for name, value in flatten(config).items()}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -164,10 +163,10 @@ def differences(saved: str, config: Any) -> dict[str, tuple[str, str]]:
 
     Args:
       saved: text written by ``to_yaml``, perhaps of a class with more or fewer fields.
-      config: the configuration now.
+      config: the current configuration.
 
     Returns:
-      {"prm.beta": ("0.05", "0.1")}, old and new as text. A field that the text lacks counts only when it
+      {"prm.beta": ("0.05", "0.1")}, old and new as text. A field that the text lacks is reported only when it
       differs from its default.
     """
     old = flat_text(yaml.safe_load(saved) or {})
@@ -199,7 +198,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    # Words that mean null here and not in YAML ("none") must be told from it; line separators need escapes.
+    # Words that mean null here but not in YAML ("none") need quotes; line separators need escapes.
     style = "'" if text.lower() in NULL else None if text.isprintable() else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 

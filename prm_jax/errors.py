@@ -1,4 +1,4 @@
-"""Errors that a user can cause, told apart from errors of the library; no other import, so that any room may use it."""
+"""Errors that a user can cause, as opposed to errors of the library; imports nothing, so every room may use it."""
 
 import importlib
 from types import ModuleType

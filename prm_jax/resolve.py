@@ -30,7 +30,7 @@ def resolve(name: str, builtins: Mapping[str, T], what: str, *, option: str = ""
       name: a key of `builtins`; ``"package.module:attribute"``, where the module is installed or found from the
         working directory; or ``"path/file.py:attribute"``, relative to the working directory. The attribute may be
         dotted (``module:Class.method``).
-      builtins: built-in names and what they stand for.
+      builtins: built-in names and their meaning.
       what: what is named, for messages: "task", "reward source".
       option: the command-line option that gave the name, without dashes, for messages.
 

@@ -41,17 +41,17 @@ def print_warning(text: str) -> None:
 
 
 def set_up_logging(*, debug: bool = False) -> None:
-    """Shows warnings of this package and of the libraries under it as one line each; with `debug`, everything."""
+    """Shows warnings of this package and its dependencies as one line each; with `debug`, all messages."""
     root = logging.getLogger()
     if not any(isinstance(handler, _Lines) for handler in root.handlers):
         root.addHandler(_Lines())
     root.setLevel(logging.INFO if debug else logging.WARNING)
-    # absl (under orbax) warns about what the checkpoints here check and report themselves.
+    # absl (used by orbax) warns about what the checkpoints here check and report themselves.
     logging.getLogger("absl").setLevel(logging.INFO if debug else logging.ERROR)
 
 
 class _Lines(logging.Handler):
-    """Writes to whatever stderr is now: a live display replaces it while it runs."""
+    """Writes to the current stderr, which a live display replaces while it runs."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

@@ -99,7 +99,7 @@ def test_every_command_has_its_module():
         (["train", "--prm.lerning-rate", "1"], "did you mean --prm.learning-rate"),
         (["train", "--beta", "1"], "unknown option --beta; did you mean --reward.beta or --prm.beta?"),
         (["train", "--prm.lr", "1"], "--prm.learning-rate"),
-        (["train", "stray", "words"], "these words belong to no option: stray words"),
+        (["train", "stray", "words"], "unexpected arguments: stray words"),
         (["train", "--resume"], "--resume needs --run-dir"),
         (["train", "--config", "no/such.yaml"], "cannot read the configuration no/such.yaml"),
         (["plot"], "which runs?"),

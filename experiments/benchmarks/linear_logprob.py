@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from prm_jax.pallas import linear_logprob, linear_logprob_loss
+from prm_jax.pallas import LogprobOptions, linear_logprob, linear_logprob_loss
 from prm_jax.pallas.linear_logprob import tuning
 from prm_jax.pallas.linear_logprob.dispatch import this_machine
 
@@ -131,8 +131,8 @@ def ours(arrays: Arrays, mode: str) -> list[Contender]:
     for name, compact in itertools.product(["xla_vocab", "xla_token", *here], compacted):
 
         def logprob(hidden: Any, head: Any, tokens: Any, mask: Any, name: str = name, compact: bool = compact) -> Any:
-            options = {"implementation": name, "compact": compact}
-            return linear_logprob(hidden, head, tokens, mask=mask, **options)[0]
+            options = LogprobOptions(implementation=name, compact=compact)
+            return linear_logprob(hidden, head, tokens, mask=mask, options=options)[0]
 
         rows.append(jax_contender(f"prm_jax {name}{', compacted' if compact else ''}", logprob, arrays, mode))
     if mode == "gradient":
@@ -285,8 +285,9 @@ def tune(config: Config, shapes: Sequence[tuple[int, int, int]], dtype: str) -> 
 
             def logprob(*a: Any, tile: tuple[int, int] = tile) -> Any:
                 hidden, head, tokens, mask = a
-                blocks = {"token_block": tile[0] if name == "mosaic_tpu" else None, "vocab_block": tile[1]}
-                return linear_logprob(hidden, head, tokens, mask=mask, implementation=name, **blocks)[0]
+                rows = tile[0] if name == "mosaic_tpu" else None
+                options = LogprobOptions(implementation=name, token_block=rows, vocab_block=tile[1])
+                return linear_logprob(hidden, head, tokens, mask=mask, options=options)[0]
 
             try:
                 row = jax_contender(str(tile), logprob, arrays, mode)

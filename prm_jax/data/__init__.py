@@ -3,8 +3,10 @@
 Nothing here imports jax. Guide: docs/own_data.md; reference: docs/data.md.
 """
 
+from prm_jax.data.answers import read_answer
 from prm_jax.data.arithmetic import ArithmeticTask
 from prm_jax.data.carry import CarryTask
+from prm_jax.data.consensus import Consensus, consensus, read_first_errors
 from prm_jax.data.describe import describe_task, describe_verifier
 from prm_jax.data.file_task import FileOptions, Gsm8kOptions, file_task
 from prm_jax.data.gym import GymTask
@@ -23,6 +25,7 @@ from prm_jax.data.problems import (
 from prm_jax.data.selection import Selection, select_by_solve_rate, solve_rate_passes
 from prm_jax.data.splitters import make_splitter
 from prm_jax.data.standard_task import StandardTask, make_task
+from prm_jax.data.step_data import StepRecord, read_step_data, write_step_data
 from prm_jax.data.steps import (
     StepSplitter,
     join_steps,
@@ -37,6 +40,7 @@ __all__ = [
     "ArithmeticTask",
     "BatchStream",
     "CarryTask",
+    "Consensus",
     "FileOptions",
     "Gsm8kOptions",
     "GymTask",
@@ -46,9 +50,11 @@ __all__ = [
     "PromptStream",
     "Selection",
     "StandardTask",
+    "StepRecord",
     "StepSplitter",
     "Task",
     "check_task",
+    "consensus",
     "describe_task",
     "describe_verifier",
     "file_task",
@@ -61,6 +67,9 @@ __all__ = [
     "make_task",
     "make_verifier",
     "problem_hash",
+    "read_answer",
+    "read_first_errors",
+    "read_step_data",
     "select_by_solve_rate",
     "solve_rate_passes",
     "split_problems",
@@ -68,4 +77,5 @@ __all__ = [
     "step_ids_from_separators",
     "step_ids_from_text",
     "token_starts",
+    "write_step_data",
 ]

@@ -4,7 +4,7 @@ from typing import Any
 
 
 def read_answer(task: Any, response: str) -> str | None:
-    """What a response answers, so that equal answers are equal texts.
+    """The answer of a response in a normal form, in which equal answers are equal texts.
 
     The answer is read where the task's verifier reads it, or else in a box, in answer tags, at a marker, or as the last
     number.

@@ -23,7 +23,7 @@ _STEPS_INSTRUCTION = "Write out each step, then the answer after ####."
 class ArithmeticTask:
     """Chains of one operation on numbers of a given length.
 
-    With ``style="equation"`` a prompt is some worked examples and a question, a line each::
+    With ``style="equation"`` a prompt consists of worked examples and a question, one per line::
 
         24 + 51 = 75
         63 + 18 =
@@ -33,7 +33,7 @@ class ArithmeticTask:
     responses' steps can be judged exactly, and ``demonstrations`` are written likewise.
 
     Problems are divided into training and evaluation by the hash of their operands, in which the order of summands and
-    factors does not count, so that no evaluation problem is a training problem turned round; the examples in the
+    factors does not count, so that no evaluation problem is a reordered training problem; the examples in the
     prompt are of neither.
 
     Args:
@@ -44,7 +44,7 @@ class ArithmeticTask:
       style: of the prompt.
       steps: write out intermediate results.
       num_train: training problems in an epoch; they are made when they are read, with replacement.
-      num_eval: evaluation problems at most; all different, so that there are fewer where few exist (1-digit operands).
+      num_eval: maximum number of evaluation problems; all different, so fewer where few exist (1-digit operands).
       seed: of the problems and the examples.
 
     Raises:
@@ -107,21 +107,21 @@ class ArithmeticTask:
     def verify(self, problem: Problem, response: str) -> float:
         """1.0 if the answer is right, otherwise 0.0.
 
-        The answer is the first line, which must be a number and nothing else; with ``steps``, what follows ``####``
-        on it; in a chat without steps, the last number of the response.
+        The answer is the first line, which must be a number and nothing else; with ``steps``, what follows ``####`` on
+        it; in a chat without steps, the last number of the response.
         """
         return self.verify_many([problem], [response])[0].score
 
     def verify_many(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
-        """One verdict a response."""
+        """One verdict per response."""
         answers = [self._visible(response) for response in responses]
         return self._verifier.verify_many(answers, [problem.answer for problem in problems])
 
     def step_labels(self, problem: Problem, response: str) -> list[bool] | None:
         """Whether each step of ``splitter(response)`` is right; None without ``steps``.
 
-        A step must go on from the true result so far with the next operand, and the answer must come last; so every
-        step after an error is wrong, unless it starts from the true result all the same.
+        A step must continue from the true result so far with the next operand, and the answer must come last; so every
+        step after an error is wrong unless it starts from the true result again.
         """
         if not self.steps:
             return None
@@ -155,7 +155,7 @@ class ArithmeticTask:
             self._draw, lambda row: not self._is_eval(row), self._identity, count, (*key[:4], key[-1], "shots")
         )
         if len(rows) < count:
-            raise UserError(f"{count} different worked examples were asked for, about {len(rows)} exist; lower shots")
+            raise UserError(f"shots is {count}, but only about {len(rows)} different worked examples exist; lower it")
         return rows
 
     def _draw(self, stream: Iterator[int]) -> tuple[int, ...]:
@@ -202,7 +202,7 @@ class ArithmeticTask:
         return Problem(prompt, answer, f"arithmetic/{expression.replace(' ', '')}", {"operands": list(row)})
 
     def _visible(self, response: str) -> str:
-        """What counts of a response: its first line, since the next would be a further question; all of a chat."""
+        """The part of a response that counts: its first line, or all of it in a chat."""
         return response if self.style == "chat" else response.strip().split("\n", 1)[0]
 
 
@@ -210,9 +210,9 @@ def _check_options(
     operation: str, digits: int, terms: int, shots: int, style: str, num_train: int, num_eval: int
 ) -> None:
     if operation not in _SIGNS:
-        raise UserError(f"the arithmetic task knows the operations {', '.join(_SIGNS)}, not {operation!r}")
+        raise UserError(f"the operations of the arithmetic task are {', '.join(_SIGNS)}, found {operation!r}")
     if style not in ("equation", "question", "chat"):
-        raise UserError(f"the arithmetic task knows the styles equation, question and chat, not {style!r}")
+        raise UserError(f"the styles of the arithmetic task are equation, question and chat, found {style!r}")
     ranges = {
         "digits": (digits, 1, 6),
         "terms": (terms, 2, 8),

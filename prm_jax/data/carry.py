@@ -1,10 +1,9 @@
 """Chain sums written out step by step, with a careless teacher and exact truth about every step.
 
-A problem is ``7+5+9=`` and its solution ``7+5=12;12+9=21#21``: the running total after each operand, then
-the answer. The careless teacher drops the carry with some probability whenever the units overflow and goes
-on from the wrong total.  A model trained on his demonstrations has a wrong mode and some right samples,
-which is what sparse rewards can amplify and a process reward model can find fault with; and every step can
-be judged without a model.
+A problem is ``7+5+9=`` and its solution ``7+5=12;12+9=21#21``: the running total after each operand, then the answer.
+The careless teacher drops the carry with some probability whenever the units overflow and continues from the wrong
+total. A model trained on its demonstrations has a wrong mode and some right samples, which sparse rewards can amplify
+and a process reward model can find fault with, and every step can be checked without a model.
 """
 
 import functools
@@ -30,16 +29,15 @@ _ANSWER = re.compile(r"#(0|[1-9][0-9]{0,5})", re.ASCII)
 class CarryTask:
     """The built-in task: sums of one-digit operands.
 
-    Evaluation problems are those whose prompt's hash falls into the evaluation share
-    (``problems.is_eval``), which no seed changes; so the two sets stay disjoint even between runs, and
-    short problems, of which there are few, are divided like the others.  Training problems are drawn with
-    replacement, evaluation problems without.
+    Evaluation problems are those whose prompt's hash falls into the evaluation share (``problems.is_eval``), which no
+    seed changes; so the two sets are disjoint even between runs, and short problems, of which there are few, are
+    divided like the others. Training problems are drawn with replacement, evaluation problems without.
 
     Args:
-      min_operands, max_operands: the number of operands, uniform in this range; 3-5 by default, 8-9 (about
-        60 tokens a response) or 12 (11 additions) for a long horizon; 2 to 32.
-      num_train: how many training problems an epoch has; they are made when they are read.
-      num_eval: how many evaluation problems.
+      min_operands, max_operands: the number of operands, uniform in this range; 3-5 by default, 8-9 (about 60 tokens
+        per response) or 12 (11 additions) for a long horizon; 2 to 32.
+      num_train: number of training problems in an epoch; made when they are read.
+      num_eval: number of evaluation problems.
       seed: of the problems drawn.
       drop_carry: in [0, 1], the probability that the teacher drops a carry.
 
@@ -74,7 +72,7 @@ class CarryTask:
         draw = functools.partial(_draw, min_operands, max_operands)
         key = ("carry", min_operands, max_operands, seed)
         self._train = DrawnProblems(num_train, draw, lambda row: not is_eval(_prompt(row)), _problem, (*key, "train"))
-        # A length that runs out of evaluation problems is made up for by the others.
+        # Where one length runs out of evaluation problems, the others fill up.
         rows = draw_distinct(draw, lambda row: is_eval(_prompt(row)), tuple, num_eval, (*key, "eval"))
         if len(rows) < num_eval:
             raise UserError(
@@ -121,9 +119,8 @@ class CarryTask:
     def demonstration(self, problem: Problem, rng: np.random.Generator) -> str:
         """What the careless teacher writes; one draw from ``rng`` for every carry.
 
-        Whenever the units of the running total and of the operand add up to ten or more, the carry is
-        dropped with probability ``drop_carry``: the total written is 10 too small, and the teacher goes on
-        from it.
+        Whenever the units of the running total and of the operand add up to ten or more, the carry is dropped with
+        probability ``drop_carry``: the total written is 10 too small, and the teacher continues from it.
         """
         return _write(operands(problem), lambda: rng.random() < self.drop_carry)
 
@@ -139,7 +136,7 @@ class CarryTask:
         return self._verdict(problem, response).score
 
     def verify_many(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
-        """One verdict a response; never ``"error"`` or ``"timeout"``."""
+        """One verdict per response; never ``"error"`` or ``"timeout"``."""
         return [self._verdict(p, r) for p, r in zip(problems, responses, strict=True)]
 
     def step_labels(
@@ -147,14 +144,13 @@ class CarryTask:
     ) -> list[bool]:
         """Whether each step of ``splitter(response)`` is right.
 
-        Addition k must be ``a+b=c`` with b the operand of that place; the answer must come after the last
-        addition. Under ``"absolute"`` a must be the true running total and c the true next one, so that
-        after an error hardly anything is right; the answer must be the true sum.  Under ``"local"`` a must
-        be the total that the response itself last wrote, and a+b=c; the answer must repeat that total.  So
-        ``"local"`` marks where errors are made and ``"absolute"`` what they spoil; both agree on the first
-        error (``first_error``), because before it every written total is true.  Text that is no step of
-        this form is wrong, and so is any step after the answer; under ``"local"`` also the step after such
-        text, which has no total to go on from.
+        Addition k must be ``a+b=c`` with b the operand of that place; the answer must come after the last addition.
+        Under ``"absolute"`` a must be the true running total and c the true next one, so hardly anything is right after
+        an error; the answer must be the true sum. Under ``"local"`` a must be the total that the response itself last
+        wrote, and a+b=c; the answer must repeat that total. So ``"local"`` marks where errors are made and
+        ``"absolute"`` what they affect; both agree on the first error (``first_error``), because every total before it
+        is true. Text that is not a step of this form is wrong, and so is any step after the answer; under ``"local"``
+        also the step after such text, which has no total to continue from.
 
         Args:
           problem: a problem of this task.
@@ -162,7 +158,7 @@ class CarryTask:
           truth: ``"absolute"`` or ``"local"``.
 
         Returns:
-          One bool a step; [] for the empty response.
+          One bool per step; [] for the empty response.
         """
         row = operands(problem)
         totals = np.cumsum(row).tolist()
@@ -177,7 +173,7 @@ class CarryTask:
     def first_error(self, problem: Problem, response: str) -> int:
         """The index of the first wrong step; -1 if every step written is right.
 
-        A response that stops early without a wrong step has -1 though its outcome is 0.
+        A response that stops early without a wrong step has -1 although its outcome is 0.
         """
         labels = self.step_labels(problem, response)
         return labels.index(False) if False in labels else -1
@@ -193,7 +189,7 @@ def operands(problem: Problem) -> tuple[int, ...]:
     """The operands of a problem, read from its prompt."""
     prompt = problem.prompt
     if not isinstance(prompt, str) or not re.fullmatch(r"[0-9](\+[0-9])+=", prompt, re.ASCII):
-        raise UserError(f"{prompt!r} is no problem of the carry task; it should look like '7+5+9='")
+        raise UserError(f"{prompt!r} is not a problem of the carry task; expected one like '7+5+9='")
     return tuple(int(digit) for digit in prompt[:-1].split("+"))
 
 
@@ -212,7 +208,7 @@ def _problem(row: Sequence[int]) -> Problem:
 
 
 def _write(row: Sequence[int], slips: Callable[[], bool]) -> str:
-    """Writes out the sum; ``slips()`` is asked at each carry whether to drop it."""
+    """Writes out the sum; ``slips()`` says at each carry whether to drop it."""
     total = row[0]
     steps = []
     for operand in row[1:]:

@@ -1,6 +1,6 @@
 """Consensus of two labellers: solutions in which both name the same first wrong step, or none (arXiv 2501.07301).
 
-The second labeller may be a language model as judge, people, or a process reward model.
+The second labeller may be a language model as judge, a person, or a process reward model.
 """
 
 import math
@@ -19,10 +19,10 @@ class Consensus(NamedTuple):
     """What was kept, and why the rest was not.
 
     Attributes:
-      kept: solutions whose first wrong step is the same to both.
-      differ: how many have another one.
-      unknown: how many have labels that do not tell it.
-      missing: how many the second labeller has not seen.
+      kept: solutions whose first wrong step is the same for both.
+      differ: number of solutions in which it differs.
+      unknown: number of solutions whose labels do not determine it.
+      missing: number of solutions that the second labeller has not seen.
     """
 
     kept: list[StepRecord]
@@ -33,48 +33,48 @@ class Consensus(NamedTuple):
     def __str__(self) -> str:
         total = len(self.kept) + self.differ + self.unknown + self.missing
         reasons = {
-            "where the other labels name another first wrong step": self.differ,
-            "whose labels do not tell the first wrong step": self.unknown,
-            "that the other labels leave out": self.missing,
+            "because the other labels name another first wrong step": self.differ,
+            "because their labels do not determine the first wrong step": self.unknown,
+            "because the other labels do not include them": self.missing,
         }
         left = "".join(f", {count} left out {why}" for why, count in reasons.items() if count)
         return f"{len(self.kept)} of {total} solutions kept{left}"
 
 
 def first_error(labels: Sequence[Label] | None, *, threshold: float = 0.5) -> int | None:
-    """The first wrong step that labels name.
+    """The first wrong step according to labels.
 
-    A step whose label is not known counts as right before one that is right: labels by rollouts skip steps from behind
-    which a right answer was reached.
+    A step whose label is unknown counts as right when a later one is right: labels by rollouts skip steps after which a
+    right answer was still reached.
 
     Args:
-      labels: one a step, None where it is not known; or None for no labels at all.
+      labels: one per step, None where it is unknown; or None for no labels at all.
       threshold: labels below it are wrong.
 
     Returns:
-      Its index, -1 for none, None where the labels do not tell.
+      Its index, -1 for none, None where the labels do not determine it.
     """
     known = [] if labels is None else [(i, label) for i, label in enumerate(labels) if label is not None]
     if not known or labels is None:
         return None
     wrong = next((i for i, label in known if label < threshold), None)
-    if wrong is None:  # and none is known to be wrong: what is not known behind the last right one may be
+    if wrong is None:  # unknown steps after the last right one may be wrong
         return -1 if known[-1][0] == len(labels) - 1 else None
     before = max((i for i, _ in known if i < wrong), default=-1)
     return wrong if before == wrong - 1 else None
 
 
 def read_first_errors(path: str | pathlib.Path, *, threshold: float = 0.5) -> dict[str, int]:
-    """What another labeller says of solutions, by their ids.
+    """The first wrong steps that another labeller found, by the solutions' ids.
 
     Args:
-      path: JSON lines, or one JSON list. Each object has an "id" and one of: "scores", one a step, as
-        ``prm-jax score`` writes them; "labels", one a step, null where unknown; "first_error", or "label" as in
-        ProcessBench, the index of the first wrong step, -1 for none.
+      path: any data file. Each row has an "id" and one of: "scores", one per step, as ``prm-jax score`` writes them;
+        "labels", one per step, null where unknown; "first_error", or "label" as in ProcessBench, the index of the first
+        wrong step, -1 for none.
       threshold: scores and labels below it are wrong.
 
     Returns:
-      Id -> index of the first wrong step, -1 for none. Ids whose labels do not tell it are not in it.
+      Id -> index of the first wrong step, -1 for none; without ids whose labels do not determine it.
 
     Raises:
       UserError: a file that cannot be read, or an object without these fields; the message names line and field.
@@ -85,7 +85,7 @@ def read_first_errors(path: str | pathlib.Path, *, threshold: float = 0.5) -> di
         count += 1
         name = str(records.field(record, "id", where))
         if name in found:
-            raise UserError(f"{where}:id: {name!r} stands there for the second time")
+            raise UserError(f"{where}:id: {name!r} occurs twice")
         found[name] = _first_error(record, where, threshold)
     if not count:
         raise UserError(f"{path} has no records in it")

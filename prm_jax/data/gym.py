@@ -1,4 +1,4 @@
-"""The data sets of reasoning-gym as tasks: a full score or nothing, and no scorer that runs what a model wrote."""
+"""The data sets of reasoning-gym as tasks: full scores only, and no scorer that runs what a model wrote."""
 
 import dataclasses
 import functools
@@ -37,12 +37,11 @@ class GymTask:
     """A data set of reasoning-gym, by name.
 
     Problem i is entry ``hash(seed, i) mod size`` of the data set; those whose question's hash falls into the
-    evaluation share are for evaluation.  A response passes only with the full score of 1.0: the data sets give
-    partial credit for rambling answers that contain the right one, and even for wrong ones, which a policy learns to
-    collect.
+    evaluation share are for evaluation. A response passes only with the full score of 1.0: the data sets give partial
+    credit for long answers that contain the right one, and even for wrong ones, which a policy learns to exploit.
 
     The scorers of some data sets (countdown, puzzle24, integrals, matrices written as lists) hand the answer to
-    Python's ``eval``.  There an answer that is not the reference's text must be a short, harmless expression
+    Python's ``eval``. There an answer other than the reference's text must be a short, harmless expression
     (``is_harmless``) before the scorer sees it.
 
     Args:
@@ -50,11 +49,11 @@ class GymTask:
       options: of the data set; checked against its configuration.
       size: entries of the data set to draw from; a few data sets (acre) make all of them at once.
       num_train: training problems in an epoch; made when they are read, with replacement.
-      num_eval: evaluation problems at most; all different.
+      num_eval: maximum number of evaluation problems; all different.
       seed: of the problems.
-      instruction: written behind the question, after a blank line.
+      instruction: appended to the question after a blank line.
       chat: give the prompt as one chat message.
-      extract: where the answer stands in a response, as for ``find_answer``.
+      extract: where the answer is in a response, as for ``find_answer``.
       markers: for ``extract="marker"``.
 
     Raises:
@@ -119,7 +118,7 @@ class GymTask:
         return self._verdict(problem, response).score
 
     def verify_many(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
-        """One verdict a response."""
+        """One verdict per response."""
         return [self._verdict(p, r) for p, r in zip(problems, responses, strict=True)]
 
     def step_labels(self, problem: Problem, response: str) -> None:
@@ -139,10 +138,10 @@ class GymTask:
         if answer == problem.answer.strip():
             return passed()
         if self._evaluates and not is_harmless(answer):
-            return failed("the answer is no plain expression")
+            return failed("the answer is not a plain expression")
         try:
             score = self._dataset.score_answer(answer, self._entry(problem.metadata["index"]))
-        except Exception as error:  # scorers raise whatever comes up on text that they did not expect
+        except Exception as error:  # scorers raise anything on unexpected text
             return failed(f"the scorer refused the answer: {type(error).__name__}")
         return passed() if score == 1.0 else failed(f"the data set gives it {score:.3g}")
 
@@ -169,11 +168,11 @@ def dataset_names() -> list[str]:
 
 
 def is_harmless(text: str) -> bool:
-    """Whether text is an expression that may be handed to a scorer that evaluates it.
+    """Whether text is an expression that a scorer may evaluate.
 
     Allowed are numbers, single letters, a few functions of one argument (not within each other), signs, brackets,
     commas, and short strings in lists; powers of letters and numbers below 100, of brackets below 10 (two of them).
-    So nothing can be called but those functions, nothing looked up, and nothing made large.
+    So nothing but those functions can be called, no name looked up, and nothing large computed.
     """
     if len(text) > MAX_EXPRESSION:
         return False
@@ -203,12 +202,12 @@ def _create(dataset: str, options: dict[str, Any], size: int, seed: int) -> Any:
     except (AssertionError, ValueError, TypeError) as error:
         reason = str(error) or "its own checks failed"
         raise UserError(
-            f"the data set {dataset!r} does not take the options {options} and size={size}: {reason}"
+            f"the data set {dataset!r} refuses the options {options} with size={size}: {reason}"
         ) from error
 
 
 def _calls_are_known(tokens: Sequence[tuple[str, str]]) -> bool:
-    """Only known functions stand before a bracket, none within another's argument, and nothing before a string."""
+    """Only known functions precede a bracket, none within another's argument, and nothing precedes a string."""
     within: list[bool] = []
     before = ("", "")
     for kind, value in tokens:

@@ -24,7 +24,8 @@ class Problem:
       prompt: text, a tuple of chat messages, or a tuple of token ids.
       answer: the reference answer as text, in the form that the task's verifier reads.
       id: unique within its task; what logs and samples call the problem.
-      metadata: whatever else the task needs to check a response; plain JSON values.
+      metadata: what else the task needs to check a response, as plain JSON values; ``"solution"`` holds a worked
+        solution.
     """
 
     prompt: Prompt
@@ -38,14 +39,17 @@ class Problem:
 
 @runtime_checkable
 class Task(Protocol):
-    """What a training run needs to know about its problems; see the classes of this package for instances.
+    """What runs need from a task; ``make_task`` makes one from problems and a reward function.
+
+    Optional: ``demonstrations(rng, count)`` gives (prompt, response) pairs for the warm start of a fresh model,
+    ``notes`` a list of remarks that runs print, ``verifier`` what ``describe_task`` describes.
 
     Attributes:
-      name: how the task is called in logs.
+      name: what the task is called in logs.
       train, eval: the problems; disjoint by ``problem_hash``.
-      splitter: how a response is cut into steps.
-      stop: strings that end a response, for ``generate``.
-      fingerprint: a hex digest of everything that determines the problems; a checkpoint compares it.
+      splitter: cuts a response into steps.
+      stop: strings that end a response.
+      fingerprint: a hex digest of everything that determines the problems; checkpoints compare it.
     """
 
     @property
@@ -71,7 +75,7 @@ class Task(Protocol):
         ...
 
     def verify_many(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
-        """One verdict a response; what a training loop calls, since a verdict tells errors from failures."""
+        """One verdict per response; what training calls, since a verdict distinguishes errors from failures."""
         ...
 
     def step_labels(self, problem: Problem, response: str) -> list[bool] | None:
@@ -86,8 +90,8 @@ class Task(Protocol):
 def problem_hash(prompt: Prompt | Problem) -> int:
     """A 64-bit hash of a prompt that is the same in every process, on every machine, in every version.
 
-    Runs of white space count as one space, and leading and trailing white space as nothing, so that copies
-    of a prompt that differ only in layout hash alike.
+    Runs of white space count as one space, and leading and trailing white space is ignored, so copies of a prompt that
+    differ only in layout have the same hash.
 
     Args:
       prompt: a prompt, or a problem whose prompt is meant (its answer and id do not count).
@@ -102,8 +106,7 @@ def problem_hash(prompt: Prompt | Problem) -> int:
 
 
 def is_eval(prompt: Prompt | Problem, fraction: float = EVAL_FRACTION) -> bool:
-    """Whether a prompt belongs to evaluation: a property of its text alone, not of a seed or of its
-    neighbours.
+    """Whether a prompt belongs to evaluation: a property of its text alone, not of a seed or of other prompts.
 
     Args:
       prompt: a prompt or problem.
@@ -113,7 +116,7 @@ def is_eval(prompt: Prompt | Problem, fraction: float = EVAL_FRACTION) -> bool:
 
 
 def split_problems(problems: Iterable[Problem], fraction: float = EVAL_FRACTION) -> tuple[list[Problem], list[Problem]]:
-    """Splits problems into (train, eval) by the hash of their prompts; copies of a prompt stay together."""
+    """Splits problems into (train, eval) by the hash of their prompts, so copies of a prompt stay together."""
     train: list[Problem] = []
     held_out: list[Problem] = []
     for problem in problems:
@@ -123,7 +126,7 @@ def split_problems(problems: Iterable[Problem], fraction: float = EVAL_FRACTION)
 
 @dataclasses.dataclass(frozen=True)
 class Overlap:
-    """Prompts that occur more than once, by the ids of the problems that carry them.
+    """Prompts that occur more than once, by the ids of their problems.
 
     Attributes:
       duplicates: groups of ids within one list of problems that share a prompt.
@@ -150,8 +153,8 @@ def find_overlap(train: Iterable[Problem], held_out: Iterable[Problem] = ()) -> 
 def fingerprint(*parts: Any) -> str:
     """A hex digest of problems and plain JSON values, in order.
 
-    A part that has a ``fingerprint`` of its own gives that; a sequence of problems gives the digest of every
-    prompt and answer, to the character; anything else must be JSON.
+    A part with a ``fingerprint`` of its own contributes that; a sequence of problems contributes every prompt and
+    answer, to the character; anything else must be JSON.
     """
     digest = hashlib.sha256()
     for part in parts:

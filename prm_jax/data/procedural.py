@@ -1,4 +1,4 @@
-"""Problems drawn by hashing an index, so that problem i is the same wherever and whenever it is read."""
+"""Problems drawn by hashing an index: problem i is the same in every process and version."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -9,16 +9,16 @@ from prm_jax.errors import UserError
 
 Row = TypeVar("Row")
 Draw = Callable[[Iterator[int]], Row]
-"""Makes the numbers of one problem from an endless stream of random words in [0, 2**48)."""
+"""Makes the numbers of one problem from an infinite stream of random words in [0, 2**48)."""
 
 
 class DrawnProblems(Sequence[Problem], Generic[Row]):
     """A sequence of problems that are made when they are read.
 
     Args:
-      size: how many.
+      size: their number.
       draw: makes the numbers of a problem.
-      accept: whether a problem belongs to this sequence (its side of the split, say); drawn again until one does.
+      accept: whether a problem belongs to this sequence (its side of the split, for example); redrawn until one does.
       build: makes the problem.
       key: plain JSON values that name the stream: the seed and every option that matters.
     """
@@ -59,13 +59,15 @@ def draw_row(draw: Draw[Row], accept: Callable[[Row], bool], key: Sequence[Any])
         row = draw(words(*key, attempt))
         if accept(row):
             return row
-    raise UserError("no problem of this task falls on this side of the split into training and evaluation")
+    raise UserError(
+        "no problem of this task belongs to this side of the split into training and evaluation: widen its options"
+    )
 
 
 def draw_distinct(
     draw: Draw[Row], accept: Callable[[Row], bool], identity: Callable[[Row], Any], count: int, key: Sequence[Any]
 ) -> list[Row]:
-    """Up to ``count`` rows of different identity; fewer only where (nearly) all there are have been found."""
+    """Up to ``count`` rows of different identity; fewer only when nearly all that exist have been found."""
     found: dict[Any, Row] = {}
     attempt = misses = 0
     # The last of n equally likely rows takes n draws on average, and hardly ever twenty times as many.

@@ -37,8 +37,8 @@ def read_rows(path: str | pathlib.Path) -> Iterator[tuple[str, Row]]:
     """(place, row) of each row of a file or directory.
 
     Args:
-      path: JSON lines, one JSON list, CSV or TSV with a header, Parquet, or an Arrow stream, told apart by the name's
-        end and else by the first characters; a directory with such files, as Hugging Face data sets are saved;
+      path: JSON lines, one JSON list, CSV or TSV with a header, Parquet, or Arrow, recognised by the end of the name or
+        else by the first characters; a directory with such files, as Hugging Face data sets are saved;
         ``DIRECTORY/train`` for the files of one split in a directory that names several; or ``org/name`` and
         ``org/name/test`` for a data set on the Hugging Face hub, from the local cache or downloaded into it.
 

@@ -1,4 +1,4 @@
-"""Choosing prompts by their solve rate: those that are always or never solved teach nothing.
+"""Choosing prompts by their solve rate: those that are always or never solved give no gradient.
 
 Host-side and pure NumPy, between generation and the update; PRIME, arXiv 2502.01456, section 3.
 """
@@ -19,7 +19,7 @@ class Selection:
       index: [K] int, prompts to use, in order.
       passing: [K] bool, False for a prompt that only fills the shape; losses mask it out.
       surplus: [M] int, passing prompts that were not needed; to be put back.
-      missing: how many passing prompts are still wanted.
+      missing: number of passing prompts still wanted.
     """
 
     index: np.ndarray
@@ -38,11 +38,11 @@ def solve_rate_passes(
 ) -> np.ndarray:
     """Which prompts have low <= mean outcome <= high.
 
-    Both bounds count as inside, and the comparison is in float32 on both sides, so that 4 of 5 passes 0.8.
+    Both bounds are inclusive, and both sides are compared in float32, so that 4 of 5 passes 0.8.
 
     Args:
       outcome: [P, G] in [0, 1].
-      low, high: the bounds, 0 <= low <= high <= 1; (0, 1) lets every prompt pass.
+      low, high: the bounds, 0 <= low <= high <= 1; every prompt passes (0, 1).
       truncated: [P, G] bool; where given, a prompt with a truncated response fails.
       usable: [P, G] bool, False where the verifier gave ``"error"``: those responses count in neither the
         mean nor its denominator, and a prompt with fewer than two usable ones fails.
@@ -76,17 +76,17 @@ def select_by_solve_rate(
     truncated: np.ndarray | None = None,
     usable: np.ndarray | None = None,
 ) -> Selection:
-    """Chooses ``wanted`` prompts by solve rate, in one of two ways.
+    """Chooses ``wanted`` prompts by solve rate, in one of two modes.
 
-    ``"resample"``: passing prompts only, in order; the caller draws more prompts until ``missing`` is 0,
-    and puts the surplus back.  ``"oversample"``: the batch was drawn larger than wanted; passing prompts
-    first and failing ones behind them, both in order (a stable sort), cut to ``wanted``: the shape is
-    static, ``missing`` is always 0, and ``passing`` tells the two apart.
+    ``"resample"``: passing prompts only, in order; the caller draws more prompts until ``missing`` is 0, and puts the
+    surplus back. ``"oversample"``: the batch was drawn larger than wanted; passing prompts come first and failing ones
+    after them, both in order (a stable sort), cut to ``wanted``: the shape is static, ``missing`` is always 0, and
+    ``passing`` distinguishes the two.
 
     Args:
       outcome: [P, G] in [0, 1].
-      wanted: how many prompts; at most P for ``"oversample"``.
-      mode: the way.
+      wanted: number of prompts; at most P for ``"oversample"``.
+      mode: one of the two.
       low, high, truncated, usable: as for ``solve_rate_passes``.
 
     Returns:
@@ -100,7 +100,7 @@ def select_by_solve_rate(
         index, rest = order[:wanted], order[wanted:]
         return Selection(index, passes[index], rest[passes[rest]], 0)
     if mode != "resample":
-        raise UserError(f"unknown way of filtering prompts: {mode!r}; say 'resample' or 'oversample'")
+        raise UserError(f"unknown mode of filtering prompts {mode!r}; expected 'resample' or 'oversample'")
     (found,) = np.nonzero(passes)
     index = found[:wanted]
     return Selection(index, np.ones(len(index), bool), found[wanted:], wanted - len(index))

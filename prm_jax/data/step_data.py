@@ -19,7 +19,7 @@ from prm_jax.errors import UserError
 from prm_jax.option_values import suggest
 
 Label = float | None
-"""Probability that a step is right; None: not known, so that nothing is learned from it."""
+"""Probability that a step is right; None: unknown, nothing is learned from it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,8 @@ class StepRecord:
     Attributes:
       prompt: text, chat messages, or token ids.
       steps: at least one; no step is blank.
-      labels: one a step, each in [0, 1] or None; or None when no step has a label.
-      outcome: of the whole solution, in [0, 1], or None when it is not known.
+      labels: one per step, each in [0, 1] or None; or None when no step has a label.
+      outcome: of the whole solution, in [0, 1], or None when it is unknown.
       group: solutions of one problem have the same; pairs are made within a group.
       id: names the record in messages and results.
       provenance: where labels come from (model, sampling, counts), as JSON values.
@@ -47,7 +47,7 @@ class StepRecord:
     def first_error(self) -> int | None:
         """Index of the first step that is more likely wrong than right, -1 when every label says right.
 
-        None when that cannot be told: without labels, or with an unknown one before the first wrong step.
+        None when that is unknown: without labels, or with an unknown one before the first wrong step.
         """
         if self.labels is None:
             return None
@@ -99,7 +99,7 @@ def read_step_data(
 
 
 def write_step_data(path: str | pathlib.Path, data: Iterable[StepRecord]) -> None:
-    """Writes records in the project's own format, one JSON object a line."""
+    """Writes records in the project's own format, one JSON object per line."""
     with open(path, "w", encoding="utf-8") as file:
         for record in data:
             file.write(json.dumps(to_json(record), ensure_ascii=False, allow_nan=False) + "\n")
@@ -171,17 +171,17 @@ def _processbench(record: Mapping[str, Any], where: str) -> Iterator[StepRecord]
     yield StepRecord(problem, steps, with_first_error(steps, label), outcome, problem, name, provenance)
 
 
-_SHEPHERD_TAG = "\u043a\u0438"  # the two letters that stand at the end of each step
+_SHEPHERD_TAG = "\u043a\u0438"  # the two letters at the end of each step
 _SHEPHERD_STEP = re.compile(r"(?=\bStep 1\s?:)")
 
 
 def _math_shepherd(record: Mapping[str, Any], where: str) -> Iterator[StepRecord]:
-    """Math-Shepherd: the solution twice, with a tag behind each step in "input" and + or - there in "label"."""
+    """Math-Shepherd: the solution twice, with a tag after each step in "input" and + or - in its place in "label"."""
     tagged = records.text(records.field(record, "input", where), f"{where}:input")
     labelled = records.text(records.field(record, "label", where), f"{where}:label")
     *pieces, rest = tagged.split(_SHEPHERD_TAG)
     if not pieces or rest.strip():
-        raise UserError(f"{where}:input: expected the tag {_SHEPHERD_TAG!r} behind every step, found {tagged[-40:]!r}")
+        raise UserError(f"{where}:input: expected the tag {_SHEPHERD_TAG!r} after every step, found {tagged[-40:]!r}")
     labels: list[Label] = []
     at = 0
     for piece in pieces:
@@ -203,7 +203,7 @@ def _math_shepherd(record: Mapping[str, Any], where: str) -> Iterator[StepRecord
 
 
 def _prm800k(record: Mapping[str, Any], where: str, *, neutral: Label = 1.0) -> Iterator[StepRecord]:
-    """PRM800K: a path of chosen steps, and at each step the alternatives that were rated, too.
+    """PRM800K: a path of chosen steps, and at each step the alternatives that were also rated.
 
     Gives one record for the chosen path and one for every alternative, whose steps before the last carry no label
     (they are the path's), so that each rating is used once.
@@ -356,7 +356,7 @@ def _labels(value: Any, count: int, where: str) -> tuple[Label, ...]:
     if not isinstance(value, list):
         raise UserError(f"{where}: expected a list of labels, found {records.kind(value)}")
     if len(value) != count:
-        raise UserError(f"{where}: {len(value)} labels for {count} steps; give one a step, null where it is not known")
+        raise UserError(f"{where}: {len(value)} labels for {count} steps; give one per step, null where it is unknown")
     return tuple(None if item is None else _probability(item, f"{where}[{i}]") for i, item in enumerate(value))
 
 

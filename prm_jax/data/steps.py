@@ -1,8 +1,8 @@
-"""Splitting a response into steps, and carrying the steps over to its tokens.
+"""Splitting a response into steps, and mapping the steps to its tokens.
 
-A step is a span of characters; the spans of a response are contiguous and cover it.  On tokens, steps are
+A step is a span of characters; the spans of a response are contiguous and cover it. On tokens, steps are
 ``step_ids``: an int32 for each token, -1 outside the response.  The reward functions of ``prm_jax.rl`` read
-step scores at a step's last token, so a token that straddles a boundary counts to the step it starts in: by
+step scores at a step's last token, so a token across a boundary counts to the step it starts in: by
 then the model has read the whole of that step.
 """
 
@@ -27,11 +27,11 @@ How = Literal["newline", "blank", "step_marker", "sentence", "tag", "regex", "fu
 
 _NEWLINE = re.compile(r"\r\n|\n|\r")
 _BLANK_LINE = re.compile(r"(?:\r\n|\n|\r)[^\S\r\n]*(?:\r\n|\n|\r)\s*")
-# "Step 3" opening a line, whatever stands before it there ("## Step 3", "**Step 3**"), or "Step 3:"
+# "Step 3" opening a line, with or without markup before it ("## Step 3", "**Step 3**"), or "Step 3:"
 # anywhere, for solutions that are one line.
 _STEP_MARKER = re.compile(r"(?:^|(?<=[\r\n]))[^\S\r\n]*(?:[#*>_-]+[^\S\r\n]*)?(?i:step)\s?\d+\b|\bStep\s?\d+\s?:")
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?:\s+|$)|[\u3002\uff01\uff1f]\s*")
-# A full stop after these ends no sentence: an abbreviation, or the number of an item that opens a line.
+# A full stop after these does not end a sentence: an abbreviation, or the number of an item that opens a line.
 _NO_SENTENCE_END = re.compile(
     r"(?:\b(?:e\.g|i\.e|etc|vs|cf|approx|resp|mr|mrs|ms|dr|fig|eq)|(?:^|[\r\n])[^\S\r\n]*\d{1,2})$",
     re.IGNORECASE,
@@ -145,7 +145,7 @@ class StepSplitter:
 
 
 def join_steps(steps: Sequence[str], separator: str = "\n\n") -> tuple[str, list[Span]]:
-    """Joins steps that are already apart (as ProcessBench has them) into one text and its spans.
+    """Joins separate steps (as in ProcessBench) into one text and its spans.
 
     Args:
       steps: the text of each step.
@@ -173,10 +173,10 @@ def step_ids_from_offsets(spans: Sequence[Span], starts: Sequence[int] | np.ndar
         text starts.
 
     Returns:
-      [T] int32 in [0, S).  Tokens behind the last span belong to the last step, so an end-of-text token
+      [T] int32 in [0, S).  Tokens after the last span belong to the last step, so an end-of-text token
       does.  With no spans (an empty response, which is at most an end-of-text token) everything is step 0.
-      A step that lies wholly inside one token gets no token of its own; the numbers of the others are not
-      moved up, so that they still index the labels of the steps.
+      A step wholly inside one token gets no token of its own; the other steps keep their numbers, which index the
+      labels of the steps.
     """
     starts = np.asarray(starts, np.int64)
     if not len(spans):
@@ -217,15 +217,15 @@ def step_ids_from_text(
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Splits the text of each response and gives every token the number of its step.
 
-    Exact for any tokenizer whose tokens stand for bytes, whatever the separators: several tokens long,
-    inside a token, or straddling two.
+    Exact for any tokenizer whose tokens represent bytes, whatever the separators: several tokens long, inside a token,
+    or across two.
 
     Args:
       tokens: [B, T] int, rows ``[prompt][response][padding]``.
       mask: [B, T] bool, True on response tokens.
-      token_bytes: the bytes that one token id stands for.
+      token_bytes: the bytes of a token id.
       splitter: cuts the text of a response into steps.
-      special_ids: ids that stand for no text (end of text, padding).
+      special_ids: ids without text (end of text, padding).
 
     Returns:
       (step_ids [B, T] int32, -1 where mask is False; num_steps [B] int32, the number of steps of each text,
@@ -257,7 +257,7 @@ def step_ids_from_separators(
     """Step numbers from the separators' token ids alone, for a whole batch at once.
 
     A step ends with its separators (a run of them counts once) and the next begins at the first token that is
-    neither a separator nor blank; an answer token begins a step wherever it stands.  This equals splitting
+    neither a separator nor blank; an answer token always begins a step.  This equals splitting
     the text with ``StepSplitter("tag", tags=..., answer_markers=...)`` where each separator,
     answer marker and blank is exactly the tokens named.
 

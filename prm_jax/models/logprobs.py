@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.transformer import Params, head_matrix, hidden_states
-from prm_jax.pallas import linear_lse_and_target
+from prm_jax.pallas import LogprobOptions, linear_lse_and_target
 
 
 def token_logprobs(
@@ -117,8 +117,6 @@ def _statistics(
         tokens[:, first:].reshape(flat),
         mask=scored[:, first:].reshape(flat),
         temperature=temperature,
-        implementation=head.implementation,
-        entropy=head.entropy,
-        compact=head.compact,
+        options=LogprobOptions(implementation=head.implementation, entropy=head.entropy, compact=head.compact),
     )
     return [jnp.pad(x.reshape(rows, length - first), ((0, 0), (first, 0))) for x in statistics]

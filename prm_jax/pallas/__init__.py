@@ -1,12 +1,15 @@
-"""Kernels: one folder an op, in it the dispatch (``api``) and one file for each backend.  Imports jax only."""
+"""Kernels: one folder per op, with its entry points (``api``) and one file per backend. Imports jax only."""
 
 from prm_jax.pallas.linear_logprob.api import IMPLEMENTATIONS, linear_logprob, linear_lse_and_target
 from prm_jax.pallas.linear_logprob.closure import TokenStatistics, linear_logprob_loss
+from prm_jax.pallas.linear_logprob.options import LogprobOptions
 from prm_jax.pallas.linear_logprob.problem import Target
-from prm_jax.pallas.linear_logprob.sharded import sharded_lse_and_target
+from prm_jax.pallas.linear_logprob.sharded import Partition, sharded_lse_and_target
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "LogprobOptions",
+    "Partition",
     "Target",
     "TokenStatistics",
     "linear_logprob",

@@ -136,11 +136,7 @@ def clipped_surrogate(
     rho = jnp.exp(jnp.clip(used, -_LOG_RATIO_BOUND, _LOG_RATIO_BOUND))
     rho = jnp.broadcast_to(rho, mask.shape)
     unclipped, clipped = -a * rho, -a * jnp.clip(rho, 1 - clip_low, 1 + clip_high)
-    loss = jnp.maximum(unclipped, clipped)
-    bounded = jnp.zeros_like(mask)
-    if dual_clip is not None:
-        bounded = (a < 0) & (loss > -dual_clip * a)
-        loss = jnp.where(a < 0, jnp.minimum(loss, -dual_clip * a), loss)
+    loss, bounded = _dual_clipped(jnp.maximum(unclipped, clipped), a, dual_clip)
     if token_weights is not None:
         chex.assert_equal_shape([jnp.asarray(token_weights), mask])
         loss = loss * jax.lax.stop_gradient(masking.masked(token_weights, mask))
@@ -152,6 +148,14 @@ def clipped_surrogate(
         "ratio": aggregate_tokens(rho, mask),
     }
     return Loss(result.total, result.weight, jax.lax.stop_gradient(metrics))
+
+
+def _dual_clipped(loss: jax.Array, advantages: jax.Array, bound: float | None) -> tuple[jax.Array, jax.Array]:
+    """The loss, at most `-bound * A` where A < 0, and where that bound acts."""
+    if bound is None:
+        return loss, jnp.zeros(loss.shape, bool)
+    most, negative = -bound * advantages, advantages < 0
+    return jnp.where(negative, jnp.minimum(loss, most), loss), negative & (loss > most)
 
 
 def token_kl(

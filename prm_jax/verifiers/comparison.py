@@ -128,7 +128,7 @@ class Comparison:
                 return self._values(a.tree, b.tree)
             case Several(), Several():
                 dots = any(isinstance(item, Words) for item in (*a.items, *b.items))  # a sequence has an order
-                if _letters(b) and not _letters(a):
+                if (_letters(b) and not _letters(a)) or _contradict(a, b):
                     return False
                 return (self._each if dots else self._unordered)(a.items, b.items)
             case Bracketed(), Bracketed():
@@ -262,6 +262,11 @@ def _readings(form: Form) -> list[Form]:
     return [form]
 
 
+def _contradict(a: Several, b: Several) -> bool:
+    """Whether inequalities are joined by "and" on one side and "or" on the other."""
+    return {a.joined, b.joined} == {"and", "or"} and any(isinstance(item, Relation) for item in (*a.items, *b.items))
+
+
 def _letters(form: Several) -> bool:
     """Whether the items are values of different letters, as in ``x = 2, y = 3``: that is a tuple, not a list."""
     return len({item.names[0].split("_")[0] for item in form.items if isinstance(item, Named)}) > 1
@@ -305,7 +310,21 @@ def _as_set(form: Form) -> Form | None:
         if all(isinstance(part, Bracketed) for part in parts) and (form.joined == "or" or _disjoint(parts)):
             if form.joined == "or" or all(isinstance(item, Relation) for item in form.items):
                 return Union("cup", tuple(part for part in parts if part is not None))
+    if isinstance(form, Several) and not form.braces and len(form.items) == 2 and form.joined == "and":
+        return _both([_as_set(item) for item in form.items if isinstance(item, Relation)])
     return None
+
+
+def _both(parts: Sequence[Form | None]) -> Bracketed | None:
+    """The interval between two half-lines that both must hold: ``x >= 2 and x < 5``."""
+    infinity = Expr("const", name="inf")
+    low = high = None
+    for part in parts:
+        if isinstance(part, Bracketed) and part.items[1] == Value(infinity):
+            low = part
+        elif isinstance(part, Bracketed) and part.items[0] == Value(Expr("neg", (infinity,))):
+            high = part
+    return Bracketed(low.left, high.right, (low.items[0], high.items[1])) if low and high else None
 
 
 def _interval(form: Relation) -> Bracketed | None:

@@ -7,7 +7,17 @@ from prm_jax.verifiers.forms import MAX_ITEMS, Matrix
 from prm_jax.verifiers.latex import Token, Unreadable
 from prm_jax.verifiers.token_lists import matching, split
 
-_MATRICES = ("pmatrix", "bmatrix", "matrix", "Bmatrix", "vmatrix", "smallmatrix", "array")
+_MATRICES = (
+    "pmatrix",
+    "bmatrix",
+    "matrix",
+    "Bmatrix",
+    "vmatrix",
+    "smallmatrix",
+    "psmallmatrix",
+    "bsmallmatrix",
+    "array",
+)
 
 
 def matrix(found: list[Token], scale: Expr | None) -> Matrix:

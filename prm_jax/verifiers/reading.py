@@ -23,7 +23,8 @@ from prm_jax.verifiers.forms import (
     Value,
     Words,
 )
-from prm_jax.verifiers.latex import Token, Unreadable, plain, tokens
+from prm_jax.verifiers.latex import Token, Unreadable, plain
+from prm_jax.verifiers.lexer import tokens
 from prm_jax.verifiers.matrices import matrix, scaled_matrix
 from prm_jax.verifiers.token_lists import matching, outer_braces, split, without_unit
 from prm_jax.verifiers.words import based, special_form
@@ -79,6 +80,8 @@ def _form(found: list[Token], level: int) -> Form:
     parts, used = split(found, (":",))
     if used:
         return Colon(tuple(parse(part) for part in parts))
+    if found[0].text in ("(", "[") and len(found) > 3 and found[1].text == "begin" and found[-2].text == "}":
+        return matrix(found[1:-1], None)
     if matching(found, 0) == len(found) - 1 and (bracketed := _bracketed(found, level)):
         return bracketed
     if any(token.text == "begin" for token in found):
@@ -167,6 +170,10 @@ def _bracketed(found: list[Token], level: int) -> Form | None:
     if left == "\\{" and right == "\\}":
         if not inner:
             return Several((), braces=True)
+        for separator in ("|", ":"):
+            parts, used = split(inner, (separator,))
+            if len(used) == 1 and (_names(parts[0]) or "in" in [token.text for token in parts[0]]):
+                return _form(parts[1], level + 1)  # {x | x < 3}
         form = _form(inner, level + 1)
         return dataclasses.replace(form, braces=True) if _is_pair(form) else Several((form,), braces=True)
     if left not in ("(", "[", "langle"):

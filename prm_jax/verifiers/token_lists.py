@@ -51,6 +51,10 @@ def without_unit(found: Sequence[Token]) -> tuple[list[Token], units.Unit]:
     rest, before = _without_currency(list(found))
     if len(rest) > 1 and rest[-1].text in ("%", "degree"):
         return rest[:-1], (("percent" if rest[-1].text == "%" else "degree", 1),)
+    if len(rest) > 2 and rest[-1].text in ("C", "F") and rest[-2].text in ("circ", "}", "degree"):
+        inner, unit = without_unit(rest[:-1])
+        if unit == (("degree", 1),):
+            return inner, ((f"degree {rest[-1].text.lower()}", 1),)
     for circle in (["^", "circ"], ["^", "{", "circ", "}"], ["^", "degree"]):
         if [token.text for token in rest[-len(circle) :]] == circle and len(rest) > len(circle):
             function = any(token.text in _FUNCTIONS_OF_ANGLES for token in rest)
@@ -63,11 +67,13 @@ def without_unit(found: Sequence[Token]) -> tuple[list[Token], units.Unit]:
     if start == len(rest):
         return rest, before
     text = " ".join(token.text for token in rest[start:])
-    unit = units.read_unit(text.replace("cdot", "\u00b7"))
-    if unit is None:
+    after = units.read_unit(text.replace("cdot", "\u00b7"))
+    if after is None:
         raise Unreadable(f"{text!r} after the value is not a unit")
     inner, more = without_unit(rest[:start]) if start > 1 else (rest[:start], ())
-    return inner, unit if unit and unit != (("unit", 1),) else more or unit or before
+    if before and after and all(power < 0 for _, power in after):
+        return inner, tuple(sorted((*before, *after)))
+    return inner, after if after and after != (("unit", 1),) else more or after or before
 
 
 def _without_currency(rest: list[Token]) -> tuple[list[Token], units.Unit]:

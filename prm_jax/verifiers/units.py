@@ -11,9 +11,10 @@ Unit: TypeAlias = tuple[tuple[str, int], ...]
 UNREADABLE_WORDS = frozenset(
     "or and not no nor either neither maybe perhaps if unless but except than times plus minus over under about "
     "approximately around roughly nearly almost more less fewer least most dozen hundred thousand million billion "
-    "trillion half halves third thirds quarter quarters double twice thrice wait actually otherwise instead is are was "
-    "were equals equal becomes zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-    "fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety k m bn".split()
+    "trillion half halves third thirds quarter quarters double twice thrice wait actually otherwise instead is "
+    "are was were equals equal becomes zero one two three four five six seven eight nine ten eleven twelve "
+    "thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty "
+    "ninety k m bn to from between".split()
 )
 """Words that change a value, doubt it or add another: text with one of them is not a unit."""
 
@@ -72,7 +73,7 @@ KNOWN = frozenset(word for word in (*_CANONICAL, *_COMPOUND) if len(word) > 1 an
 """Units that are recognised after a value in mathematics even when they are not in ``\\text``."""
 
 _PIECE = re.compile(
-    r"[A-Za-z]+|[%$\u00b0\u20ac\u00a3\u00a5\u00a2]|\^\s*\{?\s*-?[0-9]+\s*\}?|-?[0-9]+|[/\u00b7*]|[\s.,'()\\-]+"
+    r"[A-Za-z]+|[%$\u00b0\u20ac\u00a3\u00a5\u00a2]|\^\s*\{?\s*-?\s*[0-9]+\s*\}?|-?[0-9]+|[/\u00b7*]|[\s.,'()\\-]+"
 )
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _AFTER = {"squared": 2, "cubed": 3}
@@ -100,11 +101,12 @@ def read_unit(text: str) -> Unit | None:
         if match is None:
             return None
         at = match.end()
-        piece = match.group().strip(" ^{}\t\n").lower()
+        written = match.group()
+        piece = re.sub(r"[\s^{}]", "", written).lower()
         if piece in ("/", "per"):
             sign = -1
         elif piece.lstrip("-").isdigit():
-            if not last or abs(int(piece)) > 9:
+            if not last or abs(int(piece)) > 9 or not ("^" in written or text[match.start() - 1].isalpha()):
                 return None
             powers[last] += (int(piece) - 1) * (1 if powers[last] > 0 else -1)
         elif piece in _AFTER and last:
@@ -141,6 +143,8 @@ def compatible(wanted: Unit, found: Unit, *, strict: bool = False) -> bool:
     if strict:
         return False
     if not wanted or not found or found == (("unit", 1),):
+        return True
+    if wanted == (("money", 1),) and ("money", 1) in found:  # $5 per hour
         return True
     if any(dict(unit).get("unit") for unit in (wanted, found)):
         return sorted(power for _, power in wanted) == sorted(power for _, power in found)

@@ -22,7 +22,11 @@ _WORDS = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*(?:\.?,? [A-Za-z]+(?:['-][A-Za-
 _ASSIGNED = re.compile(r"[A-Za-z](?:_\{?\w{1,3}\}?)?\s*=\s*")
 _GENERIC_UNIT = re.compile(r"\s(?:square |cubic )?units?$")
 _SPECIAL: dict[str, Form] = {
-    **dict.fromkeys(("all real numbers", "all reals", "real numbers", "all real", "any real number", "reals"), REALS),
+    **dict.fromkeys(
+        ("all real numbers", "all reals", "real numbers", "all real", "any real number", "reals",
+         "set of all real numbers"),
+        REALS,
+    ),
     **dict.fromkeys(
         ("empty set", "no solution", "no solutions", "there is no solution", "there are no solutions",
          "no real solutions", "no real solution"),

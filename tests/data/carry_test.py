@@ -177,7 +177,7 @@ def test_bad_options(options, message):
 
 
 def test_operands_refuses_other_prompts():
-    with pytest.raises(UserError, match="no problem of the carry task"):
+    with pytest.raises(UserError, match="is not a problem of the carry task"):
         operands(Problem("1 + 2 =", "3", ""))
 
 

@@ -48,8 +48,9 @@ def test_what_both_agree_on():
     found = consensus(solutions, {"same": 1, "right": -1, "other": 1, "cannot tell": 1, "unheard": 0})
     assert found == (solutions[:2], 1, 1, 1)
     assert str(found) == (
-        "2 of 5 solutions kept, 1 left out where the other labels name another first wrong step, "
-        "1 left out whose labels do not tell the first wrong step, 1 left out that the other labels leave out"
+        "2 of 5 solutions kept, 1 left out because the other labels name another first wrong step, "
+        "1 left out because their labels do not determine the first wrong step, 1 left out because the other labels "
+        "do not include them"
     )
     with pytest.raises(UserError, match="name none of the 5 solutions: these are called 'same' and so on, those 'x'"):
         consensus(solutions, {"x": 0})
@@ -99,5 +100,5 @@ def test_more_bad_files(tmp_path):
     with pytest.raises(UserError, match="no records in it"):
         read_first_errors(path)
     path.write_text('{"id": 1, "label": 0}\n{"id": 1, "label": 0}\n')
-    with pytest.raises(UserError, match="'1' stands there for the second time"):
+    with pytest.raises(UserError, match="'1' occurs twice"):
         read_first_errors(path)

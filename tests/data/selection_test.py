@@ -77,7 +77,7 @@ def test_bad_input():
         solve_rate_passes(OUTCOME, low=0.9, high=0.1)
     with pytest.raises(UserError, match="at least 9 prompts"):
         select_by_solve_rate(OUTCOME, wanted=9, mode="oversample")
-    with pytest.raises(UserError, match="unknown way"):
+    with pytest.raises(UserError, match="unknown mode"):
         select_by_solve_rate(OUTCOME, wanted=1, mode="other")
     with pytest.raises(ValueError, match=r"\[P, G\]"):
         solve_rate_passes(OUTCOME[0])

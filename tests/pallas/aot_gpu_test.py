@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from prm_jax.pallas import Target, linear_logprob_loss, linear_lse_and_target
+from tests.pallas.backend_contract import call
 
 pytestmark = [
     pytest.mark.optional,
@@ -71,7 +72,10 @@ def test_compiles_without_spills(sharding, call, tmp_path, monkeypatch):
 
     def f(hidden, head, tokens, mask):
         return linear_lse_and_target(
-            hidden, head, tokens, mask=mask, implementation="mosaic_gpu", target=Target("gpu", "NVIDIA H100"), **options
+            hidden,
+            head,
+            tokens,
+            **call(mask=mask, implementation="mosaic_gpu", target=Target("gpu", "NVIDIA H100"), **options),
         )
 
     jax.jit(f).lower(*arguments(shape, sharding, options.get("head_layout", "vd"))).compile()
@@ -87,7 +91,7 @@ def test_temporaries_of_a_training_pass(sharding, implementation):
 
     def loss(hidden, head, tokens, mask):
         lse, target = linear_lse_and_target(
-            hidden, head, tokens, mask=mask, implementation=implementation, target=Target("gpu", "NVIDIA H100")
+            hidden, head, tokens, **call(mask=mask, implementation=implementation, target=Target("gpu", "NVIDIA H100"))
         )
         return jnp.sum(target - lse)
 
@@ -110,7 +114,7 @@ def test_temporaries_of_a_closed_loss(sharding):
 
         hidden, tokens, mask = sequences
         return linear_logprob_loss(
-            hidden, head, tokens, cross_entropy, mask, mask=mask, target=Target("gpu", "NVIDIA H100")
+            hidden, head, tokens, cross_entropy, mask, **call(mask=mask, target=Target("gpu", "NVIDIA H100"))
         )[0]
 
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*arguments(shape, sharding)).compile()

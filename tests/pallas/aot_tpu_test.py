@@ -52,7 +52,7 @@ def test_compiles(devices, kind, call):
 
     def loss(hidden, head, tokens, mask):
         out = linear_lse_and_target(
-            hidden, head, tokens, mask=mask, implementation="mosaic_tpu", target=target, **options
+            hidden, head, tokens, **call(mask=mask, implementation="mosaic_tpu", target=target, **options)
         )
         return sum(jnp.sum(x) for x in out)
 

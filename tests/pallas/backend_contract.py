@@ -1,5 +1,6 @@
 """What every backend of ``linear_lse_and_target`` must do; a backend's test class names it and inherits the rest."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prm_jax.pallas import Target, linear_logprob, linear_lse_and_target
+from prm_jax.pallas import LogprobOptions, Target, linear_logprob, linear_lse_and_target
 
 # T, D, V, token block, vocab block: one tile, several, sizes that divide nothing, blocks of one.
 SHAPES = {
@@ -58,6 +59,12 @@ def oracle(hidden, head, tokens, *, cotangents=None, mask=None, temperature=1.0,
     return outputs, (d @ head, d.T @ hidden, d.sum(axis=0))
 
 
+def call(**given):
+    """The keyword arguments of a call, those that are fields of ``LogprobOptions`` gathered into one."""
+    fields = {f.name: given.pop(f.name) for f in dataclasses.fields(LogprobOptions) if f.name in given}
+    return {**given, "options": LogprobOptions(**fields)}
+
+
 def error(ours, exact) -> float:
     """Largest difference, relative to the largest number."""
     exact = np.asarray(exact, np.float64)
@@ -76,11 +83,13 @@ class BackendContract:
 
     def run(self, hidden, head, tokens, **options):
         return linear_lse_and_target(
-            hidden, head, tokens, implementation=self.implementation, target=self.target, **options
+            hidden, head, tokens, **call(implementation=self.implementation, target=self.target, **options)
         )
 
     def logprob(self, hidden, head, tokens, **options):
-        return linear_logprob(hidden, head, tokens, implementation=self.implementation, target=self.target, **options)
+        return linear_logprob(
+            hidden, head, tokens, **call(implementation=self.implementation, target=self.target, **options)
+        )
 
     def results(self, hidden, head, tokens, cotangents, *, bias=None, **options):
         """Outputs and gradients, jitted; the bias is differentiated when there is one."""
@@ -111,6 +120,7 @@ class BackendContract:
     def test_each_cotangent_alone(self, which):
         hidden, head, tokens, _ = problem(13, 8, 29)
         cotangents = jnp.zeros((3, 13)).at[which].set(jnp.linspace(-1, 2, 13))
+
         def loss(hidden, head):  # the other cotangents are symbolically zero here
             out = self.run(hidden, head, tokens, token_block=5, vocab_block=7, entropy=True)[which]
             return jnp.sum(out * cotangents[which])
@@ -127,9 +137,15 @@ class BackendContract:
         options = {"mask": mask, "temperature": jnp.linspace(0.5, 2.0, 21), "softcap": 3.0}
         cotangents = jax.random.normal(jax.random.key(9), (3, 21))
         outputs, gradients = self.results(
-            hidden, head, tokens, cotangents, bias=bias,
-            token_block=blocks[0], vocab_block=blocks[1], **options,
-        )  # fmt: skip
+            hidden,
+            head,
+            tokens,
+            cotangents,
+            bias=bias,
+            token_block=blocks[0],
+            vocab_block=blocks[1],
+            **options,
+        )
         exact, exact_gradients = oracle(hidden, head, tokens, cotangents=cotangents, bias=bias, **options)
         assert all(error(a, b) < 1e-5 for a, b in zip(outputs, exact, strict=True))
         assert all(error(a, b) < 1e-5 for a, b in zip(gradients, exact_gradients, strict=True))
@@ -149,9 +165,7 @@ class BackendContract:
 
     def test_all_masked_is_zero(self):
         hidden, head, tokens, _ = problem(5, 8, 31)
-        outputs, gradients = self.results(
-            hidden * jnp.nan, head, tokens, jnp.ones((3, 5)), mask=jnp.zeros(5, bool)
-        )
+        outputs, gradients = self.results(hidden * jnp.nan, head, tokens, jnp.ones((3, 5)), mask=jnp.zeros(5, bool))
         for x in jax.tree.leaves((outputs, gradients)):
             assert not np.any(np.asarray(x))
 
@@ -201,9 +215,7 @@ class BackendContract:
         hidden, head, tokens, _ = problem(24, 16, 131, dtype=jnp.bfloat16)
         head = head.astype(head_dtype)
         cotangents = jax.random.normal(jax.random.key(9), (3, 24))
-        outputs, gradients = self.results(
-            hidden, head, tokens, cotangents, token_block=8, vocab_block=50
-        )
+        outputs, gradients = self.results(hidden, head, tokens, cotangents, token_block=8, vocab_block=50)
         exact, exact_gradients = oracle(hidden, head, tokens, cotangents=cotangents)
         assert all(error(a, b) < 1e-5 for a, b in zip(outputs, exact, strict=True))
         assert error(gradients[0], exact_gradients[0]) < 1e-2 and gradients[0].dtype == jnp.bfloat16
@@ -220,9 +232,7 @@ class BackendContract:
         cotangents = jax.random.normal(jax.random.key(9), (3, 64))
         exact, exact_gradients = oracle(hidden, head, tokens, cotangents=cotangents)
         for block in (512, 64, 8):
-            outputs, gradients = self.results(
-            hidden, head, tokens, cotangents, token_block=block, vocab_block=block
-            )
+            outputs, gradients = self.results(hidden, head, tokens, cotangents, token_block=block, vocab_block=block)
             assert max(error(a, b) for a, b in zip(outputs, exact, strict=True)) < 2e-6
             assert max(error(a, b) for a, b in zip(gradients[:2], exact_gradients[:2], strict=True)) < 2e-6
 
@@ -231,9 +241,9 @@ class BackendContract:
         stacked, tokens2 = hidden.reshape(2, 6, 8), tokens.reshape(2, 6)
 
         def value_and_gradient(hidden, tokens):
-            return jax.value_and_grad(
-                lambda h: self.logprob(h, head, tokens, token_block=2, vocab_block=9)[0].sum()
-            )(hidden)
+            return jax.value_and_grad(lambda h: self.logprob(h, head, tokens, token_block=2, vocab_block=9)[0].sum())(
+                hidden
+            )
 
         values, gradients = jax.vmap(value_and_gradient)(stacked, tokens2)
         value, gradient = value_and_gradient(hidden, tokens)

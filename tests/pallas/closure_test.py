@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from prm_jax import rl
 from prm_jax.pallas import TokenStatistics, linear_logprob_loss, linear_lse_and_target
 from prm_jax.pallas.linear_logprob import tile
-from tests.pallas.backend_contract import error, problem
+from tests.pallas.backend_contract import call, error, problem
 
 ROWS, LENGTH, WIDTH, VOCAB = 5, 7, 8, 29
 
@@ -46,25 +46,32 @@ def composed(loss_fn, hidden, head, tokens, aux, mask, bias=None, **options):
     """The same loss by automatic differentiation of the recomputing primitive."""
     shape = tokens.shape
     lse, target, entropy = linear_lse_and_target(
-        hidden.reshape(-1, WIDTH), head, tokens.reshape(-1), mask=mask.reshape(-1), bias=bias, entropy=True, **options
+        hidden.reshape(-1, WIDTH),
+        head,
+        tokens.reshape(-1),
+        **call(mask=mask.reshape(-1), bias=bias, entropy=True, **options),
     )
     statistics = TokenStatistics(*(x.reshape(shape) for x in (target - lse, lse, entropy)))
     return loss_fn(statistics, aux), statistics
 
 
 @pytest.mark.parametrize("compact", [False, True])
-@pytest.mark.parametrize("row_block", [None, 2])
+@pytest.mark.parametrize("token_block", [None, 2 * LENGTH])
 @pytest.mark.parametrize("loss_fn", [cross_entropy, surrogate])
-def test_equals_automatic_differentiation(loss_fn, row_block, compact):
+def test_equals_automatic_differentiation(loss_fn, token_block, compact):
     hidden, head, tokens, mask, aux, bias = sequences()
     options = {"softcap": 6.0, "temperature": 0.7}
     poisoned = jnp.where(mask[..., None], hidden, jnp.nan)
 
     def ours(hidden, head, bias):
         return linear_logprob_loss(
-            hidden, head, tokens, loss_fn, aux, mask=mask, bias=bias, entropy=True, compact=compact,
-            row_block=row_block, **options,
-        )  # fmt: skip
+            hidden,
+            head,
+            tokens,
+            loss_fn,
+            aux,
+            **call(mask=mask, bias=bias, entropy=True, compact=compact, token_block=token_block, **options),
+        )
 
     def plain(hidden, head, bias):
         return composed(loss_fn, hidden, head, tokens, aux, mask, bias, **options)
@@ -77,8 +84,8 @@ def test_equals_automatic_differentiation(loss_fn, row_block, compact):
 
 
 @pytest.mark.parametrize("compact", [False, True])
-@pytest.mark.parametrize("row_block", [None, 8])
-def test_flat_tokens_are_rows_of_their_own(row_block, compact):
+@pytest.mark.parametrize("token_block", [None, 8])
+def test_flat_tokens_are_rows_of_their_own(token_block, compact):
     hidden, head, tokens, mask, aux, _ = sequences()
     flat = functools.partial(jax.tree.map, lambda x: x.reshape(ROWS * LENGTH, *x.shape[2:]))
     aux = {k: aux[k] for k in ("reference", "advantages", "mask")}
@@ -86,9 +93,13 @@ def test_flat_tokens_are_rows_of_their_own(row_block, compact):
 
     def ours(hidden, head):
         return linear_logprob_loss(
-            flat(hidden), head, flat(tokens), surrogate, flat(aux), mask=flat(mask), entropy=True, compact=compact,
-            row_block=row_block, temperature=temperature,
-        )  # fmt: skip
+            flat(hidden),
+            head,
+            flat(tokens),
+            surrogate,
+            flat(aux),
+            **call(mask=flat(mask), entropy=True, compact=compact, token_block=token_block, temperature=temperature),
+        )
 
     def plain(hidden, head):
         return composed(surrogate, hidden, head, tokens, aux, mask, temperature=temperature)
@@ -104,7 +115,7 @@ def test_the_value_without_a_gradient_is_the_same():
     hidden, head, tokens, mask, aux, _ = sequences()
 
     def ours(hidden, head):
-        return linear_logprob_loss(hidden, head, tokens, cross_entropy, aux, mask=mask, row_block=2)
+        return linear_logprob_loss(hidden, head, tokens, cross_entropy, aux, **call(mask=mask, token_block=2 * LENGTH))
 
     plain = jax.jit(ours)(hidden, head)
     with_gradient, _ = jax.jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(hidden, head)
@@ -116,7 +127,9 @@ def test_three_products_and_fewer_where_something_is_frozen(which, products):
     hidden, head, tokens, mask, aux, _ = sequences()
 
     def ours(hidden, head):
-        return linear_logprob_loss(hidden, head, tokens, cross_entropy, aux, mask=mask, row_block=2)[0]
+        return linear_logprob_loss(hidden, head, tokens, cross_entropy, aux, **call(mask=mask, token_block=2 * LENGTH))[
+            0
+        ]
 
     assert str(jax.make_jaxpr(jax.grad(ours, which))(hidden, head)).count("dot_general[") == products
 
@@ -150,16 +163,18 @@ def test_a_factor_outside_scales_the_gradient():
 def test_bfloat16_sums_in_float32():
     hidden, head, tokens, mask, aux, _ = sequences(dtype=jnp.bfloat16)
 
-    def gradient(hidden, head, row_block):
+    def gradient(hidden, head, token_block):
         def ours(hidden, head):
-            return linear_logprob_loss(hidden, head, tokens, cross_entropy, aux, mask=mask, row_block=row_block)[0]
+            return linear_logprob_loss(
+                hidden, head, tokens, cross_entropy, aux, **call(mask=mask, token_block=token_block)
+            )[0]
 
         return jax.grad(ours, (0, 1))(hidden, head)
 
     wide = [x.astype(jnp.float32) for x in (hidden, head)]
     exact = jax.grad(lambda h, w: composed(cross_entropy, h, w, tokens, aux, mask)[0], (0, 1))(*wide)
-    for row_block in (1, 5):
-        ours = gradient(hidden, head, row_block)
+    for rows in (1, 5):
+        ours = gradient(hidden, head, rows * LENGTH)
         assert all(g.dtype == jnp.bfloat16 for g in ours)
         assert all(error(a, b) < 1e-2 for a, b in zip(ours, exact, strict=True))
 
@@ -181,7 +196,7 @@ def test_work_follows_the_valid_tokens(monkeypatch, valid):
     def f(hidden, head, mask):
         def loss(hidden, head):
             return linear_logprob_loss(
-                hidden, head, tokens, lambda s, _: s.logp.sum(), mask=mask, compact=True, row_block=4
+                hidden, head, tokens, lambda s, _: s.logp.sum(), **call(mask=mask, compact=True, token_block=4)
             )[0]
 
         return jax.grad(loss, (0, 1))(hidden, head)
@@ -199,7 +214,7 @@ def test_rows_over_devices(mesh_shape):
     mesh = jax.make_mesh(mesh_shape, ("data", "other"), axis_types=(AxisType.Auto,) * 2)
 
     def whole(hidden, head, tokens, aux):
-        return linear_logprob_loss(hidden, head, tokens, cross_entropy, aux, mask=aux["mask"], compact=True)[0]
+        return linear_logprob_loss(hidden, head, tokens, cross_entropy, aux, **call(mask=aux["mask"], compact=True))[0]
 
     def local(*args):
         return jax.lax.psum(whole(*args), "data")
@@ -219,7 +234,9 @@ def test_rows_over_devices(mesh_shape):
         ({"aux": {"a": jnp.zeros(4)}}, r"aux must hold arrays with 5 rows, found one of shape \(4,\)"),
         ({"hidden": jnp.zeros((8,))}, r"hidden must be \[N, ..., D\]"),
         ({"head": jnp.zeros((29, 9))}, "not logits"),
-        ({"row_block": 0}, "must be positive"),
+        ({"token_block": 0}, "must be positive"),
+        ({"residual": "logits"}, "linear_logprob_loss cannot use residual='logits'"),
+        ({"implementation": "xla_vocab"}, "cannot use implementation='xla_vocab': a closed loss"),
         ({"tokens": jnp.full((5, 7), 29)}, r"tokens must be in \[0, 29\), found 29 at \[0, 0\]"),
     ],
 )
@@ -227,4 +244,4 @@ def test_what_does_not_fit_is_named(change, message):
     hidden, head, tokens, mask, aux, _ = sequences()
     arguments = {"hidden": hidden, "head": head, "tokens": tokens, "aux": aux, "mask": mask, **change}
     with pytest.raises(ValueError, match=message):
-        linear_logprob_loss(loss_fn=cross_entropy, **arguments)
+        linear_logprob_loss(**call(loss_fn=cross_entropy, **arguments))

@@ -7,9 +7,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from prm_jax.pallas import linear_logprob, linear_lse_and_target
+from prm_jax.pallas import LogprobOptions, linear_logprob, linear_lse_and_target
 from prm_jax.pallas.linear_logprob import tile, tiles
-from tests.pallas.backend_contract import BackendContract, error, oracle, problem
+from tests.pallas.backend_contract import BackendContract, call, error, oracle, problem
 
 XLA = ("xla_token", "xla_vocab")
 
@@ -23,7 +23,7 @@ class TestXlaVocab(BackendContract):
 
 
 def _loss(hidden, head, tokens, **options):
-    logp, lse = linear_logprob(hidden, head, tokens, **options)
+    logp, lse = linear_logprob(hidden, head, tokens, **call(**options))
     return jnp.sum(logp) + 0.1 * jnp.sum(lse * lse)
 
 
@@ -79,9 +79,11 @@ def test_kept_logits_save_a_product_and_change_no_number(implementation, softcap
 
     def f(hidden, head, **more):
         out = linear_lse_and_target(
-            hidden, head, tokens, entropy=True, implementation=implementation, token_block=5, vocab_block=7, **more,
-            **options,
-        )  # fmt: skip
+            hidden,
+            head,
+            tokens,
+            **call(entropy=True, implementation=implementation, token_block=5, vocab_block=7, **more, **options),
+        )
         return sum(jnp.sum(a * b) for a, b in zip(out, cotangents, strict=True))
 
     _, exact = oracle(hidden, head, tokens, cotangents=cotangents, **options)
@@ -127,7 +129,7 @@ def test_head_gradient_in_pieces(monkeypatch, head_layout):
     def gradients():
         def loss(hidden, head):
             logp, lse = linear_logprob(
-                hidden, head, tokens, implementation="xla_token", head_layout=head_layout, token_block=5
+                hidden, head, tokens, **call(implementation="xla_token", head_layout=head_layout, token_block=5)
             )
             return jnp.sum(logp + 0.1 * lse**2)
 
@@ -156,7 +158,7 @@ def test_the_same_bits_differentiated_or_not_and_with_the_entropy_or_without():
     hidden, head, tokens, _ = problem(64, 16, 515)
 
     def f(hidden, head, entropy):
-        return linear_lse_and_target(hidden, head, tokens, entropy=entropy)
+        return linear_lse_and_target(hidden, head, tokens, **call(entropy=entropy))
 
     def with_gradient(hidden, head, entropy):
         def loss(hidden, head):
@@ -264,7 +266,14 @@ H, W, Y = jnp.zeros((4, 8)), jnp.zeros((11, 8)), jnp.zeros((4,), jnp.int32)
 def test_what_does_not_fit_is_named(change, message):
     arguments = {"hidden": H, "head": W, "tokens": Y, **change}
     with pytest.raises(ValueError, match=message):
-        linear_logprob(**arguments)
+        linear_logprob(**call(**arguments))
+
+
+def test_the_implementation_may_be_given_alone_and_the_entropy_comes_last():
+    alone = linear_logprob(H, W, Y, implementation="xla_token")
+    full = linear_logprob(H, W, Y, options=LogprobOptions(implementation="xla_token", entropy=True))
+    jax.tree.map(np.testing.assert_array_equal, alone, full[:2])
+    np.testing.assert_allclose(full[2], np.log(11), rtol=1e-6)
 
 
 def test_token_ids_under_a_false_mask_are_not_looked_at():

@@ -8,7 +8,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from prm_jax.pallas import Target, linear_logprob, linear_lse_and_target
 from prm_jax.pallas.linear_logprob import mosaic_gpu
 from prm_jax.pallas.linear_logprob.tuned_blocks import TABLE
-from tests.pallas.backend_contract import error, oracle, problem
+from tests.pallas.backend_contract import call, error, oracle, problem
 
 KIND = "NVIDIA H100 80GB HBM3"
 needs_interpreter = pytest.mark.skipif(
@@ -36,9 +36,20 @@ def test_against_float64(layout, options, valid):
 
     def run(hidden, head):
         return linear_lse_and_target(
-            hidden, head, tokens, mask=mask, compact=valid is not None, implementation="mosaic_gpu", target=target,
-            vocab_block=128, head_layout=layout, entropy=True, **options,
-        )  # fmt: skip
+            hidden,
+            head,
+            tokens,
+            **call(
+                mask=mask,
+                compact=valid is not None,
+                implementation="mosaic_gpu",
+                target=target,
+                vocab_block=128,
+                head_layout=layout,
+                entropy=True,
+                **options,
+            ),
+        )
 
     def both(hidden, head):
         outputs, vjp = jax.vjp(run, hidden, head)
@@ -59,7 +70,7 @@ def lowered(count, width, vocab, *, gradient=False, dtype=jnp.bfloat16, **option
 
     def f(hidden, head, tokens, mask):
         out = linear_lse_and_target(
-            hidden, head, tokens, mask=mask, implementation="mosaic_gpu", target=Target("gpu", KIND), **options
+            hidden, head, tokens, **call(mask=mask, implementation="mosaic_gpu", target=Target("gpu", KIND), **options)
         )
         return sum(jnp.sum(x) for x in out)
 
@@ -120,11 +131,11 @@ def test_what_the_kernel_cannot_do_is_named(shape, dtype, kind, options, message
     hidden, head, tokens, _ = problem(*shape, dtype=dtype)
     with pytest.raises(ValueError, match=message):
         head = head.T if options.get("head_layout") == "dv" else head
-        linear_logprob(hidden, head, tokens, implementation="mosaic_gpu", target=Target("gpu", kind), **options)
+        linear_logprob(hidden, head, tokens, **call(implementation="mosaic_gpu", target=Target("gpu", kind), **options))
 
 
 def test_a_gpu_gets_xla_unless_told_otherwise():
     hidden, head, tokens, _ = problem(8, 64, 512, dtype=jnp.bfloat16)
     target = Target("gpu", KIND)
-    text = jax.jit(lambda h: linear_logprob(h, head, tokens, target=target)[0]).lower(hidden).as_text()
+    text = jax.jit(lambda h: linear_logprob(h, head, tokens, **call(target=target))[0]).lower(hidden).as_text()
     assert "mosaic_gpu" not in text

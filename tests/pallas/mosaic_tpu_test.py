@@ -9,7 +9,7 @@ from prm_jax.pallas import Target, linear_logprob, linear_lse_and_target
 from prm_jax.pallas.linear_logprob import tuning
 from prm_jax.pallas.linear_logprob.problem import Inputs, Spec
 from prm_jax.pallas.linear_logprob.tuned_blocks import TABLE
-from tests.pallas.backend_contract import BackendContract, error, oracle, problem
+from tests.pallas.backend_contract import BackendContract, call, error, oracle, problem
 
 INTERPRETED = Target("tpu", "TPU v5e", interpret=True)
 
@@ -25,7 +25,7 @@ class TestMosaicTpu(BackendContract):
 
         def gradient(hidden, tokens):
             options = {"target": Target("tpu", "TPU v5e"), "implementation": "mosaic_tpu"}
-            return jax.grad(lambda h: linear_logprob(h, head, tokens, **options)[0].sum())(hidden)
+            return jax.grad(lambda h: linear_logprob(h, head, tokens, **call(**options))[0].sum())(hidden)
 
         batched = jax.jit(jax.vmap(gradient)).trace(hidden.reshape(2, 32, 128), tokens.reshape(2, 32))
         assert batched.lower(lowering_platforms=("tpu",)).as_text().count("tpu_custom_call") == 2
@@ -37,9 +37,11 @@ def run(hidden, head, tokens, cotangents, *, bias=None, wanted=(0, 1), **options
     def f(*differentiated):
         arrays = dict(enumerate((hidden, head, bias))) | dict(zip(wanted, differentiated, strict=True))
         return linear_lse_and_target(
-            arrays[0], arrays[1], tokens, bias=arrays[2], entropy=True, implementation="mosaic_tpu",
-            target=INTERPRETED, **options,
-        )  # fmt: skip
+            arrays[0],
+            arrays[1],
+            tokens,
+            **call(bias=arrays[2], entropy=True, implementation="mosaic_tpu", target=INTERPRETED, **options),
+        )
 
     def both(*differentiated):
         outputs, vjp = jax.vjp(f, *differentiated)
@@ -56,9 +58,18 @@ def test_all_at_once_against_float64(compact):
     options = {"mask": jnp.arange(70) % 5 < 3, "temperature": jnp.linspace(0.5, 2.0, 70), "softcap": 3.0}
     layout = "dv" if compact else "vd"
     outputs, gradients = run(
-        jnp.where(options["mask"][:, None], hidden, jnp.nan), head.T if compact else head, tokens, cotangents,
-        bias=bias, wanted=(0, 1, 2), token_block=16, vocab_block=128, head_layout=layout, compact=compact, **options,
-    )  # fmt: skip
+        jnp.where(options["mask"][:, None], hidden, jnp.nan),
+        head.T if compact else head,
+        tokens,
+        cotangents,
+        bias=bias,
+        wanted=(0, 1, 2),
+        token_block=16,
+        vocab_block=128,
+        head_layout=layout,
+        compact=compact,
+        **options,
+    )
     gradients = (gradients[0], gradients[1].T if compact else gradients[1], gradients[2])
     exact, exact_gradients = oracle(hidden, head, tokens, cotangents=cotangents, bias=bias, **options)
     for ours, expected in zip((*outputs, *gradients), (*exact, *exact_gradients), strict=True):
@@ -82,7 +93,7 @@ def lowered(count, width, vocab, kind, *, gradient, **options):
 
     def f(hidden, head, tokens, mask):
         logp, lse = linear_logprob(
-            hidden, head, tokens, mask=mask, implementation="mosaic_tpu", target=Target("tpu", kind), **options
+            hidden, head, tokens, **call(mask=mask, implementation="mosaic_tpu", target=Target("tpu", kind), **options)
         )
         return jnp.sum(logp) + jnp.sum(lse)
 
@@ -115,8 +126,10 @@ def test_every_entry_of_the_table_fits_and_lowers(kind):
         inputs = Inputs(
             jax.ShapeDtypeStruct((count, width), jnp.dtype(dtype)),
             jax.ShapeDtypeStruct((151936, width), jnp.dtype(dtype)),
-            None, None, jax.ShapeDtypeStruct((count,), jnp.int32),
-        )  # fmt: skip
+            None,
+            None,
+            jax.ShapeDtypeStruct((count,), jnp.int32),
+        )
         spec = Spec(target=Target("tpu", f"TPU {device}"))
         blocks = tuning.tpu_blocks(spec, inputs, which)
         assert blocks is not None and (blocks.tokens, blocks.vocab) == TABLE[device, which, dtype, width, count], tiles
@@ -136,7 +149,7 @@ def test_a_tile_that_does_not_fit_shrinks_and_features_that_never_fit_are_refuse
     assert tiles(65536, "TPU v5p") is None
     with pytest.raises(ValueError, match="'mosaic_tpu' cannot do this: D=65536 features"):
         jax.eval_shape(
-            lambda h, w, y: linear_logprob(h, w, y, implementation="mosaic_tpu", target=INTERPRETED),
+            lambda h, w, y: linear_logprob(h, w, y, **call(implementation="mosaic_tpu", target=INTERPRETED)),
             *(jax.ShapeDtypeStruct((n, 65536), jnp.float32) for n in (64, 512)),
             jax.ShapeDtypeStruct((64,), jnp.int32),
         )
@@ -152,7 +165,7 @@ def test_a_tile_that_does_not_fit_shrinks_and_features_that_never_fit_are_refuse
 def test_what_the_kernels_cannot_do_is_named(options, dtype, message):
     hidden, head, tokens, _ = problem(4, 8, 16, dtype=dtype)
     with pytest.raises(ValueError, match=message):
-        linear_logprob(hidden, head, tokens, implementation="mosaic_tpu", target=INTERPRETED, **options)
+        linear_logprob(hidden, head, tokens, **call(implementation="mosaic_tpu", target=INTERPRETED, **options))
 
 
 def test_a_tpu_gets_the_kernels_where_the_compiler_has_nothing_to_split():
@@ -162,7 +175,7 @@ def test_a_tpu_gets_the_kernels_where_the_compiler_has_nothing_to_split():
     spec = jax.sharding.PartitionSpec
 
     def f(hidden, head, tokens):
-        return linear_logprob(hidden, head, tokens, target=target)[0]
+        return linear_logprob(hidden, head, tokens, **call(target=target))[0]
 
     whole = jax.shard_map(f, mesh=mesh, in_specs=(spec("data"), spec(), spec("data")), out_specs=spec("data"))
     for g, expected in ((f, 0), (whole, 1)):  # eight devices, and an array that may be split over them
@@ -174,7 +187,7 @@ def test_valid_tokens_set_the_grid():
     hidden, head, tokens, _ = problem(64, 8, 128)
     traced = jax.make_jaxpr(
         lambda m: linear_logprob(
-            hidden, head, tokens, mask=m, compact=True, implementation="mosaic_tpu", target=INTERPRETED
+            hidden, head, tokens, **call(mask=m, compact=True, implementation="mosaic_tpu", target=INTERPRETED)
         )
     )(np.ones(64, bool))
     assert "DynamicGridDim" in str(traced)

@@ -5,8 +5,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from prm_jax.pallas import linear_logprob, sharded_lse_and_target
-from tests.pallas.backend_contract import error, oracle, problem
+from prm_jax.pallas import LogprobOptions, Partition, linear_logprob, sharded_lse_and_target
+from tests.pallas.backend_contract import call, error, oracle, problem
 
 COUNT, WIDTH, VOCAB = 24, 8, 44
 
@@ -17,7 +17,7 @@ def make_mesh(*sizes):
     return jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
 
 
-def check(mesh, *, layout="vd", **axes):
+def check(partition, *, layout="vd", **given):
     """Outputs and all three gradients against float64, with everything that a call may have."""
     hidden, head, tokens, bias = problem(COUNT, WIDTH, VOCAB)
     tokens = tokens.at[1:5].set(jnp.array([10, 11, 21, 22]))  # borders of four and of two devices' columns
@@ -27,9 +27,12 @@ def check(mesh, *, layout="vd", **axes):
 
     def run(hidden, head, bias):
         return sharded_lse_and_target(
-            mesh, hidden, head, tokens, bias=bias, entropy=True, head_layout=layout, token_block=4, vocab_block=5,
-            **axes, **options,
-        )  # fmt: skip
+            partition,
+            hidden,
+            head,
+            tokens,
+            **call(bias=bias, entropy=True, head_layout=layout, token_block=4, vocab_block=5, **given, **options),
+        )
 
     def both(hidden, head, bias):
         outputs, vjp = jax.vjp(run, hidden, head, bias)
@@ -47,7 +50,7 @@ def check(mesh, *, layout="vd", **axes):
     [((2, 2), "xla_vocab"), ((1, 4), "xla_vocab"), ((4, 1), "xla_vocab"), ((1, 4), "xla_token")],
 )
 def test_vocabulary_parallel(shape, implementation):
-    check(make_mesh(*shape), token_axes=("data",), gather_axes=(), implementation=implementation)
+    check(Partition(make_mesh(*shape), ("data",), gather_axes=()), implementation=implementation)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +58,7 @@ def test_vocabulary_parallel(shape, implementation):
     [((2, 2, 2), "vd", True), ((1, 4, 1), "vd", False), ((1, 2, 4), "dv", True)],
 )
 def test_rows_over_data_and_fsdp_and_a_head_split_both_ways(shape, layout, compact):
-    check(make_mesh(*shape), layout=layout, compact=compact)
+    check(Partition(make_mesh(*shape)), layout=layout, compact=compact)
 
 
 def test_the_head_is_never_whole():
@@ -66,7 +69,9 @@ def test_the_head_is_never_whole():
     hidden, tokens, head = *jax.device_put((hidden, tokens), placed[0]), jax.device_put(head, placed[1])
 
     def loss(hidden, head):
-        lse, target = sharded_lse_and_target(mesh, hidden, head, tokens, vocab_block=256)
+        lse, target = sharded_lse_and_target(
+            Partition(mesh), hidden, head, tokens, options=LogprobOptions(vocab_block=256)
+        )
         return jnp.sum(target - lse)
 
     compiled = jax.jit(jax.grad(loss, (0, 1)), out_shardings=placed).lower(hidden, head).compile()
@@ -85,7 +90,8 @@ def test_a_token_outside_the_whole_vocabulary_gives_nan():
     mesh = make_mesh(1, 4)
     hidden, head, tokens, _ = problem(4, WIDTH, VOCAB)
     tokens = jnp.array([43, 44, -1, 11])
-    run = jax.jit(lambda y: sharded_lse_and_target(mesh, hidden, head, y, token_axes=("data",), gather_axes=()))
+    partition = Partition(mesh, ("data",), gather_axes=())
+    run = jax.jit(lambda y: sharded_lse_and_target(partition, hidden, head, y))
     lse, target = run(tokens)
     np.testing.assert_array_equal(np.isnan(target), [False, True, True, False])
     assert np.all(np.isfinite(lse))
@@ -96,7 +102,7 @@ def test_without_the_check_of_varying_axes_the_vocabulary_is_refused():
     hidden, head, tokens, _ = problem(4, WIDTH, VOCAB)
 
     def local(hidden, head, tokens):
-        return linear_logprob(hidden, head, tokens, vocab_axis="tensor")
+        return linear_logprob(hidden, head, tokens, **call(vocab_axis="tensor"))
 
     specs = {"in_specs": (P("data"), P("tensor"), P("data")), "out_specs": P("data"), "check_vma": False}
     with pytest.raises(ValueError, match="check_vma=True"):
@@ -104,21 +110,24 @@ def test_without_the_check_of_varying_axes_the_vocabulary_is_refused():
     with pytest.raises(ValueError, match="check_vma=True"):
         local(hidden, head, tokens)
     with pytest.raises(ValueError, match="gather_axes names 'fsdp'"):
-        linear_logprob(hidden, head, tokens, gather_axes=("fsdp",))
+        linear_logprob(hidden, head, tokens, **call(gather_axes=("fsdp",)))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vocab_axis": "model"}, r"axes \('data', 'tensor'\), not 'model', which is to split V"),
+        ({"vocab_axis": "model"}, r"axes \('data', 'tensor'\), not 'model', which should split V"),
         ({"tokens": jnp.zeros((3,), jnp.int32), "hidden": jnp.zeros((3, 8))}, "T=3 cannot be split into 2"),
         ({"head": jnp.zeros((45, 8))}, "V=45 cannot be split into 2"),
         ({"gather_axes": ("tensor",)}, "gather_axes must be among token_axes"),
         ({"hidden": jnp.zeros((2, 2, 8))}, "two dimensions"),
+        ({"options": LogprobOptions(vocab_axis="data")}, "cannot use vocab_axis='data': it is set by the partition"),
     ],
 )
 def test_what_does_not_fit_the_mesh_is_named(change, message):
     arguments = {"hidden": jnp.zeros((4, 8)), "head": jnp.zeros((44, 8)), "tokens": jnp.zeros((4,), jnp.int32)}
     axes = {"token_axes": ("data",), "gather_axes": (), **change}
+    axes = {name: axes[name] for name in ("token_axes", "vocab_axis", "gather_axes") if name in axes}
+    arguments.update({name: value for name, value in change.items() if name not in axes})
     with pytest.raises(ValueError, match=message):
-        sharded_lse_and_target(make_mesh(2, 2), **{**arguments, **axes})
+        sharded_lse_and_target(Partition(make_mesh(2, 2), **axes), **arguments)

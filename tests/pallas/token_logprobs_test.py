@@ -11,8 +11,14 @@ from prm_jax.models import ModelConfig, init_params, token_logprobs, token_logpr
 
 def test_compacted_log_probs_of_a_model_and_their_gradient_are_the_same():
     config = ModelConfig(
-        vocab_size=37, hidden_size=16, intermediate_size=24, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8,
-    )  # fmt: skip
+        vocab_size=37,
+        hidden_size=16,
+        intermediate_size=24,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+    )
     params = init_params(config, jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), (8, 100), 0, 37)
     mask = jnp.arange(100) < jnp.array([0, 3, 100, 50, 7, 1, 20, 30])[:, None]

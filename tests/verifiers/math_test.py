@@ -7,9 +7,10 @@ import pytest
 
 from prm_jax.errors import UserError
 from prm_jax.verifiers import MathPool, MathVerifier, check_reference, check_references
-from prm_jax.verifiers.latex import tokens
+from prm_jax.verifiers.lexer import tokens
 from prm_jax.verifiers.limits import MAX_LENGTH
 from tests.verifiers.math_pairs import PAIRS
+from tests.verifiers.math_writings import WRITINGS
 
 pytest.importorskip("mpmath", reason="needs the extra 'math'")
 
@@ -112,8 +113,18 @@ def test_pairs_of_known_truth(verifier, kind):
     assert found == expected
 
 
+@pytest.mark.parametrize("kind", WRITINGS)
+def test_writings_of_known_truth(verifier, kind):
+    references, right, wrong = WRITINGS[kind]
+    for reference in references:
+        verdicts = verifier.verify_many([*right, *wrong], [reference] * (len(right) + len(wrong)))
+        passed = [answer for answer, verdict in zip([*right, *wrong], verdicts, strict=True) if verdict.score]
+        assert passed == right, reference
+
+
 def test_strict_mode_passes_nothing_wrong(strict):
     wrong = [(answer, row[0]) for rows in PAIRS.values() for row in rows for answer in row[2]]
+    wrong += [(answer, gold) for golds, _, answers in WRITINGS.values() for gold in golds for answer in answers]
     verdicts = strict.verify_many([answer for answer, _ in wrong], [reference for _, reference in wrong])
     assert [pair for pair, verdict in zip(wrong, verdicts, strict=True) if verdict.status == "pass"] == []
 

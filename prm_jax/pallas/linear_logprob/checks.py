@@ -1,12 +1,10 @@
-"""Checks of the arguments: what does not fit is named before anything is computed."""
+"""Checks of the arguments: invalid ones are named before anything is computed."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 DTYPES = ("float32", "bfloat16", "float16")
-LAYOUTS = ("vd", "dv")
-RESIDUALS = ("recompute", "logits")
 
 
 def check_arrays(
@@ -25,8 +23,6 @@ def check_arrays(
     Raises:
       ValueError: naming the argument, what was expected and what was found.
     """
-    if head_layout not in LAYOUTS:
-        raise ValueError(f"head_layout must be one of {', '.join(map(repr, LAYOUTS))}, found {head_layout!r}")
     form = "[V, D]" if head_layout == "vd" else "[D, V]"
     d_axis, v_axis = head_layout.index("d"), head_layout.index("v")
     if hidden.ndim != 2 or head.ndim != 2 or hidden.shape[1] != head.shape[d_axis] * head_parts:
@@ -50,34 +46,23 @@ def check_arrays(
         raise ValueError(f"temperature must be a scalar or [T={count}], found shape {jnp.shape(temperature)}")
 
 
-def check_options(
-    temperature: float | jax.Array,
-    softcap: float | None,
-    residual: str,
-    token_block: int | None,
-    vocab_block: int | None,
-) -> None:
+def check_scalars(temperature: float | jax.Array, softcap: float | None) -> None:
     """Values that are known before anything runs.
 
     Raises:
-      ValueError: naming the option and what was found.
+      ValueError: naming the argument and what was found.
     """
     if isinstance(temperature, int | float) and not temperature > 0:
         raise ValueError(f"temperature must be positive, found {temperature}")
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap must be positive, found {softcap}")
-    if residual not in RESIDUALS:
-        raise ValueError(f"residual must be one of {', '.join(map(repr, RESIDUALS))}, found {residual!r}")
-    for label, block in (("token_block", token_block), ("vocab_block", vocab_block)):
-        if block is not None and block < 1:
-            raise ValueError(f"{label} must be positive, found {block}")
 
 
 def check_token_range(tokens: jax.Array, mask: jax.Array | None, vocab: int) -> None:
-    """Token ids under the mask lie in [0, vocab); outside jit only, where their values can be seen.
+    """Token ids under the mask are in [0, vocab); outside jit only, where their values are known.
 
     Raises:
-      ValueError: with the first one that does not, and its place.
+      ValueError: with the first one that is not, and its index.
     """
     for array in (tokens, mask):
         if isinstance(array, jax.core.Tracer) or not getattr(array, "is_fully_addressable", True):

@@ -1,8 +1,8 @@
 """Losses that close inside a chunk of rows: three matrix products where recomputing the logits takes four.
 
-A loss whose derivative by each log-prob is known as soon as the chunk's own log-probs are (the cross-entropy of an
-implicit reward inside a sequence, a clipped surrogate inside a token) needs no second pass over the head: the
-chunk's logits are still there when its weights are, and its gradients are made on the spot.
+Some losses have derivatives by each log-prob that depend on the chunk's own log-probs alone: the cross-entropy of an
+implicit reward within a sequence, a clipped surrogate within a token. They need no second pass over the head: the
+gradients are computed while the chunk's logits still exist.
 """
 
 import dataclasses
@@ -17,14 +17,13 @@ from jax.custom_derivatives import SymbolicZero
 
 from prm_jax.pallas.linear_logprob import checks, tiles
 from prm_jax.pallas.linear_logprob.blocking import TokenBlocks, loop
-from prm_jax.pallas.linear_logprob.dispatch import this_machine
+from prm_jax.pallas.linear_logprob.dispatch import make_spec
+from prm_jax.pallas.linear_logprob.options import LogprobOptions
 from prm_jax.pallas.linear_logprob.problem import (
     Gradients,
     Inputs,
-    Layout,
     Outputs,
     Spec,
-    Target,
     Wanted,
     vocab_size,
 )
@@ -38,7 +37,7 @@ _COMPACT_TOKENS = 256  # what a chunk is cut into where work follows the valid t
 
 
 class TokenStatistics(NamedTuple):
-    """What a loss is made of, float32, 0 where the mask is False.
+    """What a loss reads, float32, 0 where the mask is False.
 
     Attributes:
       logp: [N, ...] log-probs of the tokens.
@@ -65,43 +64,59 @@ def linear_logprob_loss(
     temperature: float | jax.Array = 1.0,
     softcap: float | None = None,
     bias: jax.Array | None = None,
-    entropy: bool = False,
-    head_layout: Layout = "vd",
-    compact: bool = False,
-    target: Target | None = None,
-    row_block: int | None = None,
+    options: LogprobOptions = LogprobOptions(),
 ) -> tuple[jax.Array, TokenStatistics]:
     """``loss_fn`` of the log-probs, with its gradient made in the same pass over the head.
 
-    ``loss_fn(statistics, aux)`` must be a sum over rows, ``loss_fn(whole) = sum of loss_fn(chunks of rows)``: it is
-    called with chunks for the gradient and once with everything for the value.  For hidden states [B, T, D] the rows
-    are sequences, and it may sum over their tokens as it likes; for [T, D] each token is a row.
-
-    Gradients reach ``hidden``, ``head`` and ``bias``, through the loss alone; a frozen one costs nothing.  At most
-    one chunk's logits exist at a time, float32; the head's gradient is summed in float32.
+    ``loss_fn(statistics, aux)`` must be a sum over rows: it is called with chunks for the gradient and once with
+    everything for the value. For hidden states [B, T, D] the rows are sequences, whose tokens it may combine in any
+    way; for [T, D] each token is a row. Gradients reach ``hidden``, ``head`` and ``bias``, through the loss alone; a
+    frozen one costs nothing. One chunk's logits exist at a time, float32; the head's gradient is summed in float32.
 
     Args:
       hidden: [N, ..., D] float32, bfloat16 or float16.
       head: [V, D], or [D, V] for ``head_layout="dv"``.
       tokens: [N, ...] int in [0, V); see ``linear_lse_and_target``.
-      loss_fn: (TokenStatistics of [n, ...], aux of n rows) -> scalar.  Jittable; arrays it reads come in ``aux``.
+      loss_fn: (TokenStatistics of [n, ...], aux of n rows) -> scalar. Jittable; arrays that it reads come in ``aux``.
       aux: pytree of arrays [N, ...] (advantages, labels, the mask); no gradient.
-      mask: [N, ...] bool; tokens where it is False have statistics 0 and no gradient.  All False is fine.
+      mask: [N, ...] bool; tokens where it is False have statistics 0 and no gradient. May be False everywhere.
       temperature: a positive scalar or [N, ...]; no gradient.
       softcap: positive, or None.
       bias: [V], or None.
-      entropy: gives ``loss_fn`` the entropy too.
-      head_layout: "vd" or "dv".
-      compact: work in proportion to the tokens under the mask, the same results; see ``linear_lse_and_target``.
-      target: the device to compile for; None is this machine's.
-      row_block: rows of a chunk; None makes chunks of 256 tokens on a CPU and of 1,024 elsewhere.
+      options: see ``LogprobOptions``. ``token_block`` is the size of a chunk in tokens, rounded down to whole rows but
+        at least one; None: 256 on a CPU, 1,024 elsewhere. Those that choose or split a kernel do not apply.
 
     Returns:
       ``(loss [] float32, statistics [N, ...])``; no gradient flows through the statistics.
 
     Raises:
-      ValueError: for shapes, dtypes or token ids that do not fit, by name.
+      ValueError: naming the argument, for shapes, dtypes, token ids and options that do not fit.
     """
+    _check_rows(hidden, tokens, mask, aux)
+    _check_options(options)
+    checks.check_scalars(temperature, softcap)
+    shape = hidden.shape[:-1]
+    _check_flat(hidden, head, tokens, mask, temperature, bias, options.head_layout)
+    spec = make_spec(dataclasses.replace(options, residual="logits", token_block=None), softcap)
+    checks.check_token_range(tokens, mask, vocab_size(spec, head))
+    valid = jnp.ones(shape, bool) if mask is None else mask
+    compact = options.compact and mask is not None
+    # Flat tokens are sorted here, once; the tokens of sequences inside their chunk, which must stay whole.
+    order = jnp.argsort(~valid, stable=True) if compact and len(shape) == 1 else None
+    clean = jnp.where(valid[..., None], hidden, 0), jnp.where(valid, tokens.astype(jnp.int32), 0)
+    inverse = inverse_temperatures(temperature, valid, shape)
+    arrays = _Arrays(clean[0], head, bias, inverse, clean[1], valid, jax.tree.map(jnp.asarray, aux))
+    if order is not None:
+        arrays = arrays.rows(lambda x: permuted(x, order))
+    static = _Static(loss_fn, spec, compact, _rows(spec, arrays, options.token_block))
+    total, statistics = _closed(static, *align(arrays))
+    if order is not None:
+        statistics = jax.tree.map(lambda x: permuted(x, jnp.argsort(order)), statistics)
+    return total, jax.lax.stop_gradient(statistics)
+
+
+def _check_rows(hidden: jax.Array, tokens: jax.Array, mask: jax.Array | None, aux: Any) -> None:
+    """All arrays have the same rows."""
     if hidden.ndim < 2:
         raise ValueError(f"hidden must be [N, ..., D], found {hidden.shape}")
     shape = hidden.shape[:-1]
@@ -111,34 +126,35 @@ def linear_logprob_loss(
     for leaf in jax.tree.leaves(aux):
         if jnp.shape(leaf)[:1] != shape[:1]:
             raise ValueError(f"aux must hold arrays with {shape[0]} rows, found one of shape {jnp.shape(leaf)}")
-    checks.check_options(temperature, softcap, "logits", row_block, None)
+
+
+def _check_flat(
+    hidden: jax.Array,
+    head: jax.Array,
+    tokens: jax.Array,
+    mask: jax.Array | None,
+    temperature: float | jax.Array,
+    bias: jax.Array | None,
+    head_layout: str,
+) -> None:
+    """The checks of flat rows."""
+    shape = hidden.shape[:-1]
     each = temperature if jnp.ndim(temperature) == 0 else jnp.broadcast_to(temperature, shape).reshape(-1)
     flat_mask = None if mask is None else mask.reshape(-1)
     flat = hidden.reshape(-1, hidden.shape[-1])
     checks.check_arrays(flat, head, tokens.reshape(-1), flat_mask, each, bias, head_layout)
-    spec = Spec(
-        softcap=softcap, entropy=entropy, head_layout=head_layout, residual="logits", target=target or this_machine()
+
+
+def _check_options(options: LogprobOptions) -> None:
+    """No option is set that a closed loss ignores."""
+    options.refuse(
+        "linear_logprob_loss",
+        implementation="a closed loss always runs as XLA's products",
+        residual="its gradient is made while a chunk's logits exist",
+        vocab_block="a chunk has the whole vocabulary",
+        vocab_axis="the head must be whole",
+        gather_axes="the head must be whole",
     )
-    checks.check_token_range(tokens, mask, vocab_size(spec, head))
-    valid = jnp.ones(shape, bool) if mask is None else mask
-    # Flat tokens are sorted here, once; the tokens of sequences inside their chunk, which must stay whole.
-    order = jnp.argsort(~valid, stable=True) if compact and mask is not None and len(shape) == 1 else None
-    arrays = _Arrays(
-        jnp.where(valid[..., None], hidden, 0),
-        head,
-        bias,
-        inverse_temperatures(temperature, valid, shape),
-        jnp.where(valid, tokens.astype(jnp.int32), 0),
-        valid,
-        jax.tree.map(jnp.asarray, aux),
-    )
-    if order is not None:
-        arrays = arrays.rows(lambda x: permuted(x, order))
-    static = _Static(loss_fn, spec, compact and mask is not None, _rows(spec, arrays, row_block))
-    total, statistics = _closed(static, *align(arrays))
-    if order is not None:
-        statistics = jax.tree.map(lambda x: permuted(x, jnp.argsort(order)), statistics)
-    return total, jax.lax.stop_gradient(statistics)
 
 
 class _Arrays(NamedTuple):
@@ -166,11 +182,11 @@ class _Static:
     rows: int
 
 
-def _rows(spec: Spec, arrays: _Arrays, row_block: int | None) -> int:
-    if row_block is not None:
-        return row_block
-    tokens = _TOKENS if spec.target.platform == "cpu" else _TOKENS_ACCELERATOR
-    tokens = max(tokens, _LOGITS // vocab_size(spec, arrays.head))
+def _rows(spec: Spec, arrays: _Arrays, tokens: int | None) -> int:
+    """Rows of a chunk of about so many tokens."""
+    if tokens is None:
+        tokens = _TOKENS if spec.target.platform == "cpu" else _TOKENS_ACCELERATOR
+        tokens = max(tokens, _LOGITS // vocab_size(spec, arrays.head))
     return max(1, tokens // max(1, math.prod(arrays.hidden.shape[1:-1])))
 
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 import jax
 from jax.custom_derivatives import SymbolicZero
 
+from prm_jax.pallas.linear_logprob.options import LogprobOptions
 from prm_jax.pallas.linear_logprob.problem import Backend, Inputs, Outputs, Spec, Target
 
 _PLATFORMS = {"xla_vocab": None, "xla_token": None, "mosaic_tpu": "tpu", "mosaic_gpu": "gpu"}
@@ -21,17 +22,31 @@ def this_machine() -> Target:
     return Target(jax.default_backend(), jax.devices()[0].device_kind)
 
 
+def make_spec(options: LogprobOptions, softcap: float | None) -> Spec:
+    """The static part of a call with these options."""
+    return Spec(
+        softcap=softcap,
+        entropy=options.entropy,
+        head_layout=options.head_layout,
+        residual=options.residual,
+        gather_axes=options.gather_axes,
+        target=options.target or this_machine(),
+        token_block=options.token_block,
+        vocab_block=options.vocab_block,
+    )
+
+
 def backend(name: str) -> Backend:
-    """The backend's module; a kernel's imports are paid for only where it is used."""
+    """The backend's module; a kernel is imported only where it is used."""
     return cast(Backend, importlib.import_module(f"prm_jax.pallas.linear_logprob.{name}"))
 
 
 def choose(implementation: str | None, spec: Spec, inputs: Inputs) -> str:
     """The backend's name: the given one if it can do the call, the platform's best for None.
 
-    None is "xla_vocab" on a CPU; "xla_token" on a GPU, where matrix products of XLA are as fast as any kernel's;
-    on a TPU "mosaic_tpu" where that can run (it cannot be partitioned by the compiler: one device, or under
-    ``shard_map``), else "xla_token".
+    None is "xla_vocab" on a CPU; "xla_token" on a GPU, where XLA's matrix products are as fast as a kernel's; on a TPU
+    "mosaic_tpu" where it can run (the compiler cannot partition it: one device, or under ``shard_map``), else
+    "xla_token".
 
     Raises:
       ValueError: for an unknown name, a backend that the target lacks, or one that cannot do this call.

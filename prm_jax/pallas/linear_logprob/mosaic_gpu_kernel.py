@@ -51,6 +51,19 @@ class Shape(NamedTuple):
         return WARPGROUPS * self.rows
 
 
+class Scratch(NamedTuple):
+    """Shared memory and barriers of a block of threads."""
+
+    hidden_s: Any
+    head_s: Any
+    tokens_s: Any
+    inverse_s: Any
+    out_s: Any
+    full: Any
+    empty: Any
+    rows_ready: Any
+
+
 def call(shape: Shape, interpret: Any, operands: list[jax.Array], kind: Any) -> jax.Array:
     """Partial statistics [``shape.statistics``, splits, T].
 
@@ -94,28 +107,28 @@ def call(shape: Shape, interpret: Any, operands: list[jax.Array], kind: Any) -> 
 def _body(shape: Shape, hidden: Any, head: Any, tokens: Any, inverse: Any, *refs: Any, **scratch: Any) -> None:
     warpgroup, out = lax.axis_index("warpgroup"), refs[-1]
     if not shape.valid:
-        _work(shape, warpgroup, hidden, head, tokens, inverse, out, scratch)
+        _work(shape, warpgroup, hidden, head, tokens, inverse, out, Scratch(**scratch))
         return
 
     @pl.when(lax.axis_index("rows") * CLUSTER * shape.block_rows < refs[0][0])  # both blocks of a cluster, or none
     def _() -> None:
-        _work(shape, warpgroup, hidden, head, tokens, inverse, out, scratch)
+        _work(shape, warpgroup, hidden, head, tokens, inverse, out, Scratch(**scratch))
 
 
 def _work(
-    shape: Shape, warpgroup: Any, hidden: Any, head: Any, tokens: Any, inverse: Any, out: Any, scratch: dict[str, Any]
+    shape: Shape, warpgroup: Any, hidden: Any, head: Any, tokens: Any, inverse: Any, out: Any, scratch: Scratch
 ) -> None:
     @pl.when(warpgroup < WARPGROUPS)
     def _() -> None:
         if not shape.interpret:
             plgpu.set_max_registers(232, action="increase")
-        _multiply(shape, tokens, inverse, out, **scratch)
+        _multiply(shape, tokens, inverse, out, scratch)
 
     @pl.when(warpgroup == WARPGROUPS)
     def _() -> None:
         if not shape.interpret:
             plgpu.set_max_registers(40, action="decrease")
-        _fetch(shape, hidden, head, **scratch)
+        _fetch(shape, hidden, head, scratch)
 
 
 def _first_row(shape: Shape) -> jax.Array:
@@ -129,10 +142,9 @@ def _column(shape: Shape, block: Any) -> tuple[Any, Any]:
     return jnp.minimum(own, shape.vocab - shape.columns), own
 
 
-def _fetch(
-    shape: Shape, hidden: Any, head: Any, *, hidden_s: Any, head_s: Any, full: Any, empty: Any, **_: Any
-) -> None:
+def _fetch(shape: Shape, hidden: Any, head: Any, scratch: Scratch) -> None:
     """Fills the ring: one step is a piece of this block's rows, and half a piece of the head for both blocks."""
+    hidden_s, head_s, full, empty = scratch.hidden_s, scratch.head_s, scratch.full, scratch.empty
     total = shape.vocab_blocks * shape.feature_steps
     row = _first_row(shape)
 
@@ -161,77 +173,75 @@ def _fetch(
     lax.fori_loop(max(0, total - shape.stages), total, drain, None)
 
 
-def _multiply(
-    shape: Shape,
-    tokens: Any,
-    inverse: Any,
-    out: Any,
-    *,
-    hidden_s: Any,
-    head_s: Any,
-    tokens_s: Any,
-    inverse_s: Any,
-    out_s: Any,
-    full: Any,
-    empty: Any,
-    rows_ready: Any,
-) -> None:
+def _multiply(shape: Shape, tokens: Any, inverse: Any, out: Any, scratch: Scratch) -> None:
     """The statistics of a warpgroup's rows over its split of the vocabulary."""
     warpgroup, split = lax.axis_index("warpgroup"), lax.axis_index("split")
-    tile = (shape.rows, shape.columns)
     mine = pl.ds(_first_row(shape) + warpgroup * shape.rows, shape.rows)
-    plgpu.copy_gmem_to_smem(tokens.at[mine], tokens_s.at[warpgroup], rows_ready.at[warpgroup])
-    plgpu.copy_gmem_to_smem(inverse.at[mine], inverse_s.at[warpgroup], rows_ready.at[warpgroup])
-    plgpu.barrier_wait(rows_ready.at[warpgroup])
-    token, scale = tokens_s[warpgroup], inverse_s[warpgroup]
-
-    def wide(rows: jax.Array) -> jax.Array:
-        return lax.broadcast_in_dim(rows, tile, [0])
-
-    def logits(block: Any) -> jax.Array:
-        def product(sums: Any) -> jax.Array:
-            def step(k: Any, _: None) -> None:
-                slot = lax.rem(block * shape.feature_steps + k, jnp.int32(shape.stages))
-                plgpu.barrier_wait(full.at[slot])
-                piece = head_s.at[slot]
-                rows = hidden_s.at[slot, pl.ds(warpgroup * shape.rows, shape.rows)]
-                plgpu.wgmma(sums, rows, piece.transpose((1, 0)) if shape.layout == "vd" else piece)
-                plgpu.wgmma_wait(0)
-                plgpu.barrier_arrive(empty.at[slot])
-
-            lax.fori_loop(0, shape.feature_steps, step, None)
-            return sums[...]
-
-        raw = pl.run_scoped(product, plgpu.ACC(tile, jnp.float32))
-        if shape.softcap is not None:
-            raw = shape.softcap * jnp.tanh(raw * (1.0 / shape.softcap))
-        return raw * wide(scale) if shape.temperature else raw
+    ready = scratch.rows_ready.at[warpgroup]
+    plgpu.copy_gmem_to_smem(tokens.at[mine], scratch.tokens_s.at[warpgroup], ready)
+    plgpu.copy_gmem_to_smem(inverse.at[mine], scratch.inverse_s.at[warpgroup], ready)
+    plgpu.barrier_wait(ready)
+    token, scale = scratch.tokens_s[warpgroup], scratch.inverse_s[warpgroup]
 
     def one_block(block: Any, stats: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        top, total, target = stats[:3]
-        x = logits(block)
-        first, own = _column(shape, block)
-        column = lax.broadcasted_iota(jnp.int32, tile, 1) + first
-        hit = column == wide(token)
-        if shape.vocab < shape.splits * shape.vocab_blocks * shape.columns:
-            hit = hit & (column >= own)
-        target = target + jnp.where(hit, x, 0.0).sum(axis=1)
-        if shape.vocab < shape.splits * shape.vocab_blocks * shape.columns:
-            x = jnp.where(column >= own, x, MASKED)
-        new_top = jnp.maximum(top, x.max(axis=1))
-        rescale = jnp.exp(top - new_top)
-        weights = jnp.exp(x - wide(new_top))
-        total = total * rescale + weights.sum(axis=1)
-        if shape.entropy:
-            return new_top, total, target, stats[3] * rescale + (weights * x).sum(axis=1)
-        return new_top, total, target
+        return _merge(shape, block, stats, _logits(shape, scratch, warpgroup, block, scale), token)
 
     zeros = jnp.zeros((shape.rows,), jnp.float32)
     start = (jnp.full((shape.rows,), MASKED, jnp.float32), *[zeros] * (shape.statistics - 1))
     stats = lax.fori_loop(0, shape.vocab_blocks, one_block, start)
     for i, x in enumerate(stats):
-        out_s[warpgroup, i] = x
+        scratch.out_s[warpgroup, i] = x
     plgpu.commit_smem()
     for i in range(shape.statistics):
-        plgpu.copy_smem_to_gmem(out_s.at[warpgroup, i], out.at[i, split, mine])
+        plgpu.copy_smem_to_gmem(scratch.out_s.at[warpgroup, i], out.at[i, split, mine])
     plgpu.wait_smem_to_gmem(0)
+
+
+def _wide(shape: Shape, rows: jax.Array) -> jax.Array:
+    """A number per row as a tile."""
+    return lax.broadcast_in_dim(rows, (shape.rows, shape.columns), [0])
+
+
+def _logits(shape: Shape, scratch: Scratch, warpgroup: Any, block: Any, scale: jax.Array) -> jax.Array:
+    """A tile of a warpgroup: the products of the ring's pieces as they arrive."""
+
+    def product(sums: Any) -> jax.Array:
+        def step(k: Any, _: None) -> None:
+            slot = lax.rem(block * shape.feature_steps + k, jnp.int32(shape.stages))
+            plgpu.barrier_wait(scratch.full.at[slot])
+            piece = scratch.head_s.at[slot]
+            rows = scratch.hidden_s.at[slot, pl.ds(warpgroup * shape.rows, shape.rows)]
+            plgpu.wgmma(sums, rows, piece.transpose((1, 0)) if shape.layout == "vd" else piece)
+            plgpu.wgmma_wait(0)
+            plgpu.barrier_arrive(scratch.empty.at[slot])
+
+        lax.fori_loop(0, shape.feature_steps, step, None)
+        return sums[...]
+
+    raw = pl.run_scoped(product, plgpu.ACC((shape.rows, shape.columns), jnp.float32))
+    if shape.softcap is not None:
+        raw = shape.softcap * jnp.tanh(raw * (1.0 / shape.softcap))
+    return raw * _wide(shape, scale) if shape.temperature else raw
+
+
+def _merge(
+    shape: Shape, block: Any, stats: tuple[jax.Array, ...], x: jax.Array, token: jax.Array
+) -> tuple[jax.Array, ...]:
+    """The running statistics with those of a tile."""
+    top, total, target = stats[:3]
+    first, own = _column(shape, block)
+    column = lax.broadcasted_iota(jnp.int32, (shape.rows, shape.columns), 1) + first
+    hit = column == _wide(shape, token)
+    overlaps = shape.vocab < shape.splits * shape.vocab_blocks * shape.columns
+    if overlaps:
+        hit = hit & (column >= own)
+    target = target + jnp.where(hit, x, 0.0).sum(axis=1)
+    if overlaps:
+        x = jnp.where(column >= own, x, MASKED)
+    new_top = jnp.maximum(top, x.max(axis=1))
+    rescale = jnp.exp(top - new_top)
+    weights = jnp.exp(x - _wide(shape, new_top))
+    total = total * rescale + weights.sum(axis=1)
+    if shape.entropy:
+        return new_top, total, target, stats[3] * rescale + (weights * x).sum(axis=1)
+    return new_top, total, target

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,12 +39,16 @@ def forward(spec: Spec, inputs: Inputs, *, keep: bool) -> tuple[Outputs, Any]:
     count, vocab = inputs.hidden.shape[0], shape.vocab
     rows, lanes = _rows(inputs, None, None), (blocks.tokens, kernels.LANES)
     tokens = pl.cdiv(count if inputs.valid is None else jnp.maximum(inputs.valid, 1), blocks.tokens)
-    out = _call(
-        functools.partial(kernels.forward_body, shape), spec, inputs, blocks, rows,
-        grid=(tokens, pl.cdiv(vocab, blocks.vocab)), semantics=("parallel", "arbitrary"),
+    launch = _Launch(
+        body=functools.partial(kernels.forward_body, shape),
+        name="linear_logprob_forward",
+        grid=(tokens, pl.cdiv(vocab, blocks.vocab)),
+        semantics=("parallel", "arbitrary"),
+        token_dimension=0,
         outputs=[((count, kernels.LANES), jnp.float32, pl.BlockSpec(lanes, lambda i, j: (i, 0)))],
-        scratch=[lanes] * 4, token_dimension=0, name="linear_logprob_forward",
-    )[0]  # fmt: skip
+        scratch=[lanes] * 4,
+    )
+    out = _call(launch, spec, inputs, blocks, rows)[0]
     known = (inputs.tokens >= 0) & (inputs.tokens < vocab)
     entropy = out[:, 2] if spec.entropy else None
     return Outputs(out[:, 0], jnp.where(known, out[:, 1], jnp.nan), entropy), None
@@ -100,12 +104,17 @@ def _all_gradients(
     ]
     if want_hidden:
         outputs.insert(0, ((total, width), jnp.float32, hidden_spec))
-    results = _call(
-        functools.partial(kernels.backward_body, shape, want_hidden), spec, inputs, blocks, rows,
-        grid=(pl.cdiv(shape.vocab, blocks.vocab), tokens), semantics=("arbitrary", "arbitrary"), outputs=outputs,
-        scratch=[block, (1, blocks.vocab)], token_dimension=1, name="linear_logprob_backward",
+    launch = _Launch(
+        body=functools.partial(kernels.backward_body, shape, want_hidden),
+        name="linear_logprob_backward",
+        grid=(pl.cdiv(shape.vocab, blocks.vocab), tokens),
+        semantics=("arbitrary", "arbitrary"),
+        token_dimension=1,
+        outputs=outputs,
+        scratch=[block, (1, blocks.vocab)],
         sums=[(jnp.zeros((total, width), jnp.float32), hidden_spec)] if want_hidden else [],
-    )  # fmt: skip
+    )
+    results = _call(launch, spec, inputs, blocks, rows)
     if not want_hidden:
         return None, results[0], results[1]
     return results[0][:count].astype(inputs.hidden.dtype), results[1], results[2]
@@ -118,37 +127,51 @@ def _hidden_gradient(spec: Spec, inputs: Inputs, rows: jax.Array) -> jax.Array:
     count, width = inputs.hidden.shape
     tokens = pl.cdiv(count if inputs.valid is None else jnp.maximum(inputs.valid, 1), blocks.tokens)
     spec_out = pl.BlockSpec((blocks.tokens, width), lambda i, j: (i, 0))
-    d_hidden = _call(
-        functools.partial(kernels.hidden_body, shape), spec, inputs, blocks, rows,
-        grid=(tokens, pl.cdiv(shape.vocab, blocks.vocab)), semantics=("parallel", "arbitrary"),
-        outputs=[((count, width), inputs.hidden.dtype, spec_out)], scratch=[(blocks.tokens, width)],
-        token_dimension=0, name="linear_logprob_backward_hidden",
-    )[0]  # fmt: skip
+    launch = _Launch(
+        body=functools.partial(kernels.hidden_body, shape),
+        name="linear_logprob_backward_hidden",
+        grid=(tokens, pl.cdiv(shape.vocab, blocks.vocab)),
+        semantics=("parallel", "arbitrary"),
+        token_dimension=0,
+        outputs=[((count, width), inputs.hidden.dtype, spec_out)],
+        scratch=[(blocks.tokens, width)],
+    )
+    d_hidden = _call(launch, spec, inputs, blocks, rows)[0]
     if inputs.valid is None:
         return d_hidden
     return jnp.where((jnp.arange(count) < inputs.valid)[:, None], d_hidden, 0)
 
 
-def _call(
-    body: Any,
-    spec: Spec,
-    inputs: Inputs,
-    blocks: Blocks,
-    rows: jax.Array,
-    *,
-    grid: tuple[Any, Any],
-    semantics: tuple[Any, Any],
-    outputs: Sequence[tuple[tuple[int, ...], Any, pl.BlockSpec]],
-    scratch: Sequence[tuple[int, ...]],
-    token_dimension: int,
-    name: str,
-    sums: Sequence[tuple[jax.Array, pl.BlockSpec]] = (),
-) -> tuple[jax.Array, ...]:
-    """A kernel over a grid of token and vocab blocks; ``sums`` are operands that alias the first outputs."""
+class _Launch(NamedTuple):
+    """A kernel and its grid.
+
+    Attributes:
+      body: the kernel.
+      name: of the kernel, in profiles.
+      grid: blocks of tokens and of the vocabulary, in the order of ``token_dimension``.
+      semantics: of the grid's dimensions.
+      token_dimension: 0 when tokens are the outer loop, 1 when the vocabulary is.
+      outputs: (shape, dtype, block) of each.
+      scratch: shapes of float32 buffers.
+      sums: operands that alias the first outputs.
+    """
+
+    body: Any
+    name: str
+    grid: tuple[Any, Any]
+    semantics: tuple[Any, Any]
+    token_dimension: int
+    outputs: Sequence[tuple[tuple[int, ...], Any, pl.BlockSpec]]
+    scratch: Sequence[tuple[int, ...]]
+    sums: Sequence[tuple[jax.Array, pl.BlockSpec]] = ()
+
+
+def _call(launch: _Launch, spec: Spec, inputs: Inputs, blocks: Blocks, rows: jax.Array) -> tuple[jax.Array, ...]:
+    """Runs a kernel over a grid of token and vocab blocks."""
     width, vd = inputs.hidden.shape[1], spec.head_layout == "vd"
 
     def at(place: Any) -> Any:  # index maps in terms of (token block, vocab block)
-        return (lambda i, j: place(i, j)) if token_dimension == 0 else (lambda j, i: place(i, j))
+        return (lambda i, j: place(i, j)) if launch.token_dimension == 0 else (lambda j, i: place(i, j))
 
     column = pl.BlockSpec((blocks.tokens, 1), at(lambda i, j: (i, 0)))
     operands: list[Any] = [inputs.tokens[:, None], rows, inputs.hidden, inputs.head]
@@ -165,26 +188,26 @@ def _call(
         in_specs.append(pl.BlockSpec((1, blocks.vocab), at(lambda i, j: (0, j))))
     aliases = {}
     axes = varying_axes(operands)
-    for k, (array, array_spec) in enumerate(sums):
+    for k, (array, array_spec) in enumerate(launch.sums):
         aliases[len(operands)] = k
         operands.append(mark(axes)(array))
         in_specs.append(array_spec)
     kind = jax.typeof(operands[0]).manual_axis_type
     return pl.pallas_call(
-        body,
-        grid=grid,
+        launch.body,
+        grid=launch.grid,
         in_specs=in_specs,
-        out_specs=[out[2] for out in outputs],
-        out_shape=[jax.ShapeDtypeStruct(s, dtype, manual_axis_type=kind) for s, dtype, _ in outputs],
-        scratch_shapes=[pltpu.VMEM(s, jnp.float32) for s in scratch],
+        out_specs=[out[2] for out in launch.outputs],
+        out_shape=[jax.ShapeDtypeStruct(s, dtype, manual_axis_type=kind) for s, dtype, _ in launch.outputs],
+        scratch_shapes=[pltpu.VMEM(s, jnp.float32) for s in launch.scratch],
         input_output_aliases=aliases,
         compiler_params=pltpu.CompilerParams(
             # The interpreter shuffles parallel dimensions and cannot do so with one of unknown size.
-            dimension_semantics=("arbitrary",) * 2 if spec.target.interpret else semantics,
+            dimension_semantics=("arbitrary",) * 2 if spec.target.interpret else launch.semantics,
             vmem_limit_bytes=tpu_memory(spec.target.device_kind),
         ),
         interpret=pltpu.InterpretParams() if spec.target.interpret else False,
-        name=name,
+        name=launch.name,
     )(*operands)
 
 

@@ -1,4 +1,4 @@
-"""The contract between the op and its backends: what is computed, and what a backend has to provide."""
+"""The contract between the op and its backends: what is computed, and what a backend provides."""
 
 import dataclasses
 from typing import Any, Literal, NamedTuple, Protocol
@@ -7,6 +7,8 @@ import jax
 
 Layout = Literal["vd", "dv"]
 Residual = Literal["recompute", "logits"]
+LAYOUTS: tuple[str, ...] = ("vd", "dv")
+RESIDUALS: tuple[str, ...] = ("recompute", "logits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Spec:
       softcap: positive, or None.
       entropy: whether the entropy of every row is wanted.
       head_layout: "vd" for a head [V, D], "dv" for [D, V].
-      residual: what the backward pass gets beside the outputs: nothing ("recompute"), or all log-probs ("logits").
+      residual: what the backward pass gets in addition to the outputs: nothing ("recompute") or all log-probs
+        ("logits").
       gather_axes: mesh axes over which D of the head is split; the head is gathered piece by piece.
       target: the device.
       token_block: rows of the logits that may exist at once; None leaves it to the backend.

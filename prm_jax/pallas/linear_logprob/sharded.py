@@ -1,5 +1,6 @@
 """The op over a mesh: rows, vocabulary and features of the head split over its axes."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -8,93 +9,102 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from prm_jax.pallas.linear_logprob.api import linear_lse_and_target
-from prm_jax.pallas.linear_logprob.problem import Layout
+from prm_jax.pallas.linear_logprob.options import LogprobOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class Partition:
+    """How the arrays of a call are split over a mesh; the defaults fit ``models.make_mesh``.
+
+    Attributes:
+      mesh: the mesh.
+      token_axes: mesh axes that split T; their product divides it.
+      vocab_axis: the axis that splits V, or None.
+      gather_axes: axes that split D of the head, or none; each must be among ``token_axes``.
+
+    Raises:
+      ValueError: for gather axes that are not token axes.
+    """
+
+    mesh: Mesh
+    token_axes: tuple[str, ...] = ("data", "fsdp")
+    vocab_axis: str | None = "tensor"
+    gather_axes: tuple[str, ...] = ("fsdp",)
+
+    def __post_init__(self) -> None:
+        if not set(self.gather_axes) <= set(self.token_axes):
+            raise ValueError(f"gather_axes must be among token_axes, found {self.gather_axes} and {self.token_axes}")
+
+    def check(self, what: str, size: int, axes: tuple[str, ...]) -> None:
+        """Raises ValueError for axes that the mesh lacks, or that do not divide ``size``."""
+        parts = 1
+        for axis in axes:
+            if axis not in self.mesh.shape:
+                raise ValueError(f"the mesh has axes {tuple(self.mesh.shape)}, not {axis!r}, which should split {what}")
+            parts *= self.mesh.shape[axis]
+        if size % parts:
+            raise ValueError(f"{what}={size} cannot be split into {parts} equal parts (axes {axes})")
+
+    def head_spec(self, layout: str) -> P:
+        """Of the head."""
+        features = self.gather_axes or None
+        return P(self.vocab_axis, features) if layout == "vd" else P(features, self.vocab_axis)
 
 
 def sharded_lse_and_target(
-    mesh: Mesh,
+    partition: Partition,
     hidden: jax.Array,
     head: jax.Array,
     tokens: jax.Array,
     *,
-    token_axes: tuple[str, ...] = ("data", "fsdp"),
-    vocab_axis: str | None = "tensor",
-    gather_axes: tuple[str, ...] = ("fsdp",),
     mask: jax.Array | None = None,
     temperature: float | jax.Array = 1.0,
     softcap: float | None = None,
     bias: jax.Array | None = None,
-    implementation: str | None = None,
-    entropy: bool = False,
-    head_layout: Layout = "vd",
-    compact: bool = False,
-    token_block: int | None = None,
-    vocab_block: int | None = None,
+    options: LogprobOptions = LogprobOptions(),
 ) -> tuple[jax.Array, ...]:
-    """``linear_lse_and_target`` of arrays on a mesh, in ``shard_map``; the defaults fit ``models.make_mesh``.
+    """``linear_lse_and_target`` of arrays on a mesh, in ``shard_map``.
 
     Every device has its share of the rows and its columns of the head; of its columns it holds its share of the
-    features and gathers the rest one block at a time.  Communication forward: those blocks, and two numbers a token
+    features and gathers the rest one block at a time. Communication forward: those blocks, and two numbers per token
     over ``vocab_axis``; backward: the blocks again, their gradients scattered, and [T, D] summed over ``vocab_axis``.
 
     Args:
-      mesh: the mesh; axes that an argument names and it lacks are an error.
-      hidden: [T, D].
+      partition: the mesh, and which of its axes split what.
+      hidden: [T, D] float32, bfloat16 or float16.
       head: [V, D] (or [D, V]).
-      tokens: [T] int.
-      token_axes: mesh axes that split T, together a divisor of it.
-      vocab_axis: the one that splits V, or None.
-      gather_axes: those that split D of the head, or none; each must be among ``token_axes``.
-      compact: every device does work in proportion to its own valid tokens.
-      mask: and the rest as in ``linear_lse_and_target``.
-      temperature: see there.
-      softcap: see there.
-      bias: see there.
-      implementation: see there.
-      entropy: see there.
-      head_layout: see there.
-      token_block: see there.
-      vocab_block: see there.
+      tokens: [T] int in [0, V).
+      mask: [T] bool, or None.
+      temperature: a positive scalar or [T]; no gradient.
+      softcap: positive, or None.
+      bias: [V], or None.
+      options: see ``LogprobOptions``; ``vocab_axis`` and ``gather_axes`` come from the partition. With ``compact``
+        every device does work in proportion to its own valid tokens.
 
     Returns:
       As ``linear_lse_and_target``, split over ``token_axes``.
 
     Raises:
-      ValueError: for axes that are not the mesh's or do not divide their dimension, and as there.
+      ValueError: for axes that the mesh lacks or that do not divide their dimension, and as there.
     """
     if hidden.ndim != 2 or head.ndim != 2:
         raise ValueError(f"hidden and head must have two dimensions, found {hidden.shape} and {head.shape}")
-    v, d = head_layout.index("v"), head_layout.index("d")
-    vocab = () if vocab_axis is None else (vocab_axis,)
-    for what, size, axes in (
-        ("T", tokens.shape[0], token_axes),
-        ("V", head.shape[v], vocab),
-        ("D", head.shape[d], gather_axes),
-    ):
-        _check(mesh, what, size, axes)
-    if not set(gather_axes) <= set(token_axes):
-        raise ValueError(f"gather_axes must be among token_axes, found {gather_axes} and {token_axes}")
-    rows, columns = P(token_axes), P(vocab_axis)
-    head_spec = P(vocab_axis, gather_axes or None) if head_layout == "vd" else P(gather_axes or None, vocab_axis)
+    own = "it is set by the partition"
+    options.refuse("sharded_lse_and_target", vocab_axis=own, gather_axes=own)
+    layout, vocab = options.head_layout, () if partition.vocab_axis is None else (partition.vocab_axis,)
+    partition.check("T", tokens.shape[0], partition.token_axes)
+    partition.check("V", head.shape[layout.index("v")], vocab)
+    partition.check("D", head.shape[layout.index("d")], partition.gather_axes)
+    local_options = dataclasses.replace(options, vocab_axis=partition.vocab_axis, gather_axes=partition.gather_axes)
     each = jnp.ndim(temperature) > 0
-    arrays: tuple[Any, ...] = (hidden, head, tokens, mask, bias, temperature if each else None)
 
     def local(hidden: Any, head: Any, tokens: Any, mask: Any, bias: Any, temperatures: Any) -> tuple[jax.Array, ...]:
         return linear_lse_and_target(
-            hidden, head, tokens, mask=mask, bias=bias, temperature=temperatures if each else temperature,
-            softcap=softcap, implementation=implementation, entropy=entropy, head_layout=head_layout, compact=compact,
-            vocab_axis=vocab_axis, gather_axes=gather_axes, token_block=token_block, vocab_block=vocab_block,
+            hidden, head, tokens, mask=mask, temperature=temperatures if each else temperature,
+            softcap=softcap, bias=bias, options=local_options,
         )  # fmt: skip
 
-    specs = (rows, head_spec, rows, rows, columns, rows)
-    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=rows)(*arrays)
-
-
-def _check(mesh: Mesh, what: str, size: int, axes: tuple[str, ...]) -> None:
-    parts = 1
-    for axis in axes:
-        if axis not in mesh.shape:
-            raise ValueError(f"the mesh has axes {tuple(mesh.shape)}, not {axis!r}, which is to split {what}")
-        parts *= mesh.shape[axis]
-    if size % parts:
-        raise ValueError(f"{what}={size} cannot be split into {parts} equal parts (axes {axes})")
+    rows, columns = P(partition.token_axes), P(partition.vocab_axis)
+    specs = (rows, partition.head_spec(layout), rows, rows, columns, rows)
+    arrays = (hidden, head, tokens, mask, bias, temperature if each else None)
+    return jax.shard_map(local, mesh=partition.mesh, in_specs=specs, out_specs=rows)(*arrays)

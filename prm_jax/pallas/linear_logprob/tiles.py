@@ -9,7 +9,7 @@ devices) stand there, where every device takes part, and never inside the loop o
 follow each device's own number of valid tokens.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,7 @@ def backward(
     want_hidden, want_head, want_bias = wanted
     hidden, head, bias, layout = inputs.hidden, inputs.head, inputs.bias, spec.head_layout
     blocks, vocab = _plan(spec, inputs, token_block, vocab_block)
-    rows = blocks.split((hidden, inputs.tokens, inputs.inverse_temperature, outputs, cotangents))
+    rows = blocks.split(_Rows(hidden, inputs.tokens, inputs.inverse_temperature, outputs, cotangents))
     varying = mark(varying_axes(inputs, cotangents))
 
     def one_vocab_block(j: Any, carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
@@ -87,19 +87,14 @@ def backward(
 
         def one_token_block(i: Any, sums: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
             d_hidden, d_block, d_columns = sums
-            block_hidden, tokens, inverse_temperature, out, cotangent = blocks.take(rows, i)
-            if kept is None:
-                logits, slope = tile.logits(spec, block, block_hidden, inverse_temperature)
-                log_p = logits - out.lse[:, None]
-            else:
-                log_p, slope = _unpack(spec, blocks.take(kept, i), out, inverse_temperature)
-            d = tile.gradient(block, log_p, slope, tokens, inverse_temperature, out, cotangent)
+            taken = _Rows(*blocks.take(rows, i))
+            d = _tile_gradient(spec, block, taken, None if kept is None else blocks.take(kept, i))
             narrow = d.astype(hidden.dtype)  # float32 times bfloat16 would run at a fraction of the speed
             if want_hidden:
                 part = jnp.einsum(f"tv,{layout}->td", narrow, block.head, preferred_element_type=jnp.float32)
                 d_hidden = blocks.add(d_hidden, i, part)
             if want_head:
-                d_block = _add_head_gradient(spec, d_block, narrow, block_hidden)
+                d_block = _add_head_gradient(spec, d_block, narrow, taken.hidden)
             if want_bias:
                 d_columns = d_columns + jnp.sum(d, axis=0)
             return d_hidden, d_block, d_columns
@@ -115,20 +110,44 @@ def backward(
                 dimension = 1 - spec.vocab_axis
                 d_block = jax.lax.psum_scatter(d_block, spec.gather_axes, scatter_dimension=dimension, tiled=True)
             d_head = vocab.add(d_head, j, d_block, spec.vocab_axis)
-        if want_bias:
-            d_bias = vocab.add(d_bias, j, d_columns)
-        return d_hidden, d_head, d_bias
+        return d_hidden, d_head, vocab.add(d_bias, j, d_columns) if want_bias else None
 
-    head_dtype, bias_dtype = (head.dtype, None if bias is None else bias.dtype) if sums is None else (jnp.float32,) * 2
-    start = (
-        varying(jnp.zeros(blocks.shape(hidden.shape[1]), jnp.float32)) if want_hidden else None,
-        varying(jnp.zeros(head.shape, head_dtype)) if want_head else None,
-        varying(jnp.zeros(bias.shape, bias_dtype)) if want_bias and bias is not None else None,
-    )
-    d_hidden, d_head, d_bias = loop(vocab.count, one_vocab_block, start)
+    start = _zero_gradients(inputs, blocks, wanted, widen=sums is not None)
+    d_hidden, d_head, d_bias = loop(vocab.count, one_vocab_block, jax.tree.map(varying, start))
     if want_hidden:
         d_hidden = blocks.join(d_hidden).astype(hidden.dtype)
     return Gradients(d_hidden, d_head, d_bias)
+
+
+def _zero_gradients(inputs: Inputs, blocks: TokenBlocks, wanted: Wanted, *, widen: bool) -> tuple[Any, Any, Any]:
+    """Zeros for the wanted gradients of hidden (split, float32), head and bias (float32 for ``widen``)."""
+    hidden, head, bias = inputs.hidden, inputs.head, inputs.bias
+    dtypes = [jnp.float32 if widen or x is None else x.dtype for x in (head, bias)]
+    return (
+        jnp.zeros(blocks.shape(hidden.shape[1]), jnp.float32) if wanted[0] else None,
+        jnp.zeros(head.shape, dtypes[0]) if wanted[1] else None,
+        jnp.zeros(bias.shape, dtypes[1]) if wanted[2] and bias is not None else None,
+    )
+
+
+class _Rows(NamedTuple):
+    """What the backward pass reads of each row."""
+
+    hidden: jax.Array
+    tokens: jax.Array
+    inverse_temperature: jax.Array | None
+    out: Outputs
+    cotangent: Outputs
+
+
+def _tile_gradient(spec: Spec, block: tile.Columns, rows: _Rows, kept: jax.Array | None) -> jax.Array:
+    """``dloss/d(hidden . head + bias)`` of a tile, from its kept log-probs or from logits made again."""
+    if kept is None:
+        logits, slope = tile.logits(spec, block, rows.hidden, rows.inverse_temperature)
+        log_p = logits - rows.out.lse[:, None]
+    else:
+        log_p, slope = _unpack(spec, kept, rows.out, rows.inverse_temperature)
+    return tile.gradient(block, log_p, slope, rows.tokens, rows.inverse_temperature, rows.out, rows.cotangent)
 
 
 def _add_head_gradient(spec: Spec, d_block: jax.Array, d: jax.Array, hidden: jax.Array) -> jax.Array:
