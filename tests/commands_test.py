@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 
 from prm_jax import cli, models
-from prm_jax.commands.generate import read_prompts
-from prm_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -62,34 +60,6 @@ def test_the_standard_input_is_a_prompt(model, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert cli.main(_words(model)) == 2
     assert "no prompt" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('{"prompt": "1"}\n{"prompt": 1}\n', ":2: expected"),
-        ('{"prompt": "1"}\n{oops\n', ":2: "),
-        ("[1]\n", ":1: expected a JSON object, found list"),
-        ('{"question": "1"}\n', "found question"),
-        ('{"messages": [{"role": "user"}]}\n', 'every message needs "role" and "content"'),
-        ("\n\n", "is empty"),
-    ],
-)
-def test_prompt_files_are_checked(tmp_path, content, message):
-    path = tmp_path / "p.jsonl"
-    path.write_text(content)
-    with pytest.raises(UserError, match=message):
-        list(read_prompts(path))
-
-
-def test_prompt_files(tmp_path):
-    path = tmp_path / "p.jsonl"
-    messages = [{"role": "user", "content": "hi"}]
-    path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"messages": messages}).encode() + b'\r\n{"prompt": "x"}\r\n')
-    assert list(read_prompts(path)) == [messages, "x"]
-    path.write_bytes(b"\xff")
-    with pytest.raises(UserError, match="cannot read"):
-        list(read_prompts(path))
 
 
 @pytest.mark.parametrize(

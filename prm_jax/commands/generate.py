@@ -12,14 +12,14 @@ import tyro
 
 from prm_jax.errors import UserError
 
-Prompt = str | list[dict[str, str]]
+Prompt = str | Sequence[Any]
 
 
 @dataclass(frozen=True)
 class Options:
     """Sample responses from a model.
 
-    Prompts come from the command line, from a JSON-lines file, or from the standard input. Responses go to the
+    Prompts come from the command line, from a data file, or from the standard input. Responses go to the
     standard output, tokens per second to the standard error.
     """
 
@@ -28,7 +28,7 @@ class Options:
     prompt: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Prompts; without any, and without --input, the standard input is one prompt."""
     input: pathlib.Path | None = None
-    """JSON-lines file whose objects have "prompt" (a text) or "messages" (a chat)."""
+    """Data file (JSON lines, CSV, Parquet ...) whose rows have "prompt" (a text) or "messages" (a chat)."""
     chat: bool = False
     """Wrap texts into the model's chat template, as the user's message."""
     samples: int = 1
@@ -135,47 +135,11 @@ def _prompts(options: Options) -> Iterator[Prompt]:
     if options.prompt:
         yield from options.prompt
     elif options.input:
+        from prm_jax.data.prompts import read_prompts
+
         yield from read_prompts(options.input)
     else:
         text = sys.stdin.read().rstrip("\n")
         if not text:
             raise UserError("no prompt: give one on the command line, on the standard input, or a file with --input")
         yield text
-
-
-def read_prompts(path: pathlib.Path) -> Iterator[Prompt]:
-    """Prompts of a JSON-lines file.
-
-    Raises:
-      UserError: the file cannot be read or is empty, or a line is no JSON object with "prompt" or "messages"; the
-        message names file and line.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    found = False
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        found = True
-        try:
-            yield _prompt(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}:{number}: {error}") from error
-    if not found:
-        raise UserError(f'{path} is empty; expected JSON objects with "prompt" or "messages", one a line')
-
-
-def _prompt(record: Any) -> Prompt:
-    if not isinstance(record, dict):
-        raise ValueError(f"expected a JSON object, found {type(record).__name__}")
-    if isinstance(record.get("prompt"), str):
-        return record["prompt"]
-    messages = record.get("messages", record.get("prompt"))
-    if not isinstance(messages, list) or not messages:
-        raise ValueError(f'expected "prompt" (a text) or "messages" (a list), found {", ".join(record) or "nothing"}')
-    for message in messages:
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise ValueError('every message needs "role" and "content"')
-    return messages

@@ -33,6 +33,14 @@ COMMON_OPTIONS = (
 """What ``--help`` shows, of the options that the kind has; ``--help-all`` shows the rest too."""
 
 
+COMMON_OPTIONS = (
+    "config", "run-dir", "resume", "seed", "data.path", "data.format", "data.eval-path", "data.eval-fraction",
+    "data.max-length", "data.skip-bad", "text.chat", "model.path", "model.lora-rank", "prm.kind", "prm.aggregate",
+    "train.trains", "train.learning-rate", "train.batch-size", "train.epochs", "max-steps",
+)  # fmt: skip
+"""What ``--help`` shows; ``--help-all`` shows the rest too."""
+
+
 @dataclass(frozen=True)
 class Options:
     """Train a process reward model on step labels, outcomes or preferences.

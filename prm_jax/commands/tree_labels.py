@@ -66,12 +66,12 @@ def _search(options: "Options", engine: "TaskPolicy", prm: Any) -> _Trees:
     from prm_jax.search import language_model as lm
 
     values = _Values(options, engine, prm)
-    method: dict[str, Any] = {"score_fn": search.puct(1.5)}
+    method = functools.partial(search.alphamath, c=1.5, depth_value=values.low)
     if options.tree.rule == "rest_mcts":
-        method = {"score_fn": search.ucb1(0.7, unvisited=1.0, initial="value"), "rule": "child_mean"}
+        method = functools.partial(search.rest_mcts, depth_value=values.low)
     found, tree, nodes = lm.tree_search(
         engine.propose, values, len(engine.problems), simulations=options.tree.simulations, width=options.tree.width,
-        max_steps=options.tree.max_steps, depth_value=values.low, **method,
+        max_steps=options.tree.max_steps, method=method,
     )  # fmt: skip
     answers, correct = np.zeros((2, *tree.parent.shape), bool)
     for b, own in enumerate(nodes):

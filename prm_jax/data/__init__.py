@@ -22,6 +22,7 @@ from prm_jax.data.problems import (
     problem_hash,
     split_problems,
 )
+from prm_jax.data.prompts import read_prompts
 from prm_jax.data.selection import Selection, select_by_solve_rate, solve_rate_passes
 from prm_jax.data.splitters import make_splitter
 from prm_jax.data.standard_task import StandardTask, make_task
@@ -69,6 +70,7 @@ __all__ = [
     "problem_hash",
     "read_answer",
     "read_first_errors",
+    "read_prompts",
     "read_step_data",
     "select_by_solve_rate",
     "solve_rate_passes",

@@ -17,7 +17,7 @@ from prm_jax.data.problems import Problem, fingerprint, is_eval
 from prm_jax.data.procedural import DrawnProblems, draw_distinct
 from prm_jax.data.steps import StepSplitter
 from prm_jax.errors import UserError
-from prm_jax.verifiers.verdict import Verdict, failed, passed
+from prm_jax.verifiers.verdict import NO_ANSWER, Verdict, failed, passed
 
 ALPHABET = "0123456789+=;#"
 """Every character of a prompt or response; with padding, begin and end a vocabulary of 17."""
@@ -181,7 +181,7 @@ class CarryTask:
     def _verdict(self, problem: Problem, response: str) -> Verdict:
         _, *answers = response.split("#")
         if len(answers) != 1:
-            return failed(f"{len(answers)} answers")
+            return failed(f"{len(answers)} answers" if answers else NO_ANSWER)
         return passed() if answers[0].strip() == problem.answer else failed()
 
 

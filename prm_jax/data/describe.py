@@ -1,7 +1,6 @@
 """What a task is, in a few lines for the start of a run: problems, verifier, answer extraction, one worked example."""
 
 import dataclasses
-import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,11 +11,11 @@ from prm_jax.verifiers.verdict import Verdict
 _FORMS = ("#### {}", "\\boxed{{{}}}", "The answer is {}.", "{}", "#{}", "<answer>{}</answer>")
 _PLACES = {
     "whole": "the whole response",
-    "marker": "what follows an answer marker",
-    "boxed": "\\boxed{...}",
+    "boxed": "\\boxed{{...}}",
     "tags": "<answer>...</answer>",
-    "ladder": "\\boxed{...}, <answer>...</answer> or what follows an answer marker",
-    "anywhere": "\\boxed{...}, <answer>...</answer>, what follows an answer marker or the last number",
+    "marker": "what follows {markers}",
+    "ladder": "\\boxed{{...}}, <answer>...</answer> or what follows {markers}",
+    "anywhere": "\\boxed{{...}}, <answer>...</answer>, what follows {markers}, or the last number",
     "last_number": "the last number",
 }
 _WITHOUT_ANSWER = "I do not know."
@@ -58,20 +57,18 @@ def describe_verifier(verifier: Any) -> str:
     extract = getattr(verifier, "extract", None)
     if extract is None:
         return name
-    place = _PLACES.get(extract) if isinstance(extract, str) else None
-    found = f"{name}, reading {place or getattr(extract, '__name__', extract)}"
-    markers = getattr(verifier, "markers", ()) if extract in ("marker", "ladder", "anywhere") else ()
-    return f"{found} ({', '.join(map(repr, markers))})" if markers else found
+    place = _PLACES.get(extract) if isinstance(extract, str) else getattr(extract, "__name__", repr(extract))
+    markers = " or ".join(map(repr, getattr(verifier, "markers", ())))
+    mode = f", {verifier.mode}" if hasattr(verifier, "mode") else ""
+    return f"{name}{mode}, reading {(place or str(extract)).format(markers=markers)}"
 
 
 def _example(task: Task, problem: Problem, width: int) -> list[str]:
     def shown(text: str) -> str:
-        return textwrap.shorten(repr(text)[1:-1], width, placeholder=" ...")
+        return _one_line(text, width)
 
-    lines = [
-        f"prompt     {shown(_prompt_text(problem.prompt))}",
-        f"reference  {shown(problem.answer)}",
-    ]
+    prompt = _one_line(_prompt_text(problem.prompt), width, end=True)
+    lines = [f"prompt     {prompt}", f"reference  {shown(problem.answer)}"]
     passing = next((text for text in _responses(problem) if _verdict(task, problem, text).score == 1.0), None)
     if passing is None:
         lines.append("passes     none of the usual ways to write the reference answer; check the verifier")
@@ -82,6 +79,14 @@ def _example(task: Task, problem: Problem, width: int) -> list[str]:
     detail = f": {verdict.detail}" if verdict.detail else ""
     lines.append(f"otherwise  {_WITHOUT_ANSWER!r} gets {verdict.score:g} ({verdict.status}{detail})")
     return lines
+
+
+def _one_line(text: str, width: int, *, end: bool = False) -> str:
+    """Text on one line, cut at its beginning or end; control characters as escapes."""
+    line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    if len(line) <= width:
+        return line
+    return f"... {line[-width:]}" if end else f"{line[:width]} ..."
 
 
 def _responses(problem: Problem) -> Iterator[str]:

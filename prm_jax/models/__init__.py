@@ -14,10 +14,6 @@ _HOME = {
     "hidden_states": "transformer",
     "head_matrix": "transformer",
     "logits": "transformer",
-    "unstack_layers": "transformer",
-    "KVCache": "cache",
-    "init_cache": "cache",
-    "repeat_rows": "cache",
     "token_logprobs": "logprobs",
     "token_logprobs_and_entropy": "logprobs",
     "LoRAConfig": "lora",
@@ -62,10 +58,6 @@ __all__ = [
     "hidden_states",
     "head_matrix",
     "logits",
-    "unstack_layers",
-    "KVCache",
-    "init_cache",
-    "repeat_rows",
     "token_logprobs",
     "token_logprobs_and_entropy",
     "LoRAConfig",
@@ -103,7 +95,6 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from prm_jax.models.cache import KVCache, init_cache, repeat_rows
     from prm_jax.models.config import ModelConfig
     from prm_jax.models.rope_scaling import RopeScaling
     from prm_jax.models.transformer import (
@@ -112,7 +103,6 @@ if TYPE_CHECKING:
         hidden_states,
         init_params,
         logits,
-        unstack_layers,
     )
 
 

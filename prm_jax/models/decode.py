@@ -1,13 +1,14 @@
-"""Incremental decoding: one prefill a prompt, then one token a row at a time over the same parameters.
+"""Incremental decoding: one prefill per prompt, then one token per row and step.
 
 The keys and values of a prompt are kept once, however many samples share it; each sample keeps its own only
 for the tokens it has generated.  Activations are feature-major, [D, B], so that every product has the large
-matrix on its left, which is what a CPU multiplies fastest when B is small.
+matrix on its left, which is fastest on a CPU when B is small.
 """
 
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,9 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from prm_jax.models import rope
-from prm_jax.models.cache import init_cache
 from prm_jax.models.config import ModelConfig
-from prm_jax.models.transformer import Params, Transformer, head_matrix, unstack_layers
+from prm_jax.models.transformer import Params, head_matrix, keys_and_values
 
 Array = jax.Array
 
@@ -45,11 +45,11 @@ class KeyValues:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-    """What P prompts of at most S tokens, right-padded, leave behind.
+    """Keys and values of P prompts of at most S tokens, right-padded.
 
     Attributes:
-      layers: one `KeyValues` a layer with N = P.
-      lengths: [P] i32, tokens of each prompt; the columns behind them are never looked at.
+      layers: one `KeyValues` per layer with N = P.
+      lengths: [P] i32, tokens of each prompt; later columns are ignored.
     """
 
     layers: tuple[KeyValues, ...]
@@ -57,37 +57,37 @@ class Prefix:
 
 
 def prepare(config: ModelConfig, params: Params, *, repack: bool) -> Params:
-    """Parameters in the form that `decode_step` reads fastest; to be made once, before the loop.
+    """Converts parameters to the form that `decode_step` reads fastest; once, before the loop.
 
     Args:
       config: the model.
-      params: its parameters, layers stacked or a tuple.
-      repack: copy the kernels, transposed to [out, in], those that share an input as one, in the compute
-        dtype, and with adapters folded in if that is float32.  Worth it on a CPU, where it halves the time of
-        a step; on an accelerator it would only cost memory.
+      params: its parameters.
+      repack: copy the kernels to the compute dtype, transposed to [out, in], kernels with a common input fused,
+        and adapters merged if the dtype is float32.  On a CPU this halves the time of a step; on an accelerator
+        it would only cost memory.
 
     Returns:
-      The parameters with the layers as a tuple.
+      The parameters with the layers as a tuple of dicts instead of stacked leaves.
     """
-    if not repack:
-        return unstack_layers(params)
-    params = {**params, "embed": _cast(config, params["embed"])}
-    if not config.tie_word_embeddings:
-        params["head"] = _cast(config, params["head"])
     layers = params["layers"]
-    if isinstance(layers, tuple):
-        return {**params, "layers": tuple(_repack(config, layer) for layer in layers)}
-    return unstack_layers({**params, "layers": _repack(config, layers)})
+    if repack:
+        params = {**params, "embed": _cast(config, params["embed"])}
+        if not config.tie_word_embeddings:
+            params["head"] = _cast(config, params["head"])
+        layers = _repack(config, layers)
+    # Slices are taken here, once: inside the loop they would be copied in every step.
+    slices = [jax.tree.map(operator.itemgetter(i), layers) for i in range(config.num_layers)]
+    return {**params, "layers": tuple(slices)}
 
 
 def prefill(config: ModelConfig, params: Params, tokens: Array, lengths: Array) -> tuple[Array, Prefix]:
-    """Runs the prompts through the model, as many at a time as keep the attention scores within bounds.
+    """Runs the prompts through the model, in parts that bound the memory of attention scores.
 
     Args:
       config: the model.
-      params: its parameters, layers stacked or a tuple.
+      params: its parameters.
       tokens: [P, S] i32, right-padded with any valid token.
-      lengths: [P] i32 in [0, S]; what a prompt of length 0 gives is finite and means nothing.
+      lengths: [P] i32 in [0, S]; a prompt of length 0 gives arbitrary finite values.
 
     Returns:
       (hidden [D, P] of each prompt's last token, the prompts' `Prefix`).
@@ -96,7 +96,7 @@ def prefill(config: ModelConfig, params: Params, tokens: Array, lengths: Array) 
     at_once = max(1, _MAX_SCORES // (config.num_heads * columns**2))
     parts = next(n for n in range(1, prompts + 1) if prompts % n == 0 and prompts // n <= at_once)
 
-    def split(x: Array) -> Array:  # every part takes rows from all over, hence from every device they lie on
+    def split(x: Array) -> Array:  # every part takes rows from every device
         return x.reshape(prompts // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
     def join(x: Array) -> Array:
@@ -111,7 +111,7 @@ def prefill(config: ModelConfig, params: Params, tokens: Array, lengths: Array) 
 
 
 def init_suffix(config: ModelConfig, rows: int, steps: int) -> tuple[KeyValues, ...]:
-    """Room for the keys and values of R = `steps` generated tokens of B = `rows` rows: N = B and S = R."""
+    """Zeros for the keys and values of R = `steps` generated tokens of B = `rows` rows: N = B and S = R."""
     k, v = ((rows, config.num_kv_heads, *ends) for ends in ((config.head_dim, steps), (steps, config.head_dim)))
     zeros = [KeyValues(*(jnp.zeros(s, config.compute_dtype) for s in (k, v))) for _ in range(config.num_layers)]
     return tuple(zeros)
@@ -125,13 +125,13 @@ def decode_step(
     tokens: Array,
     step: Array,
 ) -> tuple[Array, tuple[KeyValues, ...]]:
-    """Feeds one token a row.
+    """Feeds one token per row.
 
     Args:
       config: the model.
       params: its parameters, from `prepare`.
       prefix: of the P prompts; row b belongs to prompt b // (B / P).
-      suffix: one `KeyValues` a layer, what the rows have generated before.
+      suffix: one `KeyValues` per layer, of the tokens generated before.
       tokens: [B] i32, the token of generation step `step`.
       step: [] i32 in [0, R).
 
@@ -163,8 +163,8 @@ def next_logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
     """Logits of the next token: [D, B] -> [B, V] f32."""
     head = head_matrix(config, params).astype(hidden.dtype)
     scores = jnp.dot(head, hidden, preferred_element_type=jnp.float32)
-    # As [B, V] = scores.T, but spelled so that XLA does not exchange the factors of the product to save the
-    # copy: with the large matrix on the right a CPU takes twice as long.
+    # Equal to scores.T, but written so that XLA does not swap the factors of the product to save the copy: with
+    # the large matrix on the right a CPU takes twice as long.
     vocab, rows = scores.shape
     width = next(n for n in (256, 64, 2, 1) if vocab % n == 0)
     return scores.reshape(vocab // width, width, rows).transpose(2, 0, 1).reshape(rows, vocab)
@@ -173,13 +173,10 @@ def next_logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
 def _prefill(config: ModelConfig, params: Params, prompts: tuple[Array, Array]) -> tuple[Array, tuple[KeyValues, ...]]:
     """(tokens [P, S], lengths [P]) -> (hidden [P, D] of the last tokens, keys and values of each layer)."""
     tokens, lengths = prompts
-    stacked = not isinstance(params["layers"], tuple)
-    cache = init_cache(config, *tokens.shape, stacked=stacked)
-    outputs: Any = Transformer(config).apply({"params": params}, tokens, cache=cache)
-    hidden, cache = outputs
+    hidden, keys, values = keys_and_values(config, params, tokens)
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     return last, tuple(
-        KeyValues(cache.k[i].transpose(0, 2, 3, 1), cache.v[i].transpose(0, 2, 1, 3)) for i in range(config.num_layers)
+        KeyValues(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)) for k, v in zip(keys, values, strict=True)
     )
 
 
@@ -188,7 +185,7 @@ def _cast(config: ModelConfig, params: Params) -> Params:
 
 
 def _repack(config: ModelConfig, layers: Params) -> Params:
-    """Adds to a layer, or to stacked layers, what `_linear` prefers to single kernels."""
+    """Adds fused kernels, which `_linear` prefers to single ones, to stacked layers."""
     blocks = dict(layers)
     for block, names in (("attn", _QKV), ("attn", _O), ("mlp", _GATE_UP), ("mlp", _DOWN)):
         fused = _fuse(config, [layers[block][name] for name in names])
@@ -205,12 +202,12 @@ def _fuse(config: ModelConfig, parts: Sequence[Params]) -> Params | None:
         kernel = part["kernel"].astype(dtype)
         if "lora_a" in part:
             if dtype != jnp.float32:
-                return None  # in half precision the sum would swallow the adapters
+                return None  # in half precision the adapters would be lost in the sum
             a, b = part["lora_a"].astype(dtype), part["lora_b"].astype(dtype)
             scale = config.lora_alpha / a.shape[-1]
             kernel = kernel + jnp.matmul(a, b, precision=lax.Precision.HIGHEST) * scale
         kernels.append(kernel)
-    # Barriers keep XLA from fusing the copies into one loop that runs across the grain of memory.
+    # The barrier keeps XLA from fusing the copies into one loop with strided access.
     kernel = lax.optimization_barrier(jnp.concatenate(kernels, axis=-1))
     fused = {"rows": jnp.swapaxes(kernel, -1, -2)}
     if "bias" in parts[0]:
@@ -227,7 +224,7 @@ def _norm(config: ModelConfig, params: Params, x: Array, axis: int = 0) -> Array
 
 
 def _linear(config: ModelConfig, params: Params, names: tuple[str, ...], x: Array) -> Array:
-    """Outputs of linear layers that share their input, one below the other: [in, B] -> [sum of out, B]."""
+    """Outputs of linear layers that share their input, concatenated: [in, B] -> [sum of out, B]."""
     fused = params.get("+".join(names), {})
     if "rows" not in fused:
         return jnp.concatenate([_single(config, params[name], x) for name in names])
@@ -261,7 +258,7 @@ def _project(config: ModelConfig, attn: Params, x: Array, rotation: Any) -> tupl
 
 
 def _attend(q: Array, shared: KeyValues, seen: Array, own: KeyValues, written: Array) -> Array:
-    """Attention of q [B, H, Hd] over its prompt and what its row has written -> [B, H * Hd]."""
+    """Attention of q [B, H, Hd] over its prompt and its row's generated tokens -> [B, H * Hd]."""
     prompts, kv_heads, head_dim, columns = shared.k.shape
     rows, heads, _ = q.shape
     groups, share = rows // prompts, heads // kv_heads

@@ -1,14 +1,11 @@
-"""A decoder language model for Llama, Qwen2 and Qwen3: Flax Linen used as init/apply over plain dicts.
+"""A decoder language model for Llama, Qwen2 and Qwen3: Flax Linen modules, applied to plain dicts of parameters.
 
-The layers' parameters are stacked on a leading axis and run by one scan.  The model returns hidden states
-after the final norm; logits are made only where they are needed (see ``logprobs`` and ``generate``).
+The layers' parameters are stacked on a leading axis and applied by one scan.  The model returns hidden states
+after the final norm; logits are computed only where they are needed (see ``logprobs`` and ``generate``).
 """
 
-import dataclasses
 import functools
 import math
-import operator
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +14,6 @@ import jax.numpy as jnp
 
 from prm_jax.models import rope
 from prm_jax.models.attention import attend
-from prm_jax.models.cache import KVCache
 from prm_jax.models.config import ModelConfig
 
 Params = dict[str, Any]
@@ -35,8 +31,8 @@ class RMSNorm(nn.Module):
         return _rms_norm(x, scale, self.config.rms_norm_eps)
 
 
-# Recomputed in the backward pass.  It costs nothing, and XLA then fuses the forward pass in the same way whether or
-# not it is differentiated: a policy and its reference get the same bits.
+# Recomputed in the backward pass at no cost, so that XLA fuses the forward pass in the same way whether or not it is
+# differentiated: a policy and its reference get the same bits.
 @functools.partial(jax.checkpoint, static_argnums=2)
 def _rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     wide = x.astype(jnp.float32)
@@ -57,7 +53,7 @@ class Linear(nn.Module):
         width, dtype = x.shape[-1], jnp.dtype(self.config.dtype)
         initializer = nn.initializers.normal(self.gain / math.sqrt(width))
         kernel = self.param("kernel", initializer, (width, self.features), dtype)
-        # Products of matrices, not of [B, T, D]: XLA on a CPU takes twice as long over the kernel's gradient then.
+        # Matrix products instead of products of [B, T, D], for which XLA on CPU takes twice as long in the gradient.
         shape, x = x.shape, x.reshape(-1, width)
         y = x @ kernel.astype(x.dtype)
         if self.use_bias:
@@ -70,19 +66,13 @@ class Linear(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention with rotary positions."""
+    """Causal self-attention with rotary positions; ``sow``s its keys and values as "kv"."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        rotation: Rotation,
-        mask: jax.Array | None,
-        extend: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None,
-    ) -> jax.Array:
-        """``extend`` takes the new keys and values and returns all that the queries look at."""
+    def __call__(self, x: jax.Array, rotation: Rotation, mask: jax.Array | None) -> jax.Array:
+        """``[B, T, D] -> [B, T, D]``; ``mask`` as in ``attend``."""
         config = self.config
         heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
 
@@ -94,8 +84,8 @@ class Attention(nn.Module):
         if config.qk_norm:
             q, k = RMSNorm(config, name="q_norm")(q), RMSNorm(config, name="k_norm")(k)
         q, k = rope.rotate(q, *rotation), rope.rotate(k, *rotation)
-        if extend is not None:
-            k, v = extend(k, v)
+        self.sow("kv", "keys", k)
+        self.sow("kv", "values", v)
         out = attend(q, k, v, mask, implementation=config.attention)
         out = out.reshape(*x.shape[:-1], heads * head_dim)
         gain = 1.0 / math.sqrt(2 * config.num_layers)
@@ -117,22 +107,16 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm layer."""
+    """One pre-norm layer, as the body of a scan."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        rotation: Rotation,
-        mask: jax.Array | None,
-        extend: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None,
-    ) -> jax.Array:
-        """``[B, T, D] -> [B, T, D]``; arguments as in ``Attention``."""
+    def __call__(self, x: jax.Array, rotation: Rotation, mask: jax.Array | None) -> tuple[jax.Array, None]:
+        """``[B, T, D] -> ([B, T, D], None)``; arguments as in ``Attention``."""
         normed = RMSNorm(self.config, name="attn_norm")(x)
-        x = x + Attention(self.config, name="attn")(normed, rotation, mask, extend)
-        return x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
+        x = x + Attention(self.config, name="attn")(normed, rotation, mask)
+        return x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x)), None
 
 
 class _Embed(nn.Module):
@@ -166,62 +150,78 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        tokens: jax.Array,
-        *,
-        positions: jax.Array | None = None,
-        segment_ids: jax.Array | None = None,
-        cache: KVCache | None = None,
-    ) -> Any:
+        self, tokens: jax.Array, *, positions: jax.Array | None = None, segment_ids: jax.Array | None = None
+    ) -> jax.Array:
         """Hidden states of every token.
+
+        With ``mutable=["kv"]``, ``apply`` also returns the layers' keys (after rotation) and values, see
+        ``keys_and_values``.
 
         Args:
           tokens: [B, T] int, in [0, vocab_size); a token outside gives NaN.
-          positions: [B, T] int32 rotary positions.  Default: 0 .. T-1; restarting at 0 in every segment with
-            ``segment_ids``; counted from each row's ``start`` with ``cache``.
+          positions: [B, T] int32 rotary positions.  Default: 0 .. T-1, restarting at 0 in every segment.
           segment_ids: [B, T] int32 of packed rows: a token sees only earlier tokens with its own id.  Runs of
-            one id are contiguous.  Padding is any id of its own (0 by custom).
-          cache: keys and values so far; the tokens are appended to it.  Not together with ``segment_ids``.
+            one id are contiguous.  Padding has an id of its own, by convention 0.
 
         Returns:
-          ``hidden [B, T, D]`` in the compute dtype, after the final norm; with ``cache``,
-          ``(hidden, new cache)``.  What left-padding columns give is finite and means nothing.
+          ``[B, T, D]`` in the compute dtype, after the final norm.
         """
         config = self.config
         if tokens.ndim != 2:
             raise ValueError(f"tokens must be [B, T], found shape {tokens.shape}")
-        if cache is not None and segment_ids is not None:
-            raise ValueError("cache and segment_ids cannot be used together")
-        columns = tokens.shape[1] if cache is None else cache.length
-        scaling = config.rope_scaling
+        scaling, columns = config.rope_scaling, tokens.shape[1]
         if scaling is not None and scaling.kind == "dynamic" and columns > config.max_position_embeddings:
             raise ValueError(
                 f"dynamic rope scaling: {columns} columns are more than "
                 f"max_position_embeddings={config.max_position_embeddings}"
             )
         x = _Embed(config, name="embed")(tokens)
-        rotation = rope.table(config, _positions(tokens, positions, segment_ids, cache))
-        mask = _mask(tokens, segment_ids, cache)
-        if self.is_initializing():
-            layers = self.param("layers", functools.partial(_init_layers, config, x, rotation))
+        rotation = rope.table(config, _positions(tokens, segment_ids) if positions is None else positions)
+        if self.is_initializing():  # without running the layers
+            self.param("layers", functools.partial(_init_layers, config, x, rotation))
         else:
-            layers = self.get_variable("params", "layers")
-        x, new_cache = _run_layers(config, layers, x, rotation, mask, cache)
+            x, _ = _scanned_layers(config)(config, name="layers")(x, rotation, _mask(segment_ids))
         x = RMSNorm(config, name="final_norm")(x)
         if self.is_initializing() and not config.tie_word_embeddings:
             _Head(config, name="head")()
-        return x if cache is None else (x, new_cache)
+        return x
+
+
+def _scanned_layers(config: ModelConfig) -> Any:
+    """``Block`` as a module with stacked parameters, rematerialised as the config says."""
+    block: Any = Block
+    if config.remat != "none":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
+        # Inside a loop, XLA cannot merge the recomputation with the first computation.
+        block = nn.remat(Block, policy=policy, prevent_cse=config.scan_unroll >= config.num_layers)
+    return nn.scan(
+        block,
+        variable_axes={"params": 0, "kv": 0},
+        split_rngs={},
+        in_axes=nn.broadcast,
+        length=config.num_layers,
+        unroll=config.scan_unroll,
+    )
+
+
+def _init_layers(config: ModelConfig, x: jax.Array, rotation: Rotation, key: jax.Array) -> Params:
+    """Stacked parameters; those of layer i depend on the i-th of the keys split from ``key`` alone."""
+
+    def one(layer_key: jax.Array) -> Params:
+        return Block(config, parent=None).init(layer_key, x, rotation, None)["params"]
+
+    return jax.vmap(one)(jax.random.split(key, config.num_layers))
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
-    """Random parameters: normal with variance 1 / fan-in; 1 / (2 L fan-in) for what feeds the residual stream.
+    """Random parameters: normal with variance 1 / fan-in; 1 / (2 L fan-in) for projections into the residual stream.
 
     Args:
       config: the model.
       key: typed PRNG key, consumed.
 
     Returns:
-      A nested dict of arrays of ``config.dtype``; the layers' leaves carry a leading axis L.
+      A nested dict of arrays of ``config.dtype``; the layers' leaves have a leading axis L.
     """
     return _init_params(config, key)
 
@@ -239,7 +239,7 @@ def hidden_states(
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
 ) -> jax.Array:
-    """``Transformer(config).apply`` without a cache: tokens [B, T] -> hidden [B, T, D], final norm included."""
+    """``Transformer(config).apply``: tokens [B, T] -> hidden [B, T, D], final norm included."""
     return Transformer(config).apply(
         {"params": params}, tokens, positions=positions, segment_ids=segment_ids
     )  # type: ignore[return-value]
@@ -256,28 +256,21 @@ def logits(config: ModelConfig, params: Params, hidden: jax.Array) -> jax.Array:
     return jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
 
 
-def unstack_layers(params: Params) -> Params:
-    """Parameters with the layers as a tuple of dicts instead of stacked leaves.
+def keys_and_values(config: ModelConfig, params: Params, tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One forward pass, and what incremental decoding needs from it.
 
-    The model takes both.  A decoding loop should unstack once, outside: slicing a layer out of the stack in
-    every step copies the weights.
+    Returns:
+      ``(hidden [B, T, D], keys, values)``, the last two ``[L, B, T, num_kv_heads, head_dim]`` in the compute dtype,
+      keys after rotation.
     """
-    layers = params["layers"]
-    if isinstance(layers, tuple):
-        return params
-    count = jax.tree.leaves(layers)[0].shape[0]
-    slices = [jax.tree.map(operator.itemgetter(i), layers) for i in range(count)]
-    return {**params, "layers": tuple(slices)}
+    outputs: Any = Transformer(config).apply({"params": params}, tokens, mutable=["kv"])
+    hidden, collected = outputs
+    kv = collected["kv"]["layers"]["attn"]
+    return hidden, kv["keys"][0], kv["values"][0]
 
 
-def _positions(
-    tokens: jax.Array, positions: jax.Array | None, segment_ids: jax.Array | None, cache: KVCache | None
-) -> jax.Array:
-    if positions is not None:
-        return positions
+def _positions(tokens: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
     column = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-    if cache is not None:
-        return jnp.maximum(cache.index + column - cache.start[:, None], 0)
     if segment_ids is None:
         return column[None]
     first = jnp.ones_like(segment_ids[:, :1], bool)
@@ -285,94 +278,9 @@ def _positions(
     return column - jax.lax.cummax(jnp.where(begins, column, 0), axis=1)
 
 
-def _mask(tokens: jax.Array, segment_ids: jax.Array | None, cache: KVCache | None) -> jax.Array | None:
-    if cache is not None:
-        column = jnp.arange(cache.length, dtype=jnp.int32)
-        query = cache.index + jnp.arange(tokens.shape[1], dtype=jnp.int32)
-        visible = column[None, None, :] <= query[None, :, None]
-        return visible & (column[None, None, :] >= cache.start[:, None, None])
+def _mask(segment_ids: jax.Array | None) -> jax.Array | None:
     if segment_ids is None:
         return None
-    causal = jnp.tril(jnp.ones((1, tokens.shape[1], tokens.shape[1]), bool))
+    length = segment_ids.shape[1]
+    causal = jnp.tril(jnp.ones((1, length, length), bool))
     return causal & (segment_ids[:, :, None] == segment_ids[:, None, :])
-
-
-def _init_layers(config: ModelConfig, x: jax.Array, rotation: Rotation, key: jax.Array) -> Params:
-    def one(layer_key: jax.Array) -> Params:
-        return Block(config, parent=None).init(layer_key, x, rotation, None)["params"]
-
-    return jax.vmap(one)(jax.random.split(key, config.num_layers))
-
-
-def _run_layers(
-    config: ModelConfig,
-    layers: Any,
-    x: jax.Array,
-    rotation: Rotation,
-    mask: jax.Array | None,
-    cache: KVCache | None,
-) -> tuple[jax.Array, KVCache | None]:
-    """All layers, stacked (one scan) or a tuple (a Python loop)."""
-    if isinstance(layers, tuple) != (cache is not None and isinstance(cache.k, tuple)) and cache is not None:
-        raise ValueError("cache and parameters must both be stacked, or both be tuples of layers")
-    if cache is not None:
-        return _run_cached(config, layers, x, rotation, mask, cache)
-
-    def block(layer: Params, x: jax.Array) -> jax.Array:
-        return Block(config, parent=None).apply({"params": layer}, x, rotation, mask)  # type: ignore[return-value]
-
-    block = _remat(config, block, scanned=config.scan_unroll < config.num_layers)
-    if isinstance(layers, tuple):
-        for layer in layers:
-            x = block(layer, x)
-    else:
-        x, _ = jax.lax.scan(lambda x, layer: (block(layer, x), None), x, layers, unroll=config.scan_unroll)
-    return x, None
-
-
-def _run_cached(
-    config: ModelConfig, layers: Any, x: jax.Array, rotation: Rotation, mask: jax.Array | None, cache: KVCache
-) -> tuple[jax.Array, KVCache]:
-    """As ``_run_layers``; a stacked cache is carried, not scanned over, so that it is updated in place."""
-    count = x.shape[1]
-
-    def block(layer: Params, x: jax.Array, stores: tuple[Any, Any], where: tuple[Any, ...]) -> tuple[Any, Any]:
-        """``where`` is the layer's place in the stores: ``()``, or ``(i,)`` when they are stacked."""
-        written: list[jax.Array] = []
-
-        def write(store: jax.Array, new: jax.Array) -> jax.Array:
-            update = new.astype(store.dtype).reshape((1,) * len(where) + new.shape)
-            written.append(jax.lax.dynamic_update_slice(store, update, (*where, 0, cache.index, 0, 0)))
-            return written[-1][where].astype(new.dtype)
-
-        def extend(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return write(stores[0], k), write(stores[1], v)
-
-        out = Block(config, parent=None).apply({"params": layer}, x, rotation, mask, extend)
-        return out, tuple(written)
-
-    if isinstance(layers, tuple):
-        stores = list(zip(cache.k, cache.v, strict=True))
-        for i, layer in enumerate(layers):
-            x, stores[i] = block(layer, x, stores[i], ())
-        k, v = zip(*stores, strict=True)
-    else:
-
-        def step(carry: Any, xs: Any) -> tuple[Any, None]:
-            (x, stores), (layer, i) = carry, xs
-            return block(layer, x, stores, (i,)), None
-
-        indices = jnp.arange(config.num_layers, dtype=jnp.int32)
-        start = (x, (cache.k, cache.v))
-        (x, (k, v)), _ = jax.lax.scan(step, start, (layers, indices), unroll=config.scan_unroll)
-    return x, dataclasses.replace(cache, k=k, v=v, index=cache.index + count)
-
-
-def _remat(config: ModelConfig, block: Callable[..., Any], *, scanned: bool) -> Callable[..., Any]:
-    if config.remat == "none":
-        return block
-    policy = None
-    if config.remat == "dots":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    # Inside a scan the loop itself keeps XLA from merging the recomputation with the first computation.
-    return jax.checkpoint(block, policy=policy, prevent_cse=not scanned)

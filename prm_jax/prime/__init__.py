@@ -35,7 +35,7 @@ _HOMES = {
     "Collected": "collect",
     "Collector": "collect",
     "CriticSource": "sources",
-    "Event": "..runs.callbacks",
+    "Event": "prm_jax.runs.callbacks",
     "Frozen": "batch",
     "ImplicitPRM": "sources",
     "Judged": "sources",
@@ -98,7 +98,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    home = _HOMES[name]
+    value = getattr(importlib.import_module(home if "." in home else f"{__name__}.{home}"), name)
     globals()[name] = value
     return value
 

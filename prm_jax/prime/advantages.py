@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from prm_jax import rl
 from prm_jax.prime.batch import RewardInputs
+from prm_jax.prime.checked import checked_rewards
 from prm_jax.prime.options import AdvantageOptions
 from prm_jax.resolve import check_signature, resolve
 
@@ -32,7 +33,7 @@ def make_advantage(options: AdvantageOptions) -> AdvantageFn:
             options.estimator, cast(Any, ESTIMATORS), "estimator", option="advantage.estimator"
         )
         check_signature(function, ("rewards", "inputs"), f"estimator {options.estimator}")
-        return function
+        return checked_rewards(function, f"the estimator {options.estimator}")
     if options.estimator == "ppo":
         return lambda rewards, inputs: _ppo(options, rewards, inputs)
     if options.credit == "return":

@@ -105,10 +105,10 @@ class Composed:
 def compose(
     options: Options, start: Start, base: Params, sampler: Sampler, mesh: Mesh | None, overrides: Overrides
 ) -> Composed:
-    """Puts the parts of a run together and checks them by tracing one step, before anything is trained.
+    """Puts the parts of a run together.
 
     Raises:
-      UserError: a part that cannot be found, cannot be traced, or returns something else than it must.
+      UserError: a part that cannot be found, or has another signature than it must.
     """
     start = start.placed(base, mesh, options)
     source = overrides.source

@@ -9,6 +9,7 @@ import jax
 from prm_jax import rl
 from prm_jax.models import token_logprobs_and_entropy
 from prm_jax.prime.batch import Batch, Frozen, Metrics, RewardInputs, State
+from prm_jax.prime.checked import checked_loss
 from prm_jax.prime.options import PolicyOptions
 from prm_jax.prime.pieces import batch_logprobs, run_epochs, score_in_pieces, summarize
 from prm_jax.resolve import check_signature, resolve
@@ -40,6 +41,7 @@ def make_policy_loss(options: PolicyOptions) -> PolicyLoss:
     function = resolve(options.loss, known, "policy loss", option="policy.loss")
     if options.loss not in known:
         check_signature(function, ("logp", "old_logp", "advantages", "inputs"), f"policy loss {options.loss}")
+        return checked_loss(function, f"the policy loss {options.loss}")
     return function
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from prm_jax import rl
 from prm_jax.prime.batch import RewardInputs
+from prm_jax.prime.checked import checked_rewards
 from prm_jax.prime.options import RewardOptions
 from prm_jax.resolve import check_signature, resolve
 
@@ -47,7 +48,7 @@ def make_shaping(name: str, options: RewardOptions) -> Shaping:
         return SHAPINGS[name](options)
     function: Shaping = resolve(name, cast(Any, SHAPINGS), "reward shaping", option="reward.shaping")
     check_signature(function, ("rewards", "inputs"), f"reward shaping {name}")
-    return function
+    return checked_rewards(function, f"the reward shaping {name}")
 
 
 def per_step(change: Callable[[jax.Array, jax.Array], jax.Array]) -> Shaping:

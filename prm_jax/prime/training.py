@@ -18,6 +18,7 @@ from prm_jax.models import load_weights, merge, save_weights
 from prm_jax.models.loading import fresh_params
 from prm_jax.models.sharding import make_mesh
 from prm_jax.prime.advantages import AdvantageFn
+from prm_jax.prime.checked import checked_loss, checked_rewards, name_of
 from prm_jax.prime.checks import check_options
 from prm_jax.prime.evaluate import PRMProbe, sample_in_batches
 from prm_jax.prime.loop import Trained, compose, train_policy
@@ -28,7 +29,7 @@ from prm_jax.prime.responses import EVAL_STREAM, INIT_STREAM, Sampler
 from prm_jax.prime.shaping import RewardFn
 from prm_jax.prime.sources import RewardSource
 from prm_jax.prime.start import Overrides, Start, load_start, uses_online_prm
-from prm_jax.prime.traced import check_traceable, checked_loss, checked_rewards, name_of
+from prm_jax.prime.traced import check_traceable
 from prm_jax.prime.warm_start import warm_start
 from prm_jax.prime.warm_up import warm_up_rollouts, warm_up_steps
 from prm_jax.resolve import check_signature, resolve
@@ -122,13 +123,16 @@ def train(
         _introduce(start.task, frontend)
         rollout = options.rollout
         sampler = Sampler(start.task, start.tokenizer, start.config, rollout.max_prompt_tokens, rollout.max_new_tokens)
-        fresh = fresh_params if start.params is None else None
+        initial = start.params
+        if initial is None:
+            initial = fresh_params(start.config, jax.random.fold_in(jax.random.key(options.seed), INIT_STREAM))
+        composed = compose(options, start, initial, sampler, mesh, overrides)
         if _from_outside(options, overrides):
-            shapes = start.params if fresh is None else jax.eval_shape(lambda: fresh(start.config, jax.random.key(0)))
-            check_traceable(compose(options, start, shapes, sampler, None, overrides))
-        base = _initial_policy(options, start, run, frontend)
+            check_traceable(composed)
+        base = _initial_policy(options, start, initial, run, frontend)
+        if base is not initial:
+            composed = compose(options, start, base, sampler, mesh, overrides)
         probe = _probe(options, start, base, sampler)
-        composed = compose(options, start, base, sampler, mesh, overrides)
         results[main] = train_policy(
             composed, probe, run=run, frontend=dataclasses.replace(frontend, title=TITLES[main]), callbacks=callbacks
         )
@@ -249,15 +253,15 @@ def _mesh(options: Options) -> Mesh | None:
     return mesh
 
 
-def _initial_policy(options: Options, start: Start, run: RunDir, frontend: Frontend) -> Params:
+def _initial_policy(options: Options, start: Start, initial: Params, run: RunDir, frontend: Frontend) -> Params:
     """The loaded weights, or a fresh model after its warm start, kept in ``start/`` for a resumed run."""
     if start.params is not None:
-        return start.params
+        return initial
     kept = run.path / "start"
     if kept.is_dir():
         _, params = load_weights(kept)
         return jax.tree.map(jax.numpy.asarray, params)
-    params = fresh_params(start.config, jax.random.fold_in(jax.random.key(options.seed), INIT_STREAM))
+    params = initial
     if options.sft.steps:
         params = warm_start(options, start, params, run=run, frontend=frontend)
     save_weights(kept, start.config, params, tokenizer=start.tokenizer)

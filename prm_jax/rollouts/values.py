@@ -5,7 +5,7 @@ from typing import Any
 
 from prm_jax.rollouts.policy import TaskPolicy
 from prm_jax.search.language_model import Ask, Partial
-from prm_jax.search.omega_label import JudgedRollout, PrefixRequest
+from prm_jax.search.omega_prm import JudgedRollout, PrefixRequest
 
 
 class Roller:

@@ -1,98 +1,162 @@
-"""Search over reasoning steps: trees as arrays, beams, votes, first errors, and the labels that they give."""
+"""Search over reasoning steps: trees as arrays, beams, votes, first errors, and the labels that they give.
 
-from prm_jax.search.backups import backup
-from prm_jax.search.beams import StepBeam, best_of_n, look_ahead_scores, step_beam, top_steps, vote
-from prm_jax.search.carry_world import (
-    CarryWorld,
-    Progress,
-    carry_expand,
-    carry_next,
-    carry_start,
-    carry_values,
-    carry_world,
-)
-from prm_jax.search.expansion import expand
-from prm_jax.search.expressions import Grammar
-from prm_jax.search.labels import StepPairs, step_pairs, sums_below, tree_labels
-from prm_jax.search.mcts import Expansion, Leaf, Method, ask, grow, search
-from prm_jax.search.omega import FirstError, Halvings, first_error_search, omega_select, omega_use
-from prm_jax.search.omega_label import JudgedRollout, LocatedError, OmegaLabels, PrefixRequest, PrefixState, omega_label
-from prm_jax.search.rerooting import reroot
-from prm_jax.search.scores import ChildValues, ScoreRule, alphazero, blueprint, child_scores, minmax, puct, ucb1
-from prm_jax.search.selection import Selection, select
-from prm_jax.search.symbolic import Regression, RsrmOptions, formula_reward, regress
-from prm_jax.search.tree import (
-    Tree,
-    best_path,
-    check_tree,
-    children,
-    close,
-    has_room,
-    init_tree,
-    paths_to,
-    q_values,
-)
+Names are imported on first use, so that importing this package costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prm_jax.search.backups import backup
+    from prm_jax.search.beams import StepBeam, best_of_n, look_ahead_scores, step_beam, top_steps, vote
+    from prm_jax.search.evaluation import Expansion, Leaf
+    from prm_jax.search.expansion import expand
+    from prm_jax.search.growth import ask, grow
+    from prm_jax.search.labels import StepPairs, step_pairs, sums_below, tree_labels
+    from prm_jax.search.mcts import SearchHooks, search
+    from prm_jax.search.method import Method, alphamath, rest_mcts
+    from prm_jax.search.omega import FirstError, Halvings, first_error_search, omega_select, omega_use
+    from prm_jax.search.omega_prm import (
+        JudgedRollout,
+        LocatedError,
+        OmegaLabels,
+        PrefixRequest,
+        PrefixState,
+        omega_label,
+    )
+    from prm_jax.search.rerooting import reroot
+    from prm_jax.search.scores import ChildValues, ScoreRule, alphazero, blueprint, child_scores, minmax, puct, ucb1
+    from prm_jax.search.selection import Selection, select
+    from prm_jax.search.tree import (
+        Tree,
+        best_path,
+        check_tree,
+        children,
+        close,
+        has_room,
+        init_tree,
+        paths_to,
+        q_values,
+    )
+
+_HOME = {
+    "ChildValues": "scores",
+    "Expansion": "evaluation",
+    "FirstError": "omega",
+    "Halvings": "omega",
+    "JudgedRollout": "omega_prm",
+    "Leaf": "evaluation",
+    "LocatedError": "omega_prm",
+    "Method": "method",
+    "OmegaLabels": "omega_prm",
+    "PrefixRequest": "omega_prm",
+    "PrefixState": "omega_prm",
+    "ScoreRule": "scores",
+    "SearchHooks": "mcts",
+    "Selection": "selection",
+    "StepBeam": "beams",
+    "StepPairs": "labels",
+    "Tree": "tree",
+    "alphamath": "method",
+    "alphazero": "scores",
+    "ask": "growth",
+    "backup": "backups",
+    "best_of_n": "beams",
+    "best_path": "tree",
+    "blueprint": "scores",
+    "check_tree": "tree",
+    "child_scores": "scores",
+    "children": "tree",
+    "close": "tree",
+    "expand": "expansion",
+    "first_error_search": "omega",
+    "grow": "growth",
+    "has_room": "tree",
+    "init_tree": "tree",
+    "look_ahead_scores": "beams",
+    "minmax": "scores",
+    "omega_label": "omega_prm",
+    "omega_select": "omega",
+    "omega_use": "omega",
+    "paths_to": "tree",
+    "puct": "scores",
+    "q_values": "tree",
+    "reroot": "rerooting",
+    "rest_mcts": "method",
+    "search": "mcts",
+    "select": "selection",
+    "step_beam": "beams",
+    "step_pairs": "labels",
+    "sums_below": "labels",
+    "top_steps": "beams",
+    "tree_labels": "labels",
+    "ucb1": "scores",
+    "vote": "beams",
+}
 
 __all__ = [
+    "ChildValues",
+    "Expansion",
+    "FirstError",
+    "Halvings",
+    "JudgedRollout",
+    "Leaf",
+    "LocatedError",
+    "Method",
+    "OmegaLabels",
+    "PrefixRequest",
+    "PrefixState",
+    "ScoreRule",
+    "SearchHooks",
+    "Selection",
+    "StepBeam",
+    "StepPairs",
+    "Tree",
+    "alphamath",
     "alphazero",
     "ask",
     "backup",
     "best_of_n",
     "best_path",
     "blueprint",
-    "carry_expand",
-    "carry_next",
-    "carry_start",
-    "carry_values",
-    "carry_world",
-    "CarryWorld",
     "check_tree",
     "child_scores",
     "children",
-    "ChildValues",
     "close",
     "expand",
-    "Expansion",
     "first_error_search",
-    "FirstError",
-    "formula_reward",
-    "Grammar",
     "grow",
-    "Halvings",
     "has_room",
     "init_tree",
-    "Leaf",
-    "LocatedError",
     "look_ahead_scores",
-    "Method",
     "minmax",
     "omega_label",
     "omega_select",
     "omega_use",
-    "OmegaLabels",
     "paths_to",
-    "Progress",
     "puct",
     "q_values",
-    "regress",
-    "Regression",
-    "PrefixRequest",
     "reroot",
-    "JudgedRollout",
-    "RsrmOptions",
-    "ScoreRule",
+    "rest_mcts",
     "search",
     "select",
-    "Selection",
-    "PrefixState",
     "step_beam",
     "step_pairs",
-    "StepBeam",
-    "StepPairs",
     "sums_below",
     "top_steps",
-    "Tree",
     "tree_labels",
     "ucb1",
     "vote",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_HOME))

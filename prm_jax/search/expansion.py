@@ -11,8 +11,19 @@ from jax.typing import ArrayLike
 from prm_jax.search.tree import NO_NODE, Tree, at, has_room, is_node, put, write
 
 
+class NewChildren(NamedTuple):
+    """Children to add; see `expand`."""
+
+    prior: ArrayLike
+    value: ArrayLike
+    terminal: ArrayLike
+    valid: ArrayLike
+    reward: ArrayLike | None = None
+    state: Any = None
+
+
 class Born(NamedTuple):
-    """The children that an expansion made, all [B, C]; where there is none, 0 and False.
+    """The children that an expansion made, all [B, C]; 0 and False where there is none.
 
     Attributes:
       kids: i32, their slots, -1 for none.
@@ -41,17 +52,16 @@ def expand(
 ) -> tuple[Tree, jax.Array]:
     """Adds C children to a leaf of each question, in neighbouring slots.
 
-    Nothing happens to a question where `ok` is False, where the leaf is no node, is terminal or already has children,
-    and where C children do not fit any more: that is counted in `dropped`, and what was in the tree stays. A child
-    whose prior, value or reward is not finite is left out and counted in `refused`. A leaf without a valid child is
-    closed: a dead end.
+    A question does not change where `ok` is False, where the leaf is not a node, is terminal or already has children,
+    and where C children no longer fit, which `dropped` counts. A child whose prior, value or reward is not finite is
+    left out and counted in `refused`. A leaf without a valid child is a dead end and is closed.
 
     Args:
       tree: the trees.
       leaf: [B] i32, -1 for none.
-      prior: [B, C] float, what the policy says of each step.
-      value: [B, C] float, what the evaluator says of each child.
-      terminal: [B, C] bool, an answer stands there.
+      prior: [B, C] float, the policy's weight of each step.
+      value: [B, C] float, the evaluator's value of each child.
+      terminal: [B, C] bool, the child is an answer.
       valid: [B, C] bool, False for slots without a child (fewer proposals than C, or duplicates).
       ok: [B] bool.
       reward: [B, C] float, rewards of the steps; None for 0.
@@ -65,14 +75,14 @@ def expand(
     check_state(tree, state, jnp.shape(prior), "'state'")
     ok = ok & is_node(tree, leaf) & ~at(tree.terminal, leaf) & (at(tree.first_child, leaf) < 0)
     depth, no = jnp.where(ok, at(tree.depth, leaf), NO_NODE), jnp.zeros_like(ok)
-    tree, born = expand_and_close(tree, leaf, depth, prior, value, terminal, valid, no, reward, state)
+    tree, born = expand_and_close(tree, leaf, depth, NewChildren(prior, value, terminal, valid, reward, state), no)
     return tree, born.kids
 
 
 def check_state(tree: Tree, state: Any, lead: tuple[int, ...], what: str) -> None:
     """Raises ValueError unless the children's state has the tree's structure, shapes [*lead, ...], and fits its dtypes.
 
-    Numbers may be rounded, not cut: what has fractions does not go into whole numbers.
+    Floats may be rounded to the tree's dtype, but are not truncated to integers.
     """
     given, expected = str(jax.tree.structure(state)), str(jax.tree.structure(tree.state))
     if given != expected:
@@ -86,74 +96,77 @@ def check_state(tree: Tree, state: Any, lead: tuple[int, ...], what: str) -> Non
 
 
 def expand_and_close(
-    tree: Tree,
-    leaf: jax.Array,
-    depth: jax.Array,
-    prior: ArrayLike,
-    value: ArrayLike,
-    terminal: ArrayLike,
-    valid: ArrayLike,
-    stuck: jax.Array,
-    reward: ArrayLike | None,
-    state: Any,
+    tree: Tree, leaf: jax.Array, depth: jax.Array, new: NewChildren, stuck: jax.Array, *, close_terminal: bool = True
 ) -> tuple[Tree, Born]:
-    """`expand` and `close` in one go, without a look at the nodes themselves.
+    """`expand` and `close` at once, without reading the nodes themselves.
 
     Args:
       tree: see `expand`.
       leaf: see `expand`.
       depth: [B] i32, depth of the leaf; negative where it is not expanded: there is none, or it has children.
-      prior: see `expand`.
-      value: see `expand`.
-      terminal: see `expand`.
-      valid: see `expand`.
-      stuck: [B] bool, `leaf` is a node that is to be closed instead.
-      reward: see `expand`.
-      state: see `expand`.
+      new: its children.
+      stuck: [B] bool, `leaf` is a node to be closed instead.
+      close_terminal: static; False lets selection enter terminal children again.
 
     Returns:
-      (tree, what was born).
+      (tree, the children that were added).
     """
     ok = depth >= 0
-    prior, value = jnp.asarray(prior, jnp.float32), jnp.asarray(value, jnp.float32)
-    terminal, valid = jnp.asarray(terminal) != 0, jnp.asarray(valid) != 0
-    reward = None if reward is None else jnp.asarray(reward, jnp.float32)
-    given = [x for x in (prior, value, terminal, valid, reward) if x is not None]
-    chex.assert_shape(given, (tree.batch, prior.shape[-1]))
-    width = prior.shape[1]
-
-    finite = jnp.isfinite(prior) & jnp.isfinite(value)
-    if reward is not None:
-        finite &= jnp.isfinite(reward)
-    refused = jnp.sum(ok[:, None] & valid & ~finite, axis=1, dtype=jnp.int32)
-    valid = valid & finite
-    some = jnp.any(valid, axis=1)
+    child, refused = _finite(tree, new, ok)
+    some = jnp.any(child.valid, axis=1)
+    width = child.valid.shape[1]
     fits = has_room(tree, width)
     grows = ok & some & fits
 
     def fill(field: jax.Array, update: jax.Array) -> jax.Array:
         return write(field, tree.count, update, grows)
 
-    closes = stuck | (ok & ~some)
-    prior, value, terminal = jnp.where(valid, prior, 0.0), jnp.where(valid, value, 0.0), valid & terminal
-    reward = None if reward is None else jnp.where(valid, reward, 0.0)
+    closed = put(tree.closed, jnp.where(stuck | (ok & ~some), leaf, NO_NODE), True)
     grown = dataclasses.replace(
         tree,
-        parent=fill(tree.parent, jnp.where(valid, leaf[:, None], NO_NODE)),
+        parent=fill(tree.parent, jnp.where(child.valid, leaf[:, None], NO_NODE)),
         first_child=put(tree.first_child, jnp.where(grows, leaf, NO_NODE), tree.count),
-        depth=fill(tree.depth, jnp.where(valid, depth[:, None] + 1, 0)),
-        value=fill(tree.value, value),
-        prior=fill(tree.prior, prior),
-        reward=tree.reward if reward is None else fill(tree.reward, reward),
-        terminal=fill(tree.terminal, terminal),
-        closed=fill(put(tree.closed, jnp.where(closes, leaf, NO_NODE), True), terminal),
+        depth=fill(tree.depth, jnp.where(child.valid, depth[:, None] + 1, 0)),
+        value=fill(tree.value, child.value),
+        prior=fill(tree.prior, child.prior),
+        reward=tree.reward if child.reward is None else fill(tree.reward, child.reward),
+        terminal=fill(tree.terminal, child.terminal),
+        closed=fill(closed, child.terminal & close_terminal),
         count=tree.count + jnp.where(grows, width, 0),
         dropped=tree.dropped + (ok & some & ~fits),
         refused=tree.refused + refused,
-        state=jax.tree.map(fill, tree.state, state),
+        state=jax.tree.map(fill, tree.state, child.state),
     )
-    exists = valid & grows[:, None]
+    exists = child.valid & grows[:, None]
     kids = jnp.where(exists, tree.count[:, None] + jnp.arange(width), NO_NODE)
-    no_reward = jnp.zeros_like(value)
-    value, reward = (jnp.where(exists, x, 0.0) for x in (value, no_reward if reward is None else reward))
-    return grown, Born(kids, value, reward, exists & terminal)
+    reward = jnp.zeros_like(child.value) if child.reward is None else child.reward
+    value, reward = (jnp.where(exists, x, 0.0) for x in (child.value, reward))
+    return grown, Born(kids, value, reward, exists & child.terminal)
+
+
+class _Children(NamedTuple):
+    """`NewChildren` as arrays, with zeros where a child is not valid."""
+
+    prior: jax.Array
+    value: jax.Array
+    terminal: jax.Array
+    valid: jax.Array
+    reward: jax.Array | None
+    state: Any
+
+
+def _finite(tree: Tree, new: NewChildren, ok: jax.Array) -> tuple[_Children, jax.Array]:
+    """(the children whose numbers are finite, how many of each question are not)."""
+    prior, value = jnp.asarray(new.prior, jnp.float32), jnp.asarray(new.value, jnp.float32)
+    terminal, valid = jnp.asarray(new.terminal) != 0, jnp.asarray(new.valid) != 0
+    reward = None if new.reward is None else jnp.asarray(new.reward, jnp.float32)
+    given = [x for x in (prior, value, terminal, valid, reward) if x is not None]
+    chex.assert_shape(given, (tree.batch, prior.shape[-1]))
+    finite = jnp.isfinite(prior) & jnp.isfinite(value)
+    if reward is not None:
+        finite &= jnp.isfinite(reward)
+    refused = jnp.sum(ok[:, None] & valid & ~finite, axis=1, dtype=jnp.int32)
+    valid = valid & finite
+    prior, value, terminal = jnp.where(valid, prior, 0.0), jnp.where(valid, value, 0.0), valid & terminal
+    reward = None if reward is None else jnp.where(valid, reward, 0.0)
+    return _Children(prior, value, terminal, valid, reward, new.state), refused

@@ -110,16 +110,7 @@ def step_pairs(
         raise ValueError(f"rule={rule!r}; expected one of 'best_worst', 'first_error', 'top_bottom'")
     if rule != "best_worst" and correct is None:
         raise ValueError(f"rule={rule!r} needs `correct`, which nodes hold a right answer")
-    visited = tree.valid & (tree.visits > 0)
-    if rule == "best_worst":
-        good, bad = _on_best_path(tree), visited
-    else:
-        ended = _answers(tree, answers)
-        right = ended & _marks(tree, correct)
-        to_right, to_wrong = sums_below(tree, right) > 0, sums_below(tree, ended & ~right) > 0
-        good, bad = visited & to_right, visited & to_wrong
-        if rule == "first_error":
-            bad &= ~to_right
+    good, bad = _eligible(tree, correct, rule, answers)
     count = 2 if rule == "top_bottom" else 1
     kids, is_child = _all_children(tree, width)
     q = q_values(tree)
@@ -140,6 +131,21 @@ def step_pairs(
     return StepPairs(
         jnp.where(kept, chosen, NO_NODE), jnp.where(kept, rejected, NO_NODE), jnp.where(kept, gap, 0.0)
     )
+
+
+def _eligible(
+    tree: Tree, correct: ArrayLike | None, rule: Pairing, answers: ArrayLike | None
+) -> tuple[jax.Array, jax.Array]:
+    """[B, N] bool twice: nodes that may be preferred, and that may be rejected."""
+    visited = tree.valid & (tree.visits > 0)
+    if rule == "best_worst":
+        return _on_best_path(tree), visited
+    ended = _answers(tree, answers)
+    right = ended & _marks(tree, correct)
+    to_right, to_wrong = sums_below(tree, right) > 0, sums_below(tree, ended & ~right) > 0
+    if rule == "first_error":
+        to_wrong &= ~to_right
+    return visited & to_right, visited & to_wrong
 
 
 def sums_below(tree: Tree, entries: ArrayLike) -> jax.Array:

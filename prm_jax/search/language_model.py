@@ -8,14 +8,15 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
 from prm_jax.search.beams import look_ahead_scores, step_beam, top_steps
+from prm_jax.search.evaluation import Expansion
 from prm_jax.search.gated import gated_search
-from prm_jax.search.mcts import Expansion, Method, ask, grow
+from prm_jax.search.growth import ask, grow
+from prm_jax.search.method import Method, alphamath
 from prm_jax.search.partials import (
     Ask,
     Calls,
@@ -28,8 +29,7 @@ from prm_jax.search.partials import (
     Tokens,
     check_counts,
 )
-from prm_jax.search.scores import ScoreFn, puct
-from prm_jax.search.tree import check_tree, init_tree
+from prm_jax.search.tree import Tree, check_tree, init_tree
 
 __all__ = [
     "Ask",
@@ -261,11 +261,10 @@ def tree_search(
     simulations: int,
     width: int,
     max_steps: int,
-    score_fn: ScoreFn | None = None,
+    method: Callable[[int, int], Method] = alphamath,
     on_simulation: Callable[[int], None] | None = None,
-    **options: Any,
-) -> tuple[Found, Any, list[dict[int, Partial]]]:
-    """Monte-Carlo tree search over steps, with AlphaMath's rule unless told otherwise.
+) -> tuple[Found, Tree, list[dict[int, Partial]]]:
+    """Monte-Carlo tree search over steps.
 
     The prior of a step is exp(mean log-probability of its tokens). Candidates are the finished solutions in the tree.
 
@@ -273,40 +272,34 @@ def tree_search(
       propose: produces steps.
       score: scores prefixes, in [-1, 1] or [0, 1].
       num_questions: P.
-      simulations: of each question.
-      width: C, proposals of each leaf.
+      simulations: per question.
+      width: C, proposals for each leaf.
       max_steps: depth of the tree.
-      score_fn: see `Method`; `puct(1.25)` when None.
-      on_simulation: called with the number of simulations done.
-      **options: of `Method`, but for `leaves`.
+      method: makes the constants of the search from width and depth: `alphamath`, `rest_mcts`, or a function that
+        returns a `Method` with one leaf per question.
+      on_simulation: called with the number of completed simulations.
 
     Returns:
-      (`Found`, the tree, for each question its nodes' prefixes by slot).
+      (`Found`, the tree, for each question the prefix of every node by its slot).
     """
     check_counts(num_questions=num_questions, simulations=simulations, width=width, max_steps=max_steps)
-    if options.get("leaves") is not None:
-        raise ValueError("with a language model one leaf of each question is selected at a time: leave `leaves` out")
-    method = Method(score_fn or puct(1.25), width, max_steps, **options)
+    constants = method(width, max_steps)
+    if constants.leaves is not None:
+        raise ValueError("with a language model one leaf per question is selected at a time: leave `leaves` out")
     calls = Calls(propose, score, num_questions)
     tree = init_tree(num_questions, 1 + simulations * width)
     nodes: list[dict[int, Partial]] = [{0: Partial(b)} for b in range(num_questions)]
     for number in range(simulations):
-        selection, leaf = _ask(tree, method, number)
-        asked = np.flatnonzero(np.asarray(leaf.ok)).tolist()
-        slots = np.asarray(leaf.node).tolist()
-        prior, value = np.zeros((2, num_questions, width), np.float32)
-        terminal, valid = np.zeros((2, num_questions, width), bool)
-        # No two simulations expand the same slot, so it tells the requests of a question apart.
-        proposed = calls.propose([Ask(nodes[b][slots[b]], slots[b]) for b in asked], width) if asked else []
-        values = iter(calls.score([partial for partials in proposed for partial in partials]))
-        for b, partials in zip(asked, proposed, strict=True):
-            before = nodes[b][slots[b]].logp
-            for i, partial in enumerate(partials):
-                prior[b, i] = math.exp((partial.logp - before) / len(partial.steps[-1]))
-                value[b, i], terminal[b, i], valid[b, i] = next(values), partial.finished, True
-        tree, kids = _grow(tree, selection, Expansion(prior, value, terminal, valid), method)
+        selection, leaf = _ask(tree, constants, number)
+        # No two simulations expand the same slot, so it distinguishes the requests of a question.
+        leaves = np.asarray(leaf.node)
+        asks = [Ask(nodes[b][int(leaves[b])], int(leaves[b])) for b in np.flatnonzero(np.asarray(leaf.ok)).tolist()]
+        proposed = calls.propose(asks, width) if asks else []
+        expansion = _expansion(calls, num_questions, width, asks, proposed)
+        tree, kids = _grow(tree, selection, expansion, constants)
         kids = np.asarray(kids)
-        for b, partials in zip(asked, proposed, strict=True):
+        for (parent, _), partials in zip(asks, proposed, strict=True):
+            b = parent.question
             nodes[b].update({int(kids[b, i]): p for i, p in enumerate(partials) if kids[b, i] >= 0})
         if on_simulation is not None:
             on_simulation(number + 1)
@@ -314,6 +307,21 @@ def tree_search(
     value = np.asarray(tree.value)
     ends = [Candidate(p, float(value[b, n])) for b, own in enumerate(nodes) for n, p in own.items() if p.finished]
     return calls.result(ends), tree, nodes
+
+
+def _expansion(
+    calls: Calls, num_questions: int, width: int, asks: Sequence[Ask], proposed: Sequence[Sequence[Partial]]
+) -> Expansion:
+    """The proposals for each request as an evaluator's answer, with their scores."""
+    prior, value = np.zeros((2, num_questions, width), np.float32)
+    terminal, valid = np.zeros((2, num_questions, width), bool)
+    scores = iter(calls.score([partial for partials in proposed for partial in partials]))
+    for (parent, _), partials in zip(asks, proposed, strict=True):
+        b = parent.question
+        for i, partial in enumerate(partials):
+            prior[b, i] = math.exp((partial.logp - parent.logp) / len(partial.steps[-1]))
+            value[b, i], terminal[b, i], valid[b, i] = next(scores), partial.finished, True
+    return Expansion(prior, value, terminal, valid)
 
 
 _step_beam, _top_steps = jax.jit(step_beam), jax.jit(top_steps, static_argnums=1)

@@ -1,4 +1,4 @@
-"""How good a child looks to selection: the child-score rules of the published searches.
+"""Scores by which selection chooses a child: the rules of published searches.
 
 A rule is a callable `(tree, node [B], kids [B, C]) -> [B, C]`. Those made here are a child's value plus an exploration
 term, frozen dataclasses that compare by their constants, so that searches with equal constants share one compiled
@@ -20,7 +20,7 @@ ScoreFn = Callable[[Tree, jax.Array, jax.Array], jax.Array]
 """(tree, node [B] i32, kids [B, C] i32) -> [B, C] float, finite or +inf."""
 
 Unvisited = float | Literal["value"]
-"""Value of a child without visits: a number, or "value" for what the evaluator said of it."""
+"""Value of a child without visits: a number, or "value" for the evaluator's value of it."""
 
 
 def child_scores(tree: Tree, node: ArrayLike, score_fn: ScoreFn, *, width: int) -> tuple[jax.Array, jax.Array]:
@@ -42,7 +42,7 @@ def child_scores(tree: Tree, node: ArrayLike, score_fn: ScoreFn, *, width: int) 
     kids, is_child = children(tree, node, width)
     scores = jnp.asarray(score_fn(tree, node, kids), jnp.float32)
     if scores.shape != kids.shape:
-        raise ValueError(f"the score rule returned shape {scores.shape}; expected {kids.shape}, one score a child")
+        raise ValueError(f"the score rule returned shape {scores.shape}; expected {kids.shape}, one score per child")
     return jnp.where(is_child & ~at(tree.closed, kids), scores, -jnp.inf), kids
 
 
@@ -51,8 +51,9 @@ class ChildValues:
     """Q of the children: W / N.
 
     Attributes:
-      unvisited: what stands for it before the first visit.
-      discount: None where steps have no rewards; a number makes it `reward + discount * W / N`.
+      unvisited: used before the first visit.
+      discount: None when steps have no rewards and one player makes all of them; a number makes it
+        `reward + discount * W / N`, also of "value". -1 for two players who alternate.
     """
 
     unvisited: Unvisited = 0.0
@@ -64,8 +65,12 @@ class ChildValues:
         q = at(tree.value_sum, kids) / jnp.maximum(visits, 1e-30)
         if self.discount is not None:
             q = at(tree.reward, kids) + self.discount * q
-        otherwise = at(tree.value, kids) if self.unvisited == "value" else jnp.float32(self.unvisited)
-        return jnp.where(visits > 0, q, otherwise)
+        if self.unvisited != "value":
+            return jnp.where(visits > 0, q, jnp.float32(self.unvisited))
+        value = at(tree.value, kids)
+        if self.discount is not None:
+            value = at(tree.reward, kids) + self.discount * value
+        return jnp.where(visits > 0, q, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +98,7 @@ def puct(c: float = 1.25, *, unvisited: Unvisited = 0.0, discount: float | None 
     Args:
       c: 1.5 in AlphaMath's training rounds, 1.25 at inference.
       unvisited: Q of a child without visits.
-      discount: None where steps have no rewards, see `ChildValues`.
+      discount: None when steps have no rewards, see `ChildValues`.
 
     Returns:
       A rule.
@@ -109,10 +114,10 @@ def alphazero(
     """AlphaZero's rule: `Q + (c1 + ln((N_parent + c2 + 1) / c2)) * P * sqrt(N_parent) / (1 + N)`.
 
     Args:
-      c1: weight of the exploration at first.
-      c2: how many visits until it grows on.
+      c1: initial weight of the exploration.
+      c2: number of visits after which it grows.
       unvisited: Q of a child without visits; "value" as in openr.
-      discount: None where steps have no rewards, see `ChildValues`.
+      discount: None when steps have no rewards, see `ChildValues`.
 
     Returns:
       A rule.
@@ -136,10 +141,10 @@ def ucb1(
     Args:
       c: weight of the exploration.
       two: the factor under the root, 2 or 1.
-      unvisited: what is added to Q of a child without visits; "inf", also called "first", visits every
-        child once before any twice.
+      unvisited: what is added to Q of a child without visits; "inf", or "first", visits every child once before any
+        twice.
       initial: Q of a child without visits.
-      discount: None where steps have no rewards, see `ChildValues`.
+      discount: None when steps have no rewards, see `ChildValues`.
 
     Returns:
       A rule.
@@ -156,12 +161,12 @@ def ucb1(
 def blueprint(c1: float = 1.25, c2: float = 19652.0, *, discount: float | None = None) -> ScoreRule:
     """The rule of x1: `Q + (c1 + ln((N_parent + c2) / c2)) * sqrt(N_parent - 1) / (1 + N)`, no prior.
 
-    It is published with values normalised over siblings: `minmax(blueprint())`.
+    It was published with values normalised over siblings: `minmax(blueprint())`.
 
     Args:
       c1: see `alphazero`.
       c2: see `alphazero`.
-      discount: None where steps have no rewards, see `ChildValues`.
+      discount: None when steps have no rewards, see `ChildValues`.
 
     Returns:
       A rule.
@@ -176,9 +181,9 @@ def minmax(rule: ScoreRule, *, over: Literal["siblings", "parent"] = "siblings",
 
     Args:
       rule: one of those above.
-      over: "siblings" takes the extremes over the children; "parent", as MuZero's released code, over the node's own
-        value and its visited children, and gives children without visits 0.
-      eps: the smallest range that is stretched; children within a smaller one score (about) 0.
+      over: "siblings" takes the extremes over the children; "parent", like MuZero's released code, over the node's own
+        value and its visited children, with 0 for children without visits.
+      eps: the smallest range that is stretched; children within a smaller one score about 0.
 
     Returns:
       A rule.

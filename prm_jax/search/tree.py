@@ -1,7 +1,7 @@
 """Trees as arrays: B questions, N slots each, the children of a node in neighbouring slots.
 
 Text, tokens and caches stay with the caller, keyed by (question, node). A tree holds numbers only, so its size does
-not depend on what the nodes stand for.
+not depend on what its nodes represent.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from prm_jax.errors import UserError
 
 NO_NODE = -1
-"""What stands for "no node" everywhere: a parent of the root, the children of a leaf, the end of a path."""
+"""Represents "no node" everywhere: the parent of the root, the children of a leaf, the end of a path."""
 
 
 @jax.tree_util.register_dataclass
@@ -23,8 +23,8 @@ NO_NODE = -1
 class Tree:
     """A batch of search trees. Slot 0 is the root; a parent's slot is smaller than its children's.
 
-    The children of an expanded node lie in slots `first_child, first_child + 1, ...`; a slot there is a child only if
-    its `parent` says so. Whatever the backup rule, the value of a node is `value_sum / visits` (`q_values`).
+    The children of an expanded node have the slots `first_child, first_child + 1, ...`; such a slot is a child only if
+    its `parent` is the node. Under every backup rule the value of a node is `value_sum / visits` (`q_values`).
 
     Attributes:
       parent: [B, N] i32, -1 for the root and for slots that hold no node.
@@ -33,16 +33,16 @@ class Tree:
       visits: [B, N] f32, N(s): how often a value was backed up through the node.
       value_sum: [B, N] f32, W(s): visits times the node's value.
       value_max: [B, N] f32, the best return that was backed up through the node, -inf before the first.
-      value: [B, N] f32, what the evaluator said of the node itself.
-      prior: [B, N] f32, what the policy said of the step that leads to the node; need not sum to 1.
+      value: [B, N] f32, the evaluator's value of the node itself.
+      prior: [B, N] f32, the policy's weight of the step that leads to the node; need not sum to 1.
       reward: [B, N] f32, reward of that step.
-      terminal: [B, N] bool, an answer stands here: the node has no children.
+      terminal: [B, N] bool, the node is an answer and has no children.
       closed: [B, N] bool, selection does not enter: terminal, or nothing is left below.
-      count: [B] i32, slots in use, those of invalid children included.
+      count: [B] i32, slots in use, including those of invalid children.
       dropped: [B] i32, expansions that did not fit into the capacity.
       refused: [B] i32, numbers from outside that were not finite: children left out, values not backed up, scores
-        that led nowhere.
-      state: pytree of [B, N, ...], whatever the caller keeps at each node, or None. It is what makes a tree large.
+        that ended a selection.
+      state: pytree of [B, N, ...], whatever the caller keeps at each node, or None. It dominates the size of a tree.
     """
 
     parent: jax.Array
@@ -68,7 +68,7 @@ class Tree:
 
     @property
     def capacity(self) -> int:
-        """N, the number of slots of a question."""
+        """N, the number of slots per question."""
         return self.parent.shape[1]
 
     @property
@@ -85,14 +85,14 @@ class Tree:
 def init_tree(
     batch: int, capacity: int, *, value: ArrayLike = 0.0, active: ArrayLike | None = None, state: Any = None
 ) -> Tree:
-    """Trees of a root each.
+    """Trees that consist of their roots.
 
     Args:
       batch: B >= 1.
-      capacity: N >= 1, slots a question. A search of n simulations that each add C children fills at most
+      capacity: N >= 1, slots per question. A search of n simulations that each add C children fills at most
         `1 + n * C`; with fewer, expansions that do not fit are dropped and counted.
-      value: scalar or [B] float, what the evaluator says of the roots.
-      active: [B] bool, False for questions that are padding: they have no root and nothing ever happens to them.
+      value: scalar or [B] float, the evaluator's value of the roots.
+      active: [B] bool, False for questions that are padding: they have no root and never change.
       state: pytree of [B, ...], the caller's state at the roots; its leaves are kept for all nodes, [B, N, ...].
 
     Returns:
@@ -142,14 +142,14 @@ def q_values(tree: Tree, *, unvisited: float = 0.0) -> jax.Array:
     return jnp.where(tree.valid, q, 0.0)
 
 
-# Lookups and writes below are mapped over the questions instead of indexed by their numbers: only then does a compiler
-# that divides the batch among devices see that no question needs another's tree.
+# The lookups and writes below are mapped over the questions rather than indexed by their numbers: only then does a
+# compiler that divides the batch among devices see that no question needs another's tree.
 
 
 def at(field: jax.Array, nodes: jax.Array) -> jax.Array:
     """[B, ...] entries of a field [B, N] at nodes [B, ...]; nodes out of range are moved to the nearest slot."""
     nodes = jnp.maximum(nodes, 0)
-    if field.shape[0] == 1:  # on a CPU the general case takes a kernel more for each lookup
+    if field.shape[0] == 1:  # on a CPU the general case takes an additional kernel per lookup
         return field[0].at[nodes].get(mode="clip")
     return jax.vmap(lambda row, own: row.at[own].get(mode="clip"))(field, nodes)
 
@@ -157,7 +157,7 @@ def at(field: jax.Array, nodes: jax.Array) -> jax.Array:
 def put(
     field: jax.Array, nodes: jax.Array, entries: ArrayLike, how: Literal["set", "add", "max", "min"] = "set"
 ) -> jax.Array:
-    """A field [B, N] with entries written to, added to, or compared with nodes [B, ...]; -1 stands for none."""
+    """A field [B, N] with entries written to, added to, or compared with nodes [B, ...]; -1 means none."""
     entries = jnp.broadcast_to(jnp.asarray(entries, field.dtype), nodes.shape)
     if nodes.shape == (1,) and how == "set":
         return write(field, nodes, entries[:, None], (nodes >= 0) & (nodes < field.shape[1]))
@@ -176,7 +176,7 @@ def write(field: jax.Array, start: jax.Array, update: jax.Array, where: jax.Arra
         begin = [zero, start[0], *[zero] * (field.ndim - 2)]
         old = jax.lax.dynamic_slice(field, begin, update.shape)
         return jax.lax.dynamic_update_slice(field, jnp.where(where[0], update, old), begin)
-    # A window a row: a CPU writes it several times as fast as C single entries.
+    # One window per row: a CPU writes it several times as fast as C single entries.
     windows = jax.lax.ScatterDimensionNumbers(
         update_window_dims=tuple(range(update.ndim - 1)), inserted_window_dims=(), scatter_dims_to_operand_dims=(0,)
     )
@@ -197,7 +197,7 @@ def is_node(tree: Tree, node: jax.Array) -> jax.Array:
 
 
 def children(tree: Tree, node: ArrayLike, width: int) -> tuple[jax.Array, jax.Array]:
-    """The children of one node a question.
+    """The children of one node per question.
 
     Args:
       tree: see above.
@@ -205,8 +205,7 @@ def children(tree: Tree, node: ArrayLike, width: int) -> tuple[jax.Array, jax.Ar
       width: static, the most children that any node has.
 
     Returns:
-      (kids [B, width] i32, is_child [B, width] bool). `kids` lies in [0, N) but means something only where
-      `is_child`.
+      (kids [B, width] i32, is_child [B, width] bool). `kids` is in [0, N) but meaningful only where `is_child`.
     """
     node = jnp.asarray(node)
     chex.assert_shape(node, (tree.batch,))
@@ -220,7 +219,7 @@ def children(tree: Tree, node: ArrayLike, width: int) -> tuple[jax.Array, jax.Ar
 
 
 def close(tree: Tree, node: ArrayLike, where: ArrayLike) -> Tree:
-    """Keeps selection out of a node from now on; closing the root ends the search of a question.
+    """Keeps selection out of a node; closing the root ends the search of a question.
 
     Args:
       tree: see above.
@@ -245,7 +244,7 @@ def check_tree(tree: Tree, *, names: list[str] | None = None) -> None:
 
     Args:
       tree: see above.
-      names: what the questions are called; their numbers when None.
+      names: of the questions; their numbers when None.
 
     Raises:
       UserError: naming the questions concerned.
@@ -264,26 +263,33 @@ def _per_node(x: jax.Array, batch: int, capacity: int) -> jax.Array:
     return jnp.zeros((batch, capacity, *x.shape[1:]), x.dtype).at[:, 0].set(x)
 
 
-def best_path(tree: Tree, key: str = "visits", *, max_depth: int | None = None) -> jax.Array:
-    """The path from the root that always goes on to the best child; of equal ones the first.
+def best_path(
+    tree: Tree, key: str = "visits", *, max_depth: int | None = None, discount: float | None = None
+) -> jax.Array:
+    """The path from the root that always continues to the best child, the first among equals.
 
     Args:
       tree: see above.
       key: "visits", "q" (the node's value; unvisited children come last) or "max" (the best return seen).
-      max_depth: static length of the result less one; None takes the depth of the deepest node, which needs a tree
+      max_depth: static length of the result minus one; None takes the depth of the deepest node, which needs a tree
         that is not traced.
+      discount: for "q": None compares the values of the children, a number their `reward + discount * Q`; -1 for the
+        players of a two-player game, each of whom chooses what is best for itself.
 
     Returns:
-      [B, max_depth + 1] i32, the root first, -1 behind the end.
+      [B, max_depth + 1] i32, the root first, -1 after the end.
 
     Raises:
-      ValueError: for another key.
+      ValueError: for another key, or a discount with another key than "q".
     """
     if key not in ("visits", "q", "max"):
         raise ValueError(f"key={key!r}; expected one of 'visits', 'q', 'max'")
+    if discount is not None and key != "q":
+        raise ValueError(f"discount={discount} with key={key!r}; only 'q' takes a discount")
     if max_depth is None:
         max_depth = int(jnp.max(tree.depth))
-    stat = {"visits": tree.visits, "q": q_values(tree, unvisited=-jnp.inf), "max": tree.value_max}[key]
+    q = q_values(tree) if discount is None else tree.reward + discount * q_values(tree)
+    stat = {"visits": tree.visits, "q": jnp.where(tree.visits > 0, q, -jnp.inf), "max": tree.value_max}[key]
     stat = jnp.maximum(stat, jnp.finfo(jnp.float32).min)  # an unvisited child is still better than none
 
     def step(node: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
@@ -306,7 +312,7 @@ def paths_to(tree: Tree, node: ArrayLike, *, max_depth: int) -> jax.Array:
       max_depth: static, at least the depth of every node given.
 
     Returns:
-      [B, max_depth + 1] i32, the root first, -1 behind the node; -1 everywhere for a slot without a node and for a node
+      [B, max_depth + 1] i32, the root first, -1 after the node; -1 everywhere for a slot without a node and for a node
       that is deeper.
     """
     node = jnp.asarray(node, jnp.int32)
@@ -317,7 +323,7 @@ def paths_to(tree: Tree, node: ArrayLike, *, max_depth: int) -> jax.Array:
         return jnp.where(here >= 0, at(tree.parent, here), NO_NODE), here
 
     _, upwards = jax.lax.scan(step, node, None, length=max_depth + 1)
-    # Reversed, the root stands behind max_depth - depth empty places: roll it to the front.
+    # Reversed, max_depth - depth empty places precede the root: roll it to the front.
     depth = jnp.where(node >= 0, at(tree.depth, node), 0)
     place = depth[:, None] - jnp.arange(max_depth + 1)
     path = jnp.take_along_axis(jnp.moveaxis(upwards, 0, 1), jnp.maximum(place, 0), axis=1)

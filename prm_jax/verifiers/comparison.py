@@ -128,7 +128,7 @@ class Comparison:
                 return self._values(a.tree, b.tree)
             case Several(), Several():
                 dots = any(isinstance(item, Words) for item in (*a.items, *b.items))  # a sequence has an order
-                if (_letters(b) and not _letters(a)) or _contradict(a, b):
+                if (_letters(b) and not _letters(a)) or _contradict(a, b) or (dots and a.joined != b.joined):
                     return False
                 return (self._each if dots else self._unordered)(a.items, b.items)
             case Bracketed(), Bracketed():
@@ -351,7 +351,7 @@ def _disjoint(parts: Sequence[Form | None]) -> bool:
     """Whether two half-lines do not meet, so that a comma between them can only mean "or"."""
     ends = []
     for part in parts:
-        if not isinstance(part, Bracketed):
+        if not isinstance(part, Bracketed) or len(part.items) != 2:
             return False
         low, high = (item.tree if isinstance(item, Value) else Expr("") for item in part.items)
         ends.append((low, high))

@@ -4,7 +4,7 @@ import dataclasses
 import unicodedata
 from collections.abc import Sequence
 
-from prm_jax.verifiers.extraction import ANSWER_MARKERS, When, Where, find_candidates
+from prm_jax.verifiers.extraction import ANSWER_MARKERS, When, Where, check_place, find_candidates
 from prm_jax.verifiers.verdict import NO_ANSWER, Verdict, broken, failed, judge_all, passed
 
 
@@ -24,6 +24,9 @@ class ExactVerifier:
     markers: tuple[str, ...] = ANSWER_MARKERS
     ignore_case: bool = False
     several: When = "refuse"
+
+    def __post_init__(self) -> None:
+        check_place(self.extract, self.several)
 
     def verify(self, response: str, gold: str) -> Verdict:
         """A full score if the response's answer is the reference; ``"error"`` for an empty reference."""

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from prm_jax.errors import UserError
 from prm_jax.verifiers.limits import MAX_RESPONSE
+from prm_jax.verifiers.verdict import check_choice
 
 Where: TypeAlias = (
     Literal["whole", "marker", "boxed", "tags", "ladder", "anywhere", "last_number"] | Callable[[str], str | None]
@@ -22,6 +23,8 @@ When: TypeAlias = Literal["refuse", "last"]
 
 ANSWER_MARKERS = ("####", "answer is", "answer:", "answer =")
 """What introduces an answer in plain text, in any case; those without letters are a rung above the others."""
+
+_PLACES = ("whole", "boxed", "tags", "marker", "ladder", "anywhere", "last_number")
 
 MAX_CANDIDATES = 8
 """More different candidates on one rung are no answer."""
@@ -40,6 +43,20 @@ _SENTENCE_END = re.compile(r"[.!?]\**\s+(?=[A-Z*(\\])")
 _TAKES_BACK = re.compile(
     r"[0-9]|\b(?:wait|actually|no|not|or|but|instead|however|correction|should|unless|oops|sorry)\b", re.IGNORECASE
 )
+
+
+def check_place(where: object, several: object) -> None:
+    """Refuses an unknown place of answers, or an unknown way to treat several.
+
+    Raises:
+      UserError: names what was found and what is known.
+    """
+    if not callable(where) and where not in _PLACES:
+        raise UserError(
+            f"unknown place of an answer: {where!r}; expected 'whole', 'boxed', 'tags', 'marker', 'ladder', 'anywhere' "
+            "(the ladder, then the last number), 'last_number', or a function"
+        )
+    check_choice("several", several, ("refuse", "last"))
 
 
 def find_candidates(
@@ -62,6 +79,7 @@ def find_candidates(
     Raises:
       UserError: for an unknown place.
     """
+    check_place(where, several)
     if callable(where):
         found = [where(response) or ""]
     elif where == "whole":
@@ -167,10 +185,7 @@ def _by_rungs(text: str, where: str, markers: Sequence[str]) -> list[str]:
             found = boxes(text) or list(_tagged(text)) or _marked(text, markers)
             return found or ([last_number(text) or ""] if where == "anywhere" else [])
         case _:
-            raise UserError(
-                f"unknown place of an answer: {where!r}; expected 'whole', 'boxed', 'tags', 'marker', 'ladder', "
-                "'anywhere' (the ladder, then the last number), 'last_number', or a function"
-            )
+            raise AssertionError(where)
 
 
 def _tagged(text: str) -> Iterator[str]:

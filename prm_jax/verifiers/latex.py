@@ -58,7 +58,7 @@ _WRAPPERS = (
     ("`", "`"),
 )
 _SPACES = re.compile(
-    r"\\(?:quad|qquad|thinspace|enspace|medspace|thickspace|nobreakspace|hfill)(?![A-Za-z])"
+    r"\\q?quad|\\(?:thinspace|enspace|medspace|thickspace|nobreakspace|hfill)(?![A-Za-z])"
     r"|(?<!\\)\\[,;: >]|(?<!\\)~|\\[hv]space\*?\s*\{[^{}]*\}"
 )
 _DROPPED = re.compile(
@@ -78,6 +78,7 @@ _UNIT_FRACTION = re.compile(
 )
 _PLAIN_UNIT = re.compile(r"(?<=[0-9}])\s+((?:k?m|cm|ft|mi)/(?:s|h|hr|min)|(?:square|cubic|sq\.?) [a-z]+)(?![A-Za-z])")
 _ROW_SPACE = re.compile(r"(\\\\)\s*\[[0-9.]+\s*(?:pt|em|ex|mm|cm)\]")
+_DOLLAR = re.compile(r"(?<!\\)\$")
 _THOUSANDS_COMMA = re.compile(r"(?<=[0-9])\s*(?:\{,\}|,\s*\\!)\s*(?=[0-9]{3})")
 FUNCTIONS = (
     "arcsinh", "arccosh", "arctanh", "arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc", "sinh", "cosh", "tanh",
@@ -99,6 +100,8 @@ def clean(latex: str) -> str:
     """LaTeX without delimiters around it, layout commands, fonts that carry no meaning, or a final full stop."""
     text = latex.translate(_TRANSLATED).strip()
     text = _unwrapped(text)
+    if (dollars := _DOLLAR.findall(text)) and len(dollars) % 2 == 0:
+        text = _DOLLAR.sub(" ", text)  # formulas within text: $21$ or $11$
     text = _THOUSANDS_COMMA.sub(GROUP, text)
     text = _DROPPED.sub(" ", text.replace(r"\!", ""))
     text = _ROW_SPACE.sub(r"\1", _UNIT_FRACTION.sub(r"\\text{\1/\2}", _MONEY.sub(r"\\$ ", text)))

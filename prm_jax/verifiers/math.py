@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from prm_jax.verifiers.comparison import Comparison, ExactLeaves, Undecided
-from prm_jax.verifiers.extraction import ANSWER_MARKERS, When, Where, find_candidates
+from prm_jax.verifiers.extraction import ANSWER_MARKERS, When, Where, check_place, find_candidates
 from prm_jax.verifiers.latex import Unreadable, clean
 from prm_jax.verifiers.limits import excess
 from prm_jax.verifiers.math_pool import MathPool
 from prm_jax.verifiers.reading import read
-from prm_jax.verifiers.verdict import NO_ANSWER, Mode, Verdict, broken, failed, judge_all, passed
+from prm_jax.verifiers.verdict import NO_ANSWER, Mode, Verdict, broken, check_choice, failed, judge_all, passed
 from prm_jax.verifiers.words import choice, chosen, is_words, same_words
 
 _Pair: TypeAlias = tuple[str, str]
@@ -54,6 +54,8 @@ class MathVerifier:
         pool: MathPool | None = None,
         timeout: float = 2.0,
     ) -> None:
+        check_place(extract, several)
+        check_choice("mode", mode, ("lenient", "strict"))
         self.extract = extract
         self.markers = markers
         self.mode = mode
@@ -133,6 +135,8 @@ class MathVerifier:
             return failed(f"the answer cannot be read: {error}")
         except Undecided:
             return answer, gold
+        except (RecursionError, MemoryError) as error:
+            return failed(f"the answer broke the comparison: {type(error).__name__}")
         return passed() if same else failed()
 
 

@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from prm_jax.verifiers.extraction import ANSWER_MARKERS, When, Where, find_candidates
+from prm_jax.errors import UserError
+from prm_jax.verifiers.extraction import ANSWER_MARKERS, When, Where, check_place, find_candidates
 from prm_jax.verifiers.number_text import Percent, parse_number, read_number
-from prm_jax.verifiers.verdict import NO_ANSWER, Mode, Verdict, broken, failed, judge_all, passed
+from prm_jax.verifiers.verdict import NO_ANSWER, Mode, Verdict, broken, check_choice, failed, judge_all, passed
 
 _DIGIT = re.compile(r"[0-9]", re.ASCII)
 
@@ -36,6 +37,13 @@ class NumberVerifier:
     percent: Percent = "strip"
     tolerance: float = 0.0
     several: When = "refuse"
+
+    def __post_init__(self) -> None:
+        check_place(self.extract, self.several)
+        check_choice("mode", self.mode, ("lenient", "strict"))
+        check_choice("percent", self.percent, ("strip", "ratio", "reject"))
+        if not 0.0 <= self.tolerance < 1.0:
+            raise UserError(f"the tolerance of a number verifier must be in [0, 1), found {self.tolerance}")
 
     def verify(self, response: str, gold: str) -> Verdict:
         """A full score if the response's answer equals the reference; ``"error"`` if that is not a number."""

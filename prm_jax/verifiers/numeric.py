@@ -31,12 +31,14 @@ _KNOWN = frozenset(
     "acsch asech acoth".split()
 )
 
-# Multiples of 1/997: positive, of both signs, then natural numbers for expressions such as (-1)^n.
+# (low, high, natural): symbols are multiples of 1/997 between low and high, or natural numbers, used only where
+# there are too few other points, for expressions such as (-1)^n. Logarithms and roots need points of each range.
 _POINTS: tuple[tuple[int, int, bool], ...] = (
-    *((100 + 37 * k, 1300, False) for k in range(4)),
-    *((-2600 + 41 * k, 5200, False) for k in range(4)),
-    *((-870, 1740, False) for _ in range(2)),
-    *((1, 9, True) for _ in range(4)),
+    *((100 + 37 * k, 1300, False) for k in range(2)),
+    *((-2600 + 41 * k, 2600, False) for k in range(2)),
+    *((-870 + k, 870, False) for k in range(2)),
+    *((1000 + k, 30_000, False) for k in range(2)),
+    *((1, 30, True) for _ in range(6)),
 )
 
 
@@ -51,10 +53,11 @@ def equal(a: Expr, b: Expr) -> bool:
       Undefined: when either has no value.
     """
     names = sorted(symbols(a) | symbols(b))
+    large = _large(a) or _large(b)
     if not names:
-        digits = LARGE_EXPONENT_DIGITS if _large(a) or _large(b) else CONSTANT_DIGITS
-        return _agree(lambda: (value(a, {}), value(b, {})), digits)
-    return _at_points(names, a, b, lambda point: _agree(lambda: (value(a, point()), value(b, point())), POINT_DIGITS))
+        return _agree(lambda: (value(a, {}), value(b, {})), LARGE_EXPONENT_DIGITS if large else CONSTANT_DIGITS)
+    digits = LARGE_EXPONENT_DIGITS if large else POINT_DIGITS
+    return _at_points(names, a, b, lambda point: _agree(lambda: (value(a, point()), value(b, point())), digits))
 
 
 def proportional(a: Expr, b: Expr, *, positive: bool) -> bool:

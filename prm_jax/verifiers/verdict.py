@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal, Protocol, TypeAlias
 
+from prm_jax.errors import UserError
+
 Status = Literal["pass", "fail", "timeout", "error"]
 
 NO_ANSWER = "no answer"
@@ -11,6 +13,16 @@ NO_ANSWER = "no answer"
 
 Mode: TypeAlias = Literal["lenient", "strict"]
 """How much besides the bare answer a verifier accepts: units, words and roundings, or none of them."""
+
+
+def check_choice(option: str, value: object, choices: Sequence[str]) -> None:
+    """Refuses an option of a verifier that is none of its choices.
+
+    Raises:
+      UserError: names the option, the value found and the choices.
+    """
+    if value not in choices:
+        raise UserError(f"the option {option!r} of a verifier: expected one of {', '.join(choices)}, found {value!r}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -119,6 +119,9 @@ def test_a_task_from_outside(module):
         ("my_task.py:fails", {}, "could not be made: RuntimeError: no licence"),
         ("my_task.py:Bare", {}, "returned Bare, which has no splitter, stop"),
         ("my_task.py", {}, "unknown task 'my_task.py'"),
+        ("sys:exit", {}, "could not be made: "),
+        ("", {}, "a task needs a name"),
+        ("carry", {".": "x"}, "has no option '.'"),
     ],
 )
 def test_what_is_not_a_task_is_refused(module, name, options, message):
@@ -130,12 +133,12 @@ def test_descriptions():
     task = make_task(_PAIRS, NumberVerifier(), name="products", splitter="sentence")
     text = describe_task(task)
     problem = task.train[0]
-    assert "products: " in text and "or what follows an answer marker ('####'" in text
+    assert "products: " in text and "<answer>...</answer> or what follows '####' or" in text
     assert f"#### {problem.answer}" in text and problem.prompt in text and "cut by sentence" in text
     assert "'I do not know.' gets 0 (fail: no answer)" in text
     odd = make_task(_PAIRS, lambda problem, response: 0.5)
     assert "none of the usual ways" in describe_task(odd) and "the function <lambda>" in describe_task(odd)
     both = make_task(_PAIRS, "0.5*number,0.5*exact")
-    assert "0.5 * (number, reading" in describe_task(both)
+    assert "0.5 * (number, lenient, reading" in describe_task(both)
     assert "passes     #" in describe_task(load_task("carry", num_eval=8))
     assert describe_task(load_task("arithmetic", digits=1, num_eval=8)).count("\n") >= 5

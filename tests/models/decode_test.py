@@ -5,7 +5,7 @@ import pytest
 
 from prm_jax.models import decode
 from prm_jax.models.config import ModelConfig
-from prm_jax.models.transformer import hidden_states, init_params, logits, unstack_layers
+from prm_jax.models.transformer import hidden_states, init_params, logits
 
 CONFIG = ModelConfig(
     vocab_size=12, hidden_size=8, intermediate_size=12, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=4
@@ -19,7 +19,7 @@ def _prefill(params=PARAMS):
     return jax.jit(lambda p: decode.prefill(CONFIG, p, TOKENS, LENGTHS))(params)
 
 
-def test_prefill_gives_the_last_hidden_state_whatever_stands_behind():
+def test_prefill_gives_the_last_hidden_state_and_ignores_padding():
     hidden, prefix = _prefill()
     full = np.asarray(hidden_states(CONFIG, PARAMS, TOKENS))
     np.testing.assert_allclose(hidden.T, full[np.arange(6), np.asarray(LENGTHS) - 1], atol=1e-5)
@@ -35,17 +35,9 @@ def test_prefill_in_parts_is_the_same(monkeypatch, at_once):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_layers_as_a_tuple_are_taken_too():
-    for a, b in zip(jax.tree.leaves(_prefill()), jax.tree.leaves(_prefill(unstack_layers(PARAMS))), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
-    stacked = decode.prepare(CONFIG, PARAMS, repack=True)
-    layered = decode.prepare(CONFIG, unstack_layers(PARAMS), repack=True)
-    jax.tree.map(np.testing.assert_array_equal, stacked, layered)
-
-
 @pytest.mark.parametrize("repack", [True, False])
 def test_a_step_is_the_next_column_of_an_uncached_pass(repack):
-    """Prompt p continues with two samples; both see the prompt and what they have written themselves."""
+    """Prompt p continues with two samples; each sees the prompt and its own tokens."""
     more = jnp.asarray(np.random.default_rng(1).integers(0, 12, (12, 3)), jnp.int32)
     packed = decode.prepare(CONFIG, PARAMS, repack=repack)
     _, prefix = _prefill()

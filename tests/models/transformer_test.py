@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prm_jax.models import LoRAConfig, ModelConfig, Transformer, init_lora, init_params, join, logits, unstack_layers
-from prm_jax.models.cache import init_cache, repeat_rows
-from prm_jax.models.transformer import hidden_states
+from prm_jax.models import LoRAConfig, ModelConfig, init_lora, init_params, join, logits
+from prm_jax.models.transformer import hidden_states, keys_and_values
 
 from . import numpy_transformer
 
@@ -73,27 +72,20 @@ def test_packed_segments_are_what_each_gives_alone():
     assert np.isfinite(found).all()
 
 
-@pytest.mark.parametrize("stacked", [True, False])
-def test_the_cache_gives_what_the_whole_row_gives(stacked):
-    """Three tokens, then one at a time; the second row begins two columns later."""
-    params = noisy(LLAMA)
-    rows, starts = [TOKENS[0, :8], TOKENS[1, :6]], [0, 2]
-    padded = np.stack([rows[0], np.concatenate([[0, 0], rows[1]])])
-    layout = params if stacked else unstack_layers(params)
-    cache = init_cache(LLAMA, 2, 8, start=jnp.array(starts), stacked=stacked)
-    step = jax.jit(lambda p, t, c: Transformer(LLAMA).apply({"params": p}, t, cache=c))
-    parts, at = [], 0
-    for width in (3, 1, 1, 1, 1, 1):
-        hidden, cache = step(layout, padded[:, at : at + width], cache)
-        parts.append(hidden)
-        at += width
-    found = jnp.concatenate(parts, axis=1)
-    for row, start, tokens in zip(range(2), starts, rows, strict=True):
-        np.testing.assert_allclose(found[row, start:], hidden_states(LLAMA, params, tokens[None])[0], atol=1e-5)
-    assert np.isfinite(found).all() and int(cache.index) == 8
-    doubled = repeat_rows(cache, 2)
-    np.testing.assert_array_equal(doubled.start, [0, 0, 2, 2])
-    np.testing.assert_array_equal(doubled.k[0][1], cache.k[0][0])
+@pytest.mark.parametrize("changes", [{}, {"remat": "full"}, {"scan_unroll": 2}])
+def test_keys_and_values_of_every_layer_are_collected(changes):
+    config = dataclasses.replace(LLAMA, **changes)
+    params = noisy(config)
+    hidden, keys, values = jax.jit(keys_and_values, static_argnums=0)(config, params, TOKENS)
+    np.testing.assert_array_equal(hidden, jax.jit(hidden_states, static_argnums=0)(config, params, TOKENS))
+    assert keys.shape == values.shape == (2, 3, 9, 2, 8)
+    x = np.asarray(params["embed"]["embedding"])[TOKENS]
+    first = jax.tree.map(lambda leaf: np.asarray(leaf[0]), params["layers"])
+    normed = x / np.sqrt((x**2).mean(-1, keepdims=True) + config.rms_norm_eps) * first["attn_norm"]["scale"]
+    expected = (normed @ first["attn"]["v"]["kernel"]).reshape(3, 9, 2, 8)
+    np.testing.assert_allclose(values[0], expected, atol=1e-5)
+    shorter = keys_and_values(config, params, TOKENS[:, :5])
+    np.testing.assert_allclose(keys[:, :, :5], shorter[1], atol=1e-5)  # later tokens change nothing
 
 
 @pytest.mark.parametrize("changes", [{"remat": "full"}, {"remat": "dots"}, {"scan_unroll": 2}])
@@ -130,6 +122,11 @@ def test_the_layers_are_scanned_not_copied_into_the_program():
     assert size(deep) < 1.1 * size(LLAMA)
 
 
+def test_layers_start_with_parameters_of_their_own():
+    kernel = init_params(LLAMA, jax.random.key(0))["layers"]["attn"]["q"]["kernel"]
+    assert not np.allclose(kernel[0], kernel[1], atol=0.1)
+
+
 def test_initial_variances_and_the_heads_place():
     config = dataclasses.replace(LLAMA, hidden_size=64, intermediate_size=128)
     params = init_params(config, jax.random.key(0))
@@ -144,11 +141,6 @@ def test_wrong_uses_are_refused_and_bad_tokens_poison_their_row():
     params = noisy(LLAMA)
     with pytest.raises(ValueError, match=r"\[B, T\], found shape \(9,\)"):
         hidden_states(LLAMA, params, TOKENS[0])
-    with pytest.raises(ValueError, match="cannot be used together"):
-        cache = init_cache(LLAMA, 3, 9)
-        Transformer(LLAMA).apply({"params": params}, TOKENS, segment_ids=jnp.ones((3, 9), jnp.int32), cache=cache)
-    with pytest.raises(ValueError, match="both be stacked, or both be tuples"):
-        Transformer(LLAMA).apply({"params": params}, TOKENS, cache=init_cache(LLAMA, 3, 9, stacked=False))
     bad = TOKENS.copy()
     bad[0, 0] = 23
     found = hidden_states(LLAMA, params, bad)

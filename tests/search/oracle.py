@@ -84,8 +84,12 @@ class Node:
 Score = Callable[[Node, Node], float]
 
 
-def puct(c):
-    return lambda parent, kid: kid.q + c * kid.prior * math.sqrt(parent.visits) / (1 + kid.visits)
+def puct(c, discount=None):
+    def score(parent, kid):
+        q = kid.q if discount is None or not kid.visits else kid.reward + discount * kid.q
+        return q + c * kid.prior * math.sqrt(parent.visits) / (1 + kid.visits)
+
+    return score
 
 
 def alphazero(c1, c2, discount=None):
@@ -97,11 +101,14 @@ def alphazero(c1, c2, discount=None):
     return score
 
 
-def ucb1(c, two, unvisited, initial=False):
+def ucb1(c, two, unvisited, initial=False, discount=None):
+    def worth(kid, value):
+        return value if discount is None else kid.reward + discount * value
+
     def score(parent, kid):
         if not kid.visits:
-            return (kid.value if initial else 0.0) + unvisited
-        return kid.q + c * math.sqrt(two * math.log(max(parent.visits, 1)) / kid.visits)
+            return (worth(kid, kid.value) if initial else 0.0) + unvisited
+        return worth(kid, kid.q) + c * math.sqrt(two * math.log(max(parent.visits, 1)) / kid.visits)
 
     return score
 
@@ -119,9 +126,9 @@ def blueprint(c1, c2):
 class Search:
     """One question's search."""
 
-    def __init__(self, problem, seed, score, *, capacity, max_depth, rule, returns, discount=1.0):
+    def __init__(self, problem, seed, score, *, capacity, max_depth, rule, returns, discount=1.0, revisit=False):
         self.problem, self.score, self.rule, self.returns = problem, score, rule, returns
-        self.capacity, self.max_depth, self.discount = capacity, max_depth, discount
+        self.capacity, self.max_depth, self.discount, self.revisit = capacity, max_depth, discount, revisit
         state = np.uint32(seed)
         self.root = Node(state, 0, 0, value=float(problem.own(state)))
         self.nodes, self.used, self.dropped = [self.root], 1, 0
@@ -136,7 +143,10 @@ class Search:
                 node.closed = True
                 return
             node = max(open_kids, key=lambda kid: self.score(node, kid))  # the first of equals
-        self.expand(node)
+        if node.terminal:
+            self.back_up(node, [node.value])
+        else:
+            self.expand(node)
 
     def expand(self, node):
         child, prior, value, terminal, valid, reward = (x.tolist() for x in self.problem.answer(node.state))
@@ -152,7 +162,8 @@ class Search:
             if valid[i]:
                 end = terminal[i] or node.depth + 1 == self.max_depth
                 kid = Node(
-                    np.uint32(child[i]), self.used + i, node.depth + 1, node, prior[i], value[i], reward[i], end, end
+                    np.uint32(child[i]), self.used + i, node.depth + 1, node, prior[i], value[i], reward[i], end,
+                    end and not self.revisit,
                 )
                 node.kids.append(kid)
                 self.nodes.append(kid)

@@ -34,11 +34,11 @@ def start(problem, capacity, seeds=SEEDS, **options):
     return s.init_tree(len(seeds), capacity, value=problem.own(seeds), state=seeds, **options)
 
 
-@functools.partial(jax.jit, static_argnames=("score", "options"))
-def run(tree, key=None, *, problem=oracle.Problem(), sims=SIMS, score=s.puct(1.25), options=()):
+@functools.partial(jax.jit, static_argnames=("score", "options", "stop_fn"))
+def run(tree, key=None, *, problem=oracle.Problem(), sims=SIMS, score=s.puct(1.25), options=(), stop_fn=None):
     """Everything that may differ without another compilation is an argument of the program."""
-    options = {"width": problem.width, "max_depth": DEPTH, "returns": "leaf", **dict(options)}
-    return s.search(tree, evaluator(problem), sims, score, key=key, **options)
+    method = s.Method(score, **{"width": problem.width, "max_depth": DEPTH, **dict(options)})
+    return s.search(tree, evaluator(problem), sims, method, key=key, hooks=s.SearchHooks(stop_fn))
 
 
 CASES = {
@@ -58,6 +58,16 @@ CASES = {
     ),
     "every child once": (s.ucb1(2.0, two=1.0), oracle.ucb1(2.0, 1, float("inf")), {}, {}),
     "rstar-math": (s.ucb1(2.0, two=1.0, unvisited=0.0), oracle.ucb1(2.0, 1, 0.0), {"returns": "children"}, {}),
+    "two players": (s.puct(1.25, discount=-1.0), oracle.puct(1.25, -1.0), {"discount": -1.0}, {"rewards": True}),
+    "two players, answers again": (
+        s.puct(1.25, discount=-1.0), oracle.puct(1.25, -1.0), {"discount": -1.0, "revisit": True}, {"ends": 0.3}
+    ),
+    "two players, mean of the children": (
+        s.ucb1(0.7, initial="value", unvisited=1.0, discount=-1.0),
+        oracle.ucb1(0.7, 2, 1.0, True, -1.0),
+        {"rule": "child_mean", "returns": "children", "discount": -1.0},
+        {"rewards": True},
+    ),
     "max": (s.puct(0.5), oracle.puct(0.5), {"rule": "max", "returns": "children"}, {}),
     "blueprint": (
         s.minmax(s.blueprint()),
@@ -295,7 +305,7 @@ def test_the_host_loop_equals_the_compiled_one():
     seen, kept = [], []
     tree = s.search(
         start(problem, FULL), on_host, 20, s.puct(1.25), width=3, max_depth=DEPTH, host=True,
-        on_simulation=lambda number, tree: (seen.append(number), kept.append(tree)),
+        hooks=s.SearchHooks(on_simulation=lambda number, tree: (seen.append(number), kept.append(tree))),
     )  # fmt: skip
     assert_equal_trees(tree, run(start(problem, FULL), sims=20))
     assert asked[0] == ROWS and seen == list(range(1, 21))
@@ -486,10 +496,17 @@ def test_bad_options():
         (lambda: s.init_tree(0, 4), "batch >= 1"),
         (lambda: s.minmax(s.puct(), over="all"), "over='all'"),
         (lambda: s.ucb1(unvisited="last"), "unvisited='last'"),
-            (lambda: s.Method(s.puct(), 2, 1, rule="median"), "rule='median'"),
-            (lambda: s.Method(s.puct(), 2, 1, discount=1.5), "discount=1.5"),
-            (lambda: s.Method(s.puct(), 2, 1, virtual_loss=float("nan")), "virtual_loss=nan"),
-            (lambda: s.search(s.init_tree(1, 4), None, -1, s.puct(), width=2, max_depth=2), "num_simulations=-1"),
+        (lambda: s.Method(s.puct(), 2, 1, rule="median"), "rule='median'"),
+        (lambda: s.Method(s.puct(), 2, 1, discount=1.5), "discount=1.5"),
+        (lambda: s.Method(s.puct(), 2, 1, rate=-0.5), "rate=-0.5"),
+        (lambda: s.Method(s.puct(), 2, 1, virtual_loss=float("nan")), "virtual_loss=nan"),
+        (lambda: s.Method(s.minmax(s.puct(discount=0.9)), 2, 1, discount=-1.0), "give the rule the same discount"),
+        (lambda: s.search(tree, None, -1, s.puct(), width=2, max_depth=2), "num_simulations=-1"),
+        (lambda: s.search(tree, None, 1, s.puct(), width=2), "needs width and max_depth"),
+        (lambda: s.search(tree, None, 1, s.alphamath(2, 2), width=2), "leave them out beside one"),
+        (lambda: s.search(tree, None, 1, s.alphamath(2, 2), hooks=s.SearchHooks(None, print)), "host=True only"),
+        (lambda: s.backup(tree, [[0]], [1.0], best=[1.0], discount=-1.0), "one at a time"),
+        (lambda: s.best_path(tree, "max", discount=-1.0), "only 'q' takes a discount"),
         (lambda: s.Method(s.puct(), 2, 0), "max_depth"),
         (lambda: s.Method(s.puct(), 2, 1, returns="best"), "returns='best'"),
     ):
@@ -509,7 +526,7 @@ def test_stop_ends_a_question():
     def stop(tree):
         return jnp.max(jnp.where(tree.terminal, tree.value, -1), 1) >= 0.5
 
-    tree = run(start(problem, FULL), problem=problem, options=(("stop_fn", stop),))
+    tree = run(start(problem, FULL), problem=problem, stop_fn=stop)
     free = run(start(problem, FULL), problem=problem)
     stopped = np.asarray(stop(tree))
     assert np.all(tree.closed[stopped, 0]) and np.any(tree.visits[:, 0] < free.visits[:, 0])
@@ -549,8 +566,8 @@ def test_equals_mctx():
         return s.Expansion(prior, value, terminal, valid, reward, problem.own(leaf.state), child)
 
     score = s.minmax(s.alphazero(discount=0.9), over="parent")
-    options = {"width": 4, "max_depth": 21, "discount": 0.9}
-    ours = jax.jit(lambda tree: s.search(tree, expand_fn, 25, score, **options))(start(problem, 1 + 4 * 25))
+    method = s.Method(score, width=4, max_depth=21, discount=0.9)
+    ours = jax.jit(lambda tree: s.search(tree, expand_fn, 25, method))(start(problem, 1 + 4 * 25))
     np.testing.assert_array_equal(ours.visits[:, 0], theirs.node_visits[:, 0])
     np.testing.assert_array_equal(ours.visits[:, 1:5], theirs.children_visits[:, 0])
     for b in range(ROWS):
@@ -571,7 +588,7 @@ def test_the_evaluator_is_not_asked_for_nothing(leaves):
         return s.Expansion(prior, value, terminal, valid, state=child)
 
     tree = s.init_tree(2, 1 + 3 * 4, state=jnp.arange(2, dtype=jnp.uint32))
-    found = s.search(tree, expand, 20, s.puct(), width=3, max_depth=9, leaves=leaves)
+    found = s.search(tree, expand, 20, s.Method(s.puct(), width=3, max_depth=9, leaves=leaves))
     jax.block_until_ready(found)
     jax.effects_barrier()
     assert len(traces) == 1
@@ -585,13 +602,13 @@ def test_questions_on_several_devices_exchange_nothing(name):
     """Divided by the batch, a tree stays where it is: devices only agree on when to end."""
     problem, questions = oracle.Problem(), 16
 
-    def searched(state, **options):
+    def searched(state, key=None, **constants):
         def expand(leaf):
             child, prior, value, terminal, valid, _ = problem.answer(leaf.state, jnp)
             return s.Expansion(prior, value, terminal, valid, state=child)
 
         tree = s.init_tree(questions, 40, state=state)
-        return s.search(tree, expand, 12, s.minmax(s.puct()), width=3, max_depth=5, **options)
+        return s.search(tree, expand, 12, s.Method(s.minmax(s.puct()), width=3, max_depth=5, **constants), key=key)
 
     def run(state):
         if name == "keys, two leaves":
@@ -718,7 +735,7 @@ def test_devices_that_do_not_wait_for_each_other(options):
     def run(state, keys):
         tree = s.init_tree(len(state), 40, state=state)
         key = keys if random else None
-        return s.search(tree, evaluator(problem), 12, s.puct(), width=3, max_depth=5, key=key, **options)
+        return s.search(tree, evaluator(problem), 12, s.Method(s.puct(), width=3, max_depth=5, **options), key=key)
 
     mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
     apart = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data")))

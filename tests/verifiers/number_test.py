@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prm_jax.errors import UserError
 from prm_jax.verifiers import ExactVerifier, NumberVerifier, parse_number, read_number
 from tests.verifiers.number_responses import RESPONSES
 
@@ -90,6 +91,14 @@ def test_thousands_are_read_back(value):
 def test_number_verifier(options, response, status):
     verdict = NumberVerifier(**options).verify(response, "18")
     assert verdict.status == status and verdict.score == float(status == "pass")
+
+
+@pytest.mark.parametrize(
+    "options", [{"mode": "loose"}, {"percent": "x"}, {"extract": "nowhere"}, {"several": "first"}, {"tolerance": -1.0}]
+)
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(UserError, match="found|expected"):
+        NumberVerifier(**options)
 
 
 def test_reference_that_is_no_number_is_an_error_not_a_failure():

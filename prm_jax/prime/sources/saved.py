@@ -43,7 +43,7 @@ class SavedPRM(Source):
         """Scores the steps of all responses."""
         del params, key
         process = np.zeros(responses.mask.shape, np.float32)
-        written = [row for row in range(len(responses.texts)) if responses.step_ids[row].max() >= 0]
+        written = [row for row, text in enumerate(responses.texts) if len(sampler.task.splitter(text))]
         if not written:
             return Observed(process)
         records = [_record(responses, row, sampler) for row in written]

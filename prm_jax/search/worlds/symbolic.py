@@ -13,7 +13,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from prm_jax import rl
-from prm_jax.search.expressions import (
+from prm_jax.search.evaluation import Expansion, Leaf
+from prm_jax.search.growth import ask, grow
+from prm_jax.search.method import Method
+from prm_jax.search.tree import Tree, at, init_tree
+from prm_jax.search.worlds.expressions import (
     NO_TOKEN,
     Formula,
     Grammar,
@@ -24,8 +28,6 @@ from prm_jax.search.expressions import (
     evaluate,
     recurring_part,
 )
-from prm_jax.search.mcts import Expansion, Leaf, Method, ask, grow
-from prm_jax.search.tree import Tree, at, init_tree
 
 
 @dataclasses.dataclass(frozen=True)

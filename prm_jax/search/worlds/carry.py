@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prm_jax.search.mcts import Expansion, Leaf
+from prm_jax.search.evaluation import Expansion, Leaf
 
 WIDTH = 2
 """Ways to write an addition: right, and with the carry dropped where there is one."""
 
 
-class Progress(NamedTuple):
+class CarryProgress(NamedTuple):
     """A prefix of a solution; leaves [...].
 
     Attributes:
@@ -63,13 +63,13 @@ def carry_world(operands: ArrayLike, lengths: ArrayLike, *, drop_carry: float = 
     return CarryWorld(operands, lengths, jnp.float32(drop_carry))
 
 
-def carry_start(world: CarryWorld) -> Progress:
+def carry_start(world: CarryWorld) -> CarryProgress:
     """The empty solutions, [B]: what `init_tree` takes as state."""
     first = world.operands[:, 0]
-    return Progress(jnp.zeros_like(first), first, jnp.ones(first.shape, bool))
+    return CarryProgress(jnp.zeros_like(first), first, jnp.ones(first.shape, bool))
 
 
-def carry_values(world: CarryWorld, progress: Progress) -> jax.Array:
+def carry_values(world: CarryWorld, progress: CarryProgress) -> jax.Array:
     """The exact chance that the careless policy ends with the right answer.
 
     Args:
@@ -89,7 +89,7 @@ def carry_values(world: CarryWorld, progress: Progress) -> jax.Array:
     return jnp.where(progress.right, later[rows, jnp.minimum(progress.written, later.shape[1] - 1)], 0.0)
 
 
-def carry_next(world: CarryWorld, progress: Progress) -> tuple[Progress, jax.Array]:
+def carry_next(world: CarryWorld, progress: CarryProgress) -> tuple[CarryProgress, jax.Array]:
     """Both ways to write the next addition.
 
     Args:
@@ -109,7 +109,7 @@ def carry_next(world: CarryWorld, progress: Progress) -> tuple[Progress, jax.Arr
     slip = jnp.where(overflow, world.drop_carry, 0.0)
     policy = jnp.where(going[..., None], jnp.stack([1.0 - slip, slip], axis=-1), 0.0)
     right = progress.right[..., None] & jnp.array([True, False])
-    return Progress(jnp.broadcast_to(written[..., None] + 1, total.shape), total, right), policy
+    return CarryProgress(jnp.broadcast_to(written[..., None] + 1, total.shape), total, right), policy
 
 
 def carry_expand(world: CarryWorld, leaf: Leaf, *, noise: float = 0.0) -> Expansion:
@@ -119,7 +119,7 @@ def carry_expand(world: CarryWorld, leaf: Leaf, *, noise: float = 0.0) -> Expans
 
     Args:
       world: B sums.
-      leaf: with a state that is `Progress`.
+      leaf: with a state that is `CarryProgress`.
       noise: deviation of normal noise on values of children that are not answers; needs keys in the search.
 
     Returns:

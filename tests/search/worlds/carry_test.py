@@ -7,6 +7,7 @@ import numpy as np
 
 from prm_jax import search as s
 from prm_jax.data.carry import CarryTask, operands
+from prm_jax.search import worlds
 
 L = 6
 
@@ -32,11 +33,11 @@ def enumerate_value(row, total, drop):
 
 @jax.jit
 def searched(numbers, lengths, key):
-    world = s.carry_world(numbers, lengths, drop_carry=0.6)
-    start = s.carry_start(world)
-    tree = s.init_tree(numbers.shape[0], 61, value=s.carry_values(world, start), state=start)
-    evaluate = functools.partial(s.carry_expand, world, noise=0.2)
-    return s.search(tree, evaluate, 30, s.puct(1.25), width=2, max_depth=L, key=key), s.carry_values(world, start)
+    world = worlds.carry_world(numbers, lengths, drop_carry=0.6)
+    start = worlds.carry_start(world)
+    tree = s.init_tree(numbers.shape[0], 61, value=worlds.carry_values(world, start), state=start)
+    evaluate = functools.partial(worlds.carry_expand, world, noise=0.2)
+    return s.search(tree, evaluate, 30, s.puct(1.25), width=2, max_depth=L, key=key), worlds.carry_values(world, start)
 
 
 def test_exact_values_and_a_noisy_search():
@@ -67,17 +68,16 @@ def test_exact_values_and_a_noisy_search():
 
 def test_several_leaves_at_once():
     numbers, lengths = problems()
-    world = s.carry_world(numbers, lengths)
+    world = worlds.carry_world(numbers, lengths)
 
     def run(leaves, simulations):
-        tree = s.init_tree(len(lengths), 61, state=s.carry_start(world))
-        evaluate = functools.partial(s.carry_expand, world, noise=0.2)
-        return s.search(
-            tree, evaluate, simulations, s.puct(), width=2, max_depth=L, leaves=leaves, key=jax.random.key(0)
-        )
+        tree = s.init_tree(len(lengths), 61, state=worlds.carry_start(world))
+        evaluate = functools.partial(worlds.carry_expand, world, noise=0.2)
+        method = s.Method(s.puct(), width=2, max_depth=L, leaves=leaves)
+        return s.search(tree, evaluate, simulations, method, key=jax.random.key(0))
 
     tree = jax.jit(run, static_argnums=(0, 1))(3, 10)
-    value = s.carry_values(world, tree.state)
+    value = worlds.carry_values(world, tree.state)
     ends = np.asarray(tree.terminal)
     np.testing.assert_allclose(np.asarray(tree.value)[ends], np.asarray(value)[ends])
     noise = np.asarray(tree.value - value)[np.asarray(tree.parent >= 0) & ~ends]

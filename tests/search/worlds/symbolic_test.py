@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prm_jax import search as s
-from prm_jax.search import expressions
+from prm_jax.search import worlds
+from prm_jax.search.worlds import expressions
 
-GRAMMAR = s.Grammar(columns=4, max_length=9, operators=("+", "*", "-", "sin"))
+GRAMMAR = worlds.Grammar(columns=4, max_length=9, operators=("+", "*", "-", "sin"))
 NAMES = ("x", "1", "p", "q")
 X = np.linspace(-1.0, 2.0, 12)
 COLUMNS = np.stack([X, np.ones_like(X), np.full_like(X, np.nan), np.full_like(X, np.nan)])
@@ -61,7 +61,7 @@ def test_a_search_finds_the_formula():
     @jax.jit
     def run(key):
         both = lambda x: jnp.broadcast_to(jnp.asarray(x), (2, *np.shape(x)))  # noqa: E731
-        return s.regress(GRAMMAR, both(COLUMNS), both(PRESENT), target, key, simulations=60, rounds=3)
+        return worlds.regress(GRAMMAR, both(COLUMNS), both(PRESENT), target, key, simulations=60, rounds=3)
 
     found = run(jax.random.key(1))
     assert np.all(found.reward > 0.94), [expressions.to_text(GRAMMAR, row, NAMES) for row in found.tokens]
@@ -77,17 +77,17 @@ def test_a_search_finds_the_formula():
 
 def test_with_64_bits():
     """Numbers of 64 bits around it change nothing."""
-    grammar = s.Grammar(columns=3, max_length=5, operators=("+", "*"))
+    grammar = worlds.Grammar(columns=3, max_length=5, operators=("+", "*"))
     columns, target = np.stack([X, X + 1, X])[None], (X * X)[None]
-    run = functools.partial(s.regress, grammar, simulations=6, rounds=2)
+    run = functools.partial(worlds.regress, grammar, simulations=6, rounds=2)
     expected = jax.jit(run)(columns, PRESENT[None, :3], target, jax.random.key(0))
     with jax.enable_x64(True):
         found = jax.jit(run)(columns, PRESENT[None, :3], target, jax.random.key(0))
-        reward = s.formula_reward(grammar, jnp.array([2, -1, -1, -1, -1]), columns[0], target[0])
+        reward = worlds.formula_reward(grammar, jnp.array([2, -1, -1, -1, -1]), columns[0], target[0])
     assert [x.dtype for x in found] == [x.dtype for x in expected] and reward.dtype == jnp.float32
     assert found.reward > 0
 
 
 def test_bad_grammar():
     with pytest.raises(ValueError, match="operators among"):
-        s.Grammar(columns=1, max_length=3, operators=("pow",))
+        worlds.Grammar(columns=1, max_length=3, operators=("pow",))
