@@ -115,7 +115,6 @@ def fit(
     frontend: "Frontend | None" = None,
     identity: str = "",
     target: Any = None,
-    shardings: Any = None,
 ) -> Fitted:
     """Runs a training loop to its last step; a resumed `run` continues from its newest good checkpoint.
 
@@ -133,9 +132,8 @@ def fit(
       callbacks: called with an `Event` at the start, after every step and evaluation, and at the end.
       frontend: console, signals and title; None: silent, signals handled.
       identity: fingerprint of what the run starts from (weights, data); resuming with a different one is refused.
-      target: pytree of ``jax.ShapeDtypeStruct`` with the state's structure; needed when `state` is a function that
-        cannot be traced, because it samples or trains; None: obtained by tracing.
-      shardings: pytree of shardings like the state's; None on one device.
+      target: pytree of ``jax.ShapeDtypeStruct`` with the state's structure and, on a mesh, its shardings; needed when
+        `state` is a function that cannot be traced, because it samples or trains; None: obtained by tracing.
 
     Returns:
       The final state and the results of the evaluations.
@@ -149,7 +147,7 @@ def fit(
     loop = _Loop(step, _as_batches(batches), run, options, evaluate, tuple(callbacks), frontend or Frontend(), identity)
     try:
         with Checkpointer(run.checkpoints, max_to_keep=options.keep_checkpoints) as checkpoints:
-            return loop.run_from(state, checkpoints, target, shardings)
+            return loop.run_from(state, checkpoints, target)
     finally:
         if hasattr(batches, "close"):  # a `data.BatchStream` has a thread
             batches.close()
@@ -212,8 +210,8 @@ class _Loop:
         self.stop_reason = ""
         self.finished = 0.0
 
-    def run_from(self, state: Any, checkpoints: Checkpointer, target: Any, shardings: Any) -> Fitted:
-        state, done = self._start(state, checkpoints, target, shardings)
+    def run_from(self, state: Any, checkpoints: Checkpointer, target: Any) -> Fitted:
+        state, done = self._start(state, checkpoints, target)
         pending: _Pending | None = None
         while done < self.options.steps and not self.stop_reason:
             if pending is not None and getattr(self.batches, "needs_state", False):
@@ -258,15 +256,11 @@ class _Loop:
 
     # ------------------------------------------------------------------------------- start, resume
 
-    def _start(self, state: Any, checkpoints: Checkpointer, target: Any, shardings: Any) -> tuple[Any, int]:
+    def _start(self, state: Any, checkpoints: Checkpointer, target: Any) -> tuple[Any, int]:
         make = state if callable(state) else lambda: state
         restored = None
         if self.run.resumed:
             target = jax.eval_shape(make) if target is None else target
-            if shardings is not None:
-                target = jax.tree.map(
-                    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), target, shardings
-                )
             restored = checkpoints.restore(target, accept=_complaint)
             self.run.rewind(-1 if restored is None else restored.step)
         console = self.frontend.console
