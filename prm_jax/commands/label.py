@@ -11,8 +11,8 @@ import tyro
 from prm_jax.commands import results
 from prm_jax.commands.policy import PolicyOptions, check_at_least_one, load_policy, load_problems, settings_of
 from prm_jax.commands.progress import Progress
-from prm_jax.commands.score import LayoutName
 from prm_jax.errors import UserError
+from prm_jax.prm.options import LayoutName
 
 if TYPE_CHECKING:
     from prm_jax.rollouts import Roller, TaskPolicy

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from prm_jax.commands import results
 from prm_jax.commands.policy import PolicyOptions, check_at_least_one, load_policy, load_problems, settings_of
 from prm_jax.commands.progress import Progress
-from prm_jax.commands.score import LayoutName, as_record, load, score_prefixes
+from prm_jax.commands.scoring import load
 from prm_jax.errors import UserError
+from prm_jax.prm.options import LayoutName
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,6 +139,8 @@ def make_scorer(name: str, engine: "TaskPolicy", options: Options, *, first: int
 
     prm = load(name, options.layout, options.reference, options.dtype, options.mesh)
     # A prefix without a step has nothing to be scored by: it goes last.
+    from prm_jax.prm.prefixes import score_prefixes
+
     by_model = functools.partial(score_prefixes, prm, engine, blank=-1e9)
     return Scorer(by_model, "chance" if prm.output in ("probability", "value") else "score")
 
@@ -299,6 +302,8 @@ def _records(engine: "TaskPolicy", candidates: Sequence[Any], right: Mapping[Any
 
     for number, candidate in enumerate(candidates):
         partial = candidate.partial
+        from prm_jax.prm.prefixes import as_record
+
         record = as_record(engine, partial, f"{engine.problems[partial.question].id}/{number}")
         if record is not None:
             told = {"answer": read_answer(engine.task, engine.text(partial)), "score": candidate.score}

@@ -21,7 +21,7 @@ def load_value_model(options: "Options") -> Any:
     Raises:
       UserError: its scores are something else.
     """
-    from prm_jax.commands.score import load
+    from prm_jax.commands.scoring import load
 
     prm = load(options.tree.scorer, options.tree.layout, "", options.dtype, options.mesh)
     output = prm.output
@@ -98,7 +98,7 @@ class _Values(AnswerValues):
         """By the reward model, where there is one."""
         if self.prm is None or not partials:
             return super().unfinished(partials)
-        from prm_jax.commands.score import score_prefixes
+        from prm_jax.prm.prefixes import score_prefixes
 
         return score_prefixes(self.prm, self.policy, partials, blank=0.5)
 

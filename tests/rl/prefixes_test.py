@@ -15,7 +15,7 @@ def test_counts_by_hand():
     np.testing.assert_array_equal(counts, [[3, 2, 1], [3, 2, 1], [1, 1, 1], [3, 1, 0]])
 
 
-def test_a_response_that_ends_shares_nothing_further():
+def test_a_response_shares_no_prefix_past_its_end():
     tokens = np.array([[5, 6], [5, 6]])
     mask = np.array([[True, True], [True, False]])
     np.testing.assert_array_equal(

@@ -34,7 +34,7 @@ def test_published_consensus():
         assert bool(kept[0]) == case["keep"]
 
 
-def test_back_filling_twice_changes_nothing():
+def test_back_filling_is_idempotent():
     correct, mask = row([0, 3, 0, 1, 0])
     once = rl.mc_targets(correct, 4, mask, how="vstar")
     np.testing.assert_array_equal(rl.mc_targets(once, 1, mask, how="vstar"), once)
