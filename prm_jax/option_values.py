@@ -30,9 +30,9 @@ def read_value(text: str, kind: Any, *, quoted: bool = False) -> Any:
 
     Args:
       text: the characters of the value.
-      kind: bool, int, float, str, pathlib.Path, a Literal, an Enum, a tuple or list (written ``a,b`` or as a JSON list), a
-        callable (written ``package.module:function``), or a union of those with None. A type that cannot be written
-        as text gives the text itself.
+      kind: bool, int, float, str, pathlib.Path, a Literal, an Enum, a tuple or list (written ``a,b`` or as a JSON
+        list), a callable (written ``package.module:function``), or a union of those with None. A type that cannot be
+        written as text gives the text itself.
       quoted: whether it was quoted, so that "null" is a word.
 
     Raises:
