@@ -2,9 +2,9 @@
 
     python -m experiments.benchmarks.verifiers --data DIR [--cases DIR] [--out results.json] [--smoke]
 
-DIR is a folder with ``math500/test500.jsonl``, ``processbench/gsm8k.json`` and ``gsm8k/*.jsonl`` (default: the
-environment variable ``PRM_JAX_DATA``); the cases, ``math_answers.json`` and ``gsm8k_responses.json``, are in ``cases/`` beside it
-unless ``--cases`` says otherwise.
+DIR is a folder with ``math500/test500.jsonl``, ``processbench/gsm8k.json`` and ``gsm8k/*.jsonl``; by default it is the
+environment variable ``PRM_JAX_DATA``. The cases, ``math_answers.json`` and ``gsm8k_responses.json``, are in ``cases/``
+beside it unless ``--cases`` says otherwise.
 math-verify (``pip install 'math-verify[antlr4_13_2]'``) is measured where it is installed.
 
 Results, machine and date: ``docs/verifiers.md``.
