@@ -1,4 +1,5 @@
 import dataclasses
+import pathlib
 import subprocess
 import sys
 
@@ -291,8 +292,10 @@ def test_importing_the_package_and_its_configuration_does_not_import_jax():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_every_public_name_is_there():
+def test_every_public_name_exists_and_is_documented():
     import prm_jax.models as models
 
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "models.md").read_text()
     for name in models.__all__:
         assert getattr(models, name) is not None
+        assert f"`{name}`" in page
