@@ -49,7 +49,7 @@ def gated_objectives(
       transform: [K, K] float, `debias_transform`, or None. ArmoRM's released code omits it when training the gate and
         applies it at inference; pass None and the matrix, respectively.
       valid: [...] bool, or None.
-      floor: reward of an invalid response, whatever its objectives are, even NaN.
+      floor: reward of an invalid response, whose objectives are ignored, even NaN.
 
     Returns:
       [...] float32.

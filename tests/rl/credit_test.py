@@ -98,7 +98,7 @@ def test_scaling_gives_unit_deviation_and_silences_groups_that_agree():
 
 
 def test_masked_step_advantage_at_token_level():
-    """SPRO's form: every token a step; cumulative reward minus the mean of the responses that got this far."""
+    """SPRO's form, one step per token: cumulative reward minus the mean of the responses that reach the step."""
     rewards = np.array([[1.0, 2.0, 3.0], [3.0, 0.0, 0.0]])
     steps = np.array([[0, 1, 2], [0, 1, -1]])
     cumulative = rl.cumulative_credit(rewards, steps, num_steps=3)

@@ -7,7 +7,7 @@ import pytest
 
 from prm_jax import models, pallas, rl, stats
 
-# No paper behind them: arithmetic, conventions of the code base, reading and writing.
+# Without a paper: arithmetic, conventions of the code base, input and output.
 NO_SOURCE = {
     "aggregate_quantiles", "aggregate_tokens", "apply_isotonic", "apply_platt", "brier_score",
     "calibration_error", "continuation_discounts", "discounted_returns", "double_q_target",

@@ -108,7 +108,7 @@ def spoil(row: Row, data):
 
 
 def variants(row: Row, seed: int = 3, bits: int | None = None):
-    """[clean, spoilt, empty, permuted, a bit up, a bit down], stacked; without a mask clean ones stand in."""
+    """[clean, with NaN, empty, permuted, moved up, moved down], stacked; without a mask the first three are clean."""
     clean = draw(row, seed, bits)
     parts = [clean] * 3
     if row.mask is not None:
@@ -167,7 +167,7 @@ def program(row: Row):
 
 @functools.cache
 def results(row: Row):
-    """What the program of a row gives on its variants, and that it was traced once."""
+    """Results of a row's program on its variants, checked to be traced once."""
     run, traces = program(row)
     data = variants(row)
     (values, gradients, numbers), plain = jax.tree.map(np.asarray, run(data))

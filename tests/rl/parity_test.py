@@ -225,7 +225,7 @@ def test_divergences(tunix_common, rows, ours, theirs):
 def test_means_over_tokens(tunix_common, rows):
     values, _, mask, _ = rows
     mask = mask.copy()
-    mask[2] = False  # a row without tokens counts on neither side
+    mask[2] = False  # a row without tokens counts in neither
     names = {
         "token-mean": "token-mean",
         "seq-mean-token-mean": "sequence-mean-token-mean",

@@ -110,7 +110,7 @@ def test_padding_changes_nothing(row):
     """Rows and columns of padding, NaN in them: as if the oracle had seen the smaller arrays."""
     if not any(kind in properties.MASKS for kind in row.kinds.values()):
         pytest.skip("no mask")
-    # The slots of `num_steps` are there whatever the steps.
+    # There are always `num_steps` slots.
     steps = SIZES["S"] if "steps" in row.kinds.values() else SIZES["S"] - 1
     sizes = {"B": SIZES["B"] - 3, "T": SIZES["T"] - 2, "S": steps}
     masks = properties.random_masks(np.random.default_rng(0))
