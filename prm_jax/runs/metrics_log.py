@@ -194,7 +194,8 @@ def read_metrics(path: str | pathlib.Path) -> list[dict[str, float]]:
     path = pathlib.Path(path)
     path = path / "metrics.jsonl" if path.is_dir() else path
     if not path.is_file():
-        raise UserError(f"no metrics: {path} does not exist")
+        found = "is not a regular file" if path.exists() else "does not exist"
+        raise UserError(f"no metrics: {path} {found}")
     records = []
     for record in read_json_lines(path):
         records.append({key: _SPECIAL[v] if isinstance(v, str) else v for key, v in record.items()})

@@ -98,7 +98,7 @@ def remove_leftovers(path: pathlib.Path, *, restore: bool = True) -> None:
         if found is None:
             continue
         target = path / found["name"]
-        if restore and found["kind"] == "old" and not target.exists():  # killed between the two renames of a replacement
+        if restore and found["kind"] == "old" and not target.exists():  # killed between two renames
             entry.rename(target)
         else:
             _remove(entry)
