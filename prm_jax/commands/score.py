@@ -1,12 +1,10 @@
 """``prm-jax score``: solutions in; a score for every step and every solution out, as JSON lines and as a page."""
 
-import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -17,9 +15,7 @@ from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.prm.options import Aggregate
 
 if TYPE_CHECKING:
-    from prm_jax.data.step_data import StepRecord
     from prm_jax.prm.score import PRM
-    from prm_jax.rollouts import TaskPolicy
 
 LayoutName = Literal["auto", "qwen_prm", "token_classification", "math_shepherd", "rlhflow", "eurus_prm"]
 
@@ -118,29 +114,6 @@ def load(model: str, layout: str, reference: str, dtype: str, mesh: MeshOptions)
     devices = mesh_of(mesh)
     prm = prms.load(model, layout=layout, reference=reference or None, compute_dtype=dtype)
     return prm if devices is None else spread(prm, devices)
-
-
-def score_prefixes(prm: "PRM", engine: "TaskPolicy", partials: Sequence[Any], *, blank: float) -> list[float]:
-    """The scores of prefixes of a search as whole solutions; `blank` for one without a step."""
-    from prm_jax.prm.score import score_solutions
-
-    records = [as_record(engine, partial) for partial in partials]
-    # A prefix that goes on has no end token, whatever the layout says of whole solutions.
-    written = [
-        dataclasses.replace(record, provenance={**record.provenance, "finished": partial.finished})
-        for partial, record in zip(partials, records, strict=True)
-        if record is not None
-    ]
-    scored = iter(score_solutions(prm, written) if written else [])
-    return [blank if record is None else next(scored).response for record in records]
-
-
-def as_record(policy: "TaskPolicy", partial: Any, name: str = "") -> "StepRecord | None":
-    """A prefix of a search as step data; None while it has no step."""
-    from prm_jax.data.step_data import StepRecord
-
-    problem, steps = policy.problems[partial.question], policy.texts(partial)
-    return StepRecord(problem.prompt, steps, None, None, problem.id, name or problem.id) if steps else None
 
 
 def _progress(done: int, total: int) -> None:
