@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 EXTRAS ?= dev
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
-.PHONY: run test fast lint venv clean
+.PHONY: run test fast lint facts venv clean
 
 venv: $(VENV)/.installed
 
@@ -29,6 +29,9 @@ test: lint
 
 fast: venv
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow and not optional"
+
+facts: venv
+	$(BIN)/python -m tools.facts
 
 clean:
 	rm -rf $(VENV) .cache build dist *.egg-info

@@ -85,6 +85,9 @@ def main(words: Sequence[str] | None = None) -> int:
             print_error(f"cannot write the output: {error.strerror}. Free some space, or write to another device")
             return EXIT_UNEXPECTED
         _show_traceback(debug)
+        if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            print_error(f"{error.strerror}: {error.filename}")
+            return EXIT_USER
         print_error(_unexpected(error, debug))
         return EXIT_UNEXPECTED
 

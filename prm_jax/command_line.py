@@ -40,7 +40,8 @@ def parse(cls: type[T], words: Sequence[str], *, prog: str, default: T | None = 
         raise SystemExit(0)
     given: dict[str, Any] = {} if default is None else {"default": default}
     with _registry():
-        options, unknown = tyro.cli(cls, args=list(words), prog=prog, return_unknown_args=True, **given)
+        args = _without_flag_values(cls, words)
+        options, unknown = tyro.cli(cls, args=args, prog=prog, return_unknown_args=True, **given)
     if unknown:
         more = "--help-all" if common else "--help"
         raise UserError("\n".join(_unknown(unknown, option_names(cls))) + f"\nAll options: {prog} {more}")
@@ -100,6 +101,44 @@ def _unknown(words: list[str], known: list[str]) -> list[str]:
             lines.append(f"unknown option --{name}{closest(name, known, prefix='--')}")
     # With an unknown option the other words are most likely its values.
     return lines or [f"unexpected arguments: {' '.join(words)}"]
+
+
+def _without_flag_values(cls: type, words: Sequence[str]) -> list[str]:
+    """``--plots=false`` and ``--plots false`` as ``--no-plots``: flags take the truth values that files do."""
+    kinds = {name.replace("_", "-"): kind for name, kind in config_io.leaf_types(cls).items()}
+    names = {name for name in option_names(cls) if any(_is_flag(kinds, key, name) for key in kinds)}
+    written: list[str] = []
+    for word in words:
+        name, equals, value = word.removeprefix("--").partition("=")
+        flag = name.replace("_", "-")
+        if word.startswith("--") and equals and flag in names and _truth(value) is not None:
+            written.append(f"--{flag}" if _truth(value) else _negated(flag))
+        elif written and written[-1].removeprefix("--") in names and _truth(word) is not None and not _positional(cls):
+            written[-1] = written[-1] if _truth(word) else _negated(written[-1].removeprefix("--"))
+        else:
+            written.append(word)
+    return written
+
+
+def _is_flag(kinds: Mapping[str, Any], key: str, name: str) -> bool:
+    # An unnamed group adds its field's name to the key only.
+    return kinds[key] is bool and (key == name or key.endswith(f".{name}"))
+
+
+def _negated(flag: str) -> str:
+    group, dot, leaf = flag.rpartition(".")
+    return f"--{group}{dot}no-{leaf}"
+
+
+def _truth(word: str) -> bool | None:
+    try:
+        return read_value(word, bool)
+    except ValueError:
+        return None
+
+
+def _positional(cls: type) -> bool:
+    return len(option_names(cls)) < len(config_io.leaf_types(cls))
 
 
 class _Given(dict[str, str]):
@@ -163,7 +202,7 @@ def _read(word: str, kind: Any) -> Any:
     try:
         return read_value(word, kind)
     except ValueError as error:
-        raise ValueError(f"{error}, found {word!r}") from None
+        raise ValueError(f"{error}, found {word[:80]!r}") from None
 
 
 def _pairs(words: list[str]) -> dict[str, str]:

@@ -111,6 +111,8 @@ def _import(name: str, subject: str) -> ModuleType:
     try:
         if name.endswith(".py") or "/" in name or os.sep in name:
             return _import_file(pathlib.Path(name).expanduser(), subject)
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise UserError(f"cannot import the {subject}: {name!r} is not the name of a module or of a .py file")
         importlib.invalidate_caches()
         return importlib.import_module(name)
     except UserError:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import sys
 from typing import TextIO
 
@@ -76,6 +77,8 @@ def _print(label: str, text: str, style: str) -> None:
 
 
 def _printable(text: str) -> str:
+    # A name of thousands of characters would hide the message.
+    text = re.sub(r"\S{400,}", lambda match: f"{match[0][:120]}...{match[0][-60:]}", text)
     # Escape sequences in a file's name or a model's text must not reach the terminal.
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
     kept = "".join(char if char in "\n\t" or char.isprintable() else repr(char)[1:-1] for char in text)

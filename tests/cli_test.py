@@ -103,7 +103,7 @@ def test_every_command_has_its_module():
         (["train", "stray", "words"], "unexpected arguments: stray words"),
         (["train", "--resume"], "--resume needs --run-dir"),
         (["train", "--config", "no/such.yaml"], "cannot read the configuration no/such.yaml"),
-        (["plot"], "which runs?"),
+        (["plot"], "no run given"),
         (["plot", "no/such/run"], "no/such/run"),
     ],
 )
@@ -155,6 +155,28 @@ def test_mappings_and_none_on_the_command_line():
     assert _parse("--task.options", "a=1", "b=x").training.task.options == {"a": "1", "b": "x"}
     assert _parse("--policy.dual-clip", "none").training.policy.dual_clip is None
     assert _parse("--prm.learning_rate", "1e-3").training.prm.learning_rate == 1e-3
+
+
+def test_flags_take_truth_values_too():
+    for words in (["--no-plots"], ["--plots", "false"], ["--plots=no"], ["--eval.no-greedy", "--plots", "off"]):
+        assert _parse(*words).training.plots is False
+    assert _parse("--eval.greedy=false").training.eval.greedy is False
+    assert _parse("--baseline", "true", "--seed", "3").training.baseline is True
+    assert _parse("--baseline").training.baseline is True
+    from prm_jax.commands import generate
+
+    options = command_line.parse(generate.Options, ["model", "--json", "yes"], prog="prm-jax generate")
+    assert options.json and options.prompt == ("yes",), "a prompt is not the value of a flag"
+    options = command_line.parse(generate.Options, ["model", "yes", "--json=false"], prog="prm-jax generate")
+    assert not options.json
+
+
+def test_names_of_thousands_of_characters_are_bad_input(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "A" * 5000
+    for words in (["--config", name], ["--task.name", name], ["--task.name", f"{name}.jsonl"]):
+        code, _, err = _call("train", *words)
+        assert code == 2 and len(err) < 600 and "AAA..." in err
 
 
 def test_options_of_the_presets_task_are_dropped_for_another_task():

@@ -2,18 +2,20 @@
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from prm_jax.commands.score import LayoutName
+from prm_jax.commands.scoring import Meter, load_for, make_directory, read, write_scores
 from prm_jax.errors import UserError
-from prm_jax.models.mesh_options import MeshOptions
-from prm_jax.prm.options import Aggregate
+from prm_jax.option_ranges import at_least, check_ranges, within
+from prm_jax.option_values import suggest
+from prm_jax.prm.options import ScoringOptions
 
 if TYPE_CHECKING:
+    from prm_jax.data.step_data import StepRecord
     from prm_jax.prm.cases import Case
 
 
@@ -21,75 +23,60 @@ if TYPE_CHECKING:
 class Options:
     """Judge a process reward model on labelled solutions.
 
-    Each file is a subset, called as the file is, or NAME=FILE. Finds the first wrong step by ProcessBench's protocol
-    (beside random and always-right guessing), picks the best of n by every aggregation and by votes, ranks one right
-    solution against the wrong ones, and measures calibration; whatever the data allows. Writes results.json and
-    results.html into --out.
+    Each file is a subset, named after the file, or NAME=FILE. Finds the first wrong step by ProcessBench's protocol
+    (with random and always-right guessing for comparison), picks the best of n by every aggregation and by votes, ranks
+    one right solution against the wrong ones, and measures calibration; whatever the data allows. Writes results.json,
+    results.html and scores/NAME.jsonl into --out. An interrupted call continues where it stopped.
     """
 
     data: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Step data to score, or with --scored the scores.jsonl that prm-jax score wrote."""
+    """Step data to score, or with --scored the scores that prm-jax score or eval wrote."""
     model: str = ""
-    """Directory of the model; left out with --scored."""
+    """Directory of the model; not with --scored."""
     scored: bool = False
     """The files hold scores already."""
     output: Literal["probability", "value", "log_ratio", "score"] | None = None
-    """What the scores of --scored files are; none: chances where all lie in [0, 1], else plain scores."""
+    """What the scores of --scored files are; none: chances where all are in [0, 1], otherwise plain scores."""
     out: pathlib.Path = pathlib.Path("eval")
     """Directory for the results."""
     threshold_on: str = ""
     """Subset that chooses the threshold for the first wrong step; empty: gsm8k, or else the first."""
-    false_discovery: float | None = None
+    false_discovery: Annotated[float | None, within(0, 1, low_open=True, high_open=True)] = None
     """Also select solutions of which at most this share is wrong, in expectation."""
-    resamples: int = 1000
-    """Resamples of bootstrap intervals; 0: none."""
-    seed: int = 0
+    resamples: Annotated[int, at_least(0)] = 1000
+    """Number of bootstrap resamples for intervals; 0: no intervals."""
+    seed: Annotated[int, at_least(0)] = 0
     """Seed of resampling."""
-    layout: LayoutName = "auto"
-    """Family of a public checkpoint whose config does not tell."""
-    reference: str = ""
-    """Reference of an implicit model, where its directory does not hold one."""
-    format: str = "auto"
-    """Format of step data; auto: by the first record of a file."""
-    aggregate: Aggregate | None = None
-    """A solution's score from its steps' scores; none: as the model says."""
-    cumulative: bool = False
-    """A step's score is the sum of the scores up to it."""
-    skip_long: bool = False
-    """Leave out solutions longer than the model's context, instead of refusing."""
-    max_tokens: int = 8192
-    """Tokens in one batch, padding included."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of activations and matrix products."""
-    mesh: MeshOptions = field(default_factory=MeshOptions)
-    """Devices over which the model and the solutions lie."""
+    scoring: Annotated[ScoringOptions, tyro.conf.arg(name="")] = field(default_factory=ScoringOptions)
 
 
 def run(options: Options) -> None:
     """Judges; prints the main numbers and where the rest is."""
     from prm_jax.prm.judge import judge_scores
     from prm_jax.prm.judge_page import results_page
+    from prm_jax.prm.page import model_name
     from prm_jax.runs.metrics_log import atomic_write
 
     files = _subsets(options.data)
-    _check(options)
+    _check(options, files)
+    make_directory(options.out)
     subsets, output = _read(options, files) if options.scored else _score(options, files)
     results = judge_scores(
         subsets, output=output, threshold_on=options.threshold_on, false_discovery=options.false_discovery,
         resamples=options.resamples, seed=options.seed,
     )  # fmt: skip
     results = {"model": options.model, "step_score": output, **results}
+    names = ", ".join(files)
+    title = f"{model_name(options.model)} judged on {names}" if options.model else f"{names} judged"
     try:
-        options.out.mkdir(parents=True, exist_ok=True)
         with atomic_write(options.out / "results.json") as file:
             json.dump(results, file, indent=1, allow_nan=False)
             file.write("\n")
         with atomic_write(options.out / "results.html") as file:
-            file.write(results_page(results, title=f"{options.model or 'scores'} judged"))
+            file.write(results_page(results, title=title))
     except OSError as error:
         raise UserError(f"cannot write to {options.out}: {error.strerror or error}") from error
-    bench = results["process_bench"]
-    for name, found in bench.get("subsets", {}).items():
+    for name, found in results["process_bench"].get("subsets", {}).items():
         print(f"{name}: first-error F1 {found['f1']:.3f} (random {found['random_f1']:.3f})")
     print(f"results: {options.out / 'results.json'}, {options.out / 'results.html'}")
 
@@ -104,20 +91,27 @@ def _subsets(data: Sequence[str]) -> dict[str, pathlib.Path]:
         name = name if separator else file.stem
         if name in found:
             raise UserError(f"two subsets are called {name!r}; give names: {name}=FILE")
+        if not name or "/" in name or name.startswith("."):
+            raise UserError(f"{name!r} cannot be the name of a subset: give another, without slashes: NAME=FILE")
         found[name] = file
     return found
 
 
-def _check(options: Options) -> None:
+def _check(options: Options, files: Mapping[str, pathlib.Path]) -> None:
+    """Refuses options that cannot work, before anything is read or scored."""
+    problems = check_ranges(options)
     if options.scored == bool(options.model):
-        raise UserError("give --model to score the data, or --scored when the files hold scores already, not both")
-    if options.false_discovery is not None and not 0 < options.false_discovery < 1:
-        raise UserError(f"--false-discovery is {options.false_discovery}; it must be within (0, 1)")
-    if options.resamples < 0 or options.max_tokens < 1:
-        raise UserError("--resamples must not be negative, and --max-tokens must be at least 1")
+        problems.append("give --model to score the data, or --scored when the files hold scores already, not both")
+    if options.output is not None and not options.scored:
+        problems.append("--output is for --scored files: a model says itself what its scores are")
+    if options.threshold_on and options.threshold_on not in files:
+        known = suggest(options.threshold_on, files, "subsets")
+        problems.append(f"--threshold-on {options.threshold_on!r} is not a subset; {known}")
+    if problems:
+        raise UserError("\n".join(problems))
 
 
-def _read(options: Options, files: dict[str, pathlib.Path]) -> "tuple[dict[str, list[Case]], str]":
+def _read(options: Options, files: Mapping[str, pathlib.Path]) -> "tuple[dict[str, list[Case]], str]":
     from prm_jax.prm.cases import read_cases
 
     subsets = {name: read_cases(path) for name, path in files.items()}
@@ -126,19 +120,25 @@ def _read(options: Options, files: dict[str, pathlib.Path]) -> "tuple[dict[str, 
     return subsets, options.output or guess
 
 
-def _score(options: Options, files: dict[str, pathlib.Path]) -> "tuple[dict[str, list[Case]], str]":
-    from prm_jax.commands.score import load
+def _score(options: Options, files: Mapping[str, pathlib.Path]) -> "tuple[dict[str, list[Case]], str]":
+    """Scores all subsets; the scores of each are kept in a file of their own."""
     from prm_jax.prm.cases import case_of
-    from prm_jax.prm.inputs import read_solutions
-    from prm_jax.prm.score import score_solutions
+    from prm_jax.prm.score_log import ScoreLog, identity_of, score_logged
 
-    records = {name: read_solutions(path, format=options.format) for name, path in files.items()}
-    prm = load(options.model, options.layout, options.reference, options.dtype, options.mesh)
-    subsets = {}
+    records: dict[str, list[StepRecord]] = {name: read(path, options.scoring) for name, path in files.items()}
+    chooser = options.threshold_on
+    if chooser and all(record.first_error() is None for record in records[chooser]):
+        raise UserError(f"--threshold-on {chooser}: no solution of this subset is labelled up to its first wrong step")
+    prm, folder = load_for(options.model, options.scoring), options.out / "scores"
+    make_directory(folder)
+    subsets: dict[str, Any] = {}
     for name, found in records.items():
-        scored = score_solutions(
-            prm, found, max_tokens=options.max_tokens, aggregate=options.aggregate, cumulative=options.cumulative,
-            skip_long=options.skip_long,
-        )  # fmt: skip
-        subsets[name] = [case_of(one) for one in scored]
-    return subsets, prm.output
+        identity = identity_of(options.model, options.scoring, found)
+        with ScoreLog(folder / f"{name}.partial.jsonl", identity, resume=options.scoring.resume) as log:
+            scored = score_logged(prm, found, log, options.scoring, on_batch=Meter(name))
+            write_scores(folder / f"{name}.jsonl", scored)
+            # The log stays until all subsets are scored, so that an interrupted call continues with the next one.
+            subsets[name] = scored
+    for name in files:
+        (folder / f"{name}.partial.jsonl").unlink(missing_ok=True)
+    return {name: [case_of(one) for one in scored] for name, scored in subsets.items()}, prm.output

@@ -106,8 +106,9 @@ def _check(options: Options) -> Any:
 
 def _step_values(options: Options) -> Any:
     """The probabilities that a process reward model gives to prefixes."""
-    from prm_jax.commands.score import load
-    from prm_jax.prm.prefix_scores import gives_probabilities, score_prefixes
+    from prm_jax.commands.scoring import load
+    from prm_jax.prm.prefix_scores import gives_probabilities
+    from prm_jax.prm.prefixes import score_prefixes
 
     prm = load(options.tree.scorer, options.tree.layout, "", options.dtype, options.mesh)
     if not gives_probabilities(prm):

@@ -1,4 +1,4 @@
-"""``prm-jax plot``: learning curves of runs as PNG."""
+"""``prm-jax plot``: learning curves of runs as PNG files."""
 
 import pathlib
 from dataclasses import dataclass
@@ -13,31 +13,31 @@ from prm_jax.errors import UserError
 class Options:
     """Draw the curves of one run, or compare runs.
 
-    Runs whose configurations differ only in the seed become one line with a band.
+    Runs whose configurations differ only in the seed are drawn as one line with a band.
     """
 
     runs: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional]
     """Run directories (or metrics.jsonl files)."""
     out: pathlib.Path | None = None
-    """Directory for the pictures; default: plots/ in the run, or ./plots for several."""
+    """Directory for the pictures; default: plots/ inside a single run, ./plots for several runs."""
     metrics: tuple[str, ...] = ()
     """Only these metrics, such as eval/greedy_accuracy; default: the standard pictures."""
     x: Literal["step", "rollouts", "seconds"] = "step"
     """The horizontal axis."""
     center: Literal["iqm", "median", "mean"] = "iqm"
-    """The line of several seeds."""
+    """Line drawn for several seeds: interquartile mean, median or mean."""
     band: Literal["quartiles", "range"] = "quartiles"
-    """The band of several seeds."""
+    """Band drawn for several seeds: between the quartiles, or from minimum to maximum."""
     dpi: int = 150
-    """Resolution."""
+    """Resolution in dots per inch."""
 
 
 def run(options: Options) -> int:
-    """Draws, and prints the paths of the pictures."""
+    """Draws the pictures and prints their paths."""
     from prm_jax.runs import plots
 
     if not options.runs:
-        raise UserError("which runs? Give one run directory or several: prm-jax plot runs/mine")
+        raise UserError("no run given; expected one or more run directories: prm-jax plot runs/mine")
     out = options.out or (options.runs[0] / "plots" if len(options.runs) == 1 else pathlib.Path("plots"))
     if len(options.runs) == 1 and options.runs[0].is_file():
         out = options.out or options.runs[0].parent / "plots"

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 from prm_jax.commands import results
 from prm_jax.commands.policy import PolicyOptions, load_policy, load_problems, settings_of
 from prm_jax.commands.progress import Progress
-from prm_jax.commands.score import LayoutName, load
+from prm_jax.commands.scoring import load
 from prm_jax.errors import UserError
 from prm_jax.option_ranges import at_least, within
+from prm_jax.prm.options import LayoutName
 from prm_jax.search.searchers import Searcher, make_searcher
 
 Count = Annotated[int, at_least(1)]

@@ -1,5 +1,6 @@
 """``prm-jax train-prm``: options from a file and the command line, then training."""
 
+import dataclasses
 import pathlib
 import shlex
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import tyro
 from prm_jax import config_io
 from prm_jax.command_line import peek
 from prm_jax.errors import UserError
+from prm_jax.prm.kinds import KINDS
 from prm_jax.prm.train_options import (
     TrainPRMOptions,
     kind_options_in,
@@ -21,6 +23,14 @@ from prm_jax.prm.train_options import (
 from prm_jax.terminal import print_error, print_warning
 
 EXIT_INTERRUPTED, EXIT_DIVERGED = 75, 77
+
+COMMON_OPTIONS = (
+    "config", "run-dir", "resume", "seed", "max-steps", "best", "data.path", "data.eval-path", "data.max-length",
+    "text.chat", "text.separator", "text.pieces", "text.end", "model.path", "model.lora-rank", "train.trains",
+    "train.learning-rate", "train.batch-size", "train.microbatches", "train.epochs",
+    *sorted({f"prm.{field.name.replace('_', '-')}" for kind in KINDS.values() for field in dataclasses.fields(kind)}),
+)  # fmt: skip
+"""What ``--help`` shows, of the options that the kind has; ``--help-all`` shows the rest too."""
 
 
 COMMON_OPTIONS = (
@@ -36,7 +46,7 @@ class Options:
     """Train a process reward model on step labels, outcomes or preferences.
 
     Values come from the configuration file, then from the command line. --prm.kind decides the other --prm.* options:
-    give it before --help to see them.
+    --prm.kind KIND --help lists them.
     """
 
     config: pathlib.Path | None = None

@@ -7,6 +7,7 @@ import csv
 import functools
 import io
 import json
+import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -94,8 +95,7 @@ def _is_split(path: pathlib.Path) -> bool:
 
 def _files(directory: pathlib.Path, split: str) -> list[pathlib.Path]:
     """The data files of one split of a data set's directory."""
-    every = sorted(p for p in directory.rglob("*") if p.suffix.lower() in SUFFIXES and p.name not in _DESCRIPTIONS)
-    every = [p for p in every if not p.name.startswith("cache-")]
+    every = sorted(_data_files(directory))
     if not every:
         raise UserError(f"the directory {directory} has no data files; their names end in {', '.join(SUFFIXES)}")
     by_split: dict[str, list[pathlib.Path]] = {}
@@ -109,6 +109,22 @@ def _files(directory: pathlib.Path, split: str) -> list[pathlib.Path]:
         f"the data set {directory} has no split {split!r}; it has {', '.join(filter(None, by_split)) or 'none'}, so "
         f"name one as {directory}/{next(filter(None, by_split), 'train')}, or a file in it"
     )
+
+
+def _data_files(directory: pathlib.Path, depth: int = 3) -> Iterator[pathlib.Path]:
+    """The data files in a directory and the folders below it, as deep as data sets are nested."""
+    try:
+        entries = list(directory.iterdir())
+    except OSError:  # a folder that may not be read
+        return
+    for path in entries:
+        if path.name.startswith((".", "cache-")) or path.name in _DESCRIPTIONS:
+            continue
+        if os.path.isdir(path):  # False for what may not be read
+            if depth:
+                yield from _data_files(path, depth - 1)
+        elif path.suffix.lower() in SUFFIXES:
+            yield path
 
 
 def _split_of(path: pathlib.Path) -> str:

@@ -41,6 +41,8 @@ def load_task(spec: str | Mapping[str, Any], **options: Any) -> Task:
         if not isinstance(name, str):
             raise UserError(f"a task needs a name, found {dict(spec)!r}")
         return load_task(name, **given)
+    if not spec:
+        raise UserError("a task needs a name, found an empty text")
     options = _grouped(options)
     makers = _makers()
     if spec.startswith("gym:"):
@@ -116,7 +118,7 @@ def _from_outside(spec: str, options: Mapping[str, Any]) -> Task:
         made = call_with_options(maker, options, owner)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{owner} could not be made: {type(error).__name__}: {error}") from error
     return check_task(made, owner)
 
@@ -125,8 +127,8 @@ def _grouped(options: Mapping[str, Any]) -> dict[str, Any]:
     """``{"splitter.pattern": ";"}`` as ``{"splitter_options": {"pattern": ";"}}``."""
     grouped: dict[str, Any] = {}
     for name, value in options.items():
-        part, dot, option = name.partition(".")
-        if dot:
+        part, _, option = name.partition(".")
+        if part and option:
             key = f"{part}_options"
             grouped[key] = {**options.get(key, {}), **grouped.get(key, {}), option: value}
         else:

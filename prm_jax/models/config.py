@@ -13,7 +13,7 @@ DType = Literal["float32", "bfloat16", "float16"]
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _REMAT = ("none", "full", "dots")
-_ATTENTION = ("xla", "cudnn")
+_ATTENTION = ("auto", "naive", "blockwise", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,8 @@ class ModelConfig:
         products without batch dimensions ("dots").
       scan_unroll: layers per scan iteration; ``num_layers`` unrolls the scan completely (less CPU time for small
         models, longer compilation).
-      attention: "xla" everywhere; "cudnn" is flash attention on NVIDIA GPUs, half-precision compute only.
+      attention: see ``attention.attend``: "auto", "naive", "blockwise" (memory linear in the row's length), or "cudnn"
+        (flash attention on NVIDIA GPUs, half-precision compute only).
       lora_alpha: numerator of the scale ``lora_alpha / rank`` of low-rank adapters, if there are any.
     """
 
@@ -72,7 +73,7 @@ class ModelConfig:
     compute_dtype: DType = "float32"
     remat: Literal["none", "full", "dots"] = "none"
     scan_unroll: int = 1
-    attention: Literal["xla", "cudnn"] = "xla"
+    attention: Literal["auto", "naive", "blockwise", "cudnn"] = "auto"
     lora_alpha: float = 16.0
 
     def __post_init__(self) -> None:

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from prm_jax.models import rope
+from prm_jax.models.attention import resolve
+from prm_jax.models.blockwise_attention import block_size
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.transformer import Params, head_matrix, keys_and_values
 
@@ -93,7 +95,8 @@ def prefill(config: ModelConfig, params: Params, tokens: Array, lengths: Array) 
       (hidden [D, P] of each prompt's last token, the prompts' `Prefix`).
     """
     prompts, columns = tokens.shape
-    at_once = max(1, _MAX_SCORES // (config.num_heads * columns**2))
+    blockwise = resolve(config.attention, platform=jax.default_backend(), length=columns) == "blockwise"
+    at_once = max(1, _MAX_SCORES // (config.num_heads * columns * (block_size(columns) if blockwise else columns)))
     parts = next(n for n in range(1, prompts + 1) if prompts % n == 0 and prompts // n <= at_once)
 
     def split(x: Array) -> Array:  # every part takes rows from every device

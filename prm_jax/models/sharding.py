@@ -110,6 +110,18 @@ def partition_spec(name: str, shape: Sequence[int], mesh: Mesh, rules: Sequence[
     return PartitionSpec()
 
 
+def placed_shapes(shapes: PyTree, shardings: PyTree | None) -> PyTree:
+    """Abstract arrays with their places on a mesh, for restoring a checkpoint straight to the devices.
+
+    Args:
+      shapes: pytree of ``jax.ShapeDtypeStruct``.
+      shardings: pytree of shardings, leaf by leaf; None on one device, which leaves the shapes as they are.
+    """
+    if shardings is None:
+        return shapes
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
 def shardings_for(tree: PyTree, mesh: Mesh, rules: Sequence[Rule] = RULES) -> PyTree:
     """The NamedSharding of every leaf: of parameters, of an optimiser's state, or of both in one state.
 

@@ -71,8 +71,8 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, rotation: Rotation, mask: jax.Array | None) -> jax.Array:
-        """``[B, T, D] -> [B, T, D]``; ``mask`` as in ``attend``."""
+    def __call__(self, x: jax.Array, rotation: Rotation, segment_ids: jax.Array | None) -> jax.Array:
+        """``[B, T, D] -> [B, T, D]``; ``segment_ids`` as in ``attend``."""
         config = self.config
         heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
 
@@ -86,7 +86,7 @@ class Attention(nn.Module):
         q, k = rope.rotate(q, *rotation), rope.rotate(k, *rotation)
         self.sow("kv", "keys", k)
         self.sow("kv", "values", v)
-        out = attend(q, k, v, mask, implementation=config.attention)
+        out = attend(q, k, v, segment_ids, implementation=config.attention)
         out = out.reshape(*x.shape[:-1], heads * head_dim)
         gain = 1.0 / math.sqrt(2 * config.num_layers)
         return Linear(config, config.hidden_size, config.out_bias, gain, name="o")(out)
@@ -112,10 +112,10 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, rotation: Rotation, mask: jax.Array | None) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, rotation: Rotation, segment_ids: jax.Array | None) -> tuple[jax.Array, None]:
         """``[B, T, D] -> ([B, T, D], None)``; arguments as in ``Attention``."""
         normed = RMSNorm(self.config, name="attn_norm")(x)
-        x = x + Attention(self.config, name="attn")(normed, rotation, mask)
+        x = x + Attention(self.config, name="attn")(normed, rotation, segment_ids)
         return x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x)), None
 
 
@@ -180,7 +180,7 @@ class Transformer(nn.Module):
         if self.is_initializing():  # without running the layers
             self.param("layers", functools.partial(_init_layers, config, x, rotation))
         else:
-            x, _ = _scanned_layers(config)(config, name="layers")(x, rotation, _mask(segment_ids))
+            x, _ = _scanned_layers(config)(config, name="layers")(x, rotation, segment_ids)
         x = RMSNorm(config, name="final_norm")(x)
         if self.is_initializing() and not config.tie_word_embeddings:
             _Head(config, name="head")()
@@ -277,10 +277,3 @@ def _positions(tokens: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
     begins = jnp.concatenate([first, segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1)
     return column - jax.lax.cummax(jnp.where(begins, column, 0), axis=1)
 
-
-def _mask(segment_ids: jax.Array | None) -> jax.Array | None:
-    if segment_ids is None:
-        return None
-    length = segment_ids.shape[1]
-    causal = jnp.tril(jnp.ones((1, length, length), bool))
-    return causal & (segment_ids[:, :, None] == segment_ids[:, None, :])

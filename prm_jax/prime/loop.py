@@ -8,20 +8,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from prm_jax.data.pipeline import PromptStream
 from prm_jax.errors import UserError
-from prm_jax.models.sharding import shard_batch, shard_params, shardings_for
-from prm_jax.prime.batch import Batch, Frozen, State
-from prm_jax.prime.collect import Collected, Collector
+from prm_jax.prime.batch import Frozen, State
+from prm_jax.prime.collect import Collector
+from prm_jax.prime.compose import Composed
 from prm_jax.prime.evaluate import Evaluator, PRMProbe, make_probe
 from prm_jax.prime.options import Options
-from prm_jax.prime.responses import ADAPTER_STREAM, EVAL_STREAM, Sampler
+from prm_jax.prime.responses import EVAL_STREAM, Sampler
 from prm_jax.prime.samples import SampleWriter
-from prm_jax.prime.sources import ImplicitPRM, check_source, make_source
-from prm_jax.prime.start import Overrides, Start, frozen_arrays, make_setup
-from prm_jax.prime.step import Setup, Step, init_state, make_step
+from prm_jax.prime.sources import ImplicitPRM
+from prm_jax.prime.step import make_step
 from prm_jax.prime.warm_up import PHASE, warm_up, warm_up_rollouts
 from prm_jax.runs.callbacks import Callback, Event
 from prm_jax.runs.fitting import FitOptions, Frontend, fit, load_best
@@ -53,75 +51,6 @@ class Trained:
     best_step: int = -1
 
 
-@dataclasses.dataclass
-class Composed:
-    """A step with everything that the loop needs around it.
-
-    Attributes:
-      options: of the run.
-      start: with its parameters placed.
-      setup, frozen: of the compiled step.
-      sampler: samples and verifies.
-      mesh: devices, or None for one.
-    """
-
-    options: Options
-    start: Start
-    setup: Setup
-    frozen: Frozen
-    sampler: Sampler
-    mesh: Mesh | None
-
-    def initial_state(self) -> State:
-        """The state before any training."""
-        key = jax.random.fold_in(jax.random.key(self.options.seed), ADAPTER_STREAM)
-        return init_state(self.setup, self.frozen, key)
-
-    def policy_params(self, state: State) -> Params:
-        """The policy's whole parameters."""
-        return self.setup.policy.learner.params(state.policy, self.frozen.reference)
-
-    def place(self, batch: Batch) -> Batch:
-        """A batch on the mesh."""
-        return batch if self.mesh is None else shard_batch(batch, self.mesh)
-
-    def place_state(self, state: State) -> State:
-        """A state on the mesh."""
-        return state if self.mesh is None else shard_params(state, self.mesh)
-
-    def step(self, compiled: Step) -> Any:
-        """The step that `fit` calls: learns from a collected batch and keeps its rewards for the samples."""
-
-        def step(state: State, batch: Collected) -> tuple[State, dict[str, jax.Array]]:
-            if batch.empty:  # an optimiser step without a gradient would still move the weights by their momentum
-                return state, {}
-            state, metrics, rewards = compiled(state, self.frozen, self.place(batch.arrays))
-            batch.rewards = None if self.setup.source is None else rewards
-            return state, metrics
-
-        return step
-
-
-def compose(
-    options: Options, start: Start, base: Params, sampler: Sampler, mesh: Mesh | None, overrides: Overrides
-) -> Composed:
-    """Puts the parts of a run together.
-
-    Raises:
-      UserError: a part that cannot be found, or has another signature than it must.
-    """
-    start = start.placed(base, mesh, options)
-    source = overrides.source
-    if options.advantage.process_coef == 0:
-        source = None
-    elif source is None:
-        source = make_source(options, start)
-    else:
-        source = check_source(source, type(source).__name__)
-    setup = make_setup(options, start, source, overrides)
-    return Composed(options, start, setup, frozen_arrays(start, source), sampler, mesh)
-
-
 def train_policy(
     composed: Composed, probe: PRMProbe | None, *, run: RunDir, frontend: Frontend, callbacks: Sequence[Callback] = ()
 ) -> Trained:
@@ -148,21 +77,14 @@ def train_policy(
     warms_up = setup.source is not None and setup.source.learns and bool(options.prm.pretrain_rollouts)
     if warms_up:
         collector.sampled += warm_up_rollouts(options)
-    shape = jax.eval_shape(composed.initial_state)
-    shardings = None if composed.mesh is None else shardings_for(shape, composed.mesh)
 
     def initial_state() -> State:
         state = composed.place_state(composed.initial_state())
-        if not warms_up:
-            return state
-        return warm_up(
-            options, composed.start, setup, frozen, state, sampler, run=run, frontend=frontend, probe=judge_source,
-            place=composed.place, shardings=shardings,
-        )[0]  # fmt: skip
+        return warm_up(composed, state, run=run, frontend=frontend, probe=judge_source) if warms_up else state
 
     fitted = fit(
         initial_state,
-        composed.step(make_step(setup, shardings=shardings)),
+        composed.step(make_step(setup, shardings=composed.shardings())),
         collector,
         run=run,
         options=_fit_options(options),
@@ -170,10 +92,9 @@ def train_policy(
         callbacks=[SampleWriter(sampler, options.sample_every), _FirstStep(frontend, options), *callbacks],
         frontend=frontend,
         identity=_identity(frozen),
-        target=shape,
-        shardings=shardings,
+        target=composed.target(),
     )
-    best = load_best(run, shape) if options.eval.keep_best else None
+    best = load_best(run, composed.target()) if options.eval.keep_best else None
     state = fitted.state if best is None else best
     prm = setup.source.params(state.source) if isinstance(setup.source, ImplicitPRM) else None
     warmed_up = _last_probe(run) if warms_up else {}

@@ -9,7 +9,7 @@ import numpy as np
 from prm_jax.errors import UserError
 from prm_jax.prime.batch import Batch
 from prm_jax.prime.checked import HOST_ERRORS, host_message
-from prm_jax.prime.loop import Composed
+from prm_jax.prime.compose import Composed
 from prm_jax.prime.step import make_step
 
 

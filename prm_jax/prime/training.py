@@ -20,8 +20,9 @@ from prm_jax.models.sharding import make_mesh
 from prm_jax.prime.advantages import AdvantageFn
 from prm_jax.prime.checked import checked_loss, checked_rewards, name_of
 from prm_jax.prime.checks import check_options
+from prm_jax.prime.compose import Composed, compose
 from prm_jax.prime.evaluate import PRMProbe, sample_in_batches
-from prm_jax.prime.loop import Trained, compose, train_policy
+from prm_jax.prime.loop import Trained, train_policy
 from prm_jax.prime.options import Options
 from prm_jax.prime.policy import PolicyLoss
 from prm_jax.prime.report import write_report
@@ -120,19 +121,10 @@ def train(
     with _open(run_dir, options, resume) as run, Interrupts() as interrupts, Console(str(run.path)) as console:
         console.plan(_plan(options, start, main))
         frontend = Frontend(console, interrupts)
-        _introduce(start.task, frontend)
-        rollout = options.rollout
-        sampler = Sampler(start.task, start.tokenizer, start.config, rollout.max_prompt_tokens, rollout.max_new_tokens)
-        initial = start.params
-        if initial is None:
-            initial = fresh_params(start.config, jax.random.fold_in(jax.random.key(options.seed), INIT_STREAM))
-        composed = compose(options, start, initial, sampler, mesh, overrides)
-        if _from_outside(options, overrides):
-            check_traceable(composed)
-        base = _initial_policy(options, start, initial, run, frontend)
-        if base is not initial:
-            composed = compose(options, start, base, sampler, mesh, overrides)
-        probe = _probe(options, start, base, sampler)
+        _introduce(start.task, options, frontend)
+        composed = _prepared(options, start, mesh, overrides, run, frontend)
+        base = composed.start.base
+        probe = _probe(options, start, base, composed.sampler)
         results[main] = train_policy(
             composed, probe, run=run, frontend=dataclasses.replace(frontend, title=TITLES[main]), callbacks=callbacks
         )
@@ -140,12 +132,11 @@ def train(
         if options.baseline and main != BASELINE:
             if interrupts.should_stop():
                 raise InterruptedRun(f"stopped by {interrupts.signal_name} before the outcome-only run")
-            results[BASELINE] = _train_baseline(options, start, base, sampler, mesh, overrides, run, frontend)
+            results[BASELINE] = _train_baseline(composed, overrides, run, frontend)
         run.note(finished=True)
-        path = run.path
-    summary = write_report(path, options, results, seconds=time.monotonic() - begun)
-    kept = path / "prm" if results[main].prm is not None else None
-    return Result(path, summary, path / "policy", kept, results[main].before, results[main].after)
+    summary = write_report(run.path, options, results, seconds=time.monotonic() - begun)
+    kept = run.path / "prm" if results[main].prm is not None else None
+    return Result(run.path, summary, run.path / "policy", kept, results[main].before, results[main].after)
 
 
 # ------------------------------------------------------------------------------------------- pieces
@@ -200,31 +191,44 @@ def _plan(options: Options, start: Start, main: str) -> list[Phase]:
     return phases
 
 
-def _introduce(task: Task, frontend: Frontend) -> None:
+def _introduce(task: Task, options: Options, frontend: Frontend) -> None:
     """Says how answers are judged, with one worked example, before anything is trained."""
     for line in describe_task(task).splitlines():
         frontend.say(line)
+    if options.rollout.top_k or options.rollout.top_p < 1:
+        frontend.say(
+            "warning: --rollout.top-k and --rollout.top-p sample from a truncated distribution, but the policy's "
+            "log-probs and their ratios are those of the whole vocabulary, so that updates are slightly off-policy"
+        )
 
 
-def _train_baseline(
-    options: Options,
-    start: Start,
-    base: Params,
-    sampler: Sampler,
-    mesh: Mesh | None,
-    overrides: Overrides,
-    run: RunDir,
-    frontend: Frontend,
-) -> Trained:
-    plain, path = outcome_only(options), run.path / BASELINE
+def _prepared(
+    options: Options, start: Start, mesh: Mesh | None, overrides: Overrides, run: RunDir, frontend: Frontend
+) -> Composed:
+    """The parts of the run, checked before anything is trained, with the policy after its warm start."""
+    rollout = options.rollout
+    sampler = Sampler(start.task, start.tokenizer, start.config, rollout.max_prompt_tokens, rollout.max_new_tokens)
+    initial = start.params
+    if initial is None:
+        initial = fresh_params(start.config, jax.random.fold_in(jax.random.key(options.seed), INIT_STREAM))
+    composed = compose(options, start, initial, sampler, mesh, overrides)
+    if _from_outside(options, overrides):
+        check_traceable(composed)
+    base = _initial_policy(options, start, initial, run, frontend)
+    return composed if base is initial else compose(options, start, base, sampler, mesh, overrides)
+
+
+def _train_baseline(composed: Composed, overrides: Overrides, run: RunDir, frontend: Frontend) -> Trained:
+    """The same policy from the same start with outcomes only, in a folder of its own."""
+    plain, path = outcome_only(composed.options), run.path / BASELINE
     begun_before = (path / "run.json").is_file() and (path / "config.yaml").is_file()
     if not begun_before:
         shutil.rmtree(path, ignore_errors=True)  # what a kill left while the directory was being made
-    composed = compose(plain, start, base, sampler, mesh, dataclasses.replace(overrides, source=None, reward=None))
+    overrides = dataclasses.replace(overrides, source=None, reward=None)
+    start = dataclasses.replace(composed.start, prm_params=None)
+    alone = compose(plain, start, composed.start.base, composed.sampler, composed.mesh, overrides)
     with _open(path, plain, begun_before) as inner:
-        return train_policy(
-            composed, None, run=inner, frontend=dataclasses.replace(frontend, title=TITLES[BASELINE])
-        )
+        return train_policy(alone, None, run=inner, frontend=dataclasses.replace(frontend, title=TITLES[BASELINE]))
 
 
 def outcome_only(options: Options) -> Options:

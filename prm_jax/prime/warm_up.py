@@ -8,12 +8,12 @@ import jax
 import numpy as np
 
 from prm_jax.data.pipeline import PromptStream
-from prm_jax.prime.batch import Batch, Frozen, State
+from prm_jax.prime.batch import Batch, State
 from prm_jax.prime.collect import Collector
+from prm_jax.prime.compose import Composed
 from prm_jax.prime.options import Options
-from prm_jax.prime.responses import PRETRAIN_STREAM, Sampler
-from prm_jax.prime.start import Start
-from prm_jax.prime.step import Setup, make_source_step
+from prm_jax.prime.responses import PRETRAIN_STREAM
+from prm_jax.prime.step import make_source_step
 from prm_jax.runs.fitting import FitOptions, Frontend, fit
 from prm_jax.runs.run_dir import RunDir
 from prm_jax.runs.stopping import InterruptedRun
@@ -35,46 +35,35 @@ def warm_up_steps(options: Options) -> int:
 
 
 def warm_up(
-    options: Options,
-    start: Start,
-    setup: Setup,
-    frozen: Frozen,
+    composed: Composed,
     state: State,
-    sampler: Sampler,
     *,
     run: RunDir,
     frontend: Frontend,
     probe: Callable[[Any], dict[str, float]] | None,
-    place: Callable[[Batch], Batch],
-    shardings: State | None,
-) -> tuple[State, dict[str, float]]:
+) -> State:
     """Trains the source on rollouts of the initial policy by their outcomes; no step label is ever used.
 
     Args:
-      options, start, setup, frozen: of the run.
-      state: before the warm-up.
-      sampler: samples and verifies.
+      composed: the parts of the run.
+      state: before the warm-up, on the mesh.
       run: the run directory; its phase ``prm_warm_up`` is used, so that an interrupted warm-up resumes.
       frontend: console and signals.
       probe: ``state -> metrics`` of the source; None: none.
-      place: puts a batch on the mesh.
-      shardings: of the state on a mesh.
 
     Returns:
-      (the state after it, the probe's metrics).
+      The state after it.
     """
-    size = options.rollout.samples_per_prompt
-    batch_prompts = max(1, options.prm.pretrain_batch // size)
-    pieces = start.ways * options.prm.microbatches
-    ways = start.ways if batch_prompts % pieces == 0 else 1
+    options, setup, ways = composed.options, composed.setup, composed.start.ways
+    batch_prompts = max(1, options.prm.pretrain_batch // options.rollout.samples_per_prompt)
+    ways = ways if batch_prompts % (ways * options.prm.microbatches) == 0 else 1
     source = setup.source.for_warm_up(ways) if hasattr(setup.source, "for_warm_up") else setup.source
-    compiled = make_source_step(dataclasses.replace(setup, source=source), shardings=shardings)
-    batches = _Batches(options, start, frozen, sampler, frontend, batch_prompts)
+    compiled = make_source_step(dataclasses.replace(setup, source=source), shardings=composed.shardings())
     with run.phase(PHASE) as phase:
         fitted = fit(
             lambda: state,
-            lambda current, batch: compiled(current, frozen, place(batch)),
-            batches,
+            lambda current, batch: compiled(current, composed.frozen, composed.place(batch)),
+            _Batches(composed, frontend, batch_prompts),
             run=phase,
             options=FitOptions(
                 warm_up_steps(options), save_every=max(50, options.save_every), eval_every=0, keep_checkpoints=1,
@@ -82,24 +71,19 @@ def warm_up(
             ),  # fmt: skip
             evaluate=probe,
             frontend=dataclasses.replace(frontend, title="PRM warm-up", hint="Lower --prm.learning-rate"),
-            shardings=shardings,
+            target=composed.target(),
         )
-    return fitted.state, fitted.after
+    return fitted.state
 
 
 class _Batches:
     """Minibatches of whole groups, in another order in each epoch; rollouts are sampled when the first is drawn."""
 
-    def __init__(
-        self,
-        options: Options,
-        start: Start,
-        frozen: Frozen,
-        sampler: Sampler,
-        frontend: Frontend,
-        batch_prompts: int,
-    ) -> None:
-        self.options, self.start, self.frozen, self.sampler = options, start, frozen, sampler
+    def __init__(self, composed: Composed, frontend: Frontend, batch_prompts: int) -> None:
+        options = composed.options
+        self.options, self.start, self.frozen, self.sampler = (
+            options, composed.start, composed.frozen, composed.sampler,
+        )  # fmt: skip
         self.frontend, self.batch_prompts = frontend, batch_prompts
         self.prompts = warm_up_rollouts(options) // options.rollout.samples_per_prompt
         self.data: Batch | None = None

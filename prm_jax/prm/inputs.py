@@ -5,21 +5,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prm_jax.data import records as lines
+from prm_jax.data.rows import read_rows
 from prm_jax.data.step_data import StepRecord, read_step_data
 from prm_jax.data.steps import StepSplitter
 from prm_jax.errors import UserError
 
 
 def read_solutions(
-    path: str | pathlib.Path, *, format: str = "auto", splitter: StepSplitter | None = None
+    path: str | pathlib.Path,
+    *,
+    format: str = "auto",
+    splitter: StepSplitter | None = None,
+    skipped: list[lines.BadLine] | None = None,
 ) -> list[StepRecord]:
     """Reads solutions.
 
     Args:
-      path: step data (see ``read_step_data``), or JSON lines with "prompt" and "response", and "steps" or not; beside
-        them, where known, "labels", "outcome", "group", "id", "provenance", as in step data.
+      path: step data (see ``read_step_data``), or rows with "prompt" and "response", with or without "steps"; in
+        addition, where known, "labels", "outcome", "group", "id", "provenance", as in step data.
       format: of step data, or "auto".
       splitter: cuts responses that come without steps; default: at line ends.
+      skipped: bad records are appended to this list instead of raising.
 
     Returns:
       At least one record.
@@ -27,11 +33,14 @@ def read_solutions(
     Raises:
       UserError: whatever ``read_step_data`` refuses, steps that do not cover their response, an empty response.
     """
-    path = pathlib.Path(path)
     if format != "auto" or not _has_responses(path):
-        return read_step_data(path, format=format)
-    splitter = splitter or StepSplitter("newline")
-    return [from_response(lines.parse(line, where), where, splitter) for where, line in lines.lines(path)]
+        return read_step_data(path, format=format, skipped=skipped)
+    cut = splitter or StepSplitter("newline")
+    found = lines.read_all(read_rows(path), lambda row, where: [from_response(row, where, cut)], skipped=skipped)
+    if not found:
+        also = f": all of its {len(skipped)} records are bad; the first is {skipped[0]}" if skipped else ""
+        raise UserError(f"{path} has no solutions in it{also}")
+    return found
 
 
 def from_response(record: Mapping[str, Any], where: str, splitter: StepSplitter) -> StepRecord:
@@ -47,7 +56,7 @@ def from_response(record: Mapping[str, Any], where: str, splitter: StepSplitter)
     labels = record.get("labels")
     if labels is not None and (not isinstance(labels, list) or len(labels) != len(steps)):
         count = len(labels) if isinstance(labels, list) else lines.kind(labels)
-        raise UserError(f"{where}:labels: {count} labels for {len(steps)} steps; give one a step, null where unknown")
+        raise UserError(f"{where}:labels: {count} labels for {len(steps)} steps; give one per step, null where unknown")
     outcome = record.get("outcome")
     for value in (*(labels or ()), outcome):
         if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
@@ -67,7 +76,7 @@ def from_response(record: Mapping[str, Any], where: str, splitter: StepSplitter)
 
 
 def check_cover(steps: Sequence[str], response: str, where: str) -> None:
-    """Checks that steps are the response, but for white space between them.
+    """Checks that steps are the response, except for white space between them.
 
     Raises:
       UserError: naming the first step that is not where it should be, or what is left over.
@@ -85,14 +94,11 @@ def check_cover(steps: Sequence[str], response: str, where: str) -> None:
         raise UserError(f"{where}:steps: the steps do not cover the response: {response[at:].strip()[:40]!r} is left")
 
 
-def _has_responses(path: pathlib.Path) -> bool:
-    try:
-        with open(path, "rb") as file:
-            opening = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    except OSError as error:
-        raise UserError(f"cannot read the solutions in {path}: {error.strerror or error}") from error
-    if opening == b"[":
-        return False
-    for where, line in lines.lines(path):
-        return {"prompt", "response"} <= lines.parse(line, where).keys()
+def _has_responses(path: str | pathlib.Path) -> bool:
+    """Whether the first row that can be read holds a prompt and a response."""
+    for _, row in read_rows(path):
+        try:
+            return {"prompt", "response"} <= row().keys()
+        except UserError:
+            continue
     return False

@@ -1,12 +1,17 @@
 """Options of reward models that do not depend on their kind: plain frozen dataclasses that import nothing heavy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from prm_jax.config_io import OptionsOf
+from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.option_ranges import above, at_least, within
 
 Convention = Literal["own", "card"]
 Aggregate = Literal["last", "min", "prod", "mean", "max", "sum", "gmean", "mean_logit", "mean_odds", "softmin"]
+
+
+LayoutName = Literal["auto", "qwen_prm", "token_classification", "math_shepherd", "rlhflow", "eurus_prm"]
 
 
 @dataclass(frozen=True)
@@ -119,3 +124,40 @@ class OptimizerOptions:
     """Pieces in which one step's gradient is accumulated (exactly)."""
     epochs: Annotated[int, at_least(1)] = 1
     """Passes over the data."""
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How solutions are read and scored: options of score and eval."""
+
+    layout: LayoutName = "auto"
+    """Family of a public checkpoint whose config does not name it."""
+    reference: str = ""
+    """Reference of an implicit model, where its directory does not hold one."""
+    convention: Convention = "own"
+    """How a public checkpoint is read. own: a step's score is that of its own tokens; card: as the code of the model
+    card reads it, where that differs (eurus_prm: cumulative, and shifted by one or two tokens)."""
+    format: str = "auto"
+    """Format of step data: prm_jax, prm800k, math_shepherd, processbench, prmbench, bigbench_mistake, trl; auto: by
+    the first record of a file."""
+    skip_bad: bool = False
+    """Skip records that cannot be used, and count them, instead of refusing the file."""
+    split: str = "newline"
+    """How a response that comes without steps is cut into them: newline, blank, step_marker, sentence, tag, regex,
+    whole, or package.module:function."""
+    split_options: Annotated[dict[str, str], OptionsOf("split")] = field(default_factory=dict)
+    """Options of the splitter, e.g. pattern ';' for regex, tags '</step>' for tag."""
+    aggregate: Aggregate | None = None
+    """A solution's score from its steps' scores; none: as the model says."""
+    cumulative: bool = False
+    """Make a step's score the sum of the scores up to it."""
+    skip_long: bool = False
+    """Leave out solutions longer than the model's context, instead of refusing."""
+    max_tokens: Annotated[int, at_least(1)] = 8192
+    """Tokens in one batch, padding included."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of activations and matrix products."""
+    resume: bool = True
+    """Continue an interrupted call with the same model, data and options; --no-resume scores everything again."""
+    mesh: MeshOptions = field(default_factory=MeshOptions)
+    """Devices over which the model and the solutions are split."""

@@ -1,6 +1,7 @@
 """Pages for people: plain HTML with inline style, no script, and every text that a model wrote escaped."""
 
 import html
+import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,6 +47,13 @@ figcaption { font-size: 13px; }
   .step span, pre { font-size: 12px; } th, td { padding: .2rem .4rem; }
 }
 """
+
+
+def model_name(path: str | pathlib.Path) -> str:
+    """What to call a model on a page: its directory, with the run's where that is only called model or prm."""
+    resolved = pathlib.Path(path)
+    parts = [part for part in resolved.parts if part not in (".", "..", "/")] or [str(path)]
+    return "/".join(parts[-2:]) if parts[-1] in ("model", "prm", "policy", "checkpoint") else parts[-1]
 
 
 def document(title: str, body: str) -> str:

@@ -2,14 +2,14 @@
 
 import pathlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import UserError
-from prm_jax.prm.score import PRM, score_solutions
+from prm_jax.prm.prefixes import score_prefixes
+from prm_jax.prm.score import PRM
 from prm_jax.rollouts.policy import TaskPolicy
 from prm_jax.rollouts.values import AnswerValues, Roller
 from prm_jax.search.language_model import Partial
@@ -75,33 +75,12 @@ def make_prefix_scorer(
         )
     prm = load(name)
     output: Literal["probability", "score"] = "probability" if gives_probabilities(prm) else "score"
-    return PrefixScorer(lambda partials: score_prefixes(prm, policy, partials), output)
+    return PrefixScorer(lambda partials: score_prefixes(prm, policy, partials, blank=NO_STEP), output)
 
 
 def gives_probabilities(prm: PRM) -> bool:
     """Whether the model's scores are probabilities of success."""
     return prm.output in ("probability", "value")
-
-
-def score_prefixes(
-    prm: PRM, policy: TaskPolicy, partials: Sequence[Partial], *, blank: float = NO_STEP
-) -> list[float]:
-    """The score of each prefix as if it were a solution; `blank` for one without a step."""
-    records = [as_record(policy, partial) for partial in partials]
-    # An unfinished prefix has no end token, whatever the layout has for whole solutions.
-    written = [
-        replace(record, provenance={**record.provenance, "finished": partial.finished})
-        for partial, record in zip(partials, records, strict=True)
-        if record is not None
-    ]
-    scored = iter(score_solutions(prm, written) if written else [])
-    return [blank if record is None else next(scored).response for record in records]
-
-
-def as_record(policy: TaskPolicy, partial: Partial, name: str = "") -> StepRecord | None:
-    """A prefix as step data; None while it has no step."""
-    problem, steps = policy.problems[partial.question], policy.texts(partial)
-    return StepRecord(problem.prompt, steps, None, None, problem.id, name or problem.id) if steps else None
 
 
 def _truth(policy: TaskPolicy, partial: Partial) -> float:

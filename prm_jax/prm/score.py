@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from prm_jax.prm.spec import Output, Spec, Weights
 from prm_jax.prm.text_layout import Reader
 
 _AGGREGATES = Aggregate.__args__  # type: ignore[attr-defined]
+_OF_PROBABILITIES = ("prod", "gmean", "mean_logit", "mean_odds")
 _step_scores = jax.jit(step_scores, static_argnums=0, static_argnames="num_steps")
 
 
@@ -57,7 +58,7 @@ class PRM:
         return self.spec.kind.output
 
     def score(self, solutions: Sequence[StepRecord], **options: Any) -> "list[Scored]":
-        """Scores every step and every solution; see `score_solutions`."""
+        """Scores every step and every solution; takes the options of `score_solutions`."""
         return score_solutions(self, solutions, **options)
 
     def score_tokens(
@@ -107,7 +108,7 @@ class Scored:
 
     Attributes:
       record: the solution.
-      steps: one score a step, higher is better.
+      steps: one score per step, higher is better.
       response: the score of the whole.
       objectives: name -> score, of a model with several objectives.
     """
@@ -133,6 +134,10 @@ class Scored:
         return fields
 
 
+Raw = tuple[np.ndarray, dict[str, np.ndarray]]
+"""What the model says about one solution: its step scores [S], and further arrays (``Kind.response_facts``)."""
+
+
 def score_solutions(
     prm: PRM,
     records: Sequence[StepRecord],
@@ -146,39 +151,63 @@ def score_solutions(
     """Scores every step, and every solution as a whole.
 
     Args:
-      prm: from ``load`` or ``finished``; where its weights lie on a mesh (``spread``), solutions are split over it.
+      prm: from ``load`` or ``finished``; where its weights are on a mesh (``spread``), solutions are split over it.
       records: at least one.
       max_tokens: tokens in one batch, padding included; a longer solution is a batch of its own.
       aggregate: how step scores become the solution's; None: as the model says.
       cumulative: give each step the sum of the scores up to it (of log-ratios: that of the prefix).
       skip_long: leave out solutions that are longer than the model's context, instead of refusing.
-      on_batch: called with (solutions done, all of them).
+      on_batch: called with (number of solutions done, their total number).
 
     Returns:
       In the order of the records.
 
     Raises:
-      UserError: an unknown aggregate, a solution longer than the context, or scores that are not finite.
+      UserError: an aggregate that is unknown or does not fit the scores, a solution longer than the context, or scores
+        that are not finite.
     """
-    how = aggregate or prm.aggregate
-    if how not in _AGGREGATES:
-        raise UserError(f"unknown aggregate {how!r}; there are {', '.join(_AGGREGATES)}")
+    check_aggregate(prm, aggregate)
     rows = rows_to_score(prm, records, skip_long=skip_long)
-    found: dict[int, tuple[np.ndarray, dict[str, np.ndarray]]] = {}
+    found: dict[int, Raw] = {}
+    for part in raw_scores(prm, rows, records, max_tokens=max_tokens):
+        found |= part
+        on_batch(len(found), len(rows))
+    return summarise(prm, records, found, aggregate=aggregate, cumulative=cumulative)
+
+
+def raw_scores(
+    prm: PRM, rows: Sequence[Row], records: Sequence[StepRecord], *, max_tokens: int
+) -> Iterator[dict[int, Raw]]:
+    """Scores of rows, batch by batch: number of the record -> what the model says about it.
+
+    Raises:
+      UserError: scores that are not finite.
+    """
     mesh = _mesh_under(prm.weights)
     for batch, members in batches(rows, max_tokens=max_tokens, ways=1 if mesh is None else rows_over(mesh)):
         if mesh is not None:
             batch = jax.device_put(batch, batch_sharding(mesh))
-        values, facts = _compiled(prm.spec)(prm.weights, batch)
-        values, facts = jax.device_get((values, facts))
+        values, facts = jax.device_get(_compiled(prm.spec)(prm.weights, batch))
+        found = {}
         for place, row in enumerate(members):
             own = values[place, : len(row.reads)]
             _check_finite(own, records[row.record])
             found[row.record] = (own, {name: value[place] for name, value in facts.items()})
-        on_batch(len(found), len(rows))
-    order = sorted(found)
+        yield found
+
+
+def summarise(
+    prm: PRM,
+    records: Sequence[StepRecord],
+    found: Mapping[int, Raw],
+    *,
+    aggregate: Aggregate | None = None,
+    cumulative: bool = False,
+) -> list[Scored]:
+    """Scored solutions from `raw_scores`; arguments as `score_solutions`."""
+    how, order = aggregate or prm.aggregate, sorted(found)
     table, mask = pad_table([np.cumsum(found[i][0]) if cumulative or prm.cumulative else found[i][0] for i in order])
-    _check_aggregate(how, prm.output, table, mask)
+    _check_range(how, prm.output, table, mask)
     responses = prm.spec.kind.response_scores(
         np.asarray(compiled.aggregate_steps(table, mask, how=how)), [found[i][1] for i in order],
         [records[i].group for i in order],
@@ -193,6 +222,19 @@ def score_solutions(
         )
         for n, i in enumerate(order)
     ]
+
+
+def check_aggregate(prm: PRM, aggregate: Aggregate | None) -> None:
+    """Refuses an aggregation that the model's scores do not allow, before anything is scored.
+
+    Raises:
+      UserError: it is unknown, or needs probabilities.
+    """
+    how = aggregate or prm.aggregate
+    if how not in _AGGREGATES:
+        raise UserError(f"unknown aggregate {how!r}; there are {', '.join(_AGGREGATES)}")
+    if how in _OF_PROBABILITIES and prm.output in ("log_ratio", "score"):
+        raise UserError(_needs_probabilities(how, prm.output))
 
 
 def rows_to_score(prm: PRM, records: Sequence[StepRecord], *, skip_long: bool = False) -> list[Row]:
@@ -212,7 +254,7 @@ def rows_to_score(prm: PRM, records: Sequence[StepRecord], *, skip_long: bool = 
         first = next(index for index in range(len(records)) if index not in have)
         raise UserError(
             f"{records[first].id}: this solution is longer than the {limit} tokens of the model's context (and so are "
-            f"{len(records) - len(rows) - 1} others); leave such solutions out, or skip them"
+            f"{len(records) - len(rows) - 1} others); leave such solutions out with --skip-long"
         )
     return rows
 
@@ -227,28 +269,26 @@ def _mesh_under(weights: Weights) -> Mesh | None:
     return placed.mesh if isinstance(placed, NamedSharding) and isinstance(placed.mesh, Mesh) else None
 
 
-def batches(rows: Sequence[Row], *, max_tokens: int, ways: int = 1) -> list[tuple[Batch, list[Row]]]:
+def batches(rows: Sequence[Row], *, max_tokens: int, ways: int = 1) -> Iterator[tuple[Batch, list[Row]]]:
     """Rows of similar length together; few different shapes, so that little is compiled.
 
     Args:
-      rows: at least one.
+      rows: any number.
       max_tokens: tokens in one batch, padding included.
       ways: devices that divide the solutions of each batch; empty ones are added.
 
-    Returns:
-      (batch with one solution a row, its rows), the longest first.
+    Yields:
+      (batch with one solution per row, its rows), the longest first.
     """
-    steps = _power_of_two(max(len(row.reads) for row in rows))
+    steps = _power_of_two(max((len(row.reads) for row in rows), default=1))
     widths: dict[int, list[Row]] = {}
     for row in sorted(rows, key=lambda row: -len(row.tokens)):
         widths.setdefault(_width(len(row.tokens)), []).append(row)
-    found = []
     for width, members in widths.items():
         count = min(max(1, max_tokens // width), len(members))
         for start in range(0, len(members), count):
             part, places = members[start : start + count], -(-count // ways) * ways
-            found.append((collate(part, Shape(places, width, places, steps), packed=False), part))
-    return found
+            yield collate(part, Shape(places, width, places, steps), packed=False), part
 
 
 @functools.lru_cache(maxsize=8)
@@ -273,17 +313,21 @@ def _check_finite(values: np.ndarray, record: StepRecord) -> None:
     if not np.isfinite(values).all():
         step = int(np.flatnonzero(~np.isfinite(values))[0])
         raise UserError(
-            f"{record.id}: the score of step {step} is {values[step]}, no finite number; the model is damaged, or "
-            "bfloat16 is too coarse for it"
+            f"{record.id}: the score of step {step} is {values[step]}, expected a finite number; the model is damaged, "
+            "or bfloat16 is too coarse for it (--dtype float32)"
         )
 
 
-def _check_aggregate(how: str, output: str, table: np.ndarray, mask: np.ndarray) -> None:
-    if how in ("prod", "gmean", "mean_logit", "mean_odds") and ((table < 0) | (table > 1))[mask].any():
-        raise UserError(
-            f"the aggregate {how!r} is for probabilities, but this model's step scores are {output.replace('_', '-')}s "
-            "outside [0, 1]; take min, last, mean or sum"
-        )
+def _check_range(how: str, output: str, table: np.ndarray, mask: np.ndarray) -> None:
+    if how in _OF_PROBABILITIES and ((table < 0) | (table > 1))[mask].any():
+        raise UserError(_needs_probabilities(how, output) + ", some of them outside [0, 1]")
+
+
+def _needs_probabilities(how: str, output: str) -> str:
+    return (
+        f"the aggregate {how!r} is for probabilities: choose --aggregate min, last, mean or sum, because this model's "
+        f"step scores are {output.replace('_', '-')}s"
+    )
 
 
 def _width(length: int) -> int:

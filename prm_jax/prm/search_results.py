@@ -8,7 +8,8 @@ from typing import Any
 from prm_jax.data.answers import read_answer
 from prm_jax.data.step_data import to_json
 from prm_jax.errors import UserError
-from prm_jax.prm.prefix_scores import PrefixScorer, as_record
+from prm_jax.prm.prefix_scores import PrefixScorer
+from prm_jax.prm.prefixes import as_record
 from prm_jax.rollouts.policy import STREAMS, TaskPolicy
 from prm_jax.search.choosing import choose_candidate
 from prm_jax.search.partials import Candidate, Found

@@ -18,7 +18,7 @@ from prm_jax.errors import MissingExtraError, UserError
 from prm_jax.models import LoRAConfig, check_fits
 from prm_jax.models.loading import load_model
 from prm_jax.models.model_options import ModelOptions
-from prm_jax.models.sharding import BATCH, make_mesh, rows_over, shard_params, shardings_for
+from prm_jax.models.sharding import BATCH, make_mesh, placed_shapes, rows_over, shard_params, shardings_for
 from prm_jax.prm.data import Plan, batch_of, make_plan, stack
 from prm_jax.prm.held_out import HeldOut
 from prm_jax.prm.model import finished, save
@@ -189,16 +189,13 @@ class _Job:
                 console, interrupts, title="reward model",
                 hint="Lower --train.learning-rate, or raise --max-bad-steps",
             ),
-            identity=self.identity, shardings=shardings,
+            identity=self.identity, target=placed_shapes(self.shape, shardings),
         )  # fmt: skip
 
     def best_state(self, run: RunDir) -> TrainState:
         """The state with the best held-out metric."""
-        target = self.shape
-        if self.mesh is not None:
-            places = shardings_for(target, self.mesh)
-            target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), target, places)
-        state: TrainState = load_best(run, target)
+        shardings = None if self.mesh is None else shardings_for(self.shape, self.mesh)
+        state: TrainState = load_best(run, placed_shapes(self.shape, shardings))
         return state
 
     def _first_state(self) -> TrainState:

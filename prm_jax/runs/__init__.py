@@ -1,4 +1,4 @@
-"""What every long job shares: run directories, checkpoints, metrics, progress, plots, signals.
+"""Shared by all long jobs: the training loop, run directories, checkpoints, metrics, progress, plots and signals.
 
 Names are resolved on first use (PEP 562), so that importing this package imports neither jax nor matplotlib.
 """

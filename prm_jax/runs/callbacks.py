@@ -1,4 +1,4 @@
-"""What a training loop tells callbacks, and how a callback ends the loop."""
+"""The event that a training loop passes to its callbacks, through which a callback can also end the loop."""
 
 import dataclasses
 from collections.abc import Callable

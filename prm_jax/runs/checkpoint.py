@@ -1,9 +1,8 @@
-"""Checkpoints: orbax behind one small class that checks what orbax does not.
+"""Checkpoints: a thin wrapper around orbax with integrity checks.
 
-Orbax commits a step atomically, but it loads flipped bytes, casts dtypes and trusts stray directories
-without a word, and it never falls back to an older step. This adapter stores a flat dict of named arrays
-beside one JSON document with the shape, dtype and fingerprint of every leaf, and holds each restore against
-it.
+Orbax commits each step atomically, but it silently loads flipped bytes, casts dtypes and trusts stray directories,
+and it never falls back to an older step. This wrapper stores a flat dict of named arrays together with a JSON document
+that holds the shape, dtype and fingerprint of every leaf, and verifies each restore against it.
 """
 
 import errno
@@ -32,21 +31,21 @@ _LOG = logging.getLogger(__name__)
 
 
 class CheckpointError(UserError):
-    """A checkpoint cannot be written, read, or used for what is asked."""
+    """A checkpoint cannot be written or read, or does not match what it is restored to."""
 
 
 class _DamagedError(Exception):
-    """One step is unreadable or fails its fingerprint; an older step may still be good."""
+    """One step is unreadable or fails verification; an older step may still be good."""
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What a checkpoint held.
+    """The contents of a checkpoint.
 
     Attributes:
-      step: the step that it was saved under.
-      state: pytree of the target's structure, dtypes and shardings.
-      metadata: the JSON document that was given to ``save``.
+      step: the step under which it was saved.
+      state: pytree with the target's structure, dtypes and shardings.
+      metadata: the JSON document passed to ``save``.
       versions: versions of the libraries that wrote it.
     """
 
@@ -57,20 +56,20 @@ class Restored:
 
 
 class Checkpointer:
-    """Saves a pytree of arrays plus JSON metadata under integer steps, and restores the newest good one.
+    """Saves a pytree of arrays plus JSON metadata under integer steps, and restores the newest good step.
 
-    Use it as a context manager, or call ``close`` at the end. With several jax processes every call is
-    collective. ``directory`` holds one folder a step, ``trash/`` (deleted steps on their way out) and
-    ``set_aside/`` (steps found damaged or incomplete, kept for inspection).
+    Use it as a context manager, or call ``close`` at the end. With several JAX processes every call is collective.
+    ``directory`` holds one folder per step, ``trash/`` (steps that are being deleted) and ``set_aside/`` (damaged or
+    incomplete steps, kept for inspection).
     """
 
     def __init__(self, directory: str | pathlib.Path, *, max_to_keep: int = 2, read_only: bool = False) -> None:
         """Opens a directory of checkpoints.
 
         Args:
-          directory: created when absent, unless ``read_only``.
-          max_to_keep: how many steps stay; at least 2 leaves a good one when the newest is damaged.
-          read_only: never writes, moves or deletes anything.
+          directory: created if missing, unless ``read_only``.
+          max_to_keep: number of steps to keep; with at least 2, a good one remains when the newest is damaged.
+          read_only: never write, move or delete anything.
 
         Raises:
           CheckpointError: the directory is missing (``read_only``) or cannot be written.
@@ -89,7 +88,7 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(self.directory, options=_options(max_to_keep, read_only))
 
     def steps(self) -> list[int]:
-        """Complete steps on disk in ascending order; whether they are undamaged shows at restore."""
+        """Complete steps on disk in ascending order; damage is detected only by ``restore``."""
         return sorted(step for step, complete in self._numbered().items() if complete)
 
     def latest_step(self) -> int | None:
@@ -99,20 +98,20 @@ class Checkpointer:
     def save(self, step: int, state: PyTree, metadata: Mapping[str, Any] | None = None, *, wait: bool = False) -> bool:
         """Starts writing a step in the background.
 
-        The state is captured before this returns: its buffers may be donated to the next step at once.
+        The state is copied before this returns, so its buffers may be donated to the next step.
 
         Args:
           step: non-negative; must be greater than every step already saved.
-          state: pytree whose leaves are arrays (typed PRNG keys included), of any sharding.
-          metadata: a JSON-serialisable mapping for everything that is no array: cursors, counters, hashes.
+          state: pytree whose leaves are arrays (typed PRNG keys included) with any sharding.
+          metadata: JSON-serialisable mapping for everything that is not an array: cursors, counters, hashes.
           wait: return only when the step is committed.
 
         Returns:
-          False when this step exists already (nothing is written), else True.
+          False if this step exists already (nothing is written), otherwise True.
 
         Raises:
-          CheckpointError: an earlier background write failed (disk full, for instance), or this one.
-          TypeError: a leaf is no array, or the metadata is no JSON.
+          CheckpointError: this write or an earlier background write failed, for instance because the disk is full.
+          TypeError: a leaf is not an array, or the metadata is not JSON.
         """
         self._raise_background_errors()
         if step == self._saving or step in self.steps():
@@ -121,7 +120,7 @@ class Checkpointer:
         leaves = documents.checked_leaves(state)
         document = documents.describe(step, leaves, metadata or {})
         arrays = {name: documents.plain(leaf) for name, leaf in leaves.items() if leaf.size}
-        # Orbax refuses an empty tree; a state without elements is nothing but its document.
+        # Orbax refuses an empty tree; a state without elements consists of its document only.
         arrays = arrays or {"(empty)": jnp.zeros((1,), jnp.uint8)}
         args = ocp.args.Composite(**{_STATE: ocp.args.PyTreeSave(arrays), _META: ocp.args.JsonSave(document)})
         self._saving = step
@@ -136,7 +135,7 @@ class Checkpointer:
         return True
 
     def wait(self) -> None:
-        """Blocks until the step being written is committed; raises CheckpointError when it could not be."""
+        """Blocks until the step being written is committed; raises CheckpointError if the write failed."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
@@ -151,24 +150,22 @@ class Checkpointer:
         partial: bool = False,
         accept: Callable[[PyTree], str] | None = None,
     ) -> Restored | None:
-        """Restores the newest step whose contents are whole, or a named step.
+        """Restores the newest undamaged step, or a given step.
 
         Args:
-          target: pytree of arrays or ``jax.ShapeDtypeStruct`` that says structure, shapes, dtypes and
-            shardings; the devices may be others than those that saved. A leaf without sharding lands on the
-            first device.
-          step: only this step, no walking back. Unless read-only, later steps are set aside, so that training
-            can go on from here.
-          partial: the checkpoint may hold more leaves than the target.
-          accept: says why a restored state must not be used, "" when it may; a refused step counts as damaged.
+          target: pytree of arrays or ``jax.ShapeDtypeStruct`` that defines structure, shapes, dtypes and shardings;
+            the devices may differ from those that saved. Leaves without a sharding are placed on the first device.
+          step: restore exactly this step, without falling back to an older one. Unless read-only, later steps are set
+            aside, so that training can continue from here.
+          partial: allow the checkpoint to hold more leaves than the target.
+          accept: returns the reason why a restored state must not be used, or ""; a rejected step counts as damaged.
 
         Returns:
-          None when there is no checkpoint.
+          The restored contents, or None if there is no checkpoint.
 
         Raises:
-          CheckpointError: the target does not fit (the first five differences are named; nothing is ever
-          cast),
-            or no step is whole. Nothing on disk has been changed then.
+          CheckpointError: the target does not match (the first five differences are listed; nothing is ever cast), or
+            every step is damaged. Nothing on disk is changed in either case.
         """
         candidates = [step] if step is not None else self.steps()[::-1]
         if step is not None and step not in self.steps():
@@ -189,11 +186,14 @@ class Checkpointer:
             return restored
         if damage:
             listed = "\n".join(f"  step {s}: {reason}" for s, reason in damage.items())
-            raise CheckpointError(f"no whole checkpoint in {self.directory}:\n{listed}\nNothing was changed there.")
+            raise CheckpointError(
+                f"no usable checkpoint in {self.directory}:\n{listed}\nNothing was changed there. Restore the folder "
+                "from a backup, or start a new run"
+            )
         return None
 
     def read_metadata(self, step: int | None = None) -> dict[str, Any]:
-        """The metadata of a step (default the newest) without its arrays.
+        """Reads the metadata of a step (default: the newest) without its arrays.
 
         Raises:
           CheckpointError: there is no such step, or its document is damaged.
@@ -207,7 +207,7 @@ class Checkpointer:
             raise CheckpointError(f"checkpoint of step {step} in {self.directory}: {error}") from error
 
     def close(self) -> None:
-        """Waits for the last write and releases orbax's threads."""
+        """Waits for the last write and shuts down orbax's threads."""
         try:
             self.wait()
         finally:
@@ -225,7 +225,7 @@ class Checkpointer:
             return
         try:
             self.close()
-        except CheckpointError as later:  # must not hide the error that ends the block
+        except CheckpointError as later:  # must not mask the error that ended the block
             _LOG.warning("%s", later)
 
     def _numbered(self) -> dict[int, bool]:
@@ -278,11 +278,11 @@ class Checkpointer:
         )
         free = shutil.disk_usage(self.directory).free / 2**20
         why = f"no space left on the device ({free:.0f} MiB free)" if full else one_line(error)
-        self._manager.reload()  # the failed step is forgotten, the earlier ones stay known
+        self._manager.reload()  # forgets the failed step and keeps the earlier ones
         kept = ", ".join(map(str, self.steps())) or "none"
         return CheckpointError(
             f"checkpoint of step {step} could not be written to {self.directory}: {why}. "
-            f"Whole checkpoints there: {kept}."
+            f"Complete checkpoints there: {kept}."
         )
 
     def _read(self, step: int, target: PyTree, partial: bool) -> Restored:
@@ -298,7 +298,7 @@ class Checkpointer:
             arrays = self._orbax_restore(step, **{_STATE: args})[_STATE]
         for name, digest in integrity.fingerprint(arrays).items():
             if document["leaves"][name]["hash"] != digest:
-                raise _DamagedError(f"the contents of leaf {name!r} are not those that were saved")
+                raise _DamagedError(f"the contents of leaf {name!r} differ from what was saved")
         leaves = [
             documents.typed(arrays[name], leaf, document["leaves"][name])
             if leaf.size
@@ -314,8 +314,8 @@ class Checkpointer:
         shown = "\n".join(f"  {line}" for line in differences[:5])
         more = f"\n  and {len(differences) - 5} more" if len(differences) > 5 else ""
         raise CheckpointError(
-            f"checkpoint {self.directory}/{step} was made by another model or configuration:\n{shown}{more}\n"
-            "Use the configuration that made it; nothing is cast or dropped silently."
+            f"checkpoint {self.directory}/{step} was made with a different model or configuration:\n{shown}{more}\n"
+            "Use the configuration that it was made with; nothing is cast or dropped silently."
         )
 
     def _read_document(self, step: int) -> dict[str, Any]:
@@ -325,7 +325,7 @@ class Checkpointer:
         if document["format"] != documents.FORMAT:
             raise CheckpointError(
                 f"checkpoint {self.directory}/{step} has format {document['format']}; "
-                f"this version reads format {documents.FORMAT}"
+                f"this version of prm-jax reads format {documents.FORMAT}"
             )
         return document
 
@@ -347,7 +347,7 @@ class Checkpointer:
 
 
 def one_line(error: BaseException, *, limit: int = 200) -> str:
-    """The first meaningful line of an error, for messages; TensorStore's own run to kilobytes."""
+    """The first non-empty line of an error, for messages; those of TensorStore are kilobytes long."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."
@@ -358,7 +358,7 @@ def _options(max_to_keep: int, read_only: bool) -> ocp.CheckpointManagerOptions:
         return ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
     return ocp.CheckpointManagerOptions(
         max_to_keep=max_to_keep,
-        todelete_subdir=_TRASH,  # a rename, so that a kill leaves no half-deleted step behind
+        todelete_subdir=_TRASH,  # deletes by renaming first, so that a kill cannot leave a half-deleted step
         cleanup_tmp_directories=True,
         enable_async_checkpointing=True,
     )

@@ -1,4 +1,4 @@
-"""What a checkpoint says about its contents: one JSON document with shape, dtype and fingerprint of every leaf."""
+"""The JSON document of a checkpoint, with the shape, dtype and fingerprint of every leaf."""
 
 import hashlib
 import json
@@ -18,32 +18,32 @@ FORMAT = 1
 
 
 def checked_leaves(state: PyTree) -> dict[str, jax.Array]:
-    """The leaves of a state by name, NumPy arrays copied to jax.
+    """The leaves of a state by name, with NumPy arrays converted to JAX arrays.
 
     Raises:
-      TypeError: a leaf is no array, or of a dtype that jax would change.
+      TypeError: a leaf is not an array, or has a dtype that JAX would change.
     """
     leaves = {}
     for name, leaf in named_leaves(state).items():
         if not isinstance(leaf, (jax.Array, np.ndarray)):
-            raise TypeError(f"leaf {name!r} is a {type(leaf).__name__}, no array: put it into the metadata")
+            raise TypeError(f"leaf {name!r} is a {type(leaf).__name__}, not an array: put it into the metadata")
         array = leaf if isinstance(leaf, jax.Array) else jnp.array(leaf)
         if array.dtype != leaf.dtype:
-            raise TypeError(f"leaf {name!r} is {leaf.dtype}, which jax would turn into {array.dtype}")
+            raise TypeError(f"leaf {name!r} is {leaf.dtype}, which JAX would convert to {array.dtype}")
         leaves[name] = array
     return leaves
 
 
 def plain(leaf: jax.Array) -> jax.Array:
-    """The leaf as it is stored: keys as their integers."""
+    """The leaf as it is stored: PRNG keys as their integer data."""
     return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
 def describe(step: int, leaves: Mapping[str, jax.Array], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The document of a step; waits for the leaves' fingerprints.
+    """Builds the document of a step; blocks until the leaves' fingerprints are computed.
 
     Raises:
-      TypeError: the metadata is no JSON.
+      TypeError: the metadata is not JSON.
     """
     digests = integrity.fingerprint(dict(leaves))
     described = {}
@@ -58,23 +58,23 @@ def describe(step: int, leaves: Mapping[str, jax.Array], metadata: Mapping[str, 
         "leaves": described,
         "versions": library_versions(),
     }
-    document = json.loads(json.dumps(document))  # captured now, and exactly what a restore will see
+    document = json.loads(json.dumps(document))  # a copy, identical to what a restore reads
     return {**document, "sha256": digest(document)}
 
 
 def digest(document: Mapping[str, Any]) -> str:
-    """Hash of a document without its own "sha256"."""
+    """Hash of a document, excluding its "sha256" entry."""
     rest = {key: value for key, value in document.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], *, partial: bool) -> list[str]:
-    """How the leaves of a checkpoint differ from those that are wanted, one line each; [] when they fit.
+    """Differences between the leaves of a checkpoint and the expected ones, one line each; [] if they match.
 
     Args:
       stored: the document's "leaves".
       wanted: arrays or ``jax.ShapeDtypeStruct`` by name.
-      partial: the checkpoint may hold more.
+      partial: allow the checkpoint to hold more leaves.
     """
     found = [f"{name}: not in the checkpoint" for name in wanted if name not in stored]
     if not partial:
@@ -91,7 +91,7 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], *, partial
 
 
 def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    """What a stored leaf is restored to: shape, dtype and sharding of its plain form."""
+    """Shape, dtype and sharding to which a stored leaf is restored, before keys are wrapped again."""
     data = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
     sharding = getattr(leaf, "sharding", None)
     if sharding is None:
@@ -100,5 +100,5 @@ def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def typed(array: jax.Array, wanted: Any, described: Mapping[str, Any]) -> jax.Array:
-    """The restored plain array as the leaf that is wanted: integers become keys again."""
+    """The restored array as the expected leaf: integer data becomes PRNG keys again."""
     return jax.random.wrap_key_data(array, impl=described["impl"]) if is_key(wanted) else array

@@ -1,4 +1,4 @@
-"""What a run says while it runs: a live table on a terminal, plain lines everywhere else."""
+"""Progress of a run: a live table on a terminal, plain lines everywhere else."""
 
 import sys
 import time
@@ -21,13 +21,13 @@ _SPARKS = "▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True)
 class Row:
-    """How one metric is shown.
+    """Display of one metric.
 
     Attributes:
       key: the metric's "phase/name".
-      label: what a reader calls it.
-      percent: shown as a percentage.
-      brief: also part of the plain lines.
+      label: its name on the console.
+      percent: show it as a percentage.
+      brief: also show it in plain lines.
     """
 
     key: str
@@ -54,9 +54,9 @@ ROWS = (
     Row("policy/kl", "KL to reference", brief=True),
     Row("policy/grad_norm", "gradient norm"),
     Row("sft/loss", "loss", brief=True),
-    Row("time/step_seconds", "seconds a step"),
+    Row("time/step_seconds", "seconds per step"),
 )
-"""Metrics in the order in which they are shown; one that never arrives takes no room."""
+"""Metrics in display order; those that are never reported are not shown."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Phase:
     Attributes:
       name: its title.
       total: number of steps.
-      like: phases of the same `like` take about the same time per step; default: the name.
+      like: phases with the same `like` take about the same time per step; default: the name.
     """
 
     name: str
@@ -77,8 +77,8 @@ class Phase:
 class Console:
     """Shows the progress of phases (warm start, training, baseline) and their metrics.
 
-    Use it as a context manager. ``phase`` begins a phase, ``update`` reports a step of it. When the output
-    breaks (a closed pipe, a lost terminal) it falls silent and the run goes on.
+    Use it as a context manager. ``phase`` begins a phase, and ``update`` reports one of its steps. When the output
+    fails (a closed pipe, a lost terminal) the console falls silent and the run continues.
     """
 
     def __init__(
@@ -90,14 +90,14 @@ class Console:
         file: TextIO | None = None,
         live: bool | None = None,
     ) -> None:
-        """Prepares; nothing is written before the first phase or message.
+        """Writes nothing before the first phase or message.
 
         Args:
-          title: stands above the live table, such as the run's directory.
+          title: heading of the live table, such as the run's directory.
           rows: the metrics to show.
-          every: steps between plain lines; the first and last step of a phase are always told.
-          file: where to; default the standard output.
-          live: a live table (default: when the output is a terminal that can show one).
+          every: steps between plain lines; the first and last step of a phase are always shown.
+          file: output stream; default: standard output.
+          live: whether to draw a live table; default: if the output is a terminal that supports it.
         """
         output = cast(TextIO, Forgiving(file or sys.stdout))
         self._console = rich.console.Console(file=output, highlight=False, soft_wrap=False)
@@ -113,11 +113,11 @@ class Console:
         self._rates: dict[str, float] = {}
 
     def plan(self, phases: Sequence[Phase]) -> None:
-        """Announces the phases of the whole run, in order, so that the time left is that of the run."""
+        """Announces the phases of the whole run, in order, so that the time left covers all of them."""
         self._plan = list(phases)
 
     def phase(self, name: str, total: int, *, start: int = 0) -> None:
-        """Begins a phase of `total` steps, of which `start` are done already (a resumed run)."""
+        """Begins a phase of `total` steps; `start` of them are already complete in a resumed run."""
         self._finish_live()
         self._remember_rate()
         self._name, self._total, self._step, self._first = name, total, start, start
@@ -131,7 +131,7 @@ class Console:
             self._print(f"{name}: {total - start} steps" + (f", from step {start}" if start else ""))
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Reports that `step` steps of the phase are done, with the newest value of any metrics.
+        """Reports that `step` steps of the phase are complete, with the newest values of metrics.
 
         Args:
           step: 1 after the first step.
@@ -148,11 +148,11 @@ class Console:
             self._print(self.line())
 
     def message(self, text: str, *, style: str = "") -> None:
-        """Says something beside the progress; lines stay above a live table."""
+        """Prints a message; lines stay above a live table."""
         self._print(text, style=style)
 
     def line(self) -> str:
-        """The state of the phase as one plain line."""
+        """Progress of the phase as one plain line."""
         parts = [f"{self._name} {self._step}/{self._total}"]
         for row in self._rows:
             if row.brief and row.key in self._values:
@@ -165,15 +165,15 @@ class Console:
         return "  ".join(parts)
 
     def seconds_left(self) -> float | None:
-        """Time that the rest of the phase needs at the pace of the last steps; None before the second step.
+        """Estimated time left in the phase at the pace of the last steps; None before the second step.
 
-        The first step does not count, because it includes compilation.
+        The first step is excluded, because it includes compilation.
         """
         rate = self._rate()
         return None if rate is None else rate * (self._total - self._step)
 
     def run_seconds_left(self) -> float | None:
-        """Time that the rest of the whole planned run needs; None while the pace of a later phase is unknown."""
+        """Estimated time left in the whole planned run; None while the pace of a later phase is unknown."""
         left = self.seconds_left()
         later = self._later()
         if left is None or not later:
@@ -224,14 +224,14 @@ class Console:
         self._finish_live()
 
     def _print(self, text: str, style: str = "") -> None:
-        # Plain lines are written whole whatever the width: a log is searched, not looked at.
+        # Plain lines are never wrapped, because logs are searched rather than read.
         soft_wrap = self._live is None
         self._console.print(text, style=style, markup=False, soft_wrap=soft_wrap)
 
     def _finish_live(self) -> None:
         live, self._live = self._live, None
         if live is not None:
-            live.stop()  # shows the last state once more
+            live.stop()  # draws the final state
 
     def _render(self) -> Table:
         width = self._console.width
@@ -277,12 +277,12 @@ class Console:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """The course of a series in `width` characters; non-finite values are gaps."""
+    """A series drawn in `width` characters; non-finite values are gaps."""
     finite = [v for v in values if v - v == 0]
     if not finite or width < 1:
         return ""
     low, high = min(finite), max(finite)
-    if len(values) > width:  # the mean of each stretch, so that noise does not decide what is seen
+    if len(values) > width:  # average each stretch, so that noise does not dominate
         edges = [round(i * len(values) / width) for i in range(width + 1)]
         values = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
     scale = (len(_SPARKS) - 1) / (high - low) if high > low else 0.0
@@ -290,7 +290,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A length of time for people: 42 s, 3 min 05 s, 2 h 10 min."""
+    """A human-readable duration: 42 s, 3 min 05 s, 2 h 10 min."""
     total = round(seconds)
     if total < 60:
         return f"{total} s"
@@ -310,7 +310,7 @@ def _number(value: float, percent: bool) -> str:
 
 
 def _change(values: Sequence[float], percent: bool, *, span: int = 10) -> str:
-    # Against the value `span` reports ago, or the first: from one step to the next there is only noise.
+    # Relative to the value `span` reports ago, or the first: differences between single steps are mostly noise.
     if len(values) < 2:
         return ""
     difference = values[-1] - values[max(0, len(values) - 1 - span)]

@@ -16,7 +16,7 @@ Center = Literal["iqm", "median", "mean"]
 Band = Literal["quartiles", "range"]
 
 HOUSEKEEPING = ("seed", "baseline", "plots", "tensorboard", "wandb", "save_every", "keep_checkpoints", "sample_every")
-"""Options that do not tell groups of runs apart: they change what is kept or drawn, not what is learned."""
+"""Options ignored when runs are grouped: they change what is kept or drawn, not what is learned."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Run:
 
     Attributes:
       path: its directory (or metrics file).
-      records: as ``read_metrics`` gives them.
-      config: {"prm.beta": "0.05", ...} as text; empty when the run left none.
+      records: as returned by ``read_metrics``.
+      config: {"prm.beta": "0.05", ...} as text; empty if the run has no config.yaml.
     """
 
     path: pathlib.Path
@@ -34,7 +34,7 @@ class Run:
     config: Mapping[str, str]
 
     def curve(self, metric: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
-        """(x [N], y [N]) of the records that have both, ascending in x; the last record of an x counts."""
+        """(x [N], y [N]) of the records that have both, ascending in x; of equal x the last record is used."""
         points = {r[x]: r[metric] for r in self.records if metric in r and x in r}
         xs = np.array(sorted(points), float)
         return xs, np.array([points[value] for value in sorted(points)], float)
@@ -49,11 +49,11 @@ class Series:
     """A curve to draw.
 
     Attributes:
-      label: what it is called; empty for the only one.
+      label: its name in the legend; empty if it is the only one.
       x: [N] ascending.
       y: [N]; NaN is a gap.
       low, high: [N] edges of the band, or None without one.
-      count: runs behind it.
+      count: number of aggregated runs.
     """
 
     label: str
@@ -68,7 +68,7 @@ def load_run(path: str | pathlib.Path) -> Run:
     """Loads a run directory or a metrics file.
 
     Raises:
-      UserError: there are no metrics, or they are damaged.
+      UserError: the metrics are missing or damaged.
     """
     path = pathlib.Path(path)
     records = read_metrics(path)
@@ -83,17 +83,17 @@ def load_run(path: str | pathlib.Path) -> Run:
 
 
 def nested_runs(path: str | pathlib.Path) -> dict[str, pathlib.Path]:
-    """{name: directory} of the runs that lie directly inside a run, such as its baseline."""
+    """{name: directory} of the runs directly inside a run, such as its baseline."""
     path = pathlib.Path(path)
     return {entry.parent.name: entry.parent for entry in sorted(path.glob("*/metrics.jsonl"))} if path.is_dir() else {}
 
 
 def group_runs(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Groups runs whose configurations are equal but for the seed and housekeeping.
+    """Groups runs whose configurations are equal except for the seed and housekeeping options.
 
     Returns:
-      {label: runs}; the label names the options in which the groups differ, or the directory where that would be
-      too long or where there is no configuration.
+      {label: runs}; the label lists the options in which the groups differ, or names the directory if that would be too
+      long or there is no configuration.
     """
     groups: dict[Any, list[Run]] = {}
     for run in runs:
@@ -132,17 +132,17 @@ def aggregate(
     center: Center = "iqm",
     band: Band = "quartiles",
 ) -> Series:
-    """One series of several runs' curves.
+    """Aggregates the curves of several runs into one series.
 
-    The points are those of all curves within the range that all of them cover; between its own points a curve is
-    taken as straight.
+    The result has the points of all curves within the range that all of them cover; each curve is interpolated
+    linearly between its own points.
 
     Args:
-      curves: (x, y) of each run, ascending in x; empty ones are left out.
+      curves: (x, y) of each run, ascending in x; empty ones are ignored.
       label: of the result.
       center: the line: interquartile mean, median or mean.
-      band: between the quartiles, or between the smallest and the largest. Up to three runs always give the range,
-        since quartiles of so few are no measure of spread.
+      band: between the quartiles, or between minimum and maximum. Up to three runs always give the range, because
+        quartiles of so few runs do not measure spread.
     """
     curves = [(x, y) for x, y in curves if len(x)]
     if not curves:
@@ -159,13 +159,13 @@ def aggregate(
 
 
 def interquartile_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over axis 0 without the lowest and highest quarter of the values (rounded down), arXiv 2108.13264."""
+    """Mean over axis 0 without the lowest and the highest quarter of the values (rounded down), arXiv 2108.13264."""
     drop = values.shape[0] // 4
     return np.sort(values, axis=0)[drop : values.shape[0] - drop].mean(axis=0)
 
 
 def smooth(y: np.ndarray, width: int) -> np.ndarray:
-    """Running mean over `width` points around each, over fewer at the ends; NaN points are left out of it."""
+    """Centred running mean over `width` points, fewer at the ends; NaN points are ignored."""
     if width <= 1 or len(y) < 3:
         return y
     kernel, finite = np.ones(width), np.isfinite(y)

@@ -1,4 +1,4 @@
-"""The training loop of every long job: warm starts, PRIME, reward models and anything a user passes in.
+"""The training loop shared by warm starts, PRIME, reward models and user code.
 
 A job brings a state (a pytree of arrays), a step function and batches. `fit` owns everything around them: resuming,
 checkpoints, signals, metrics, progress, non-finite updates, evaluation, the best state, early stopping and callbacks.
@@ -30,19 +30,19 @@ S = TypeVar("S")
 Metrics = Mapping[str, Any]
 StepFn = Callable[[Any, Any], tuple[Any, Metrics]]
 """``(state, batch) -> (state, metrics)``; may donate its state. Metrics are scalars; a name that ends in ``/skipped``
-counts updates that were left out because they were not finite."""
+counts updates that were skipped because they were not finite."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FitOptions:
-    """How long a loop runs, and what it keeps.
+    """Length of a training loop, intervals and limits.
 
     Attributes:
       steps: total number of steps.
       save_every: steps between checkpoints; the last step is always saved.
       eval_every: steps between evaluations; 0: only before the first step and after the last.
       keep_checkpoints: number of checkpoints kept.
-      max_bad_steps: consecutive steps with a non-finite update after which the run stops.
+      max_bad_steps: the run stops after this many consecutive steps with a non-finite update.
       best: name of the evaluation metric whose best state is kept in ``best/``; empty: none.
       best_is: whether larger or smaller values of that metric are better.
       patience: stop after this many consecutive evaluations without a new best; 0: never.
@@ -63,14 +63,14 @@ class Batches(Protocol):
     """A source of batches that depends on the state or has a position of its own."""
 
     def draw(self, state: Any, step: int) -> Any:
-        """The batch of a step, or None when there is nothing to learn from; `step` steps are complete.
+        """The batch of a step, or None when there is nothing to learn from; `step` is the number of completed steps.
 
         A batch with an attribute ``metrics`` (name -> number) has them logged with those of its step.
         """
         ...
 
     def position(self) -> dict[str, Any]:
-        """Everything that a checkpoint needs to continue, as JSON values."""
+        """State needed to continue from a checkpoint, as JSON values."""
         ...
 
     def restore(self, position: dict[str, Any]) -> None:
@@ -78,7 +78,7 @@ class Batches(Protocol):
         ...
 
     # An attribute `needs_state`, True where `draw` reads the state (sampling from the policy): the loop then waits for
-    # the previous update before it draws, and tells the two times apart.
+    # the previous update before it draws, and reports the two times separately.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +90,8 @@ class Fitted:
       steps: number of steps completed.
       before: evaluation before the first step; {} without an evaluation.
       after: the newest evaluation.
-      best_step, best_value: where the best evaluation was, and its metric; -1 and NaN when none is kept.
-      stopped_early: the loop ended by patience or a callback.
+      best_step, best_value: step and metric of the best evaluation; -1 and NaN when none is kept.
+      stopped_early: whether patience or a callback ended the loop.
     """
 
     state: Any
@@ -115,15 +115,14 @@ def fit(
     frontend: "Frontend | None" = None,
     identity: str = "",
     target: Any = None,
-    shardings: Any = None,
 ) -> Fitted:
-    """Runs a training loop to its last step, from the newest good checkpoint when `run` is resumed.
+    """Runs a training loop to its last step; a resumed `run` continues from its newest good checkpoint.
 
-    With the same options a resumed loop ends in the same bits as one that was never interrupted.
+    With the same options, the final state of a resumed loop is bit-identical to that of an uninterrupted one.
 
     Args:
-      state: pytree of arrays, or a function without arguments that makes it (called only when there is no checkpoint,
-        so that a resumed run holds one state).
+      state: pytree of arrays, or a function without arguments that returns it (called only when there is no
+        checkpoint, so that a resumed run holds a single state in memory).
       step: see `StepFn`.
       batches: a function of the step; or an iterable, whose first items are skipped on resuming; or `Batches`, such as
         a `data.BatchStream`, which calls a function of the step ahead of time. Closed at the end if it can be.
@@ -132,24 +131,23 @@ def fit(
       evaluate: ``state -> metrics`` before the first step, every `eval_every` steps and after the last.
       callbacks: called with an `Event` at the start, after every step and evaluation, and at the end.
       frontend: console, signals and title; None: silent, signals handled.
-      identity: fingerprint of what the run starts from (weights, data); another one is refused on resuming.
-      target: pytree of ``jax.ShapeDtypeStruct`` with the state's structure, for a function `state` that cannot be
-        traced, because it samples or trains itself; None: found by tracing.
-      shardings: pytree of shardings like the state's; None on one device.
+      identity: fingerprint of what the run starts from (weights, data); resuming with a different one is refused.
+      target: pytree of ``jax.ShapeDtypeStruct`` with the state's structure and, on a mesh, its shardings; needed when
+        `state` is a function that cannot be traced, because it samples or trains; None: obtained by tracing.
 
     Returns:
-      The final state and what the evaluations found.
+      The final state and the results of the evaluations.
 
     Raises:
       InterruptedRun: a signal arrived; everything is saved.
       DivergedRun: too many consecutive non-finite updates, or a state that is not finite; the last good checkpoint
         is kept.
-      UserError: a checkpoint that does not fit, or that was made from other weights or data.
+      UserError: the checkpoint does not match the state, or was made from different weights or data.
     """
     loop = _Loop(step, _as_batches(batches), run, options, evaluate, tuple(callbacks), frontend or Frontend(), identity)
     try:
         with Checkpointer(run.checkpoints, max_to_keep=options.keep_checkpoints) as checkpoints:
-            return loop.run_from(state, checkpoints, target, shardings)
+            return loop.run_from(state, checkpoints, target)
     finally:
         if hasattr(batches, "close"):  # a `data.BatchStream` has a thread
             batches.close()
@@ -157,13 +155,13 @@ def fit(
 
 @dataclasses.dataclass
 class Frontend:
-    """What a loop shows and listens to.
+    """Console and signals of a loop.
 
     Attributes:
       console: progress and messages; None: silent.
-      interrupts: signals, already installed; None: no signal is handled.
+      interrupts: installed signal handlers; None: signals are not handled.
       title: name of the phase on the console.
-      hint: what to do about non-finite updates, appended to the error.
+      hint: advice on non-finite updates, appended to the error.
     """
 
     console: Console | None = None
@@ -179,7 +177,7 @@ class Frontend:
 
 @dataclasses.dataclass(frozen=True)
 class _Pending:
-    """A step that has been dispatched and whose metrics have not been read."""
+    """A dispatched step whose metrics have not been read yet."""
 
     step: int
     batch: Any
@@ -212,8 +210,8 @@ class _Loop:
         self.stop_reason = ""
         self.finished = 0.0
 
-    def run_from(self, state: Any, checkpoints: Checkpointer, target: Any, shardings: Any) -> Fitted:
-        state, done = self._start(state, checkpoints, target, shardings)
+    def run_from(self, state: Any, checkpoints: Checkpointer, target: Any) -> Fitted:
+        state, done = self._start(state, checkpoints, target)
         pending: _Pending | None = None
         while done < self.options.steps and not self.stop_reason:
             if pending is not None and getattr(self.batches, "needs_state", False):
@@ -258,15 +256,11 @@ class _Loop:
 
     # ------------------------------------------------------------------------------- start, resume
 
-    def _start(self, state: Any, checkpoints: Checkpointer, target: Any, shardings: Any) -> tuple[Any, int]:
+    def _start(self, state: Any, checkpoints: Checkpointer, target: Any) -> tuple[Any, int]:
         make = state if callable(state) else lambda: state
         restored = None
         if self.run.resumed:
             target = jax.eval_shape(make) if target is None else target
-            if shardings is not None:
-                target = jax.tree.map(
-                    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), target, shardings
-                )
             restored = checkpoints.restore(target, accept=_complaint)
             self.run.rewind(-1 if restored is None else restored.step)
         console = self.frontend.console
@@ -293,8 +287,8 @@ class _Loop:
     def _take_up(self, metadata: dict[str, Any]) -> None:
         if metadata["identity"] != self.identity:
             raise UserError(
-                "the weights or the data that this run starts from have changed since its checkpoint was written: put "
-                "the old ones back, or start a new run"
+                "the weights or the data that this run starts from have changed since its checkpoint was written: "
+                "restore the original ones, or start a new run"
             )
         self.batches.restore(metadata["batches"])
         self.before, self.after = metadata["before"], metadata["after"]
@@ -306,7 +300,7 @@ class _Loop:
     # ------------------------------------------------------------------------------------ one step
 
     def _finish(self, pending: _Pending | None, found: Mapping[str, float] | None = None) -> None:
-        """Reads the metrics of a dispatched step, checks them and reports them with those of an evaluation."""
+        """Reads and checks the metrics of a dispatched step, and reports them with those of an evaluation."""
         if pending is None:
             return
         read = jax.device_get(dict(pending.metrics))
@@ -321,12 +315,12 @@ class _Loop:
         self._report(pending.step, metrics)
         if self.bad_steps >= self.options.max_bad_steps:
             raise DivergedRun(
-                f"{self.bad_steps} steps in a row had a non-finite update and were skipped; their batches are in "
+                f"{self.bad_steps} steps in a row had a non-finite update and were skipped; their batches are kept in "
                 f"{self.run.path / 'bad_steps'}. {self.frontend.hint}"
             )
 
     def _times(self, pending: _Pending, now: float) -> dict[str, float]:
-        """Seconds of a step: from one finish to the next where steps overlap, exact parts where they cannot."""
+        """Seconds of a step: from one completion to the next where steps overlap, otherwise its exact parts."""
         if getattr(self.batches, "needs_state", False):
             ready = now if pending.ready is None else pending.ready
             return {
@@ -384,7 +378,7 @@ class _Loop:
                 f"{name} has not improved on {self.best_value:.4g} (step {self.best_step}) in {self.stale} evaluations"
             )
 
-    # ----------------------------------------------------------------------------------- the rest
+    # ----------------------------------------------------------------------- checkpoints, callbacks
 
     def _save(self, checkpoints: Checkpointer, state: Any, done: int) -> None:
         problem = _complaint(state)
@@ -416,7 +410,7 @@ class _Loop:
 
 
 def load_best(run: RunDir, target: Any) -> Any:
-    """The best state that a loop kept.
+    """Loads the state of a loop's best evaluation.
 
     Args:
       run: the run directory (or the phase) of the loop.
@@ -437,7 +431,7 @@ def load_best(run: RunDir, target: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Function:
-    """Batches that are a pure function of the step."""
+    """Batches computed by a pure function of the step."""
 
     make: Callable[[int], Any]
 
@@ -454,7 +448,7 @@ class _Function:
 
 @dataclasses.dataclass
 class _Stream:
-    """Batches of an iterable, in order; those of completed steps are skipped on resuming."""
+    """Batches from an iterable, in order; those of completed steps are skipped on resuming."""
 
     items: Iterator[Any]
     drawn: int = 0
@@ -466,8 +460,8 @@ class _Stream:
                 batch = next(self.items)
             except StopIteration:
                 raise UserError(
-                    f"the batches ended after {self.drawn} steps, but {step + 1} are asked for: pass an endless "
-                    "iterable, a function of the step, or fewer steps"
+                    f"the batches ended after {self.drawn} steps, but step {step + 1} needs another one: pass an "
+                    "endless iterable or a function of the step, or run fewer steps"
                 ) from None
             self.drawn += 1
         return batch
@@ -501,7 +495,7 @@ def _all_finite(leaves: list[jax.Array]) -> jax.Array:
 
 
 def _complaint(state: Any) -> str:
-    """Why a state must not be saved or resumed from; empty when it is good."""
+    """Why a state must not be saved or resumed from; empty when it is sound."""
     leaves = [
         leaf
         for leaf in jax.tree.leaves(state)

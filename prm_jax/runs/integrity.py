@@ -1,9 +1,8 @@
-"""A fingerprint of arrays, the same on any number of devices, that tells damaged checkpoints from good ones.
-ones.
+"""Fingerprints of arrays that detect damaged checkpoints and do not depend on the number of devices.
 
-Every element's bits are mixed with its global index by a bijection, and the results are summed modulo 2^32.
-The sum does not depend on the order, so a sharded array needs no gather; a change of one element always
-changes the sum. It finds corruption, not tampering: it is no cryptographic hash.
+Every element's bits are mixed with its global index by a bijection, and the results are summed modulo 2^32. The sum
+does not depend on the order, so a sharded array needs no gather, and changing a single element always changes the sum.
+It detects corruption, not tampering: it is not a cryptographic hash.
 """
 
 from typing import Any
@@ -21,11 +20,11 @@ def fingerprint(tree: PyTree) -> dict[str, str]:
     """Hashes every leaf on the devices that hold it.
 
     Args:
-      tree: pytree of jax arrays of any dtype and sharding, typed PRNG keys included.
+      tree: pytree of JAX arrays of any dtype and sharding, typed PRNG keys included.
 
     Returns:
-      {path: 16 hex digits}, paths as in ``named_leaves``. Equal for equal bits, whatever the sharding; an
-      array without elements gives zeros. Shape and dtype are not part of it.
+      {path: 16 hex digits} with paths as in ``named_leaves``. Equal bits give equal fingerprints whatever the sharding;
+      an array without elements gives zeros. Shape and dtype are not included.
     """
     words = {name: _leaf_words(_data(leaf)) for name, leaf in named_leaves(tree).items()}
     return {name: f"{int(w[0]):08x}{int(w[1]):08x}" for name, w in jax.device_get(words).items()}
@@ -55,14 +54,14 @@ def _as_uint32(x: jax.Array) -> jax.Array:
     if x.dtype == jnp.bool_:
         return x.astype(jnp.uint32)
     bits = jnp.iinfo(x.dtype).bits if jnp.issubdtype(x.dtype, jnp.integer) else jnp.finfo(x.dtype).bits
-    if bits < 8:  # sub-byte types have no unsigned twin to be cast to, but all fit in eight bits exactly
+    if bits < 8:  # sub-byte types have no unsigned type of their width, but all fit into eight bits exactly
         x, bits = x.astype(jnp.int8 if jnp.issubdtype(x.dtype, jnp.integer) else jnp.float8_e4m3fn), 8
     unsigned = {8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint32}[bits]
     return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
 
 
 def _mix(words: jax.Array, index: jax.Array, seed: int) -> jax.Array:
-    # The finaliser of MurmurHash3: for a fixed index a bijection of the word, so no single change is lost.
+    # The finaliser of MurmurHash3: for a fixed index a bijection of the word, so every single change is detected.
     h = words ^ (index * np.uint32(seed | 1) + np.uint32(seed >> 3))
     h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
     h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)

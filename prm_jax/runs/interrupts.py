@@ -1,4 +1,4 @@
-"""A latch for SIGTERM and SIGINT: the first asks the loop to finish its step and save, a second ends it."""
+"""Handlers for SIGTERM and SIGINT: the first signal lets the loop finish its step and save, the second exits."""
 
 import contextlib
 import os
@@ -10,18 +10,17 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-EXIT_INTERRUPTED = 75  # BSD's EX_TEMPFAIL: saved, run again with --resume
+EXIT_INTERRUPTED = 75  # BSD's EX_TEMPFAIL: the state is saved; run again with --resume
 
 
 class Interrupts:
     """Turns SIGTERM and Ctrl-C into a flag that a training loop reads between steps.
 
-    ``with Interrupts() as interrupts:`` installs the handlers and puts the earlier ones back on leaving. The
-    first signal sets ``requested``; a second one that comes at least ``grace`` seconds later ends the process
-    at once with status 128 + signal, even while the main thread is inside a long compilation (a small thread
-    listens on the signal wake-up descriptor). Signals closer together count as one, because ``make`` and
-    batch schedulers repeat them. In a thread other than the main one, where Python allows no handlers, this
-    does nothing and ``requested`` changes only through ``request``.
+    ``with Interrupts() as interrupts:`` installs the handlers and restores the previous ones on exit. The first signal
+    sets ``requested``; a second one at least ``grace`` seconds later exits immediately with status 128 + signal, even
+    while the main thread is inside a long compilation (a small thread listens on the signal wake-up descriptor).
+    Signals closer together count as one, because ``make`` and batch schedulers repeat them. Outside the main thread,
+    where Python allows no handlers, this does nothing, and ``requested`` changes only through ``request``.
     """
 
     def __init__(
@@ -38,7 +37,7 @@ class Interrupts:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has arrived in this process (or ``request`` was called)."""
+        """Whether this process has received a signal, or ``request`` was called."""
         return self._flag.is_set()
 
     def request(self, name: str = "request") -> None:
@@ -47,10 +46,10 @@ class Interrupts:
         self._flag.set()
 
     def should_stop(self) -> bool:
-        """``requested``, agreed between all processes: True in all of them as soon as it is True in one.
+        """``requested``, agreed between all processes: True in all of them once it is True in one.
 
-        With several jax processes this is a collective call (one small all-gather), so that all of them
-        save the same step; call it once a step in every process.
+        With several JAX processes this is a collective call (one small all-gather), so that all of them save the same
+        step; call it once per step in every process.
         """
         jax = sys.modules.get("jax")
         if jax is None or jax.process_count() == 1:
@@ -81,7 +80,7 @@ class Interrupts:
         if self._ends is None:
             return
         for number, handler in self._previous.items():
-            # None: installed by C code, which Python cannot put back; the default is the nearest thing.
+            # None: installed by C code and impossible to restore from Python; use the default instead.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous.clear()
         signal.set_wakeup_fd(self._previous_fd)
@@ -115,9 +114,9 @@ class Interrupts:
             if first is None:
                 first = now
                 self.request(name)
-                _say(f"\n{name}: finishing the step and saving; once more ends at once.\n")
+                _say(f"\n{name}: finishing the step and saving; send it again to exit immediately.\n")
             elif now - first >= self._grace:
-                _say(f"\n{name} again: ending at once. The last saved checkpoint is intact.\n")
+                _say(f"\n{name} again: exiting immediately. The last saved checkpoint is intact.\n")
                 os._exit(128 + number)
 
 

@@ -1,4 +1,4 @@
-"""One trainable model: its parameters (full, or LoRA on a frozen base), its optimiser, and exact updates."""
+"""A trainable model (full parameters, or LoRA on a frozen base) with its optimiser, and exact gradient accumulation."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -17,12 +17,12 @@ Params = Any
 _NOT_DECAYED = ("scale", "bias")
 
 ABSURD = 100.0
-"""An update whose norm exceeds that of the parameters (plus 1) this many times is a mistake, not a step."""
+"""An update is rejected when its norm exceeds the norm of the parameters plus 1 by this factor."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-    """What stays the same about a trainable model; its arrays live in the training state.
+    """The static part of a trainable model; its arrays are in the training state.
 
     Attributes:
       config: the model's architecture.
@@ -35,9 +35,9 @@ class Learner:
     lora: LoRAConfig | None = None
 
     def init(self, base: Params, key: jax.Array) -> tuple[Params, Any]:
-        """Returns (trainable, optimiser state) starting at `base`: adapters without effect, or a copy.
+        """Returns (trainable, optimiser state): adapters initialised to have no effect, or a copy of `base`.
 
-        `key` is consumed by the adapters' initialisation only.
+        `key` is consumed only by the initialisation of adapters.
         """
         if self.lora is not None:
             trainable = init_lora(self.config, base, key, self.lora)
@@ -47,7 +47,7 @@ class Learner:
         return trainable, self.optimizer.init(trainable)
 
     def params(self, trainable: Params, base: Params) -> Params:
-        """The whole model's parameters; structure only, nothing is copied."""
+        """The parameters of the whole model; no array is copied."""
         return trainable if self.lora is None else join(base, trainable)
 
 
@@ -55,19 +55,19 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 
 def make_schedule(learning_rate: float, *, schedule: Schedule, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Learning rate by optimiser step.
+    """Learning rate as a function of the optimiser step.
 
     Args:
-      learning_rate: its peak.
-      schedule: after the warm-up. constant: the peak; linear: down to 0 at `total_steps`; cosine: down to a tenth of
-        the peak at `total_steps`.
-      warmup_steps: optimiser steps in which it rises linearly from zero.
-      total_steps: optimiser steps of the whole run; not used by a constant schedule.
+      learning_rate: the peak.
+      schedule: shape after the warm-up. constant: stays at the peak; linear: decays to 0 at `total_steps`; cosine:
+        decays to a tenth of the peak at `total_steps`.
+      warmup_steps: number of optimiser steps of the linear rise from zero.
+      total_steps: number of optimiser steps of the whole run; ignored by a constant schedule.
     """
     if schedule == "cosine":
         total = max(total_steps, warmup_steps + 1)
         return optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, total, learning_rate / 10)
-    # The first step is not wasted on a learning rate of zero.
+    # Starts above zero, so that the first step is not wasted.
     rise = optax.linear_schedule(learning_rate / max(warmup_steps, 1), learning_rate, warmup_steps - 1 or 1)
     if schedule == "linear":
         fall = optax.linear_schedule(learning_rate, 0.0, max(total_steps - warmup_steps, 1))
@@ -85,13 +85,13 @@ def make_optimizer(
     beta2: float = 0.999,
     grad_clip: float = 1.0,
 ) -> optax.GradientTransformation:
-    """AdamW after clipping the gradient's global norm.
+    """AdamW with clipping of the gradient's global norm.
 
     Args:
       learning_rate, schedule, warmup_steps, total_steps: see `make_schedule`.
-      weight_decay: decoupled; norms' scales and biases are left out.
+      weight_decay: decoupled weight decay; norm scales and biases are excluded.
       beta2: decay of the second moment.
-      grad_clip: largest global norm.
+      grad_clip: maximum global norm.
     """
     rate = make_schedule(learning_rate, schedule=schedule, warmup_steps=warmup_steps, total_steps=total_steps)
 
@@ -110,10 +110,10 @@ def split_rows(batch: Any, pieces: int, ways: int = 1) -> Any:
     """Divides the rows of every leaf: [B, ...] -> [pieces, B / pieces, ...].
 
     Args:
-      batch: pytree whose leaves have the leading axis B, which `pieces` divides.
-      pieces: how many.
-      ways: number of devices that hold the rows, in consecutive blocks. Each piece takes its share of every block, so
-        that no row changes its device; with 1, pieces are consecutive rows. Must divide B / pieces.
+      batch: pytree whose leaves have the leading axis B, a multiple of `pieces`.
+      pieces: number of pieces.
+      ways: number of devices that hold the rows, in consecutive blocks. Each piece takes an equal share of every block,
+        so that no row changes its device; with 1, pieces are consecutive rows. Must divide B / pieces.
     """
 
     def split(x: jax.Array) -> jax.Array:
@@ -136,17 +136,17 @@ def merge_rows(split: Any, ways: int = 1) -> Any:
 def accumulate_gradients(
     loss_fn: Callable[[Params, Any], tuple[rl.Loss, Any]], params: Params, batch: Any, *, pieces: int = 1, ways: int = 1
 ) -> tuple[Params, rl.Loss, Any]:
-    """The gradient of a whole batch's mean loss, computed in pieces.
+    """Gradient of the mean loss over a batch, computed in pieces.
 
-    Sums and weights are added over the pieces and divided once, so the result equals the undivided batch's
-    to rounding whatever the pieces' weights are (averaging the pieces' means would not).
+    Sums and weights are added over the pieces and divided once, so the result equals that of the undivided batch to
+    rounding, whatever the weights of the pieces (averaging the means of the pieces would not).
 
     Args:
-      loss_fn: ``(params, piece) -> (Loss, aux)``; `Loss.weight` must not depend on `params`; every leaf
-        of aux has the piece's leading axis.
+      loss_fn: ``(params, piece) -> (Loss, aux)``; `Loss.weight` must not depend on `params`; every leaf of aux has the
+        piece's leading axis.
       params: differentiated.
       batch: pytree whose leaves have the leading axis B.
-      pieces: how many; must divide B.
+      pieces: number of pieces; must divide B.
       ways: see `split_rows`.
 
     Returns:
@@ -178,16 +178,16 @@ def accumulate_gradients(
 def guarded_update(
     optimizer: optax.GradientTransformation, grads: Params, opt_state: Any, params: Params
 ) -> tuple[Params, Any, Mapping[str, jax.Array]]:
-    """One optimiser step, skipped altogether when the gradient or the update is unusable, or the gradient exactly zero.
+    """One optimiser step, skipped when the gradient or the update is unusable, or when the gradient is exactly zero.
 
-    The gradient is checked before clipping, which would spread one infinity over every parameter as NaN. The update is
-    checked as well, because a learning rate that is far too large turns a finite gradient into parameters that are
-    not: it is skipped when it is not finite or its norm exceeds `ABSURD` times that of the parameters. A gradient of
-    zero means that nothing in the batch counted; momentum and weight decay would move the weights all the same.
+    The gradient is checked before clipping, which would turn one infinity into NaN everywhere. The update is checked
+    too, because a learning rate that is far too large turns a finite gradient into non-finite parameters: an update is
+    unusable when it is not finite or its norm exceeds `ABSURD` times that of the parameters. A zero gradient means that
+    nothing in the batch counted; momentum and weight decay would still move the weights.
 
     Returns:
-      (params, optimiser state, {"grad_norm": before clipping, 0 when not finite; "skipped": 1 if gradient or update
-      were unusable}).
+      (params, optimiser state, {"grad_norm": before clipping, 0 if not finite; "skipped": 1 if the gradient or the
+      update was unusable}).
     """
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm)

@@ -1,4 +1,4 @@
-"""One job at a time in a directory: a lock file that names its owner and cannot go stale."""
+"""A lock file that names its owner and cannot go stale: one job per directory."""
 
 import json
 import os
@@ -12,15 +12,15 @@ from prm_jax.errors import UserError
 class Lock:
     """Holds a lock file from construction to ``release``.
 
-    The operating system's record lock on the file decides, so a job that was killed blocks nobody; host and
-    process in the file are for the message, and decide only where the file system has no locks.
+    The lock is the operating system's lock on the file, so a killed job blocks nobody. Host and process are recorded
+    for the error message, and decide only on file systems without locks.
     """
 
     def __init__(self, path: str | pathlib.Path) -> None:
         """Takes the lock.
 
         Raises:
-          UserError: another job, or this very process, holds it; the message names host and process.
+          UserError: another job, or this process itself, holds it; the message names host and process.
           OSError: the file cannot be written.
         """
         self.path = pathlib.Path(path)
@@ -31,12 +31,12 @@ class Lock:
             self._file.close()
             raise UserError(
                 f"{self.path.parent} is in use by process {owner.get('pid', '?')} on {owner.get('host', '?')}. "
-                f"Wait for it or stop it; if it is surely gone, remove {self.path}"
+                f"Wait for it or stop it; if it no longer exists, remove {self.path}"
             )
         self._write({"host": platform.node(), "pid": os.getpid()})
 
     def release(self) -> None:
-        """Gives the lock back; the file stays, for removing it could take it from under a successor."""
+        """Releases the lock; the file stays, because removing it could break the lock of a successor."""
         if not self._file.closed:
             self._write({})
             self._file.close()
@@ -49,14 +49,13 @@ class Lock:
 
 
 def _try_lock(file: Any) -> bool | None:
-    """True: locked; False: another holds it; None: no such locks on this system or file system."""
+    """True: locked; False: held by another process; None: the system or file system has no such locks."""
     try:
         import fcntl
     except ImportError:
         return None
     try:
-        # flock and not lockf: the latter would be dropped whenever this process closes another handle of
-        # the file.
+        # flock rather than lockf, which is released whenever this process closes another handle of the file.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
@@ -76,7 +75,7 @@ def _read_owner(path: pathlib.Path) -> dict[str, Any]:
 def _may_live(owner: dict[str, Any]) -> bool:
     if owner.get("host") != platform.node():
         return True
-    if owner.get("pid") == os.getpid():  # a restarted container hands out the same numbers again
+    if owner.get("pid") == os.getpid():  # a restarted container reuses process ids
         return False
     try:
         os.kill(int(owner["pid"]), 0)

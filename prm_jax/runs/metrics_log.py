@@ -1,7 +1,7 @@
-"""Metrics as JSON lines, one record a call, and optional copies to TensorBoard and Weights & Biases.
+"""Metrics as JSON lines, one record per call, with optional copies to TensorBoard and Weights & Biases.
 
-The JSON lines are the truth: they survive a kill, are cut back to the resumed step, and are what plots
-read. The other sinks are conveniences that may fail without stopping anything.
+The JSON lines are authoritative: they survive a kill, are truncated to the resumed step, and are what plots read. The
+other sinks are optional and may fail without stopping a run.
 """
 
 import contextlib
@@ -22,22 +22,22 @@ _SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 class Sink(Protocol):
-    """Where a copy of the metrics goes."""
+    """A destination for copies of the metrics."""
 
     def log(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        """Takes one record."""
+        """Writes one record."""
 
     def close(self) -> None:
-        """Flushes and ends."""
+        """Flushes and closes."""
 
 
 class MetricsLog:
     """Appends records ``{"step": 3, "seconds": 41.2, "policy/loss": 0.1, ...}`` to a file.
 
-    Every record reaches the operating system before ``log`` returns, so that a killed process loses none;
-    it is forced to the disk at least every ``fsync_seconds``, at ``sync`` and at ``close``. "seconds" is
-    the time spent in the run, continued over resumes, from a monotonic clock. Non-finite numbers are
-    written as the strings "nan", "inf" and "-inf", for JSON has none.
+    Every record is handed to the operating system before ``log`` returns, so that a killed process loses none; records
+    are forced to disk at least every ``fsync_seconds``, and by ``sync`` and ``close``. "seconds" is the time spent in
+    the run from a monotonic clock, continued when a run is resumed. Non-finite numbers are written as the strings
+    "nan", "inf" and "-inf", because JSON has no such numbers.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class MetricsLog:
         sinks: Sequence[Callable[[int], Sink]] = (),
         fsync_seconds: float = 30.0,
     ) -> None:
-        """Opens `path` for appending; a torn last line, left by a kill, is cut off.
+        """Opens `path` for appending; an incomplete last line, left by a kill, is removed.
 
         Args:
-          path: the file; created when absent.
-          sinks: each is called with the first logged step and makes a sink; it may fail without harm.
-          fsync_seconds: longest time that written records may be lost to a power failure; 0: none.
+          path: the file; created if missing.
+          sinks: functions that receive the first logged step and return a sink; failures only cause a warning.
+          fsync_seconds: maximum age in seconds of records that a power failure can lose; 0: none.
 
         Raises:
           UserError: the file cannot be written.
@@ -73,8 +73,7 @@ class MetricsLog:
 
         Args:
           step: the training step.
-          metrics: {"phase/name": scalar}: numbers, or arrays of one element (fetched from the devices
-            together).
+          metrics: {"phase/name": scalar}: numbers, or arrays with one element (fetched from the devices together).
         """
         plain = scalars(metrics)
         seconds = time.monotonic() - self._start
@@ -87,12 +86,12 @@ class MetricsLog:
         return plain
 
     def sync(self) -> None:
-        """Forces what was written to the disk; call it before a checkpoint that counts on it."""
+        """Forces all records to disk; call it before saving a checkpoint that relies on them."""
         os.fsync(self._file.fileno())
         self._synced = time.monotonic()
 
     def rewind(self, step: int) -> int:
-        """Drops the records after `step`; returns how many. Call it on resuming, before the first ``log``."""
+        """Drops the records after `step`; returns their number. Call it on resuming, before the first ``log``."""
         self._file.close()
         dropped = cut_after(self.path, step)
         self._file = self.path.open("a", encoding="utf-8")
@@ -109,21 +108,21 @@ class MetricsLog:
 
 
 class GuardedSink:
-    """A sink made at its first record, which may fail: one warning, and then it is left alone."""
+    """A sink, created at its first record, that is disabled with one warning when it fails."""
 
     def __init__(self, make: Callable[[int], Sink]) -> None:
         self._make: Callable[[int], Sink] | None = make
         self._sink: Sink | None = None
 
     def log(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        """Passes a record on while the sink works."""
+        """Forwards a record while the sink works."""
         if self._make is None:
             return
         try:
             if self._sink is None:
                 self._sink = self._make(step)
             self._sink.log(step, metrics)
-        except Exception as error:  # whatever a third party throws must not end training
+        except Exception as error:  # no exception of a third party may end training
             self._give_up(error)
 
     def close(self) -> None:
@@ -136,8 +135,8 @@ class GuardedSink:
         self._make = self._sink = None
 
     def _give_up(self, error: Exception) -> None:
-        name = "a sink of metrics" if self._sink is None else type(self._sink).__name__
-        _LOG.warning("%s failed and is switched off (metrics.jsonl goes on): %s", name, error)
+        name = "a metrics sink" if self._sink is None else type(self._sink).__name__
+        _LOG.warning("%s failed and is disabled (metrics.jsonl is still written): %s", name, error)
         self._make = self._sink = None
 
 
@@ -145,12 +144,12 @@ class TensorBoardSink:
     """TensorBoard events through tensorboardX (extra tb)."""
 
     def __init__(self, directory: str | pathlib.Path, *, first_step: int = 0) -> None:
-        """Writes to `directory`; events at `first_step` and later, left by an earlier launch, are purged."""
+        """Writes to `directory`; events of an earlier launch at `first_step` and later are purged."""
         writer = require("tensorboardX", "tb").SummaryWriter
         self._writer = writer(str(directory), purge_step=first_step, flush_secs=30)
 
     def log(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        """Adds one scalar a metric."""
+        """Adds one scalar per metric."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
@@ -160,10 +159,10 @@ class TensorBoardSink:
 
 
 class WandbSink:
-    """Weights & Biases (extra wandb); its environment variables choose project, entity and mode."""
+    """Weights & Biases (extra wandb); its environment variables select project, entity and mode."""
 
     def __init__(self, directory: str | pathlib.Path, *, run_id: str, config: Mapping[str, Any]) -> None:
-        """Starts the run `run_id`, or goes on with it."""
+        """Starts or continues the run `run_id`."""
         wandb = require("wandb", "wandb")
         project = os.environ.get("WANDB_PROJECT", "prm-jax")
         self._run = wandb.init(
@@ -175,18 +174,18 @@ class WandbSink:
         self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
-        """Ends the run."""
+        """Finishes the run."""
         self._run.finish()
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict[str, float]]:
-    """Reads the records of a metrics file; a torn last line is left out.
+    """Reads the records of a metrics file; an incomplete last line is ignored.
 
     Args:
       path: a metrics.jsonl, or a run directory that holds one.
 
     Raises:
-      UserError: no such file, or a line in its middle is no record (named by number).
+      UserError: the file does not exist, or a line other than the last is not a record (the line number is given).
     """
     path = pathlib.Path(path)
     path = path / "metrics.jsonl" if path.is_dir() else path
@@ -199,7 +198,7 @@ def read_metrics(path: str | pathlib.Path) -> list[dict[str, float]]:
 
 
 def read_json_lines(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """Yields the objects of a JSON-lines file whose records carry a step; the last line may be torn."""
+    """Yields the records of a JSON-lines file, objects with an integer step; the last line may be incomplete."""
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -207,22 +206,22 @@ def read_json_lines(path: pathlib.Path) -> Iterator[dict[str, Any]]:
         try:
             record = json.loads(line)
             if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-                raise ValueError("no object with an integer step")
+                raise ValueError("expected an object with an integer step")
         except ValueError as error:
-            if number == len(lines):  # not ended by a newline: the write was cut short
+            if number == len(lines):  # no newline at the end: the write was interrupted
                 return
             raise UserError(f"{path}:{number}: {error}") from error
         yield record
 
 
 def append_json(file: Any, record: Mapping[str, Any]) -> None:
-    """Writes one record as a line and hands it to the operating system."""
+    """Writes one record as a line and flushes it to the operating system."""
     file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
     file.flush()
 
 
 def cut_after(path: pathlib.Path, step: int) -> int:
-    """Drops the records after `step` from a JSON-lines file, atomically; returns how many."""
+    """Drops the records after `step` from a JSON-lines file, atomically; returns their number."""
     if not path.is_file():
         return 0
     records = list(read_json_lines(path))
@@ -235,7 +234,7 @@ def cut_after(path: pathlib.Path, step: int) -> int:
 
 @contextlib.contextmanager
 def atomic_write(path: pathlib.Path) -> Iterator[Any]:
-    """Opens a text file that takes `path`'s place when the block ends well, and leaves it alone otherwise."""
+    """Opens a text file that replaces `path` when the block succeeds; otherwise `path` is left unchanged."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -248,10 +247,10 @@ def atomic_write(path: pathlib.Path) -> Iterator[Any]:
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float | int]:
-    """Metrics as plain numbers, fetched from the devices in one go.
+    """Metrics as plain numbers, fetched from the devices in one transfer.
 
     Raises:
-      TypeError: a metric is no scalar.
+      TypeError: a metric is not a scalar.
     """
     jax = sys.modules.get("jax")
     values = list(metrics.values())  # a list: device_get would sort the keys of a dict
@@ -261,11 +260,11 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, float | int]:
 
 def _scalar(name: str, value: Any) -> Any:
     if getattr(value, "size", 1) != 1 or isinstance(value, (str, bytes, list, tuple, dict)) or value is None:
-        raise TypeError(f"metric {name!r} is no scalar: {type(value).__name__} {getattr(value, 'shape', '')}")
+        raise TypeError(f"metric {name!r} is not a scalar: {type(value).__name__} {getattr(value, 'shape', '')}")
     value = value.item() if hasattr(value, "item") else value
     if isinstance(value, (bool, int)):
         return int(value)
-    # Nine digits tell every float32 apart; more would only be noise in the file.
+    # Nine digits distinguish all float32 values; more would be noise.
     return float(f"{value:.9g}")
 
 

@@ -1,6 +1,6 @@
-"""Learning curves as PNG: panels of a run, arms of a run side by side, and runs with their seeds as bands.
+"""Learning curves as PNG: panels of one run, the policies of a run compared, and runs with their seeds as bands.
 
-Everything is drawn off screen; no window system and no global matplotlib state are touched. Needs the extra plots.
+Everything is drawn off screen, without a window system or global matplotlib state. Needs the extra plots.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from prm_jax.errors import UserError, require
 from prm_jax.runs import curves
 from prm_jax.runs.curves import Band, Center, Run, Series
 
-# Okabe and Ito's palette, told apart by all kinds of colour vision; black and yellow left out.
+# Okabe and Ito's palette for all kinds of colour vision, without black and yellow.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _INK, _GRID = "#222222", "#E4E4E4"
 _RC = {
@@ -41,13 +41,13 @@ X_LABELS = {"step": "training step", "rollouts": "responses sampled", "seconds":
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """How pictures look.
+    """Appearance of the pictures.
 
     Attributes:
       center: the line of several seeds.
       band: the band of several seeds.
       dpi: resolution.
-      width, height: of one panel, in inches.
+      width, height: size of one panel in inches.
     """
 
     center: Center = "iqm"
@@ -59,15 +59,15 @@ class Style:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One metric's place in a picture.
+    """The panel of one metric in a picture.
 
     Attributes:
       metric: its "phase/name".
-      title: what it is, with its unit.
-      percent: a share, drawn in percent.
-      unit: a number within [0, 1]; the axis shows all of it, as that of a share.
-      chance: value of a guess, drawn as a reference line.
-      log: logarithmic axis.
+      title: description with unit.
+      percent: a fraction, drawn in percent.
+      unit: a number within [0, 1]; the axis shows the whole interval.
+      chance: value reached by guessing, drawn as a reference line.
+      log: use a logarithmic axis where values span more than a factor of 20.
     """
 
     metric: str
@@ -89,37 +89,37 @@ PRM = (
     Panel("prm/pairwise_accuracy", "PRM pairwise accuracy", percent=True, chance=0.5),
     Panel("prm/gate", "Trust gate of the process rewards", unit=True),
     Panel("prm_eval/first_error_f1", "First wrong step: F1", unit=True),
-    Panel("prm_eval/step_auc", "Right and wrong steps: AUC", unit=True, chance=0.5),
+    Panel("prm_eval/step_auc", "Correct against wrong steps: AUC", unit=True, chance=0.5),
     Panel("prm/loss", "PRM loss"),
-    Panel("prm/reward_abs", "Process reward, mean size"),
+    Panel("prm/reward_abs", "Process reward, mean absolute value"),
 )
 TRAINING = (
     Panel("rollout/solve_rate", "Solve rate of training responses", percent=True),
     Panel("rollout/kept_groups", "Prompts kept by the solve-rate filter", percent=True),
     Panel("rollout/length", "Response length (tokens)"),
     Panel("policy/loss", "Policy loss"),
-    Panel("policy/entropy", "Policy entropy (nats a token)"),
-    Panel("policy/kl", "KL to the reference (nats a token)"),
-    Panel("policy/approx_kl", "KL to the sampling policy (nats a token)"),
+    Panel("policy/entropy", "Policy entropy (nats per token)"),
+    Panel("policy/kl", "KL to the reference (nats per token)"),
+    Panel("policy/approx_kl", "KL to the sampling policy (nats per token)"),
     Panel("policy/grad_norm", "Policy gradient norm", log=True),
-    Panel("time/step_seconds", "Time of a step (s)", log=True),
+    Panel("time/step_seconds", "Time per step (s)", log=True),
 )
 PICTURES = {"accuracy": ACCURACY, "prm": PRM, "training": TRAINING}
-"""File name -> panels of the standard pictures; a panel without data takes no room."""
+"""File name -> panels of the standard pictures; panels without data are omitted."""
 
 
 def plot_report(
     runs: Mapping[str, str | pathlib.Path], out: str | pathlib.Path, *, style: Style = Style()
 ) -> list[pathlib.Path]:
-    """Draws the standard pictures of a finished run and its arms.
+    """Draws the standard pictures of a finished run.
 
     Args:
-      runs: {name of an arm: its run directory}.
-      out: directory of the pictures; made when absent.
-      style: how they look.
+      runs: {name of a policy: its run directory}.
+      out: directory of the pictures; created if missing.
+      style: appearance.
 
     Returns:
-      The pictures written.
+      Paths of the pictures.
 
     Raises:
       MissingExtraError: matplotlib is not installed.
@@ -142,18 +142,18 @@ def plot_runs(
     """Draws the curves of runs; those that differ only in their seed become one line with a band.
 
     Args:
-      paths: run directories or metrics files. The baseline inside a run directory counts as a run, too.
-      out: directory of the pictures; made when absent.
-      metrics: only these, one picture each; default: the standard pictures.
+      paths: run directories or metrics files. The baseline inside a run directory counts as a run of its own.
+      out: directory of the pictures; created if missing.
+      metrics: draw only these, one picture each; default: the standard pictures.
       x: "step", "rollouts" or "seconds".
-      style: how they look.
+      style: appearance.
 
     Returns:
-      The pictures written.
+      Paths of the pictures.
 
     Raises:
       MissingExtraError: matplotlib is not installed.
-      UserError: no metrics, an unknown metric (with suggestions), or pictures that cannot be written.
+      UserError: a run has no metrics, a metric is unknown (near matches are suggested), or a picture cannot be written.
     """
     groups = _arms(paths)
     known = sorted(set().union(*(run.metrics() for members in groups.values() for run in members)))
@@ -175,14 +175,14 @@ def draw(
     style: Style = Style(),
     colors: Mapping[str, str] | None = None,
 ) -> pathlib.Path:
-    """Draws one picture from series.
+    """Draws one picture.
 
     Args:
-      panels: what to draw; at least one.
-      path: the PNG to write.
-      x_label: under the lowest panels.
-      style: how it looks.
-      colors: {label: colour}; default by order of appearance.
+      panels: panels with their series; at least one.
+      path: the PNG file to write.
+      x_label: label of the horizontal axis, shown below the lowest panels.
+      style: appearance.
+      colors: {label: colour}; default: by order of appearance.
 
     Returns:
       `path`.
@@ -223,7 +223,7 @@ def draw(
 
 
 def _arms(paths: Sequence[str | pathlib.Path]) -> dict[str, list[Run]]:
-    """Groups of runs; where runs hold baselines, the arms are named and grouped apart."""
+    """Groups of runs; if runs contain baselines, each policy is named and grouped separately."""
     by_arm: dict[str, list[Run]] = {}
     nested = [curves.nested_runs(path) for path in paths]
     main = "PRIME" if any(nested) else ""
@@ -258,7 +258,7 @@ def _draw_all(
             label = X_LABELS.get(x, x)
             written.append(draw(filled, out / f"{name}.png", x_label=label, style=style, colors=colors))
     if not written:
-        raise UserError("none of these runs has anything to draw yet")
+        raise UserError("these runs have no metrics to draw yet")
     return written
 
 
@@ -268,7 +268,7 @@ def _series(members: Sequence[Run], metric: str, x: str, label: str, style: Styl
 
 
 def _draw_panel(axis: Any, panel: Panel, drawn: Sequence[Series], colors: Mapping[str, str]) -> int:
-    """Draws the lines; returns the width of the running mean, 0 where there was none."""
+    """Draws the lines; returns the width of the running mean, 0 without one."""
     values = np.concatenate([s.y[np.isfinite(s.y)] for s in drawn])
     scale = 100.0 if panel.percent else 1.0
     log = panel.log and values.min() > 0 and values.max() > 20 * values.min()
@@ -303,12 +303,12 @@ def _draw_panel(axis: Any, panel: Panel, drawn: Sequence[Series], colors: Mappin
 def _smooth(values: np.ndarray | None, window: int, log: bool) -> Any:
     if values is None or window <= 1:
         return values
-    # On a logarithmic axis the mean is that of the logarithms, or one peak would hide what lies around it.
+    # On a logarithmic axis the logarithms are averaged, so that one peak does not hide its neighbours.
     return np.exp(curves.smooth(np.log(values), window)) if log else curves.smooth(values, window)
 
 
 def _limit(axis: Any, values: np.ndarray, chance: float | None, scale: float) -> None:
-    """All of [0, 1], so that noise does not fill the axis; small values get room, and chance is the bottom."""
+    """Shows all of [0, 1], so that noise does not fill the axis; zooms in on small values, and starts at chance."""
     top = 1.02 if values.max() > 0.4 else 1.15 * max(values.max(), 0.02)
     bottom = 0.0 if chance is None else max(0.0, min(chance, float(values.min())) - 0.05)
     axis.set_ylim((bottom - 0.01 * (bottom == 0)) * scale, top * scale)
@@ -323,7 +323,7 @@ def _explain(
     smoothed: int,
     style: Style,
 ) -> None:
-    """Legend above, and one line below that says what lines and bands are."""
+    """Adds the legend above, and one line below that explains lines and bands."""
     if len(labels) > 1:
         lines = require("matplotlib.lines", "plots")
         handles = [lines.Line2D([], [], color=colors[label], linewidth=2.2, label=label) for label in labels]
@@ -333,7 +333,7 @@ def _explain(
     if counts:
         seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         line = {"iqm": "interquartile mean", "median": "median", "mean": "mean"}[style.center]
-        band = "quartiles" if style.band == "quartiles" and counts[0] > 3 else "smallest and largest"
+        band = "quartiles" if style.band == "quartiles" and counts[0] > 3 else "minimum to maximum"
         notes.append(f"line: {line} of {seeds} seeds; band: {band}")
     if smoothed and counts:
         notes.append(f"long curves: running mean over {smoothed} points")
@@ -348,4 +348,4 @@ def _explain(
 def _nearest(name: str, known: Sequence[str]) -> str:
     from prm_jax.option_values import closest
 
-    return closest(name, known) or f"; there are {', '.join(known)}"
+    return closest(name, known) or f"; known metrics: {', '.join(known)}"

@@ -1,14 +1,15 @@
-"""A run directory: what was asked, with which code, by whom, and everything that came out of it.
+"""Run directories: the configuration, code versions, host and all results of one run.
 
-RUN/config.yaml      the configuration as resolved
+RUN/config.yaml      the resolved configuration
 RUN/run.json         every launch: time, command, host, versions, git state
-RUN/lock             host and process of the job that owns the directory now
-RUN/metrics.jsonl    one record a step
-RUN/samples.jsonl    samples with their step rewards; samples.txt and samples.html are the same for reading
-RUN/checkpoints/     steps of the Checkpointer
+RUN/lock             host and process of the job that currently owns the directory
+RUN/metrics.jsonl    one record per step
+RUN/samples.jsonl    samples with their step rewards; samples.txt and samples.html show the same to a reader
+RUN/checkpoints/     checkpoints by step
 RUN/phases/NAME/     metrics and checkpoints of a phase before the main one (warm start, PRM warm-up)
-RUN/best/            the state of the best evaluation, where one is kept
-RUN/plots/           pictures
+RUN/best/            the state of the best evaluation, if it is kept
+RUN/bad_steps/       batches whose update was skipped because it was not finite
+RUN/plots/           plots
 """
 
 import datetime
@@ -49,14 +50,14 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sample:
-    """One response, for reading.
+    """One response, as shown to a reader.
 
     Attributes:
       prompt: the prompt as text.
       response: the response as text.
       outcome: the verifier's score in [0, 1].
-      steps: (text, process reward) of each step of the response; empty when rewards are not by step.
-      info: anything more that a reader may want: the expected answer, step labels, advantages.
+      steps: (text, process reward) of each step of the response; empty without process rewards.
+      info: further facts for the reader: the expected answer, step labels, advantages.
     """
 
     prompt: str
@@ -67,10 +68,10 @@ class Sample:
 
 
 class RunDir:
-    """An open run directory, made by ``open_run``; a context manager that releases the lock at its end."""
+    """An open run directory, returned by ``open_run``; a context manager that releases the lock on exit."""
 
     def __init__(self, path: pathlib.Path, *, resumed: bool, writer: bool) -> None:
-        """Use ``open_run``."""
+        """For internal use: call ``open_run``."""
         self.path = path
         self.resumed = resumed
         self.writer = writer
@@ -82,11 +83,11 @@ class RunDir:
 
     @property
     def claimed(self) -> bool:
-        """Whether a step has completed here; until then a failed run leaves nothing behind."""
+        """Whether a step has completed here; a run that fails earlier removes everything it wrote."""
         return self._claimed
 
     def claim(self) -> None:
-        """Marks the directory as holding results: called once the first step has completed."""
+        """Marks the directory as holding results; called when the first step has completed."""
         if self._parent is not None:
             self._parent.claim()
         elif not self._claimed:
@@ -96,7 +97,7 @@ class RunDir:
         self._claimed = True
 
     def phase(self, name: str) -> "RunDir":
-        """A phase of the run with metrics and checkpoints of its own, in RUN/phases/NAME; close it after use."""
+        """Opens a phase of the run with its own metrics and checkpoints in RUN/phases/NAME; close it after use."""
         path = self.path / "phases" / name
         inner = RunDir(path, resumed=self.resumed and path.is_dir(), writer=self.writer)
         inner._parent, inner._claimed = self, self._claimed
@@ -107,12 +108,12 @@ class RunDir:
 
     @property
     def checkpoints(self) -> pathlib.Path:
-        """Where the Checkpointer works."""
+        """Directory of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def plots(self) -> pathlib.Path:
-        """Where pictures go; made by whoever draws."""
+        """Directory of the plots; created when they are drawn."""
         return self.path / "plots"
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float | int]:
@@ -123,7 +124,7 @@ class RunDir:
         return scalars(metrics) if self._metrics is None else self._metrics.log(step, metrics)
 
     def log_samples(self, step: int, samples: Sequence[Sample]) -> None:
-        """Appends samples to samples.jsonl and, for reading, to samples.txt and samples.html."""
+        """Appends samples to samples.jsonl and to its readable versions samples.txt and samples.html."""
         if not self.writer:
             return
         records = [{"step": int(step), **_jsonable(asdict(sample))} for sample in samples]
@@ -140,7 +141,7 @@ class RunDir:
             file.write(page)
 
     def rewind(self, step: int) -> None:
-        """Drops metrics and samples after `step`: call it once, with the restored step (-1: none)."""
+        """Drops metrics and samples after `step`; call it once, with the restored step (-1: none)."""
         if not self.writer or self._metrics is None:
             return
         self._metrics.rewind(step)
@@ -162,12 +163,12 @@ class RunDir:
         _write_document(self.path, document)
 
     def sync(self) -> None:
-        """Forces metrics to the disk; call it before saving a checkpoint."""
+        """Forces metrics to disk; call it before saving a checkpoint."""
         if self._metrics is not None:
             self._metrics.sync()
 
     def close(self) -> None:
-        """Closes the files and sinks and releases the lock."""
+        """Closes files and sinks, and releases the lock."""
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
@@ -199,29 +200,35 @@ def open_run(
     writer: bool = True,
     command: Sequence[str] | None = None,
 ) -> RunDir:
-    """Makes a run directory, or opens one to go on with.
+    """Creates a run directory, or opens an existing one to resume its run.
 
     Args:
       path: the directory.
-      config: nested dataclass; written as config.yaml.
-      resume: go on with the run that is there. The directory must hold one.
-      soft: patterns of dotted names ("steps", "eval.*") that may differ from the run's own configuration
-        when it is resumed; config.yaml is rewritten then, and run.json keeps the change. Any other
-        difference is refused.
+      config: nested dataclass; written to config.yaml.
+      resume: continue the run in the directory, which must hold one.
+      soft: patterns of dotted option names ("steps", "eval.*") that may be changed when the run is resumed; config.yaml
+        is then rewritten, and run.json records the change. Any other difference is refused.
       tensorboard: copy metrics to TensorBoard events in RUN/tensorboard (extra tb).
       wandb: copy metrics to Weights & Biases (extra wandb).
-      writer: False in all but one of several processes; then nothing is written and ``log`` only converts.
-      command: the command line to record; default that of this process.
+      writer: False in all but one of several processes: nothing is written, and ``log`` only converts.
+      command: the command line to record; default: that of this process.
 
     Returns:
-      The directory, locked. When `resume`, ``rewind`` it to the restored step before logging.
+      The locked directory. With `resume`, ``rewind`` it to the restored step before logging.
 
     Raises:
-      UserError: the directory holds something already (without `resume`) or no run (with it), was made with
-        another configuration (the differences are shown), is in use by another job, or cannot be written.
-      MissingExtraError: a sink's package is not installed.
+      UserError: the directory is not empty (without `resume`) or holds no run (with it), was made with a different
+        configuration (the differences are listed), is in use by another job, or cannot be written.
+      MissingExtraError: the package of a sink is not installed.
     """
     path = pathlib.Path(path)
+    try:
+        str(path.absolute()).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(
+            f"the run directory {path} is not UTF-8 text, which checkpoints need: name another one, or rename the "
+            "folder that it is in"
+        ) from None
     run = RunDir(path, resumed=resume, writer=writer)
     if not writer:
         return run
@@ -251,7 +258,7 @@ def open_run(
 
 
 def unique_run_path(root: str | pathlib.Path, stem: str) -> pathlib.Path:
-    """A path under `root` that does not exist yet: stem-20250131-235959, with -2, -3 ... when taken."""
+    """A path under `root` that does not exist yet: stem-20250131-235959, with -2, -3, ... appended if needed."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     base = pathlib.Path(root) / f"{stem}-{stamp}"
     path, number = base, 2
@@ -261,7 +268,7 @@ def unique_run_path(root: str | pathlib.Path, stem: str) -> pathlib.Path:
 
 
 def git_state(directory: str | pathlib.Path) -> dict[str, Any] | None:
-    """{"commit": ..., "branch": ..., "dirty": ...} of the checkout that holds a directory; None without git."""
+    """{"commit": ..., "branch": ..., "dirty": ...} of the checkout that contains a directory; None without git."""
 
     def git(*words: str) -> str:
         done = subprocess.run(
@@ -281,7 +288,7 @@ def git_state(directory: str | pathlib.Path) -> dict[str, Any] | None:
 
 def _check_state(path: pathlib.Path, resume: bool) -> None:
     if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file; a run needs a directory of its own")
+        raise UserError(f"{path} is a file; expected a directory for the run (--run-dir)")
     holds_run = (path / "run.json").is_file() and (path / "config.yaml").is_file()
     if resume and not holds_run:
         what = "holds no run" if path.is_dir() else "does not exist"
@@ -296,11 +303,11 @@ _OWN = (
     "run.json", "config.yaml", "metrics.jsonl", "samples.jsonl", "samples.txt", "samples.html", "lock",
     "checkpoints", "phases", "start", "bad_steps", "tensorboard", "best",
 )  # fmt: skip
-"""Everything that a run writes before its first step has completed."""
+"""Names that a run may write before its first step has completed."""
 
 
 def _unclaimed(path: pathlib.Path) -> bool:
-    """Whether a directory holds nothing but the traces of a run that never completed a step."""
+    """Whether a directory holds only the files of a run that never completed a step."""
     if not (path / "run.json").is_file() or any(entry.name not in _OWN for entry in path.iterdir()):
         return False
     try:
@@ -310,7 +317,7 @@ def _unclaimed(path: pathlib.Path) -> bool:
 
 
 def _remove_unclaimed(path: pathlib.Path, made_directory: bool, *, keep_lock: bool = False) -> None:
-    """Removes what a run wrote before its first step; files of others stay."""
+    """Removes what a run wrote before its first step; other files stay."""
     for name in _OWN:
         entry = path / name
         if name == "lock" and keep_lock:
@@ -332,8 +339,8 @@ def _check_config(path: pathlib.Path, config: Any, soft: Sequence[str]) -> dict[
         listed = "\n".join(lines)
         allowed = ", ".join(soft) or "nothing"
         raise UserError(
-            f"{path} was made with another configuration:\n{listed}\n"
-            f"Resume it with its own (leave these options out), or start a new run. Free to change: {allowed}"
+            f"{path} was made with a different configuration:\n{listed}\n"
+            f"Resume it with its own (omit these options), or start a new run. Options that may change: {allowed}"
         )
     return changes
 
@@ -370,7 +377,7 @@ def _version_changes(launches: list[dict[str, Any]], versions: Mapping[str, str]
     changed = {name: [before.get(name), versions.get(name)] for name in names}
     if changed and launches:
         listed = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items())
-        _LOG.warning("other versions than when the run was saved: %s; results may differ", listed)
+        _LOG.warning("library versions have changed since the run was saved: %s; results may differ", listed)
     return changed
 
 
@@ -380,7 +387,8 @@ def _read_document(path: pathlib.Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path / 'run.json'} cannot be read: {error}") from error
     if document.get("format") != FORMAT:
-        raise UserError(f"{path / 'run.json'} has format {document.get('format')}; this version reads {FORMAT}")
+        found = document.get("format")
+        raise UserError(f"{path / 'run.json'} has format {found}; this version of prm-jax reads format {FORMAT}")
     return document
 
 
@@ -407,7 +415,7 @@ def _jsonable(value: Any) -> Any:
         return [_jsonable(leaf) for leaf in value]
     if hasattr(value, "tolist"):  # numpy and jax scalars and arrays
         return _jsonable(value.tolist())
-    if isinstance(value, float) and value - value != 0:  # non-finite: no such number in JSON
+    if isinstance(value, float) and value - value != 0:  # JSON has no non-finite numbers
         return str(value)
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 

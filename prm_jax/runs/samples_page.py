@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 _LIMIT = 400
-"""Samples shown on a page; the newest are kept."""
+"""Maximum number of samples on a page; the newest are shown."""
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --paper: #ffffff; --line: #d0d7de; --soft: #57606a; }
@@ -27,11 +27,11 @@ def samples_page(title: str, records: Iterable[Mapping[str, Any]]) -> str:
     """The page of a run's samples.
 
     Args:
-      title: of the page, the run's name.
+      title: name of the run.
       records: as in samples.jsonl: step, prompt, response, outcome, steps [(text, reward)], info.
 
     Returns:
-      A whole HTML document without external resources; the newest step comes first.
+      A complete HTML document without external resources; the newest step comes first.
     """
     newest = list(records)[-_LIMIT:]
     by_step: dict[int, list[Mapping[str, Any]]] = {}
@@ -45,7 +45,7 @@ def samples_page(title: str, records: Iterable[Mapping[str, Any]]) -> str:
     legend = (
         "Steps are coloured by process reward: green is positive, red is negative; the small number is the reward."
         if scale
-        else "This run has no process rewards by step."
+        else "This run has no process rewards."
     )
     name = html.escape(title)
     return (
@@ -79,6 +79,6 @@ def _step(text: str, reward: float, scale: float) -> str:
 
 
 def _number(value: Any) -> float:
-    """A number of a record; non-finite ones are written as text."""
+    """A number of a record, in which non-finite ones are text; those become 0."""
     number = float(value)
     return number if number - number == 0 else 0.0

@@ -1,11 +1,11 @@
-"""Why a run may end before its last step, as exceptions that the command line turns into exit codes."""
+"""Exceptions that end a run before its last step; the command line turns them into exit codes."""
 
 from prm_jax.errors import UserError
 
 
 class InterruptedRun(Exception):
-    """A signal asked the run to stop; everything is saved, and ``--resume`` goes on from there."""
+    """The run was stopped by a signal; everything is saved, and ``--resume`` continues from there."""
 
 
 class DivergedRun(UserError):
-    """Too many steps in a row with a non-finite gradient, or without a prompt to learn from."""
+    """Too many consecutive steps with a non-finite update or without a prompt to learn from, or a non-finite state."""

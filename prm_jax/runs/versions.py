@@ -1,8 +1,8 @@
-"""Which versions of what are installed; imports none of it."""
+"""Versions of installed libraries, found without importing them."""
 
 import importlib.metadata
 
-# What decides whether a resumed run gives the same bits.
+# Libraries that affect whether a resumed run is bit-identical.
 CORE = ("prm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 

@@ -5,6 +5,7 @@ processes of ``math_pool``.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Protocol
@@ -13,6 +14,7 @@ from prm_jax.verifiers import units
 from prm_jax.verifiers.exact_value import Inexact, Undefined, exact
 from prm_jax.verifiers.expressions import Expr, symbols
 from prm_jax.verifiers.forms import (
+    REALS,
     Answer,
     Based,
     Bracketed,
@@ -128,7 +130,7 @@ class Comparison:
                 return self._values(a.tree, b.tree)
             case Several(), Several():
                 dots = any(isinstance(item, Words) for item in (*a.items, *b.items))  # a sequence has an order
-                if (_letters(b) and not _letters(a)) or _contradict(a, b):
+                if (_letters(b) and not _letters(a)) or _contradict(a, b) or (dots and a.joined != b.joined):
                     return False
                 return (self._each if dots else self._unordered)(a.items, b.items)
             case Bracketed(), Bracketed():
@@ -299,8 +301,12 @@ def _difference(form: Relation) -> Expr:
 
 def _as_set(form: Form) -> Form | None:
     """The solutions of an inequality in one symbol as an interval; sets as they are; None for anything else."""
+    if isinstance(form, Union) and form.op == "setminus":
+        return _without_points(form) or form
     if isinstance(form, (Bracketed, Union)):
         return form
+    if isinstance(form, Relation) and form.ops == ("!=",) and isinstance(form.sides[0], Value):
+        return _punctured([form.sides[1]]) if form.sides[0].tree.op == "sym" else None
     if isinstance(form, Relation) and form.ops == ("in",) and isinstance(form.sides[0], Value):
         return form.sides[1] if form.sides[0].tree.op == "sym" else None
     if isinstance(form, Relation):
@@ -313,6 +319,27 @@ def _as_set(form: Form) -> Form | None:
     if isinstance(form, Several) and not form.braces and len(form.items) == 2 and form.joined == "and":
         return _both([_as_set(item) for item in form.items if isinstance(item, Relation)])
     return None
+
+
+def _without_points(form: Union) -> Union | None:
+    r"""``\mathbb{R} \setminus \{0, 1\}`` as a union of intervals; None for any other difference."""
+    if len(form.parts) != 2 or form.parts[0] != REALS or not isinstance(form.parts[1], Several):
+        return None
+    return _punctured(form.parts[1].items)
+
+
+def _punctured(points: Sequence[Form]) -> Union | None:
+    """The real numbers without some rational points, or without one that is not; None where it cannot be written."""
+    trees = [point.tree for point in points if isinstance(point, Value) and not symbols(point.tree)]
+    if len(trees) != len(points) or not trees:
+        return None
+    if len(trees) > 1:
+        try:
+            trees.sort(key=exact)
+        except (Inexact, Undefined):
+            return None
+    ends = [REALS.items[0], *(Value(tree) for tree in trees), REALS.items[1]]
+    return Union("cup", tuple(Bracketed("(", ")", pair) for pair in itertools.pairwise(ends)))
 
 
 def _both(parts: Sequence[Form | None]) -> Bracketed | None:
@@ -351,7 +378,7 @@ def _disjoint(parts: Sequence[Form | None]) -> bool:
     """Whether two half-lines do not meet, so that a comma between them can only mean "or"."""
     ends = []
     for part in parts:
-        if not isinstance(part, Bracketed):
+        if not isinstance(part, Bracketed) or len(part.items) != 2:
             return False
         low, high = (item.tree if isinstance(item, Value) else Expr("") for item in part.items)
         ends.append((low, high))

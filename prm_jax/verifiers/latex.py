@@ -4,6 +4,7 @@ The text is never evaluated. Every function here is linear in the length of its 
 constant that the limits of ``prm_jax.verifiers.limits`` allow.
 """
 
+import functools
 import re
 from fractions import Fraction
 from typing import NamedTuple
@@ -58,7 +59,7 @@ _WRAPPERS = (
     ("`", "`"),
 )
 _SPACES = re.compile(
-    r"\\(?:quad|qquad|thinspace|enspace|medspace|thickspace|nobreakspace|hfill)(?![A-Za-z])"
+    r"\\q?quad|\\(?:thinspace|enspace|medspace|thickspace|nobreakspace|hfill)(?![A-Za-z])"
     r"|(?<!\\)\\[,;: >]|(?<!\\)~|\\[hv]space\*?\s*\{[^{}]*\}"
 )
 _DROPPED = re.compile(
@@ -78,6 +79,9 @@ _UNIT_FRACTION = re.compile(
 )
 _PLAIN_UNIT = re.compile(r"(?<=[0-9}])\s+((?:k?m|cm|ft|mi)/(?:s|h|hr|min)|(?:square|cubic|sq\.?) [a-z]+)(?![A-Za-z])")
 _ROW_SPACE = re.compile(r"(\\\\)\s*\[[0-9.]+\s*(?:pt|em|ex|mm|cm)\]")
+_ORDINAL = re.compile(r"(?<=[0-9])\s*\^?\s*\{?\s*\\text(?:rm)?\s*\{\s*(?:st|nd|rd|th)\s*\}\s*\}?")
+_PARAMETER = re.compile(r"[,\s]*\(\s*([A-Za-z])\s*\\in\s*(\\mathbb\s*\{?[ZNRQ]\}?)\s*\)\s*$")
+_DOLLAR = re.compile(r"(?<!\\)\$")
 _THOUSANDS_COMMA = re.compile(r"(?<=[0-9])\s*(?:\{,\}|,\s*\\!)\s*(?=[0-9]{3})")
 FUNCTIONS = (
     "arcsinh", "arccosh", "arctanh", "arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc", "sinh", "cosh", "tanh",
@@ -95,14 +99,18 @@ TEXT = re.compile(
 )
 
 
+@functools.lru_cache(maxsize=8192)
 def clean(latex: str) -> str:
     """LaTeX without delimiters around it, layout commands, fonts that carry no meaning, or a final full stop."""
     text = latex.translate(_TRANSLATED).strip()
     text = _unwrapped(text)
-    text = _THOUSANDS_COMMA.sub(GROUP, text)
+    if (dollars := _DOLLAR.findall(text)) and len(dollars) % 2 == 0:
+        text = _DOLLAR.sub(" ", text)  # formulas within text: $21$ or $11$
+    text = _THOUSANDS_COMMA.sub(GROUP, _ORDINAL.sub("", text))
     text = _DROPPED.sub(" ", text.replace(r"\!", ""))
     text = _ROW_SPACE.sub(r"\1", _UNIT_FRACTION.sub(r"\\text{\1/\2}", _MONEY.sub(r"\\$ ", text)))
     text = re.sub(r"(?<![A-Za-z])\{:\}|\\colon(?![A-Za-z])", ":", _SPACES.sub(" ", text))
+    text = _PARAMETER.sub(r", \1 \\in \2", text)
     text = _PLAIN_UNIT.sub(r" \\text{\1}", text)
     text = re.sub(r"(?:\\\\|\\)\s*$", "", text)
     return _unwrapped(text.strip())

@@ -114,6 +114,8 @@ class _Reader:
     def _words(self, content: str) -> None:
         words = " ".join(content.replace("\\ ", " ").split())
         bare = words.strip(" ,.;").lower()
+        if not bare:
+            return
         if bare in ("and", "or"):
             self._add(bare, bare)
         elif words == "to" and self.found:

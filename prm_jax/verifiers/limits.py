@@ -15,6 +15,7 @@ MAX_RESPONSE = 200_000
 
 _DIGITS = re.compile(rf"[0-9]{{{MAX_DIGITS + 1}}}")
 _EXPONENT = re.compile(rf"(?:\^|\*\*)\s*[{{(]?\s*[-+]?\s*[0-9]{{{MAX_EXPONENT_DIGITS + 1}}}")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _TOWER = re.compile(r"\^\s*\{[^{}]*\^\s*\{[^{}]*\^")
 
 
@@ -37,3 +38,13 @@ def excess(text: str) -> str:
     if any(ord(c) < 32 and c not in "\t\n\r" or 0xD800 <= ord(c) < 0xE000 for c in text):
         return "has control characters"
     return ""
+
+
+def unbalanced(text: str) -> bool:
+    r"""Whether braces do not match; ``\{`` and ``\}`` do not count."""
+    depth = 0
+    for match in _BRACE.finditer(text):
+        depth += (match.group() == "{") - (match.group() == "}")
+        if depth < 0:
+            return True
+    return depth > 0

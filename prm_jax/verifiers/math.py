@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from prm_jax.verifiers.comparison import Comparison, ExactLeaves, Undecided
 from prm_jax.verifiers.extraction import ANSWER_MARKERS, When, Where, check_place, find_candidates
-from prm_jax.verifiers.latex import Unreadable, clean
+from prm_jax.verifiers.latex import Unreadable, clean, plain
 from prm_jax.verifiers.limits import excess
 from prm_jax.verifiers.math_pool import MathPool
 from prm_jax.verifiers.reading import read
@@ -118,7 +118,7 @@ class MathVerifier:
         if reason := excess(answer):
             return failed(f"the answer {reason}")
         strict = self.mode == "strict"
-        if _compact(answer) == _compact(gold):
+        if _compact(answer) == _compact(gold) or (plain(answer) == plain(gold) and plain(gold).isalpha()):
             return passed()
         if choice(gold):
             reason = chosen(answer, gold, strict=strict)
@@ -135,6 +135,8 @@ class MathVerifier:
             return failed(f"the answer cannot be read: {error}")
         except Undecided:
             return answer, gold
+        except (RecursionError, MemoryError) as error:
+            return failed(f"the answer broke the comparison: {type(error).__name__}")
         return passed() if same else failed()
 
 

@@ -53,10 +53,11 @@ def equal(a: Expr, b: Expr) -> bool:
       Undefined: when either has no value.
     """
     names = sorted(symbols(a) | symbols(b))
+    large = _large(a) or _large(b)
     if not names:
-        digits = LARGE_EXPONENT_DIGITS if _large(a) or _large(b) else CONSTANT_DIGITS
-        return _agree(lambda: (value(a, {}), value(b, {})), digits)
-    return _at_points(names, a, b, lambda point: _agree(lambda: (value(a, point()), value(b, point())), POINT_DIGITS))
+        return _agree(lambda: (value(a, {}), value(b, {})), LARGE_EXPONENT_DIGITS if large else CONSTANT_DIGITS)
+    digits = LARGE_EXPONENT_DIGITS if large else POINT_DIGITS
+    return _at_points(names, a, b, lambda point: _agree(lambda: (value(a, point()), value(b, point())), digits))
 
 
 def proportional(a: Expr, b: Expr, *, positive: bool) -> bool:

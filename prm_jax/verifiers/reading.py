@@ -25,6 +25,7 @@ from prm_jax.verifiers.forms import (
 )
 from prm_jax.verifiers.latex import Token, Unreadable, plain
 from prm_jax.verifiers.lexer import tokens
+from prm_jax.verifiers.limits import unbalanced
 from prm_jax.verifiers.matrices import matrix, scaled_matrix
 from prm_jax.verifiers.token_lists import matching, outer_braces, split, without_unit
 from prm_jax.verifiers.words import based, special_form
@@ -48,6 +49,8 @@ def read(latex: str, *, strict: bool = False) -> Answer:
     Raises:
       Unreadable: for anything else than one answer.
     """
+    if unbalanced(latex):
+        raise Unreadable("braces that do not match")
     words = plain(latex)
     if special := special_form(words):
         return Answer(special, (), ("words", words.lower()))
@@ -161,7 +164,7 @@ def _names(found: list[Token]) -> tuple[str, ...]:
     letters = [token for token in found if token.kind == "name"]
     if len(letters) > 1 and not name.group(3) and not name.group(4) and not all(t.text.isupper() for t in letters):
         return () if not name.group(2) else (name.group(0),)
-    return (name.group(1) + (name.group(2) or ""),)
+    return (name.group(1) + (name.group(2) or "") + "'" * name.group(0).count("'"),)
 
 
 def _bracketed(found: list[Token], level: int) -> Form | None:

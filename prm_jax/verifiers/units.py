@@ -106,7 +106,11 @@ def read_unit(text: str) -> Unit | None:
         if piece in ("/", "per"):
             sign = -1
         elif piece.lstrip("-").isdigit():
-            if not last or abs(int(piece)) > 9 or not ("^" in written or text[match.start() - 1].isalpha()):
+            if (
+                not last
+                or abs(int(piece)) > 9
+                or not ("^" in written or piece in ("2", "3") and text[match.start() - 1].isalpha())
+            ):
                 return None
             powers[last] += (int(piece) - 1) * (1 if powers[last] > 0 else -1)
         elif piece in _AFTER and last:

@@ -20,6 +20,7 @@ _BASED = re.compile(
 _CLOCK = re.compile(r"([0-9]{1,2}):([0-9]{2})(?::([0-9]{2}))?\s*(?:([ap])\.?\s*m\.?)?(?: ?o'?clock)?", re.IGNORECASE)
 _WORDS = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*(?:\.?,? [A-Za-z]+(?:['-][A-Za-z]+)*)*")
 _ASSIGNED = re.compile(r"[A-Za-z](?:_\{?\w{1,3}\}?)?\s*=\s*")
+_SHORT = ("yes", "no", "odd")
 _GENERIC_UNIT = re.compile(r"\s(?:square |cubic )?units?$")
 _SPECIAL: dict[str, Form] = {
     **dict.fromkeys(
@@ -95,7 +96,9 @@ def is_words(latex: str) -> bool:
     if not _WORDS.fullmatch(words) or "\\" in cleaned or "_" in cleaned:
         return False
     split = words.split()
-    return any(len(word) > 3 for word in split) and not any(word in (*FUNCTIONS, "pi") for word in split)
+    return (any(len(word) > 3 for word in split) or words.lower() in _SHORT) and not any(
+        word in (*FUNCTIONS, "pi") for word in split
+    )
 
 
 def unassigned(words: str) -> str:

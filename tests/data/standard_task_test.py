@@ -119,6 +119,9 @@ def test_a_task_from_outside(module):
         ("my_task.py:fails", {}, "could not be made: RuntimeError: no licence"),
         ("my_task.py:Bare", {}, "returned Bare, which has no splitter, stop"),
         ("my_task.py", {}, "unknown task 'my_task.py'"),
+        ("sys:exit", {}, "could not be made: "),
+        ("", {}, "a task needs a name"),
+        ("carry", {".": "x"}, "has no option '.'"),
     ],
 )
 def test_what_is_not_a_task_is_refused(module, name, options, message):

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -188,3 +189,34 @@ def test_the_command_says_what_is_missing(tmp_path, capsys):
     assert cli.main(["eval", "a.jsonl"]) == 2 and "--scored" in capsys.readouterr().err
     assert cli.main(["eval", "x/a.jsonl", "y/a.jsonl", "--scored"]) == 2
     assert "two subsets are called 'a'" in capsys.readouterr().err
+    for words, message in (
+        (["a.jsonl", "--scored", "--threshold-on", "b"], "--threshold-on 'b' is not a subset"),
+        (["a.jsonl", "--model", "m", "--output", "value"], "--output is for --scored files"),
+        (["a.jsonl", "--scored", "--false-discovery", "1.5"], "--false-discovery is 1.5; it must be within (0, 1)"),
+        (["a/b=a.jsonl", "--scored"], "cannot be the name of a subset"),
+    ):
+        assert cli.main(["eval", *words]) == 2 and message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_model_is_judged_in_one_call(config, params, tokenizer, records, tmp_path, capsys):
+    from prm_jax.data.step_data import write_step_data
+    from prm_jax.prm import TextLayout, Token, save
+    from prm_jax.prm.forward import init_head
+    from prm_jax.prm.score import PRM
+    from prm_jax.prm.spec import Spec, Weights
+
+    spec = Spec(Token(), config)
+    head = init_head(spec, jax.random.key(5), num_outputs=2, random=True)
+    save(tmp_path / "mine" / "model", PRM(spec, Weights(params, head, {}), tokenizer, TextLayout(separator=" ")))
+    write_step_data(tmp_path / "a.jsonl", records[:12])
+    write_step_data(tmp_path / "b.jsonl", [dataclasses.replace(one, labels=None) for one in records[12:]])
+    files, out = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")], tmp_path / "out"
+    words = ["eval", *files, "--model", str(tmp_path / "mine" / "model"), "--out", str(out), "--resamples", "10"]
+    assert cli.main([*words, "--threshold-on", "b"]) == 2
+    assert "no solution of this subset is labelled" in capsys.readouterr().err and not (out / "scores").exists()
+    assert cli.main(words) == 0
+    assert "<title>mine/model judged on a, b</title>" in (out / "results.html").read_text()
+    kept = [str(out / "scores" / f"{name}.jsonl") for name in "ab"]
+    assert cli.main(["eval", *kept, "--scored", "--out", str(tmp_path), "--resamples", "10"]) == 0
+    one, two = (json.loads((folder / "results.json").read_text()) for folder in (out, tmp_path))
+    assert one["process_bench"] == two["process_bench"] and one["step_score"] == two["step_score"]

@@ -14,7 +14,7 @@ from prm_jax.errors import UserError
 from prm_jax.prm import calibrate, page
 from prm_jax.prm.forward import init_head
 from prm_jax.prm.inputs import check_cover, read_solutions
-from prm_jax.prm.kinds import GPM, Token
+from prm_jax.prm.kinds import GPM, Implicit, Token
 from prm_jax.prm.model import save
 from prm_jax.prm.options import TextLayout
 from prm_jax.prm.score import PRM, Scored, batches, rows_to_score, score_solutions
@@ -51,7 +51,7 @@ def test_scores_do_not_depend_on_their_batch(prm, records):
 
 def test_a_batch_has_a_bounded_number_of_tokens(prm, records):
     rows = rows_to_score(prm, records)
-    found = batches(rows, max_tokens=128)
+    found = list(batches(rows, max_tokens=128))
     assert sorted(row.record for _, members in found for row in members) == list(range(len(records)))
     assert all(batch.tokens.size <= 128 for batch, _ in found) and len({b.tokens.shape for b, _ in found}) <= 2
 
@@ -91,6 +91,89 @@ def test_the_command_writes_lines_and_a_page(saved, data_path, prm, records, tmp
         assert line["id"] == one.record.id and line["labels"] == list(one.record.labels)
     text = (tmp_path / "out" / "scores.html").read_text()
     assert text.count("<article>") == len(records) and "<script" not in text
+
+
+def test_an_interrupted_call_continues_where_it_stopped(saved, data_path, tmp_path, monkeypatch, capsys):
+    from prm_jax.prm import score_log
+
+    words = ["score", str(saved), str(data_path), "--max-tokens", "64"]
+    assert cli.main([*words, "--out", str(tmp_path / "whole")]) == 0
+    real, scored = score_log.raw_scores, []
+
+    def stopping(prm, rows, records, *, max_tokens):
+        for number, part in enumerate(real(prm, rows, records, max_tokens=max_tokens)):
+            if number == 3:
+                raise KeyboardInterrupt
+            scored.extend(part)
+            yield part
+
+    monkeypatch.setattr(score_log, "raw_scores", stopping)
+    out = tmp_path / "parts"
+    assert cli.main([*words, "--out", str(out)]) == 130
+    first, partial = len(scored), out / "scores.partial.jsonl"
+    assert 0 < first < 24 and len(partial.read_text().splitlines()) == first + 1
+    with open(partial, "a") as file:
+        file.write('{"index": 3, "sco')  # a line that was cut off
+    monkeypatch.setattr(score_log, "raw_scores", real)
+    capsys.readouterr()
+    assert cli.main([*words, "--out", str(out)]) == 0
+    assert f"{first} of 24 solutions" in capsys.readouterr().err and not partial.exists()
+    for name in ("scores.jsonl", "scores.html"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_partial_scores_of_something_else_are_not_used(prm, saved, records, tmp_path):
+    from prm_jax.prm.options import ScoringOptions
+    from prm_jax.prm.score_log import ScoreLog, identity_of
+
+    path, options = tmp_path / "p.jsonl", ScoringOptions()
+    mine = identity_of(str(saved), options, records)
+    with ScoreLog(path, mine, resume=True) as log:
+        log.add({2: (np.asarray([0.1, 0.7], np.float32), {"embedding": np.ones(2, np.float32)})})
+    with ScoreLog(path, mine, resume=True) as log:
+        assert log.known[2][0].tolist() == np.asarray([0.1, 0.7], np.float32).tolist()
+        assert log.known[2][1]["embedding"].tolist() == [1, 1]
+    half = ScoringOptions(dtype="bfloat16")
+    for other in (identity_of(str(saved), options, records[1:]), identity_of(str(saved), half, records)):
+        assert other != mine
+        with ScoreLog(tmp_path / "q.jsonl", other, resume=True) as log:
+            assert not log.known
+    with ScoreLog(path, mine, resume=False) as log:
+        assert not log.known
+
+
+def test_pages_are_named_after_the_model_and_piped_progress_is_shown(saved, data_path, tmp_path, capsys):
+    assert page.model_name("runs/mine/model") == "mine/model" and page.model_name("Qwen/PRM-7B") == "PRM-7B"
+    assert cli.main(["score", str(saved), str(data_path), "--out", str(tmp_path)]) == 0
+    title = f"<title>{saved.parent.name}/model on {data_path.name}</title>"
+    assert title in (tmp_path / "scores.html").read_text()
+    assert f"{data_path.name}: 24 of 24 solutions" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--shown", "-1"], "--shown is -1"),
+        (["--max-tokens", "0"], "--max-tokens is 0"),
+        (["--convention", "card"], "--convention card is for public checkpoints"),
+        (["--split", "newlin"], "did you mean 'newline'"),
+        (["--out", "FILE"], "cannot write to --out"),
+    ],
+)
+def test_bad_options_are_refused_before_scoring(words, message, saved, data_path, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("x")
+    words = [str(file) if word == "FILE" else word for word in words]
+    assert cli.main(["score", str(saved), str(data_path), "--out", str(tmp_path / "out"), *words]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out" / "scores.jsonl").exists()
+
+
+def test_an_aggregate_of_probabilities_is_refused_before_scoring(prm, records, monkeypatch):
+    monkeypatch.setattr("prm_jax.prm.score.raw_scores", None)
+    implicit = dataclasses.replace(prm, spec=dataclasses.replace(prm.spec, kind=Implicit()))
+    with pytest.raises(UserError, match="'prod' is for probabilities: choose --aggregate min"):
+        score_solutions(implicit, records, aggregate="prod")
 
 
 def test_scores_become_chances_by_a_fitted_map(saved, data_path, tmp_path):

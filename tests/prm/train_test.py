@@ -158,6 +158,8 @@ def test_help_shows_the_options_of_the_kind(capsys):
     assert cli.main(["train-prm", "--prm.kind", "b_coder", "--help"]) == 0
     out = capsys.readouterr().out
     assert "--prm.advantage-coef" in out and "--prm.beta" not in out
+    assert "--train.learning-rate" in out and "--data.neutral" not in out
+    assert cli.main(["train-prm", "--help-all"]) == 0 and "--data.neutral" in capsys.readouterr().out
 
 
 def test_regressions_before_training_are_part_of_a_resumed_run(options, tmp_path):
@@ -202,7 +204,7 @@ def test_only_what_two_labellers_agree_on_is_learned_from(options, records, toke
     agreeing = dataclasses.replace(options, data=data)
     prepared = prepare(agreeing, tokenizer, limit=256)
     assert [row.outcome for row in prepared.rows] == [one.outcome for one in records[:-4:2]]
-    assert prepared.notes["consensus"].startswith("10 of 24 solutions kept, 10 left out where")
+    assert prepared.notes["consensus"].startswith("10 of 24 solutions kept, 10 left out because")
     judged.write_text("".join(json.dumps({"id": one.id, "first_error": 7}) + "\n" for one in records))
     with pytest.raises(UserError, match="nothing to learn from: 0 of 24 solutions kept, 24 left out"):
         prepare(agreeing, tokenizer, limit=256)

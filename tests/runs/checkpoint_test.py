@@ -20,7 +20,7 @@ from prm_jax.errors import UserError
 from prm_jax.runs.checkpoint import Checkpointer, CheckpointError
 from prm_jax.runs.integrity import fingerprint
 
-# Futures that orbax abandons when a file is damaged complain when they are collected.
+# Futures that orbax abandons when a file is damaged raise warnings when they are collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -73,14 +73,14 @@ def test_round_trip_is_exact(tmp_path):
             assert restored.versions["jax"] == jax.__version__
             _assert_same(restored.state, state)
         assert checkpointer.read_metadata() == metadata
-    # The restored key goes on as the saved one does.
+    # The restored key gives the same numbers as the saved one.
     np.testing.assert_array_equal(
         jax.random.normal(restored.state["key"], (4,)), jax.random.normal(state["key"], (4,))
     )
 
 
-def test_state_is_captured_when_save_returns(tmp_path):
-    """Training donates the state right after save; the checkpoint must hold what it was at the call."""
+def test_save_copies_the_state_before_it_returns(tmp_path):
+    """Training donates the state right after save; the checkpoint must hold the values at the time of the call."""
     step = jax.jit(lambda tree: jax.tree.map(lambda x: x * 2 + 1, tree), donate_argnums=0)
     with Checkpointer(tmp_path, max_to_keep=10) as checkpointer:
         for number in range(4):
@@ -98,7 +98,7 @@ def test_state_is_captured_when_save_returns(tmp_path):
             assert restored.metadata == {"list": [number]}
 
 
-def test_keeps_the_newest_and_empties_the_trash(tmp_path):
+def test_only_the_newest_steps_are_kept_and_the_trash_is_emptied(tmp_path):
     with Checkpointer(tmp_path, max_to_keep=2) as checkpointer:
         for step in range(5):
             assert checkpointer.save(step, _state(step), {}, wait=True)
@@ -109,7 +109,7 @@ def test_keeps_the_newest_and_empties_the_trash(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["3", "4"]
 
 
-def test_every_flipped_byte_is_caught_and_the_previous_step_used(tmp_path, caplog):
+def test_a_flipped_byte_is_detected_and_the_previous_step_restored(tmp_path, caplog):
     state = {"layer": {"kernel": jax.random.normal(jax.random.key(0), (64, 64))}}
     with Checkpointer(tmp_path, max_to_keep=3) as checkpointer:
         for step in (1, 2):
@@ -125,14 +125,14 @@ def test_every_flipped_byte_is_caught_and_the_previous_step_used(tmp_path, caplo
         restored = checkpointer.restore(state)
         assert restored.metadata == {"step": 1}
         _assert_same(restored.state, state)
-        # The damaged step is out of the way: the resumed run can write its own step 2.
+        # The damaged step is set aside, so the resumed run can write its own step 2.
         assert checkpointer.save(2, state, {"step": "again"}, wait=True)
         assert checkpointer.restore(state).metadata == {"step": "again"}
     assert (tmp_path / "set_aside" / "2-damaged").is_dir()
 
 
-def test_uncompressed_flip_names_the_leaf(tmp_path, monkeypatch):
-    # What storage does to a leaf is simulated behind orbax: its restore returns one changed bit.
+def test_a_changed_bit_names_the_leaf(tmp_path, monkeypatch):
+    # Damage by storage is simulated: the restore by orbax returns one changed bit.
     state = _state()
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(1, state, wait=True)
@@ -153,7 +153,7 @@ def test_uncompressed_flip_names_the_leaf(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["truncate", "delete"])
-def test_each_file_truncated_or_deleted(tmp_path, how):
+def test_no_truncated_or_deleted_file_gives_wrong_values(tmp_path, how):
     state = {"a": jnp.arange(100.0), "b": jnp.ones((3,), jnp.bfloat16)}
     with Checkpointer(tmp_path / "good") as checkpointer:
         for step in (1, 2):
@@ -167,12 +167,12 @@ def test_each_file_truncated_or_deleted(tmp_path, how):
         victim.unlink() if how == "delete" else os.truncate(victim, 0)
         with Checkpointer(copy, read_only=True) as checkpointer:
             restored = checkpointer.restore(state)
-        # Some files are not needed to restore; what matters: no crash, and never a wrong value.
+        # Some files are not needed to restore; but there must be no crash and no wrong value.
         _assert_same(restored.state, jax.tree.map(lambda x, s=restored.step: x + s, state))
         assert restored.metadata == {"step": restored.step}
 
 
-def test_all_bad_is_a_clear_stop_that_changes_nothing(tmp_path):
+def test_an_error_without_changes_when_every_step_is_damaged(tmp_path):
     state = {"a": jnp.arange(1000.0)}
     with Checkpointer(tmp_path) as checkpointer:
         for step in (1, 2):
@@ -182,14 +182,14 @@ def test_all_bad_is_a_clear_stop_that_changes_nothing(tmp_path):
             path.write_bytes(b"garbage")
     before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*"))
     with Checkpointer(tmp_path) as checkpointer:
-        with pytest.raises(CheckpointError, match="no whole checkpoint") as caught:
+        with pytest.raises(CheckpointError, match="no usable checkpoint") as caught:
             checkpointer.restore(state)
     message = str(caught.value)
     assert "step 1" in message and "step 2" in message and len(message) < 1_000
     assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*")) == before
 
 
-def test_strays_are_ignored_with_a_warning(tmp_path, caplog):
+def test_stray_files_and_directories_are_ignored_with_a_warning(tmp_path, caplog):
     state = _state()
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(1, state, wait=True)
@@ -210,7 +210,7 @@ def test_strays_are_ignored_with_a_warning(tmp_path, caplog):
     assert (tmp_path / "set_aside" / "7-incomplete").is_dir()
 
 
-def test_mismatches_are_refused_and_listed(tmp_path):
+def test_mismatched_leaves_are_refused_and_listed(tmp_path):
     state = {f"w{i}": jnp.zeros((2, i + 1)) for i in range(8)}
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(1, state, wait=True)
@@ -226,10 +226,10 @@ def test_mismatches_are_refused_and_listed(tmp_path):
         assert isinstance(caught.value, UserError)
         restored = checkpointer.restore({"w7": state["w7"]}, partial=True)
         assert list(restored.state) == ["w7"]
-        assert checkpointer.restore(state).step == 1  # none of these counted as damage
+        assert checkpointer.restore(state).step == 1  # none of these counts as damage
 
 
-def test_a_named_step_sets_later_ones_aside(tmp_path):
+def test_restoring_a_given_step_sets_later_ones_aside(tmp_path):
     with Checkpointer(tmp_path, max_to_keep=5) as checkpointer:
         for step in (1, 2, 3):
             checkpointer.save(step, _state(step), wait=True)
@@ -256,7 +256,7 @@ def test_leaves_and_metadata_are_checked_at_save(tmp_path):
         assert checkpointer.restore({}).metadata == {"only": "metadata"}
 
 
-def test_other_topologies_and_an_active_mesh(tmp_path):
+def test_restores_to_other_device_counts_and_under_an_active_mesh(tmp_path):
     devices = jax.devices()
     if len(devices) < 8:
         pytest.skip("needs 8 devices")
@@ -282,7 +282,7 @@ def test_other_topologies_and_an_active_mesh(tmp_path):
             _assert_same(checkpointer.restore(_abstract(saved)).state, saved)
 
 
-def test_directories_that_cannot_be_used(tmp_path):
+def test_unusable_directories_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="not a directory"):
         Checkpointer(tmp_path / "absent", read_only=True)
     (tmp_path / "file").write_text("")
@@ -292,7 +292,7 @@ def test_directories_that_cannot_be_used(tmp_path):
         Checkpointer(tmp_path / "c", max_to_keep=0)
 
 
-def test_full_disk_surfaces_and_keeps_the_older_step(tmp_path):
+def test_a_full_disk_is_reported_and_older_steps_are_kept(tmp_path):
     mount = tmp_path / "small"
     mount.mkdir()
     made = subprocess.run(
@@ -308,9 +308,9 @@ def test_full_disk_surfaces_and_keeps_the_older_step(tmp_path):
         with pytest.raises(CheckpointError, match="step 2 could not be written.*no space left") as caught:
             checkpointer.save(2, random)
             checkpointer.wait()
-        assert "Whole checkpoints there: 1" in str(caught.value) and len(str(caught.value)) < 500
+        assert "Complete checkpoints there: 1" in str(caught.value) and len(str(caught.value)) < 500
         assert checkpointer.restore(small).step == 1
-        assert checkpointer.save(3, small, wait=True)  # goes on once there is room
+        assert checkpointer.save(3, small, wait=True)  # works again once there is space
         checkpointer.close()
     finally:
         subprocess.run(["umount", str(mount)], check=False)
@@ -333,7 +333,7 @@ for step in itertools.count(step + 1):
 
 
 @pytest.mark.slow
-def test_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
+def test_a_kill_at_any_moment_leaves_an_intact_checkpoint(tmp_path):
     rng, last = np.random.default_rng(0), 0
     environment = {**os.environ, "XLA_FLAGS": ""}
     for _ in range(5):

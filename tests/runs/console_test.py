@@ -25,7 +25,7 @@ def _drive(console: Console) -> None:
             console.update(step, metrics)
 
 
-def test_plain_lines_when_the_output_is_no_terminal():
+def test_plain_lines_when_the_output_is_not_a_terminal():
     file = io.StringIO()
     _drive(Console("runs/one", file=file, every=5))
     lines = file.getvalue().splitlines()

@@ -1,4 +1,4 @@
-"""The training loop: a quadratic with one parameter, and everything that can happen around it."""
+"""The training loop on a quadratic: logging, resuming, divergence, best state, callbacks and failed starts."""
 
 import dataclasses
 import json
@@ -89,7 +89,7 @@ def test_the_metrics_of_a_step_are_read_after_the_next_one_is_dispatched(tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["function", "iterable", "object"])
-def test_an_interrupted_loop_ends_in_the_same_bits_whatever_the_batches_are(tmp_path, kind):
+def test_an_interrupted_loop_is_bit_identical_for_every_kind_of_batches(tmp_path, kind):
     class Walk:
         def __init__(self):
             self.place = 0
@@ -117,12 +117,12 @@ def test_an_interrupted_loop_ends_in_the_same_bits_whatever_the_batches_are(tmp_
     assert losses[0] == losses[1]
 
 
-def test_too_few_batches_are_named(tmp_path):
-    with pytest.raises(UserError, match="the batches ended after 4 steps, but 5 are asked for"):
+def test_running_out_of_batches_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="the batches ended after 4 steps, but step 5 needs another one"):
         run_loop(tmp_path / "run", batches=[batch_of(i) for i in range(4)])
 
 
-def test_what_is_not_a_source_of_batches_is_refused(tmp_path):
+def test_an_invalid_source_of_batches_is_refused(tmp_path):
     with pytest.raises(UserError, match="batches is a int"):
         run_loop(tmp_path / "run", batches=3)
 
@@ -179,7 +179,7 @@ def test_resuming_walks_back_past_a_checkpoint_that_is_not_finite(tmp_path):
     assert any("damaged" in path.name for path in (directory / "set_aside").iterdir())
 
 
-def test_other_weights_or_data_are_refused_on_resuming(tmp_path):
+def test_changed_weights_or_data_are_refused_on_resuming(tmp_path):
     interrupts, callback = stop_at(1)
     with pytest.raises(InterruptedRun):
         run_loop(tmp_path / "run", callbacks=[callback], frontend=Frontend(interrupts=interrupts), identity="a")
@@ -232,7 +232,7 @@ def test_callbacks_add_metrics_and_end_the_loop(tmp_path):
     assert again.steps == 4 and np.array_equal(again.state["w"], fitted.state["w"])
 
 
-def test_a_start_that_fails_leaves_nothing_behind(tmp_path):
+def test_a_failed_start_removes_what_it_wrote(tmp_path):
     def broken(state, batch):
         raise ValueError("no such device")
 
@@ -252,7 +252,7 @@ def test_a_directory_whose_run_never_completed_a_step_can_be_started_again(tmp_p
         run_loop(tmp_path / "run")
 
 
-def test_files_of_others_survive_a_failed_start(tmp_path):
+def test_other_files_survive_a_failed_start(tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError), open_run(tmp_path / "run", Config()):
         (tmp_path / "run" / "notes.txt").write_text("mine")
@@ -260,7 +260,7 @@ def test_files_of_others_survive_a_failed_start(tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
 
 
-def test_a_phase_has_metrics_and_checkpoints_of_its_own_and_claims_the_run(tmp_path):
+def test_a_phase_has_its_own_metrics_and_checkpoints_and_claims_the_run(tmp_path):
     with open_run(tmp_path / "run", Config()) as run, run.phase("warm_start") as phase:
         fit(initial_state, step, batch_of, run=phase, options=OPTIONS)
     assert len(read_metrics(tmp_path / "run" / "phases" / "warm_start")) == 6
@@ -286,12 +286,12 @@ def test_an_update_that_would_ruin_the_parameters_is_skipped(learning_rate, skip
         ("cosine", [0.0, 0.5, 1.0, 0.55, 0.1]),
     ],
 )
-def test_schedules_rise_and_fall_by_hand(schedule, expected):
+def test_schedules_equal_hand_computed_values(schedule, expected):
     rate = make_schedule(1.0, schedule=schedule, warmup_steps=2, total_steps=4)
     np.testing.assert_allclose([float(rate(count)) for count in range(5)], expected, atol=1e-6)
 
 
-def test_the_time_left_is_that_of_the_whole_plan(monkeypatch, tmp_path):
+def test_the_time_left_covers_the_whole_plan(monkeypatch, tmp_path):
     clock = [0.0]
     monkeypatch.setattr("prm_jax.runs.console.time.monotonic", lambda: clock[0])
     with (tmp_path / "out").open("w") as file:

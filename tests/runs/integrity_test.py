@@ -24,7 +24,7 @@ def _slow(words: list[int]) -> str:
     return f"{sums[0]:08x}{sums[1]:08x}"
 
 
-def test_equals_a_slow_loop():
+def test_fingerprint_equals_a_slow_loop():
     x = np.random.default_rng(0).normal(size=(3, 5, 2)).astype(np.float32)
     assert fingerprint({"x": jnp.asarray(x)}) == {"x": _slow(x.view(np.uint32).ravel().tolist())}
     half = jnp.asarray(x, jnp.bfloat16)
@@ -35,7 +35,7 @@ def test_equals_a_slow_loop():
     "dtype", ["bool", "int8", "uint8", "int16", "int32", "uint32", "float16", "bfloat16", "float32",
               "complex64", "float8_e4m3fn", "int4", "uint4", "float4_e2m1fn"]
 )  # fmt: skip
-def test_every_dtype_and_every_element(dtype):
+def test_a_change_of_any_element_of_any_dtype_is_detected(dtype):
     x = np.random.default_rng(1).integers(0, 2, size=(4, 3))
     seen = {fingerprint(jnp.asarray(x, dtype))["value"]}
     for index in np.ndindex(4, 3):
@@ -45,7 +45,7 @@ def test_every_dtype_and_every_element(dtype):
     assert len(seen) == 13
 
 
-def test_single_bits_swapped_rows_and_signs_of_zero():
+def test_single_bits_swapped_rows_and_signs_of_zero_are_detected():
     x = jax.random.normal(jax.random.key(0), (64, 8))
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     rng, digest = np.random.default_rng(2), fingerprint(x)
@@ -57,7 +57,7 @@ def test_single_bits_swapped_rows_and_signs_of_zero():
     assert fingerprint(jnp.zeros(3)) != fingerprint(-jnp.zeros(3))
 
 
-def test_any_sharding_gives_the_same():
+def test_the_fingerprint_does_not_depend_on_the_sharding():
     devices = np.array(jax.devices())
     x, keys = jax.random.normal(jax.random.key(0), (16, 8)), jax.random.split(jax.random.key(1), 8)
     for shape, spec in (((8, 1), P("a")), ((2, 4), P("b", "a")), ((4, 2), P(None, ("a", "b")))):
@@ -68,7 +68,7 @@ def test_any_sharding_gives_the_same():
         assert fingerprint(placed_keys) == fingerprint(keys)
 
 
-def test_names_follow_the_tree():
+def test_names_are_paths_in_the_tree():
     tree = {"b": [jnp.zeros(1), {"c": jnp.ones(2)}], "a": jnp.zeros((0, 3)), "none": None}
     assert list(named_leaves(tree)) == ["a", "b/0", "b/1/c"]
     assert fingerprint(tree)["a"] == "0" * 16

@@ -34,7 +34,7 @@ def test_first_signal_sets_the_flag(number, capfd):
     assert "finishing the step" in capfd.readouterr().err
 
 
-def test_handlers_return_after_an_error_and_nest():
+def test_previous_handlers_are_restored_after_an_error_and_when_nested():
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(RuntimeError), Interrupts():
         raise RuntimeError
@@ -78,7 +78,7 @@ with Interrupts(grace=0.1) as interrupts:
 
 
 @pytest.mark.parametrize("where", ["C", "Python"])
-def test_second_signal_ends_the_process_at_once(where):
+def test_a_second_signal_exits_immediately(where):
     process = subprocess.Popen(
         [sys.executable, "-c", _STUCK, where], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -91,4 +91,4 @@ def test_second_signal_ends_the_process_at_once(where):
     _, err = process.communicate(timeout=10)
     assert process.returncode == 128 + signal.SIGTERM
     assert time.monotonic() - start < 2
-    assert "finishing the step" in err and "ending at once" in err
+    assert "finishing the step" in err and "exiting immediately" in err

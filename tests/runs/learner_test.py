@@ -23,7 +23,7 @@ def _loss(params, piece):
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 4])
-def test_accumulated_gradient_equals_the_large_batch_though_pieces_weigh_differently(pieces):
+def test_accumulated_gradient_equals_the_large_batch_when_pieces_have_different_weights(pieces):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(8, 3)).astype(np.float32)
     weight = np.array([1, 0, 0, 0, 3, 2, 5, 1], np.float32)
@@ -35,7 +35,7 @@ def test_accumulated_gradient_equals_the_large_batch_though_pieces_weigh_differe
     np.testing.assert_array_equal(aux, x[:, 0])
 
 
-def test_averaging_the_pieces_means_would_be_something_else():
+def test_averaging_the_means_of_pieces_gives_another_gradient():
     x, weight = np.ones((4, 1), np.float32), np.array([1, 1, 5, 5], np.float32)
     x[2:] = 3.0
     params = jnp.ones(1)
@@ -44,14 +44,14 @@ def test_averaging_the_pieces_means_would_be_something_else():
     assert abs(float(whole[0]) - float(sum(halves)[0] / 2)) > 1.0
 
 
-def test_a_batch_of_no_weight_has_gradient_zero():
+def test_a_batch_without_weight_has_a_zero_gradient():
     grads, loss, _ = accumulate_gradients(_loss, jnp.ones(3), (np.ones((4, 3), np.float32), np.zeros(4, np.float32)))
     np.testing.assert_array_equal(grads, 0.0)
     assert float(loss.mean()) == 0.0
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_one_bad_element_leaves_parameters_and_moments_as_they_were(bad):
+def test_one_non_finite_element_leaves_parameters_and_moments_unchanged(bad):
     optimizer = make_optimizer(0.1)
     params = {"a": jnp.ones(3), "b": jnp.ones((2, 2))}
     state = optimizer.init(params)
@@ -65,7 +65,7 @@ def test_one_bad_element_leaves_parameters_and_moments_as_they_were(bad):
         np.testing.assert_array_equal(old, new)
 
 
-def test_gradient_norm_is_reported_before_the_clip():
+def test_gradient_norm_is_reported_before_clipping():
     optimizer = make_optimizer(0.1, grad_clip=1.0)
     params = jnp.zeros(4)
     _, _, health = guarded_update(optimizer, jnp.full(4, 5.0), optimizer.init(params), params)
@@ -82,7 +82,7 @@ def test_warm_up_starts_above_zero_and_reaches_the_peak():
     np.testing.assert_allclose(sizes, [0.25, 0.5, 0.75, 1.0, 1.0, 1.0], rtol=1e-4)
 
 
-def test_weight_decay_leaves_norm_scales_and_biases_alone():
+def test_weight_decay_excludes_norm_scales_and_biases():
     optimizer = make_optimizer(0.1, weight_decay=0.5)
     params = {"norm": {"scale": jnp.ones(2)}, "q": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
@@ -92,7 +92,7 @@ def test_weight_decay_leaves_norm_scales_and_biases_alone():
     np.testing.assert_allclose(new["q"]["kernel"], 0.95)
 
 
-def test_a_full_learner_copies_its_start(tiny_config, tiny_params):
+def test_a_learner_without_adapters_copies_its_start(tiny_config, tiny_params):
     learner = Learner(tiny_config, make_optimizer(1e-3))
     trainable, _ = learner.init(tiny_params, jax.random.key(0))
     for a, b in zip(jax.tree.leaves(trainable), jax.tree.leaves(tiny_params), strict=True):
@@ -101,11 +101,11 @@ def test_a_full_learner_copies_its_start(tiny_config, tiny_params):
 
 
 @pytest.mark.parametrize(("pieces", "ways"), [(1, 1), (3, 1), (2, 4), (3, 2)])
-def test_pieces_take_their_share_of_every_devices_rows(pieces, ways):
+def test_pieces_take_an_equal_share_of_the_rows_of_every_device(pieces, ways):
     rows = jnp.arange(24)
     split = split_rows({"x": rows, "y": rows[:, None] * jnp.ones(2)}, pieces, ways)
     assert split["y"].shape == (pieces, 24 // pieces, 2)
-    blocks = np.arange(24).reshape(ways, -1)  # what lies on each device
+    blocks = np.arange(24).reshape(ways, -1)  # rows on each device
     for piece in np.asarray(split["x"]):
         for block in blocks:
             assert np.isin(piece, block).sum() == 24 // pieces // ways

@@ -26,20 +26,20 @@ def test_records_round_trip(tmp_path):
     assert second["one"] == 1.0 and second["seconds"] >= first["seconds"] >= 0
 
 
-def test_every_float32_survives(tmp_path):
+def test_every_float32_round_trips(tmp_path):
     values = np.random.default_rng(0).normal(size=200).astype(np.float32) * 10.0 ** np.arange(-20, 20).repeat(5)
     values = values.astype(np.float32)
     back = scalars({str(i): v for i, v in enumerate(values)})
     np.testing.assert_array_equal(np.array(list(back.values()), np.float32), values)
 
 
-def test_what_is_no_scalar_is_refused():
+def test_a_metric_that_is_not_a_scalar_is_refused():
     for bad in (jnp.zeros(2), "text", None, [1.0], {}):
         with pytest.raises(TypeError, match="'m'"):
             scalars({"m": bad})
 
 
-def test_torn_lines_and_rewinding(tmp_path):
+def test_incomplete_lines_and_rewinding(tmp_path):
     path = tmp_path / "metrics.jsonl"
     log = MetricsLog(path)
     for step in range(1, 6):
@@ -61,19 +61,19 @@ def test_torn_lines_and_rewinding(tmp_path):
     assert not list(tmp_path.glob(".*.tmp"))
 
 
-def test_damaged_middle_is_named(tmp_path):
+def test_a_damaged_line_is_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\nnot json\n{"step": 2}\n')
     with pytest.raises(UserError, match=r"metrics.jsonl:2: "):
         read_metrics(path)
     path.write_text('{"step": 1}\n[1]\n')
-    with pytest.raises(UserError, match=r"metrics.jsonl:2: no object with an integer step"):
+    with pytest.raises(UserError, match=r"metrics.jsonl:2: expected an object with an integer step"):
         read_metrics(path)
     with pytest.raises(UserError, match="does not exist"):
         read_metrics(tmp_path / "other")
 
 
-def test_a_failing_sink_warns_once_and_is_left_alone(tmp_path, caplog):
+def test_a_failing_sink_warns_once_and_is_disabled(tmp_path, caplog):
     calls = []
 
     class Flaky:

@@ -36,7 +36,7 @@ def _samples() -> list[Sample]:
     return [Sample("1+1?", "1+1=2\nso 2", 1.0, steps, {"answer": "2"}), Sample("ü?", "plain", 0.0)]
 
 
-def test_a_fresh_run_records_what_made_it(tmp_path):
+def test_a_new_run_records_its_origin(tmp_path):
     path = tmp_path / "with space ü" / "run"
     with open_run(path, _Config(), command=["prm-jax", "train", "--x", "a b"]) as run:
         assert isinstance(run, RunDir) and not run.resumed
@@ -71,7 +71,7 @@ def test_existing_directories_are_not_overwritten(tmp_path):
         pass
 
 
-def test_resume_rewinds_and_keeps_one_record_a_step(tmp_path):
+def test_resuming_rewinds_and_keeps_one_record_per_step(tmp_path):
     path = tmp_path / "run"
     with open_run(path, _Config()) as run:
         for step in range(1, 6):
@@ -89,7 +89,7 @@ def test_resume_rewinds_and_keeps_one_record_a_step(tmp_path):
     assert len(launches) == 2 and launches[1]["resumed_step"] == 3 and launches[1]["config_changes"] == {}
 
 
-def test_resume_with_another_configuration(tmp_path):
+def test_resuming_with_a_different_configuration(tmp_path):
     path = tmp_path / "run"
     config = _Config(tags={"a": "1"})
     with open_run(path, config):
@@ -100,7 +100,7 @@ def test_resume_with_another_configuration(tmp_path):
         open_run(path, changed, resume=True, soft=["steps"])
     message = str(caught.value)
     assert "inner.rate" in message and "1e-05 -> 0.0001" in message and "tags.a" in message
-    assert "steps  " not in message and "Free to change: steps" in message
+    assert "steps  " not in message and "may change: steps" in message
     assert (path / "config.yaml").read_text() == before
     with open_run(path, replace(config, steps=20), resume=True, soft=["steps", "log.*"]):
         pass
@@ -109,7 +109,7 @@ def test_resume_with_another_configuration(tmp_path):
     assert launch["config_changes"] == {"steps": ["10", "20"]}
 
 
-def test_a_field_that_a_later_version_adds_with_its_default_is_no_difference(tmp_path):
+def test_a_field_added_by_a_later_version_with_its_default_is_not_a_difference(tmp_path):
     @dataclass(frozen=True)
     class Later(_Config):
         novel: bool = False
@@ -125,7 +125,7 @@ def test_a_field_that_a_later_version_adds_with_its_default_is_no_difference(tmp
         open_run(path, _Config(), resume=True)
 
 
-def test_other_versions_warn_and_are_recorded(tmp_path, caplog):
+def test_changed_library_versions_warn_and_are_recorded(tmp_path, caplog):
     path = tmp_path / "run"
     with open_run(path, _Config()):
         pass
@@ -155,7 +155,7 @@ def test_one_job_at_a_time_and_no_stale_locks(tmp_path):
         locks.Lock(path)
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    assert json.loads(path.read_text())["pid"] == holder.pid  # left behind, and no obstacle
+    assert json.loads(path.read_text())["pid"] == holder.pid  # a stale entry does not block
     lock = locks.Lock(path)
     with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
         locks.Lock(path)
@@ -163,7 +163,7 @@ def test_one_job_at_a_time_and_no_stale_locks(tmp_path):
     locks.Lock(path).release()
 
 
-def test_without_system_locks_host_and_process_decide(tmp_path, monkeypatch):
+def test_host_and_process_decide_where_there_are_no_system_locks(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "_try_lock", lambda file: None)
     path = tmp_path / "lock"
     gone = subprocess.Popen([sys.executable, "-c", ""])
@@ -184,7 +184,7 @@ def test_without_system_locks_host_and_process_decide(tmp_path, monkeypatch):
                 locks.Lock(path)
 
 
-def test_a_refused_run_keeps_its_owner(tmp_path):
+def test_a_refused_start_leaves_the_owner_running(tmp_path):
     with open_run(tmp_path / "run", _Config()) as run:
         with pytest.raises(UserError, match="in use by process"):
             open_run(tmp_path / "run", _Config(), resume=True)
@@ -203,7 +203,7 @@ def test_only_the_writer_writes(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_unique_names_and_git(tmp_path):
+def test_unique_names_and_git_state(tmp_path):
     first = unique_run_path(tmp_path, "tiny")
     first.mkdir()
     second = unique_run_path(tmp_path, "tiny")
@@ -219,3 +219,9 @@ def test_damaged_documents_are_named(tmp_path):
     (tmp_path / "run" / "run.json").write_text("{")
     with pytest.raises(UserError, match="run.json cannot be read"):
         open_run(tmp_path / "run", _Config(), resume=True)
+
+
+def test_a_directory_that_is_not_utf_8_is_refused_at_the_start(tmp_path):
+    with pytest.raises(UserError, match="is not UTF-8 text, which checkpoints need"):
+        open_run(tmp_path / "r\udcff", _Config())
+    assert not list(tmp_path.iterdir())

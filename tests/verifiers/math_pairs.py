@@ -7,6 +7,8 @@ PAIRS: dict[str, list[tuple[str, list[str], list[str]]]] = {
         ("11/2", [], ["1 1/2"]),
         ("23/4", [], ["2 3/4"]),
         (r"\frac{11}{4}", [r"2\tfrac{3}{4}"], []),
+        ("2516_8", [], ["25}16_8", "25 16_8"]),
+        ("1+e^{-1000}", [], ["1+ex{-000}", "1+0x"]),
         (r"2\frac{3}{4}", ["11/4"], []),
         ("2 3/4", ["2.75"], []),
         ("56", [], [r"5\,6", r"5\;6"]),
@@ -238,6 +240,19 @@ PAIRS: dict[str, list[tuple[str, list[str], list[str]]]] = {
         (r"\cos 60^\circ", [r"\frac12"], []),
         (r"\tan 45^\circ", ["1"], []),
         (r"30^\circ", [], [r"\frac{\pi}{6}"]),
+    ],
+    "general solutions, points left out, ordinals and short words": [
+        (r"\frac{\pi}{4}+k\pi, k\in\mathbb{Z}",
+            [r"\frac{\pi}{4}+k\pi\ (k \in \mathbb{Z})", r"x=\frac{\pi}{4}+k\pi, k\in\mathbb Z",
+             r"k\pi+\frac{\pi}{4},\ k\in\mathbb{Z}"],
+            [r"\frac{\pi}{4}+k\pi, k\in\mathbb{N}", r"\frac{\pi}{4}", r"\frac{\pi}{4}+2k\pi, k\in\mathbb{Z}"]),
+        (r"x \ne 1", [r"\mathbb{R}\setminus\{1\}", r"(-\infty,1)\cup(1,\infty)", r"x\neq1", r"x \neq \frac22"],
+            ["x=1", r"y\ne1", r"x\ne2", r"x \ne -1", r"\mathbb{R}", r"(-\infty,1)\cup[1,\infty)"]),
+        (r"\mathbb{R}\setminus\{0,1\}", [r"\mathbb{R}\setminus\{1,0\}", r"(-\infty,0)\cup(0,1)\cup(1,\infty)"],
+            [r"\mathbb{R}\setminus\{0\}", r"\mathbb{R}", r"\{0,1\}", r"\mathbb{R}\setminus\{0,2\}"]),
+        ("7", [r"7^{\text{th}}", r"7\text{th}", r"7\text{.}"], [r"7^{\text{2}}", r"8^{\text{th}}"]),
+        ("Yes", [r"\text{Yes}", "yes", r"\text{yes}"], ["no", r"\text{Yes or no}", "Y"]),
+        ("AB", [r"\text{AB}", r"\mathrm{AB}"], [r"\text{AC}", r"\text{ab}"]),
     ],
 }
 # fmt: on

@@ -144,10 +144,10 @@ def test_killed_worker_is_replaced(verifier):
 
 def test_worker_that_cannot_start_says_why(monkeypatch, tmp_path):
     broken_worker = tmp_path / "worker.py"
-    broken_worker.write_text('print(\'{"ready": false, "detail": "no sympy"}\', flush=True); input()')
+    broken_worker.write_text('print(\'{"ready": false, "detail": "no mpmath"}\', flush=True); input()')
     monkeypatch.setattr("prm_jax.verifiers.math_pool._WORKER", broken_worker)
     pool = MathPool(workers=1)
-    with pytest.raises(RuntimeError, match="no sympy"):
+    with pytest.raises(RuntimeError, match="no mpmath"):
         pool.compare_many([("x", "x+0")])
     pool.close()
 

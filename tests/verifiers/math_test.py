@@ -1,6 +1,7 @@
 """Mathematical answers: verdicts on pairs of known truth, references, and the limits before any parser."""
 
 import json
+import random
 import time
 
 import pytest
@@ -249,6 +250,25 @@ def test_unknown_kind_of_reference():
 @pytest.mark.parametrize("text", ["5 6", r"5\,6", r"1 \quad 0", "5\u20096"])
 def test_digits_are_never_joined(text):
     assert len([token for token in tokens(text) if token.kind == "num"]) == 2
+
+
+def test_mutated_answers_never_raise(verifier):
+    """Characters of right answers are lost, added and mixed with other answers, for references of every form."""
+    rng = random.Random(0)
+    known = [(golds[0], [golds[0], *right]) for golds, right, _ in WRITINGS.values()]
+    pieces = [*"0123456789xyn+-*/^_=(){}[]\\,. $&|<>!%:;'", r"\frac", r"\pm", r"\cup", r"\text{", " or ", r"\infty"]
+    pairs = []
+    for _ in range(1500):
+        reference, answers = rng.choice(known)
+        answer = rng.choice(answers)
+        at = rng.randrange(len(answer) + 1)
+        other = rng.choice(known)[0]
+        change = rng.choice([rng.choice(pieces), "", other[rng.randrange(len(other)) :]])
+        pairs.append((answer[:at] + change + answer[at + rng.randrange(2) :], rng.choice([reference, other])))
+    verdicts = verifier.verify_many([answer for answer, _ in pairs], [reference for _, reference in pairs])
+    assert {verdict.status for verdict in verdicts} <= {"pass", "fail"}
+    swapped = verifier.verify_many([reference for _, reference in pairs], [answer for answer, _ in pairs])
+    assert {verdict.status for verdict in swapped} <= {"pass", "fail", "error"}
 
 
 HOSTILE = [

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from prm_jax.option_ranges import at_least
+from prm_jax.prm.options import LayoutName
 
-LayoutName = Literal["auto", "qwen_prm", "token_classification", "math_shepherd", "rlhflow", "eurus_prm"]
 TREE_LABELS = ("soft", "hard", "q", "quality")
 PAIRS = ("best_worst", "first_error", "top_bottom")
 Count = Annotated[int, at_least(1)]

@@ -1,0 +1,168 @@
+"""Causal attention over blocks of queries and keys: no array of scores is larger than one block by one block.
+
+A scan over query blocks; inside it a loop over the key blocks up to the diagonal with a running softmax
+(arXiv:2112.05682, arXiv:2205.14135), so that the blocks above the diagonal cost nothing.  The backward pass keeps
+the output and the log-sum-exps and recomputes the weights.  Plain XLA: it runs on every platform and is made for CPUs,
+where it takes a fraction of the time and memory of a full matrix of scores from some 256 tokens on.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from prm_jax.varying import align
+
+_NEGATIVE = -1e30  # finite: a row with nothing to look at must not become NaN
+
+
+def block_size(length: int) -> int:
+    """Tokens per block: 128, or 256 for rows of more than 2,048 tokens."""
+    return 128 if length <= 2048 else 256
+
+
+def blockwise_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None, *, block: int | None = None
+) -> jax.Array:
+    """As ``attention.attend``.  Differentiable once, in reverse mode only.
+
+    Args:
+      q: [B, T, num_heads, head_dim].
+      k: [B, T, num_kv_heads, head_dim].
+      v: like ``k``.
+      segment_ids: [B, T] int32, contiguous runs of one id; None for one segment per row.
+      block: tokens per block; None for ``block_size(T)``.
+
+    Returns:
+      An array like ``q``.
+    """
+    q, k, v = align((q, k, v), segment_ids)
+    length = q.shape[1]
+    size = block or block_size(length)
+    padding = -length % size
+    if padding:  # later columns, which no query sees; their own cotangents are zero
+        q, k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (q, k, v))
+        if segment_ids is not None:
+            segment_ids = jnp.pad(segment_ids, ((0, 0), (0, padding)), mode="edge")
+    return _attention(q, k, v, segment_ids, size)[:, :length]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attention(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, block: int) -> jax.Array:
+    return _forward(q, k, v, segments, block)[0]
+
+
+def _forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, block: int
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    queries = _query_blocks(q, k.shape[2], block)
+    keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    first = _first_blocks(segments, block, len(queries))
+
+    def one(_: None, inputs: tuple[jax.Array, ...]) -> tuple[None, tuple[jax.Array, jax.Array]]:
+        query, i, start = inputs
+
+        def visit(j: jax.Array, carry: tuple[jax.Array, ...], diagonal: bool = False) -> tuple[jax.Array, ...]:
+            top, total, mixed = carry
+            scores = _scores(query, keys, segments, i, j, diagonal=diagonal)
+            new_top = jnp.maximum(top, scores.max(-1))
+            shrink = jnp.exp(top - new_top)
+            weights = jnp.exp(scores - new_top[..., None])
+            part = _product("bkgts,bksd->bkgtd", weights.astype(v.dtype), _rows(values, j, block))
+            return new_top, total * shrink + weights.sum(-1), mixed * shrink[..., None] + part
+
+        shape = query.shape[:-1]
+        blank = align((jnp.full(shape, _NEGATIVE), jnp.zeros(shape), jnp.zeros(query.shape)), query)
+        top, total, mixed = visit(i, lax.fori_loop(start, i, visit, blank), diagonal=True)
+        return None, ((mixed / total[..., None]).astype(q.dtype), top + jnp.log(total))
+
+    _, (blocks, lse) = lax.scan(one, None, (queries, jnp.arange(len(queries)), first))
+    out = _from_query_blocks(blocks, q.shape)
+    return out, (q, k, v, segments, out, lse)
+
+
+def _backward(block: int, residuals: tuple[Any, ...], cotangent: jax.Array) -> tuple[Any, ...]:
+    q, k, v, segments, out, lse = residuals
+    scale = 1.0 / math.sqrt(q.shape[-1])
+    queries, cotangents, outs = (_query_blocks(x, k.shape[2], block) for x in (q, cotangent, out))
+    keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    delta = (cotangents.astype(jnp.float32) * outs.astype(jnp.float32)).sum(-1)
+    first = _first_blocks(segments, block, len(queries))
+
+    def one(carry: tuple[jax.Array, jax.Array], inputs: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
+        query, d_out, query_lse, query_delta, i, start = inputs
+
+        def visit(j: jax.Array, carry: tuple[jax.Array, ...], diagonal: bool = False) -> tuple[jax.Array, ...]:
+            d_keys, d_values, d_query = carry
+            scores = _scores(query, keys, segments, i, j, diagonal=diagonal)
+            weights = jnp.exp(scores - query_lse[..., None])
+            d_weights = _product("bkgtd,bksd->bkgts", d_out, _rows(values, j, block))
+            d_scores = (weights * (d_weights - query_delta[..., None]) * scale).astype(q.dtype)
+            d_values = _add_rows(d_values, j, _product("bkgts,bkgtd->bksd", weights.astype(q.dtype), d_out))
+            d_keys = _add_rows(d_keys, j, _product("bkgts,bkgtd->bksd", d_scores, query))
+            return d_keys, d_values, d_query + _product("bkgts,bksd->bkgtd", d_scores, _rows(keys, j, block))
+
+        start_carry = (*carry, align(jnp.zeros(query.shape), query))
+        d_keys, d_values, d_query = visit(i, lax.fori_loop(start, i, visit, start_carry), diagonal=True)
+        return (d_keys, d_values), d_query.astype(q.dtype)
+
+    zeros = align(jnp.zeros(keys.shape), keys)
+    inputs = (queries, cotangents, lse, delta, jnp.arange(len(queries)), first)
+    (d_keys, d_values), d_queries = lax.scan(one, (zeros, zeros), inputs)
+    d_k, d_v = (x.swapaxes(1, 2).astype(k.dtype) for x in (d_keys, d_values))
+    return _from_query_blocks(d_queries, q.shape), d_k, d_v, None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _scores(
+    query: jax.Array, keys: jax.Array, segments: jax.Array | None, i: jax.Array, j: jax.Array, *, diagonal: bool
+) -> jax.Array:
+    """[B, K, G, b, b] float32 scores of query block i and key block j; ``_NEGATIVE`` where a query may not look."""
+    block, width = query.shape[-2:]
+    scores = _product("bkgtd,bksd->bkgts", query, _rows(keys, j, block)) * (1.0 / math.sqrt(width))
+    if segments is not None:
+        of_queries, of_keys = (lax.dynamic_slice_in_dim(segments, n * block, block, 1) for n in (i, j))
+        scores = jnp.where((of_queries[:, :, None] == of_keys[:, None, :])[:, None, None], scores, _NEGATIVE)
+    if diagonal:
+        scores = jnp.where(jnp.tril(jnp.ones((block, block), bool)), scores, _NEGATIVE)
+    return scores
+
+
+def _first_blocks(segments: jax.Array | None, block: int, count: int) -> jax.Array:
+    """[n] int32: the first key block that any row's query block i sees a part of."""
+    if segments is None:
+        return jnp.zeros((count,), jnp.int32)
+    column = jnp.arange(segments.shape[1], dtype=jnp.int32)
+    begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    run_start = lax.cummax(jnp.where(begins, column, 0), axis=1)
+    return run_start[:, ::block].min(axis=0) // block
+
+
+def _query_blocks(x: jax.Array, kv_heads: int, block: int) -> jax.Array:
+    """[B, T, H, D] -> [n, B, K, G, b, D]."""
+    rows, length, heads, width = x.shape
+    blocks = x.reshape(rows, length // block, block, kv_heads, heads // kv_heads, width)
+    return blocks.transpose(1, 0, 3, 4, 2, 5)
+
+
+def _from_query_blocks(blocks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return blocks.transpose(1, 0, 4, 2, 3, 5).reshape(shape)
+
+
+def _rows(x: jax.Array, j: jax.Array, block: int) -> jax.Array:
+    """Block j of [B, K, T, D]."""
+    return lax.dynamic_slice_in_dim(x, j * block, block, 2)
+
+
+def _add_rows(x: jax.Array, j: jax.Array, update: jax.Array) -> jax.Array:
+    block = update.shape[2]
+    return lax.dynamic_update_slice_in_dim(x, _rows(x, j, block) + update, j * block, 2)
+
+
+def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)

@@ -1,0 +1,94 @@
+"""The parts of a run put together: source, reward, advantage, loss, models and devices."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from prm_jax.models.sharding import placed_shapes, shard_batch, shard_params, shardings_for
+from prm_jax.prime.batch import Batch, Frozen, State
+from prm_jax.prime.collect import Collected
+from prm_jax.prime.options import Options
+from prm_jax.prime.responses import ADAPTER_STREAM, Sampler
+from prm_jax.prime.sources import check_source, make_source
+from prm_jax.prime.start import Overrides, Start, frozen_arrays, make_setup
+from prm_jax.prime.step import Setup, Step, init_state
+from prm_jax.runs.learner import Params
+
+
+@dataclasses.dataclass
+class Composed:
+    """A step with everything that the loop needs around it.
+
+    Attributes:
+      options: of the run.
+      start: with its parameters placed.
+      setup, frozen: of the compiled step.
+      sampler: samples and verifies.
+      mesh: devices, or None for one.
+    """
+
+    options: Options
+    start: Start
+    setup: Setup
+    frozen: Frozen
+    sampler: Sampler
+    mesh: Mesh | None
+
+    def initial_state(self) -> State:
+        """The state before any training."""
+        key = jax.random.fold_in(jax.random.key(self.options.seed), ADAPTER_STREAM)
+        return init_state(self.setup, self.frozen, key)
+
+    def policy_params(self, state: State) -> Params:
+        """The policy's whole parameters."""
+        return self.setup.policy.learner.params(state.policy, self.frozen.reference)
+
+    def place(self, batch: Batch) -> Batch:
+        """A batch on the mesh."""
+        return batch if self.mesh is None else shard_batch(batch, self.mesh)
+
+    def place_state(self, state: State) -> State:
+        """A state on the mesh."""
+        return state if self.mesh is None else shard_params(state, self.mesh)
+
+    def target(self) -> State:
+        """Shapes, dtypes and, on a mesh, shardings of the state."""
+        return placed_shapes(jax.eval_shape(self.initial_state), self.shardings())
+
+    def shardings(self) -> State | None:
+        """How the state is laid out on the mesh; None on one device."""
+        return None if self.mesh is None else shardings_for(jax.eval_shape(self.initial_state), self.mesh)
+
+    def step(self, compiled: Step) -> Any:
+        """The step that `fit` calls: learns from a collected batch and keeps its rewards for the samples."""
+
+        def step(state: State, batch: Collected) -> tuple[State, dict[str, jax.Array]]:
+            if batch.empty:  # an optimiser step without a gradient would still move the weights by their momentum
+                return state, {}
+            state, metrics, rewards = compiled(state, self.frozen, self.place(batch.arrays))
+            batch.rewards = None if self.setup.source is None else rewards
+            return state, metrics
+
+        return step
+
+
+def compose(
+    options: Options, start: Start, base: Params, sampler: Sampler, mesh: Mesh | None, overrides: Overrides
+) -> Composed:
+    """Puts the parts of a run together.
+
+    Raises:
+      UserError: a part that cannot be found, or has another signature than it must.
+    """
+    start = start.placed(base, mesh, options)
+    source = overrides.source
+    if options.advantage.process_coef == 0:
+        source = None
+    elif source is None:
+        source = make_source(options, start)
+    else:
+        source = check_source(source, type(source).__name__)
+    setup = make_setup(options, start, source, overrides)
+    return Composed(options, start, setup, frozen_arrays(start, source), sampler, mesh)

@@ -1,0 +1,29 @@
+"""The layout of the package: rooms import downwards only, files do not import each other in circles, names resolve."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from tools import facts
+
+
+def test_rooms_import_only_rooms_below_them():
+    assert facts.upward_imports() == []
+
+
+@pytest.mark.parametrize("room", [room for room in facts.ROOMS if room != "commands"])
+def test_every_public_name_can_be_imported_from_its_room(room):
+    module = importlib.import_module(f"prm_jax.{room}")
+    names = facts.public_names(room)
+    assert names and all(hasattr(module, name) for name in names)
+
+
+def test_rl_stays_small_enough_to_be_learned():
+    assert len(facts.public_names("rl")) <= 110
+
+
+def test_the_script_prints_the_facts():
+    done = subprocess.run([sys.executable, "-m", "tools.facts"], capture_output=True, text=True, check=True)
+    assert "import cycles" in done.stdout and "public names per room" in done.stdout
