@@ -6,6 +6,7 @@ nor numpy.
 
 import collections.abc
 import difflib
+import enum
 import inspect
 import json
 import math
@@ -20,6 +21,7 @@ from prm_jax.resolve import nearest, resolve
 
 T = TypeVar("T")
 _TRUE, _FALSE, NULL = ("true", "yes", "on"), ("false", "no", "off"), ("null", "none", "~", "")
+_SEQUENCES: dict[Any, type] = {tuple: tuple, list: list, collections.abc.Sequence: tuple}
 _SPECIAL = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}
 
 
@@ -28,9 +30,9 @@ def read_value(text: str, kind: Any, *, quoted: bool = False) -> Any:
 
     Args:
       text: the characters of the value.
-      kind: bool, int, float, str, pathlib.Path, a Literal, a tuple or list (written ``a,b`` or as a JSON list), a
-        callable (written ``package.module:function``), or a union of those with None. A type that cannot be written
-        as text gives the text itself.
+      kind: bool, int, float, str, pathlib.Path, a Literal, an Enum, a tuple or list (written ``a,b`` or as a JSON
+        list), a callable (written ``package.module:function``), or a union of those with None. A type that cannot be
+        written as text gives the text itself.
       quoted: whether it was quoted, so that "null" is a word.
 
     Raises:
@@ -57,8 +59,10 @@ def read_value(text: str, kind: Any, *, quoted: bool = False) -> Any:
         raise ValueError("expected true or false")
     if kind in (int, float):
         return _read_number(text, kind)
-    if (origin or kind) in (tuple, list):
+    if (origin or kind) in _SEQUENCES:
         return convert(_split_list(text), kind)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return _read_enum(text, kind)
     if _is_callable(kind) and ":" in text:
         return resolve(text, {}, "function")
     if _is_callable(kind):
@@ -100,10 +104,10 @@ def convert(value: Any, kind: Any) -> Any:
         if not isinstance(value, kind):
             raise wrong
         return value
-    if (origin or kind) in (tuple, list):
+    if (origin or kind) in _SEQUENCES:
         if not isinstance(value, list | tuple):
             raise wrong
-        return _convert_all(value, origin or kind, members)
+        return _convert_all(value, _SEQUENCES[origin or kind], members)
     if _is_callable(kind) and not callable(value):
         raise wrong
     return value
@@ -181,8 +185,10 @@ def describe(kind: Any) -> str:
         return " or ".join(describe(member) for member in members)
     if origin is Literal:
         return "one of " + ", ".join(str(choice) for choice in members)
-    if origin in (tuple, list):
+    if origin in _SEQUENCES:
         return f"a list, each {describe(members[0])}"
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return "one of " + ", ".join(str(member.value) for member in kind)
     if origin is dict:
         return "a mapping"
     if _is_callable(kind):
@@ -236,6 +242,13 @@ def _first_that_fits(members: Iterable[Any], attempt: Callable[[Any], Any], kind
     raise ValueError(f"expected {describe(kind)}")
 
 
+def _read_enum(text: str, kind: type[enum.Enum]) -> enum.Enum:
+    for member in kind:
+        if text in (str(member.value), member.name):
+            return member
+    raise ValueError(f"expected {describe(kind)}{closest(text, [str(member.value) for member in kind])}")
+
+
 def _read_number(text: str, kind: type) -> int | float:
     plain = text.replace("_", "")
     try:
@@ -258,7 +271,8 @@ def _split_list(text: str) -> list[Any]:
 
 
 def _convert_all(values: Sequence[Any], kind: Any, members: tuple[Any, ...]) -> Any:
-    fixed = kind is tuple and members and not (len(members) == 2 and members[1] is Ellipsis)
+    # tuple[str] is taken for tuple[str, ...], which it usually means.
+    fixed = kind is tuple and len(members) > 1 and members[1] is not Ellipsis
     if fixed and len(values) != len(members):
         raise ValueError(f"expected {len(members)} values")
     kinds = members if fixed else (members[0] if members else Any,) * len(values)

@@ -301,8 +301,9 @@ def test_an_ascii_terminal_gets_escapes(tmp_path):
 def test_pipes_and_devices_are_not_configurations(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, kind in ((tmp_path / "pipe", "a pipe"), ("/dev/zero", "a device"), (tmp_path, "a directory")):
-        code, _, err = _call("train", "--config", str(path))
-        assert code == 2 and err == f"error: cannot read the configuration {path}: expected a file, found {kind}\n"
+        for command in ("train", "train-prm"):
+            code, _, err = _call(command, "--config", str(path))
+            assert code == 2 and err == f"error: cannot read the configuration {path}: expected a file, found {kind}\n"
 
 
 def test_odd_surroundings(tmp_path):

@@ -28,12 +28,20 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import gc  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from prm_jax.models import ModelConfig, init_params  # noqa: E402
 
 _MAPS = pathlib.Path("/proc/self/maps")  # on Linux only, and so is the limit
+
+
+# How long drawing an example takes depends on the machine's other work.
+hypothesis.settings.register_profile(
+    "shared machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("shared machine")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,7 +1,8 @@
 """Text and plain values as declared types: the conversion that the command line, files and task options share."""
 
+import enum
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -10,6 +11,11 @@ from prm_jax.errors import UserError
 from prm_jax.option_values import call_with_options, convert, convert_options, describe, parameter_kinds, read_value
 
 Where = Literal["whole", "marker"] | Callable[[str], str | None]
+
+
+class Colour(enum.Enum):
+    RED = "warm"
+    BLUE = "cold"
 
 
 @pytest.mark.parametrize(
@@ -34,6 +40,11 @@ Where = Literal["whole", "marker"] | Callable[[str], str | None]
         ("1,x", tuple[int, str], (1, "x")),
         ([1, "2"], tuple[int, ...], (1, 2)),
         ("", list[str], []),
+        ("a,b", Sequence[str], ("a", "b")),
+        ("x,y,z", tuple[str], ("x", "y", "z")),
+        ("warm", Colour, Colour.RED),
+        ("RED", Colour, Colour.RED),
+        ("warm", list[Colour], [Colour.RED]),
         ("none", int | None, None),
         (None, int | None, None),
         ("7", int | None, 7),
@@ -68,6 +79,7 @@ def test_values_are_converted(value, kind, result):
         ("adam", Literal["adamw", "sgd"], "one of adamw, sgd; did you mean adamw?"),
         ("middle", Where, "expected one of whole, marker or package.module:function"),
         (3, Callable[[str], str], "expected package.module:function"),
+        ("war", Colour, "expected one of warm, cold; did you mean warm?"),
         ("9" * 5000, int, "expected a whole number"),
     ],
 )

@@ -2,8 +2,9 @@
 
     python -m experiments.benchmarks.verifiers --data DIR [--cases DIR] [--out results.json] [--smoke]
 
-DIR is a folder with ``math500/test500.jsonl`` (default: the environment variable ``PRM_JAX_DATA``); the cases,
-``math_answers.json`` and ``gsm8k_responses.json``, are in ``cases/`` beside it unless ``--cases`` says otherwise.
+DIR is a folder with ``math500/test500.jsonl``, ``processbench/gsm8k.json`` and ``gsm8k/*.jsonl``; by default it is the
+environment variable ``PRM_JAX_DATA``. The cases, ``math_answers.json`` and ``gsm8k_responses.json``, are in ``cases/``
+beside it unless ``--cases`` says otherwise.
 math-verify (``pip install 'math-verify[antlr4_13_2]'``) is measured where it is installed.
 
 Results, machine and date: ``docs/verifiers.md``.
@@ -64,6 +65,7 @@ def main() -> None:
     for mode in ("lenient", "strict"):
         results[mode] = _judge(mathematics, numbers, mode)
     results["rewritings"] = _rewritings(references)
+    results["responses"] = _responses(pathlib.Path(options.data), stride)
     results["throughput"] = _throughput(500 if options.smoke else 20_000)
     if importlib.util.find_spec("math_verify"):
         results["math_verify"] = {"mathematics": _tally(mathematics, "equivalent", _math_verify(mathematics))}
@@ -115,6 +117,34 @@ def _rewritings(references: Sequence[str]) -> dict[str, dict[str, int]]:
             row[f"{key} passed"] = sum(verdict.status == "pass" for verdict in verdicts)
         table[name] = row
     verifier.close()
+    return table
+
+
+def _responses(data: pathlib.Path, stride: int) -> dict[str, list[int]]:
+    """Verdicts on responses of models to GSM8K, against ProcessBench's label of the final answer.
+
+    Returns:
+      Verifier -> right responses, right ones passed, wrong responses, wrong ones passed.
+    """
+    golds = {}
+    for name in ("train", "test"):
+        for line in (data / "gsm8k" / f"{name}.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            golds[" ".join(row["question"].split())] = row["answer"].rpartition("####")[2].strip()
+    rows = json.loads((data / "processbench" / "gsm8k.json").read_text())[::stride]
+    found = [(row, gold) for row in rows if (gold := golds.get(" ".join(row["problem"].split())))]
+    table = {}
+    for name, verifier in (
+        ("lenient, ladder", NumberVerifier()),
+        ("lenient, anywhere", NumberVerifier(extract="anywhere")),
+        ("strict, ladder", NumberVerifier(mode="strict")),
+    ):
+        counts = [0, 0, 0, 0]
+        for row, gold in found:
+            passed = verifier.verify("\n".join(row["steps"]), gold).status == "pass"
+            counts[0 if row["final_answer_correct"] else 2] += 1
+            counts[1 if row["final_answer_correct"] else 3] += passed
+        table[name] = counts
     return table
 
 
@@ -193,6 +223,9 @@ def _print(results: dict[str, Any]) -> None:
     print("\nMATH-500 references, rewritten")
     for name, row in results["rewritings"].items():
         print(f"  {name:14} own {row['own passed']}/{row['own']}   crossed {row['crossed passed']}/{row['crossed']}")
+    print("\nResponses of models to GSM8K: right passed, wrong passed")
+    for name, (right, right_passed, wrong, wrong_passed) in results["responses"].items():
+        print(f"  {name:18} {right_passed}/{right} {wrong_passed}/{wrong}")
     for name, rate in results["throughput"].items():
         print(f"{name}: {rate:,.0f} per second")
 

@@ -92,7 +92,7 @@ def _sample(
     from prm_jax.models import DecodeOptions, generate
 
     ready = [[{"role": "user", "content": p}] if options.chat and isinstance(p, str) else p for p in batch]
-    # A smaller last batch would be compiled anew; its copies are drawn under their own numbers and not shown.
+    # A smaller last batch would be recompiled; its copies are drawn under their own numbers and not shown.
     ready += [ready[-1]] * (options.batch_size - len(batch) if start else 0)
     return generate(
         config,

@@ -44,7 +44,7 @@ def attend(
 
 
 def resolve(implementation: Implementation, *, platform: str, length: int) -> Implementation:
-    """The implementation that "auto" stands for: "blockwise" on CPUs from 256 tokens, otherwise "naive".
+    """Resolves "auto": "blockwise" on CPUs from 256 tokens, otherwise "naive".
 
     The choice depends on static values only and is made before tracing, so that policy, reference and reward model,
     which see the same rows, use the same one and agree bit for bit.

@@ -43,6 +43,7 @@ class ChildProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = 0
         self._rest = b""
+        self._finalizer: weakref.finalize | None = None
 
     def ask(self, request: dict[str, Any], *, seconds: float, max_reply: int) -> dict[str, Any]:
         """The answer to a request.
@@ -91,7 +92,7 @@ class ChildProcess:
             bufsize=0,
         )
         self._owner, self._rest = os.getpid(), b""
-        weakref.finalize(self, _kill, self._process, self._owner)
+        self._finalizer = weakref.finalize(self, _kill, self._process, self._owner)
         path = [entry for entry in sys.path if entry and os.path.exists(entry)]
         try:
             self._send(json.dumps({"path": path, "memory_bytes": self._memory_bytes}).encode() + b"\n")
@@ -105,6 +106,8 @@ class ChildProcess:
         process, self._process = self._process, None
         if process is None:
             return 0
+        if self._finalizer is not None:
+            self._finalizer.detach()
         code = process.poll()
         if code is None and self._owner == os.getpid():
             try:  # it may just be exiting by its own timer

@@ -70,7 +70,7 @@ class FastCodec(Codec):
 
 
 def _token_bytes(tokens: list[str | None], decoder: Mapping[str, Any] | None) -> tuple[list[bytes], bool]:
-    """Each token's bytes under the decoder, and whether it drops the text's first space."""
+    """Each token's bytes under the decoder, and whether it removes the text's first space."""
     stages = list(_stages(decoder))
     kinds = [stage["type"] for stage in stages]
     if kinds == ["ByteLevel"]:
@@ -82,7 +82,7 @@ def _token_bytes(tokens: list[str | None], decoder: Mapping[str, Any] | None) ->
         strips = any(kind in ("Strip", "Metaspace") for kind in kinds)
         return [_from_pieces(token, space, fallback) for token in tokens], strips
     raise UserError(
-        f"tokenizer.json: decoder {' + '.join(kinds) or 'null'} is not supported; expected ByteLevel, or the "
+        f"tokenizer.json: decoder {' + '.join(kinds) or 'null'} is not supported; expected ByteLevel or the "
         "SentencePiece kind (Replace or Metaspace, ByteFallback, Fuse, Strip)"
     )
 
@@ -96,7 +96,7 @@ def _stages(decoder: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
 
 
 def _space(stage: Mapping[str, Any]) -> str | None:
-    """The letter that stands for a space, if this stage turns one back."""
+    """The character that this stage decodes to a space, if any."""
     if stage["type"] == "Metaspace":
         return stage["replacement"]
     if stage["type"] == "Replace" and stage["content"] == " ":

@@ -207,7 +207,7 @@ def _check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], max_ne
             )
         if not 0 <= min(prompt) <= max(prompt) < vocab:
             found = min(prompt) if min(prompt) < 0 else max(prompt)
-            raise UserError(f"prompt {index} holds token {found}, but the vocabulary has tokens 0 to {vocab - 1}")
+            raise UserError(f"prompt {index} contains token {found}, but the vocabulary has tokens 0 to {vocab - 1}")
 
 
 def _check_prompt_ids(prompt_ids: Sequence[int] | None, count: int) -> np.ndarray:

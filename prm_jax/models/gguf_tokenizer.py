@@ -116,10 +116,10 @@ def _vocabulary(metadata: Mapping[str, Any], source: str) -> tuple[Sequence[str]
     while end and types[end - 1] == _UNUSED:  # rows that pad the embedding
         end -= 1
     if len(set(tokens[:end])) != end:
-        raise UserError(f"{source}: tokenizer.ggml.tokens has the same token twice")
+        raise UserError(f"{source}: tokenizer.ggml.tokens has a duplicate token")
     merges = []
     for merge in fields["merges"]:
-        # A space inside a token is written as another letter, so the first blank after the start divides.
+        # Spaces inside tokens are written as another letter, so the first space separates the two tokens.
         cut = merge.find(" ", 1)
         if cut < 0:
             raise UserError(f"{source}: tokenizer.ggml.merges has {merge!r}, expected two tokens")

@@ -1,4 +1,4 @@
-"""A GGUF file as the Hugging Face checkpoint it was made from: configuration, names, and the order of rows."""
+"""Reads a GGUF file as a Hugging Face checkpoint: configuration, tensor names, and the order of rows."""
 
 import math
 import re
@@ -31,7 +31,7 @@ _IN_LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-# Keys that change the computation where they are not at these values.
+# Keys that change the computation, with the values that leave it as it is.
 _HARMLESS = {
     "expert_count": (0,),
     "attention.sliding_window": (0,),
@@ -58,11 +58,11 @@ class GgufWeights:
     """The tensors of a GGUF file under Hugging Face names.
 
     Attributes:
-      config: the model, read from the metadata and from which tensors there are.
+      config: the model, read from the metadata and the list of tensors.
       shapes: by name.
 
     Raises:
-      UserError: for an architecture or a setting that would be computed differently here.
+      UserError: for an architecture or a setting that this package would compute differently.
     """
 
     def __init__(self, file: GgufFile):
@@ -72,16 +72,16 @@ class GgufWeights:
         self.config = ModelConfig.from_hf(self._hf_config())
 
     def spell(self, name: str) -> str:
-        """What the file calls a tensor."""
+        """The name of a tensor in the file."""
         return self._names.get(name, name)
 
     def read(self, name: str) -> np.ndarray:
-        """The numbers of a tensor, rows in the order that rotating by halves needs."""
+        """The numbers of a tensor, with rows in the order of rotate-half embeddings."""
         tensor = self._file.read(self._names[name])
-        turned = re.search(r"self_attn\.([qk])_proj", name)
-        if turned and self.config.architecture == "llama":
-            heads = self.config.num_heads if turned[1] == "q" else self.config.num_kv_heads
-            # Stored for rotating neighbours: [heads, pairs, 2, ...] instead of [heads, 2, pairs, ...].
+        projection = re.search(r"self_attn\.([qk])_proj", name)
+        if projection and self.config.architecture == "llama":
+            heads = self.config.num_heads if projection[1] == "q" else self.config.num_kv_heads
+            # Stored for rotation of adjacent features: [heads, pairs, 2, ...] instead of [heads, 2, pairs, ...].
             pairs = tensor.reshape(heads, self.config.head_dim // 2, 2, *tensor.shape[1:])
             tensor = pairs.swapaxes(1, 2).reshape(tensor.shape)
         return tensor
@@ -159,9 +159,9 @@ class GgufWeights:
 
 
 def llama3_scaling(factors: np.ndarray, theta: float) -> dict[str, Any] | None:
-    """The Llama 3 rotary scaling that divides each frequency by its factor; None if there is no such scaling.
+    """The Llama 3 rotary scaling that divides each frequency by its factor; None if there is none.
 
-    GGUF keeps the divisors and drops the parameters.  Between its two bounds the scaling interpolates:
+    GGUF keeps the divisors but not the parameters.  Between its two bounds the scaling interpolates:
     ``1 / divisor = (1 - s) / factor + s`` with ``s = (context / wavelength - low) / (high - low)``, a straight
     line in ``1 / wavelength``; ``context``, ``low`` and ``high`` matter up to a common scale, and ``low`` is 1
     in every published model.

@@ -10,12 +10,12 @@ from prm_jax.models.transformer import Params
 
 
 def init_value_head(config: ModelConfig, key: jax.Array, *, num_outputs: int = 1, layers: int = 1) -> Params:
-    """Parameters of a head with ``layers`` linear layers; the last one is zero, so that it starts by giving 0.
+    """Parameters of a head with ``layers`` linear layers; the last one is zero, so that the initial output is 0.
 
     Args:
       config: gives D; inner layers are D wide.
       key: typed PRNG key, consumed.
-      num_outputs: outputs a token.
+      num_outputs: outputs per token.
       layers: at least 1.
 
     Returns:
@@ -48,7 +48,7 @@ def value_head(params: Params, hidden: jax.Array) -> jax.Array:
       hidden: [..., D], any float dtype; receives gradients (use ``stop_gradient`` for a probe).
 
     Returns:
-      [..., num_outputs] float32, unbounded: entry t of a row belongs to the state after token t.
+      [..., num_outputs] float32, unbounded; entry t belongs to the state after token t.
     """
     x = hidden.astype(jnp.float32)
     count = len(params)

@@ -37,7 +37,7 @@ def fresh_config(options: ModelOptions, vocab_size: int) -> ModelConfig:
 
 
 def fresh_params(config: ModelConfig, key: jax.Array) -> Any:
-    """Random parameters, compiled so that the same key gives the same bits everywhere."""
+    """Random parameters, compiled so that the same key gives the same bits."""
     return jax.jit(init_params, static_argnums=0)(config, key)
 
 

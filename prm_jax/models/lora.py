@@ -1,4 +1,4 @@
-"""Low-rank adapters beside frozen kernels (arXiv:2106.09685): ``y = x W + (x A) B alpha / r``."""
+"""Low-rank adapters of frozen kernels (arXiv:2106.09685): ``y = x W + (x A) B alpha / r``."""
 
 import dataclasses
 import math
@@ -23,8 +23,8 @@ class LoRAConfig:
 
     Attributes:
       rank: r, at least 1.
-      alpha: numerator of the scale ``alpha / rank``.  The forward pass reads it from ``ModelConfig.lora_alpha``,
-        which must be the same number; ``init_lora`` checks.
+      alpha: numerator of the scale ``alpha / rank``; must equal ``ModelConfig.lora_alpha``, which the forward pass
+        uses.
       targets: names among q, k, v, o, gate, up, down; all of them by default.
     """
 
@@ -42,7 +42,7 @@ class LoRAConfig:
 
 
 def init_lora(config: ModelConfig, params: Params, key: jax.Array, lora: LoRAConfig) -> Params:
-    """New adapters: ``lora_a`` normal with variance 1 / fan-in, ``lora_b`` zero, so that nothing changes yet.
+    """New adapters: ``lora_a`` normal with variance 1 / fan-in, ``lora_b`` zero, so that the model is unchanged.
 
     Args:
       config: the model.
@@ -51,8 +51,8 @@ def init_lora(config: ModelConfig, params: Params, key: jax.Array, lora: LoRACon
       lora: rank, scale and targets.
 
     Returns:
-      ``{"layers": {"attn" or "mlp": {target: {"lora_a": [L, in, r], "lora_b": [L, r, out]}}}}``, float32: they
-      are trained, whatever the precision of the frozen kernels.
+      ``{"layers": {"attn" or "mlp": {target: {"lora_a": [L, in, r], "lora_b": [L, r, out]}}}}``, float32
+      whatever the precision of the frozen kernels, since they are trained.
 
     Raises:
       UserError: when ``lora.alpha`` is not ``config.lora_alpha``.
@@ -72,13 +72,13 @@ def init_lora(config: ModelConfig, params: Params, key: jax.Array, lora: LoRACon
 
 
 def join(base: Params, adapters: Params) -> Params:
-    """The tree with the adapters' leaves beside the base's; structure only, nothing is copied.
+    """The tree with the leaves of both; nothing is copied.
 
-    The model computes with the result as it is.  To train adapters alone, differentiate with respect to them and
-    close over ``base``.
+    The model applies adapters that it finds in its parameters.  To train adapters alone, differentiate with respect
+    to them and close over ``base``.
 
     Raises:
-      ValueError: where the adapters name a projection that the base does not have.
+      ValueError: if the adapters name a projection that the base does not have.
     """
     joined = dict(base)
     for name, value in adapters.items():
@@ -92,7 +92,7 @@ def join(base: Params, adapters: Params) -> Params:
 
 
 def split(params: Params) -> tuple[Params, Params]:
-    """The inverse of ``join``: ``(base, adapters)``; adapters is empty when there are none."""
+    """The inverse of ``join``: ``(base, adapters)``; adapters may be empty."""
     base: Params = {}
     adapters: Params = {}
     for name, value in params.items():
@@ -108,7 +108,7 @@ def split(params: Params) -> tuple[Params, Params]:
 
 
 def merge(config: ModelConfig, params: Params) -> Params:
-    """The plain model that computes the same: ``kernel + lora_a lora_b alpha / r``, summed in float32.
+    """The equivalent plain model: ``kernel + lora_a lora_b alpha / r``, summed in float32.
 
     Args:
       config: gives ``lora_alpha``.

@@ -1,4 +1,4 @@
-"""Responses as the sampler leaves them, laid out for training and read as text; host-side NumPy."""
+"""Sampled responses: packed into rows for training, and decoded to text; host-side NumPy."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Samples:
     """Responses to P prompts, G each, prompt-major: row b answers prompt b // G.
 
     Attributes:
-      tokens: [B, R] i32, response tokens; 0 behind the end.
+      tokens: [B, R] i32, response tokens; 0 after the end.
       mask: [B, R] bool, True up to and including the token that ended the response.
       logp: [B, R] f32 <= 0, log-probability of each token under softmax(logits / temperature) before
         truncation (temperature 1 for greedy decoding); 0 where the mask is False.
@@ -34,7 +34,7 @@ class Samples:
 
 
 def pack(prompts: Sequence[Sequence[int]], samples: Samples, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lays prompts and responses out for training, on the host: rows [prompt][response][padding].
+    """Packs prompts and responses into rows [prompt][response][padding], on the host.
 
     Args:
       prompts: the P prompts' token ids.
@@ -42,7 +42,7 @@ def pack(prompts: Sequence[Sequence[int]], samples: Samples, length: int) -> tup
       length: T, at least that of every row.
 
     Returns:
-      (tokens [B, T] i32, 0 behind the end; mask [B, T] bool, True on response tokens).
+      (tokens [B, T] i32, 0 after the end; mask [B, T] bool, True on response tokens).
 
     Raises:
       UserError: the rows are not a multiple of the prompts, or a row is longer than `length`.
@@ -50,13 +50,13 @@ def pack(prompts: Sequence[Sequence[int]], samples: Samples, length: int) -> tup
     response, mask = np.asarray(samples.tokens), np.asarray(samples.mask)
     rows, steps = response.shape
     if not prompts or rows % len(prompts):
-        raise UserError(f"{rows} responses do not belong to {len(prompts)} prompts: give the prompts they answer")
+        raise UserError(f"{rows} responses are not a multiple of {len(prompts)} prompts")
     prompt, prompt_lengths = pad_right(prompts, max(map(len, prompts)))
     prompt_lengths = np.repeat(prompt_lengths, rows // len(prompts))
     counts = mask.sum(axis=1)
     longest = int((prompt_lengths + counts).max())
     if longest > length:
-        raise UserError(f"a prompt and its response take {longest} tokens, but rows have {length}: lengthen the rows")
+        raise UserError(f"a prompt and its response have {longest} tokens, but rows have {length}; use longer rows")
     tokens = np.zeros((rows, max(length, prompt.shape[1])), np.int32)
     tokens[:, : prompt.shape[1]] = np.repeat(prompt, rows // len(prompts), axis=0)
     out_mask = np.zeros(tokens.shape, bool)
@@ -79,8 +79,7 @@ def response_texts(
     Args:
       samples: B rows.
       tokenizer: decodes them.
-      stop: as given to `generate`.  The text ends exactly at the first stop string, even where its last token
-        goes on behind it.
+      stop: as given to `generate`.  The text ends exactly at the first stop string, even inside a token.
       keep_stop: whether that string stays in the text.
 
     Returns:
@@ -98,13 +97,13 @@ def drop_stop(
     sequences: Sequence[tuple[int, ...]],
     tokenizer: Tokenizer | None,
 ) -> Samples:
-    """Takes the stop string or sequence that ended a response out of it, on the host.
+    """Removes the stop string or sequence that ended a response, on the host.
 
     Args:
       samples: B rows, each up to and including what ended it.
       strings: stop strings, which need the tokenizer.
-      sequences: stop sequences; a single token, as end-of-text tokens are, stays.
-      tokenizer: knows the text of the tokens.
+      sequences: stop sequences; single tokens, such as end-of-text tokens, stay.
+      tokenizer: gives the text of the tokens.
 
     Returns:
       Samples without the tokens that begin inside the stop string or sequence.
@@ -132,7 +131,7 @@ def pad_right(rows: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, n
 
 
 def _before_string(ids: Sequence[int], strings: Sequence[str], tokenizer: Tokenizer) -> int:
-    """How many tokens begin before the first stop string to be complete; all when there is none."""
+    """Number of tokens that begin before the first completed stop string; all if there is none."""
     pieces = [stopping.text_bytes(token, strings, tokenizer) for token in ids]
     text = b"".join(pieces)
     found = [(text.find(s.encode()) + len(s.encode()), -len(s.encode())) for s in strings if s.encode() in text]

@@ -17,8 +17,8 @@ class RopeScaling:
     ``original_max_position_embeddings / low_freq_factor`` and interpolates up to ``/ high_freq_factor``.
     ``yarn`` (arXiv:2309.00071) blends by the number of rotations between ``beta_fast`` and ``beta_slow`` and
     multiplies cosines and sines by ``attention_factor``.  ``dynamic`` leaves positions within
-    ``max_position_embeddings`` as they are; longer rows are refused, because there a token's rotation
-    would depend on how far generation has got.
+    ``max_position_embeddings`` as they are; longer rows are refused, because a token's rotation
+    would then depend on the length generated so far.
     """
 
     kind: RopeKind

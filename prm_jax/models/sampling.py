@@ -1,8 +1,8 @@
-"""Drawing the next token: temperature, top-k, top-p and min-p, with randomness that belongs to a row.
+"""Sampling the next token: temperature, top-k, top-p and min-p, with per-row randomness.
 
 Two things differ from the usual Gumbel-max over sorted logits.  A token is drawn by inverting the cumulative
-distribution with two uniforms a row instead of V of them, and the truncations find their threshold by
-bisecting over the bits of a float instead of sorting the vocabulary.  Both are exact up to float32 rounding.
+distribution with two uniforms per row instead of V, and the truncations find their threshold by bisection over
+the bits of a float instead of sorting the vocabulary.  Both are exact up to float32 rounding.
 
 Top-k: arXiv 1805.04833 section 5.4.  Top-p: arXiv 1904.09751 section 3.1.  Min-p: arXiv 2407.01082 section 3.
 """
@@ -26,10 +26,10 @@ _BLOCK = 256
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; a pytree whose leaves may change without a new compilation.
+    """How the next token is chosen; a pytree whose leaves may change without recompilation.
 
-    A field that is None is absent from the compiled code, so switching a truncation on or off compiles again
-    and changing its value does not.
+    A field that is None is absent from the compiled code, so enabling or disabling a truncation recompiles, and
+    changing its value does not.
 
     Attributes:
       temperature: f32 scalar > 0, or None for greedy decoding (the other fields are then ignored).
@@ -47,7 +47,7 @@ class Sampling:
 def make_sampling(
     *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> Sampling:
-    """Checks the options of sampling and turns them into a `Sampling`.
+    """Checks sampling options and converts them to a `Sampling`.
 
     Args:
       temperature: divides the logits; >= 0, and 0 means greedy decoding.
@@ -58,20 +58,20 @@ def make_sampling(
         all.
 
     Returns:
-      A `Sampling`.  At temperature 0 the truncations are dropped, since the most probable token survives them
-      all.
+      A `Sampling`.  At temperature 0 the truncations are dropped, since the most probable token survives all of
+      them.
 
     Raises:
       UserError: an option is outside its range.
     """
     if not (math.isfinite(temperature) and temperature >= 0):
-        raise UserError(f"temperature is {temperature}: give a finite number >= 0 (0 = greedy decoding)")
+        raise UserError(f"temperature is {temperature}; expected a finite number >= 0 (0 = greedy decoding)")
     if top_k < 0 or int(top_k) != top_k:
-        raise UserError(f"top_k is {top_k}: give a whole number >= 0 (0 = keep every token)")
+        raise UserError(f"top_k is {top_k}; expected an integer >= 0 (0 = keep every token)")
     if not 0 < top_p <= 1:
-        raise UserError(f"top_p is {top_p}: give a number in (0, 1] (1 = keep every token)")
+        raise UserError(f"top_p is {top_p}; expected a number in (0, 1] (1 = keep every token)")
     if not 0 <= min_p <= 1:
-        raise UserError(f"min_p is {min_p}: give a number in [0, 1] (0 = keep every token)")
+        raise UserError(f"min_p is {min_p}; expected a number in [0, 1] (0 = keep every token)")
     if temperature == 0:
         return Sampling(None)
     return Sampling(
@@ -83,16 +83,16 @@ def make_sampling(
 
 
 def row_uniforms(key: Array, prompt_ids: Array, *, samples: int, steps: int) -> Array:
-    """All the randomness of a generation: two uniforms a step for each row.
+    """All the randomness of a generation: two uniforms per row and step.
 
-    The numbers of a row depend on the key, on its prompt's id, on its index among the prompt's samples and on
-    the step, and on nothing else: not on the other rows, nor on how many rows or steps there are.
+    A row's numbers depend only on the key, its prompt's id, its index among the prompt's samples and the step, and
+    not on the other rows or on the number of rows or steps.
 
     Args:
       key: typed PRNG key, consumed.
-      prompt_ids: [P] i32 >= 0, what tells the prompts apart.
-      samples: G, rows a prompt.
-      steps: R, tokens a row.
+      prompt_ids: [P] i32 >= 0, identify the prompts.
+      samples: G, rows per prompt.
+      steps: R, tokens per row.
 
     Returns:
       [R, P * G, 2] f32 in [0, 1), rows prompt-major (row = p * G + g).
@@ -110,7 +110,7 @@ def row_uniforms(key: Array, prompt_ids: Array, *, samples: int, steps: int) -> 
 
 
 def sample(logits: Array, uniforms: Array, sampling: Sampling) -> tuple[Array, Array]:
-    """Draws one token a row.
+    """Draws one token per row.
 
     Args:
       logits: [B, V] float, any dtype; -inf bans a token.
@@ -119,8 +119,8 @@ def sample(logits: Array, uniforms: Array, sampling: Sampling) -> tuple[Array, A
 
     Returns:
       (tokens [B] i32, logp [B] f32): `logp` is the token's log-probability under softmax(logits /
-      temperature) *before* any truncation (temperature 1 when greedy), which is what a policy gradient with
-      that temperature takes as its behaviour log-probability.
+      temperature) *before* any truncation (temperature 1 when greedy), the behaviour log-probability of
+      a policy gradient at that temperature.
     """
     chex.assert_rank(logits, 2)
     chex.assert_shape(uniforms, (logits.shape[0], 2))
@@ -142,11 +142,11 @@ def truncate(weights: Array, sampling: Sampling) -> Array:
     """Zeroes the weights of the tokens that top-k, then top-p, then min-p leave out.
 
     Args:
-      weights: [..., V] f32 >= 0, unnormalised probabilities with 1 as their greatest.
-      sampling: which truncations to apply; its temperature is not looked at.
+      weights: [..., V] f32 >= 0, unnormalised probabilities whose maximum is 1.
+      sampling: which truncations to apply; its temperature is ignored.
 
     Returns:
-      [..., V] f32, `weights` or 0.  At least one weight a row survives.
+      [..., V] f32, `weights` or 0.  At least one weight per row survives.
     """
     if sampling.top_k is not None:
         ones = jnp.ones_like(weights)
@@ -170,8 +170,8 @@ def draw(weights: Array, uniforms: Array) -> Array:
       uniforms: [B, 2] f32 in [0, 1).
 
     Returns:
-      [B] i32 in [0, V).  An index of weight 0 is never drawn (when a row has no positive weight at all, as
-      after a NaN, the result is 0).
+      [B] i32 in [0, V).  An index of weight 0 is never drawn (a row without positive weights, for example after a
+      NaN, gives 0).
     """
     batch, vocab = weights.shape
     if vocab <= _SINGLE_STAGE:
@@ -188,22 +188,18 @@ def _draw_with_total(weights: Array, uniforms: Array, sampling: Sampling) -> tup
 
 
 def _invert(weights: Array, uniform: Array) -> Array:
-    """[B, n] f32, [B] -> [B] i32: the first index whose cumulative weight exceeds the uniform share of the
-    total.
-    """
+    """[B, n] f32, [B] -> [B] i32: the first index whose cumulative weight exceeds that share of the total."""
     n = weights.shape[-1]
-    # A product with a triangle is one fast operation everywhere; a cumulative sum is log2(n) small ones on a
-    # CPU.
+    # A product with a triangle is one fast operation on every platform; a cumulative sum is log2(n) small ones on CPU.
     triangle = jnp.triu(jnp.ones((n, n), jnp.float32))
     cumulative = jnp.dot(weights, triangle, precision=lax.Precision.HIGHEST)
     reached = cumulative > (uniform * cumulative[:, -1])[:, None]
-    # Rounding may step up at an index of weight 0; requiring a positive weight makes such a draw impossible.
+    # Rounding may step up at an index of weight 0, hence the second condition.
     return jnp.argmax(reached & (weights > 0), axis=-1).astype(jnp.int32)
 
 
 def _keep_smallest_set(weights: Array, measure: Array, target: Array) -> Array:
-    """Keeps the largest weights whose measures sum to at least the target; ties with the smallest of them
-    stay.
+    """Keeps the largest weights whose measures sum to at least the target, and ties with the smallest of them.
 
     Finds the greatest threshold t with sum(measure[weights >= t]) >= target, bit by bit from the top:
     non-negative floats are ordered as their bit patterns are.

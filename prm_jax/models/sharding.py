@@ -1,4 +1,4 @@
-"""Meshes and shardings: three axes, and rules from a parameter's path to how it lies on them.
+"""Meshes and shardings: three axes, and rules from a parameter's path to its sharding.
 
 "data" splits the batch only, "fsdp" splits the batch and the parameters (arXiv 2004.13336, 2304.11277), "tensor"
 splits heads and MLP widths (arXiv 1909.08053). The axes are of type Auto: the compiler inserts the communication,
@@ -26,12 +26,12 @@ BATCH = ("data", "fsdp")
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How the parameters with a certain path lie on the mesh.
+    """The sharding of parameters with a given path.
 
     Attributes:
       path: regular expression for the end of a path, "attn/q/kernel"; matches whole names only.
       spec: mesh axes by dimension.
-      strict: a dimension that its axis does not divide is an error; otherwise it is not split.
+      strict: raise an error if an axis does not divide its dimension; otherwise the dimension is not split.
     """
 
     path: str
@@ -42,7 +42,7 @@ class Rule:
 P = PartitionSpec
 _IN, _OUT = r"(attn/[qkv]|mlp/(gate|up))", r"(attn/o|mlp/down)"
 RULES = (
-    # Vocabularies have any size; where the axis does not divide one, each device keeps all of it.
+    # Vocabulary sizes are arbitrary; one that the axis does not divide is replicated.
     Rule(r"embed/embedding", P("tensor", "fsdp"), strict=False),
     Rule(r"head/kernel", P("tensor", "fsdp"), strict=False),
     # Layers are stacked on axis 0, which a scan runs over and no axis splits.
@@ -54,7 +54,7 @@ RULES = (
     Rule(rf"{_OUT}/lora_a", P(None, "tensor", None)),
     Rule(rf"{_OUT}/lora_b", P(None, None, "fsdp")),
 )
-"""The parameter tree of prm_jax.models; what no rule names (norms, biases of the outputs, heads) is on every device."""
+"""The parameter tree of prm_jax.models; leaves without a rule (norms, output biases, heads) are replicated."""
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
@@ -63,7 +63,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
     Args:
       data: devices along "data".
       fsdp: along "fsdp".
-      tensor: along "tensor". One of the three may be -1: all devices that the others leave.
+      tensor: along "tensor". One of the three may be -1: all remaining devices.
       devices: default all of them, of all processes. The first data * fsdp * tensor are used.
 
     Raises:
@@ -73,7 +73,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     asked = ", ".join(f"{name} {size}" for name, size in sizes.items())
     if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
-        raise UserError(f"mesh sizes must be positive, and at most one -1 (all that is left); found {asked}")
+        raise UserError(f"mesh sizes must be positive, and at most one -1 (all remaining devices); found {asked}")
     known = math.prod(size for size in sizes.values() if size != -1)
     if known > len(devices):
         raise UserError(f"a mesh of {asked} needs {known} devices; there are {len(devices)}")
@@ -88,10 +88,10 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
 
 
 def partition_spec(name: str, shape: Sequence[int], mesh: Mesh, rules: Sequence[Rule] = RULES) -> PartitionSpec:
-    """The first rule's spec for a leaf, or an empty one (on every device).
+    """The spec of the first rule that matches a leaf, or an empty one (replicated).
 
-    An optimiser's state carries the paths of its parameters at the end of its own ("0/mu/layers/attn/q/kernel") and
-    so follows them; a leaf whose number of dimensions is not the rule's (a factored moment) is left whole.
+    Paths in an optimiser's state end in those of its parameters ("0/mu/layers/attn/q/kernel"), so the same rules
+    apply; a leaf with another number of dimensions than the rule's (a factored moment) is replicated.
 
     Args:
       name: the leaf's path, as ``named_leaves`` gives it.
@@ -157,7 +157,7 @@ def shard_params(params: PyTree, mesh: Mesh, rules: Sequence[Rule] = RULES) -> P
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows split over "data" and "fsdp", all other dimensions whole."""
+    """Rows split over "data" and "fsdp"; other dimensions not split."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
@@ -167,7 +167,7 @@ def rows_over(mesh: Mesh) -> int:
 
 
 def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
-    """Places a batch on the mesh, its rows split.
+    """Places a batch on the mesh, with its rows split.
 
     Args:
       batch: pytree of arrays with one leading dimension of rows; in a run of several processes each holds its own
@@ -197,7 +197,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def _place(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    """As device_put, which takes no sharding over the devices of other processes."""
+    """``device_put`` for shardings that include other processes' devices."""
     if is_key(leaf):
         return jax.random.wrap_key_data(_place(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
     host = np.asarray(leaf)

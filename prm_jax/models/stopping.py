@@ -1,7 +1,7 @@
 """When a response ends: end-of-text tokens, token sequences and strings as automata that run on the device.
 
-A stop string is matched on bytes, wherever the tokenizer happens to cut it: the automaton of the strings is
-lifted from bytes to whole tokens once on the host, and each decoding step is then one table look-up a row
+A stop string is matched on bytes, independently of token boundaries: the automaton of the strings is
+lifted from bytes to whole tokens once on the host, and each decoding step is then one table look-up per row
 (Aho and Corasick, CACM 18(6), 1975).
 """
 
@@ -26,11 +26,11 @@ def stop_tables(
       strings: from `check_stop`; they need the tokenizer.
       sequences: from `check_stop`.
       vocab_size: V of the model.
-      tokenizer: knows the text of each token.
+      tokenizer: gives the text of each token.
 
     Returns:
-      One or two tables [states, V] i32 as `token_table`, their states filled up to a power of two so that
-      what is compiled for one set of stop strings serves most others.
+      One or two tables [states, V] i32 as `token_table`, with the number of states padded to a power of two,
+      so that most sets of stop strings share a compilation.
 
     Raises:
       UserError: strings without a tokenizer.
@@ -38,7 +38,7 @@ def stop_tables(
     tables = [token_table(sequences, vocab_size)]
     if strings:
         if tokenizer is None:
-            raise UserError(f"the stop string {strings[0]!r} needs a tokenizer: give one, or stop at token ids")
+            raise UserError(f"the stop string {strings[0]!r} needs a tokenizer: options=DecodeOptions(tokenizer=...)")
         tables.append(_text_table(strings, tokenizer, vocab_size))
     return tuple(_fill_up(table) for table in tables)
 
@@ -128,10 +128,10 @@ def check_stop(
     sequences = [tuple(int(token) for token in entry) for entry in given if not isinstance(entry, str)]
     sequences += [(int(token),) for token in eos_ids]
     if "" in strings or () in sequences:
-        raise UserError("stop holds an empty entry, which would end every response at once: remove it")
+        raise UserError("stop contains an empty entry, which would end every response immediately; remove it")
     outside = [token for sequence in sequences for token in sequence if not 0 <= token < vocab_size]
     if outside:
-        raise UserError(f"stop or eos_ids holds token {outside[0]}, but the vocabulary has {vocab_size} tokens")
+        raise UserError(f"stop or eos_ids contains token {outside[0]}, but the vocabulary has {vocab_size} tokens")
     return strings, tuple(sequences)
 
 

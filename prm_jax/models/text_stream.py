@@ -1,4 +1,4 @@
-"""The text of a response while its tokens arrive: whole characters only, and an end at the first stop string."""
+"""Streaming text of a response: whole characters only, ending at the first stop string."""
 
 import codecs
 from collections.abc import Sequence
@@ -8,18 +8,18 @@ from prm_jax.models.tokenizer import Tokenizer
 
 
 class TextStream:
-    """Feeds on token ids and gives out text that no later token can change.
+    """Converts token ids to text that no later token can change.
 
-    Held back are the bytes of an unfinished character, and an end that may yet become a stop string.  What is
-    given out adds up to ``tokenizer.decode`` of all ids, or to what stands before the first stop string.
+    The bytes of an incomplete character, and a suffix that may become a stop string, are held back.  The returned
+    pieces add up to ``tokenizer.decode`` of all ids, or to the text before the first stop string.
 
     Args:
       tokenizer: decodes.
-      stop: strings that end the text, and are no part of it.
+      stop: strings that end the text and are not part of it.
       skip_special: leave special tokens out of the text.
 
     Attributes:
-      stopped: a stop string was completed; further tokens give no text.
+      stopped: whether a stop string was completed; later tokens give no text.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, stop: Sequence[str] = (), skip_special: bool = True):
@@ -34,13 +34,13 @@ class TextStream:
         self._begun = False
 
     def push(self, token: int) -> str:
-        """Takes one token; the text that is certain now and was not before."""
+        """Adds a token and returns the text that has become final."""
         if self._skip_special and token in self._tokenizer.special_ids:
             return ""
         return self._advance(self._decoder.decode(self._tokenizer.token_bytes(token)))
 
     def finish(self) -> str:
-        """The text that was held back, once no token is left."""
+        """Ends the stream and returns the text that was held back."""
         text = self._advance(self._decoder.decode(b"", final=True))
         rest, self._held = self._held, ""
         return text + rest
@@ -52,7 +52,7 @@ class TextStream:
             self._begun = True
             text = self._tokenizer.finish_text(text)
         text = self._held + text
-        # The stop string that is complete first counts, as when each character is looked at as it comes.
+        # The stop string that is completed first counts.
         found = [(at + len(s), at) for s in self._stop if (at := text.find(s)) >= 0]
         if found:
             self.stopped, self._held = True, ""
@@ -63,6 +63,6 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` with which ``stop`` begins."""
+    """Length of the longest suffix of ``text`` that is a prefix of ``stop``."""
     lengths = range(min(len(text), len(stop) - 1), 0, -1)
     return next((n for n in lengths if text.endswith(stop[:n])), 0)

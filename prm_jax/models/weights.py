@@ -31,7 +31,7 @@ _DTYPES: dict[str, np.dtype] = {
 def load_weights(
     path: str | pathlib.Path, *, dtype: Any = None, host: bool = False, merge_adapters: bool = True
 ) -> tuple[ModelConfig, checkpoint_layout.Params]:
-    """Loads a pretrained model.
+    """Loads a pretrained model; its tokenizer is loaded by ``Tokenizer.load(path)``, from the same path.
 
     Args:
       path: a Hugging Face directory (``config.json`` with ``model.safetensors``, or the shards of

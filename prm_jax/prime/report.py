@@ -5,7 +5,7 @@ import math
 import os
 import pathlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console as RichConsole
@@ -14,10 +14,16 @@ from rich.table import Table
 from prm_jax.errors import MissingExtraError
 from prm_jax.prime.loop import Trained
 from prm_jax.prime.options import Options
-from prm_jax.runs.metrics_log import atomic_write
+from prm_jax.runs.metrics_log import atomic_write, read_metrics
 from prm_jax.runs.versions import library_versions
 
 _TITLES = {"prime": "PRIME", "outcome_only": "outcome only"}
+EQUAL_ROLLOUTS = (
+    "Outcome-only training has more steps because both policies are compared at equal numbers of sampled responses: "
+    "PRIME uses some of them to warm up its PRM."
+)
+"""Shown where the two policies were trained for different numbers of steps."""
+
 _POLICY_ROWS = {
     "eval/greedy_accuracy": "greedy accuracy",
     "eval/sampled_accuracy": "sampled accuracy",
@@ -66,19 +72,24 @@ def write_report(
     }
     with atomic_write(path / "result.json") as file:
         file.write(json.dumps(_finite(summary), indent=2) + "\n")
-    tables = [_policy_table(results), _prm_table(results)]
+    steps = [_steps(path if index == 0 else path / name) for index, name in enumerate(results)]
+    tables = [_policy_table(results, steps), _prm_table(results)]
     lines = [f"# {options.task.name}: {options.steps} steps, seed {options.seed}", ""]
     console = RichConsole()
     for title, header, rows in tables:
         if not rows:
             continue
         lines += [f"## {title}", "", _markdown(header, rows), ""]
+        if title == tables[0][0] and len(set(steps)) > 1:
+            lines += [EQUAL_ROLLOUTS, ""]
         shown = Table(title=title, title_justify="left", title_style="bold")
         for index, name in enumerate(header):
             shown.add_column(name, justify="left" if index == 0 else "right")
         for row in rows:
             shown.add_row(*row)
         console.print(shown)
+    if len(set(steps)) > 1:
+        console.print(EQUAL_ROLLOUTS, highlight=False)
     pictures = _plots(path, options, results)
     lines += [f"![{picture.stem}]({picture.relative_to(path)})" for picture in pictures]
     lines += ["", f"{seconds:.0f} s on {os.cpu_count()} CPU cores, {_devices()['devices']}."]
@@ -87,7 +98,12 @@ def write_report(
     return summary
 
 
-def _policy_table(results: Mapping[str, Trained]) -> tuple[str, list[str], list[list[str]]]:
+def _steps(path: pathlib.Path) -> int:
+    """Training steps of a policy's run."""
+    return int(read_metrics(path)[-1]["step"])
+
+
+def _policy_table(results: Mapping[str, Trained], steps: Sequence[int]) -> tuple[str, list[str], list[list[str]]]:
     header = ["", "before"] + [_TITLES[name] for name in results]
     first = next(iter(results.values()))
     afters = [result.after for result in results.values()]
@@ -97,6 +113,7 @@ def _policy_table(results: Mapping[str, Trained]) -> tuple[str, list[str], list[
         if key in first.before
     ]
     if rows:
+        rows.append(["training steps", "0"] + [f"{count:,}" for count in steps])
         rows.append(["responses sampled", "0"] + [f"{result.rollouts:,}" for result in results.values()])
     return "Policy on problems that training never saw", header, rows
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import yaml
 
 from prm_jax.errors import UserError
+from prm_jax.input_files import open_input
 from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.option_ranges import at_least, check_ranges
 from prm_jax.prm.kinds import KINDS, Implicit
@@ -106,8 +107,9 @@ def refuse_options_of_other_kinds(names: Iterable[str], kind: str, prefix: str) 
 def kind_options_in(path: str | pathlib.Path) -> Mapping[str, Any]:
     """The options of the kind that a configuration file gives, {} where it gives none or cannot be read."""
     try:
-        found = yaml.safe_load(pathlib.Path(path).read_bytes()[: 1 << 20])
-    except (OSError, yaml.YAMLError, ValueError, RecursionError):
+        with open_input(path) as file:
+            found = yaml.safe_load(file.read(1 << 20))
+    except (yaml.YAMLError, ValueError, RecursionError):
         return {}  # reading it in full says what is wrong
     if not isinstance(found, dict):
         return {}

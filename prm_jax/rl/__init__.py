@@ -1,7 +1,7 @@
 """Rewards, shaping, advantages, losses, targets, filters and metrics: pure functions on arrays.
 
-Batch-first rectangles with bool masks; results are float32; every function works under jit, vmap, grad and
-shard_map. A function imports nothing but jax and chex.
+Batch-first arrays with bool masks; results are float32; every function works under jit, vmap, grad and shard_map.
+Statistics of scores (calibration, correlations, best-of-n) are in `prm_jax.stats`.
 """
 
 from prm_jax.rl.advantages import (
@@ -118,6 +118,7 @@ __all__ = [
     "effective_rewards",
     "pessimistic_rewards",
     "progress_rewards",
+    "update_reward_mean",
     # returns
     "discounted_returns",
     "generalized_advantages",
@@ -203,9 +204,7 @@ __all__ = [
     "brain_loss",
     "advantage_weights",
     "weighted_nll",
-    # calibration
-    "update_reward_mean",
-    # ensembles, judges, objectives, exits
+    # judges, objectives, exits
     "balanced_step_weights",
     "hard_step_labels",
     "judge_labels",
@@ -222,5 +221,4 @@ __all__ = [
     "budget_allocation",
     "filter_weights",
     "importance_weights",
-    # best-of-n, correlations, tracking
 ]

@@ -27,7 +27,7 @@ def leave_one_out(
 ) -> jax.Array:
     """Each value minus the mean of the others in its group: x_i - sum_{j != i} x_j / (K - 1).
 
-    A group of one has nothing to compare with: its baseline is 0 and the value is returned as it is, which keeps
+    A group of one has nothing to compare with: its baseline is 0 and the value is returned unchanged, which keeps
     the policy gradient unbiased (plain REINFORCE).
 
     Args:
@@ -35,7 +35,7 @@ def leave_one_out(
       group_ids: [B] int in [0, num_groups), in any order; rows with other ids belong to no group.
       num_groups: static number of groups.
       mask: optional [B] bool, False for rows that do not count.
-      axis_name: mapped axis over which the batch is split (groups may straddle devices), or None.
+      axis_name: mapped axis over which the batch is split (groups may span devices), or None.
 
     Returns:
       [B] float32, 0 for rows in no group or outside the mask.
@@ -82,7 +82,7 @@ def rloo_advantages(
     Args:
       token_rewards: [B, T] float, process rewards; no gradient.
       outcome: [B] any real dtype, in [0, 1]; fractions are kept.
-      mask: [B, T] bool, True on response tokens. A row without tokens is no member of its group.
+      mask: [B, T] bool, True on response tokens. A row without tokens is not a member of its group.
       group_ids: [B] int in [0, num_groups), in any order. Groups may be of different sizes; a group of one has
         baseline 0 (and factor 1 in the released form).
       num_groups: static number of groups.
@@ -91,7 +91,7 @@ def rloo_advantages(
       outcome_coef: weight of the outcome.
       discount: of the process rewards, in [0, 1].
       whiten: apply `whiten` to the result.
-      axis_name: mapped axis over which the batch is split (groups may straddle devices), or None.
+      axis_name: mapped axis over which the batch is split (groups may span devices), or None.
 
     Returns:
       [B, T] float32, 0 outside the mask.
@@ -137,14 +137,14 @@ def grpo_advantages(
     Args:
       token_rewards: [B, T] float, process rewards; zeros for outcome-only GRPO; no gradient.
       outcome: [B] any real dtype; fractions are kept.
-      mask: [B, T] bool, True on response tokens. A row without tokens is no member of its group.
+      mask: [B, T] bool, True on response tokens. A row without tokens is not a member of its group.
       group_ids: [B] int in [0, num_groups), in any order.
       num_groups: static number of groups.
-      eps: added to the standard deviations; None leaves the division out (Dr. GRPO, arXiv 2503.20783).
+      eps: added to the standard deviations; None omits the division (Dr. GRPO, arXiv 2503.20783).
       dense_coef: weight of the process rewards.
       outcome_coef: weight of the outcome.
       discount: of the process rewards, in [0, 1].
-      axis_name: mapped axis over which the batch is split (groups may straddle devices), or None.
+      axis_name: mapped axis over which the batch is split (groups may span devices), or None.
 
     Returns:
       [B, T] float32, 0 outside the mask.

@@ -1,4 +1,4 @@
-"""BEER: keeps the features of a critic from collapsing, by a bound that Bellman's equation itself implies.
+"""BEER: prevents the features of a critic from collapsing, by a bound that Bellman's equation implies.
 
 Adaptive Regularization of Representation Rank as an Implicit Constraint of Bellman Equation (arXiv 2404.12754).
 """
@@ -27,7 +27,7 @@ def bellman_rank_penalty(
     form: Literal["paper", "released"] = "paper",
     online_next_features: ArrayLike | None = None,
 ) -> Loss:
-    """Punishes consecutive features that are more alike than Bellman's equation allows.
+    """Penalises consecutive features that are more similar than Bellman's equation allows.
 
     For a linear head, `r = w (phi - discount phi')` and Cauchy-Schwarz give `cos(phi, phi') <= bound` with
     `bound = (|phi|^2 + discount^2 |phi'|^2 - r^2 / |w|^2) / (2 discount |phi| |phi'|)`; the penalty is

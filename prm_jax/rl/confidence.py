@@ -1,4 +1,4 @@
-"""Rewards for stated confidence: the running mean that PPO-C compares with.
+"""Rewards for stated confidence: the running mean that PPO-C uses as its baseline.
 
 Taming Overconfidence in LLMs: Reward Calibration in RLHF (arXiv 2410.09724). PPO-C's reward is
 `confidence_adjusted_rewards`. PPO-M's loss of the reward model is two terms of `pairwise_loss`: the chosen answer

@@ -1,7 +1,7 @@
 """Credit assignment: from process rewards to one number per step, placed on all tokens of the step.
 
-A process reward is already a difference of values, what a step changed, so that summing it again to a reward-to-go
-charges correct steps for later errors. The forms below differ in what a step answers for; `centred_credit` then
+A process reward is already a difference of values, the change that a step made; summing it again to a reward-to-go
+charges correct steps for later errors. The forms below differ in what a step is credited with; `centred_credit` then
 subtracts a baseline. Results are advantages: constants to the optimiser, no function passes a gradient.
 """
 
@@ -70,7 +70,7 @@ def min_credit(
       token_rewards: [B, T] float, process rewards after shaping; no gradient. The published temperature supposes
         step rewards in [-1, 1].
       step_ids: [B, T] int in [0, num_steps), -1 outside the response.
-      mask: [B, T] bool, True on tokens that count; a step without such tokens takes no part.
+      mask: [B, T] bool, True on tokens that count; a step without such tokens is ignored.
       num_steps: static number of step slots S.
       temperature: static, >= 0; 0.1 in the paper.
 
@@ -152,7 +152,7 @@ def centred_credit(
       baseline: see above.
       scale: see above.
       eps: added to the standard deviation.
-      axis_name: mapped axis over which the batch is split (groups may straddle devices), or None.
+      axis_name: mapped axis over which the batch is split (groups may span devices), or None.
 
     Returns:
       [B, T] float32, 0 outside the mask.

@@ -1,7 +1,7 @@
-"""Which prompts a step learns from: those that the policy neither always nor never solves.
+"""Selecting the prompts that a step learns from: those that the policy sometimes solves.
 
-Both ways of arXiv 2502.01456: sample until enough prompts pass, or draw more than needed and put the passing ones
-first, which keeps shapes static. Nothing here passes a gradient.
+Both methods of arXiv 2502.01456: sample until enough prompts pass, or draw more than needed and put the passing ones
+first, which keeps shapes static. No function passes a gradient.
 """
 
 import chex
@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from prm_jax.rl import masking
 
-_SLACK = 1e-6  # so that 4/5 <= 0.8 holds whatever the rounding of the division
+_SLACK = 1e-6  # so that 4/5 <= 0.8 holds despite the rounding of the division
 
 
 def solve_rate_mask(
@@ -24,7 +24,7 @@ def solve_rate_mask(
     mask: ArrayLike | None = None,
     axis_name: masking.AxisName = None,
 ) -> jax.Array:
-    """Prompts whose mean outcome lies in [low, high], bounds included (to 1e-6).
+    """Prompts whose mean outcome is in [low, high], bounds included (to 1e-6).
 
     Args:
       outcome: [B] any real dtype, in [0, 1]; fractions are kept.
@@ -33,7 +33,7 @@ def solve_rate_mask(
       low: smallest solve rate that passes.
       high: largest solve rate that passes.
       mask: optional [B] bool, False for rows that do not count (an unverifiable response, say).
-      axis_name: mapped axis over which the batch is split (groups may straddle devices), or None.
+      axis_name: mapped axis over which the batch is split (groups may span devices), or None.
 
     Returns:
       [num_groups] bool; False for a group without rows.
@@ -59,7 +59,7 @@ def truncation_mask(
     mask: ArrayLike | None = None,
     axis_name: masking.AxisName = None,
 ) -> jax.Array:
-    """Prompts none of whose responses was cut: every length is below `max_length`.
+    """Prompts without truncated responses: every length is below `max_length`.
 
     PRIME's code tests length >= max_length, verl's recipe length >= max_length - 1; pass the bound you want.
 
@@ -67,9 +67,9 @@ def truncation_mask(
       length: [B] int, number of response tokens.
       group_ids: [B] int in [0, num_groups), in any order; rows with other ids are left out.
       num_groups: static number of groups (prompts).
-      max_length: a response this long or longer counts as cut.
+      max_length: a response this long or longer counts as truncated.
       mask: optional [B] bool, False for rows that do not count.
-      axis_name: mapped axis over which the batch is split (groups may straddle devices), or None.
+      axis_name: mapped axis over which the batch is split (groups may span devices), or None.
 
     Returns:
       [num_groups] bool; True for a group without rows.
@@ -83,9 +83,9 @@ def truncation_mask(
 
 
 def passing_first(passes: ArrayLike) -> jax.Array:
-    """Order of the groups with the passing ones first, else as they were (stable).
+    """Order of the groups with the passing ones first, otherwise unchanged (stable).
 
-    Its first n entries are a static-shape batch: passing prompts, filled up with failing ones when they are too
+    Its first n entries are a static-shape batch: passing prompts, filled up with failing ones when there are too
     few.
 
     Args:

@@ -1,4 +1,4 @@
-"""Leaving a deep scorer early: PonderNet's halting distribution and PALBERT's deterministic exit.
+"""Early exit from a deep scorer: PonderNet's halting distribution and PALBERT's deterministic exit.
 
 PonderNet: arXiv 2107.05407. PALBERT, whose Q-exit needs no sampling: arXiv 2204.03276.
 """
@@ -17,7 +17,7 @@ from prm_jax.rl.losses import Loss, Mean
 def halting_distribution(logits: ArrayLike) -> jax.Array:
     """Probability of stopping at each layer: `p_i = h_i prod_{j<i} (1 - h_j)` with h = sigmoid(logits).
 
-    The last layer takes what is left, so its logit does not matter.
+    The last layer gets the remaining probability, so its logit does not matter.
 
     Args:
       logits: [..., L] float.
@@ -46,7 +46,7 @@ def halting_loss(
     """Expected loss over exits plus a pull towards a geometric prior: `sum_i p_i L_i + kl_coef KL`.
 
     "paper": KL(p || prior). "released" (PALBERT's code): KL(prior || p). The prior is truncated at the last layer,
-    which takes the rest, as p does.
+    which gets the remaining probability, as in p.
 
     Args:
       losses: [..., L] float, the loss of answering at each layer. Receives gradients.
@@ -82,7 +82,8 @@ def halting_loss(
 def quantile_exit(probabilities: ArrayLike, *, quantile: float = 0.5) -> jax.Array:
     """Q-exit: the first layer at which the chance of having stopped reaches `quantile`.
 
-    Deterministic, where sampling the exit adds variance. 1 goes to the last layer of positive probability.
+    Deterministic, where sampling the exit adds variance. A quantile of 1 gives the last layer with positive
+    probability.
 
     Args:
       probabilities: [..., L] float, from `halting_distribution`.

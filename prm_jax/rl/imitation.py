@@ -27,11 +27,11 @@ def weighted_nll(
 
     Args:
       logp: [B, T] float, log-probability of each token. Receives gradients.
-      weights: [B] (a response) or [B, T] (a token) float. No gradient. Negative ones push away; use
+      weights: [B] (per response) or [B, T] (per token) float. No gradient. Negative ones push away; use
         normalize="tokens" with those.
       mask: [B, T] bool, True on tokens to imitate: leave out prompts, inserted hints and tool outputs.
       normalize: what the weight of the loss is: "weights", the sum of w over tokens, so that 0/1 weights give the
-        mean over the tokens kept; "tokens", all selected tokens, as advantage-weighted regression has it;
+        mean over the tokens kept; "tokens", all selected tokens, as in advantage-weighted regression;
         "responses", responses with a selected token, which sums over tokens.
 
     Returns:
@@ -62,7 +62,7 @@ def advantage_weights(advantages: ArrayLike, *, temperature: float, max_weight: 
 
     Args:
       advantages: [...] float.
-      temperature: > 0; small ones imitate the best alone.
+      temperature: > 0; small values imitate only the best.
       max_weight: cap, or None.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Losses of the policy and the critic, and the form that all losses of this room share.
+"""Losses of the policy and the critic, and `Loss`, the form of every loss.
 
 A loss is a sum and a weight, divided once at the end: add the parts of micro-batches or devices
 (`jax.tree.map(jnp.add, a, b)`, `jax.lax.psum(loss, axis)`), then call `mean()`, and the result is that of the
@@ -25,7 +25,7 @@ _LOG_RATIO_BOUND = 20.0  # so that exp stays finite
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """A mean that is not divided yet: a sum and what to divide it by, both float32 scalars."""
+    """A mean before its division: a sum and its weight, both float32 scalars."""
 
     total: jax.Array
     weight: jax.Array
@@ -58,7 +58,7 @@ def mean_over(x: jax.Array, mask: jax.Array) -> Mean:
 def aggregate_tokens(
     values: ArrayLike, mask: ArrayLike, *, aggregation: TokenAggregation = "token-mean", norm: float | None = None
 ) -> Mean:
-    """Sum and weight of per-token values, by one of the four means in use.
+    """Sum and weight of per-token values, by one of the four common means.
 
     "token-mean": over all tokens (long responses weigh more). "seq-mean-token-sum": sum over tokens, mean over
     responses. "seq-mean-token-mean": mean over tokens, then over responses. "seq-mean-token-sum-norm": the sum
@@ -69,7 +69,7 @@ def aggregate_tokens(
       values: [B, T] float. Receives gradients.
       mask: [B, T] bool. Responses without tokens are not counted.
       aggregation: see above.
-      norm: divisor of "seq-mean-token-sum-norm"; None takes the static T.
+      norm: divisor of "seq-mean-token-sum-norm"; None is the static T.
 
     Returns:
       Mean; total and weight 0 for an empty mask.
@@ -200,7 +200,7 @@ def kl_penalty(
     """Mean KL estimate as a loss term; multiply by its coefficient and add.
 
     As a loss on sampled tokens, k2 has the gradient of KL(policy || reference), k3 that of the reverse
-    KL(reference || policy), and k1 one whose mean is zero: it regularises nothing unless it enters the reward
+    KL(reference || policy), and k1 one whose mean is zero: it has no effect unless it enters the reward
     (`token_kl`) instead.
 
     Args:
@@ -277,7 +277,8 @@ def value_loss(
     """
     masking.check_option("kind", kind, ("mse", "tanh_mse", "bce", "ce"))
     if (clip is None) != (old_values is None) or (clip is not None and kind != "mse"):
-        raise ValueError("clip and old_values go together, and only with kind='mse'")
+        given = "not given" if old_values is None else "given"
+        raise ValueError(f"clip needs old_values and kind='mse'; found clip={clip}, kind={kind!r}, old_values {given}")
     mask = masking.as_mask(mask)
     if kind == "ce":
         return _class_loss(values, targets, mask, aggregation)

@@ -1,8 +1,8 @@
-"""What the functions of this room share: masks, float32, groups, and recurrences along the last axis.
+"""Helpers shared by `rl` and `stats`: masks, float32, groups, and recurrences along the last axis.
 
-Conventions. A mask selects; what lies behind it may be anything, NaN included, because it is replaced before
-any arithmetic. Results are float32 whatever comes in. `axis_name` names the mapped axis (of `shard_map`,
-`vmap` or `pmap`) over which the batch is split; statistics are then those of the whole batch.
+Conventions. Masked values are ignored, even NaN, because they are replaced before any arithmetic. Results are float32
+for every input dtype. `axis_name` names the mapped axis (of `shard_map`, `vmap` or `pmap`) over which the batch is
+split; statistics are then those of the whole batch.
 """
 
 from collections.abc import Sequence
@@ -16,23 +16,23 @@ AxisName: TypeAlias = str | tuple[str, ...] | None
 
 
 def as_f32(x: ArrayLike) -> jax.Array:
-    """Any real dtype (bool and int included) as float32, so that fractions are never cut to integers."""
+    """Any real dtype (bool and int included) as float32, so that fractions are never truncated."""
     return jnp.asarray(x).astype(jnp.float32)
 
 
 def as_mask(mask: ArrayLike) -> jax.Array:
-    """A bool mask; 0/1 masks of any dtype are taken too."""
+    """A bool mask; 0/1 masks of any dtype are accepted."""
     mask = jnp.asarray(mask)
     return mask if mask.dtype == jnp.bool_ else mask != 0
 
 
 def masked(x: ArrayLike, mask: jax.Array) -> jax.Array:
-    """`x` as float32 where `mask`, else 0; neither NaN nor a gradient comes through from behind the mask."""
+    """`x` as float32 where `mask`, else 0; masked values pass neither NaN nor a gradient."""
     return jnp.where(mask, as_f32(x), 0.0)
 
 
 def check_option(name: str, value: str, options: Sequence[str]) -> None:
-    """Raises ValueError when `value` is none of `options`."""
+    """Raises ValueError when `value` is not one of `options`."""
     if value not in options:
         raise ValueError(f"{name}={value!r}; expected one of {', '.join(map(repr, options))}")
 
@@ -55,8 +55,8 @@ def pmin(x: jax.Array, axis_name: AxisName) -> jax.Array:
 def gather(x: jax.Array, axis_name: AxisName) -> jax.Array:
     """The parts of all devices of `axis_name`, joined along the first axis; `x` itself when there is none.
 
-    For what needs all data in one place (ranks, sorted sums). Each device writes its part into zeros and the parts are
-    added up, so that the result is known to be the same everywhere, which an all-gather leaves unsaid.
+    For statistics that need all data in one place (ranks, sorted sums). Each device writes its part into zeros and the
+    parts are summed, so that `shard_map` knows the result to be replicated, unlike that of an all-gather.
     """
     if axis_name is None:
         return x

@@ -1,4 +1,4 @@
-"""How good a reward is: at ordering responses, at finding the first wrong step, and whether to trust it.
+"""How well a reward orders responses and finds the first wrong step, and how far to trust it.
 
 First-error F1: ProcessBench, arXiv 2412.06559. Metrics pass no gradient.
 """
@@ -39,8 +39,8 @@ def pairwise_accuracy(
       num_groups: static number of groups.
       mask: optional [B] bool, False for rows that do not count.
       average: see above.
-      axis_name: mapped axis over which the batch is split, or None. Pairs across devices are not seen: each
-        group must lie on one device.
+      axis_name: mapped axis over which the batch is split, or None. Pairs across devices are not counted: each
+        group must be on one device.
 
     Returns:
       float32 scalar in [0, 1]; 0.5 when there is no pair. No gradient.
@@ -67,18 +67,18 @@ def pairwise_accuracy(
 def trust_gate(accuracy: ArrayLike, *, count: ArrayLike | None = None, z: float = 1.0) -> jax.Array:
     """How far to trust a reward model of this `pairwise_accuracy`: max(0, 2 * accuracy - 1).
 
-    0 at chance and below, 1 when every pair is right; a factor for the process coefficient. Estimated from few groups,
-    the accuracy of a useless model is above one half by luck half of the time, and the gate opens for noise; with
-    `count` the lower end of Wilson's interval takes its place, which few groups cannot lift above one half.
+    0 at chance and below, 1 when every pair is right; a factor for the process coefficient. An accuracy estimated from
+    few groups exceeds one half by chance half of the time, so that the gate opens for a useless model; with `count` the
+    gate uses the accuracy's lower confidence bound (Wilson), which few groups cannot lift above one half.
 
     Args:
       accuracy: [...] float in [0, 1].
-      count: [...] how many independent comparisons it is the mean of (say, the groups that have a pair), or None to
-        take the accuracy as it is. With a count of 0 the gate is 0.
+      count: [...] number of independent comparisons that it averages (the groups that have a pair, say), or None
+        to use the accuracy itself. With a count of 0 the gate is 0.
       z: half width of the interval in standard errors, not negative.
 
     Returns:
-      [...] float32 in [0, 1]. No use of gradients is intended; they are those of the formula.
+      [...] float32 in [0, 1]. Gradients are those of the formula, but are not meant to be used.
 
     Source: the gate is this project's own; the interval is Wilson's (1927).
     """
@@ -149,7 +149,7 @@ def best_threshold(
     Exact and in O(B (S + log B)): a response's prediction is right on one interval of thresholds (above the true
     first wrong step's score and up to the smallest score before it; up to the smallest score of all when nothing
     is wrong), so the F1 changes only at the ends of intervals. Without `candidates` every such piece is tried
-    and the middle of the best is returned, which leaves room on both sides.
+    and the middle of the best is returned.
 
     Args:
       scores: [B, S] float.

@@ -2,8 +2,8 @@
 
 Interpretable Preferences via Multi-Objective Reward Modeling and Mixture-of-Experts, ArmoRM (arXiv 2406.12845);
 rule-based rewards gated by validity, RLSQM (arXiv 2310.02368); dense reward with verifier, Qwen2.5-Math (arXiv
-2409.12122). The heads are `stats.weighted_ridge`; length
-bias is removed by `stats.decorrelate` and `stats.debias_transform`.
+2409.12122). The heads are fitted by `stats.weighted_ridge`; length bias is removed by `stats.decorrelate` and
+`stats.debias_transform`.
 """
 
 import chex
@@ -46,10 +46,10 @@ def gated_objectives(
     Args:
       objectives: [..., K] float. Receives gradients.
       gates: [K] or [..., K] float, `objective_gates`. Receives gradients.
-      transform: [K, K] float, `debias_transform`, or None. The released training of ArmoRM's gate leaves it out and
-        its inference applies it; pass None and the matrix to do the same.
+      transform: [K, K] float, `debias_transform`, or None. ArmoRM's released code omits it when training the gate and
+        applies it at inference; pass None and the matrix, respectively.
       valid: [...] bool, or None.
-      floor: reward of an invalid response, whatever its objectives hold (NaN included).
+      floor: reward of an invalid response, whose objectives are ignored, even NaN.
 
     Returns:
       [...] float32.
@@ -72,8 +72,8 @@ def gated_objectives(
 def verifier_rewards(rewards: ArrayLike, outcome: ArrayLike, *, scale: float = 0.5) -> jax.Array:
     """Dense reward under a verifier: `sigmoid(scale * r) + (outcome - 1)`.
 
-    Right responses lie in (0, 1), wrong ones in (-1, 0): every right one outranks every wrong one, whatever the
-    reward model thinks. With scale 0 it is the verifier alone (+- 1/2).
+    Right responses are in (0, 1), wrong ones in (-1, 0): every right one outranks every wrong one, for any score of the
+    reward model. With scale 0 it is the verifier alone (+- 1/2).
 
     Args:
       rewards: [...] float, a reward model's scores. Receives gradients.

@@ -63,7 +63,7 @@ def all_pairs_loss(
       scores: [B] float, sums of implicit rewards (beta included); receives gradients.
       outcome: [B] any real dtype; i is better than j where outcome_i > outcome_j.
       group_ids: [B] int in [0, num_groups), in any order; rows with other ids are left out. Under `shard_map` a
-        group must lie on one device.
+        group must be on one device.
       num_groups: static number of groups.
       mask: optional [B] bool, False for rows that do not count.
       margin: see `pairwise_loss`.
@@ -90,7 +90,7 @@ def detached_pairwise_loss(
     opponent_scores: ArrayLike | None = None,
     mask: ArrayLike | None = None,
 ) -> Loss:
-    """Online DPO as in verl: each response against the mean score of its opponents, held constant.
+    """Online DPO as in verl: each response against the constant mean score of its opponents.
 
     A response with outcome a_i > 0 is pushed above o_i, the mean score of those in its group with a lower
     outcome: -log sigmoid(s_i - o_i). One with outcome 0 is pushed below the mean of those with a higher outcome:
@@ -101,7 +101,7 @@ def detached_pairwise_loss(
       scores: [B] float, sums of implicit rewards, beta included; receives gradients.
       outcome: [B] any real dtype, in [0, 1].
       group_ids: [B] int in [0, num_groups), in any order; rows with other ids are left out. Under `shard_map` a
-        group must lie on one device.
+        group must be on one device.
       num_groups: static number of groups.
       weighting: see above.
       opponent_scores: [B] float, the scores to compare with (of a pass before the update); None takes `scores`.

@@ -27,7 +27,7 @@ def brain_loss(
 
     `-sum_i alpha_i log beta_i` with `alpha = softmax_i(r_i / temperature + log p_i - log q'_i)` (the posterior) and
     `beta = softmax_i(log pi_i - log q'_i)` (the policy); its gradient is `sum_i (beta_i - alpha_i) grad log pi_i`, 0
-    at the posterior. Subtracting beta is the baseline that keeps the variance down. Two samples, one of them
+    at the posterior. Subtracting beta is a baseline that reduces the variance. Two samples, one of them
     infinitely better, and proposal = prior make it DPO with beta = 1.
 
     Args:
@@ -35,7 +35,7 @@ def brain_loss(
       prior_logp: [B] float, under the prior p (the supervised policy). No gradient.
       proposal_logp: [B] float, under the distribution q' that drew the samples. No gradient.
       rewards: [B] float. No gradient.
-      group_ids: [B] int in [0, num_groups), any order. Under `shard_map` a group must lie on one device.
+      group_ids: [B] int in [0, num_groups), any order. Under `shard_map` a group must be on one device.
       num_groups: number of prompts.
       temperature: gamma of the paper, > 0.
       mask: [B] bool, or None.
@@ -59,7 +59,7 @@ def brain_loss(
     total = -jnp.where(member, alpha * log_beta, 0.0).sum()
     groups = masking.group_sum(member.astype(jnp.float32), ids, num_groups, member)
     weight = (groups > 0).sum().astype(jnp.float32)
-    # alpha log alpha is 0 at alpha = 0, where log alpha may be -inf for want of range.
+    # alpha log alpha is 0 at alpha = 0, where log alpha may be -inf when it underflows.
     entropy = jnp.where(alpha > 0, alpha * jnp.where(alpha > 0, log_alpha, 0.0), 0.0).sum()
     return Loss(total, weight, {"kl": Mean(jax.lax.stop_gradient(total) + entropy, weight)})
 

@@ -1,4 +1,4 @@
-"""Preferences that need not be transitive: skew-symmetric scores, and a policy loss against a whole population.
+"""Preferences that need not be transitive: skew-symmetric scores, and a policy loss against a population of responses.
 
 General Preference Modeling with Preference Representations (arXiv 2410.02197). With two dimensions and embeddings
 (r, 1) the score is a difference of rewards, Bradley-Terry's model.
@@ -16,7 +16,7 @@ from prm_jax.rl.losses import Loss, Mean
 def preference_score(left: ArrayLike, right: ArrayLike, *, scales: ArrayLike | None = None) -> jax.Array:
     """How much `left` is preferred to `right`: `sum_k scale_k (l_2k r_2k+1 - l_2k+1 r_2k)`.
 
-    Skew-symmetric: swapping the arguments changes the sign, and nothing is preferred to itself. It can express
+    Skew-symmetric: swapping the arguments changes the sign, and a response is indifferent to itself. It can express
     cycles, which no scalar reward can. The loss of a preference is `pairwise_loss(score / temperature, 0)`.
 
     Args:
@@ -31,7 +31,7 @@ def preference_score(left: ArrayLike, right: ArrayLike, *, scales: ArrayLike | N
     """
     left, right = masking.as_f32(left), masking.as_f32(right)
     if left.shape[-1] % 2 or left.shape[-1] != right.shape[-1]:
-        raise ValueError(f"embeddings need one even dimension, got {left.shape[-1]} and {right.shape[-1]}")
+        raise ValueError(f"embeddings need one even dimension, found {left.shape[-1]} and {right.shape[-1]}")
     terms = left[..., 0::2] * right[..., 1::2] - left[..., 1::2] * right[..., 0::2]
     return (terms if scales is None else masking.as_f32(scales) * terms).sum(-1)
 
@@ -63,7 +63,7 @@ def group_preferences(
 
     Args:
       embeddings: [B, D] float, D even.
-      group_ids: [B] int in [0, num_groups), any order. Under `shard_map` a group must lie on one device.
+      group_ids: [B] int in [0, num_groups), any order. Under `shard_map` a group must be on one device.
       num_groups: number of prompts.
       mask: [B] bool, or None.
       scales: [B, D / 2] float, the row's own prompt's, or None.
@@ -86,9 +86,9 @@ def group_preferences(
     if output == "win":
         score = jax.nn.sigmoid(score)
     others = masking.same_group(ids, member) & ~jnp.eye(ids.shape[0], dtype=bool)
-    nobody = 0.5 if output == "win" else 0.0
+    alone = 0.5 if output == "win" else 0.0
     mean = jnp.where(others, score, 0.0).sum(-1) / jnp.maximum(others.sum(-1), 1)
-    return jnp.where(member, jnp.where(others.any(-1), mean, nobody), 0.0)
+    return jnp.where(member, jnp.where(others.any(-1), mean, alone), 0.0)
 
 
 def gpo_loss(
@@ -100,7 +100,7 @@ def gpo_loss(
     beta: float,
     log_z: ArrayLike = 0.0,
 ) -> Loss:
-    """Moves a policy towards `pi_t(y) exp(s(y > pi_t) / beta) / Z`: `(log pi / pi_t - s / beta + log Z)^2`.
+    """Moves the policy towards `pi_t(y) exp(s(y > pi_t) / beta) / Z`: `(log pi / pi_t - s / beta + log Z)^2`.
 
     Published code sets log Z to 0; it is not 0 in general (`log E_pi_t[exp(s / beta)]`), and an estimate of it over
     the prompt's samples removes the bias. SPPO is the same loss with `scores = win rate - 1/2`.

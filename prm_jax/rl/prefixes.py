@@ -30,7 +30,7 @@ def shared_prefix_counts(
         not a member of its group.
       group_ids: [B] int in [0, num_groups), in any order; rows with other ids belong to no group.
       num_groups: static number of groups.
-      axis_name: mapped axis over which the batch is split (groups may straddle devices; the tokens are gathered),
+      axis_name: mapped axis over which the batch is split (groups may span devices; the tokens are gathered),
         or None.
 
     Returns:
@@ -84,7 +84,7 @@ def lambda_grpo_advantages(
       num_groups: static number of groups.
       discount: of the process rewards, in [0, 1].
       eps: of `grpo_advantages`.
-      axis_name: mapped axis over which the batch is split (groups may straddle devices), or None.
+      axis_name: mapped axis over which the batch is split (groups may span devices), or None.
 
     Returns:
       [B, T] float32, 0 outside the mask.

@@ -22,7 +22,7 @@ def discounted_returns(rewards: ArrayLike, mask: ArrayLike, *, discount: float =
       discount: in [0, 1].
 
     Returns:
-      [B, T] float32, 0 outside the mask. Any leading axes will do.
+      [B, T] float32, 0 outside the mask. Any leading axes.
     """
     mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(rewards), mask])
@@ -52,7 +52,7 @@ def lambda_returns(
       mask: [B, T] bool, True on valid positions.
       discount: in [0, 1].
       lambda_: in [0, 1].
-      bootstrap: optional [B] float, value of the state after the last valid one, for cut responses; 0 if None
+      bootstrap: optional [B] float, value of the state after the last valid one, for truncated responses; 0 if None
         (the end is terminal).
 
     Returns:
@@ -116,8 +116,8 @@ def generalized_advantages(
 ) -> jax.Array:
     """Generalised advantage estimation: A_t = d_t + discount * lambda * A_{t+1}, d_t = r_t + discount * v_{t+1} - v_t.
 
-    Not whitened; call `whiten` for that. PRIME's released code reads the values behind the mask as if they were
-    states (they leak into the last token); to see that, pass an all-True mask.
+    Not whitened; call `whiten` for that. PRIME's released code treats masked values as states (they leak into the last
+    token); to reproduce it, pass an all-True mask.
 
     Args:
       rewards: [B, T] float, no gradient.
@@ -125,7 +125,7 @@ def generalized_advantages(
       mask: [B, T] bool, True on response tokens.
       discount: in [0, 1].
       lambda_: in [0, 1].
-      bootstrap: optional [B] float, value of the state after the last valid one, for cut responses.
+      bootstrap: optional [B] float, value of the state after the last valid one, for truncated responses.
 
     Returns:
       [B, T] float32, 0 outside the mask. Add the values for the critic's targets.

@@ -19,8 +19,8 @@ def outcome_ce_loss(token_rewards: ArrayLike, outcome: ArrayLike, mask: ArrayLik
     """PRIME's online loss: cross-entropy of sigmoid(sum of the token rewards) with the outcome.
 
     -(a * log sigmoid(s) + (1 - a) * log sigmoid(-s)), s_i = sum_t r_{i,t}: a sum over tokens, a mean over
-    responses. Written with softplus, so it neither saturates nor loses its gradient at any score. It is log 2
-    when the reward model equals its reference.
+    responses. Computed with softplus, so that neither it nor its gradient saturates. It is log 2 when the reward model
+    equals its reference.
 
     Args:
       token_rewards: [B, T] float, `implicit_token_rewards`, beta included; receives gradients.
@@ -31,7 +31,7 @@ def outcome_ce_loss(token_rewards: ArrayLike, outcome: ArrayLike, mask: ArrayLik
       Loss with the number of responses as weight; metrics accuracy (sign of the score against outcome > 1/2; a
       score of 0 or an outcome of 1/2 counts as wrong unless both are), score and outcome (means).
 
-    Source: arXiv 2502.01456; arXiv 2412.01981, Eq. 5 (which leaves out the minus).
+    Source: arXiv 2502.01456; arXiv 2412.01981, Eq. 5 (which omits the minus).
     """
     mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(token_rewards), mask])
@@ -51,7 +51,7 @@ def kto_reference_point(
     """KTO's reference point: the mean log-ratio of mismatched pairs over the whole batch, at least 0, a constant.
 
     Args:
-      log_ratios: [B] float, log-ratios of responses put under other prompts (an estimate of the KL); no gradient.
+      log_ratios: [B] float, log-ratios of responses paired with other prompts (an estimate of the KL); no gradient.
       mask: optional [B] bool.
       axis_name: mapped axis over which the batch is split, or None.
 
@@ -91,7 +91,7 @@ def kto_loss(
       reference_point: scalar z >= 0, see `kto_reference_point`; "vanilla" does not use it.
       beta: scale.
       desirable_weight: scalar or [B] float, multiplies the losses of desirable responses; no gradient. ReARTeR's
-        explanation model has exp(old score - new score) here, one a response (arXiv 2501.07861).
+        explanation model uses exp(old score - new score) here, one per response (arXiv 2501.07861).
       undesirable_weight: scalar or [B] float, multiplies the others; no gradient.
       variant: see above.
       mask: optional [B] bool, False for rows that do not count.
@@ -129,13 +129,13 @@ def step_ce_loss(
 ) -> Loss:
     """Cross-entropy of step scores with hard or soft step labels.
 
-    Two logits a step are reduced to one, their difference, which gives the softmax's loss exactly; so a head
-    with two labels, two vocabulary logits ("+" and "-") and a head with one output are trained alike.
+    Two logits per step are reduced to one, their difference, which gives the softmax's loss exactly; so a head
+    with two labels, two vocabulary logits ("+" and "-") and a head with one output are trained with the same loss.
 
     Args:
       logits: [B, S, 2] or [B, S] float; receives gradients. Read at the last token of each step's separator.
       labels: [B, S] any real dtype, the probability in [0, 1] that the step is good; fractions are kept. No
-        gradient. What stands where the mask is False (-100, say) is not read.
+        gradient. Masked labels (-100, say) are ignored.
       mask: [B, S] bool, True on steps with a label that counts; `through_first_error` gives the usual one.
       threshold: turns soft labels into hard ones, label > threshold; None keeps them soft.
       positive_class: which of two logits is the good one (1 in TRL; 0 where the "+" token comes first).

@@ -1,4 +1,4 @@
-"""Rewards on tokens, on steps and on whole responses, and the ways between them.
+"""Rewards on tokens, on steps and on whole responses, and conversions between them.
 
 Process Reinforcement through Implicit Rewards (PRIME), arXiv 2502.01456; Free Process Rewards without Process
 Labels, arXiv 2412.01981.
@@ -16,7 +16,7 @@ from prm_jax.rl import masking
 Reduction = Literal["sum", "last", "mean"]
 Aggregation = Literal["last", "min", "prod", "mean", "max", "sum", "gmean", "mean_logit", "mean_odds", "softmin"]
 
-_PROBABILITY_FLOOR = 1e-6  # keeps log, logit and odds of a score finite; float32 cannot tell 1 - 1e-8 from 1
+_PROBABILITY_FLOOR = 1e-6  # keeps log, logit and odds of a score finite; in float32, 1 - 1e-8 is 1
 
 
 def implicit_token_rewards(
@@ -34,8 +34,8 @@ def implicit_token_rewards(
 
     The sum over the response is the outcome score that `outcome_ce_loss` fits; the partial sums are step values,
     beta * log E_ref[exp(r(y) / beta) | y_<=t]. The published PRIME code leaves beta out of the reward
-    (`beta=1.0` here), which changes nothing after `normalize_by_return`; verl's recipe keeps beta and gives the
-    last token no reward (`include_last=False`).
+    (`beta=1.0` here), which makes no difference after `normalize_by_return`; verl's recipe keeps beta and gives
+    the last token no reward (`include_last=False`).
 
     Args:
       logp: [B, T] float, log-probabilities under the reward model; receives gradients.
@@ -46,7 +46,7 @@ def implicit_token_rewards(
       token_weights: optional [B, T] float, multiplies the rewards (0 removes a token from the reward).
 
     Returns:
-      [B, T] float32, 0 outside the mask. Any leading axes will do; an empty row gives zeros.
+      [B, T] float32, 0 outside the mask. Any leading axes; an empty row gives zeros.
 
     Raises:
       AssertionError: the shapes differ.
@@ -105,7 +105,7 @@ def lambda_token_rewards(
 
     r'_t = r_t + lambda * r'_{t+1}. With `outcome`, the last valid token's reward is first replaced by
     outcome - sum of the earlier ones, so that every response sums to its true outcome (`prime_use_gt`).
-    `lambda_=0` returns the rewards as they are, the replacement left out, as released.
+    `lambda_=0` returns the rewards unchanged, without the replacement, as released.
 
     Args:
       token_rewards: [B, T] float. Receives gradients.
@@ -134,7 +134,7 @@ def lambda_token_rewards(
 def step_rewards(
     token_rewards: ArrayLike, step_ids: ArrayLike, *, num_steps: int, how: Reduction = "sum"
 ) -> tuple[jax.Array, jax.Array]:
-    """Reduces token values to one value a step.
+    """Reduces token values to one value per step.
 
     With the implicit token rewards, "sum" gives the step reward q^k - q^{k-1} of arXiv 2412.01981; "last" reads
     a score at the last token of each step.
@@ -185,13 +185,13 @@ def token_rewards_from_steps(step_rewards: ArrayLike, step_ids: ArrayLike) -> ja
 def aggregate_steps(
     scores: ArrayLike, mask: ArrayLike, *, how: Aggregation = "last", temperature: float = 0.1
 ) -> jax.Array:
-    """One score for a response from the scores of its steps.
+    """Aggregates the scores of a response's steps to one score.
 
-    "last", "min", "prod", "mean", "max", "sum" are what they say; "gmean" is the geometric mean, "mean_logit"
+    "last", "min", "prod", "mean", "max" and "sum" are self-explanatory; "gmean" is the geometric mean, "mean_logit"
     the mean of log(p / (1 - p)), "mean_odds" the mean of p / (1 - p), and "softmin" the mean of the scores under
     weights softmax(-score / temperature), between the minimum (temperature -> 0) and the mean (-> infinity).
-    Scores trained on Monte-Carlo labels are best read by "last", those trained on judged or human labels by
-    "prod" or "min" (arXiv 2501.07301).
+    Scores trained on Monte-Carlo labels are best aggregated by "last", those trained on judged or human labels
+    by "prod" or "min" (arXiv 2501.07301).
 
     Args:
       scores: [B, S] float; probabilities in [0, 1] for gmean, mean_logit and mean_odds, which clip to
@@ -235,9 +235,9 @@ def normalize_by_return(
 ) -> jax.Array:
     """Divides all rewards by the largest absolute undiscounted return-to-go of the batch.
 
-    r / (max_{i,t} |sum_{s>=t} r_{i,s}| + eps): afterwards no return exceeds 1 in size, and the scale of the
-    reward (beta) has gone. The released codes take the maximum on each device alone; here it is that of the
-    whole batch over `axis_name`.
+    r / (max_{i,t} |sum_{s>=t} r_{i,s}| + eps): afterwards no return exceeds 1 in magnitude, and the scale of the
+    reward (beta) cancels. The released codes take the maximum per device; here it is that of the whole batch over
+    `axis_name`.
 
     Args:
       rewards: [B, T] float; no gradient.

@@ -1,4 +1,4 @@
-"""Which rollouts count, and how much: filters by reward rank, importance weights, budgets.
+"""Selecting and weighting rollouts: filters by reward rank, importance weights, budgets.
 
 Filters: PF-PPO (arXiv 2409.06957). Statistical confidence of a majority answer: Divide and Conquer (arXiv 2401.05190).
 """
@@ -22,9 +22,9 @@ def filter_weights(
     power: float = 2.0,
     mask: ArrayLike | None = None,
 ) -> jax.Array:
-    """Share of each prompt's training signal that each of its samples gets, by the rank of its reward.
+    """Share of a prompt's training signal that each of its samples gets, by the rank of its reward.
 
-    "none": equal shares. "best_of_n": the best alone. "best_random": half to the best, half spread over the others.
+    "none": equal shares. "best_of_n": only the best. "best_random": half to the best, half spread over the others.
     "best_worst": half to the best, half to the worst. "power": proportional to |r|^power. Samples tied for best (or
     worst) divide its share, so the order of samples does not matter. Multiply a loss by the weights times the group
     size, or draw indices from them.
@@ -33,7 +33,7 @@ def filter_weights(
 
     Args:
       rewards: [B] float.
-      group_ids: [B] int in [0, num_groups), any order. Under `shard_map` a group must lie on one device.
+      group_ids: [B] int in [0, num_groups), any order. Under `shard_map` a group must be on one device.
       num_groups: number of prompts.
       kind: see above.
       power: for "power".
@@ -69,7 +69,7 @@ def filter_weights(
     if kind == "best_worst":
         is_worst = member & (r == -masking.of_group(_group_max(-r, ids, num_groups, member), ids, member))
         return 0.5 * best + 0.5 * shares(is_worst.astype(jnp.float32))
-    # Half to one best sample and half to the others; among b tied best, each is "the best" 1 / b of the time.
+    # Half to the best sample and half to the others; of b tied for best, each is the best with probability 1 / b.
     size = masking.of_group(masking.group_sum(jnp.ones_like(r), ids, num_groups, member), ids, member)
     others = (1.0 - best) / jnp.maximum(size - 1, 1)
     return jnp.where(size > 1, 0.5 * best + 0.5 * others, even)
@@ -156,12 +156,12 @@ def answer_confidence(
 ) -> jax.Array:
     """Statistical confidence of each prompt: how many of its samples give the most frequent answer.
 
-    A stand-in for the solve rate where there are no labels: low values mark hard prompts.
+    A proxy for the solve rate where there are no labels: low values indicate hard prompts.
 
     Args:
       answer_ids: [B] int; equal ids are equal answers; negative for no answer (counts as a sample, not as an
         answer).
-      group_ids: [B] int in [0, num_groups), any order. Under `shard_map` a group must lie on one device.
+      group_ids: [B] int in [0, num_groups), any order. Under `shard_map` a group must be on one device.
       num_groups: number of prompts.
       mask: [B] bool, or None.
 

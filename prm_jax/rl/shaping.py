@@ -1,7 +1,7 @@
-"""Shaping: what to do to step rewards before a policy is trained on them, so that it cannot feed on them.
+"""Shaping of step rewards, so that a policy trained on them cannot exploit them.
 
 Clip and Delta: arXiv 2410.15115. Progress under a prover policy: arXiv 2410.08146. Confidence: arXiv 2410.09724.
-Pessimism over an ensemble: arXiv 2110.04135. All functions pass gradients; the advantages of this room stop them.
+Pessimism over an ensemble: arXiv 2110.04135. All functions pass gradients; the advantages stop them.
 """
 
 from typing import Literal
@@ -15,14 +15,14 @@ from prm_jax.rl import masking
 
 
 def clip_rewards(step_rewards: ArrayLike, mask: ArrayLike, *, threshold: float) -> jax.Array:
-    """Clip: a step can only lose. min(p_k - threshold, 0).
+    """Clip: min(p_k - threshold, 0), so that a step can only lose reward.
 
-    Steps at or above the threshold are worth nothing, so adding good steps gains nothing.
+    Steps at or above the threshold get 0, so that adding good steps gains nothing.
 
     Args:
       step_rewards: [B, S] float, step scores.
       mask: [B, S] bool, True on steps that exist.
-      threshold: scores from here on earn 0.
+      threshold: scores at or above it get 0.
 
     Returns:
       [B, S] float32, <= 0; 0 outside the mask.
@@ -38,8 +38,8 @@ def delta_rewards(step_rewards: ArrayLike, mask: ArrayLike) -> jax.Array:
     """Delta: p_k - p_{k+1} for k < K - 1, p_{K-1} for k = K - 1, and 0 for the last step K (k from 1).
 
     Returns telescope: the return from step k < K is p_k, that of the last step 0, so the sum is p_1 however
-    many steps are added. Note the sign, score now minus score next, the opposite of `progress_rewards`. It
-    bounds the gain from padding with steps but is not a potential-based shaping: a better *first* step pays.
+    many steps are added. Note the sign, current score minus next score, the opposite of `progress_rewards`. It
+    bounds the gain from padding with steps but is not potential-based shaping: a better *first* step pays.
 
     Args:
       step_rewards: [B, S] float, step scores (or clipped ones).
@@ -117,7 +117,7 @@ def confidence_adjusted_rewards(
     weight: float,
     kind: Literal["difference", "threshold"] = "difference",
 ) -> jax.Array:
-    """Rewards a stated confidence when the answer is better than usual, and punishes it when it is worse.
+    """Rewards stated confidence when the answer is better than average, and punishes it when it is worse.
 
     "difference": r + weight * (r - mean) * (c - 1/2).
     "threshold": r + weight * |r| * (c - 1/2) where r >= mean, r - weight * |r| * (c - 1/2) below.
@@ -147,11 +147,10 @@ def pessimistic_rewards(
 ) -> tuple[jax.Array, jax.Array]:
     """One cautious reward from an ensemble's predictions.
 
-    "lcb" is mean - coefficient * standard deviation, "min" the smallest, "mean" the mean (not cautious, for
-    comparison).
+    "lcb" is mean - coefficient * standard deviation, "min" the smallest, "mean" the mean (for comparison).
 
     Args:
-      predictions: [E, ...] float, one prediction a member.
+      predictions: [E, ...] float, one prediction per member.
       coefficient: of the standard deviation in "lcb", >= 0; the other kinds do not use it.
       kind: see above.
 
@@ -159,7 +158,7 @@ def pessimistic_rewards(
       (reward [...], epistemic [...]) float32: `epistemic` is the members' standard deviation (over E, not
       E - 1, as in the law of total variance), 0 for one member and then with gradient 0.
 
-    Source: arXiv 2110.04135 compares the penalties; the ensemble's standard deviation is the steadiest.
+    Source: arXiv 2110.04135 compares the penalties; the ensemble's standard deviation is the most stable.
     """
     masking.check_option("kind", kind, ("lcb", "min", "mean"))
     x = masking.as_f32(predictions)

@@ -28,7 +28,7 @@ def judge_labels(
       threshold: label is True where the weighted mean vote exceeds it; a tie is False.
 
     Returns:
-      `(label [...] bool, confidence [...] f32)`: confidence is the weighted share of "right", 1/2 where nobody
+      `(label [...] bool, confidence [...] f32)`: confidence is the weighted share of "right", 1/2 where no judge
       voted. No gradient. With equal weights M judges of accuracy a are right as often as a binomial majority.
 
     Source: arXiv 2502.11520.
@@ -54,10 +54,10 @@ def judge_weights(
     limit: float = 0.99,
     axis_name: masking.AxisName = None,
 ) -> jax.Array:
-    """How much to trust each judge, from items whose answer was checked: the log-odds of its accuracy.
+    """Weights of judges from items with known answers: the log-odds of their accuracies.
 
-    The weights of the best vote of independent judges. A judge that is wrong more often than right gets a negative
-    one, a coin 0. Accuracies are smoothed by one right and one wrong item.
+    These are the optimal weights of a vote of independent judges. A judge that is wrong more often than right gets a
+    negative weight, a coin flip 0. Accuracies are smoothed by one right and one wrong item.
 
     Args:
       votes: [E, ...] float in [0, 1].
@@ -115,8 +115,8 @@ def hard_step_labels(
 ) -> jax.Array:
     """Right or wrong from step values: 1 where the value exceeds `threshold`, else 0.
 
-    With `rising` a step must also be worth no less than the step before it, so that a step which loses ground is
-    wrong even where success is still likely; the first step has only the threshold to pass.
+    With `rising` the value must also be at least that of the step before, so that a step which loses ground is
+    wrong even where success is still likely; for the first step only the threshold counts.
 
     Args:
       values: [..., S] float, soft labels or node values; no gradient.
@@ -140,10 +140,10 @@ def hard_step_labels(
 
 
 def balanced_step_weights(labels: ArrayLike, mask: ArrayLike, *, axis_name: masking.AxisName = None) -> jax.Array:
-    """Weights under which right and wrong labels count the same at every step index.
+    """Weights that balance right and wrong labels at every step index.
 
-    Without them a model of steps learns that early steps are right and late ones wrong. At an index where only one
-    kind occurs, nothing can be learnt and the weight is 0.
+    Without them a model learns that early steps are right and late ones wrong. Where only one kind occurs, the weight
+    is 0.
 
     Args:
       labels: [B, S], right where > 1/2.

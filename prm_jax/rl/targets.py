@@ -1,4 +1,4 @@
-"""Step labels and step-value targets: from Monte-Carlo completions, from distances to an answer, from look-ahead.
+"""Step labels and step-value targets from Monte-Carlo completions, distances to an answer, and look-ahead.
 
 All take [B, S] arrays with a mask of the steps that exist, and pass no gradient.
 """
@@ -36,7 +36,7 @@ def mc_targets(
     masking.check_option("how", how, ("soft", "hard", "vstar"))
     mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(correct), mask])
-    chex.assert_rank(jnp.asarray(count), {0, mask.ndim})  # one a response would be taken for one a step
+    chex.assert_rank(jnp.asarray(count), {0, mask.ndim})  # [B] would broadcast as one per step
     c = jax.lax.stop_gradient(masking.masked(correct, mask))
     if how == "soft":
         return jnp.where(mask, masking.safe_divide(c, jnp.where(mask, masking.as_f32(count), 1.0)), 0.0)
@@ -47,7 +47,7 @@ def mc_targets(
 
 
 def through_first_error(labels: ArrayLike, mask: ArrayLike, *, threshold: float = 0.5) -> jax.Array:
-    """Mask of the steps up to and including the first wrong one; what comes after it has no clear label.
+    """Mask of the steps up to and including the first wrong one; later steps have no clear label.
 
     Args:
       labels: [B, S] any real dtype; a step is wrong where its label is below `threshold`.
@@ -109,7 +109,7 @@ def quality_value(wrong: ArrayLike, distance: ArrayLike, mask: ArrayLike) -> jax
         v = jnp.maximum(v + (1.0 - v) * gain_k, 0.0)
         return v, v
 
-    # The clamp at 0 makes the recursion non-linear, so a scan; it has as many trips as steps, not tokens.
+    # The clamp at 0 makes the recursion non-linear, so a scan; it has as many iterations as steps, not tokens.
     _, values = jax.lax.scan(step, jnp.zeros_like(gain[..., 0]), jnp.moveaxis(gain, -1, 0))
     return jnp.where(mask, jnp.moveaxis(values, 0, -1), 0.0)
 
@@ -139,9 +139,9 @@ def roll_forward_value(values: ArrayLike, rollouts: ArrayLike, mask: ArrayLike, 
 def steps_to_correct(
     parent: ArrayLike, correct: ArrayLike, mask: ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
-    """For each node of a tree, the number of nodes on the shortest way down to a correct leaf, itself included.
+    """For each node of a tree, the number of nodes on the shortest path to a correct leaf, both ends included.
 
-    A correct leaf has 1; a node without a correct descendant takes its parent's number unchanged, and counts as
+    A correct leaf has 1; a node without a correct descendant takes its parent's number unchanged and is
     wrong. `quality_value`'s distance m is this number minus 1.
 
     Args:
@@ -150,7 +150,7 @@ def steps_to_correct(
       mask: [B, N] bool, True on nodes that exist.
 
     Returns:
-      (steps [B, N] int32, reachable [B, N] bool): `reachable` where a correct leaf lies below (or at) the node;
+      (steps [B, N] int32, reachable [B, N] bool): `reachable` where the node is a correct leaf or has one below it;
       steps are 0 where no correct leaf is reachable from the node or an ancestor, and outside the mask.
 
     Source: arXiv 2406.03816 and its released code.
@@ -186,14 +186,14 @@ def td_smooth(
 ) -> jax.Array:
     """ReARTeR's look-ahead: from the last step backwards, v_k <- v_k + alpha * (v_{k+1} - v_k).
 
-    The same function as a lambda-return with no reward, discount 1, lambda = alpha, on values read one step
-    later, and computed as one.
+    Equals, and is computed as, a lambda-return without rewards, with discount 1 and lambda = alpha, of values read one
+    step later.
 
     Args:
       scores: [B, S] float, probabilities (paper) or logits (released code); no gradient.
       mask: [B, S] bool, True on steps that exist.
       alpha: in [0, 1]; 0 changes nothing.
-      min_gain: if given, look no further than the first step whose score gains less than this over the one
+      min_gain: if given, look ahead only to the first step whose score gains less than this over the one
         before it (signed; 0.05 in the released code). Steps after it keep their own scores.
 
     Returns:

@@ -1,8 +1,8 @@
-"""Step and token values from Bellman equations: duelling heads read off a language model, targets, twins.
+"""Step and token values from Bellman equations: duelling heads on a language model, targets, twins.
 
 The duelling head and the conservative operator are B-Coder's (arXiv 2310.03173); expected and greedy targets and the
 optimistic reading of twins are Digi-Q's (arXiv 2502.15760); the swapped pair of tables is double Q-learning's, as in
-RSRM (arXiv 2305.14656). Slow target networks are a matter of the caller (`optax.incremental_update`).
+RSRM (arXiv 2305.14656). Slow target networks are left to the caller (`optax.incremental_update`).
 """
 
 from typing import Literal
@@ -21,7 +21,7 @@ Backup = Literal["expected", "greedy", "conservative"]
 def dueling_q(logits: ArrayLike, value: ArrayLike, *, alpha: float) -> jax.Array:
     """State-action values whose softmax is the language model's own: Q = alpha (l - max_a l) + V.
 
-    The advantage part is never positive and 0 for the likeliest token, so `max_a Q = V`; softmax(Q / alpha) is
+    The advantage part is never positive and 0 for the most probable token, so `max_a Q = V`; softmax(Q / alpha) is
     softmax(l) for every V, so training starts from the policy that the logits came from.
 
     Args:
@@ -47,7 +47,7 @@ def continuation_discounts(mask: ArrayLike, *, discount: float) -> jax.Array:
       discount: in [0, 1].
 
     Returns:
-      [..., T] float32, what the targets of this file take as `discounts`; 0 for an empty row. No gradient.
+      [..., T] float32, the `discounts` of the targets in this file; 0 for an empty row. No gradient.
     """
     mask = masking.as_mask(mask)
     return jnp.where(mask & ~masking.is_last(mask), discount, 0.0)
@@ -58,7 +58,7 @@ def q_target(rewards: ArrayLike, discounts: ArrayLike, next_q: ArrayLike, next_a
 
     Args:
       rewards: [...] float.
-      discounts: [...] float, 0 on terminal transitions; there `next_q` may be anything, NaN included.
+      discounts: [...] float, 0 on terminal transitions; there `next_q` is ignored, even NaN.
       next_q: [..., A] float, values of the next state.
       next_actions: [...] int in [0, A).
 
@@ -83,12 +83,12 @@ def bellman_targets(
     """One-step targets `r + discount * backup(Q(s', .))`.
 
     "expected": the mean of Q under softmax(policy_logits). "greedy": its maximum (Q-learning). "conservative": Q at
-    the action that a *frozen* model prefers, argmax policy_logits, which does not chase the errors of the Q being
+    the action that a *frozen* model prefers, argmax policy_logits, which does not follow the errors of the Q being
     trained; with `policy_logits = next_q` it is "greedy". All three are contractions by `discount`.
 
     Args:
       rewards: [...] float.
-      discounts: [...] float, 0 on terminal transitions; there `next_q` may be anything, NaN included.
+      discounts: [...] float, 0 on terminal transitions; there `next_q` is ignored, even NaN.
       next_q: [..., A] float, target network's values of the next state.
       policy_logits: [..., A] float, of the policy at the next state ("expected") or of the frozen model
         ("conservative"; its Q works as well as its logits); not used by "greedy".
@@ -122,7 +122,7 @@ def recovered_rewards(q_taken: ArrayLike, discounts: ArrayLike, next_value: Arra
     Args:
       q_taken: [..., T] float, Q of the actions taken.
       discounts: [..., T] float, 0 on terminal transitions.
-      next_value: [..., T] float, backup at the next state; may be anything where the discount is 0.
+      next_value: [..., T] float, backup at the next state; ignored where the discount is 0.
 
     Returns:
       [..., T] float32. Gradients flow to both.
@@ -187,10 +187,10 @@ def twin(first: ArrayLike, second: ArrayLike, *, how: Literal["min", "max", "mea
     Args:
       first: [...] float.
       second: [...] float.
-      how: see above; no default, because published code takes both.
+      how: see above; no default, because published implementations use both.
 
     Returns:
-      [...] float32. Gradients flow to the one taken (half to each in a tie or a mean).
+      [...] float32. Gradients flow to the selected one (half to each in a tie or a mean).
     """
     masking.check_option("how", how, ("min", "max", "mean"))
     first, second = masking.as_f32(first), masking.as_f32(second)

@@ -16,6 +16,9 @@ from rich.text import Text
 
 from prm_jax.terminal import Forgiving
 
+LINES = 30
+"""About as many plain lines are printed per phase, so that the log of a long run stays readable."""
+
 _SPARKS = "▁▂▃▄▅▆▇█"
 
 
@@ -104,6 +107,7 @@ class Console:
         terminal = self._console.is_terminal and not self._console.is_dumb_terminal
         self._is_live = terminal if live is None else live
         self._title, self._rows, self._every = title, tuple(rows), max(1, every)
+        self._interval = self._every
         self._name, self._total, self._step, self._first = "", 0, 0, 0
         self._values: dict[str, list[float]] = {}
         self._times: deque[tuple[float, int]] = deque(maxlen=20)
@@ -121,6 +125,7 @@ class Console:
         self._finish_live()
         self._remember_rate()
         self._name, self._total, self._step, self._first = name, total, start, start
+        self._interval = max(self._every, (total - start) // LINES)
         self._values = {}
         self._started = time.monotonic()
         self._times.clear()
@@ -144,7 +149,7 @@ class Console:
             self._values.setdefault(key, []).append(float(value))
         if self._live is not None:
             self._live.refresh()
-        elif step % self._every == 0 or step >= self._total or step == self._first + 1:
+        elif step % self._interval == 0 or step >= self._total or step == self._first + 1:
             self._print(self.line())
 
     def message(self, text: str, *, style: str = "") -> None:

@@ -5,6 +5,7 @@ Everything is drawn off screen, without a window system or global matplotlib sta
 
 import dataclasses
 import pathlib
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from prm_jax.errors import UserError, require
 from prm_jax.runs import curves
 from prm_jax.runs.curves import Band, Center, Run, Series
+from prm_jax.runs.panels import PICTURES, Panel, on_policy
 
 # Okabe and Ito's palette for all kinds of colour vision, without black and yellow.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -36,6 +38,9 @@ _RC = {
     "text.color": _INK,
     "legend.frameon": False,
 }
+TITLE_CHARACTERS, NOTE_CHARACTERS = 9.5, 15.0
+"""Characters that fit into one inch of a panel's title and of the notes below the panels."""
+
 X_LABELS = {"step": "training step", "rollouts": "responses sampled", "seconds": "time (s)"}
 
 
@@ -55,57 +60,6 @@ class Style:
     dpi: int = 150
     width: float = 3.7
     height: float = 2.5
-
-
-@dataclasses.dataclass(frozen=True)
-class Panel:
-    """The panel of one metric in a picture.
-
-    Attributes:
-      metric: its "phase/name".
-      title: description with unit.
-      percent: a fraction, drawn in percent.
-      unit: a number within [0, 1]; the axis shows the whole interval.
-      chance: value reached by guessing, drawn as a reference line.
-      log: use a logarithmic axis where values span more than a factor of 20.
-    """
-
-    metric: str
-    title: str
-    percent: bool = False
-    unit: bool = False
-    chance: float | None = None
-    log: bool = False
-
-
-ACCURACY = (
-    Panel("eval/greedy_accuracy", "Greedy accuracy", percent=True),
-    Panel("eval/sampled_accuracy", "Sampled accuracy", percent=True),
-    Panel("eval/greedy_step_accuracy", "Greedy step accuracy", percent=True),
-    Panel("eval/sampled_step_accuracy", "Sampled step accuracy", percent=True),
-    Panel("eval/step_accuracy", "Step accuracy", percent=True),
-)
-PRM = (
-    Panel("prm/pairwise_accuracy", "PRM pairwise accuracy", percent=True, chance=0.5),
-    Panel("prm/gate", "Trust gate of the process rewards", unit=True),
-    Panel("prm_eval/first_error_f1", "First wrong step: F1", unit=True),
-    Panel("prm_eval/step_auc", "Correct against wrong steps: AUC", unit=True, chance=0.5),
-    Panel("prm/loss", "PRM loss"),
-    Panel("prm/reward_abs", "Process reward, mean absolute value"),
-)
-TRAINING = (
-    Panel("rollout/solve_rate", "Solve rate of training responses", percent=True),
-    Panel("rollout/kept_groups", "Prompts kept by the solve-rate filter", percent=True),
-    Panel("rollout/length", "Response length (tokens)"),
-    Panel("policy/loss", "Policy loss"),
-    Panel("policy/entropy", "Policy entropy (nats per token)"),
-    Panel("policy/kl", "KL to the reference (nats per token)"),
-    Panel("policy/approx_kl", "KL to the sampling policy (nats per token)"),
-    Panel("policy/grad_norm", "Policy gradient norm", log=True),
-    Panel("time/step_seconds", "Time per step (s)", log=True),
-)
-PICTURES = {"accuracy": ACCURACY, "prm": PRM, "training": TRAINING}
-"""File name -> panels of the standard pictures; panels without data are omitted."""
 
 
 def plot_report(
@@ -163,7 +117,8 @@ def plot_runs(
         for name in metrics:
             if name not in known:
                 raise UserError(f"no run has the metric {name!r}{_nearest(name, known)}")
-        pictures = {name.replace("/", "_"): [standard.get(name, Panel(name, name))] for name in metrics}
+        asked = [dataclasses.replace(standard.get(n, Panel(n, n)), vanishes=False, off_policy=False) for n in metrics]
+        pictures = {panel.metric.replace("/", "_"): [panel] for panel in asked}
     return _draw_all(groups, pathlib.Path(out), pictures, x, style)
 
 
@@ -174,6 +129,7 @@ def draw(
     x_label: str = X_LABELS["step"],
     style: Style = Style(),
     colors: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
 ) -> pathlib.Path:
     """Draws one picture.
 
@@ -183,6 +139,7 @@ def draw(
       x_label: label of the horizontal axis, shown below the lowest panels.
       style: appearance.
       colors: {label: colour}; default: by order of appearance.
+      notes: sentences added to the explanation below the panels.
 
     Returns:
       `path`.
@@ -204,15 +161,23 @@ def draw(
         agg.FigureCanvasAgg(figure)
         axes = figure.subplots(rows, columns, squeeze=False)
         smoothed = 0
+        ends = _x_range(panels)
         for index, axis in enumerate(axes.flat):
             if index >= len(panels):
                 axis.set_visible(False)
                 continue
             panel, drawn = panels[index]
             smoothed = max(smoothed, _draw_panel(axis, panel, drawn, colors))
+            axis.set_title(textwrap.fill(panel.title, width=round(style.width * scale * TITLE_CHARACTERS)))
+            if ends is not None:
+                axis.set_xlim(*ends)
             if index + columns >= len(panels):
                 axis.set_xlabel(x_label)
-        _explain(figure, axes.flat[0], labels, colors, panels, smoothed, style)
+        _legend(figure, labels, colors)
+        explanation = ".  ".join([*_explanation(panels, smoothed, style), *notes])
+        if explanation:
+            wrapped = textwrap.fill(explanation, width=round(size[0] * NOTE_CHARACTERS))
+            figure.supxlabel(wrapped, fontsize=8.5, color="#666666", x=0.01, ha="left")
         path = pathlib.Path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -246,20 +211,52 @@ def _draw_all(
     style: Style,
 ) -> list[pathlib.Path]:
     colors = {label: COLORS[i % len(COLORS)] for i, label in enumerate(groups)}
+    is_on_policy = all(on_policy(run.config) for members in groups.values() for run in members)
+    equal_rollouts = _equal_rollouts(groups) if x == "step" else ""
     written = []
     for name, panels in pictures.items():
-        filled = []
+        filled, omitted = [], []
         for panel in panels:
             drawn = [_series(members, panel.metric, x, label, style) for label, members in groups.items()]
             drawn = [series for series in drawn if np.isfinite(series.y).any()]
-            if drawn:
+            if drawn and panel.tells_nothing([series.y for series in drawn], is_on_policy):
+                omitted.append(panel.title)
+            elif drawn:
                 filled.append((panel, drawn))
         if filled:
+            several = len({series.label for _, drawn in filled for series in drawn}) > 1
+            notes = [equal_rollouts] if equal_rollouts and several else []
+            if omitted:
+                notes.append(f"Not drawn, because constant or rounding noise: {', '.join(omitted)}")
             label = X_LABELS.get(x, x)
-            written.append(draw(filled, out / f"{name}.png", x_label=label, style=style, colors=colors))
+            written.append(draw(filled, out / f"{name}.png", x_label=label, style=style, colors=colors, notes=notes))
     if not written:
         raise UserError("these runs have no metrics to draw yet")
     return written
+
+
+def _equal_rollouts(groups: Mapping[str, Sequence[Run]]) -> str:
+    """Why policies that were compared ran for different numbers of steps; empty if they did not.
+
+    A policy without a PRM gets the responses that warmed the PRM up as additional steps.
+    """
+    ends = {}
+    for label, members in groups.items():
+        steps, rollouts = members[0].curve("rollouts")
+        if not len(steps):
+            return ""
+        ends[label] = (steps[-1], rollouts[-1])
+    (short, (fewer, sampled)), (long, (more, also)) = min(ends.items(), key=_by_steps), max(ends.items(), key=_by_steps)
+    if fewer == more or abs(sampled - also) > 0.05 * also:
+        return ""
+    return (
+        f"More steps for {long} ({more:.0f}) than for {short} ({fewer:.0f}): both sample {also:,.0f} responses in "
+        f"total, and {short} uses some of them to warm up its PRM"
+    )
+
+
+def _by_steps(entry: tuple[str, tuple[float, float]]) -> float:
+    return entry[1][0]
 
 
 def _series(members: Sequence[Run], metric: str, x: str, label: str, style: Style) -> Series:
@@ -275,8 +272,9 @@ def _draw_panel(axis: Any, panel: Panel, drawn: Sequence[Series], colors: Mappin
     widest = 0
     if panel.chance is not None:
         axis.axhline(panel.chance * scale, color="#999999", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-    for series in drawn:
+    for index, series in enumerate(drawn):
         color = colors[series.label]
+        thickness = 1.8 if len(drawn) == 1 else max(3.2 - 1.4 * index, 1.2)  # equal curves stay visible
         window = len(series.y) // 20 | 1 if len(series.y) >= 60 else 1
         widest = max(widest, window)
         y, low, high = (_smooth(v, window, log) for v in (series.y, series.low, series.high))
@@ -285,9 +283,8 @@ def _draw_panel(axis: Any, panel: Panel, drawn: Sequence[Series], colors: Mappin
         elif window > 1:
             axis.plot(series.x, series.y * scale, color=color, linewidth=0.8, alpha=0.3)
         marker = "o" if len(series.x) <= 25 else None
-        axis.plot(series.x, y * scale, color=color, linewidth=1.8, marker=marker, markersize=3.2)
-    axis.set_title(panel.title)
-    axis.margins(x=0.02)
+        axis.plot(series.x, y * scale, color=color, linewidth=thickness, marker=marker, markersize=2 + thickness)
+    axis.set_ylabel(panel.label)
     axis.xaxis.set_major_locator(require("matplotlib.ticker", "plots").MaxNLocator(5, integer=True))
     axis.xaxis.set_major_formatter(lambda value, position: f"{value:,.0f}")
     if log:
@@ -309,40 +306,43 @@ def _smooth(values: np.ndarray | None, window: int, log: bool) -> Any:
 
 def _limit(axis: Any, values: np.ndarray, chance: float | None, scale: float) -> None:
     """Shows all of [0, 1], so that noise does not fill the axis; zooms in on small values, and starts at chance."""
-    top = 1.02 if values.max() > 0.4 else 1.15 * max(values.max(), 0.02)
+    highest = max(float(values.max()), chance or 0.0)
+    top = 1.02 if highest > 0.4 else 1.15 * max(highest, 0.02)
     bottom = 0.0 if chance is None else max(0.0, min(chance, float(values.min())) - 0.05)
-    axis.set_ylim((bottom - 0.01 * (bottom == 0)) * scale, top * scale)
+    axis.set_ylim((bottom or -0.015 * top) * scale, top * scale)
 
 
-def _explain(
-    figure: Any,
-    first: Any,
-    labels: Sequence[str],
-    colors: Mapping[str, str],
-    panels: Sequence[tuple[Panel, Sequence[Series]]],
-    smoothed: int,
-    style: Style,
-) -> None:
-    """Adds the legend above, and one line below that explains lines and bands."""
+def _x_range(panels: Sequence[tuple[Panel, Sequence[Series]]]) -> tuple[float, float] | None:
+    """The same horizontal range for all panels, with a small margin; None where every curve is a single point."""
+    xs = np.concatenate([series.x for _, drawn in panels for series in drawn])
+    low, high = float(xs.min()), float(xs.max())
+    margin = 0.02 * (high - low)
+    return (low - margin, high + margin) if high > low else None
+
+
+def _legend(figure: Any, labels: Sequence[str], colors: Mapping[str, str]) -> None:
     if len(labels) > 1:
         lines = require("matplotlib.lines", "plots")
         handles = [lines.Line2D([], [], color=colors[label], linewidth=2.2, label=label) for label in labels]
         figure.legend(handles=handles, loc="outside upper left", ncols=min(len(labels), 3), fontsize=10)
+
+
+def _explanation(panels: Sequence[tuple[Panel, Sequence[Series]]], smoothed: int, style: Style) -> list[str]:
+    """Sentences that explain lines and bands."""
     notes = []
     counts = sorted({series.count for _, drawn in panels for series in drawn if series.count > 1})
     if counts:
         seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         line = {"iqm": "interquartile mean", "median": "median", "mean": "mean"}[style.center]
         band = "quartiles" if style.band == "quartiles" and counts[0] > 3 else "minimum to maximum"
-        notes.append(f"line: {line} of {seeds} seeds; band: {band}")
+        notes.append(f"Line: {line} of {seeds} seeds; band: {band}")
     if smoothed and counts:
-        notes.append(f"long curves: running mean over {smoothed} points")
+        notes.append(f"Long curves: running mean over {smoothed} points")
     elif smoothed:
-        notes.append(f"thin: every point; thick: running mean over {smoothed} points")
+        notes.append(f"Thin: every point; thick: running mean over {smoothed} points")
     if any(panel.chance is not None for panel, _ in panels):
-        notes.append("dashed: chance")
-    if notes:
-        figure.supxlabel(".  ".join(notes), fontsize=8.5, color="#666666", x=0.01, ha="left")
+        notes.append("Dashed: chance")
+    return notes
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -8,16 +8,19 @@ _LIMIT = 400
 """Maximum number of samples on a page; the newest are shown."""
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --paper: #ffffff; --line: #d0d7de; --soft: #57606a; }
+:root { color-scheme: light dark; --ink: #1b1f24; --paper: #ffffff; --line: #d0d7de; --soft: #57606a;
+        --right: #1a7f37; --wrong: #cf222e; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6edf3; --paper: #0d1117; --line: #30363d; --soft: #8b949e; }
+  :root { --ink: #e6edf3; --paper: #0d1117; --line: #30363d; --soft: #8b949e;
+          --right: #3fb950; --wrong: #f85149; }
 }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
        max-width: 60rem; padding: 1rem; }
 h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; margin-top: 2rem; border-top: 1px solid var(--line);
        padding-top: 1rem; }
 article { border: 1px solid var(--line); border-radius: 6px; padding: .6rem .8rem; margin: .8rem 0; }
-header { color: var(--soft); font-size: .9rem; } .right { color: #1a7f37; } .wrong { color: #cf222e; }
+header { color: var(--soft); font-size: .9rem; } .right { color: var(--right); }
+.wrong { color: var(--wrong); } .prompt { color: var(--soft); }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0; font: 14px/1.5 ui-monospace, monospace; }
 .step { border-radius: 3px; padding: 0 .15em; } .step small { color: var(--soft); font-size: .75em; }
 """.strip()
@@ -59,11 +62,13 @@ def _article(record: Mapping[str, Any], scale: float) -> str:
     outcome = _number(record["outcome"])
     verdict = "right" if outcome > 0.5 else "wrong"
     facts = "".join(f" · {html.escape(str(k))}: {html.escape(str(v))}" for k, v in record["info"].items())
+    if scale and not record["steps"]:
+        facts += " · not scored"
     steps = "".join(_step(text, _number(reward), scale) for text, reward in record["steps"])
     body = steps or html.escape(record["response"])
     return (
         f'<article><header><span class="{verdict}">{verdict} ({outcome:g})</span>{facts}</header>\n'
-        f"<pre>{html.escape(record['prompt'].rstrip())}</pre>\n<pre>{body}</pre></article>"
+        f"<pre class='prompt'>{html.escape(record['prompt'].rstrip())}</pre>\n<pre>{body}</pre></article>"
     )
 
 

@@ -115,10 +115,10 @@ def vote_totals(
     """For every response, the summed (mean, largest) weight of all responses with the same answer.
 
     Its argmax is a weighted vote, ties to the answer seen first. With "sum": weights 1 give the majority, sigmoids of
-    scores ImplicitPRM's vote. "mean" is the other vote of MedS3, and "max" is best-of-n.
+    scores give ImplicitPRM's vote. "mean" is the other vote of MedS3, and "max" is best-of-n.
 
     Args:
-      weights: [..., N] float, one a response.
+      weights: [..., N] float, one per response.
       answer_ids: [..., N] int, equal where answers are equivalent; a negative id is no answer and gets 0.
       mask: optional [..., N] bool.
       reduce: see above.

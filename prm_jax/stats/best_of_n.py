@@ -1,6 +1,6 @@
-"""Best-of-n: what selecting by a proxy reward does to the true one, as a function of n.
+"""Best-of-n: the true reward of what a proxy reward selects, as a function of n.
 
-The curve uses an unbiased estimator that reuses all N samples of a prompt for every n <= N.  The divergence bound
+The curve uses an unbiased estimator that reuses all N samples of a prompt for every n <= N. The divergence bound
 is tight without ties (arXiv 2401.01879); the fits of over-optimisation are those of arXiv 2210.10760, used for
 mathematics in arXiv 2410.01729.
 """
@@ -54,7 +54,7 @@ def best_of_n_weights(scores: ArrayLike, mask: ArrayLike | None = None, *, n: in
       [..., N] f32, summing to 1, or all 0 in rows with fewer than n samples. No gradient.
     """
     if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+        raise ValueError(f"n must be at least 1, found {n}")
     scores = jax.lax.stop_gradient(masking.as_f32(scores))
     mask = jnp.ones(scores.shape, bool) if mask is None else masking.as_mask(mask)
     chex.assert_equal_shape([scores, mask])
@@ -72,7 +72,7 @@ def bon_curve(
     """Expected proxy and gold reward of best-of-n by the proxy, averaged over prompts.
 
     Args:
-      proxy: [P, N] proxy scores of N samples a prompt.
+      proxy: [P, N] proxy scores of N samples per prompt.
       gold: [P, N] true rewards.
       mask: [P, N] bool, True on samples that exist, or None.
       sizes: the K values of n, each in 1..N.
@@ -87,7 +87,7 @@ def bon_curve(
     chex.assert_rank(proxy, 2)
     chex.assert_equal_shape([proxy, gold, mask])
     if not sizes or min(sizes) < 1 or max(sizes) > proxy.shape[1]:
-        raise ValueError(f"sizes must lie in 1..{proxy.shape[1]} (samples a prompt), got {list(sizes)}")
+        raise ValueError(f"sizes must be in 1..{proxy.shape[1]} (samples per prompt), found {list(sizes)}")
     weights = jnp.stack([best_of_n_weights(proxy, mask, n=n) for n in sizes])  # [K, P, N]
     prompts = (mask.sum(-1) >= jnp.asarray(sizes)[:, None]).sum(-1).astype(jnp.float32)
     prompts = masking.psum(prompts, axis_name)
@@ -143,8 +143,8 @@ def fit_over_optimization(
       kind: which law.
 
     Returns:
-      `OverOptimization`; a positive beta is over-optimisation. Points at KL 0 do not matter. NaN-free: fewer than two
-      usable points give the minimum-norm fit, an empty mask zeros. Gradients flow to both arguments.
+      `OverOptimization`; a positive beta is over-optimisation. Points at KL 0 are ignored. Fewer than two usable points
+      give the minimum-norm fit, an empty mask zeros. Gradients flow to both arguments.
 
     Source: arXiv 2210.10760.
     """

@@ -1,6 +1,6 @@
-"""Is a confidence a probability?  Calibration error, reliability bins, Brier score and Platt scaling.
+"""Calibration of confidences: calibration error, reliability bins, Brier score and Platt scaling.
 
-Isotonic calibration and Venn-ABERS live in `isotonic.py`; verbalised confidence in `confidence.py`.
+Isotonic calibration and Venn-ABERS are in `isotonic.py`, verbalised confidence in `prm_jax.rl.confidence`.
 """
 
 from typing import Literal, NamedTuple
@@ -51,7 +51,7 @@ def reliability_bins(
       mask: [...] bool, True on entries to use; None for all.
       num_bins: K.
       bins: "width", K intervals (k/K, (k+1)/K], the first closed at 0; "mass", K bins of equally many
-        entries, where ties of confidence share the bin of the first of them, so that order is immaterial.
+        entries, where ties of confidence share the bin of the first of them, so that their order does not matter.
       axis_name: mapped axis or axes whose data is pooled ("mass" gathers the confidences, to rank them).
 
     Returns:

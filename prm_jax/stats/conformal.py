@@ -4,9 +4,8 @@ Conformal selection after optimising the score is OptCS (arXiv 2411.17983); inte
 conformalised quantile regression (arXiv 1905.03222), the correction used in arXiv 2103.00083.
 
 Calibration data are rollouts whose outcome was verified, test data rollouts that were not; "selected" rollouts are
-those to keep. Every guarantee needs calibration and test data to be exchangeable: scores of a policy that has
-moved since the calibration data were drawn carry none. Nothing that selects passes a gradient; `conformal_interval`
-passes them to its bounds.
+those to keep. Every guarantee needs calibration and test data to be exchangeable, which scores of a policy
+trained further since then are not. Selections pass no gradient; `conformal_interval` passes gradients to its bounds.
 """
 
 from typing import Literal, NamedTuple
@@ -56,8 +55,7 @@ def conformal_pvalues(
       uniforms: [M] in (0, 1], random tie-breaking; None for 1, which is conservative.
 
     Returns:
-      [M] f32 in (0, 1]; small means "good".  1 (or `uniforms`) for an empty mask. No gradient.
-      No two axes meet in memory: sorts of N and M.
+      [M] f32 in (0, 1]; small means "good". 1 (or `uniforms`) for an empty mask. No gradient.
     """
     scores, test_scores = jax.lax.stop_gradient((masking.as_f32(scores), masking.as_f32(test_scores)))
     good = masking.as_mask(good)
@@ -121,7 +119,7 @@ def optimized_selection(
 ) -> OptimizedSelection:
     """Selects test points by the best of several scorers and still bounds the false discovery rate (OptCS-MSel).
 
-    Picking the scorer that selects most and then selecting with it uses the data twice and breaks the bound.
+    Choosing the scorer that selects most and then selecting with it uses the data twice and breaks the bound.
     Here each test point j gets its own scorer, chosen by a rule that is symmetric in j and the calibration data:
     the one with the largest auxiliary selection R_j, where j is held among the nulls. Its p-value becomes the
     e-value `1{p_j <= level R_j / m} m / (level R_j)`, and the e-values, divided by uniforms (pruning), go through
@@ -133,7 +131,7 @@ def optimized_selection(
       test_scores: [M, K].
       key: a PRNG key, consumed (not used by "deterministic").
       level: bound on the false discovery rate.
-      pruning: "heterogeneous", one uniform a point; "homogeneous", one for all; "deterministic", none (least
+      pruning: "heterogeneous", one uniform per point; "homogeneous", one for all; "deterministic", none (least
         power).
 
     Returns:
@@ -198,7 +196,7 @@ def conformal_interval(
     chex.assert_rank(y, 1)
     chex.assert_equal_shape([lo, hi, y, mask])
     miss = jnp.sort(jnp.where(mask, jnp.maximum(lo - y, y - hi), jnp.inf))
-    # The slack keeps ceil(10 * 0.9) at 9 whatever the rounding.
+    # The slack keeps ceil(10 * 0.9) at 9 despite rounding.
     rank = jnp.ceil((mask.sum() + 1) * level - 1e-4).astype(jnp.int32)
     padded = jnp.append(miss, jnp.inf)
     shift = padded[jnp.clip(rank - 1, 0, y.shape[0])]

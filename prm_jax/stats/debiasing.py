@@ -20,7 +20,7 @@ def decorrelate(
     grid: ArrayLike | None = None,
     threshold: float = 0.03,
 ) -> jax.Array:
-    """How much of a nuisance (length) to take out of each objective.
+    """How much of a nuisance (length) to subtract from each objective.
 
     The smallest lambda of the grid with `spearman(R_k - lambda * reference, reference) <= threshold`.
 
@@ -32,7 +32,7 @@ def decorrelate(
       threshold: largest correlation tolerated.
 
     Returns:
-      [K] float32; the largest value of the grid where none will do, the smallest for an empty mask.
+      [K] float32; the largest value of the grid where none suffices, the smallest for an empty mask.
       No gradient.
 
     Source: arXiv 2406.12845.

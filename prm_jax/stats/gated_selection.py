@@ -1,7 +1,7 @@
-"""Choosing among partial solutions by three questions: ready to judge?  still promising?  best at the end?
+"""Choosing among partial solutions by three questions: ready to judge? still promising? best at the end?
 
-Potential assessment reward model, PARM (arXiv 2501.13926): made for images drawn step by step, but nothing in it
-depends on what the steps are.
+Potential assessment reward model, PARM (arXiv 2501.13926): published for images drawn step by step, but independent of
+what the steps are.
 """
 
 from typing import NamedTuple
@@ -35,8 +35,8 @@ def gated_selection(
 
     A candidate is judged from the first step at which it is ready (once ready, always ready), and dropped at the first
     judgement whose potential is not above `threshold`. If none survives, the one with the highest potential at its
-    last judgement is taken, one never judged counting as hopeless (potential 0). All ready and promising, it is
-    best-of-n by the final score; none promising, the choice with the smallest chance of "no".
+    last judgement is chosen; a candidate that was never judged has potential 0. If all are ready and promising, this is
+    best-of-n by the final score; if none is promising, it is the choice with the smallest chance of "no".
 
     Args:
       ready: [..., N, S] bool, clear enough to judge at this step.

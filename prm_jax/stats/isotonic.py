@@ -18,7 +18,7 @@ class IsotonicFit(NamedTuple):
     """A fitted non-decreasing map.
 
     Attributes:
-      scores: [N] f32, non-decreasing knots; `+inf`-free, masked entries repeat the last valid knot.
+      scores: [N] f32, finite non-decreasing knots; masked entries repeat the last valid knot.
       values: [N] f32, non-decreasing fitted values at the knots.
     """
 
@@ -34,7 +34,7 @@ def isotonic_regression(values: ArrayLike, weights: ArrayLike | None = None, *, 
 
     Args:
       values: [..., N], float.
-      weights: [..., N], >= 0, or None for ones. Entries of weight 0 (whatever their value, NaN included)
+      weights: [..., N], >= 0, or None for ones. Entries of weight 0 (even NaN)
         change nothing and take the value of the block on their left (the first block where there is none).
       increasing: False for the best non-increasing sequence.
 
@@ -139,9 +139,9 @@ class _Stack(NamedTuple):
     starts: jax.Array  # [N] i32, first entry of a block
 
 
-@jax.jit  # a loop traced anew at each eager call would cost more than it does
+@jax.jit  # retracing the loop at each eager call would cost more than running it
 def _blocks(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """Block number of every entry: one push or one merge a trip, so the loop also runs well under vmap."""
+    """Block number of every entry: one push or merge per iteration, so that the loop is efficient under vmap."""
     num = values.shape[0]
 
     def violated(s: _Stack) -> jax.Array:
@@ -166,7 +166,7 @@ def _blocks(values: jax.Array, weights: jax.Array) -> jax.Array:
             starts=s.starts.at[jnp.where(push, s.top, num)].set(entry, mode="drop"),
         )
 
-    # Zeros "like" the data vary over mapped axes as the data do, which a loop under shard_map asks of its carry.
+    # Zeros "like" the data vary over mapped axes as the data do, as shard_map requires of a loop's carry.
     blank = jnp.zeros_like(values + weights)
     empty = jnp.zeros_like(blank, jnp.int32)
     stack = _Stack(empty[0], empty[0], blank, blank, empty)

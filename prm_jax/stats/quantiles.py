@@ -21,13 +21,13 @@ def pinball_loss(
     """Quantile regression: `max(tau e, (tau - 1) e)` with `e = target - quantile`.
 
     Minimised when `quantiles[..., k]` is the `levels[k]`-quantile of the target. Summed over the K
-    levels' mean and over valid entries. With binary returns the quantiles are 0 or 1 and say no more than
-    the success rate; use a categorical head there.
+    levels' mean and over valid entries. With binary returns the quantiles are 0 or 1 and carry no more
+    information than the success rate; use a categorical head there.
 
     Args:
       quantiles: [..., K].
       targets: [...], the realised return.
-      mask: [...] bool, True on valid entries; what lies behind False is ignored, NaN included.
+      mask: [...] bool, True on valid entries; masked values are ignored, even NaN.
       levels: [K], in (0, 1).
       huber: width of a quadratic zone around 0 (0 for none); inside it the error is
         `|tau - 1[e < 0]| e^2 / (2 huber)`, outside the line that continues it.
@@ -55,7 +55,7 @@ def monotone_quantiles(quantiles: ArrayLike, *, how: Literal["sort", "pava", "me
     """Makes quantiles non-decreasing along the last axis.
 
     "sort" and "pava" (isotonic regression) never raise the pinball loss summed over levels, sample by sample;
-    "median_out" (running minimum below the middle level, running maximum above) leaves the median alone but
+    "median_out" (running minimum below the middle level, running maximum above) preserves the median but
     has no such guarantee.
 
     Args:
@@ -101,8 +101,8 @@ def crossing_penalty(quantiles: ArrayLike, mask: ArrayLike, *, margin: float = 0
 def aggregate_quantiles(predictions: ArrayLike, logits: ArrayLike) -> jax.Array:
     """Weighted average of several models' quantiles, with softmax weights over models.
 
-    The shape of `logits` says how fine the weights are: [E] one weight a model ("coarse"), [E, K] one a
-    model and level ("medium"), [E, K, K] every output level from every input level ("fine"); leading axes
+    The shape of `logits` sets the granularity: [E] one weight per model ("coarse"), [E, K] one per model and
+    level ("medium"), [E, K, K] every output level from every input level ("fine"); leading axes
     ([..., E, K], ...) make the weights local to an input.
 
     Args:
@@ -122,4 +122,7 @@ def aggregate_quantiles(predictions: ArrayLike, logits: ArrayLike) -> jax.Array:
         return jnp.einsum("...ei,...oei->...o", predictions, weights)
     if logits.shape[-2:] == (models, num):
         return (predictions * jax.nn.softmax(logits, axis=-2)).sum(-2)
-    raise ValueError(f"logits {logits.shape} fit no predictions of {models} models and {num} levels")
+    raise ValueError(
+        f"logits {logits.shape} do not fit predictions of {models} models and {num} levels; expected [{models}], "
+        f"[..., {models}, {num}] or [..., {models}, {num}, {num}]"
+    )

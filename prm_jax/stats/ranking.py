@@ -1,4 +1,4 @@
-"""Rankings: one right solution against many wrong ones (RewardMATH, arXiv 2410.01729), and the likelihood of an order.
+"""Rankings: one right solution against many wrong ones (RewardMATH, arXiv 2410.01729), and likelihoods of orders.
 
 Pairs, and every pair of a group, are in `prm_jax.rl.pair_losses`.
 """

@@ -1,6 +1,6 @@
-"""Weighted ridge regression in closed form, and what its covariance says about where to look next.
+"""Weighted ridge regression in closed form, with exploration bonuses from its covariance.
 
-Three works need it: the per-objective heads of ArmoRM (arXiv 2406.12845), reward models on a handful of named
+It is used by three works: the per-objective heads of ArmoRM (arXiv 2406.12845), reward models on a handful of named
 features (arXiv 2402.15473), and uncertainty-weighted value regression with its bonus (arXiv 2303.10165).
 """
 
@@ -36,7 +36,7 @@ def weighted_ridge(
 ) -> RidgeFit:
     """`argmin_theta sum_i w_i (phi_i theta - y_i)^2 + l2 |theta|^2`, without an intercept.
 
-    Rows of weight 0 may hold anything, NaN included: `jax.vmap` over targets and weights [K, N] fits K objectives
+    Rows of weight 0 are ignored, even NaN: `jax.vmap` over targets and weights [K, N] fits K objectives
     of which each row has only some labels.
 
     Args:
@@ -63,10 +63,10 @@ def weighted_ridge(
 
 
 def elliptical_bonus(fit: RidgeFit, features: ArrayLike, *, scale: float = 1.0, maximum: float = 1.0) -> jax.Array:
-    """`min(scale sqrt(phi^T Sigma phi), maximum)`: how little the regression knows about phi.
+    """`min(scale sqrt(phi^T Sigma phi), maximum)`: the regression's uncertainty about phi.
 
-    For one-hot features it falls as 1 / sqrt(count). Used as a reward of exploration, or to choose which prefixes
-    to roll out next.
+    For one-hot features it falls as 1 / sqrt(count). It serves as an exploration reward, or to choose which prefixes to
+    roll out next.
 
     Args:
       fit: from `weighted_ridge`.
@@ -111,7 +111,7 @@ def variance_weights(variance: ArrayLike, bonus: ArrayLike, *, gamma: float, flo
       variance: [...] float, estimated noise of each target; for a step value from k rollouts p (1 - p) / k.
       bonus: [...] float, `elliptical_bonus` (uncapped) of the same rows.
       gamma: weight of the regression's own uncertainty; D^(-1/4) in the paper.
-      floor: smallest standard deviation believed; H^(-1/2) in the paper.
+      floor: lower bound on the standard deviation; H^(-1/2) in the paper.
 
     Returns:
       [...] float32 in (0, 1 / floor^2]. No gradient.

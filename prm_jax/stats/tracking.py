@@ -1,4 +1,4 @@
-"""Watching a run for over-optimisation: is the proxy reward still about the true one?
+"""Watching a run for over-optimisation: does the proxy reward still follow the true one?
 
 Diagnostics after The Alignment Ceiling (arXiv 2311.00168), which names the mismatch; and the PQ index
 (arXiv 2302.05601) as a scale-free measure of how concentrated token rewards are.
@@ -18,14 +18,14 @@ def proxy_gold_report(
 ) -> dict[str, jax.Array]:
     """Compares proxy and gold reward over U updates of B samples each.
 
-    An update diverges when the mean proxy reward stands above what it was at the best update so far by gold, while
-    the mean gold reward stands more than `tolerance` below it.
+    An update diverges when its mean proxy reward is above that of the best update so far by gold reward, while its
+    mean gold reward is more than `tolerance` below.
 
     Args:
       proxy: [U, B] proxy rewards.
       gold: [U, B] true rewards.
       mask: [U, B] bool, True on samples that exist, or None.
-      tolerance: drop in mean gold reward that is taken for noise.
+      tolerance: drop in mean gold reward that counts as noise.
 
     Returns:
       `proxy_mean`, `gold_mean`, `spearman`, `r_squared` [U] f32, over the samples of each update (0 for an empty
@@ -91,7 +91,7 @@ def binned_r_squared(
 
 
 def credit_concentration(token_rewards: ArrayLike, mask: ArrayLike, *, p: float = 0.5, q: float = 1.0) -> jax.Array:
-    """PQ index of each response's token rewards: 0 when credit is even, near 1 when one token has it all.
+    """PQ index of each response's token rewards: 0 when credit is evenly spread, near 1 when one token has all of it.
 
     `1 - d^(1/q - 1/p) |r|_p / |r|_q` with d the number of tokens.
 
@@ -108,7 +108,7 @@ def credit_concentration(token_rewards: ArrayLike, mask: ArrayLike, *, p: float 
     Source: arXiv 2302.05601.
     """
     if not 0 < p < q:
-        raise ValueError(f"the index needs 0 < p < q, got p={p}, q={q}")
+        raise ValueError(f"the index needs 0 < p < q, found p={p}, q={q}")
     mask = masking.as_mask(mask)
     chex.assert_equal_shape([jnp.asarray(token_rewards), mask])
     size = jnp.abs(masking.masked(token_rewards, mask))

@@ -58,7 +58,7 @@ def test_separators_patterns_functions_and_answer_markers():
     assert cut("a\nb\n#### 3", "newline", answer_markers=("####",)) == "a\n|b\n|#### 3"
     assert cut("#3", "tag", **semicolon, answer_markers=("#",)) == "#3"
     assert cut("a1b22c", "regex", pattern=r"\d+") == "a1|b22|c"
-    assert cut("abc", "regex", pattern=r"x*") == "abc"  # empty matches are no ends
+    assert cut("abc", "regex", pattern=r"x*") == "abc"  # empty matches end nothing
     assert cut("abcd", "function", function=lambda text: [0, 2, 3]) == "ab|c|d"
 
 
@@ -221,7 +221,7 @@ def cut_bytes(text, cuts):
 
 
 def batch_of(pieces, prompt=2, padding=2):
-    """One row [prompt][pieces, end of text][padding] over a vocabulary of these pieces; id 0 stands for no text."""
+    """One row [prompt][pieces, end of text][padding] over a vocabulary of these pieces; id 0 has no text."""
     table = [b"", *pieces]
     ids = [0] * prompt + list(range(1, len(pieces) + 1)) + [0] * (1 + padding)
     mask = np.zeros((1, len(ids)), bool)
@@ -268,7 +268,7 @@ def test_rows_without_text_and_without_tokens():
 
 
 def test_a_models_own_markers_may_be_special_tokens():
-    """A marker that is one special token stands for its text, unless it is named among the tokens without text."""
+    """A marker that is one special token counts as its text, unless it is among the tokens without text."""
     table = {0: b"", 1: b"<|step|>", 2: b"2+2", 3: b"=4", 4: b"so 4", 9: b"<|end|>"}
     tokens, mask = np.array([[2, 3, 1, 4, 1, 9]]), np.ones((1, 6), bool)
     splitter = StepSplitter("tag", tags=("<|step|>",))
@@ -279,7 +279,7 @@ def test_a_models_own_markers_may_be_special_tokens():
 
 
 def test_scores_are_read_on_the_last_token_of_a_separator_of_several():
-    """The label of a step stands on the last token of its separator, which is where "last" reads, and not behind it."""
+    """The label of a step is on the last token of its separator, where "last" reads, and not after it."""
     table = {1: b"x=1", 2: b"\n", 3: b"y", 4: b"=2", 5: b""}
     tokens = np.array([[1, 2, 2, 3, 4, 2, 2, 5, 5]])
     mask = np.array([[True] * 7 + [False] * 2])
@@ -295,7 +295,7 @@ def test_scores_are_read_on_the_last_token_of_a_separator_of_several():
 
 
 def test_steps_of_published_solutions_are_found(data_dir):
-    """Math-Shepherd's solutions: as many steps by their numbers as by the marker behind each of them."""
+    """Math-Shepherd's solutions: as many steps by their numbers as by the marker after each of them."""
     rows = [json.loads(line) for line in (data_dir / "formats" / "math_shepherd_samples.jsonl").open()]
     numbered, marked = StepSplitter("step_marker"), StepSplitter("tag", tags=("\u043a\u0438",))
     for row in rows:

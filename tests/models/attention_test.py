@@ -1,4 +1,4 @@
-"""Every implementation of attention gives what a float64 loop gives, values and gradients, in its own memory."""
+"""Implementations of attention: values and gradients against float64 loops, memory, sharding."""
 
 import dataclasses
 import functools
@@ -65,7 +65,7 @@ def error(found, expected):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_values_and_gradients_are_those_of_the_float64_loop(name, shape, packed):
+def test_values_and_gradients_match_float64_loops(name, shape, packed):
     arrays, segments = problem(*SHAPES[shape], packed=packed)
     for found, expected in zip(
         value_and_gradients(IMPLEMENTATIONS[name], *arrays, segments), reference(*arrays, segments), strict=True

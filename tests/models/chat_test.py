@@ -1,4 +1,4 @@
-"""Chat templates render as their authors meant, and can neither break out nor run away."""
+"""Chat templates render as intended, and cannot escape or exceed their limits."""
 
 import concurrent.futures
 import datetime
@@ -90,14 +90,14 @@ class TestRefusals:
         with pytest.raises(UserError, match=problem):
             render_chat(CHATML, messages)
 
-    def test_the_template_s_own_refusal(self):
+    def test_refusals_by_the_template(self):
         with pytest.raises(UserError, match="refuses this conversation: roles must alternate"):
             render_chat("{{ raise_exception('roles must alternate') }}", MESSAGES)
 
     @pytest.mark.parametrize(
         "template", ["{% for %}", "{{ 1 +", "{% unknown %}", "{{" + "(" * 3000 + ")" * 3000 + "}}"]
     )
-    def test_no_template(self, template):
+    def test_templates_that_do_not_compile(self, template):
         with pytest.raises(UserError, match="does not compile"):
             render_chat(template, MESSAGES)
 
@@ -122,7 +122,7 @@ class TestRefusals:
             "{{ '{0.__class__}'.format('') }}",
         ],
     )
-    def test_nothing_is_reached_from_within(self, template):
+    def test_templates_reach_no_python_objects(self, template):
         # The sandbox makes private attributes undefined: nothing when written, an error when used.
         try:
             assert render_chat(template, MESSAGES) == ""

@@ -1,4 +1,5 @@
 import dataclasses
+import pathlib
 import subprocess
 import sys
 
@@ -131,7 +132,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("field", REFUSED)
-def test_what_is_not_computed_is_refused_by_name(field):
+def test_unsupported_fields_are_refused_by_name(field):
     with pytest.raises(UserError, match=field):
         ModelConfig.from_hf({**LLAMA_3_2_1B, field: REFUSED[field]})
 
@@ -152,7 +153,7 @@ def test_bad_rotary_scalings(scaling, message):
         ModelConfig.from_hf({**LLAMA_3_2_1B, "rope_scaling": scaling})
 
 
-def test_sliding_windows_that_are_off_are_fine_and_those_in_use_are_not():
+def test_only_sliding_windows_in_use_are_refused():
     on = {**QWEN2_5_MATH_1_5B, "use_sliding_window": True}
     with pytest.raises(UserError, match="sliding_window"):
         ModelConfig.from_hf(on)
@@ -291,8 +292,10 @@ def test_importing_the_package_and_its_configuration_does_not_import_jax():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_every_public_name_is_there():
+def test_every_public_name_exists_and_is_documented():
     import prm_jax.models as models
 
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "models.md").read_text()
     for name in models.__all__:
         assert getattr(models, name) is not None
+        assert f"`{name}`" in page

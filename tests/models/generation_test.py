@@ -85,7 +85,7 @@ def test_log_probabilities_are_those_of_an_uncached_pass(family):
     np.testing.assert_allclose(samples.logp, _rescore(config, params, PROMPTS, samples, 1.5), atol=2e-5)
 
 
-def test_kernels_as_they_are_stored_give_the_same():
+def test_unpacked_kernels_give_the_same_samples():
     """The layout for accelerators, where nothing is repacked."""
     stored = generate_arrays(CONFIG, PARAMS, _arrays(PROMPTS), KEY, SPEC, repack=False)
     repacked = _run()
@@ -210,7 +210,7 @@ def test_the_loop_copies_no_cache():
         assert not re.search(r"= f32\[6,2,(8,40|40,8)\]\S* copy\(", body)
 
 
-def test_rows_over_the_devices_of_a_mesh():
+def test_rows_are_split_over_the_mesh():
     prompts = [[1 + i, 2, 3] for i in range(8)]
     mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     placed = jax.device_put(PARAMS, NamedSharding(mesh, PartitionSpec()))
@@ -230,7 +230,7 @@ def test_an_explicit_sharding_and_rows_that_do_not_divide():
     np.testing.assert_array_equal(_run(sharding=spread).tokens, expected.tokens)
 
 
-def test_pack_lays_prompt_and_response_next_to_each_other():
+def test_pack_concatenates_prompt_and_response():
     samples = Samples(
         tokens=np.array([[5, 6, 0], [7, 0, 0], [8, 9, 4], [0, 0, 0]]),  # type: ignore[arg-type]
         mask=np.array([[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0]], bool),  # type: ignore[arg-type]
@@ -243,7 +243,7 @@ def test_pack_lays_prompt_and_response_next_to_each_other():
     np.testing.assert_array_equal(mask, np.array(expected, bool))
     with pytest.raises(UserError, match="4 tokens, but rows have 3"):
         pack([[1, 2], [3]], samples, 3)
-    with pytest.raises(UserError, match="4 responses do not belong to 3 prompts"):
+    with pytest.raises(UserError, match="4 responses are not a multiple of 3 prompts"):
         pack([[1], [2], [3]], samples, 5)
 
 

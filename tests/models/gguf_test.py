@@ -91,7 +91,7 @@ class TestRope:
         ],
     )
     @pytest.mark.parametrize("head_dim", [64, 128])
-    def test_parameters_are_found_from_divisors(self, scaling, head_dim):
+    def test_parameters_are_recovered_from_divisors(self, scaling, head_dim):
         found = llama3_scaling(llama3_factors(scaling, 500000.0, head_dim // 2), 500000.0)
         assert found == {
             "rope_type": "llama3",
@@ -159,7 +159,7 @@ class TestHeader:
             ({"llama.logit_scale": 0.5}, "logit_scale=0.5"),
         ],
     )
-    def test_settings_that_would_compute_otherwise(self, tmp_path, metadata, message):
+    def test_unsupported_settings(self, tmp_path, metadata, message):
         write_gguf(tmp_path / "m.gguf", PLAIN["llama"], random_params(PLAIN["llama"]), metadata=metadata)
         with pytest.raises(UserError, match=message):
             load_weights(tmp_path / "m.gguf")
@@ -211,7 +211,7 @@ class TestDamage:
             with pytest.raises(UserError):
                 load_weights(tmp_path / "m.gguf")
 
-    def test_garbled_headers_raise_nothing_else(self, raw, tmp_path):
+    def test_garbled_headers_raise_only_user_errors(self, raw, tmp_path):
         # Any byte of the header may be wrong; the result is an error of the user's kind, or a readable model.
         rng = np.random.default_rng(0)
         for position in rng.integers(4, raw.rindex(b"output.weight") + 40, 300):
@@ -223,7 +223,7 @@ class TestDamage:
             except UserError:
                 pass
 
-    def test_twice_the_same_name(self, raw, tmp_path):
+    def test_duplicate_names(self, raw, tmp_path):
         (tmp_path / "m.gguf").write_bytes(raw.replace(b"blk.0.ffn_gate.", b"blk.0.ffn_down."))
         with pytest.raises(UserError, match="tensor 'blk.0.ffn_"):
             load_weights(tmp_path / "m.gguf")

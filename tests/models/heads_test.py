@@ -11,14 +11,14 @@ HIDDEN = np.random.default_rng(0).normal(size=(2, 5, 16)).astype(np.float32)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_a_new_head_gives_zero_and_its_shapes_are_those_named(layers):
+def test_a_new_head_outputs_zero_and_has_the_documented_shapes(layers):
     head = init_value_head(LLAMA, jax.random.key(0), num_outputs=4, layers=layers)
     found = value_head(head, HIDDEN)
     assert found.shape == (2, 5, 4) and found.dtype == jnp.float32 and not found.any()
     assert [head[f"layer_{i}"]["kernel"].shape for i in range(layers)] == [(16, 16)] * (layers - 1) + [(16, 4)]
 
 
-def test_values_are_those_of_the_written_out_layers():
+def test_values_match_explicit_layers():
     head = init_value_head(LLAMA, jax.random.key(0), num_outputs=3, layers=3)
     rng = np.random.default_rng(1)
     head = jax.tree.map(lambda x: x + rng.normal(size=x.shape).astype(np.float32), head)

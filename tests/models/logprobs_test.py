@@ -65,7 +65,7 @@ def test_gradients_of_every_parameter_against_the_dense_form(family):
         np.testing.assert_allclose(b, a, rtol=2e-4, atol=2e-5, err_msg=jax.tree_util.keystr(path))
 
 
-def test_packed_rows_score_as_their_parts_do():
+def test_packed_rows_score_like_their_segments():
     params = noisy(LLAMA)
     packed = np.concatenate([TOKENS[0, :4], TOKENS[1, :5]])[None]
     segments = jnp.array([[1] * 4 + [2] * 5])
@@ -76,7 +76,7 @@ def test_packed_rows_score_as_their_parts_do():
 
 
 @pytest.mark.parametrize("start", [0, 1, 4, 9])
-def test_start_leaves_columns_out_and_changes_no_other(start):
+def test_start_skips_columns_and_changes_no_others(start):
     params = noisy(LLAMA)
     mask = jnp.asarray(MASK & (np.arange(9) >= start))
     whole = token_logprobs(LLAMA, params, TOKENS, mask)

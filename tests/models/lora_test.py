@@ -22,7 +22,7 @@ def adapted(rank=4, targets=("q", "v", "down"), seed=3):
     return params, jax.tree.map(jnp.add, adapters, noise)
 
 
-def test_new_adapters_change_no_bit_and_have_the_shapes_named():
+def test_new_adapters_change_no_bit_and_have_the_documented_shapes():
     params = noisy(CONFIG)
     adapters = init_lora(CONFIG, params, jax.random.key(0), LoRAConfig(rank=3, alpha=8.0))
     np.testing.assert_array_equal(
@@ -61,7 +61,7 @@ def test_merged_kernels_compute_the_same():
     assert plain["layers"]["attn"]["k"]["kernel"] is params["layers"]["attn"]["k"]["kernel"]
 
 
-def test_gradients_reach_the_adapters_as_the_chain_rule_through_the_merged_kernel_says():
+def test_adapter_gradients_match_the_chain_rule_through_the_merged_kernel():
     params, adapters = adapted(targets=("o",))
 
     def loss(tree):
@@ -75,7 +75,7 @@ def test_gradients_reach_the_adapters_as_the_chain_rule_through_the_merged_kerne
         np.testing.assert_allclose(found["lora_b"][i], a[i].T @ kernel[i] * 2.0, rtol=1e-3, atol=1e-4)
 
 
-def test_half_precision_kernels_keep_their_kind_when_merged():
+def test_half_precision_kernels_keep_their_dtype_when_merged():
     params, adapters = adapted()
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     merged = merge(CONFIG, join(half, adapters))

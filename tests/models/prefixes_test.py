@@ -1,4 +1,4 @@
-"""Generation that keeps keys and values gives what generation without them gives, whatever was kept and forgotten."""
+"""Generation that reuses keys and values equals generation without reuse, whatever has been evicted."""
 
 import jax
 import numpy as np

@@ -26,7 +26,7 @@ def test_frequencies_by_hand():
     assert factor == 1.0
 
 
-def test_linear_divides_and_dynamic_leaves_alone():
+def test_linear_divides_and_dynamic_changes_nothing():
     plain, _ = rope.frequencies(CONFIG)
     np.testing.assert_allclose(rope.frequencies(_scaled(kind="linear", factor=4.0))[0], plain / 4)
     np.testing.assert_allclose(rope.frequencies(_scaled(kind="dynamic", factor=4.0))[0], plain)
@@ -62,7 +62,7 @@ def test_yarn_attention_factors():
     assert factor(mscale=2.0, mscale_all_dim=1.0) == pytest.approx((0.2 * math.log(4) + 1) / (0.1 * math.log(4) + 1))
 
 
-def test_rotation_is_by_halves_and_keeps_lengths():
+def test_rotation_is_by_halves_and_preserves_norms():
     x = jnp.arange(8.0).reshape(1, 1, 1, 8)
     cos, sin = rope.table(CONFIG, jnp.array([[3]]))
     out = np.asarray(rope.rotate(x, cos, sin))[0, 0, 0]

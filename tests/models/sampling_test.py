@@ -32,7 +32,7 @@ def _oracle_truncate(p: np.ndarray, top_k: int, top_p: float, min_p: float) -> n
     "top_k,top_p,min_p",
     [(3, 1.0, 0.0), (0, 0.5, 0.0), (0, 0.97, 0.0), (0, 1.0, 0.2), (20, 0.8, 0.05), (10**6, 1.0, 1.0), (1, 0.01, 0)],
 )
-def test_truncation_is_that_of_a_sort(vocab, top_k, top_p, min_p):
+def test_truncation_matches_sorting(vocab, top_k, top_p, min_p):
     logits = np.random.default_rng(vocab).normal(size=(6, vocab)).astype(np.float32) * 3
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     kept = truncate(jnp.asarray(weights), make_sampling(top_k=top_k, top_p=top_p, min_p=min_p))
@@ -131,7 +131,7 @@ def test_changing_a_value_does_not_compile_again():
     assert len(traces) == 1
 
 
-def test_randomness_belongs_to_the_row():
+def test_randomness_depends_on_the_row_only():
     uniforms = jax.jit(row_uniforms, static_argnames=("samples", "steps"))
     whole = uniforms(jax.random.key(4), jnp.array([3, 7, 5]), samples=4, steps=6)
     assert whole.shape == (6, 12, 2)

@@ -43,7 +43,7 @@ def test_sizes(sizes, shape):
         ({"tensor": -2}, "must be positive"),
     ],
 )
-def test_sizes_that_cannot_be(sizes, message):
+def test_impossible_sizes(sizes, message):
     with pytest.raises(UserError, match=message):
         make_mesh(**sizes)
 
@@ -76,7 +76,7 @@ def test_rules_name_every_kind_of_parameter():
         assert partition_spec(name, shape, mesh) == spec, name
 
 
-def test_what_an_axis_does_not_divide():
+def test_indivisible_dimensions():
     mesh = make_mesh(2, 2, 2)
     with pytest.raises(
         UserError, match="axis 'tensor' of size 2 does not divide dimension 7 of the parameter layers/attn"

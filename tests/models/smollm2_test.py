@@ -1,4 +1,4 @@
-"""A real pretrained model against another engine: token ids, log-probs, and what its own chat template writes."""
+"""A pretrained model against another engine: token ids, log-probs, and its chat template."""
 
 import json
 import pathlib

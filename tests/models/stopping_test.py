@@ -14,7 +14,7 @@ def _first_end(table: np.ndarray, tokens: list[int]) -> int | None:
     return None
 
 
-def test_token_sequences_end_where_the_last_token_stands():
+def test_token_sequences_end_at_their_last_token():
     table = token_table([(3,), (1, 1, 2), (2, 4)], 6)
     assert _first_end(table, [0, 5, 3]) == 2
     assert _first_end(table, [1, 1, 1, 2]) == 3
@@ -57,14 +57,14 @@ def test_strings_are_found_across_and_inside_tokens(seed):
     assert _first_end(table, [len(pieces), len(pieces) + 1]) is None  # rows of the embedding without a token
 
 
-def test_text_is_cut_at_the_first_string_to_be_complete():
+def test_text_is_cut_at_the_first_completed_string():
     assert cut_text("12\nQ: 3", ["Q:", "\n"], keep_stop=True) == "12\n"
     assert cut_text("12\nQ: 3", ["Q:", "\n"], keep_stop=False) == "12"
     assert cut_text("xaby", ["b", "ab"], keep_stop=False) == "x"
     assert cut_text("12", ["Q:"], keep_stop=False) == "12"
 
 
-def test_what_ends_a_response_is_sorted_and_checked():
+def test_stop_entries_are_classified_and_checked():
     assert check_stop("ab", (2,), 10) == (("ab",), ((2,),))
     assert check_stop(["x", (1, 2)], (), 10) == (("x",), ((1, 2),))
     for stop, eos_ids, message in [

@@ -1,4 +1,4 @@
-"""Text that is given out while tokens arrive is never taken back, and ends where the finished text would end."""
+"""Streamed text is final when it is returned, and ends where the complete text would end."""
 
 import pytest
 from hypothesis import given
@@ -29,7 +29,7 @@ def stream(tokenizer: Tokenizer, ids: list[int], **options) -> list[str]:
     return [*(texts.push(token) for token in ids), texts.finish()]
 
 
-def test_characters_come_whole():
+def test_characters_are_never_split():
     robot = "🤖".encode()
     tokenizer = pieces(b"a", robot[:1], robot[1:3], robot[3:] + b"b")
     assert stream(tokenizer, [0, 1, 2, 3]) == ["a", "", "", "🤖b", ""]
@@ -37,7 +37,7 @@ def test_characters_come_whole():
     assert stream(tokenizer, [1, 0]) == ["", "\ufffda", ""]
 
 
-def test_specials_are_left_out():
+def test_special_tokens_are_skipped():
     tokenizer = CharTokenizer("ab")
     assert stream(tokenizer, [1, 3, 2]) == ["", "a", "", ""]
     assert stream(tokenizer, [1, 3, 2], skip_special=False) == ["<bos>", "a", "<eos>", ""]

@@ -1,4 +1,4 @@
-"""Tokenizers from every kind of file agree with each other, with the package that runs them, and with the text."""
+"""Tokenizers from all kinds of files agree with each other, with the tokenizers package, and with the text."""
 
 import json
 import os
@@ -108,7 +108,7 @@ class TestDirectory:
         assert tokenizer.encode(text, add_special=True) == [1, *expected.ids]
         assert tokenizer.decode(expected.ids) == text
 
-    def test_specials_are_left_out_on_request(self, directory):
+    def test_special_tokens_are_skipped_on_request(self, directory):
         tokenizer = Tokenizer.load(directory)
         ids = tokenizer.encode("<bos>a<think>b<end>")
         assert tokenizer.decode(ids, skip_special=True) == "a<think>b"
@@ -317,7 +317,7 @@ class TestErrors:
         with pytest.raises(UserError, match="the tokenizers package cannot use it: "):
             Tokenizer.load(directory)
 
-    def test_decoders_that_are_not_known(self):
+    def test_unknown_decoders(self):
         other = tokenizers.Tokenizer.from_str(FAST.to_str())
         for decoder, name in [(tokenizers.decoders.WordPiece(), "WordPiece"), (None, "null")]:
             other.decoder = decoder
@@ -333,7 +333,7 @@ class TestBytes:
     tokenizer = fast(FAST)
 
     @given(st.text())
-    def test_any_text_goes_there_and_back(self, text):
+    def test_any_text_round_trips(self, text):
         if any("\ud800" <= c <= "\udfff" for c in text):
             return
         ids, spans = self.tokenizer.encode_with_spans(text)
@@ -417,7 +417,7 @@ class TestGguf:
             assert ours.encode(text) == theirs.encode(text)
             assert ours.encode(text, add_special=True) == theirs.encode(text, add_special=True)
 
-    def test_what_is_put_around_a_text(self, load):
+    def test_tokens_added_around_a_text(self, load):
         assert load(add_bos_token=False).encode("a", add_special=True) == load().encode("a")
         assert load(add_bos_token=False, add_eos_token=True).encode("a", add_special=True)[1:] == [2]
         assert load(add_bos_token=None).encode("a", add_special=True)[0] != 1
@@ -448,7 +448,7 @@ class TestGguf:
             ({"merges": ["ab"]}, "expected two tokens"),
             ({"merges": ["qqq zzz"]}, "do not fit together"),
             ({"token_type": [1, 1]}, "2 token types for 303 tokens"),
-            ({"tokens": ["a", "a"], "token_type": [1, 1]}, "same token twice"),
+            ({"tokens": ["a", "a"], "token_type": [1, 1]}, "duplicate token"),
             ({"eos_token_id": 301}, "eos_token_id=301 is outside its 301 tokens"),
         ],
     )

@@ -31,7 +31,7 @@ def noisy(config: ModelConfig, seed: int = 0) -> dict:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_hidden_states_and_logits_are_those_of_the_written_out_loops(family):
+def test_hidden_states_and_logits_match_explicit_loops(family):
     config, params = FAMILIES[family], noisy(FAMILIES[family])
     found = jax.jit(hidden_states, static_argnums=0)(config, params, TOKENS)
     assert found.dtype == jnp.float32
@@ -42,7 +42,7 @@ def test_hidden_states_and_logits_are_those_of_the_written_out_loops(family):
     np.testing.assert_allclose(jax.nn.log_softmax(logits(config, params, found[0])), exact, atol=5e-5)
 
 
-def test_adapters_act_as_the_written_out_product():
+def test_adapters_match_the_explicit_product():
     config = dataclasses.replace(LLAMA, lora_alpha=8.0)
     params = noisy(config)
     adapters = init_lora(config, params, jax.random.key(1), LoRAConfig(rank=4, alpha=8.0))
@@ -62,7 +62,7 @@ def test_a_token_sees_only_earlier_ones():
     assert (np.asarray(before[:, 5:]) != np.asarray(after[:, 5:])).any(axis=-1).all()
 
 
-def test_packed_segments_are_what_each_gives_alone():
+def test_packed_segments_equal_separate_rows():
     params = noisy(LLAMA)
     packed = np.concatenate([TOKENS[0, :4], TOKENS[1, :3], [0, 0]])[None]
     segments = np.array([[1, 1, 1, 1, 2, 2, 2, 0, 0]])
@@ -127,7 +127,7 @@ def test_layers_start_with_parameters_of_their_own():
     assert not np.allclose(kernel[0], kernel[1], atol=0.1)
 
 
-def test_initial_variances_and_the_heads_place():
+def test_initial_variances_and_untied_heads():
     config = dataclasses.replace(LLAMA, hidden_size=64, intermediate_size=128)
     params = init_params(config, jax.random.key(0))
     layers = params["layers"]

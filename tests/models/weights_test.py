@@ -1,4 +1,4 @@
-"""Weights go to Hugging Face directories and back bit for bit; everything wrong with a file is named."""
+"""Weights round-trip through Hugging Face directories bit for bit; defects of a file are reported by name."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def saved(tmp_path) -> pathlib.Path:
 
 
 def rewrite(directory: pathlib.Path, **changes: np.ndarray | None) -> None:
-    """Changes tensors of a single-file checkpoint behind its back; names with __ for dots, None to drop."""
+    """Changes tensors of a single-file checkpoint without updating its checksums; __ for dots, None to drop."""
     file = directory / "model.safetensors"
     tensors = load_file(file)
     for name, value in changes.items():
@@ -106,7 +106,7 @@ class TestRoundTrip:
             )
         np.testing.assert_array_equal(stored["model.embed_tokens.weight"], params["embed"]["embedding"])
 
-    def test_cast_on_the_way(self, tmp_path):
+    def test_casting_while_saving(self, tmp_path):
         params = random_params(CONFIG)
         halves = jax.tree.map(lambda leaf: leaf.astype(DTYPES["bfloat16"]), params)
         save_weights(tmp_path / "full", CONFIG, params)
@@ -128,7 +128,7 @@ class TestRoundTrip:
         rewrite(saved, lm_head__weight=embedding, **inverse)
         assert same_bits(load_weights(saved)[1], random_params(CONFIG))
 
-    def test_a_tokenizer_goes_along(self, tmp_path):
+    def test_a_tokenizer_is_saved_too(self, tmp_path):
         config = dataclasses.replace(CONFIG, vocab_size=13)
         tokenizer = CharTokenizer("0123456789")
         save_weights(tmp_path / "m", config, random_params(config), tokenizer=tokenizer)
@@ -152,7 +152,7 @@ class TestSaving:
         save_weights(tmp_path / "m", CONFIG, merge(CONFIG, joined))
         assert same_bits(base, load_weights(tmp_path / "m")[1])  # lora_b is zero
 
-    def test_never_over_something_else(self, saved, tmp_path):
+    def test_other_files_are_never_overwritten(self, saved, tmp_path):
         before = {file.name: file.read_bytes() for file in saved.iterdir()}
         other = random_params(CONFIG, seed=1)
         with pytest.raises(UserError, match="not empty.*overwrite"):
@@ -194,7 +194,7 @@ class TestSaving:
         assert same_bits(load_weights(saved)[1], random_params(CONFIG))
         assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
 
-    def test_files_of_an_old_checkpoint_do_not_linger(self, saved):
+    def test_files_of_an_old_checkpoint_are_removed(self, saved):
         save_weights(saved, CONFIG, random_params(CONFIG), max_shard_bytes=20_000, overwrite=True)
         assert not (saved / "model.safetensors").exists()
         save_weights(saved, CONFIG, random_params(CONFIG), overwrite=True)
@@ -223,7 +223,7 @@ class TestSaving:
 
 
 class TestBadFiles:
-    def test_nothing_there(self, tmp_path):
+    def test_missing_checkpoint(self, tmp_path):
         with pytest.raises(UserError, match="no such file or directory; expected a path, or a name on the"):
             load_weights(tmp_path / "nothing")
         with pytest.raises(UserError, match="has no config.json"):
@@ -329,7 +329,7 @@ class TestBadFiles:
             ("[1]", "expected a JSON object"),
         ],
     )
-    def test_lying_headers(self, saved, header, message):
+    def test_inconsistent_headers(self, saved, header, message):
         (saved / "SHA256SUMS").unlink()
         write_raw_safetensors(saved / "model.safetensors", header, b"\0" * 8)
         with pytest.raises(UserError, match=message):
@@ -397,7 +397,7 @@ class TestBadShards:
         with pytest.raises(UserError, match="in two files"):
             load_weights(shards)
 
-    def test_a_tensor_listed_and_not_there(self, shards):
+    def test_a_listed_tensor_is_missing(self, shards):
         first = min(shards.glob("model-*"))
         tensors = load_file(first)
         name = min(tensors)

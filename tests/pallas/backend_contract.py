@@ -72,7 +72,7 @@ def error(ours, exact) -> float:
 
 
 class BackendContract:
-    """Subclass with ``implementation`` set, and with whatever the backend needs to run on a CPU.
+    """Subclass with ``implementation`` set, and what the backend needs to run on a CPU.
 
     Bounds are relative to the largest number: float32 1e-5; bfloat16 1e-5 for outputs and 1e-2 for gradients.
     """
@@ -151,7 +151,7 @@ class BackendContract:
         assert all(error(a, b) < 1e-5 for a, b in zip(gradients, exact_gradients, strict=True))
 
     @pytest.mark.parametrize("blocks", [(None, None), (4, 9)])
-    def test_masked_rows_may_hold_anything(self, blocks):
+    def test_masked_rows_are_ignored(self, blocks):
         hidden, head, tokens, _ = problem(11, 8, 31)
         mask = jnp.arange(11) % 3 != 1
         cotangents = jax.random.normal(jax.random.key(9), (3, 11))
@@ -203,7 +203,7 @@ class BackendContract:
         exact, _ = oracle(hidden, head, tokens)
         assert error(logp, exact[1] - exact[0]) < 1e-5
 
-    def test_a_token_outside_the_vocabulary_gives_nan_for_itself_alone(self):
+    def test_a_token_outside_the_vocabulary_gives_nan_only_for_itself(self):
         hidden, head, _, _ = problem(4, 8, 31)
         tokens = jnp.array([3, 31, -1, 30], jnp.int32)
         logp, lse = jax.jit(lambda y: self.logprob(hidden, head, y, vocab_block=10))(tokens)

@@ -1,4 +1,4 @@
-"""The benchmark of log-probs runs, at sizes that say nothing about speed, and its contenders agree with float64."""
+"""The benchmark of log-probs runs, at tiny sizes, and its contenders agree with float64."""
 
 import json
 

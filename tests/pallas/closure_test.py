@@ -240,7 +240,7 @@ def test_rows_over_devices(mesh_shape):
         ({"tokens": jnp.full((5, 7), 29)}, r"tokens must be in \[0, 29\), found 29 at \[0, 0\]"),
     ],
 )
-def test_what_does_not_fit_is_named(change, message):
+def test_invalid_arguments_are_named(change, message):
     hidden, head, tokens, mask, aux, _ = sequences()
     arguments = {"hidden": hidden, "head": head, "tokens": tokens, "aux": aux, "mask": mask, **change}
     with pytest.raises(ValueError, match=message):

@@ -56,7 +56,7 @@ def _products(f, *args) -> int:
 
 
 @pytest.mark.parametrize("implementation", XLA)
-def test_gradients_that_nobody_wants_are_not_computed(implementation):
+def test_unused_gradients_are_not_computed(implementation):
     hidden, head, tokens, _ = problem(6, 8, 11)
 
     def f(hidden, head):
@@ -72,7 +72,7 @@ def test_gradients_that_nobody_wants_are_not_computed(implementation):
 
 @pytest.mark.parametrize("implementation", XLA)
 @pytest.mark.parametrize("softcap", [None, 4.0])
-def test_kept_logits_save_a_product_and_change_no_number(implementation, softcap):
+def test_kept_logits_save_a_product_and_give_the_same_numbers(implementation, softcap):
     hidden, head, tokens, _ = problem(13, 8, 29)
     mask, cotangents = jnp.arange(13) % 4 > 0, jax.random.normal(jax.random.key(9), (3, 13))
     options = {"mask": mask, "temperature": jnp.linspace(0.5, 2.0, 13), "softcap": softcap}
@@ -263,19 +263,19 @@ H, W, Y = jnp.zeros((4, 8)), jnp.zeros((11, 8)), jnp.zeros((4,), jnp.int32)
         ({"token_block": 0}, "token_block must be positive"),
     ],
 )
-def test_what_does_not_fit_is_named(change, message):
+def test_invalid_arguments_are_named(change, message):
     arguments = {"hidden": H, "head": W, "tokens": Y, **change}
     with pytest.raises(ValueError, match=message):
         linear_logprob(**call(**arguments))
 
 
-def test_the_implementation_may_be_given_alone_and_the_entropy_comes_last():
+def test_implementation_as_an_argument_and_entropy_as_the_last_result():
     alone = linear_logprob(H, W, Y, implementation="xla_token")
     full = linear_logprob(H, W, Y, options=LogprobOptions(implementation="xla_token", entropy=True))
     jax.tree.map(np.testing.assert_array_equal, alone, full[:2])
     np.testing.assert_allclose(full[2], np.log(11), rtol=1e-6)
 
 
-def test_token_ids_under_a_false_mask_are_not_looked_at():
+def test_masked_token_ids_are_ignored():
     logp, _ = linear_logprob(H, W, jnp.array([0, 11, 3, -1]), mask=jnp.array([True, False, True, False]))
     np.testing.assert_allclose(logp, np.where([True, False, True, False], -np.log(11), 0.0), rtol=1e-6)

@@ -127,14 +127,14 @@ def test_splits_leave_few_multiprocessors_idle(clusters):
         ((8, 128, 512), jnp.bfloat16, KIND, {"residual": "logits"}, "residual='logits'"),
     ],
 )
-def test_what_the_kernel_cannot_do_is_named(shape, dtype, kind, options, message):
+def test_unsupported_calls_are_refused_with_the_reason(shape, dtype, kind, options, message):
     hidden, head, tokens, _ = problem(*shape, dtype=dtype)
     with pytest.raises(ValueError, match=message):
         head = head.T if options.get("head_layout") == "dv" else head
         linear_logprob(hidden, head, tokens, **call(implementation="mosaic_gpu", target=Target("gpu", kind), **options))
 
 
-def test_a_gpu_gets_xla_unless_told_otherwise():
+def test_a_gpu_uses_xla_by_default():
     hidden, head, tokens, _ = problem(8, 64, 512, dtype=jnp.bfloat16)
     target = Target("gpu", KIND)
     text = jax.jit(lambda h: linear_logprob(h, head, tokens, **call(target=target))[0]).lower(hidden).as_text()

@@ -76,7 +76,7 @@ def test_all_at_once_against_float64(compact):
         assert error(ours, expected) < 1e-5
 
 
-def test_a_frozen_head_has_a_kernel_of_its_own():
+def test_a_frozen_head_has_a_separate_kernel():
     hidden, head, tokens, _ = problem(37, 16, 300, dtype=jnp.bfloat16)
     cotangents = jax.random.normal(jax.random.key(9), (3, 37))
     outputs, (gradient,) = run(hidden, head, tokens, cotangents, wanted=(0,), token_block=16, vocab_block=128)
@@ -137,7 +137,7 @@ def test_every_entry_of_the_table_fits_and_lowers(kind):
         assert "tpu_custom_call" in lowered(4096, width, 151936, f"TPU {kind}", gradient=True)
 
 
-def test_a_tile_that_does_not_fit_shrinks_and_features_that_never_fit_are_refused():
+def test_tiles_shrink_to_memory_and_too_many_features_are_refused():
     def tiles(width, kind):
         hidden, head = (jax.ShapeDtypeStruct((n, width), jnp.float32) for n in (4096, 151936))
         inputs = Inputs(hidden, head, None, None, jax.ShapeDtypeStruct((4096,), jnp.int32))
@@ -162,13 +162,13 @@ def test_a_tile_that_does_not_fit_shrinks_and_features_that_never_fit_are_refuse
         ({"residual": "logits"}, jnp.float32, "residual='logits'"),
     ],
 )
-def test_what_the_kernels_cannot_do_is_named(options, dtype, message):
+def test_unsupported_calls_are_refused_with_the_reason(options, dtype, message):
     hidden, head, tokens, _ = problem(4, 8, 16, dtype=dtype)
     with pytest.raises(ValueError, match=message):
         linear_logprob(hidden, head, tokens, **call(implementation="mosaic_tpu", target=INTERPRETED, **options))
 
 
-def test_a_tpu_gets_the_kernels_where_the_compiler_has_nothing_to_split():
+def test_a_tpu_uses_the_kernels_where_the_compiler_has_nothing_to_partition():
     hidden, head, tokens, _ = problem(64, 128, 256)
     target = Target("tpu", "TPU v6e")
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -18,7 +18,7 @@ def make_mesh(*sizes):
 
 
 def check(partition, *, layout="vd", **given):
-    """Outputs and all three gradients against float64, with everything that a call may have."""
+    """Outputs and all three gradients against float64, with all arguments and options."""
     hidden, head, tokens, bias = problem(COUNT, WIDTH, VOCAB)
     tokens = tokens.at[1:5].set(jnp.array([10, 11, 21, 22]))  # borders of four and of two devices' columns
     mask = jnp.arange(COUNT) % 5 < 3
@@ -124,7 +124,7 @@ def test_without_the_check_of_varying_axes_the_vocabulary_is_refused():
         ({"options": LogprobOptions(vocab_axis="data")}, "cannot use vocab_axis='data': it is set by the partition"),
     ],
 )
-def test_what_does_not_fit_the_mesh_is_named(change, message):
+def test_arguments_that_do_not_fit_the_mesh_are_named(change, message):
     arguments = {"hidden": jnp.zeros((4, 8)), "head": jnp.zeros((44, 8)), "tokens": jnp.zeros((4,), jnp.int32)}
     axes = {"token_axes": ("data",), "gather_axes": (), **change}
     axes = {name: axes[name] for name in ("token_axes", "vocab_axis", "gather_axes") if name in axes}

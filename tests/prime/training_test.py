@@ -66,6 +66,11 @@ def records(path: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_the_report_says_why_the_policies_have_different_numbers_of_steps(finished):
+    text = (finished[1] / "report.md").read_text()
+    assert "| training steps | 0 | 4 | 5 |" in text and "equal numbers of sampled responses" in text
+
+
 def test_a_run_leaves_its_configuration_metrics_samples_models_and_report(finished):
     options, path, summary = finished
     for name in ("config.yaml", "run.json", "metrics.jsonl", "samples.jsonl", "result.json", "report.md", BASELINE):

@@ -1,4 +1,4 @@
-"""What the works say of their own methods, where it is exact: enumerated trees, decision processes, identities.
+"""Exact claims of the papers about their methods: enumerated trees, decision processes, identities.
 
 Statistical claims are measured by the scripts under experiments/.
 """

@@ -97,7 +97,7 @@ def test_published_estimators():
         np.testing.assert_allclose(whitened, np.where(mask, out[name]["advantages"], 0), **CLOSE)
 
 
-def test_primes_code_reads_values_behind_the_mask():
+def test_primes_code_reads_masked_values():
     """Its generalised advantages are ours with the padding taken for states; the last tokens differ."""
     case = golden.load("prime")["estimators"]
     given, mask = arrays(case["in"]), np.array(case["in"]["mask"]) == 1
@@ -187,7 +187,7 @@ def test_equal_rewards_carry_no_signal(value):
     np.testing.assert_array_equal(rl.grpo_advantages(token_rewards, outcome, mask, ids, num_groups=2), 0)
 
 
-def test_whitening_nothing_and_one_thing():
+def test_whitening_no_entry_and_one_entry():
     x = np.array([[5.0, 1.0]])
     np.testing.assert_array_equal(rl.whiten(x, np.zeros((1, 2), bool)), [[0, 0]])
     np.testing.assert_array_equal(rl.whiten(x, np.array([[True, False]])), [[0, 0]])

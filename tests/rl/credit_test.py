@@ -12,7 +12,7 @@ MASK = STEPS >= 0
 CLOSE = {"rtol": 1e-6, "atol": 1e-7}
 
 
-def test_a_step_answers_for_itself():
+def test_a_step_gets_its_own_reward():
     np.testing.assert_allclose(rl.step_credit(REWARDS, STEPS, num_steps=4)[0], [0.75, 0.75, -0.5, -0.5, 0.25, 0])
 
 
@@ -40,7 +40,7 @@ def test_soft_minimum_form_is_the_return_of_weighted_rewards():
     np.testing.assert_allclose(cold, rl.min_credit(REWARDS, STEPS, MASK, num_steps=4, temperature=0.0), atol=1e-6)
 
 
-def test_minimum_form_reads_only_what_the_mask_selects():
+def test_minimum_form_ignores_masked_tokens():
     mask = MASK & (STEPS != 1)  # without the worst step
     credit = rl.min_credit(REWARDS, STEPS, mask, num_steps=4, temperature=0.0)[0]
     np.testing.assert_allclose(credit, [0.25, 0.25, 0, 0, 0.25, 0])
@@ -54,7 +54,7 @@ def test_value_differences_add_up_to_the_whole_gain():
     np.testing.assert_allclose(sum(once), 1.0 - 0.125)
 
 
-def test_value_differences_step_over_a_step_without_tokens():
+def test_value_differences_skip_a_step_without_tokens():
     steps = np.array([[0, 2, 2]])
     credit = rl.value_credit(np.array([[0.5, np.nan, 0.25]]), np.zeros(1), steps, num_steps=3)[0]
     np.testing.assert_allclose(credit, [0.5, -0.25, -0.25])
@@ -81,7 +81,7 @@ def test_baselines(baseline, expected):
     np.testing.assert_allclose(centred, expected, **CLOSE)
 
 
-def test_a_step_counts_once_however_long_it_is():
+def test_a_step_counts_once_at_any_length():
     long = np.repeat(CREDIT, 4, 1)
     steps = np.repeat(GROUP_STEPS, 4, 1)
     centred = rl.centred_credit(long, steps, steps >= 0, **GROUPS)
@@ -98,7 +98,7 @@ def test_scaling_gives_unit_deviation_and_silences_groups_that_agree():
 
 
 def test_masked_step_advantage_at_token_level():
-    """SPRO's form: every token a step; cumulative reward minus the mean of the responses that got this far."""
+    """SPRO's form, one step per token: cumulative reward minus the mean of the responses that reach the step."""
     rewards = np.array([[1.0, 2.0, 3.0], [3.0, 0.0, 0.0]])
     steps = np.array([[0, 1, 2], [0, 1, -1]])
     cumulative = rl.cumulative_credit(rewards, steps, num_steps=3)

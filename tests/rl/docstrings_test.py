@@ -1,4 +1,4 @@
-"""What a public docstring must say, checked on every public name: arguments, shapes, results, gradients, source."""
+"""The required content of public docstrings: arguments, shapes, results, gradients, source."""
 
 import inspect
 import re
@@ -7,7 +7,7 @@ import pytest
 
 from prm_jax import models, pallas, rl, stats
 
-# No paper behind them: arithmetic, conventions of the code base, reading and writing.
+# Without a paper: arithmetic, conventions of the code base, input and output.
 NO_SOURCE = {
     "aggregate_quantiles", "aggregate_tokens", "apply_isotonic", "apply_platt", "brier_score",
     "calibration_error", "continuation_discounts", "discounted_returns", "double_q_target",
@@ -81,7 +81,7 @@ def test_arrays_have_shapes_and_results_types(function):
 
 
 @pytest.mark.parametrize("function", RL)
-def test_results_have_dtypes_masks_their_empty_case_and_gradients_their_word(function):
+def test_results_have_dtypes_and_docstrings_cover_empty_masks_and_gradients(function):
     doc, module = inspect.cleandoc(function.__doc__), inspect.getmodule(function).__doc__
     assert DTYPE.search(sections(doc).get("Returns", doc)), "no dtype of the result"
     names = inspect.signature(function).parameters
@@ -89,7 +89,7 @@ def test_results_have_dtypes_masks_their_empty_case_and_gradients_their_word(fun
         assert re.search(r"empty|outside|without|0 for|weight|invalid|number of|no data|-1|1/2 where|missing", doc)
     floats = [p for p in names.values() if is_array(str(p.annotation))]
     if floats and "-> bool" not in str(inspect.signature(function)):
-        assert re.search(r"radient", doc + module), "who receives gradients?"
+        assert re.search(r"radient", doc + module), "which inputs receive gradients?"
 
 
 @pytest.mark.parametrize("function", RL)
@@ -100,7 +100,7 @@ def test_formulas_have_a_source(function):
 
 
 @pytest.mark.parametrize("module", [rl, stats, models, pallas], ids=lambda m: m.__name__)
-def test_public_names_are_sorted_out_and_documented(module):
+def test_public_names_are_unique_and_documented(module):
     assert len(set(module.__all__)) == len(module.__all__)
     for name in module.__all__:
         thing = getattr(module, name)

@@ -29,7 +29,7 @@ def test_published_decisions():
     np.testing.assert_array_equal(order[: 6 // given["oversample_factor"]], out["verl_kept_prompts"])
 
 
-def test_bounds_are_inclusive_whatever_the_rounding():
+def test_bounds_are_inclusive_despite_rounding():
     """Exactly k right out of n passes a bound of k/n, written in Python, for every k and n."""
 
     def passes(right, size, low, high):

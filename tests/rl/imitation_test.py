@@ -14,7 +14,7 @@ def data():
     return np.where(mask, logp, np.nan), mask
 
 
-def test_zero_one_weights_are_the_mean_over_what_is_kept():
+def test_zero_one_weights_give_the_mean_over_selected_tokens():
     logp, mask = data()
     keep = np.array([1.0, 0.0, 1.0, 1.0])
     loss = rl.weighted_nll(np.array(logp), np.array(keep), np.array(mask))

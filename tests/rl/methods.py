@@ -97,7 +97,7 @@ def draw(row: Row, seed: int, bits: int | None = None):
 
 
 def spoil(row: Row, data):
-    """The same data with NaN behind the mask."""
+    """The same data with NaN where the mask is False."""
     mask = data[row.mask.partition(":")[0]]
     dirty = dict(data)
     for name in row.hides.split():
@@ -108,7 +108,7 @@ def spoil(row: Row, data):
 
 
 def variants(row: Row, seed: int = 3, bits: int | None = None):
-    """[clean, spoilt, empty, permuted, a bit up, a bit down], stacked; without a mask clean ones stand in."""
+    """[clean, with NaN, empty, permuted, moved up, moved down], stacked; without a mask the first three are clean."""
     clean = draw(row, seed, bits)
     parts = [clean] * 3
     if row.mask is not None:
@@ -128,7 +128,7 @@ def direction(row: Row):
 
 
 def scalar(tree):
-    """A number from what gradients flow to: a loss's total, or float arrays (scalars beside arrays are statistics)."""
+    """A number from what gradients flow to: a loss's total, or float arrays (scalars next to arrays are statistics)."""
     if isinstance(tree, Loss):
         return tree.total
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
@@ -138,7 +138,7 @@ def scalar(tree):
 
 @functools.cache
 def program(row: Row):
-    """Everything that needs compiling, in one compilation: compiling is nearly all of the time.
+    """Everything in one compilation, which takes most of the time.
 
     Values, their gradients and scalars of the variants under vmap, and values of a plain call on the clean one; and a
     list with an entry for each trace.
@@ -167,7 +167,7 @@ def program(row: Row):
 
 @functools.cache
 def results(row: Row):
-    """What the program of a row gives on its variants, and that it was traced once."""
+    """Results of a row's program on its variants, checked to be traced once."""
     run, traces = program(row)
     data = variants(row)
     (values, gradients, numbers), plain = jax.tree.map(np.asarray, run(data))
@@ -185,21 +185,21 @@ def split(data):
 class Properties:
     """The tests; a subclass is parametrized over the rows of a table as `row`."""
 
-    def test_vmap_gives_what_a_plain_call_gives(self, row):
+    def test_vmap_equals_a_plain_call(self, row):
         values, _, _, plain = results(row)
         for x, y in zip(jax.tree.leaves(plain), jax.tree.leaves(values), strict=True):
             np.testing.assert_allclose(x, y[0], rtol=2e-4, atol=2e-5)
 
-    def test_a_call_that_is_not_compiled_takes_numpy_and_gives_the_same(self, row):
+    def test_an_uncompiled_call_on_numpy_arrays_gives_the_same(self, row):
         _, _, _, plain = results(row)
         got = row.fn(**draw(row, 3), **row.kw)
         for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(plain), strict=True):
             np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5)
 
-    def test_nan_behind_masks_empty_masks_and_gradients(self, row):
+    def test_masked_nan_empty_masks_and_gradients(self, row):
         values, gradients, _, _ = results(row)
         for x in jax.tree.leaves(values):
-            np.testing.assert_array_equal(x[0], x[1])  # NaN behind the mask
+            np.testing.assert_array_equal(x[0], x[1])  # masked NaN
             if row.fn.__name__ not in INFINITE:
                 assert np.isfinite(x).all()
         receives = row.grad.split()
@@ -222,7 +222,7 @@ class Properties:
     @settings(max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=EXECUTORS)
     @given(st.integers(0, 2 ** (N * 4 * K) - 1), st.integers(0, 99))
     def test_any_mask_and_any_layout_of_groups(self, row, bits, seed):
-        """NaN behind any mask, groups of any sizes (empty ones included), any order: no difference, all finite."""
+        """Masked NaN anywhere, groups of any sizes (empty ones included), any order: no difference, all finite."""
         if not row.mask:
             pytest.skip("no mask")
         (values, gradients, _), _ = program(row)[0](variants(row, seed, bits))
@@ -237,7 +237,7 @@ class Properties:
             assert np.isfinite(gradient).all()
             np.testing.assert_array_equal(gradient[0], gradient[1])
 
-    def test_low_precision_and_integers_in_float32_out(self, row):
+    def test_low_precision_and_integers_give_float32(self, row):
         for dtype in (jnp.bfloat16, jnp.float16, jnp.int32):
             shapes = {
                 name: jax.ShapeDtypeStruct(x.shape, dtype if x.dtype == np.float32 else x.dtype)
@@ -246,7 +246,7 @@ class Properties:
             for leaf in jax.tree.leaves(jax.eval_shape(lambda x, row=row: row.fn(**x, **row.kw), shapes)):
                 assert leaf.dtype in (np.float32, np.bool_, np.int32)
 
-    def test_the_order_of_the_batch_is_immaterial(self, row):
+    def test_the_order_of_the_batch_does_not_matter(self, row):
         if row.order is None:
             pytest.skip("rows are a sequence")
         values, _, _, _ = results(row)

@@ -25,7 +25,7 @@ WHOLE = {
     "venn_abers",
 }  # fmt: skip
 MEMBERS = {"judge_labels", "penalized_rewards"}  # whose rows in the table are judges or models, not a batch
-SUMS = {"answer_confidence"}  # an entry a group, 0 on devices that do not hold it
+SUMS = {"answer_confidence"}  # one entry per group, 0 on devices without it
 
 
 def takes_axis(row: Row) -> bool:
@@ -38,7 +38,7 @@ def batch_axis(x) -> int | None:
 
 
 def rows_of(row: Row):
-    """(16 rows, keyword arguments): two rows a device, and each group on one device."""
+    """(16 rows, keyword arguments): two rows per device, and each group on one device."""
     parts = [draw(row, seed) for seed in (3, 4)]
     data = {name: np.concatenate([p[name] for p in parts], p.shape.index(N)) for name, p in parts[0].items()}
     kw = dict(row.kw)

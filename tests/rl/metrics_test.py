@@ -33,7 +33,7 @@ def test_published_pairwise_accuracy():
     np.testing.assert_allclose(absolute, case["out"]["dpo_abs_accuracy"], **CLOSE)
 
 
-def test_groups_without_a_pair_do_not_count_but_in_the_released_form():
+def test_groups_without_a_pair_count_only_in_the_released_form():
     scores, outcome = np.arange(8.0), np.array([0, 0, 0, 1, 1, 1, 1, 1])
     of = {
         average: float(rl.pairwise_accuracy(scores, outcome, GROUPS, num_groups=2, average=average))
@@ -44,7 +44,7 @@ def test_groups_without_a_pair_do_not_count_but_in_the_released_form():
     assert float(rl.pairwise_accuracy(scores, np.ones(8), GROUPS, num_groups=2)) == 0.5
 
 
-def test_scores_that_say_nothing_are_at_chance():
+def test_constant_scores_are_at_chance():
     outcome = np.random.default_rng(0).integers(0, 2, 8)
     assert float(rl.pairwise_accuracy(np.zeros(8), outcome, GROUPS, num_groups=2)) == 0.5
 
@@ -53,7 +53,7 @@ def test_trust_gate():
     np.testing.assert_allclose(rl.trust_gate([0.0, 0.5, 0.75, 1.0]), [0.0, 0.0, 0.5, 1.0])
 
 
-def test_a_trust_gate_that_knows_how_many_groups_it_saw_opens_for_evidence_only():
+def test_a_trust_gate_with_a_count_opens_only_for_evidence():
     """The lower end solves (a - p)^2 = z^2 p (1 - p) / n for p below a."""
     accuracy, count, z = np.array([0.6, 0.8, 1.0, 1.0, 0.9]), np.array([50, 7, 1, 12, 400]), 1.3
     gate = np.asarray(rl.trust_gate(accuracy, count=count, z=z), np.float64)

@@ -18,7 +18,7 @@ def test_gates_and_selection():
     )
 
 
-def test_invalid_responses_get_the_floor_whatever_they_hold():
+def test_invalid_responses_get_the_floor():
     objectives = np.array([[5.0, np.nan], [1.0, 2.0]])
     valid = np.array([False, True])
     out = rl.gated_objectives(objectives, np.array([1.0, 0.5]), valid=valid, floor=-1.0)
@@ -29,7 +29,7 @@ def test_invalid_responses_get_the_floor_whatever_they_hold():
     np.testing.assert_array_equal(gradient, [[0, 0], [1, 0.5]])
 
 
-def test_transform_subtracts_the_reference_and_released_training_leaves_it_out():
+def test_transform_subtracts_the_reference_and_released_training_omits_it():
     objectives = np.array([[2.0, 3.0, 4.0]])
     transform = stats.debias_transform(np.array([0.5, 0.0, 1.0]), reference_index=2)
     np.testing.assert_allclose(objectives @ transform, [[0.0, 3.0, 0.0]])  # the reference removes itself

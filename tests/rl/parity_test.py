@@ -198,7 +198,7 @@ def test_group_advantages(tunix):
     assert float(lone[0]) == 1.0 and float(tunix.compute_rloo_advantages(np.array(outcome[:1]), 1)[0]) == 0.0
 
 
-def test_equal_rewards_are_noise_there_and_nothing_here(tunix):
+def test_equal_rewards_give_zero_and_noise_in_the_peer(tunix):
     same = np.full(3, 0.1, np.float32)
     theirs = tunix.compute_advantages(same, 3)
     ours = rl.grpo_advantages(np.zeros((3, 1)), same, np.ones((3, 1), bool), np.zeros(3, int), num_groups=1)
@@ -225,7 +225,7 @@ def test_divergences(tunix_common, rows, ours, theirs):
 def test_means_over_tokens(tunix_common, rows):
     values, _, mask, _ = rows
     mask = mask.copy()
-    mask[2] = False  # a row without tokens counts on neither side
+    mask[2] = False  # a row without tokens counts in neither
     names = {
         "token-mean": "token-mean",
         "seq-mean-token-mean": "sequence-mean-token-mean",

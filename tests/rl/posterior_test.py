@@ -67,7 +67,7 @@ def test_gradient_vanishes_at_the_posterior_and_is_the_released_estimator():
     np.testing.assert_allclose(jax.grad(loss)(logp), expected, atol=1e-5)
 
 
-def test_constants_within_a_group_change_nothing():
+def test_constants_within_a_group_cancel():
     logp, prior, proposal, rewards, ids = map(np.array, data(2))
     shift = np.array([5.0, -3.0, 100.0])[ids]
     base = rl.brain_loss(logp, prior, proposal, rewards, ids, num_groups=3).total

@@ -4,7 +4,7 @@ import numpy as np
 
 from tests.rl import compiled as rl
 
-# Prompt 0: rows 0, 1, 3 start with 5; rows 0 and 1 go on together. Row 2 belongs to another prompt.
+# Prompt 0: rows 0, 1, 3 start with 5; rows 0 and 1 also share the second token. Row 2 belongs to another prompt.
 TOKENS = np.array([[5, 6, 7], [5, 6, 8], [5, 6, 7], [5, 9, 99]])
 MASK = np.array([[1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 0]], bool)
 GROUPS = np.array([0, 0, 1, 0])
@@ -15,7 +15,7 @@ def test_counts_by_hand():
     np.testing.assert_array_equal(counts, [[3, 2, 1], [3, 2, 1], [1, 1, 1], [3, 1, 0]])
 
 
-def test_a_response_that_ends_shares_nothing_further():
+def test_a_response_shares_no_prefix_past_its_end():
     tokens = np.array([[5, 6], [5, 6]])
     mask = np.array([[True, True], [True, False]])
     np.testing.assert_array_equal(

@@ -1,6 +1,6 @@
 """Rows of the property table, and random arguments for them.
 
-A row names a function, the kinds of its arguments, the axes of its results and its slow twin in `oracles`; the
+A row names a function, the kinds of its arguments, the axes of its results and its oracle in `oracles`; the
 tests in `properties_test.py` do the rest. Axis letters are those of the code base, G is the axis of groups.
 """
 
@@ -53,7 +53,7 @@ _KINDS: dict[str, tuple[str, Callable[[np.random.Generator, tuple[int, ...]], np
     "flags": ("BS", lambda rng, n: rng.random(n) < 0.5),
 }
 MASKS = {"mask": "BT", "smask": "BS", "rows": "B", "ids": "B", "steps": "BT"}
-GARBAGE = 99  # what stands in integer arrays where nothing is valid
+GARBAGE = 99  # fills integer arrays where nothing is valid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +63,13 @@ class Row:
     Attributes:
       fn: the public function.
       args: its array arguments as "name=kind", or "kind" where the names agree.
-      oracle: its twin in NumPy.
-      out: axes of the results, one word for all leaves or one a leaf; "-" for scalars.
+      oracle: the same function in NumPy loops.
+      out: axes of the results, one word for all leaves or one per leaf; "-" for scalars.
       grad: names of the arguments that receive gradients; all other floats must receive exactly none.
       kw: further keyword arguments, of both.
       shard: "rows" (rows are independent), "axis" (takes axis_name), "psum" (sums that add up over devices), both
         of the latter, or "none".
-      whole_groups: a group must lie on one device.
+      whole_groups: a group must be on one device.
       empty: what every result is when all masks are empty; None for anything finite.
       reads: names of the arguments that are read even where a mask is empty.
       compacts: a row with holes gives what the row gives with the holes cut out.
@@ -150,7 +150,7 @@ def draw(row: Row, seed: int, masks: Mapping[str, np.ndarray] | None = None) -> 
 
 
 def valid_of(row: Row, data: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Axes -> bool array of what is valid there, for the axes that the row's masks speak of."""
+    """Axes -> bool array of what is valid there, for the axes of the row's masks."""
     masks = {kind: data[name] for name, kind in row.kinds.items() if kind in MASKS}
     size = next((m.shape[0] for m in masks.values()), SIZES["B"])
     rows, out = np.ones(size, bool), {}
@@ -202,13 +202,13 @@ def call(row: Row, data: Mapping[str, Any], **more: Any) -> Any:
 
 
 def call_oracle(row: Row, data: Mapping[str, np.ndarray]) -> Any:
-    """The slow twin, on float64."""
+    """The loop oracle, on float64."""
     wide = {k: v.astype(np.float64) if np.issubdtype(v.dtype, np.floating) else v for k, v in data.items()}
     return row.oracle(**wide, **row.kw)
 
 
 def comparable(result: Any) -> Any:
-    """A loss as (total, weight), as the oracles give it; anything else as it is."""
+    """A loss as (total, weight), as the oracles give it; anything else unchanged."""
     return (result.total, result.weight) if isinstance(result, Mean) else result
 
 

@@ -17,7 +17,7 @@ from tests.rl.properties import SIZES, Row, call, draw, poison, result_leaves
 from tests.rl.table import ELSEWHERE, TABLE
 
 ROWS = pytest.mark.parametrize("row", TABLE, ids=str)
-# How a function maps and shards does not depend on its options: one row a function will do.
+# How a function maps and shards does not depend on its options: one row per function suffices.
 ONE_ROW_EACH = pytest.mark.parametrize("row", {row.name: row for row in reversed(TABLE)}.values(), ids=str)
 MODULES = set(
     "rewards shaping returns advantages credit prefixes losses pair_losses reward_losses targets filtering "
@@ -71,7 +71,7 @@ def test_every_public_function_has_a_row():
 
 
 @ROWS
-def test_agrees_with_the_slow_twin(row):
+def test_equals_the_loop_oracle(row):
     for seed in (0, 1):
         data = draw(row, seed)
         got, expected = properties.comparable(run(row, data)), properties.call_oracle(row, data)
@@ -80,7 +80,7 @@ def test_agrees_with_the_slow_twin(row):
 
 
 @ROWS
-def test_jit_changes_nothing_and_traces_once(row):
+def test_jit_gives_the_same_result_and_traces_once(row):
     data = draw(row, 0)
     assert_close(row, run(row, data), call(row, data))
     run(row, draw(row, 1))
@@ -88,7 +88,7 @@ def test_jit_changes_nothing_and_traces_once(row):
 
 
 @ONE_ROW_EACH
-def test_vmap_is_a_loop(row):
+def test_vmap_equals_a_loop(row):
     batch = [draw(row, seed) for seed in (0, 1)]
     stacked = jax.tree.map(lambda *x: np.stack(x), *batch)
     got = jax.jit(jax.vmap(functools.partial(call, row)))(stacked)
@@ -97,7 +97,7 @@ def test_vmap_is_a_loop(row):
 
 
 @ROWS
-def test_what_lies_behind_the_mask_changes_nothing(row):
+def test_masked_values_are_ignored(row):
     data = draw(row, 0)
     dirty = poison(row, data)
     got = run(row, dirty)
@@ -106,11 +106,11 @@ def test_what_lies_behind_the_mask_changes_nothing(row):
 
 
 @ROWS
-def test_padded_is_unpadded(row):
-    """Rows and columns of padding, NaN in them: as if the slow twin had seen the smaller arrays."""
+def test_padding_changes_nothing(row):
+    """Rows and columns of padding, NaN in them: as if the oracle had seen the smaller arrays."""
     if not any(kind in properties.MASKS for kind in row.kinds.values()):
         pytest.skip("no mask")
-    # The slots of `num_steps` are there whatever the steps.
+    # There are always `num_steps` slots.
     steps = SIZES["S"] if "steps" in row.kinds.values() else SIZES["S"] - 1
     sizes = {"B": SIZES["B"] - 3, "T": SIZES["T"] - 2, "S": steps}
     masks = properties.random_masks(np.random.default_rng(0))
@@ -149,7 +149,7 @@ def assert_permutes(row, data, order):
 
 
 @ROWS
-def test_order_of_rows_and_names_of_groups_do_not_matter(row):
+def test_row_order_and_group_ids_do_not_matter(row):
     data, rng = draw(row, 0), np.random.default_rng(7)
     assert_permutes(row, data, rng.permutation(SIZES["B"]))
     ids = next((name for name, kind in row.kinds.items() if kind == "ids"), None)
@@ -163,7 +163,7 @@ def test_order_of_rows_and_names_of_groups_do_not_matter(row):
 
 
 @ROWS
-def test_any_dtype_comes_out_as_float32(row):
+def test_results_are_float32_for_any_dtype(row):
     data = draw(row, 0)
     for dtype in (jnp.bfloat16, jnp.float16):
         low = {k: jnp.asarray(v, dtype) if v.dtype.kind == "f" else v for k, v in data.items()}
@@ -175,7 +175,7 @@ def test_any_dtype_comes_out_as_float32(row):
 
 
 @ROWS
-def test_integer_outcomes_and_masks_are_numbers(row):
+def test_integer_outcomes_and_masks_are_accepted(row):
     outcomes = [name for name, kind in row.kinds.items() if kind == "a"]
     masks = [name for name, kind in row.kinds.items() if kind in ("mask", "smask", "rows", "flag", "flags")]
     data = draw(row, 0)
@@ -187,7 +187,7 @@ def test_integer_outcomes_and_masks_are_numbers(row):
 
 @ROWS
 def test_gradients(row):
-    """Those that the row names are the slopes of the slow twin, the others are zero; none from behind a mask."""
+    """Those that the row names equal the oracle's slopes, the others are zero, and masked entries have none."""
     data = draw(row, 0)
     valid = properties.valid_of(row, data)
     for name, g in compiled(row)[0](poison(row, data))[1].items():
@@ -195,7 +195,7 @@ def test_gradients(row):
         assert np.isfinite(g).all(), name
         axes = properties.axes_of(row.kinds[name])
         behind = next((~valid[key] for key in ("BT", "BS", "B") if axes.startswith(key) and key in valid), None)
-        assert behind is None or not g[behind].any(), f"a gradient from behind the mask: {name}"
+        assert behind is None or not g[behind].any(), f"a gradient at masked entries: {name}"
         if name in row.grad.split():
             assert_slope(row, data, name, g)
         else:
@@ -203,7 +203,7 @@ def test_gradients(row):
 
 
 def assert_slope(row, data, name, gradient):
-    """Compares with central differences of the slow twin, which are good to nine digits in float64."""
+    """Compares with central differences of the oracle, accurate to nine digits in float64."""
     wide = {k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in data.items()}
 
     def moved(step):
@@ -232,7 +232,7 @@ def _mesh():
 
 
 def _whole_groups(row, data):
-    """The arguments with two rows a group, neighbours, so that each of eight devices holds whole groups."""
+    """The arguments with two adjacent rows per group, so that each of eight devices has whole groups."""
     ids = [name for name, kind in row.kinds.items() if kind == "ids"]
     return {**data, **{name: np.repeat(np.arange(8), 2) for name in ids}} if row.whole_groups else data
 
@@ -248,7 +248,7 @@ def _spec(axes):
 
 
 @ONE_ROW_EACH
-def test_sharded_over_eight_devices_equals_one(row):
+def test_eight_devices_equal_one(row):
     if row.shard == "none":
         pytest.skip("a statistic of sorted values; gather first")
     data = _whole_groups(row, draw(row, 0))

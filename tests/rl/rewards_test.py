@@ -91,7 +91,7 @@ def test_partial_sums_are_soft_values_of_the_reference():
             np.testing.assert_allclose(partial[below[0], t - 1], value, atol=1e-6)
 
 
-def test_equal_models_give_exactly_nothing():
+def test_equal_models_give_exactly_zero():
     logp = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
     mask = np.arange(5) < np.array([[5], [3], [1], [0]])
     assert not np.any(rl.implicit_token_rewards(logp, logp, mask))
@@ -171,7 +171,7 @@ def test_published_aggregates():
         np.testing.assert_allclose(rl.aggregate_steps(scores, mask, how=how), expected, **CLOSE)
 
 
-def test_softmin_lies_between_minimum_and_mean():
+def test_softmin_is_between_minimum_and_mean():
     rng = np.random.default_rng(3)
     scores, mask = rng.uniform(size=(20, 6)), np.arange(6) < rng.integers(1, 7, (20, 1))
     low, mean = (np.asarray(rl.aggregate_steps(scores, mask, how=how)) for how in ("min", "mean"))

@@ -120,7 +120,7 @@ def test_answer_confidence_by_hand():
     np.testing.assert_allclose(out, [0.5, 1.0, 0.0, 0.0])
 
 
-def test_answer_confidence_stands_in_for_the_solve_rate():
+def test_answer_confidence_tracks_the_solve_rate():
     """Wrong answers scatter, right ones agree: confidence ranks prompts by how often they are solved."""
     rng = np.random.default_rng(0)
     solve = rng.uniform(size=200)

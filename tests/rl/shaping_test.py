@@ -16,7 +16,7 @@ def row(x):
 
 
 def padded(rows, width):
-    """[B, width] with NaN behind each row, and the mask."""
+    """[B, width] with NaN after each row, and the mask."""
     x, mask = np.full((len(rows), width), np.nan), np.zeros((len(rows), width), bool)
     for i, values in enumerate(rows):
         x[i, : len(values)], mask[i, : len(values)] = values, True

@@ -1,4 +1,4 @@
-"""The table: one row (or more, one an option) for each public function. Add a row, and all properties are tested."""
+"""The table: one row per public function and option. Add a row, and all properties are tested."""
 
 from prm_jax import rl, stats
 from tests.rl import credit_oracles, oracles
@@ -473,5 +473,5 @@ TABLE = [
     *_metrics(),
 ]
 
-# Not arrays with a batch axis, or without a meaningful twin; each has tests of its own beside it.
+# Not arrays with a batch axis, or without a meaningful oracle; each has its own tests.
 ELSEWHERE = {"Loss", "Mean", "best_threshold", "passing_first", "trust_gate"}

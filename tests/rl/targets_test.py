@@ -34,7 +34,7 @@ def test_published_consensus():
         assert bool(kept[0]) == case["keep"]
 
 
-def test_back_filling_twice_changes_nothing():
+def test_back_filling_is_idempotent():
     correct, mask = row([0, 3, 0, 1, 0])
     once = rl.mc_targets(correct, 4, mask, how="vstar")
     np.testing.assert_array_equal(rl.mc_targets(once, 1, mask, how="vstar"), once)
@@ -64,7 +64,7 @@ def test_published_tree():
     steps, reachable = rl.steps_to_correct(parent, correct, np.ones((1, n), bool))
     np.testing.assert_array_equal(steps[0], case["steps"])
     np.testing.assert_array_equal(reachable[0], case["has_correct_descendant"])
-    # The values of the tree, path by path: a step is wrong where no correct leaf lies below it.
+    # The values of the tree, path by path: a step is wrong where no correct leaf is below it.
     for node in range(1, n):
         path = [node]
         while parent[0, path[0]] > 0:

@@ -21,7 +21,7 @@ def test_b_coder_golden():
     np.testing.assert_allclose(q - value[:, None], g["A"], atol=1e-6)
     mask = np.ones(2, bool)
     discounts = rl.continuation_discounts(mask, discount=g["gamma"])
-    # The next state of position t is position t + 1; behind the last one there is nothing (NaN here).
+    # The next state of position t is position t + 1; there is none after the last one (NaN here).
     shift = lambda x: np.concatenate([x[1:], np.full_like(x[:1], np.nan)])  # noqa: E731
     frozen = np.array(g["q_frozen"])
     targets = rl.bellman_targets(np.array(g["reward"]), discounts, shift(q), shift(frozen))
@@ -31,7 +31,7 @@ def test_b_coder_golden():
     np.testing.assert_allclose(loss.mean(), g["L_Q"], rtol=1e-6)
     np.testing.assert_allclose(loss.metrics["advantage"].total, g["L_adv"], rtol=1e-6)
     taken = np.take_along_axis(q, actions[:, None], -1)[:, 0]
-    # The golden score discounts V of the following state, also behind the last action, where V is 0.
+    # The golden score discounts V of the following state, also after the last action, where V is 0.
     score = rl.recovered_rewards(taken, discounts, shift(value)).sum()
     np.testing.assert_allclose(score, g["rank_score"], rtol=1e-6)
 

@@ -119,6 +119,65 @@ def test_the_report_draws_two_policies(tmp_path):
     assert _ink(pictures[0], plots.COLORS[1]) > 200 and _ink(pictures[1], plots.COLORS[1]) == 0
 
 
+def _titles(monkeypatch):
+    """Collects the panels and notes that are passed to `draw`, instead of drawing them."""
+    found = {}
+
+    def keep(panels, path, *, notes=(), **more):
+        found[path.stem] = ([panel.title for panel, _ in panels], " ".join(notes))
+        return path
+
+    monkeypatch.setattr(plots, "draw", keep)
+    return found
+
+
+def test_panels_that_show_rounding_noise_are_omitted_and_named(tmp_path, monkeypatch):
+    found = _titles(monkeypatch)
+    options = Options()
+    run = _run(tmp_path / "run", options)
+    plots.plot_report({"PRIME": run}, tmp_path / "plots")
+    titles, note = found["training"]
+    assert "Policy loss" not in titles and "Policy gradient norm" in titles
+    assert note == "Not drawn, because constant or rounding noise: Policy loss"
+    several = dataclasses.replace(options, policy=dataclasses.replace(options.policy, epochs=2))
+    plots.plot_report({"PRIME": _run(tmp_path / "several", several)}, tmp_path / "plots")
+    assert "Policy loss" in found["training"][0]
+    plots.plot_runs([run], tmp_path / "plots", metrics=["policy/loss"])
+    assert found["policy_loss"] == (["Policy loss"], "")
+
+
+@pytest.mark.parametrize(
+    ("values", "tells_nothing"),
+    [([0.0, 3e-7, np.nan], True), ([0.5, 0.5, 0.5], True), ([0.5, 0.6], False), ([0.5], False)],
+)
+def test_which_curves_tell_nothing(values, tells_nothing):
+    assert plots.Panel("a", "A", vanishes=True).tells_nothing([np.array(values)], False) == tells_nothing
+    assert not plots.Panel("a", "A").tells_nothing([np.array(values)], True)
+
+
+def test_a_policy_with_more_steps_at_equal_rollouts_is_explained(tmp_path, monkeypatch):
+    found = _titles(monkeypatch)
+    runs = {}
+    for name, first, steps in (("PRIME", 640, 10), ("outcome only", 0, 20)):
+        (tmp_path / name).mkdir()
+        log = MetricsLog(tmp_path / name / "metrics.jsonl")
+        for step in range(1, steps + 1):
+            log.log(step, {"rollouts": first + 64 * step, "rollout/solve_rate": step / 20})
+        log.close()
+        runs[name] = tmp_path / name
+    plots.plot_report(runs, tmp_path / "plots")
+    assert "More steps for outcome only (20) than for PRIME (10): both sample 1,280 responses" in found["training"][1]
+
+
+def test_long_titles_are_wrapped_and_not_cut(tmp_path):
+    x = np.arange(3.0)
+    panel = plots.Panel("m", "The mean number of tokens per response that were sampled in this step", "tokens")
+    series = [Series("", x, x)]
+    path = plots.draw([(panel, series)] * 3, tmp_path / "a.png", notes=["word " * 80])
+    pixels = Image.imread(path)[..., :3]
+    assert pixels[:, -4:].min() == 1.0 and pixels[-4:].min() == 1.0  # nothing reaches the right or lower edge
+
+
 def test_comparison_with_seeds_from_the_command_line(tmp_path, capsys):
     base = Options()
     for seed in range(4):

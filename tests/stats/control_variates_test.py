@@ -7,7 +7,7 @@ from tests.stats import compiled as stats
 
 
 def test_control_variates_are_unbiased_for_every_baseline():
-    """Averaged over all outcomes of one draw the estimate is exact, whatever the baseline."""
+    """Averaged over all outcomes of one draw the estimate is exact for every baseline."""
     p, q = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.2, 0.6])
     phi = np.array([[1.0, 0.0], [2.0, 1.0], [-1.0, 5.0]])
     for baseline in (np.zeros(2), np.array([0.7, -3.0])):

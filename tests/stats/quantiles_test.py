@@ -106,5 +106,5 @@ def test_aggregation_of_each_fineness():
     np.testing.assert_allclose(fine, np.einsum("bei,eoi->bo", predictions, soft(logits, (0, 2))), atol=1e-5)
     local = stats.aggregate_quantiles(np.array(predictions), np.array(rng.normal(size=(4, 3, 5))))
     assert local.shape == (4, 5)
-    with pytest.raises(ValueError, match="fit no predictions"):
+    with pytest.raises(ValueError, match="do not fit predictions"):
         stats.aggregate_quantiles(np.array(predictions), np.zeros((2, 7)))

@@ -1,4 +1,4 @@
-"""How tokens and vocabulary are cut into equal blocks, and loops over them."""
+"""Splitting tokens and vocabulary into equal blocks, and loops over them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,16 +8,16 @@ import jax.numpy as jnp
 
 
 class TokenBlocks:
-    """Blocks of rows; a few rows of zeros are added where their number does not divide.
+    """Blocks of rows; rows of zeros are added where the block size does not divide their number.
 
     A block takes every n-th row, not neighbouring ones: rows that are sharded over devices then give every device
-    its share of each block, where a contiguous block would sit on one.  With ``contiguous``, block i is the i-th
+    its share of each block, whereas a contiguous block would be on one. With ``contiguous``, block i is the i-th
     run of rows instead, so that the first rows fill the first blocks.
     """
 
     def __init__(self, total: int, block: int, *, contiguous: bool = False):
         least = -(-total // max(1, min(block, total)))
-        # A count that divides saves the copy that padding costs.
+        # A count that divides avoids the copy for padding.
         self.count = next((n for n in range(least, 2 * least) if total % n == 0), least)
         self.size = -(-total // self.count)
         self.total = total
@@ -73,7 +73,7 @@ class TokenBlocks:
 
 
 class VocabBlocks:
-    """Equal contiguous blocks; the last one reaches back over its neighbour instead of beyond the end."""
+    """Equal contiguous blocks; the last one overlaps its neighbour instead of extending past the end."""
 
     def __init__(self, total: int, block: int):
         self.count = -(-total // max(1, min(block, total)))
@@ -89,7 +89,7 @@ class VocabBlocks:
         return x if self.count == 1 else jax.lax.dynamic_slice_in_dim(x, self.start(j), self.size, axis=axis)
 
     def add(self, x: jax.Array, j: Any, block: jax.Array, axis: int = 0) -> jax.Array:
-        """``x`` with ``block`` added to block j; columns that are not fresh must be zero, and stay as they are."""
+        """``x`` with ``block`` added to block j; columns that are not fresh must be zero, and stay unchanged."""
         if self.count == 1:
             return block.astype(x.dtype)
         return jax.lax.dynamic_update_slice_in_dim(
@@ -97,7 +97,7 @@ class VocabBlocks:
         )
 
     def columns(self, j: Any) -> tuple[jax.Array, jax.Array | None]:
-        """Token ids of block j, and which of them no block before has."""
+        """Token ids of block j, and which of them are in no earlier block."""
         within = jnp.arange(self.size, dtype=jnp.int32)
         if self.count == 1:
             return within, None
@@ -108,5 +108,5 @@ class VocabBlocks:
 
 
 def loop(count: int, body: Callable[[Any, Any], Any], start: Any) -> Any:
-    """``lax.fori_loop``, without a loop when there is nothing to repeat, so that XLA can fuse across."""
+    """``lax.fori_loop``, or the body alone for one iteration, so that XLA can fuse across it."""
     return body(0, start) if count == 1 else jax.lax.fori_loop(0, count, body, start)

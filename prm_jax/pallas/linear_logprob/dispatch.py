@@ -71,7 +71,7 @@ def choose(implementation: str | None, spec: Spec, inputs: Inputs) -> str:
 
 
 def _whole() -> bool:
-    """Whether arrays here are whole, or one device's part: nothing is left for the compiler to partition."""
+    """Whether the compiler has nothing to partition: one device, or arrays that are one device's part."""
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and all(kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types):
         return True
@@ -97,7 +97,7 @@ def statistics(
 def _forward(static: tuple[str, Spec], *primals: Any) -> tuple[Outputs, Any]:
     name, spec = static
     inputs = Inputs(*(cast(Any, None if p is None else p.value) for p in primals))
-    # None or () in the residuals: structure, so that the backward pass knows it while tracing.
+    # None or () in the residuals is structure, which the backward pass knows while tracing.
     wanted = tuple(() if p is not None and p.perturbed else None for p in primals[:3])
     if spec.residual == "logits":
         outputs, kept = backend(name).forward(spec, inputs, keep=True)
@@ -113,8 +113,8 @@ def _backward(static: tuple[str, Spec], residuals: Any, cotangents: Outputs) -> 
     if all(c is None for c in given):
         return (None,) * 6
     flags = tuple(w is not None for w in wanted)
-    # Without the barrier XLA would merge what a single tile recomputes here with the forward pass, keep its logits,
-    # and fuse the forward pass in another way than where nothing is differentiated: other bits, same numbers.
+    # Without the barrier XLA would merge the recomputation of a single tile with the forward pass, keep its logits,
+    # and fuse the forward pass differently than where nothing is differentiated, which changes bits.
     inputs, outputs, given = jax.lax.optimization_barrier((inputs, outputs, given))
     gradients = backend(name).backward(spec, inputs, outputs, kept, given, cast(Any, flags))
     return *gradients, None, None, None

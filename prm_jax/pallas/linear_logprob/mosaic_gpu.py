@@ -1,6 +1,6 @@
 """A Hopper kernel for the forward pass; the backward pass is that of ``xla_token``.
 
-The gradients are two plain matrix products a chunk, which XLA's libraries run at full speed.
+The gradients are two plain matrix products per chunk, which XLA's libraries run at full speed.
 """
 
 import math
@@ -16,10 +16,10 @@ from prm_jax.pallas.linear_logprob.problem import Gradients, Inputs, Outputs, Sp
 from prm_jax.pallas.linear_logprob.tuning import device_name, gpu_columns
 from prm_jax.varying import mark, varying_axes
 
-_FEATURES = 64  # of a step: a row of them is one 128-byte swizzle
-_ROWS = 64  # of a warpgroup: more would not leave registers for 256 columns
+_FEATURES = 64  # per step: one row of them is one 128-byte swizzle
+_ROWS = 64  # per warpgroup: more would not leave registers for 256 columns
 _SHARED_MEMORY = 200 * 1024  # for the ring, of the 227 KiB that a block may have
-_CLUSTERS = 66  # that run at a time: 132 multiprocessors, two to a cluster
+_CLUSTERS = 66  # that run concurrently: 132 multiprocessors, two per cluster
 _MOST_SPLITS = 16
 
 
@@ -76,7 +76,7 @@ def forward(spec: Spec, inputs: Inputs, *, keep: bool) -> tuple[Outputs, Any]:
 
 def backward(spec: Spec, inputs: Inputs, outputs: Outputs, kept: Any, cotangents: Outputs, wanted: Wanted) -> Gradients:
     """See ``problem.Backend``."""
-    if inputs.valid is not None:  # rows that the forward pass never visited hold anything
+    if inputs.valid is not None:  # rows that the forward pass never visited are undefined
         inside = jnp.arange(inputs.hidden.shape[0]) < inputs.valid
         outputs = jax.tree.map(lambda x: jnp.where(inside, x, 0.0), outputs)
     return xla_token.backward(spec, inputs, outputs, kept, cotangents, wanted)

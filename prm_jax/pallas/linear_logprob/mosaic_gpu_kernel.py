@@ -1,11 +1,11 @@
 """The Hopper kernel: statistics of rows with wgmma and TMA, logits never in device memory.
 
-Blocks of threads come in clusters of two.  Both work on the same columns and on different rows, so each fetches half
-of every piece of the head and multicasts it to the other, which halves what the second-level cache must deliver.
-In a block, two warpgroups multiply (each 64 or 128 rows) and a third fetches, running ahead over a ring of buffers,
-across tiles of the vocabulary, so that the next tile's operands arrive while the statistics of this one are made.
-The vocabulary is split over the grid as well; partial statistics are joined outside.  Its last tile reaches back over
-its neighbour instead of beyond the end.
+Thread blocks form clusters of two. Both work on the same columns and on different rows, so each fetches half
+of every piece of the head and multicasts it to the other, which halves the traffic from the second-level cache.
+In a block, two warpgroups multiply (each 64 or 128 rows) and a third prefetches through a ring of buffers,
+across tiles of the vocabulary, so that the next tile's operands arrive while the statistics of this one are computed.
+The vocabulary is split over the grid as well; partial statistics are combined outside. The last tile overlaps its
+neighbour instead of extending past the end.
 """
 
 import functools
@@ -23,12 +23,12 @@ CLUSTER = 2
 
 
 class Shape(NamedTuple):
-    """What the kernel knows while it is traced; ``vocab_blocks`` counts those of one split, ``valid`` is an operand."""
+    """Static parameters of the kernel; ``vocab_blocks`` counts those of one split, ``valid`` is an operand."""
 
     vocab: int
-    rows: int  # of a warpgroup
+    rows: int  # per warpgroup
     columns: int
-    features: int  # of a step
+    features: int  # per step
     stages: int
     splits: int
     vocab_blocks: int
@@ -42,7 +42,7 @@ class Shape(NamedTuple):
 
     @property
     def statistics(self) -> int:
-        """Numbers a row: maximum, sum of exp, target logit, and with the entropy the sum of exp times logit."""
+        """Numbers per row: maximum, sum of exp, target logit, and with the entropy the sum of exp times logit."""
         return 3 + self.entropy
 
     @property
@@ -68,7 +68,7 @@ def call(shape: Shape, interpret: Any, operands: list[jax.Array], kind: Any) -> 
     """Partial statistics [``shape.statistics``, splits, T].
 
     Operands: hidden [T, D], head, tokens [T], inverse temperatures [T], and for ``shape.valid`` the number of rows
-    that matter [1] int32: clusters past it do nothing.  T is a multiple of a cluster's rows, D of a step's features,
+    that matter [1] int32: clusters past it do nothing. T is a multiple of a cluster's rows, D of a step's features,
     and V at least a tile's columns.
     """
     hidden = operands[0]
@@ -132,12 +132,12 @@ def _work(
 
 
 def _first_row(shape: Shape) -> jax.Array:
-    """Of this block of threads."""
+    """First row of this block of threads."""
     return (lax.axis_index("rows") * CLUSTER + lax.axis_index("pair")) * shape.block_rows
 
 
 def _column(shape: Shape, block: Any) -> tuple[Any, Any]:
-    """First column of a tile of this split as it lies, and the first that no tile before has."""
+    """First column of a tile of this split, and the first that is in no earlier tile."""
     own = (lax.axis_index("split") * shape.vocab_blocks + block) * shape.columns
     return jnp.minimum(own, shape.vocab - shape.columns), own
 
@@ -198,7 +198,7 @@ def _multiply(shape: Shape, tokens: Any, inverse: Any, out: Any, scratch: Scratc
 
 
 def _wide(shape: Shape, rows: jax.Array) -> jax.Array:
-    """A number per row as a tile."""
+    """Row values broadcast to a tile."""
     return lax.broadcast_in_dim(rows, (shape.rows, shape.columns), [0])
 
 

@@ -61,7 +61,7 @@ def backward(
     del kept
     want_hidden, want_head, want_bias = wanted
     count = inputs.hidden.shape[0]
-    if inputs.valid is not None:  # rows that the forward pass never visited hold anything
+    if inputs.valid is not None:  # rows that the forward pass never visited are undefined
         inside = jnp.arange(count) < inputs.valid
         outputs = jax.tree.map(lambda x: jnp.where(inside, x, 0.0), outputs)
     rows = _rows(inputs, outputs, cotangents)
@@ -82,9 +82,9 @@ def _all_gradients(
     """The vocabulary is the outer loop: a block of the head's gradient stays in VMEM until it is complete, while
     hidden's passes through once for each block of the vocabulary, read, added to, and written.
 
-    A block of it comes back after one round over the tokens.  Its last write has then landed only if the round is
-    long enough: the next read starts a step ahead, a write may take until a step behind.  So there are at least
-    four blocks of tokens.
+    A block of hidden's gradient is read again after one round over the tokens. Its last write has completed by then
+    only if the round is long enough: the next read starts one step early, a write may finish one step late. Hence at
+    least four blocks of tokens.
     """
     blocks = _blocks(spec, inputs, "backward")
     count, width = inputs.hidden.shape
@@ -202,7 +202,7 @@ def _call(launch: _Launch, spec: Spec, inputs: Inputs, blocks: Blocks, rows: jax
         scratch_shapes=[pltpu.VMEM(s, jnp.float32) for s in launch.scratch],
         input_output_aliases=aliases,
         compiler_params=pltpu.CompilerParams(
-            # The interpreter shuffles parallel dimensions and cannot do so with one of unknown size.
+            # The interpreter shuffles parallel dimensions and cannot do so for one of unknown size.
             dimension_semantics=("arbitrary",) * 2 if spec.target.interpret else launch.semantics,
             vmem_limit_bytes=tpu_memory(spec.target.device_kind),
         ),
@@ -252,7 +252,7 @@ def _rows(inputs: Inputs, outputs: Outputs | None, cotangents: Outputs | None) -
 
 
 def _padded(inputs: Inputs, missing: int) -> Inputs:
-    """With rows of zeros at the end: rows past T would hold anything, and reach the head's gradient."""
+    """With rows of zeros at the end: rows past T would are undefined, and reach the head's gradient."""
     if not missing:
         return inputs
     return inputs._replace(

@@ -1,8 +1,8 @@
-"""The bodies of the TPU kernels, each one program a (token block, vocab block) pair.
+"""The bodies of the TPU kernels, each one program per (token block, vocab block) pair.
 
-No split of D: all features of a block of tokens and of a block of the vocabulary lie in VMEM, so that a body is one
+No split of D: all features of a block of tokens and of a block of the vocabulary are in VMEM, so that a body is one
 basic block, and the compiler overlaps the vector work on one piece of the tile with the matrix work on the next.
-For the same reason sums start by a select and not by a branch.  Statistics are kept for each of the 128 lanes; the
+For the same reason sums start with a select, not a branch. Statistics are kept for each of the 128 lanes; the
 reduction across lanes happens once, at the last block of the vocabulary.
 """
 
@@ -21,7 +21,7 @@ ROW_LSE, ROW_ENTROPY, ROW_G_LSE, ROW_G_TARGET, ROW_G_ENTROPY, ROW_INVERSE, ROWS 
 
 
 class Shape(NamedTuple):
-    """What a body knows while it is traced."""
+    """Static parameters of a body."""
 
     vocab: int
     token_block: int
@@ -36,7 +36,7 @@ class Shape(NamedTuple):
 
 
 def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    """A product with float32 sums; float32 operands are not cut to bfloat16."""
+    """A product with float32 sums; float32 operands are not rounded to bfloat16."""
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     dimensions = (((contract[0],), (contract[1],)), ((), ()))
     return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
@@ -119,7 +119,7 @@ def _cap(shape: Shape, piece: jax.Array, bias: jax.Array | None, rows: jax.Array
 
 
 def _clean_head(shape: Shape, j: jax.Array, head_ref: Any, dtype: Any) -> jax.Array:
-    """The block of the head without what lies past V: that may be NaN, and zero times NaN would reach sums."""
+    """The block of the head with zeros past V: padding may be NaN, and zero times NaN would reach sums."""
     head = head_ref[...].astype(dtype)
     if shape.vocab % shape.vocab_block == 0:
         return head

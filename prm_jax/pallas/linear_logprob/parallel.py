@@ -1,9 +1,8 @@
-"""Vocabulary-parallel log-probs under ``shard_map``: the collectives stand outside the custom VJP.
+"""Vocabulary-parallel log-probs under ``shard_map``: the collectives are outside the custom VJP.
 
-Each device's statistics of its own columns are an op of their own, and automatic differentiation goes through the
-sums that join them; the cotangent that reaches a device's log-sum-exp is then its share of the softmax.  (A custom
-VJP with the sums inside scales the head's gradient by the number of devices, or by its inverse, and is right on a
-square mesh only.)
+Each device computes the statistics of its own columns, and automatic differentiation goes through the sums that combine
+them; the cotangent that reaches a device's log-sum-exp is then its share of the softmax. (A custom VJP with the sums
+inside scales the head's gradient by the number of devices, or by its inverse, and is right on a square mesh only.)
 """
 
 import jax
@@ -14,7 +13,7 @@ from prm_jax.varying import varying_axes
 
 
 def check_axes(head: jax.Array, vocab_axis: str | None, gather_axes: tuple[str, ...]) -> None:
-    """The head differs over the axes that it is said to be split over, as far as ``shard_map`` tracks it.
+    """Checks that the head varies over the axes that should split it, as far as ``shard_map`` tracks it.
 
     Raises:
       ValueError: outside ``shard_map``, under one that does not check varying axes, or for a head that is whole.
@@ -27,11 +26,11 @@ def check_axes(head: jax.Array, vocab_axis: str | None, gather_axes: tuple[str, 
     known = set(jax.sharding.get_abstract_mesh().manual_axes)
     for axis in gather_axes:
         if axis not in known:
-            raise ValueError(f"gather_axes names {axis!r}, which is no axis of a jax.shard_map around this call")
+            raise ValueError(f"gather_axes names {axis!r}, which is not an axis of a jax.shard_map around this call")
 
 
 def local_tokens(tokens: jax.Array, vocab_axis: str, size: int) -> tuple[jax.Array, jax.Array]:
-    """Token ids within this device's columns (0 for others'), and which are its own."""
+    """Token ids within this device's columns (0 for others'), and a mask of its own."""
     own = tokens - jax.lax.axis_index(vocab_axis) * size
     inside = (own >= 0) & (own < size)
     return jnp.where(inside, own, 0), inside

@@ -17,7 +17,7 @@ class Target:
 
     Attributes:
       platform: "cpu", "gpu" or "tpu".
-      device_kind: as ``jax.Device.device_kind`` has it ("TPU v5e", "NVIDIA H100 80GB HBM3"); finds the tuned blocks.
+      device_kind: as in ``jax.Device.device_kind`` ("TPU v5e", "NVIDIA H100 80GB HBM3"); finds the tuned blocks.
       interpret: run a kernel's program on the CPU, slowly and exactly, to test it.
     """
 
@@ -72,7 +72,7 @@ class Inputs(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """Row statistics, float32; anything for rows past ``Inputs.valid``."""
+    """Row statistics, float32; undefined for rows past ``Inputs.valid``."""
 
     lse: jax.Array  # [T] logsumexp_v l[t, v]
     target: jax.Array  # [T] l[t, tokens[t]]; NaN for a token outside [0, V)
@@ -80,7 +80,7 @@ class Outputs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Cotangents of ``Inputs``, each in its array's dtype; None where nothing was asked for."""
+    """Cotangents of ``Inputs``, each in its array's dtype; None where not wanted."""
 
     hidden: jax.Array | None  # zero past ``Inputs.valid``
     head: jax.Array | None
@@ -95,10 +95,10 @@ class Backend(Protocol):
     """What a backend's module provides."""
 
     def refusal(self, spec: Spec, inputs: Inputs) -> str | None:
-        """Why it cannot do this call, in words; None when it can."""
+        """The reason why it cannot do this call; None when it can."""
 
     def forward(self, spec: Spec, inputs: Inputs, *, keep: bool) -> tuple[Outputs, Any]:
-        """The row statistics, and what ``backward`` reads besides (only for ``keep``, else None)."""
+        """The row statistics, and residuals of ``backward`` (only for ``keep``, else None)."""
 
     def backward(
         self, spec: Spec, inputs: Inputs, outputs: Outputs, kept: Any, cotangents: Outputs, wanted: Wanted

@@ -1,4 +1,4 @@
-"""Rows of a call: their temperatures, and sorting those that count to the front."""
+"""Rows of a call: their temperatures, and sorting valid ones to the front."""
 
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ def inverse_temperatures(
 
 
 def valid_first(inputs: Inputs, mask: jax.Array) -> tuple[Inputs, jax.Array]:
-    """Inputs with the mask's rows in front and their number, and for every row where it went."""
+    """Inputs with the mask's rows in front and their number, and the new position of every row."""
     order = jnp.argsort(~mask, stable=True)
     place = jnp.argsort(order)
     inverse = inputs.inverse_temperature

@@ -1,4 +1,4 @@
-"""One tile of the logits: how it is made, what it adds to the statistics of its rows, and its gradient."""
+"""One tile of the logits: its computation, its contribution to the row statistics, and its gradient."""
 
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ class Columns(NamedTuple):
     head: jax.Array  # [vocab block, D] or [D, vocab block] in hidden's dtype
     bias: jax.Array | None  # [vocab block] float32
     ids: jax.Array  # [vocab block] int32
-    fresh: jax.Array | None  # [vocab block] bool, False for columns that the block before has already seen
+    fresh: jax.Array | None  # [vocab block] bool, False for columns that are in the block before
 
     def hit(self, tokens: jax.Array) -> jax.Array:
         """[token block, vocab block] bool, True where a column is the row's token."""
@@ -34,7 +34,7 @@ class Stats(NamedTuple):
     moment: jax.Array | None
 
     def lse(self) -> jax.Array:
-        """Log-sum-exp of what was seen so far."""
+        """Log-sum-exp of the columns so far."""
         return self.top + jnp.log(self.total)
 
 
@@ -72,7 +72,7 @@ def merge(stats: Stats, tile: jax.Array, hit: jax.Array) -> Stats:
     weights = jnp.exp(tile - top[:, None])
     moment = stats.moment
     if moment is not None:
-        # From its own copy, so that the other statistics have the same bits with the entropy as without.
+        # From its own copy, so that the other statistics have the same bits with and without the entropy.
         copy, copy_top = jax.lax.optimization_barrier((tile, top))
         moment = moment * scale + jnp.sum(jnp.exp(copy - copy_top[:, None]) * copy, axis=1)
     return Stats(

@@ -1,12 +1,12 @@
 """The op as loops over tiles of the logits: the algorithm of both XLA backends, which differ in the tile's shape.
 
-Forward: for each block of the vocabulary an online log-sum-exp, over blocks of tokens.  Backward: for each block
-of the vocabulary the tiles are made again and turned into ``d = dloss/dlogits`` on the spot, so that the head's
-gradient is complete, and rounded once, when the loop leaves the block.  Statistics and sums are float32.
+Forward: for each block of the vocabulary an online log-sum-exp, over blocks of tokens. Backward: for each block
+of the vocabulary the tiles are recomputed and turned into ``d = dloss/dlogits`` immediately, so that the head's
+gradient is complete, and rounded once, at the end of the block. Statistics and sums are float32.
 
-The vocabulary is the outer loop of both, and its trip count is static: collectives (a head that is split over
-devices) stand there, where every device takes part, and never inside the loop over tokens, whose trip count may
-follow each device's own number of valid tokens.
+The vocabulary is the outer loop of both, with a static number of iterations: collectives (for a head that is split over
+devices) are there, where every device participates, and never inside the loop over tokens, whose number of iterations
+may depend on each device's valid tokens.
 """
 
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from prm_jax.varying import mark, varying_axes
 
 _COMPACT_ROWS = 256  # finer blocks follow the number of valid tokens more closely
 _COMPACT_ROWS_ACCELERATOR = 1024
-_HEAD_COLUMNS_CPU = 8192  # of the head's gradient at once: XLA's product for CPUs cannot add to what is there
+_HEAD_COLUMNS_CPU = 8192  # of the head's gradient at once: XLA's product for CPUs cannot accumulate in place
 
 
 def forward(
@@ -141,7 +141,7 @@ class _Rows(NamedTuple):
 
 
 def _tile_gradient(spec: Spec, block: tile.Columns, rows: _Rows, kept: jax.Array | None) -> jax.Array:
-    """``dloss/d(hidden . head + bias)`` of a tile, from its kept log-probs or from logits made again."""
+    """``dloss/d(hidden . head + bias)`` of a tile, from its kept log-probs or from recomputed logits."""
     if kept is None:
         logits, slope = tile.logits(spec, block, rows.hidden, rows.inverse_temperature)
         log_p = logits - rows.out.lse[:, None]
@@ -153,7 +153,7 @@ def _tile_gradient(spec: Spec, block: tile.Columns, rows: _Rows, kept: jax.Array
 def _add_head_gradient(spec: Spec, d_block: jax.Array, d: jax.Array, hidden: jax.Array) -> jax.Array:
     """``d_block`` with the product of ``d [t, v]`` and ``hidden [t, D]`` added, in the head's layout.
 
-    On a CPU in pieces, since the product has memory of its own before it is added: as much as the head.
+    On a CPU in pieces, since the product needs memory before it is added: as much as the head.
     """
     pieces = VocabBlocks(d.shape[1], _HEAD_COLUMNS_CPU if spec.target.platform == "cpu" else d.shape[1])
 

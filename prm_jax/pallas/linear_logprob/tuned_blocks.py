@@ -1,8 +1,8 @@
 """Tiles of the kernels by device, pass, dtype, bucket of D and bucket of T.
 
-Entries are (token block, vocab block); those of "h100" are a warpgroup's.  None of them was timed on its device: they
+Entries are (token block, vocab block); those of "h100" are per warpgroup. None of them was timed on its device: they
 come from static schedules, register counts and memory limits of the compilers.
-``experiments/benchmarks/linear_logprob.py --tune`` measures them anew.
+``experiments/benchmarks/linear_logprob.py --tune`` remeasures them.
 """
 
 Key = tuple[str, str, str, int, int]

@@ -9,7 +9,7 @@ from prm_jax.pallas.linear_logprob.problem import Inputs, Spec, vocab_size
 from prm_jax.pallas.linear_logprob.tuned_blocks import TABLE
 
 _MIB = 2**20
-_TPU_MEMORY_ELSEWHERE = 12  # what every generation gives without being asked
+_TPU_MEMORY_ELSEWHERE = 12  # the default of every generation
 
 D_BUCKETS = (1024, 2048, 4096, 8192)
 T_BUCKETS = (2048, 16384)
@@ -72,7 +72,7 @@ def tpu_memory(device_kind: str) -> int:
 
 
 def tpu_bytes(spec: Spec, inputs: Inputs, which: str, tokens: int, vocab: int) -> int:
-    """VMEM of a tile: blocks twice, since the next one is fetched meanwhile; sums once; scalars padded to lanes."""
+    """VMEM of a tile: blocks twice, for prefetching the next one; sums once; scalars padded to lanes."""
     width = math.ceil(inputs.hidden.shape[1] / 128) * 128
     item, head_item = inputs.hidden.dtype.itemsize, inputs.head.dtype.itemsize
     hidden, head = 2 * tokens * width * item, 2 * vocab * width * head_item
@@ -92,7 +92,7 @@ def tpu_blocks(spec: Spec, inputs: Inputs, which: str) -> Blocks | None:
     sublanes = 16 if inputs.hidden.dtype == jnp.bfloat16 else 8
     tuned = lookup(spec, inputs, which) or (512 if which == "forward" else 256, 512)
     tokens, columns = spec.token_block or tuned[0], spec.vocab_block or tuned[1]
-    # The backward pass wants four blocks of tokens; see there.
+    # The backward pass needs four blocks of tokens; see `mosaic_tpu`.
     most = math.ceil(count / 4) if which == "backward" else count
     tokens = _multiple(min(tokens, most), sublanes)
     columns = _multiple(min(columns, vocab), 128)
@@ -109,7 +109,7 @@ def tpu_blocks(spec: Spec, inputs: Inputs, which: str) -> Blocks | None:
 def gpu_columns(spec: Spec, inputs: Inputs) -> int:
     """Columns of a Hopper tile: given, from the table, or 256.
 
-    A soft cap or temperatures take registers: with them the compiler would spill at more than 128.
+    A soft cap or temperatures use registers: with them the compiler would spill at more than 128.
     """
     columns = spec.vocab_block or (lookup(spec, inputs, "forward") or (64, 256))[1]
     plain = spec.softcap is None and inputs.inverse_temperature is None

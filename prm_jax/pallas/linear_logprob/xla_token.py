@@ -5,8 +5,8 @@ from typing import Any
 from prm_jax.pallas.linear_logprob import tiles
 from prm_jax.pallas.linear_logprob.problem import Gradients, Inputs, Outputs, Spec, Wanted, vocab_size
 
-_ROWS = 512  # on a CPU; less does not save memory that matters, more falls out of its caches
-_ROWS_ACCELERATOR = 2048  # fewer would read the head more often than the matrix units can hide
+_ROWS = 512  # on a CPU; fewer save little memory, more do not fit its caches
+_ROWS_ACCELERATOR = 2048  # fewer would read the head so often that its bandwidth limits the products
 _LOGITS = 1 << 22  # with a small vocabulary, blocks grow to this many logits
 
 
