@@ -26,7 +26,7 @@ from experiments.search_budget.policy import as_record
 from prm_jax import prm as prms
 from prm_jax.data.step_data import StepRecord, write_step_data
 from prm_jax.data.tasks import load_task
-from prm_jax.models import find_smollm2
+from prm_jax.models import find_model
 from prm_jax.rollouts import StepOptions, TaskPolicy, load_local_policy
 from prm_jax.search import language_model as lm
 
@@ -156,8 +156,7 @@ def run(config: Config) -> report.Tables:
     train, judged = write_problems(folder, config)
     task = load_task({"name": train, "eval": judged, "stop": "\n\n"})
     sampling = StepOptions(temperature=config.temperature, step_tokens=16, max_new_tokens=16 * config.operands)
-    path = find_smollm2() if config.model == "smollm2" else config.model
-    policy = load_local_policy(path, task, sampling, seed=config.seed)
+    policy = load_local_policy(find_model(config.model), task, sampling, seed=config.seed)
     problems = list(task.eval)
     policy.begin(problems, config.prm_problems)  # the number of a problem chooses its random numbers
     sampled = lm.sample_search(policy.propose, tiny.no_score, len(problems), samples=config.samples)

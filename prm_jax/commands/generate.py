@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from prm_jax.errors import UserError
+from prm_jax.option_ranges import at_least, check_ranges, within
 
 Prompt = str | Sequence[Any]
 
@@ -19,36 +20,36 @@ Prompt = str | Sequence[Any]
 class Options:
     """Sample responses from a model.
 
-    Prompts come from the command line, from a data file, or from the standard input. Responses go to the
-    standard output, tokens per second to the standard error.
+    Prompts come from the command line, a data file, or standard input. Responses go to standard output, tokens per
+    second to standard error.
     """
 
     model: Annotated[str, tyro.conf.Positional]
     """Hugging Face directory, GGUF file, name on the hub (org/name), or "smollm2"."""
     prompt: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Prompts; without any, and without --input, the standard input is one prompt."""
+    """Prompts; without any, and without --input, standard input is one prompt."""
     input: pathlib.Path | None = None
     """Data file (JSON lines, CSV, Parquet ...) whose rows have "prompt" (a text) or "messages" (a chat)."""
     chat: bool = False
     """Wrap texts into the model's chat template, as the user's message."""
-    samples: int = 1
-    """Responses a prompt."""
-    max_new_tokens: int = 128
-    """Longest response, in tokens."""
-    temperature: float = 1.0
-    """0: the likeliest response."""
-    top_k: int = 0
-    """Sample among the k likeliest tokens; 0: all."""
-    top_p: float = 1.0
-    """Sample within this much probability mass."""
-    min_p: float = 0.0
-    """Leave out tokens less likely than this times the likeliest."""
+    samples: Annotated[int, at_least(1)] = 1
+    """Responses per prompt."""
+    max_new_tokens: Annotated[int, at_least(1)] = 128
+    """Maximum length of a response, in tokens."""
+    temperature: Annotated[float, at_least(0)] = 1.0
+    """Sampling temperature; 0 is greedy decoding."""
+    top_k: Annotated[int, at_least(0)] = 0
+    """Sample among the k most probable tokens; 0: all."""
+    top_p: Annotated[float, within(0, 1, low_open=True)] = 1.0
+    """Sample from the smallest set of tokens with this share of the probability mass."""
+    min_p: Annotated[float, within(0, 1)] = 0.0
+    """Leave out tokens less probable than this times the most probable one."""
     stop: tuple[str, ...] = ()
-    """Texts that end a response."""
+    """Strings that end a response."""
     seed: int = 0
     """Seed of the sampling."""
-    batch_size: int = 16
-    """Prompts at once."""
+    batch_size: Annotated[int, at_least(1)] = 16
+    """Prompts per batch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of parameters and computation."""
     json: bool = False
@@ -63,8 +64,9 @@ def run(options: Options) -> None:
 
     from prm_jax.models import Tokenizer, find_model, load_weights
 
-    if options.batch_size < 1:
-        raise UserError(f"--batch-size is {options.batch_size}; it must be at least 1")
+    problems = check_ranges(options)
+    if problems:
+        raise UserError("\n".join(problems))
     prompts = list(_prompts(options))
     path = find_model(options.model)
     config, params = load_weights(path, dtype=options.dtype)
@@ -92,7 +94,7 @@ def _sample(
     from prm_jax.models import DecodeOptions, generate
 
     ready = [[{"role": "user", "content": p}] if options.chat and isinstance(p, str) else p for p in batch]
-    # A smaller last batch would be recompiled; its copies are drawn under their own numbers and not shown.
+    # A smaller last batch would be compiled again: it is filled with copies, which are not shown.
     ready += [ready[-1]] * (options.batch_size - len(batch) if start else 0)
     return generate(
         config,
@@ -131,7 +133,7 @@ def _write(options: Options, tokenizer: Any, batch: Sequence[Prompt], samples: A
 
 def _prompts(options: Options) -> Iterator[Prompt]:
     if options.prompt and options.input:
-        raise UserError("prompts come from the command line or from --input, not from both")
+        raise UserError("prompts come from the command line or from --input, not from both: leave one of them out")
     if options.prompt:
         yield from options.prompt
     elif options.input:
@@ -141,5 +143,5 @@ def _prompts(options: Options) -> Iterator[Prompt]:
     else:
         text = sys.stdin.read().rstrip("\n")
         if not text:
-            raise UserError("no prompt: give one on the command line, on the standard input, or a file with --input")
+            raise UserError("no prompt: give one on the command line or on standard input, or a file with --input")
         yield text

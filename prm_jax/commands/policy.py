@@ -11,6 +11,7 @@ from prm_jax.commands.devices import mesh_of
 from prm_jax.config_io import OptionsOf
 from prm_jax.errors import UserError
 from prm_jax.models.mesh_options import MeshOptions
+from prm_jax.option_ranges import at_least, check_ranges, within
 from prm_jax.rollouts.options import Connection, StepOptions
 from prm_jax.terminal import print_warning
 
@@ -30,15 +31,15 @@ class PolicyOptions:
     .jsonl, or the name of a reasoning-gym dataset."""
     task_options: Annotated[dict[str, str], OptionsOf("task")] = field(default_factory=dict)
     """Options of that task as name value pairs."""
-    problems: int = 64
+    problems: Annotated[int, at_least(1)] = 64
     """Number of problems."""
-    first_problem: int = 0
+    first_problem: Annotated[int, at_least(0)] = 0
     """Index of the first problem, so that several machines can divide the work; the results are those of one."""
-    chunk: int = 32
+    chunk: Annotated[int, at_least(1)] = 32
     """Problems that advance together; also the most that an interruption loses."""
     sampling: StepOptions = field(default_factory=StepOptions)
     """How steps are sampled."""
-    seed: int = 0
+    seed: Annotated[int, within(0, 2**32 - 1)] = 0
     """Seed of the sampling."""
     chat: bool = False
     """Wrap prompts into the model's chat template."""
@@ -58,17 +59,9 @@ class PolicyOptions:
         Raises:
           UserError: an option is out of range.
         """
-        check_at_least_one(self, "problems", "chunk")
-        if self.first_problem < 0:
-            raise UserError(f"--first-problem is {self.first_problem}; the first problem is 0")
-        self.sampling.check()
-
-
-def check_at_least_one(options: Any, *names: str, prefix: str = "--") -> None:
-    """Refuses options below 1, by their names on the command line."""
-    low = [f"{prefix}{name.replace('_', '-')}" for name in names if getattr(options, name) < 1]
-    if low:
-        raise UserError(f"{' and '.join(low)} must be at least 1")
+        problems = check_ranges(self)
+        if problems:
+            raise UserError("\n".join(problems))
 
 
 def load_policy(options: PolicyOptions, task: Any, on_progress: "OnProgress") -> "TaskPolicy":

@@ -1,4 +1,4 @@
-"""How far a command over many problems has come: a bar on a terminal, plain lines elsewhere, on the standard error."""
+"""Progress of a command over many problems: a bar on a terminal, plain lines elsewhere, on standard error."""
 
 import sys
 import time
@@ -9,17 +9,16 @@ from prm_jax.terminal import Forgiving
 
 
 class Progress:
-    """Shows problems done, what is being written meanwhile, and how long the rest will take.
+    """Shows the number of completed problems, what the policy has sampled, and the remaining time.
 
-    Problems advance in chunks, which may take minutes: what the policy writes is told in between. Use it as a context
-    manager.
+    Problems advance in chunks that may take minutes, so samples are reported in between. Use it as a context manager.
 
     Args:
       total: problems of the whole run.
-      done: problems that an earlier run has done.
-      every: seconds between plain lines while a chunk is not done.
-      file: where to; default the standard error.
-      live: a bar (default: when the output is a terminal that can show one).
+      done: problems that an earlier run has completed.
+      every: seconds between plain lines while a chunk is running.
+      file: the output; standard error by default.
+      live: show a bar; by default where the output is a terminal that can show one.
     """
 
     def __init__(
@@ -55,12 +54,12 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leaves the bar as it stands."""
+        """Stops the bar, which stays visible."""
         if self._bar is not None:
             self._bar.stop()
 
     def wrote(self, samples: int, tokens: int) -> None:
-        """Tells that the policy has written so many more steps or solutions, of so many tokens in all."""
+        """Reports new steps or solutions, and the number of their tokens."""
         self._samples += samples
         self._tokens += tokens
         if self._bar is not None:
@@ -69,7 +68,7 @@ class Progress:
             self._line()
 
     def update(self, done: int, result: str) -> None:
-        """Tells that so many problems are done in all, and in a few words with what result."""
+        """Reports the number of completed problems, with a short text about their results."""
         self._done, self._result = done, result
         if self._bar is not None:
             self._bar.update(self._task, completed=done, note=self._note())
@@ -92,6 +91,6 @@ class Progress:
         parts.append(duration(passed))
         new = self._done - self._first
         if new and self._done < self._total:
-            # Problems are done a chunk at a time, so the time of a chunk that is under way counts as of none.
+            # Problems are completed a chunk at a time, so the time of a running chunk counts for none of them.
             parts.append(f"about {duration(passed / new * (self._total - self._done))} left")
         return ", " + ", ".join(parts)

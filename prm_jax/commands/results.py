@@ -1,7 +1,7 @@
-"""JSON-lines files that grow while a command runs and that it can go on with.
+"""JSON-lines files that grow while a command runs and that it can resume.
 
-The first line holds the settings that made the file, and what was asked of which problems; the lines behind it are
-results. A last line that was cut off counts as not written.
+The first line holds the settings and a fingerprint of the problems; the other lines are results. A truncated last line
+counts as not written.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from prm_jax.errors import UserError
 from prm_jax.terminal import print_warning
 
 OPTIONS_OF_THE_FILE = ("out", "resume")
-"""Options that say where results go, not what they are."""
+"""Options that determine where results go, not what they are."""
 
 
 def header(options: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
@@ -24,14 +24,14 @@ def header(options: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
 
 
 def begin(path: pathlib.Path, first: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Opens a file, or goes on with it; one without results is begun anew, whatever its settings are.
+    """Opens a file, or continues it; one without results is started again, whatever its settings are.
 
     Args:
       path: where results go.
       first: from `header`.
 
     Returns:
-      The results that are already there.
+      The results that the file already holds.
 
     Raises:
       UserError: the file was made with other settings, which are named with both values, or cannot be read.
@@ -42,8 +42,25 @@ def begin(path: pathlib.Path, first: Mapping[str, Any]) -> list[dict[str, Any]]:
     return done
 
 
+def begin_or_resume(path: pathlib.Path | None, first: Mapping[str, Any], *, resume: bool) -> list[dict[str, Any]]:
+    """The results that --out already holds, with --resume; nothing is written yet.
+
+    Raises:
+      UserError: a file with results exists without --resume, or was made with other settings.
+    """
+    if path is None:
+        if resume:
+            raise UserError("--resume needs --out: which file should be continued?")
+        return []
+    if path.is_dir():
+        raise UserError(f"--out {path} is a directory: give the name of a file")
+    if path.exists() and not resume and not _is_unstarted(path):
+        raise UserError(f"{path} exists: continue it with --resume, or give another --out")
+    return read(path, first)
+
+
 def read(path: pathlib.Path, first: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The results in a file that may be there or not; see `begin`, which writes."""
+    """The results in a file that need not exist; see `begin`, which writes."""
     if unstarted(path):
         return []
     head, *lines = whole_lines(path)
@@ -52,10 +69,10 @@ def read(path: pathlib.Path, first: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def unstarted(path: pathlib.Path) -> bool:
-    """Nothing is lost when the file is replaced: there is none, or no more in it than settings.
+    """Whether nothing is lost when the file is replaced: it does not exist, or holds no more than settings.
 
     Raises:
-      UserError: something else is there.
+      UserError: the file holds something else.
     """
     if not path.exists():
         return True
@@ -65,7 +82,7 @@ def unstarted(path: pathlib.Path) -> bool:
         return len(lines) == 1
     begun, begins = path.read_bytes(), b'{"settings": '
     if not (begun.startswith(begins) or begins.startswith(begun)):
-        raise UserError(f"cannot go on with {path}: it is no file of results, found {begun[:40]!r}")
+        raise UserError(f"cannot continue {path}: it is not a file of results, found {begun[:40]!r}")
     return True
 
 
@@ -78,36 +95,29 @@ def check_settings(path: pathlib.Path, head: Mapping[str, Any], first: Mapping[s
     if head != first:
         differ = differences(_settings(path, head), first["settings"]) or ["the task's problems"]
         raise UserError(
-            f"{path} was made with other {', '.join(differ)}: go on with the same, or give another file for the results"
+            f"{path} was made with other {', '.join(differ)}: use the same settings, or give another file"
         )
-
-
-def _settings(path: pathlib.Path, head: Mapping[str, Any]) -> dict[str, Any]:
-    settings = head.get("settings")
-    if not isinstance(settings, dict):
-        raise UserError(f"cannot go on with {path}: its first line holds no settings, it is no file of results")
-    return settings
 
 
 @contextlib.contextmanager
 def kept(path: pathlib.Path | None) -> Iterator[None]:
-    """Says, when the work inside ends early, that what the file holds is kept, and how to go on."""
+    """When the work inside ends early, says that the file keeps its results and how to continue."""
     try:
         yield
     except (KeyboardInterrupt, UserError):
         if path is not None and not unstarted(path):
-            print_warning(f"what was done is kept in {path}: the same command with --resume goes on with it")
+            print_warning(f"the results so far are kept in {path}: the same command with --resume continues")
         raise
 
 
 def append(path: pathlib.Path, first: Mapping[str, Any], keep: int, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Writes lines behind the first `keep` results, in one replacement of the file; behind none, begins it anew."""
+    """Replaces everything after the first `keep` results by these lines, in one replacement of the file."""
     before = whole_lines(path)[: 1 + keep] if keep else [json.dumps(first)]
     write(path, [*before, *map(dump, lines)])
 
 
 def dump(line: Mapping[str, Any]) -> str:
-    """One line; as text that people can read, unless it holds halves of characters, which UTF-8 does not have."""
+    """One line of JSON; non-ASCII characters as themselves, unless the line holds lone surrogates."""
     text = json.dumps(line, ensure_ascii=False, allow_nan=False)
     try:
         text.encode()
@@ -117,7 +127,11 @@ def dump(line: Mapping[str, Any]) -> str:
 
 
 def write(path: pathlib.Path, lines: Sequence[str]) -> None:
-    """Replaces the file as a whole, so that it is never seen half written."""
+    """Replaces the file as a whole, so that readers never see part of it.
+
+    Raises:
+      UserError: it cannot be written.
+    """
     partial = path.with_name(path.name + ".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,26 +144,19 @@ def write(path: pathlib.Path, lines: Sequence[str]) -> None:
 
 
 def whole_lines(path: pathlib.Path) -> list[str]:
-    """The lines of the file, less a last one without its end.
+    """The lines of the file, without a last one that is not terminated.
 
     Raises:
-      UserError: the file cannot be read, or a line is no JSON object.
+      UserError: the file cannot be read, or a line is not a JSON object.
     """
     try:
-        lines = path.read_bytes().decode(errors="replace").split("\n")[:-1]  # what was cut off may end within a letter
+        lines = path.read_bytes().decode(errors="replace").split("\n")[:-1]  # the last one may end inside a character
     except OSError as error:
-        raise UserError(f"cannot go on with {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot continue {path}: {error.strerror or error}") from error
     for number, line in enumerate(lines, start=1):
         if not _is_object(line):
-            raise UserError(f"cannot go on with {path}: line {number} is no JSON object, found {line[:60]!r}")
+            raise UserError(f"cannot continue {path}: line {number} is not a JSON object, found {line[:60]!r}")
     return lines
-
-
-def _is_object(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -162,3 +169,24 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         elif before != now:
             found.append(f"{prefix}{name} ({json.dumps(before)}, now {json.dumps(now)})")
     return found
+
+
+def _settings(path: pathlib.Path, head: Mapping[str, Any]) -> dict[str, Any]:
+    settings = head.get("settings")
+    if not isinstance(settings, dict):
+        raise UserError(f"cannot continue {path}: its first line holds no settings, it is not a file of results")
+    return settings
+
+
+def _is_unstarted(path: pathlib.Path) -> bool:
+    try:
+        return unstarted(path)
+    except UserError:
+        return False
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False

@@ -1,10 +1,10 @@
 """Options of sampling, as the command line shows them."""
 
-import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from prm_jax.errors import UserError
+from prm_jax.option_ranges import at_least, check_ranges, within
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,18 @@ class SamplingOptions:
 class StepOptions:
     """How steps are sampled."""
 
-    temperature: float = 1.0
+    temperature: Annotated[float, at_least(0)] = 1.0
     """Sampling temperature; 0 is greedy decoding."""
-    top_p: float = 1.0
+    top_p: Annotated[float, within(0, 1, low_open=True)] = 1.0
     """Sample from the smallest set of tokens with this share of the probability mass."""
-    step_tokens: int = 64
+    step_tokens: Annotated[int, at_least(1)] = 64
     """Maximum length of a step, in tokens."""
-    max_new_tokens: int = 256
+    max_new_tokens: Annotated[int, at_least(1)] = 256
     """Maximum length of a solution, in tokens."""
-    rows: int = 64
+    rows: Annotated[int, at_least(1)] = 64
     """Maximum number of sequences generated at once (without --server); all samples of one prefix run together, even if
     there are more."""
-    reuse_mib: int | None = None
+    reuse_mib: Annotated[int | None, at_least(0)] = None
     """Memory in MiB for keys and values of earlier calls, so that prefixes are not read again at every step; 0 disables
     it. Default: 1024 for models of at least 20 million parameters and 0 for smaller ones, where it does not pay
     (without --server; on one device)."""
@@ -46,24 +46,18 @@ class StepOptions:
         """What an engine needs of these."""
         return SamplingOptions(self.temperature, top_p=self.top_p)
 
-    def check(self, prefix: str = "--sampling.") -> None:
+    def check(self, prefix: str = "sampling.") -> None:
         """Checks the ranges.
 
         Args:
-          prefix: how the command line names the options.
+          prefix: of the options' names on the command line.
 
         Raises:
           UserError: an option is out of range.
         """
-        for name in ("step_tokens", "max_new_tokens", "rows"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{prefix}{name.replace('_', '-')} must be at least 1, found {getattr(self, name)}")
-        if not 0.0 <= self.temperature < math.inf:
-            raise UserError(f"{prefix}temperature is {self.temperature}: give a finite number >= 0")
-        if not 0.0 < self.top_p <= 1.0:
-            raise UserError(f"{prefix}top-p is {self.top_p}: give a number in (0, 1]")
-        if self.reuse_mib is not None and self.reuse_mib < 0:
-            raise UserError(f"{prefix}reuse-mib is {self.reuse_mib}: give the memory in MiB, 0 for none")
+        problems = check_ranges(self, prefix)
+        if problems:
+            raise UserError("\n".join(problems))
 
 
 @dataclass(frozen=True)
@@ -78,16 +72,16 @@ class Connection:
     """Send prompts as text or as token ids, for servers that accept these."""
     logprobs: bool = True
     """Request log-probabilities; without them the scorer logp is unavailable and the priors of a tree are equal."""
-    at_once: int = 0
+    at_once: Annotated[int, at_least(0)] = 0
     """Maximum number of completions per request, 0: all; use 1 for servers that return one at a time, and for llama.cpp
     its number of slots."""
-    workers: int = 16
+    workers: Annotated[int, at_least(1)] = 16
     """Maximum number of concurrent requests."""
-    timeout: float = 300.0
+    timeout: Annotated[float, within(0, 86400, low_open=True)] = 300.0
     """Seconds to wait for a complete answer."""
-    retries: int = 4
+    retries: Annotated[int, at_least(0)] = 4
     """How often a request is repeated when the server is busy, fails, or closes the connection."""
-    backoff: float = 0.5
+    backoff: Annotated[float, within(0, 86400)] = 0.5
     """Seconds before the first repetition; doubled for each further one."""
     key_from: str = ""
     """Environment variable that holds the server's API key, if it needs one."""

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from prm_jax import cli, models
-from prm_jax.commands.tree_labels import edit_distance
 from prm_jax.data.carry import ALPHABET, CarryTask
 from prm_jax.data.step_data import read_step_data
 from prm_jax.prm.data import step_pairs
+from prm_jax.prm.labelling import edit_distance
 from prm_jax.verifiers.verdict import Verdict
 from tests.rollouts.completion_server import serving
 
@@ -88,7 +88,7 @@ def test_every_method_on_the_careless_policy(method, model, careless, tmp_path, 
         assert (line["answer"] == problem.answer) == (line["correct"] == 1.0)
         if method not in ("majority",):  # with the true scores the best candidate is right if any is
             assert line["correct"] == line["any_correct"]
-    assert "accuracy" in table and "tokens a problem" in table
+    assert "accuracy" in table and "tokens per problem" in table
     # Another chunk size and going on from a part give the same.
     part = tmp_path / "part.jsonl"
     part.write_text("".join(line + "\n" for line in out.read_text().splitlines()[:8]).replace(out.name, part.name))
@@ -224,25 +224,28 @@ def test_other_settings_are_refused(model, careless, tmp_path, capsys):
     assert "other task_options" in capsys.readouterr().err
     assert cli.main(["search", model, *SMALL, "--resume"]) == 2 and "--resume needs --out" in capsys.readouterr().err
     out.write_text("no json\n")
-    assert cli.main([*words, "--resume"]) == 2 and "cannot go on" in capsys.readouterr().err
+    assert cli.main([*words, "--resume"]) == 2 and "cannot continue" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--scorer", "nowhere"], "no scorer 'nowhere'"),
-        (["--scorer", "rollouts", "--rollouts", "0"], "--rollouts must be at least 1"),
+        (["--scorer", "rollouts", "--rollouts", "0"], "--rollouts is 0; it must be at least 1"),
         (["--scorer", "rollouts", "--method", "beam", "--width", "4000"], "must stay below"),
         (["--width", "0"], "must be at least 1"),
         (["--method", "mcts", "--simulations", "5000"], "must stay below"),
         (["--task", "carryy"], "unknown task"),
+        (["--method", "beams"], "unknown search method 'beams' (--method): did you mean 'beam'?"),
+        (["--method", "nowhere:search"], "there is no module 'nowhere'"),
+        (["--connection.workers", "0"], "--connection.workers is 0; it must be at least 1"),
         (["--method", "parm"], "log-probabilities are never above 0"),
         (["--method", "lookahead", "--horizon", "2000"], "must stay below"),
         (["--sampling.reuse-mib", "-1"], "--sampling.reuse-mib is -1"),
-        (["--alpha", "2"], "--alpha must be from 0 to 1"),
-        (["--sampling.temperature", "nan"], "--sampling.temperature is nan"),
+        (["--alpha", "2"], "--alpha is 2.0; it must be within [0, 1]"),
+        (["--sampling.temperature", "nan"], "--sampling.temperature is nan; it must be at least 0"),
         (["--sampling.top-p", "0"], "--sampling.top-p is 0.0"),
-        (["--seed", "-1"], "--seed is -1: give a whole number in [0, 2**32)"),
+        (["--seed", "-1"], "--seed is -1; it must be within [0, 4294967295]"),
         (["--seed", str(1 << 32)], "--seed is 4294967296"),
         (["--server", "localhost:8000"], "is not the address of a server"),
         (["--server", "http://localhost:1", "--connection.no-logprobs"], "scorer logp needs log-probabilities"),
@@ -276,7 +279,7 @@ def test_a_real_model_proposes_steps(model, tmp_path, capsys):
     for reuse in ("0", "64"):
         out = tmp_path / f"{reuse}.jsonl"
         assert cli.main([*words, "--method", "step_beam", "--sampling.reuse-mib", reuse, "--out", str(out)]) == 0
-        assert "accuracy              0.0000" in capsys.readouterr().out
+        assert "accuracy               0.0000" in capsys.readouterr().out
         lines.append(out.read_text().splitlines()[1:])
     assert lines[0] == lines[1] and len(lines[0]) == 2
 
@@ -297,7 +300,7 @@ def test_a_damaged_file_of_results_is_refused(model, careless, tmp_path, capsys)
         ([head, json.dumps(first | {"correct": "yes"})], "line 2 is not the result of 'carry"),
         ([head, json.dumps(first | {"tokens": None})], "line 2 is not the result of 'carry"),
         ([head, json.dumps(first | {"correct": float("nan")})], "line 2 is not the result of 'carry"),
-        ([head, *lines, ""], "line 5 is no JSON object, found ''"),
+        ([head, *lines, ""], "line 5 is not a JSON object, found ''"),
         ([head, *lines, lines[0]], "line 5 is not the result of any problem"),
         (['{"settings": [1]}', *lines], "its first line holds no settings"),
     ):
@@ -305,7 +308,7 @@ def test_a_damaged_file_of_results_is_refused(model, careless, tmp_path, capsys)
         assert cli.main([*words, "--resume"]) == 2
         assert words_of_it in capsys.readouterr().err, damaged
     out.write_text("my notes, in a line without an end")
-    assert cli.main([*words, "--resume"]) == 2 and "it is no file of results" in capsys.readouterr().err
+    assert cli.main([*words, "--resume"]) == 2 and "it is not a file of results" in capsys.readouterr().err
     assert out.read_text().startswith("my notes")
     for begun in ("", head[:7], head[:60], head + "\n"):
         out.write_text(begun)
@@ -321,9 +324,9 @@ def test_a_damaged_part_of_labels_is_refused(model, careless, tmp_path, capsys):
     for damaged in ({"calls": 3}, {"calls": "3", "records": []}, {"calls": 3, "records": [1]}):
         partial.write_text(head + json.dumps(damaged) + "\n")
         assert cli.main([*words, "--resume"]) == 2
-        assert "line 2 is not what one of 1 chunks gave" in capsys.readouterr().err
+        assert "line 2 is not the result of one of 1 chunks" in capsys.readouterr().err
     partial.write_text(head + 2 * (json.dumps({"calls": 3, "records": []}) + "\n"))
-    assert cli.main([*words, "--resume"]) == 2 and "line 3 is not what" in capsys.readouterr().err
+    assert cli.main([*words, "--resume"]) == 2 and "line 3 is not the result of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["search", "label"])
@@ -358,7 +361,7 @@ def test_an_interrupted_search_says_what_is_kept_and_how_long_it_takes(model, tm
     words = ["search", model, *SMALL, "--chunk", "1", "--samples", "2", "--out", str(out)]
     assert cli.main(words) == 130
     told = capsys.readouterr().err
-    assert f"what was done is kept in {out}: the same command with --resume" in told
+    assert f"the results so far are kept in {out}: the same command with --resume" in told
     assert told.count("2/4 problems") == 1 and told.count(" left\n") == 2
 
 
@@ -433,20 +436,56 @@ def test_answers_to_vote_on_are_those_that_the_verifier_reads():
 
 def test_votes_weigh_scores_below_0():
     """Three candidates for 2 outweigh a slightly better one for 1, whatever the scores are."""
-    from prm_jax.commands.search import Options, Scorer, choose
+    from prm_jax.prm.prefix_scores import PrefixScorer
+    from prm_jax.search.choosing import choose_candidate
     from prm_jax.search.language_model import Candidate, Partial
 
-    class Answers:
-        task = CarryTask(3, 4)
-
-        def text(self, partial):
-            return f"#{partial.steps[0][0]}"
-
-    own = [Candidate(Partial(0, ((a,),)), score) for a, score in (("1", -0.9), ("2", -1.0), ("2", -1.0), ("2", -1.1))]
-    options = Options(model="model", method="weighted_vote")
+    answers, scores = ["1", "2", "2", "2"], [-0.9, -1.0, -1.0, -1.1]
+    own = [Candidate(Partial(0, ((i,),)), score) for i, score in enumerate(scores)]
     for output in ("logp", "score"):
-        chosen = choose(options, Answers(), Scorer(lambda partials: [], output), own)
-        assert chosen is own[1]
+        weights = PrefixScorer(lambda partials: [], output).weights(scores).tolist()
+        assert choose_candidate(own, answers, weights, "weighted") is own[1]
+        assert choose_candidate(own, answers, weights, "best") is own[0]
+    assert choose_candidate(own, [None] * 4, weights, "majority") is own[0]
+    assert choose_candidate([], [], [], "majority") is None
+
+
+CUSTOM = """
+from prm_jax.search import language_model as lm
+from prm_jax.search.searchers import BestOfN
+
+def greedy(propose, score, num_questions, max_steps, width=2):
+    assert (max_steps, width) == (3, 5)  # the values of the options
+    return lm.step_beam_search(propose, score, num_questions, beams=1, width=width, max_steps=max_steps)
+
+def wrong_result(propose, score, num_questions):
+    return []
+
+def wrong_signature(propose):
+    pass
+
+class Whole(BestOfN):
+    choice = "majority"
+"""
+
+
+def test_a_search_rule_of_the_users_own(model, careless, tmp_path, capsys):
+    file = tmp_path / "rules.py"
+    file.write_text(CUSTOM)
+    words = ["search", model, *SMALL, "--scorer", "truth", "--width", "5"]
+    outs = [tmp_path / f"{name}.jsonl" for name in ("own", "built_in")]
+    assert cli.main([*words, "--method", f"{file}:greedy", "--out", str(outs[0])]) == 0
+    assert f"{file}:greedy, scored by truth" in capsys.readouterr().out
+    assert cli.main([*words, "--method", "step_beam", "--beams", "1", "--out", str(outs[1])]) == 0
+    assert answers(outs[0]) == answers(outs[1])
+    assert cli.main([*words, "--method", f"{file}:Whole", "--samples", "2"]) == 0
+    for name, message in (
+        ("wrong_result", "returned list; expected a search.language_model.Found"),
+        ("wrong_signature", "it is called as wrong_signature(propose, score, num_questions)"),
+        ("nothing", "has no 'nothing'"),
+    ):
+        assert cli.main([*words, "--method", f"{file}:{name}"]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["omega", "every_step"])
@@ -507,7 +546,7 @@ def test_labelling_goes_on_after_an_interruption(method, model, tmp_path, monkey
     assert cli.main(words) == 130 and not out.exists()
     assert len(partial.read_text().splitlines()) == 3  # the settings, two chunks
     monkeypatch.setattr(models, "generate", policy)
-    assert cli.main(words) == 2 and "go on with it by --resume" in capsys.readouterr().err
+    assert cli.main(words) == 2 and "continue with --resume" in capsys.readouterr().err
     assert cli.main([*words, "--resume", "--seed", "1"]) == 2 and "other seed (0, now 1)" in capsys.readouterr().err
     text = partial.read_text()
     partial.write_bytes(text.encode()[:-40] + "\N{WHITE SMILING FACE}".encode()[:-1])  # killed while writing
@@ -589,12 +628,12 @@ def test_edit_distance():
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--labels", "q"], "--method omega has no labels 'q'; it has soft, hard, vstar"),
+        (["--labels", "q"], "this --method has no labels 'q'; it has soft, hard, vstar"),
         (["--method", "tree", "--labels", "vstar"], "has no labels 'vstar'; it has soft, hard, q, quality, best_worst"),
         (["--method", "tree", "--tree.scorer", "nowhere"], "no scorer 'nowhere'"),
         (["--method", "tree", "--tree.simulations", "5000"], "must stay below"),
         (["--method", "tree", "--tree.width", "0"], "must be at least 1"),
-        (["--tree.min-edits", "-1"], "must not be negative"),
+        (["--method", "tree", "--tree.min-edits", "-1"], "--tree.min-edits is -1; it must be at least 0"),
     ],
 )
 def test_bad_options_of_labels(model, more, message, tmp_path, capsys):
@@ -605,7 +644,7 @@ def test_bad_options_of_labels(model, more, message, tmp_path, capsys):
 def test_a_tree_is_not_valued_by_what_gives_no_chances(model, tmp_path, capsys):
     prm = save_reward_model(model, tmp_path / "prm", "bradley_terry", 1)
     assert cli.main(["label", model, str(tmp_path / "labels.jsonl"), *TREE, "--tree.scorer", prm]) == 2
-    assert "kind 'bradley_terry', whose scores are no chances" in capsys.readouterr().err
+    assert "whose scores (score) are not probabilities" in capsys.readouterr().err
 
 
 class CarelessServer:
@@ -675,4 +714,4 @@ def test_nothing_to_label(model, tmp_path, capsys):
     """A model that knows nothing is never right."""
     words = ["label", model, str(tmp_path / "labels.jsonl"), *SMALL[:-2], "--rollouts", "2", "--chunk", "4"]
     assert cli.main(words) == 2
-    assert "all right or all wrong" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "all correct or all wrong" in capsys.readouterr().err and not list(tmp_path.iterdir())

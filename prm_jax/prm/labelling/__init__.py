@@ -1,0 +1,57 @@
+"""Step labels for training reward models, from a policy's rollouts or search trees.
+
+Names are imported on first use, so that the options can be read without jax.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prm_jax.prm.labelling.options import (
+        LABELLERS,
+        EveryStepOptions,
+        OmegaOptions,
+        TreeLabelOptions,
+        make_labeller,
+    )
+    from prm_jax.prm.labelling.rollouts import every_step_records, omega_records
+    from prm_jax.prm.labelling.tree_options import TreeOptions
+    from prm_jax.prm.labelling.trees import edit_distance, tree_records
+
+_HOME = {
+    "EveryStepOptions": "options",
+    "LABELLERS": "options",
+    "OmegaOptions": "options",
+    "TreeLabelOptions": "options",
+    "TreeOptions": "tree_options",
+    "edit_distance": "trees",
+    "every_step_records": "rollouts",
+    "make_labeller": "options",
+    "omega_records": "rollouts",
+    "tree_records": "trees",
+}
+
+__all__ = [
+    "LABELLERS",
+    "EveryStepOptions",
+    "OmegaOptions",
+    "TreeLabelOptions",
+    "TreeOptions",
+    "edit_distance",
+    "every_step_records",
+    "make_labeller",
+    "omega_records",
+    "tree_records",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

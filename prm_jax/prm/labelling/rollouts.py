@@ -1,0 +1,102 @@
+"""Labels from rollouts: OmegaPRM's located errors, and rollouts after every step of solutions.
+
+OmegaPRM: arXiv 2406.06592. Every step: arXiv 2312.08935.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from prm_jax import rl
+from prm_jax.data.step_data import StepRecord
+from prm_jax.rollouts.policy import TaskPolicy
+from prm_jax.rollouts.values import Roller, count_correct
+from prm_jax.search.omega_prm import PrefixRequest, omega_label
+
+Counts = Sequence[tuple[int, int] | None]
+"""(correct, judged) rollouts after each step; None where none were made."""
+
+
+def omega_records(
+    policy: TaskPolicy, told: Mapping[str, Any], *, labels: str, rollouts: int, searches: int
+) -> tuple[list[StepRecord], int]:
+    """A record for every located error: what is known about each prefix, and the first wrong step.
+
+    Args:
+      policy: with a current chunk of problems.
+      told: provenance that all records share.
+      labels: "soft", "hard" or "vstar".
+      rollouts: from each prefix.
+      searches: maximum number of searches per problem.
+
+    Returns:
+      (records, number of rollouts).
+    """
+    roller = Roller(policy)
+    found = omega_label(
+        roller, len(policy.problems), rollouts=rollouts, searches=searches, L=float(policy.steps.max_new_tokens)
+    )
+    states = {(s.question, s.prefix): (s.correct, s.total) for s in found.states}
+    records = []
+    for error in found.errors:
+        counts = [states.get((error.question, error.steps[: i + 1])) for i in range(len(error.steps))]
+        # The whole solution is known to be wrong without a rollout.
+        counts[-1] = counts[-1] or (0, 1)
+        name = f"omega/{error.number}"
+        records.append(_record(policy, told, error.question, error.steps, counts, labels, name, 0.0))
+    return [record for record in records if record is not None], roller.calls
+
+
+def every_step_records(
+    policy: TaskPolicy, told: Mapping[str, Any], *, labels: str, rollouts: int, solutions: int
+) -> tuple[list[StepRecord], int]:
+    """A record for every sampled solution, with rollouts after each of its steps but the last.
+
+    Args:
+      policy: with a current chunk of problems.
+      told: provenance that all records share.
+      labels: "soft", "hard" or "vstar".
+      rollouts: from each prefix.
+      solutions: per problem.
+
+    Returns:
+      (records, number of rollouts).
+    """
+    roller = Roller(policy)
+    roots = roller([PrefixRequest(b, ()) for b in range(len(policy.problems))], solutions)
+    sampled = [(b, r) for b, found in enumerate(roots) for r in found if r.steps and r.correct is not None]
+    requests = [PrefixRequest(b, r.steps[:i]) for b, r in sampled for i in range(1, len(r.steps))]
+    counts = iter([count_correct(found) for found in roller(requests, rollouts)])
+    records = []
+    for number, (b, rollout) in enumerate(sampled):
+        correct = bool(rollout.correct)
+        own = [next(counts) for _ in rollout.steps[:-1]] + [(int(correct), 1)]
+        records.append(_record(policy, told, b, rollout.steps, own, labels, f"sample/{number}", float(correct)))
+    return [record for record in records if record is not None], roller.calls
+
+
+def _record(
+    policy: TaskPolicy, told: Mapping[str, Any], question: int, steps: Sequence[Any], counts: Counts, how: str,
+    name: str, outcome: float,
+) -> StepRecord | None:  # fmt: skip
+    """Step data of one solution; None where its text does not have the steps of its tokens."""
+    text = policy.tokenizer.decode([token for step in steps for token in step], skip_special=True)
+    texts = tuple(text[start:end] for start, end in policy.task.splitter(text))
+    if len(texts) != len(steps):
+        return None
+    correct = np.array([[0 if c is None else c[0] for c in counts]])
+    total = np.array([[0 if c is None else c[1] for c in counts]])
+    kind: Any = how
+    values = np.asarray(rl.mc_targets(correct, total, np.ones_like(total, bool), how=kind))[0].tolist()
+    # For "vstar", a step before one from which the answer was reached is correct, whether it was probed or not.
+    inferred = [how == "vstar" and value > 0 for value in values]
+    known = [(c is not None and c[1] > 0) or sure for c, sure in zip(counts, inferred, strict=True)]
+    problem = policy.problems[question]
+    provenance = {
+        **told,
+        "correct": [None if c is None else c[0] for c in counts],
+        "total": [None if c is None else c[1] for c in counts],
+    }
+    labels = tuple(value if know else None for value, know in zip(values, known, strict=True))
+    return StepRecord(problem.prompt, texts, labels, outcome, problem.id, f"{problem.id}/{name}", provenance)
