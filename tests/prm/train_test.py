@@ -19,7 +19,7 @@ from prm_jax.prm.prepare import prepare
 from prm_jax.prm.score import score_solutions
 from prm_jax.prm.train_options import TrainPRMOptions, check_options
 from prm_jax.prm.training import train
-from prm_jax.runs.stopping import InterruptedRun
+from prm_jax.runs.stopping import DivergedRun, InterruptedRun
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,14 @@ def test_a_stopped_run_resumes_to_the_same_bits(options, tmp_path, monkeypatch, 
     found = score_solutions(prm, records)
     auc = [(s, l) for one in found for s, l in zip(one.steps, one.record.labels, strict=True)]
     assert np.mean([s for s, l in auc if l]) > np.mean([s for s, l in auc if not l]) + 0.2
+
+
+def test_an_absurd_learning_rate_stops_training_and_can_be_lowered_on_resume(options, tmp_path):
+    absurd = dataclasses.replace(options.train, learning_rate=1e30)
+    with pytest.raises(DivergedRun, match="Lower --train.learning-rate"):
+        train(dataclasses.replace(options, train=absurd, max_bad_steps=1), tmp_path / "run")
+    summary = train(options, tmp_path / "run", resume=True)
+    assert summary["after"]["prm_eval/loss"] < summary["before"]["prm_eval/loss"]
 
 
 def test_every_problem_with_options_is_named_at_once():
