@@ -40,7 +40,7 @@ def files(path) -> dict[str, bytes]:
     return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(options, tmp_path, monkeypatch, records):
+def test_a_stopped_run_resumes_to_the_same_bits(options, tmp_path, monkeypatch, records):
     summary = train(options, tmp_path / "whole")
     assert summary["after"]["prm_eval/loss"] < summary["before"]["prm_eval/loss"]
     assert {"prm_eval/step_auc", "prm_eval/pairwise_accuracy"} <= summary["after"].keys()
@@ -195,7 +195,7 @@ def test_bad_records_are_refused_or_skipped_and_counted(options, records, tokeni
     assert len(prepared.rows) == 4 and prepared.notes["skipped"].startswith("2 bad records; the first is")
 
 
-def test_records_in_memory_are_learned_from_instead_of_a_file(options, records, tmp_path):
+def test_records_in_memory_replace_the_data_file(options, records, tmp_path):
     options = dataclasses.replace(
         options, data=DataOptions(eval_fraction=0.0), train=dataclasses.replace(options.train, epochs=1)
     )
@@ -203,7 +203,7 @@ def test_records_in_memory_are_learned_from_instead_of_a_file(options, records, 
     assert summary["rows"] == 8 and load(tmp_path / "run" / "model").spec.kind == Token()
 
 
-def test_only_what_two_labellers_agree_on_is_learned_from(options, records, tokenizer, tmp_path):
+def test_training_uses_only_what_two_labellers_agree_on(options, records, tokenizer, tmp_path):
     judged = tmp_path / "judged.jsonl"
     # The judge names the same step of every other solution and has not seen the last four.
     lines = [{"id": one.id, "first_error": one.first_error() + i % 2} for i, one in enumerate(records[:-4])]
