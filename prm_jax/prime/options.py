@@ -313,6 +313,8 @@ class Options:
     """Steps between samples written as text and HTML with their step rewards."""
     max_bad_steps: Annotated[int, at_least(1)] = 3
     """Consecutive steps with a non-finite update after which a run stops; each is skipped and counted."""
+    watchdog: Annotated[float, at_least(0)] = 0.0
+    """Seconds after which a step, its rollouts, an evaluation or saving prints the stacks of all threads; 0: never."""
     max_empty_steps: Annotated[int, at_least(1)] = 20
     """Consecutive steps without a prompt that passes the filter after which a run stops."""
     callbacks: tuple[str, ...] = ()
