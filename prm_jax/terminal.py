@@ -47,8 +47,8 @@ def set_up_logging(*, debug: bool = False) -> None:
     if not any(isinstance(handler, _Lines) for handler in root.handlers):
         root.addHandler(_Lines())
     root.setLevel(logging.INFO if debug else logging.WARNING)
-    # absl (used by orbax) warns about what the checkpoints here check and report themselves.
-    logging.getLogger("absl").setLevel(logging.INFO if debug else logging.ERROR)
+    # absl (used by orbax) prints tracebacks of failures that the checkpoints here check and report themselves.
+    logging.getLogger("absl").setLevel(logging.INFO if debug else logging.CRITICAL)
 
 
 class _Lines(logging.Handler):

@@ -332,7 +332,10 @@ class _Loop:
         return {"time/draw_seconds": pending.drawn - pending.begun, "time/step_seconds": now - begun}
 
     def _check_finite(self, pending: _Pending, metrics: Mapping[str, float]) -> None:
-        skipped = sorted(name for name, value in metrics.items() if name.endswith("/skipped") and value)
+        updates = {name: value for name, value in metrics.items() if name.endswith("/skipped")}
+        if not updates:  # nothing to learn from, which says nothing about the updates before and after
+            return
+        skipped = sorted(name for name, value in updates.items() if value)
         if not skipped:
             self.bad_steps = 0
             return

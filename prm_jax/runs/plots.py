@@ -178,12 +178,15 @@ def draw(
         if explanation:
             wrapped = textwrap.fill(explanation, width=round(size[0] * NOTE_CHARACTERS))
             figure.supxlabel(wrapped, fontsize=8.5, color="#666666", x=0.01, ha="left")
-        path = pathlib.Path(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=style.dpi)
-        except OSError as error:
-            raise UserError(f"cannot write the picture {path}: {error.strerror}") from error
+        return _save(figure, pathlib.Path(path), style.dpi)
+
+
+def _save(figure: Any, path: pathlib.Path, dpi: int) -> pathlib.Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=dpi)
+    except OSError as error:
+        raise UserError(f"cannot write the picture {path}: {error.strerror}") from error
     return path
 
 

@@ -220,6 +220,17 @@ def test_a_poisoned_state_is_never_saved_and_the_last_good_one_remains(tmp_path)
         assert checkpoints.steps() == [2, 4]
 
 
+def test_a_step_without_an_update_does_not_end_a_series_of_bad_ones(tmp_path):
+    def skipping(state, batch):
+        return state, {"policy/skipped": 1.0}
+
+    with pytest.raises(DivergedRun, match="2 steps in a row had a non-finite update"):
+        run_loop(
+            tmp_path / "run", step=skipping, batches=lambda number: None if number == 1 else batch_of(number),
+            options=dataclasses.replace(OPTIONS, max_bad_steps=2),
+        )  # fmt: skip
+
+
 def sgd(learning_rate):
     """An unguarded step."""
 
