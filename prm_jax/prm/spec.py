@@ -1,7 +1,7 @@
 """A process reward model as data: its kind, its architecture, its arrays. `Kind` is what every kind of model provides.
 
-A kind is a frozen dataclass of its own options whose methods say how it learns and how it scores. Everything that is
-special about a kind is behind these methods; the rest of the room never asks which kind it has.
+A kind is a frozen dataclass of its own options whose methods define how it learns and how it scores. Everything
+specific to a kind is in these methods; no other code depends on which kind it is.
 """
 
 import dataclasses
@@ -199,7 +199,7 @@ class HeadedKind(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What stays the same about a process reward model; hashable, static under jit.
+    """The static part of a process reward model; hashable, static under jit.
 
     Attributes:
       kind: with its options.
