@@ -88,7 +88,7 @@ def run(options: Options) -> int:
         print_warning(f"{stopped}. Continue with: prm-jax train-prm --run-dir {shlex.quote(str(path))} --resume")
         return EXIT_INTERRUPTED
     except DivergedRun as failed:
-        print_error(f"{failed}\nThe last state is saved in {path}")
+        print_error(f"{failed}\nThe last good checkpoint is in {path}")
         return EXIT_DIVERGED
     for name, value in summary["after"].items():
         print(f"{name.removeprefix('prm_eval/')}: {value:.4f}")

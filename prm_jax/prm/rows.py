@@ -119,24 +119,18 @@ def build_rows(
             report.cut += 1
             report.cut_steps += len(record.steps) - kept
             report.cut_labels += int(known[kept:].sum())
-        length = int(tokens.reads[kept - 1]) + 1
-        step_ids = tokens.step_ids[:length].copy()
-        if only_last:
-            step_ids[step_ids < kept - 1] = -1
-        rows.append(
-            Row(
-                tokens=tokens.ids[:length],
-                step_ids=step_ids,
-                reads=tokens.reads[:kept],
-                labels=labels[:kept],
-                label_mask=known[:kept],
-                outcome=float("nan") if record.outcome is None else record.outcome,
-                group=groups.setdefault(record.group, len(groups)),
-                objectives=objectives_of(record),
-                record=index,
-                cut=len(record.steps) - kept,
-            )
+        row = Row(
+            tokens=tokens.ids,
+            step_ids=tokens.step_ids,
+            reads=tokens.reads,
+            labels=labels,
+            label_mask=known,
+            outcome=float("nan") if record.outcome is None else record.outcome,
+            group=groups.setdefault(record.group, len(groups)),
+            objectives=objectives_of(record),
+            record=index,
         )
+        rows.append(_cut(row, kept, only_last=only_last))
     if not rows:
         raise UserError(
             f"none of {len(records)} solutions fits into {max_length} tokens with its first step; raise the length"
@@ -281,6 +275,18 @@ def collate(rows: Sequence[Row], shape: Shape, *, packed: bool = True) -> Batch:
     return Batch(
         tokens, segments, slots, reads, starts, step_mask, labels, label_mask, outcome, group_ids, objectives, known
     )
+
+
+def _cut(row: Row, kept: int, *, only_last: bool) -> Row:
+    """The row up to its first `kept` steps; `only_last`: only the last of them owns its tokens."""
+    length = int(row.reads[kept - 1]) + 1
+    step_ids = row.step_ids[:length].copy()
+    if only_last:
+        step_ids[step_ids < kept - 1] = -1
+    return dataclasses.replace(
+        row, tokens=row.tokens[:length], step_ids=step_ids, reads=row.reads[:kept], labels=row.labels[:kept],
+        label_mask=row.label_mask[:kept], cut=len(row.reads) - kept,
+    )  # fmt: skip
 
 
 def _tokens(record: StepRecord, tokenizer: Any, layout: TextLayout, reader: Reader | None) -> Tokens:

@@ -102,16 +102,7 @@ def train(
         state = job.best_state(run) if options.best else fitted.state
         weights = job.learner.weights(state.trainable, state.fixed, job.base)
         save(run.path / "model", finished(job.spec, weights, tokenizer, options.text), overwrite=True)
-        summary = {
-            "kind": options.prm.kind,
-            "steps": fitted.steps,
-            "rows": len(prepared.rows),
-            "data": prepared.notes,
-            "before": fitted.before,
-            "after": fitted.after,
-            **({"best": {"step": fitted.best_step, options.best: fitted.best_value}} if options.best else {}),
-            "seconds": round(time.monotonic() - begun, 1),
-        }
+        summary = _summary(options, prepared, fitted) | {"seconds": round(time.monotonic() - begun, 1)}
         with atomic_write(run.path / "result.json") as file:
             json.dump(summary, file, indent=2)
             file.write("\n")
@@ -238,6 +229,19 @@ class _Job:
                 digest.update(array.tobytes())
             digest.update(repr((row.outcome, row.group, sorted(row.objectives.items()))).encode())
         return digest.hexdigest()
+
+
+def _summary(options: TrainPRMOptions, data: Prepared, fitted: Fitted) -> dict[str, Any]:
+    best = {"best": {"step": fitted.best_step, options.best: fitted.best_value}} if options.best else {}
+    return {
+        "kind": options.prm.kind,
+        "steps": fitted.steps,
+        "rows": len(data.rows),
+        "data": data.notes,
+        "before": fitted.before,
+        "after": fitted.after,
+        **best,
+    }
 
 
 def _mesh(options: TrainPRMOptions) -> Mesh | None:

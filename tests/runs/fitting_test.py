@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from prm_jax.runs.interrupts import Interrupts
 from prm_jax.runs.learner import guarded_update, make_schedule
 from prm_jax.runs.metrics_log import read_metrics
 from prm_jax.runs.run_dir import open_run
+from prm_jax.runs.soundness import complaint
 from prm_jax.runs.stopping import DivergedRun, InterruptedRun
 
 
@@ -160,6 +163,71 @@ def test_a_poisoned_state_is_never_saved_and_the_last_good_one_remains(tmp_path)
         run_loop(tmp_path / "run", step=poisoned, batches=batches, options=dataclasses.replace(OPTIONS, eval_every=0))
     with Checkpointer(tmp_path / "run" / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.steps() == [2, 4]
+
+
+def sgd(learning_rate):
+    """An unguarded step."""
+
+    @jax.jit
+    def step(state, batch):
+        return {**state, "w": state["w"] - learning_rate * (state["w"] - batch)}, {"loss": jnp.float32(0)}
+
+    return step
+
+
+def test_an_absurd_learning_rate_is_stopped_and_can_be_lowered_on_resuming(tmp_path):
+    path, options = tmp_path / "run", dataclasses.replace(OPTIONS, keep_checkpoints=1)
+    run_loop(path, step=sgd(0.1), options=dataclasses.replace(options, steps=2))
+    with pytest.raises(DivergedRun, match=r"after step 4 .* absurdly large; this state was not saved"):
+        run_loop(path, step=sgd(1e15), options=options, resume=True)
+    assert [entry.name for entry in (path / "checkpoints").iterdir()] == ["2"]
+    resumed = run_loop(path, step=sgd(0.1), options=options, resume=True)
+    whole = run_loop(tmp_path / "whole", step=sgd(0.1), options=options)
+    assert resumed.steps == 6 and np.array_equal(resumed.state["w"], whole.state["w"])
+
+
+@pytest.mark.parametrize(
+    ("state", "problem"),
+    [
+        ({"w": np.array([1.0, np.nan], np.float32)}, "not finite"),
+        ({"w": np.array([1.0, -np.inf], np.float32)}, "not finite"),
+        ({"w": np.array([1.0, -1e30], np.float32)}, "reach 1.0e\\+30"),
+        ({"w": np.ones(2, np.float32), "best": np.array(np.nan, np.float32)}, "contain NaN"),
+        ({"w": np.ones(2, np.float32), "best": np.array(np.inf, np.float32), "count": np.int32(2**31 - 1)}, "$"),
+    ],
+)
+def test_which_states_are_sound(state, problem):
+    found = complaint(jax.tree.map(jnp.asarray, state))
+    assert re.search(problem, found) and bool(found) == (problem != "$")
+
+
+def test_a_poisoned_state_is_not_kept_as_the_best(tmp_path):
+    def evaluate(state):
+        return {"eval/score": 1.0 + bool(jnp.isnan(state["w"]).any())}
+
+    options = dataclasses.replace(OPTIONS, best="eval/score")
+    with open_run(tmp_path / "run", Config()) as run, pytest.raises(DivergedRun):
+        batches = [batch_of(0), batch_of(1), batch_of(2), np.full(3, np.nan, np.float32)]
+        fit(initial_state, step, batches, run=run, options=options, evaluate=evaluate)
+    with open_run(tmp_path / "run", Config(), resume=True) as run:
+        best = load_best(run, jax.eval_shape(initial_state))
+    assert np.array_equal(best["w"], np.zeros(3))  # of step 0
+
+
+def test_the_best_state_is_rewound_with_the_run(tmp_path):
+    options = FitOptions(steps=6, save_every=2, eval_every=2, best="eval/distance")
+    path = tmp_path / "run"
+
+    def growing(scale):
+        return jax.jit(lambda state, batch: ({**state, "w": state["w"] + scale}, {"loss": jnp.float32(0)}))
+
+    run_loop(path, step=growing(1.0), options=dataclasses.replace(options, steps=4))
+    shutil.rmtree(path / "checkpoints" / "4")  # as if the run had been killed while it was written
+    with open_run(path, Config(), resume=True) as run:
+        fitted = fit(initial_state, growing(2.0), batch_of, run=run, options=options, evaluate=distance)
+        best = load_best(run, jax.eval_shape(initial_state))
+    assert fitted.best_step == 6 and np.array_equal(best["w"], np.full(3, 10.0))
+    assert any(entry.name.startswith("4-superseded") for entry in (path / "best" / "set_aside").iterdir())
 
 
 def test_resuming_walks_back_past_a_checkpoint_that_is_not_finite(tmp_path):
