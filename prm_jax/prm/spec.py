@@ -182,8 +182,13 @@ class Kind:
 
         By default the whole score is the reward of the step's last token.
         """
-        scores = self.scores(spec, self.forward(spec, weights, batch), batch)
-        flat = jnp.zeros(batch.tokens.size, jnp.float32).at[batch.reads].add(jnp.where(batch.step_mask, scores, 0.0))
+        scores = jnp.where(batch.step_mask, self.scores(spec, self.forward(spec, weights, batch), batch), 0.0)
+        if batch.segment_ids is None:  # one solution per row
+            places = batch.reads % batch.tokens.shape[1]
+            return jax.vmap(lambda at, values: jnp.zeros(batch.tokens.shape[1], jnp.float32).at[at].add(values))(
+                places, scores
+            )
+        flat = jnp.zeros(batch.tokens.size, jnp.float32).at[batch.reads].add(scores)
         return flat.reshape(batch.tokens.shape)
 
 

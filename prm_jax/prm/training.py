@@ -37,7 +37,7 @@ from prm_jax.runs.metrics_log import atomic_write
 from prm_jax.runs.run_dir import RunDir, open_run
 
 SOFT_OPTIONS = (
-    "eval_every", "save_every", "keep_checkpoints", "max_bad_steps", "max_steps", "patience", "plots",
+    "eval_every", "save_every", "keep_checkpoints", "max_bad_steps", "max_steps", "watchdog", "patience", "plots",
     "train.learning_rate",
 )  # fmt: skip
 """Options that may be changed when a run is resumed."""
@@ -177,7 +177,7 @@ class _Job:
                 best_is="min" if options.best == "loss" else "max", patience=options.patience,
             ),
             frontend=Frontend(
-                console, interrupts, title="reward model",
+                console, interrupts, title="reward model", watchdog=options.watchdog,
                 hint="Lower --train.learning-rate, or raise --max-bad-steps",
             ),
             identity=self.identity, target=placed_shapes(self.shape, shardings),

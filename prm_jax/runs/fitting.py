@@ -22,6 +22,7 @@ from prm_jax.runs.interrupts import Interrupts
 from prm_jax.runs.run_dir import RunDir
 from prm_jax.runs.soundness import complaint, keep_batch
 from prm_jax.runs.stopping import DivergedRun, InterruptedRun
+from prm_jax.runs.watchdog import Watchdog
 
 Metrics = Mapping[str, Any]
 BEST = "best"
@@ -106,7 +107,7 @@ def fit(
       options: length, intervals, limits.
       evaluate: ``state -> metrics`` before the first step, every `eval_every` steps and after the last.
       callbacks: called with an `Event` at the start, after every step and evaluation, and at the end.
-      frontend: console, signals and title; None: silent, signals handled.
+      frontend: console, signals, title and watchdog; None: silent, and signals are not handled.
       identity: fingerprint of what the run starts from (weights, data); resuming with a different one is refused.
       target: pytree of ``jax.ShapeDtypeStruct`` with the state's structure and, on a mesh, its shardings; needed when
         `state` is a function that cannot be traced, because it samples or trains; None: obtained by tracing.
@@ -131,19 +132,22 @@ def fit(
 
 @dataclasses.dataclass
 class Frontend:
-    """Console and signals of a loop.
+    """Console, signals and watchdog of a loop.
 
     Attributes:
       console: progress and messages; None: silent.
       interrupts: installed signal handlers; None: signals are not handled.
       title: name of the phase on the console.
       hint: advice on non-finite updates, appended to the error.
+      watchdog: seconds after which drawing a batch, a step, an evaluation or saving prints the stacks of all threads
+        (compilation counts); 0: never.
     """
 
     console: Console | None = None
     interrupts: Interrupts | None = None
     title: str = "training"
     hint: str = "Lower the learning rate, or raise --max-bad-steps"
+    watchdog: float = 0.0
 
     def say(self, text: str) -> None:
         """Prints one line."""
@@ -185,30 +189,26 @@ class _Loop:
         self.best_step, self.best_value, self.stale = -1, math.nan, 0
         self.stop_reason = ""
         self.finished = 0.0
+        self.needs_state = bool(getattr(batches, "needs_state", False))
+        self.watch = Watchdog(self.frontend.watchdog).phase
 
     def run_from(self, state: Any, checkpoints: Checkpointer, target: Any) -> Fitted:
         state, done = self._start(state, checkpoints, target)
         pending: _Pending | None = None
         while done < self.options.steps and not self.stop_reason:
-            if pending is not None and getattr(self.batches, "needs_state", False):
-                jax.block_until_ready(state)
-                pending = dataclasses.replace(pending, ready=time.monotonic())
-            begun = time.monotonic()
-            batch = self.batches.draw(state, done)
-            drawn = time.monotonic()
-            metrics: Metrics = {}
-            if batch is not None:
-                state, metrics = self.step(state, batch)
+            if pending is not None and self.needs_state:
+                pending = self._wait(state, pending)
+            state, dispatched = self._dispatch(state, done)
             self._finish(pending)
-            done += 1
-            pending = _Pending(done, batch, metrics, begun, drawn)
+            done, pending = done + 1, dispatched
             last = done == self.options.steps
             every = self.options.eval_every
             evaluating = self.evaluate is not None and (last or bool(every and done % every == 0))
             stop = self.frontend.interrupts is not None and self.frontend.interrupts.should_stop()
             if not (evaluating or last or stop or done % self.options.save_every == 0):
                 continue
-            found = self._evaluate(state) if evaluating else {}
+            pending = self._wait(state, pending)
+            found = self._evaluate(state, done) if evaluating else {}
             self._finish(pending, found)
             pending = None
             if evaluating:
@@ -244,8 +244,9 @@ class _Loop:
             state = make()
             self._phase(console, 0)
             if self.evaluate is not None:
-                self.before = self.after = self._evaluate(state)
-                self._report(0, self.before)
+                found = self._evaluate(state, 0)
+                self.before = self.after
+                self._report(0, found)
                 self._track_best(state, 0)
             self._save(checkpoints, state, 0)
             self._notify("start", 0, self.before, state)
@@ -276,12 +277,31 @@ class _Loop:
 
     # ------------------------------------------------------------------------------------ one step
 
+    def _dispatch(self, state: Any, done: int) -> tuple[Any, _Pending]:
+        """Draws a batch and dispatches its step, without waiting for the device."""
+        begun = time.monotonic()
+        with self.watch(f"drawing the batch of step {done + 1} ({self.frontend.title})"):
+            batch = self.batches.draw(state, done)
+        drawn = time.monotonic()
+        metrics: Metrics = {}
+        if batch is not None:
+            with self.watch(f"dispatching step {done + 1} ({self.frontend.title})"):
+                state, metrics = self.step(state, batch)
+        return state, _Pending(done + 1, batch, metrics, begun, drawn)
+
+    def _wait(self, state: Any, pending: _Pending) -> _Pending:
+        """Waits for the device."""
+        with self.watch(f"step {pending.step} ({self.frontend.title})"):
+            jax.block_until_ready(state)
+        return dataclasses.replace(pending, ready=time.monotonic())
+
     def _finish(self, pending: _Pending | None, found: Mapping[str, float] | None = None) -> None:
         """Reads and checks the metrics of a dispatched step, and reports them with those of an evaluation."""
         if pending is None:
             return
-        read = jax.device_get(dict(pending.metrics))
-        now = time.monotonic()
+        with self.watch(f"step {pending.step} ({self.frontend.title})"):
+            read = jax.device_get(dict(pending.metrics))
+        now = time.monotonic() if pending.ready is None else pending.ready
         metrics: dict[str, Any] = {name: float(value) for name, value in read.items()}
         metrics |= dict(getattr(pending.batch, "metrics", None) or {})
         metrics |= self._times(pending, now)
@@ -297,17 +317,19 @@ class _Loop:
             )
 
     def _times(self, pending: _Pending, now: float) -> dict[str, float]:
-        """Seconds of a step: from one completion to the next where steps overlap, otherwise its exact parts."""
-        if getattr(self.batches, "needs_state", False):
-            ready = now if pending.ready is None else pending.ready
+        """Seconds of a step, without evaluation: from one completion to the next where steps overlap.
+
+        Where drawing needs the state, steps do not overlap, and the parts add up to the whole.
+        """
+        if self.needs_state:
             return {
                 "time/draw_seconds": pending.drawn - pending.begun,
-                "time/update_seconds": ready - pending.drawn,
-                "time/step_seconds": ready - pending.begun,
+                "time/update_seconds": now - pending.drawn,
+                "time/step_seconds": now - pending.begun,
             }
         begun = max(pending.begun, self.finished)
         self.finished = now
-        return {"time/step_seconds": now - begun}
+        return {"time/draw_seconds": pending.drawn - pending.begun, "time/step_seconds": now - begun}
 
     def _check_finite(self, pending: _Pending, metrics: Mapping[str, float]) -> None:
         skipped = sorted(name for name, value in metrics.items() if name.endswith("/skipped") and value)
@@ -329,10 +351,13 @@ class _Loop:
 
     # -------------------------------------------------------------------------------- evaluation
 
-    def _evaluate(self, state: Any) -> dict[str, float]:
+    def _evaluate(self, state: Any, done: int) -> dict[str, float]:
+        """Evaluates; returns the metrics with the time that they took."""
         assert self.evaluate is not None
-        self.after = self.evaluate(state)
-        return self.after
+        begun = time.monotonic()
+        with self.watch(f"the evaluation after step {done} ({self.frontend.title})"):
+            self.after = self.evaluate(state)
+        return {**self.after, "time/evaluation_seconds": time.monotonic() - begun}
 
     def _track_best(self, state: Any, step: int) -> None:
         name = self.options.best
@@ -382,8 +407,9 @@ class _Loop:
             "best_step": self.best_step,
             "best_value": None if math.isnan(self.best_value) else self.best_value,
         }
-        self.run.sync()
-        checkpoints.save(done, state, metadata)
+        with self.watch(f"saving the checkpoint of step {done} ({self.frontend.title})"):
+            self.run.sync()
+            checkpoints.save(done, state, metadata)
 
     def _check_sound(self, state: Any, done: int) -> None:
         problem = complaint(state)

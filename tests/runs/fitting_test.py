@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +90,60 @@ def test_the_metrics_of_a_step_are_read_after_the_next_one_is_dispatched(tmp_pat
         callbacks=[lambda event: events.append(f"read {event.step}") if event.kind == "step" else None],
     )  # fmt: skip
     assert events == ["dispatch", "dispatch", "read 1", "dispatch", "read 2", "read 3"]
+
+
+class Slow:
+    """Batches that depend on the state and take 20 ms."""
+
+    needs_state = True
+
+    def draw(self, state, step):
+        time.sleep(0.02)
+        return batch_of(step)
+
+    def position(self):
+        return {}
+
+    def restore(self, position):
+        pass
+
+
+def test_the_times_of_drawing_update_and_evaluation_are_separate(tmp_path):
+    def evaluate(state):
+        time.sleep(0.05)
+        return distance(state)
+
+    with open_run(tmp_path / "run", Config()) as run:
+        fitted = fit(initial_state, step, Slow(), run=run, options=OPTIONS, evaluate=evaluate)
+    assert "time/evaluation_seconds" not in fitted.after
+    for record in read_metrics(tmp_path / "run")[1:]:
+        parts = record["time/draw_seconds"] + record["time/update_seconds"]
+        assert record["time/draw_seconds"] >= 0.02 and record["time/step_seconds"] == pytest.approx(parts, rel=1e-3)
+        assert ("time/evaluation_seconds" in record) == ("eval/distance" in record)
+        assert record.get("time/evaluation_seconds", 0.05) >= 0.05
+
+
+@pytest.mark.parametrize("kind", ["drawing the batch of step 3", "evaluation after step 4"])
+def test_the_watchdog_names_the_phase_and_prints_the_stacks(tmp_path, kind, capfd):
+    def hanging(number):
+        time.sleep(0.6 * (kind.startswith("drawing") and number == 2))
+        return batch_of(number)
+
+    def evaluate(state):
+        calls.append(1)
+        time.sleep(0.6 * (kind.startswith("evaluation") and len(calls) == 3))
+        return {"eval/x": 0.0}
+
+    calls = []
+    warm = jax.tree.map(jnp.asarray, initial_state())
+    jax.block_until_ready(step(warm, batch_of(0)))  # compiled, so that only the sleep is slow
+    with open_run(tmp_path / "run", Config()) as run:
+        frontend = Frontend(title="a test", watchdog=0.4)
+        fit(initial_state, step, hanging, run=run, options=OPTIONS, evaluate=evaluate, frontend=frontend)
+    err = capfd.readouterr().err
+    assert f"{kind} (a test) has taken more than 0.4 s" in err
+    assert ("in hanging" if kind.startswith("drawing") else "in evaluate") in err
+    assert "Thread 0x" in err
 
 
 @pytest.mark.parametrize("kind", ["function", "iterable", "object"])
