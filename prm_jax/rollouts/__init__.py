@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from prm_jax.rollouts.policy import STREAMS, TaskPolicy, step_boundary, stop_sets
     from prm_jax.rollouts.remote import RemoteEngine
     from prm_jax.rollouts.samples import generate_with
+    from prm_jax.rollouts.slot_engine import SlotEngine
     from prm_jax.rollouts.tasks import Problem, Splitter, Task, Verdict
     from prm_jax.rollouts.values import AnswerValues, Roller, count_correct
 
@@ -36,6 +37,7 @@ _HOME = {
     "Roller": "values",
     "STREAMS": "policy",
     "SamplingOptions": "options",
+    "SlotEngine": "slot_engine",
     "Splitter": "tasks",
     "StepOptions": "options",
     "Task": "tasks",
@@ -68,6 +70,7 @@ __all__ = [
     "Roller",
     "STREAMS",
     "SamplingOptions",
+    "SlotEngine",
     "Splitter",
     "StepOptions",
     "Task",
