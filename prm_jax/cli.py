@@ -112,8 +112,8 @@ def run_command(module: ModuleType | Any, name: str, words: Sequence[str]) -> in
     """Parses the options of a subcommand's module and runs it; returns its exit code (0 for None).
 
     A module may have ``options_class(words) -> type`` where the options themselves depend on the command line,
-    ``defaults(words) -> Options`` where their values do, and ``COMMON_OPTIONS`` with the names of the options that
-    ``--help`` shows.
+    ``defaults(words) -> Options`` where their values do, and ``COMMON_OPTIONS`` (or ``common_options(words)``) with
+    the names of the options that ``--help`` shows.
     """
     from prm_jax import command_line
 
@@ -123,6 +123,8 @@ def run_command(module: ModuleType | Any, name: str, words: Sequence[str]) -> in
         with contextlib.suppress(*[UserError] if command_line.help_wanted(words) else []):
             default = module.defaults(words)
     common = getattr(module, "COMMON_OPTIONS", ())
+    if hasattr(module, "common_options"):
+        common = module.common_options(words)
     cls = module.options_class(words) if hasattr(module, "options_class") else module.Options
     options = command_line.parse(cls, words, prog=f"prm-jax {name}", default=default, common=common)
     return module.run(options) or 0

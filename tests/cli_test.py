@@ -199,7 +199,7 @@ def test_help_shows_common_options_and_help_all_the_rest():
     code, every, _ = _call("train", "--help-all")
     assert code == 0 and all(f"--{name}" in every for name in command_line.option_names(train.Options))
     assert "(at least 0; default: 5e-7)" in every and "default: none" in every and "default: empty" in every
-    for command in ("train", "train_prm"):
+    for command in ("train", "train_prm", "search", "label"):
         module = importlib.import_module(f"prm_jax.commands.{command}")
         assert set(module.COMMON_OPTIONS) <= set(command_line.option_names(module.Options)), command
         assert len(module.COMMON_OPTIONS) == 20

@@ -25,7 +25,7 @@ class Options:
 
     Each file is a subset, named after the file, or NAME=FILE. Finds the first wrong step by ProcessBench's protocol
     (with random and always-right guessing for comparison), picks the best of n by every aggregation and by votes, ranks
-    one right solution against the wrong ones, and measures calibration; whatever the data allows. Writes results.json,
+    one right solution against the wrong ones, and measures calibration, as far as the data allows. Writes results.json,
     results.html and scores/NAME.jsonl into --out. An interrupted call continues where it stopped.
     """
 

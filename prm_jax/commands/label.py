@@ -16,6 +16,11 @@ from prm_jax.prm.labelling.options import make_labeller
 from prm_jax.prm.labelling.tree_options import TreeOptions
 
 Count = Annotated[int, at_least(1)]
+COMMON_OPTIONS = (
+    "task", "task-options", "problems", "first-problem", "sampling.temperature", "sampling.max-new-tokens",
+    "sampling.rows", "seed", "chat", "dtype", "server", "method", "labels", "rollouts", "searches", "solutions",
+    "tree.rule", "tree.scorer", "tree.simulations", "resume",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,10 +27,10 @@ class PolicyOptions:
     model: Annotated[str, tyro.conf.Positional]
     """Policy: Hugging Face directory, GGUF file, name on the hub (org/name), or "smollm2"."""
     task: str = "carry"
-    """Task: carry, arithmetic, gsm8k (with its files in --task-options train PATH eval PATH), a path that ends in
-    .jsonl, or the name of a reasoning-gym dataset."""
+    """Task: carry, arithmetic, gsm8k (with its files in --task-options train PATH eval PATH), a data file or directory,
+    the name of a reasoning-gym data set, or package.module:function or file.py:function."""
     task_options: Annotated[dict[str, str], OptionsOf("task")] = field(default_factory=dict)
-    """Options of that task as name value pairs."""
+    """Options of that task as name value pairs, for example: verifier number splitter blank."""
     problems: Annotated[int, at_least(1)] = 64
     """Number of problems."""
     first_problem: Annotated[int, at_least(0)] = 0

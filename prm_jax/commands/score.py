@@ -29,7 +29,7 @@ class Options:
     calibration: str = ""
     """A results.json of prm-jax eval on the same model: turn step scores into chances by the map fitted there."""
     calibrated_on: str = ""
-    """Subset of it whose map is taken; empty: the first that has one."""
+    """Subset of --calibration whose map is used; empty: the first that has one."""
     shown: Annotated[int, at_least(0)] = 200
     """Number of solutions on the page."""
     scoring: Annotated[ScoringOptions, tyro.conf.arg(name="")] = field(default_factory=ScoringOptions)

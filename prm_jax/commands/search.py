@@ -16,6 +16,11 @@ from prm_jax.search.searchers import Searcher, make_searcher
 Count = Annotated[int, at_least(1)]
 _NOT_SETTINGS = ("problems", "chunk", "solutions")
 """Options on which no line of results depends."""
+COMMON_OPTIONS = (
+    "task", "task-options", "problems", "sampling.temperature", "sampling.max-new-tokens", "sampling.rows", "seed",
+    "chat", "dtype", "server", "method", "scorer", "rollouts", "samples", "beams", "width", "simulations", "layout",
+    "out", "resume",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ import tyro
 from prm_jax import config_io
 from prm_jax.command_line import peek
 from prm_jax.errors import UserError
-from prm_jax.prm.kinds import KINDS
 from prm_jax.prm.train_options import (
     TrainPRMOptions,
     kind_options_in,
@@ -25,20 +24,11 @@ from prm_jax.terminal import print_error, print_warning
 EXIT_INTERRUPTED, EXIT_DIVERGED = 75, 77
 
 COMMON_OPTIONS = (
-    "config", "run-dir", "resume", "seed", "max-steps", "best", "data.path", "data.eval-path", "data.max-length",
-    "text.chat", "text.separator", "text.pieces", "text.end", "model.path", "model.lora-rank", "train.trains",
-    "train.learning-rate", "train.batch-size", "train.microbatches", "train.epochs",
-    *sorted({f"prm.{field.name.replace('_', '-')}" for kind in KINDS.values() for field in dataclasses.fields(kind)}),
-)  # fmt: skip
-"""What ``--help`` shows, of the options that the kind has; ``--help-all`` shows the rest too."""
-
-
-COMMON_OPTIONS = (
     "config", "run-dir", "resume", "seed", "data.path", "data.format", "data.eval-path", "data.eval-fraction",
     "data.max-length", "data.skip-bad", "text.chat", "model.path", "model.lora-rank", "prm.kind", "prm.aggregate",
     "train.trains", "train.learning-rate", "train.batch-size", "train.epochs", "max-steps",
 )  # fmt: skip
-"""What ``--help`` shows; ``--help-all`` shows the rest too."""
+"""What ``--help`` shows, with all options of the kind; ``--help-all`` shows the rest too."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +57,12 @@ def options_class(words: Sequence[str]) -> type[Any]:
     return _options_for(words)[0]
 
 
+def common_options(words: Sequence[str]) -> tuple[str, ...]:
+    """`COMMON_OPTIONS`, and all options of the kind."""
+    kind = _options_for(words)[1]().prm
+    return (*COMMON_OPTIONS, *(f"prm.{field.name.replace('_', '-')}" for field in dataclasses.fields(kind)))
+
+
 def defaults(words: Sequence[str]) -> Options:
     """The values of options that the command line does not set: those of the file, or of the resumed run.
 
@@ -92,7 +88,7 @@ def run(options: Options) -> int:
         print_warning(f"{stopped}. Continue with: prm-jax train-prm --run-dir {shlex.quote(str(path))} --resume")
         return EXIT_INTERRUPTED
     except DivergedRun as failed:
-        print_error(f"{failed}\nThe last state is saved in {path}")
+        print_error(f"{failed}\nThe last good checkpoint is in {path}")
         return EXIT_DIVERGED
     for name, value in summary["after"].items():
         print(f"{name.removeprefix('prm_eval/')}: {value:.4f}")

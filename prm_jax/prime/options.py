@@ -21,10 +21,11 @@ class TaskOptions:
     """What is solved, and how an answer is judged."""
 
     name: str = "carry"
-    """Task: carry, arithmetic, gsm8k, a file of problems (JSONL, JSON, CSV, Parquet), the name of a reasoning-gym data
-    set, or package.module:function."""
+    """Task: carry, arithmetic, gsm8k, a file of problems (JSONL, JSON, CSV, Parquet), a data set on the hub (org/name),
+    the name of a reasoning-gym data set, or package.module:function or file.py:function."""
     options: Annotated[dict[str, str], OptionsOf("name")] = field(default_factory=dict)
-    """Options of that task as name value pairs, for example: min_operands 3 max_operands 5."""
+    """Options of that task as name value pairs, for example: min_operands 3 max_operands 5. They are added to the
+    preset's for the same task."""
 
 
 @dataclass(frozen=True)
@@ -313,6 +314,8 @@ class Options:
     """Steps between samples written as text and HTML with their step rewards."""
     max_bad_steps: Annotated[int, at_least(1)] = 3
     """Consecutive steps with a non-finite update after which a run stops; each is skipped and counted."""
+    watchdog: Annotated[float, at_least(0)] = 0.0
+    """Seconds after which a step, its rollouts, an evaluation or saving prints the stacks of all threads; 0: never."""
     max_empty_steps: Annotated[int, at_least(1)] = 20
     """Consecutive steps without a prompt that passes the filter after which a run stops."""
     callbacks: tuple[str, ...] = ()

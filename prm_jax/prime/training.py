@@ -48,7 +48,7 @@ BASELINE = "outcome_only"
 TITLES = {"prime": "PRIME", BASELINE: "outcome only"}
 
 SOFT_OPTIONS = (
-    "steps", "eval.*", "save_every", "keep_checkpoints", "sample_every", "max_*_steps", "plots", "baseline",
+    "steps", "eval.*", "save_every", "keep_checkpoints", "sample_every", "max_*_steps", "watchdog", "plots", "baseline",
     "*.learning_rate",
 )  # fmt: skip
 """Options that a resumed run may change."""
@@ -120,7 +120,7 @@ def train(
     results: dict[str, Trained] = {}
     with _open(run_dir, options, resume) as run, Interrupts() as interrupts, Console(str(run.path)) as console:
         console.plan(_plan(options, start, main))
-        frontend = Frontend(console, interrupts)
+        frontend = Frontend(console, interrupts, watchdog=options.watchdog)
         _introduce(start.task, options, frontend)
         composed = _prepared(options, start, mesh, overrides, run, frontend)
         base = composed.start.base

@@ -1,4 +1,4 @@
-"""Step scores as chances, by a map that ``prm-jax eval`` fitted on labelled solutions."""
+"""Step scores as chances of being right, by a map that ``prm-jax eval`` fitted on labelled solutions."""
 
 import dataclasses
 import math

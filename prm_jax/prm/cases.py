@@ -1,4 +1,4 @@
-"""Scored solutions as the protocols of evaluation need them: scores, and what is known about the truth."""
+"""Scored solutions for evaluation: scores, and what is known about the truth."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ class Case:
     """One scored solution.
 
     Attributes:
-      id: names it.
+      id: its name.
       group: its problem.
       scores: of each step, higher is better.
       response: of the whole.
@@ -40,7 +40,7 @@ class Case:
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def first_error(self) -> int | None:
-        """Index of the first wrong step, -1 for none, None where the labels do not tell."""
+        """Index of the first wrong step, -1 for none, None where the labels do not say."""
         for index, label in enumerate(self.labels or (None,)):
             if label is None:
                 return None
@@ -63,8 +63,8 @@ def read_cases(path: str | pathlib.Path) -> list[Case]:
     """Reads the lines that ``prm-jax score`` wrote.
 
     Raises:
-      UserError: a file that cannot be read or is empty, scores that are no finite numbers, or labels that are not one
-        a step; the message names file, line and field.
+      UserError: a file that cannot be read or is empty, scores that are not finite numbers, or not one label per
+        step; the message names file, line and field.
     """
     found = []
     for where, line in lines.lines(pathlib.Path(path)):
@@ -104,7 +104,7 @@ def by_group(cases: Iterable[Case]) -> dict[str, list[Case]]:
 
 
 def _parse(line: bytes, where: str) -> Mapping[str, Any]:
-    """One object; NaN and Infinity, which some writers put into JSON, are let through to be named below."""
+    """One object; NaN and Infinity, which some writers put into JSON, are passed on and named in the checks below."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -117,7 +117,7 @@ def _parse(line: bytes, where: str) -> Mapping[str, Any]:
 def _case(record: Mapping[str, Any], where: str) -> Case:
     scores = lines.field(record, "scores", where)
     if not isinstance(scores, list) or not scores:
-        raise UserError(f"{where}:scores: expected a list of numbers, one a step, found {lines.kind(scores)}")
+        raise UserError(f"{where}:scores: expected a list of numbers, one per step, found {lines.kind(scores)}")
     response = lines.field(record, "score", where)
     for name, value in [("score", response), *((f"scores[{i}]", x) for i, x in enumerate(scores))]:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -125,10 +125,12 @@ def _case(record: Mapping[str, Any], where: str) -> Case:
     labels, outcome = record.get("labels"), record.get("outcome")
     if labels is not None and (not isinstance(labels, list) or len(labels) != len(scores)):
         count = len(labels) if isinstance(labels, list) else lines.kind(labels)
-        raise UserError(f"{where}:labels: {count} labels for {len(scores)} steps; give one a step, null where unknown")
+        raise UserError(
+            f"{where}:labels: {count} labels for {len(scores)} steps; give one per step, null where unknown"
+        )
     for value in (*(labels or ()), outcome):
         if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
-            raise UserError(f"{where}: labels and outcome must lie in [0, 1], found {value!r}")
+            raise UserError(f"{where}: labels and outcome must be in [0, 1], found {value!r}")
     provenance = record.get("provenance", {})
     if not isinstance(provenance, dict):
         raise UserError(f"{where}:provenance: expected an object, found {lines.kind(provenance)}")

@@ -1,4 +1,4 @@
-"""Functions of ``rl`` as whole programs, for host code: op by op, each new shape would compile every operation anew."""
+"""Compiled functions of ``rl`` and ``stats`` for host code: op by op, each new shape would compile every operation."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -14,7 +14,7 @@ from prm_jax.prm.rows import Batch, Row, RowReport, Shape, collate, pack
 from prm_jax.prm.spec import Needs
 
 _WANTED: dict[str, str] = {
-    "labels": "a step label that is known (and, with --prm.mask-after-error, not behind the first wrong step)",
+    "labels": "a step label that is known (and, with --prm.mask-after-error, not after the first wrong step)",
     "outcome": "an outcome",
     "groups": "an outcome and another solution of its problem with a different one",
     "either": "a step label or an outcome",
@@ -24,7 +24,7 @@ _WANTED: dict[str, str] = {
 
 
 def split_by_problem(records: Sequence[StepRecord], fraction: float) -> tuple[list[StepRecord], list[StepRecord]]:
-    """(training, evaluation): by a hash of the prompt, so that a problem is on one side whatever the seed."""
+    """(training, evaluation): by a hash of the prompt, so that a problem is on the same side for every seed."""
     sides: tuple[list[StepRecord], list[StepRecord]] = ([], [])
     for record in records:
         sides[fraction > 0 and is_eval(record.prompt, fraction)].append(record)
@@ -32,10 +32,10 @@ def split_by_problem(records: Sequence[StepRecord], fraction: float) -> tuple[li
 
 
 def select(rows: Sequence[Row], needs: Needs, report: RowReport) -> list[Row]:
-    """The rows that have what a kind learns from; the others are counted in the report.
+    """The rows that contain what a kind learns from; the others are counted in the report.
 
     Raises:
-      UserError: none has, so that every batch would teach nothing.
+      UserError: no row does, so that nothing could be learned.
     """
     mixed = _mixed_groups(rows)
 
@@ -67,10 +67,10 @@ def step_pairs(records: Sequence[StepRecord], *, how: str, margin: float) -> lis
       margin: least difference of the labels.
 
     Returns:
-      Two records a pair, in one group of their own, ending with the step in question: outcome 1 and 0.
+      Two records per pair, in a group of their own, ending with the step in question: outcome 1 and 0.
 
     Raises:
-      UserError: there is no pair.
+      UserError: there are no pairs.
     """
     states: dict[tuple[str, tuple[str, ...]], dict[str, tuple[float, StepRecord]]] = defaultdict(dict)
     for record in records:
@@ -103,7 +103,7 @@ class Plan:
     Attributes:
       shape: of every microbatch.
       epochs: for every epoch, for every step, for every microbatch: numbers of rows.
-      packed: several solutions a row.
+      packed: several solutions per row.
     """
 
     shape: Shape
@@ -137,16 +137,16 @@ def make_plan(
     objectives: tuple[str, ...] = (),
     ways: int = 1,
 ) -> Plan:
-    """Divides rows over steps.
+    """Distributes rows over steps.
 
     Args:
       rows: at least one.
-      batch_size: solutions a step, a multiple of `microbatches`; the last step of an epoch may have fewer.
-      microbatches: pieces of a step.
-      epochs: each in an order of its own.
+      batch_size: solutions per step, a multiple of `microbatches`; the last step of an epoch may have fewer.
+      microbatches: number of pieces per step.
+      epochs: passes over the rows, each in its own order.
       seed: of the orders.
-      whole_groups: never part the solutions of one problem; then a step may have fewer solutions.
-      packed: several solutions a row.
+      whole_groups: keep the solutions of one problem together; a step may then have fewer solutions.
+      packed: several solutions per row.
       shuffle: False keeps the order of the rows.
       objectives: names of the objectives that batches carry.
       ways: devices over which batches are split; it must divide the solutions of a piece, and rows are padded to a
@@ -198,10 +198,10 @@ def stack(pieces: Sequence[Batch]) -> Batch:
 
 
 def mismatched(rows: Sequence[Row], *, width: int) -> list[Row]:
-    """Every row's steps behind the prompt of the row before it, for KTO's reference point.
+    """Every row's steps after the prompt of the previous row, for KTO's reference point.
 
-    Rows whose neighbour is of the same problem lose their outcome, so that they do not count; what does not fit into
-    `width` tokens is cut off.
+    Rows whose neighbour belongs to the same problem lose their outcome, so that they do not count; rows are truncated
+    to `width` tokens.
     """
     found = []
     for index, row in enumerate(rows):
@@ -218,7 +218,7 @@ def mismatched(rows: Sequence[Row], *, width: int) -> list[Row]:
 def _packed_shape(pieces: Sequence[Sequence[int]], longest: int, *, ways: int) -> tuple[int, int]:
     """(rows, width) of the cheapest batch that holds any of the pieces, in rows of one to four longest lengths.
 
-    Wide rows leave less room unused, but every token attends over its whole row.
+    Wide rows waste less space, but every token attends over its whole row.
     """
     found = []
     for halves in range(2, 9):

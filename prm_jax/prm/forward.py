@@ -20,9 +20,16 @@ def read_hidden(spec: Spec, weights: Weights, batch: Batch) -> tuple[jax.Array, 
       Gradients flow to ``weights.model``.
     """
     hidden = hidden_states(spec.config, weights.model, batch.tokens, segment_ids=batch.segment_ids)
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    steps = jnp.where(batch.step_mask[..., None], flat[batch.reads], 0).astype(jnp.float32)
-    starts = jnp.where((batch.starts >= 0)[:, None], flat[jnp.maximum(batch.starts, 0)], 0).astype(jnp.float32)
+    starts = jnp.maximum(batch.starts, 0)
+    if batch.segment_ids is None:  # one solution per row: reading within rows keeps them on their devices
+        width = batch.tokens.shape[1]
+        at_reads = jnp.take_along_axis(hidden, (batch.reads % width)[..., None], axis=1)
+        at_starts = jnp.take_along_axis(hidden, (starts % width)[:, None, None], axis=1)[:, 0]
+    else:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        at_reads, at_starts = flat[batch.reads], flat[starts]
+    steps = jnp.where(batch.step_mask[..., None], at_reads, 0).astype(jnp.float32)
+    starts = jnp.where((batch.starts >= 0)[:, None], at_starts, 0).astype(jnp.float32)
     return steps, starts
 
 

@@ -1,4 +1,4 @@
-"""What a model's step scores are worth on held-out solutions, in a few numbers, while it trains."""
+"""Quick evaluation on held-out solutions while a reward model trains."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -80,7 +80,7 @@ class HeldOut:
 
 
 def row_metrics(rows: Sequence[Row], scores: Sequence[np.ndarray], *, how: Aggregate) -> dict[str, float]:
-    """Metrics of step scores; one that the rows do not allow is left out.
+    """Metrics of step scores; those that the rows do not allow are left out.
 
     Args:
       rows: scored solutions.

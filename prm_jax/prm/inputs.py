@@ -60,7 +60,7 @@ def from_response(record: Mapping[str, Any], where: str, splitter: StepSplitter)
     outcome = record.get("outcome")
     for value in (*(labels or ()), outcome):
         if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
-            raise UserError(f"{where}: labels and outcome must lie in [0, 1], found {lines.kind(value)}")
+            raise UserError(f"{where}: labels and outcome must be in [0, 1], found {lines.kind(value)}")
     provenance = record.get("provenance", {})
     if not isinstance(provenance, dict):
         raise UserError(f"{where}:provenance: expected an object, found {lines.kind(provenance)}")

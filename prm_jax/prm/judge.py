@@ -26,7 +26,7 @@ def judge_scores(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Everything that the data allows.
+    """All evaluations that the data allows.
 
     Args:
       subsets: scored solutions by name.
@@ -34,7 +34,7 @@ def judge_scores(
       threshold_on: the subset whose cases choose the threshold of ProcessBench; "": gsm8k, or else the first.
       false_discovery: level of a selection of solutions, or None.
       resamples: of bootstrap intervals; 0 for none.
-      seed: of everything drawn.
+      seed: of all resampling.
 
     Returns:
       JSON values: "process_bench" over all subsets, and "subsets": for each its other results.
@@ -76,7 +76,7 @@ def process_bench(
     """The first wrong step, found by a threshold that one subset chooses and all others reuse.
 
     Args:
-      subsets: cases by name; those whose labels do not tell the first wrong step are left out and counted.
+      subsets: cases by name; those whose labels do not determine the first wrong step are left out and counted.
       threshold_on: see ``judge_scores``.
       resamples: of the 95 % interval of F1, the threshold held fixed; 0 for none.
       seed: of the resampling.
@@ -87,7 +87,7 @@ def process_bench(
       probability one half and else a uniform step; its F1 is that of its expected accuracies.
 
     Raises:
-      UserError: `threshold_on` is no subset.
+      UserError: `threshold_on` is not a subset.
     """
     known = {name: [case for case in cases if case.first_error() is not None] for name, cases in subsets.items()}
     known = {name: cases for name, cases in known.items() if cases}
@@ -96,7 +96,7 @@ def process_bench(
             f"unknown subset {threshold_on!r} for the threshold; {suggest(threshold_on, subsets, 'subsets')}"
         )
     if not known:
-        return {"skipped": "no solution's labels tell its first wrong step"}
+        return {"skipped": "no solution is labelled up to its first wrong step"}
     chooser = threshold_on or ("gsm8k" if "gsm8k" in known else next(iter(known)))
     if chooser not in known:
         raise UserError(f"the subset {chooser!r} has no labelled solution that could choose the threshold")
@@ -180,7 +180,7 @@ def categories(cases: Sequence[Case], *, threshold: float | None) -> dict[str, A
 def min_at_last(cases: Sequence[Case]) -> dict[str, Any]:
     """Share of solutions whose lowest score is the last step's: high for a model that judges outcomes only.
 
-    Beside it what chance gives: the mean of 1 / (number of steps).
+    "chance" is what random scores would give: the mean of 1 / (number of steps).
     """
     several = [case for case in cases if len(case.scores) > 1]
     if not several:

@@ -1,4 +1,4 @@
-"""Whether scores are chances: ECE, ACE, Brier score and reliability, before and after Platt and isotonic fitting."""
+"""Calibration of scores: ECE, ACE, Brier score and reliability, before and after Platt and isotonic fitting."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ def calibration(cases: Sequence[Case], *, output: str, num_bins: int = 15) -> di
 
     Args:
       cases: scored solutions.
-      output: "probability" and "value" are taken as chances; other scores pass through a sigmoid first.
+      output: "probability" and "value" are used as chances; other scores pass through a sigmoid first.
       num_bins: of ECE and ACE.
 
     Returns:

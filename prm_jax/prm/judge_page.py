@@ -1,4 +1,4 @@
-"""The results of judging as one page: tables, and pictures drawn as SVG in the page itself."""
+"""The results of an evaluation as one page: tables, and charts as SVG in the page itself."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 420, 280, 48, 40, 14, 12
 
 
 def results_page(results: Mapping[str, Any], *, title: str) -> str:
-    """The page of what ``judge_scores`` returned."""
+    """The page that shows what ``judge_scores`` returned."""
     parts = [_process_bench(results["process_bench"])]
     for name, found in results["subsets"].items():
         parts.append(f"<h2>{_text(name)}</h2>")

@@ -1,4 +1,4 @@
-"""What choosing solutions by score is worth: best-of-n, votes, one against many, selection with few false discoveries.
+"""The value of choosing solutions by score: best-of-n, votes, one against many, selection with few false discoveries.
 
 Best-of-n's curve is unbiased and shows the bound on the divergence (arXiv 2401.01879); weighted votes as in arXiv
 2412.01981; one against many as in RewardMATH, arXiv 2410.01729; conformal selection, arXiv 2210.01408.
@@ -24,18 +24,18 @@ def best_of_n(cases: Sequence[Case], *, output: str, seed: int = 0) -> dict[str,
     """The accuracy of the solution that each aggregation, or a vote, picks among n.
 
     Args:
-      cases: with outcomes, several a problem.
+      cases: with outcomes, several per problem.
       output: what step scores are; aggregations of chances are left out for other scores.
       seed: of the subsets over which votes are averaged; picks are averaged over all subsets exactly.
 
     Returns:
-      "sizes" [K], "kl_bound" [K], "problems" [K]; "accuracy": {aggregation: [K]}, "as_scored" for the scores as they
-      came; "votes": {"majority", "weighted": [K]} where provenance.answer is known; "random", "oracle" [K];
-      "over_optimization": alpha and beta of d (alpha - beta d), d = sqrt(KL), for the scores as they came.
+      "sizes" [K], "kl_bound" [K], "problems" [K]; "accuracy": {aggregation: [K]}, "as_scored" for the given
+      scores; "votes": {"majority", "weighted": [K]} where provenance.answer is known; "random", "oracle" [K];
+      "over_optimization": alpha and beta of d (alpha - beta d), d = sqrt(KL), for the given scores.
     """
     groups = [found for found in by_group(c for c in cases if c.outcome is not None).values() if len(found) > 1]
     if not groups:
-        return {"skipped": "needs several solutions with outcomes to a problem"}
+        return {"skipped": "needs several solutions per problem with outcomes"}
     most = max(map(len, groups))
     sizes = [n for n in (2**k for k in range(12)) if n < most] + [most]
     mask = _square(groups, lambda case: 1.0, most) > 0
@@ -68,7 +68,7 @@ def best_of_n(cases: Sequence[Case], *, output: str, seed: int = 0) -> dict[str,
 
 
 def ranking(cases: Sequence[Case]) -> dict[str, Any]:
-    """One right solution against the wrong ones of its problem; of several right ones the worst scored is taken."""
+    """One right solution against the wrong ones of its problem; of several right ones the one with the lowest score."""
     chosen, rejected = [], []
     for group in by_group(case for case in cases if case.outcome is not None).values():
         right = [case.response for case in group if case.outcome is not None and case.outcome > 0.5]
@@ -86,7 +86,7 @@ def ranking(cases: Sequence[Case]) -> dict[str, Any]:
 
 
 def selection(cases: Sequence[Case], *, level: float) -> dict[str, Any]:
-    """Selects solutions so that at most a fraction `level` of them is wrong, in expectation.
+    """Selects solutions such that in expectation at most a fraction `level` of them is wrong.
 
     One half of the problems calibrates conformal p-values, Benjamini-Hochberg selects among the other half, and the
     outcomes known there say how it went.
@@ -153,7 +153,7 @@ def _votes(
 
 
 def _square(groups: Sequence[Sequence[Case]], value: Any, width: int) -> np.ndarray:
-    """[P, N] of a value of every case, 0 behind the end of a group."""
+    """[P, N] of a value of every case, 0 after the end of a group."""
     return np.asarray([[value(case) for case in group] + [0.0] * (width - len(group)) for group in groups], np.float32)
 
 

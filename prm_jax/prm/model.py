@@ -36,14 +36,14 @@ HEAD, REFERENCE = "prm_head.safetensors", "reference"
 
 
 def finished(spec: Spec, weights: Weights, tokenizer: Tokenizer, layout: TextLayout) -> PRM:
-    """The model that comes out of training: adapters folded in, and no reference where it is not to be kept."""
+    """The model after training: adapters merged, and without a reference that is not kept."""
     model, fixed = merge(spec.config, weights.model), spec.kind.saved(weights.fixed)
     reference = weights.reference if spec.kind.keeps_reference else None
     return PRM(spec, Weights(model, weights.head, fixed, reference), tokenizer, layout)
 
 
 def save(path: str | pathlib.Path, prm: PRM, *, overwrite: bool = False) -> None:
-    """Writes a Hugging Face directory that ``load`` reads, whole or not at all.
+    """Writes a Hugging Face directory that ``load`` reads, atomically.
 
     ``config.json`` and ``model.safetensors`` are those of the language model, which other libraries load as such; the
     entry ``prm_jax`` of the config says kind, layout of the text and aggregation; ``prm_head.safetensors`` holds head
@@ -55,7 +55,7 @@ def save(path: str | pathlib.Path, prm: PRM, *, overwrite: bool = False) -> None
       overwrite: replace a model that an earlier call wrote there.
 
     Raises:
-      UserError: a path in use, or a disk that refuses.
+      UserError: a path in use, or a failed write.
     """
     path = pathlib.Path(path)
     _check_target(path, overwrite)
@@ -144,7 +144,7 @@ def load(
 
     Args:
       path: a directory that ``save`` wrote, or a public checkpoint of a known layout; a path or a name on the hub.
-      layout: "auto", or a name in ``public.LAYOUTS`` for a checkpoint whose config does not tell.
+      layout: "auto", or a name in ``public.LAYOUTS`` for a checkpoint whose config does not name one.
       reference: the reference of an implicit model, where the directory does not hold it.
       convention: how a public checkpoint is read. own: the score of a step is that of its own tokens; card: as the
         code of its model card reads it, where that differs (eurus_prm).
@@ -185,7 +185,7 @@ def options_from(cls: type[Any], values: Any, owner: str) -> Any:
     """A dataclass of options from the values that a config holds.
 
     Raises:
-      UserError: no object, an unknown name, or a value of another type.
+      UserError: not an object, an unknown name, or a value of another type.
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{owner}: expected an object, found {type(values).__name__}")
@@ -259,7 +259,7 @@ def _write_head(directory: pathlib.Path, tree: Mapping[str, Params]) -> None:
 
 
 def _read_head(directory: pathlib.Path, spec: Spec) -> dict[str, Params]:
-    """The head's arrays, held against what the kind expects."""
+    """The head's arrays, compared with what the kind expects."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -279,7 +279,7 @@ def _read_head(directory: pathlib.Path, spec: Spec) -> dict[str, Params]:
             has = list(found[name].shape) if name in found else "nothing"
             raise UserError(f"{path}: {name} should have shape {list(shape.shape)}, found {has}")
         if not np.isfinite(found[name]).all():
-            raise UserError(f"{path}: {name} holds numbers that are not finite")
+            raise UserError(f"{path}: {name} contains values that are not finite")
         node = tree
         for key in names[:-1]:
             node = node.setdefault(key, {})

@@ -16,14 +16,14 @@ LayoutName = Literal["auto", "qwen_prm", "token_classification", "math_shepherd"
 
 @dataclass(frozen=True)
 class TextLayout:
-    """How a problem and the steps of a solution become one text, and so where a step's score is read.
+    """How a problem and the steps of a solution become one text, and where a step's score is read.
 
     A step's score belongs to the last token of the step, its separator included: by then the model has read all of it.
     """
 
     chat: Literal["none", "response", "turns"] = "none"
     """none: the prompt's text, then the steps; response: the prompt through the chat template, the steps as the
-    assistant's answer; turns: every step is a turn of the user's that the assistant answers with the tag."""
+    assistant's answer; turns: every step is a turn of the user that the assistant answers with the tag."""
     system: str = ""
     """System message of the chat; empty: none."""
     join: str = ""
@@ -35,7 +35,7 @@ class TextLayout:
     last_separator: bool = True
     """Write it after the last step, too."""
     between: str = ""
-    """Written between two steps, behind the separator; it belongs to the later step."""
+    """Written between two steps, after the separator; it belongs to the later step."""
     pieces: Literal["one", "prompt", "steps"] = "one"
     """How the text is tokenised. one: in one piece; prompt: prompt and response apart, as a policy reads a prompt and
     writes after it; steps: prompt, every step and every separator apart, as TRL does."""
@@ -66,18 +66,18 @@ class DataOptions:
     eval_path: str = ""
     """Data to evaluate on; empty: a share of the problems in --data.path."""
     eval_fraction: Annotated[float, within(0, 0.9)] = 0.1
-    """That share; problems are divided by their text, so that no problem is on both sides."""
+    """That share; problems are split by their text, so that no problem is on both sides."""
     agree_with: str = ""
-    """Other labels of the same solutions, by their ids: scores of prm-jax score, or JSON lines with labels or
-    first_error. Only solutions in which both name the same first wrong step are learned from; empty: all."""
+    """Other labels of the same solutions, matched by id: scores of prm-jax score, or JSON lines with labels or
+    first_error. Train only on solutions in which both name the same first wrong step; empty: on all."""
     agree_threshold: float = 0.5
-    """Scores and labels in --data.agree-with below this are wrong."""
+    """Scores and labels in --data.agree-with below this count as wrong."""
     neutral: Annotated[float, within(0, 1)] = 1.0
     """Label of PRM800K's neutral rating; 0.5 with --prm.mask-after-error false makes it uncertain."""
     max_length: Annotated[int, at_least(1)] = 1024
-    """Longest row in tokens; longer solutions are cut between steps, and counted."""
+    """Longest row in tokens; longer solutions are cut between steps and counted."""
     pack: bool = True
-    """Several solutions in one row, each seeing only itself."""
+    """Several solutions per row, each attending only to itself."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class BaseOptions:
     remat: Literal["none", "full", "dots"] = "none"
     """What the backward pass recomputes, to save memory."""
     scan_unroll: Annotated[int, at_least(0)] = 0
-    """Layers that one trip of the layer scan holds; 0: all of a small model's, one of a large model's."""
+    """Layers per scan iteration; 0: all layers of a small model, one of a large model."""
     lora_rank: Annotated[int, at_least(0)] = 0
     """Rank of LoRA adapters on the frozen model; 0: all parameters train."""
     lora_alpha: Annotated[float, above(0)] = 16.0
@@ -101,11 +101,11 @@ class BaseOptions:
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """How it is learned."""
+    """How the model is trained."""
 
     trains: Literal["auto", "all", "head"] = "auto"
     """all: the model's parameters (or its adapters) and the head; head: the head on frozen features; auto: the head
-    alone for armo and digi_q, else all."""
+    alone for armo and digi_q, otherwise all."""
     learning_rate: Annotated[float, at_least(0)] = 1e-5
     """Peak learning rate."""
     warmup_fraction: Annotated[float, within(0, 1)] = 0.03
@@ -119,9 +119,10 @@ class OptimizerOptions:
     grad_clip: Annotated[float, above(0)] = 1.0
     """Largest global norm of a gradient."""
     batch_size: Annotated[int, at_least(1)] = 64
-    """Solutions an optimiser step (pairs count two; losses on pairs take whole groups, at most this many solutions)."""
+    """Solutions per optimiser step; a pair counts as two, and losses on pairs take whole groups, at most this many
+    solutions."""
     microbatches: Annotated[int, at_least(1)] = 1
-    """Pieces in which one step's gradient is accumulated (exactly)."""
+    """Number of pieces over which one step's gradient is accumulated (exactly)."""
     epochs: Annotated[int, at_least(1)] = 1
     """Passes over the data."""
 

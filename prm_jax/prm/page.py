@@ -1,4 +1,4 @@
-"""Pages for people: plain HTML with inline style, no script, and every text that a model wrote escaped."""
+"""HTML pages with inline style and no script; every text that a model wrote is escaped."""
 
 import html
 import pathlib

@@ -1,4 +1,4 @@
-"""Prefixes that a search holds, scored by a reward model."""
+"""Scores of the prefixes of a search."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def score_prefixes(prm: PRM, policy: TaskPolicy, partials: Sequence[Any], *, bla
       blank: score of a prefix without a step.
     """
     records = [as_record(policy, partial) for partial in partials]
-    # A prefix that goes on has no end token, whatever the layout says of whole solutions.
+    # An unfinished prefix has no end token, even where the layout writes one after whole solutions.
     written = [
         dataclasses.replace(record, provenance={**record.provenance, "finished": partial.finished})
         for partial, record in zip(partials, records, strict=True)

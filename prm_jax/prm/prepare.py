@@ -1,4 +1,4 @@
-"""The data of a run: read, divided by problem, made into rows, with a count of whatever is left out."""
+"""The data of a run: read, split by problem, made into rows; everything that is left out is counted."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from prm_jax.prm.train_options import TrainPRMOptions
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Data ready to learn from.
+    """Data ready for training.
 
     Attributes:
       rows: that the loss learns from.
-      eval_rows: whole held-out solutions, to be scored; [] without any.
+      eval_rows: whole held-out solutions to score; [] if there are none.
       eval_loss_rows: held-out rows for the loss; [] where none has what the kind learns from.
       objectives: names of all objectives in the training rows.
-      notes: what was cut or left out.
+      notes: what was cut or left out, by name.
     """
 
     rows: list[Row]
@@ -35,7 +35,7 @@ class Prepared:
 def prepare(
     options: TrainPRMOptions, tokenizer: Any, *, limit: int, records: Sequence[StepRecord] | None = None
 ) -> Prepared:
-    """Reads the data, divides it by problem, and makes rows of it.
+    """Reads the data, splits it by problem, and makes rows of it.
 
     Args:
       options: of the run.
@@ -65,7 +65,7 @@ def prepare(
     notes: dict[str, str] = {}
     if skipped:
         notes["skipped"] = f"{len(skipped)} bad records; the first is {skipped[0]}"
-    if given.agree_with:  # held-out solutions stay as hard as they are
+    if given.agree_with:  # held-out solutions are not filtered
         agreed = consensus(records, read_first_errors(given.agree_with, threshold=given.agree_threshold))
         records, notes["consensus"] = agreed.kept, str(agreed)
         if not records:

@@ -1,7 +1,7 @@
 """Public checkpoints of process reward models whose language model is one that this package computes.
 
-Each layout says where its scores are: a head, or the logits of two tokens, and how the text is written around the
-steps.  Sources: the model cards and configurations of the models named.
+Each layout says where its scores are (a head, or the logits of two tokens) and how the text around the steps is
+written. Sources: the model cards, configurations and training code of the models named.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class PublicLayout:
     Attributes:
       kind: the kind that computes its scores.
       text: how prompt and steps are written.
-      classes: the architectures in whose config it is named; empty: the config does not tell, the user must.
+      classes: the architectures whose config names it; empty: the user must name it.
       labels: (right, wrong) as text, each one token, whose logits are the classes; None: a head or log-ratios.
       card: the tokens of each step as the model card's code reads them, where that differs; its scores are cumulative.
     """
@@ -75,7 +75,7 @@ def eurus_card_tokens(prompt: Prompt, steps: Sequence[str], tokenizer: Any) -> T
 
 
 LAYOUTS: dict[str, PublicLayout] = {
-    # Qwen2.5-Math-PRM: two linear layers with ReLU; <extra_0> behind every step; right is class 1.
+    # Qwen2.5-Math-PRM: two linear layers with ReLU; <extra_0> after every step; right is class 1.
     "qwen_prm": PublicLayout(
         Token(head_layers=2, head_activation="relu", aggregate="prod"),
         TextLayout(
@@ -92,17 +92,17 @@ LAYOUTS: dict[str, PublicLayout] = {
         TextLayout(pieces="steps", begin="bos"),
         ("LlamaForTokenClassification", "Qwen2ForTokenClassification", "Qwen3ForTokenClassification"),
     ),
-    # Math-Shepherd: the tag, two Cyrillic letters, behind every step; + against - at its place.
+    # Math-Shepherd: the tag, two Cyrillic letters, after every step; + against - is read there.
     "math_shepherd": PublicLayout(
         Token(),
         TextLayout(join=" ", strip=True, separator=" \u043a\u0438", between="\n"),
         labels=("+", "-"),
     ),
-    # RLHFlow: every step a turn of the user's, answered with + or -; read where the answer is about to come.
+    # RLHFlow: every step is a turn of the user, answered with + or -; read just before the answer.
     "rlhflow": PublicLayout(
         Token(aggregate="prod"), TextLayout(chat="turns", join=" ", strip=True), labels=("+", "-")
     ),
-    # EurusPRM and other implicit models: log-ratio to a reference that is given beside it.
+    # EurusPRM and other implicit models: log-ratio to a reference that is given separately.
     "eurus_prm": PublicLayout(
         Implicit(beta=0.001),
         TextLayout(chat="response", strip=True, separator="\n\n", last_separator=False),
@@ -122,7 +122,7 @@ def load_public(path: pathlib.Path, config: Mapping[str, Any], name: str, conven
       convention: see ``model.load``; where a layout reads as its model card does, both are the same.
 
     Raises:
-      UserError: an unknown layout, or "auto" where the config does not tell.
+      UserError: an unknown layout, or "auto" where the config does not name one.
     """
     if not config:
         raise UserError(f"no reward model at {path}: expected a directory with config.json and safetensors")
@@ -154,7 +154,7 @@ def load_public(path: pathlib.Path, config: Mapping[str, Any], name: str, conven
 
 
 def _load(path: pathlib.Path, config: Mapping[str, Any], known: PublicLayout) -> tuple[ModelConfig, Params, Params]:
-    """(architecture, parameters, head) of a directory; the head's tensors, if any, stand beside the model's."""
+    """(architecture, parameters, head) of a directory; the head's tensors, if any, are in the same files."""
     source = Shards(path)
     scores = {name: shape for name, shape in source.shapes.items() if name.startswith(_SCORE)}
     shapes = {name: shape for name, shape in source.shapes.items() if name not in scores}

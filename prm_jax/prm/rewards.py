@@ -111,19 +111,18 @@ def rows_batch(tokens: jax.Array, mask: jax.Array, step_ids: jax.Array, *, num_s
     chex.assert_equal_shape([tokens, mask, step_ids])
     rows, width = tokens.shape
     inside = mask & (step_ids >= 0) & (step_ids < num_steps)
-    slots = jnp.where(inside, jnp.arange(rows)[:, None] * num_steps + step_ids, -1)
-    places = jnp.arange(rows * width).reshape(rows, width)
-    owner = jnp.where(inside, slots, rows * num_steps).reshape(-1)  # the last segment is dropped
-    last = jax.ops.segment_max(places.reshape(-1), owner, rows * num_steps + 1)[:-1].reshape(rows, num_steps)
+    steps = jnp.where(inside, step_ids, num_steps)  # the last segment is dropped
+    columns = jnp.arange(width)
+    last = jax.vmap(lambda row: jax.ops.segment_max(columns, row, num_steps + 1)[:-1])(steps)  # [B, S]
     step_mask = last >= 0
-    first = jnp.min(jnp.where(inside, places, rows * width), axis=-1)  # [B]
+    first = jnp.min(jnp.where(inside, columns, width), axis=-1)  # [B]
     begins = jnp.arange(rows) * width
     return Batch(
         tokens=tokens,
         segment_ids=None,  # causal attention: what follows a response does not change its scores
-        slots=slots,
-        reads=jnp.where(step_mask, last, 0),
-        starts=jnp.where(inside.any(-1) & (first > begins), first - 1, -1),
+        slots=jnp.where(inside, jnp.arange(rows)[:, None] * num_steps + step_ids, -1),
+        reads=jnp.where(step_mask, begins[:, None] + last, 0),
+        starts=jnp.where(inside.any(-1) & (first > 0), begins + first - 1, -1),
         step_mask=step_mask,
         labels=jnp.zeros((rows, num_steps), jnp.float32),
         label_mask=jnp.zeros((rows, num_steps), bool),

@@ -1,4 +1,4 @@
-"""Solutions in steps as rows of tokens: steps, labels, outcomes and groups beside them, and several in one row."""
+"""Solutions as rows of tokens with their steps, labels, outcomes and groups; several solutions may share a row."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ class Row:
       outcome: in [0, 1], nan where not known.
       group: number of the problem.
       objectives: name -> value, of models with several objectives.
-      record: number of the record that it was made from.
-      cut: steps of the record that did not fit.
+      record: index of the record that it was made from.
+      cut: number of steps that did not fit.
     """
 
     tokens: np.ndarray
@@ -50,15 +50,15 @@ class Row:
 
 @dataclasses.dataclass
 class RowReport:
-    """What became of the records: nothing is left out without being counted.
+    """Counts of the records that were cut or left out.
 
     Attributes:
-      records: all of them.
-      too_long: whose first step does not fit, so that they are left out.
-      cut: that lost steps at the end.
-      cut_steps: steps lost there.
-      cut_labels: labels lost there.
-      unusable: left out because what the kind learns from is not there.
+      records: all records.
+      too_long: left out because the first step does not fit.
+      cut: records that lost steps at the end.
+      cut_steps: steps lost this way.
+      cut_labels: labels lost this way.
+      unusable: left out because they lack what the kind learns from.
     """
 
     records: int = 0
@@ -94,7 +94,7 @@ def build_rows(
       records: at least one.
       tokenizer: of the model.
       layout: how a record becomes text. A record whose provenance has ``"finished": false`` gets no end token.
-      max_length: longest row in tokens.  Steps that end behind it are cut off, whole steps only.
+      max_length: longest row in tokens.  Steps that end later are dropped, whole steps only.
       whole: leave a record out that would have to be cut (its outcome belongs to all of it).
       only_last: only the last step's tokens belong to a step (pairs of steps after a shared prefix).
       reader: makes the tokens instead of the layout.
@@ -119,24 +119,18 @@ def build_rows(
             report.cut += 1
             report.cut_steps += len(record.steps) - kept
             report.cut_labels += int(known[kept:].sum())
-        length = int(tokens.reads[kept - 1]) + 1
-        step_ids = tokens.step_ids[:length].copy()
-        if only_last:
-            step_ids[step_ids < kept - 1] = -1
-        rows.append(
-            Row(
-                tokens=tokens.ids[:length],
-                step_ids=step_ids,
-                reads=tokens.reads[:kept],
-                labels=labels[:kept],
-                label_mask=known[:kept],
-                outcome=float("nan") if record.outcome is None else record.outcome,
-                group=groups.setdefault(record.group, len(groups)),
-                objectives=objectives_of(record),
-                record=index,
-                cut=len(record.steps) - kept,
-            )
+        row = Row(
+            tokens=tokens.ids,
+            step_ids=tokens.step_ids,
+            reads=tokens.reads,
+            labels=labels,
+            label_mask=known,
+            outcome=float("nan") if record.outcome is None else record.outcome,
+            group=groups.setdefault(record.group, len(groups)),
+            objectives=objectives_of(record),
+            record=index,
         )
+        rows.append(_cut(row, kept, only_last=only_last))
     if not rows:
         raise UserError(
             f"none of {len(records)} solutions fits into {max_length} tokens with its first step; raise the length"
@@ -148,7 +142,7 @@ def objectives_of(record: StepRecord) -> dict[str, float]:
     """The named objectives in a record's provenance, {} without.
 
     Raises:
-      UserError: they are no mapping of names to finite numbers.
+      UserError: they are not a mapping of names to finite numbers.
     """
     found = record.provenance.get("objectives", {})
     if not isinstance(found, dict) or not all(
@@ -159,7 +153,7 @@ def objectives_of(record: StepRecord) -> dict[str, float]:
 
 
 def through_first_error(row: Row, *, threshold: float = 0.5) -> Row:
-    """The row with the labels after the first wrong step unknown (arXiv 2501.07301)."""
+    """The row without the labels after the first wrong step (arXiv 2501.07301)."""
     wrong = np.flatnonzero(row.label_mask & (row.labels < threshold))
     if not len(wrong):
         return row
@@ -168,7 +162,7 @@ def through_first_error(row: Row, *, threshold: float = 0.5) -> Row:
 
 
 def pack(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Puts sequences into rows of `width` tokens: the longest first, each into the first row with room.
+    """Packs sequences into rows of `width` tokens: the longest first, each into the first row with room.
 
     Returns:
       Indices of the sequences in each row; every index once.
@@ -235,12 +229,12 @@ class Shape:
 
 
 def collate(rows: Sequence[Row], shape: Shape, *, packed: bool = True) -> Batch:
-    """Lays rows out as one batch.
+    """Collates rows into one batch.
 
     Args:
       rows: at most R, in any order; solution r of the batch is rows[r].
-      shape: large enough for them; the rest is padding, which counts for nothing.
-      packed: several solutions a row, or one.
+      shape: large enough for them; the rest is padding, which is ignored.
+      packed: several solutions per row, or one.
 
     Raises:
       ValueError: they do not fit.
@@ -281,6 +275,18 @@ def collate(rows: Sequence[Row], shape: Shape, *, packed: bool = True) -> Batch:
     return Batch(
         tokens, segments, slots, reads, starts, step_mask, labels, label_mask, outcome, group_ids, objectives, known
     )
+
+
+def _cut(row: Row, kept: int, *, only_last: bool) -> Row:
+    """The row up to its first `kept` steps; `only_last`: only the last of them owns its tokens."""
+    length = int(row.reads[kept - 1]) + 1
+    step_ids = row.step_ids[:length].copy()
+    if only_last:
+        step_ids[step_ids < kept - 1] = -1
+    return dataclasses.replace(
+        row, tokens=row.tokens[:length], step_ids=step_ids, reads=row.reads[:kept], labels=row.labels[:kept],
+        label_mask=row.label_mask[:kept], cut=len(row.reads) - kept,
+    )  # fmt: skip
 
 
 def _tokens(record: StepRecord, tokenizer: Any, layout: TextLayout, reader: Reader | None) -> Tokens:

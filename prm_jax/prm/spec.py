@@ -1,7 +1,7 @@
 """A process reward model as data: its kind, its architecture, its arrays. `Kind` is what every kind of model provides.
 
-A kind is a frozen dataclass of its own options whose methods say how it learns and how it scores. Everything that is
-special about a kind is behind these methods; the rest of the room never asks which kind it has.
+A kind is a frozen dataclass of its own options whose methods define how it learns and how it scores. Everything
+specific to a kind is in these methods; no other code depends on which kind it is.
 """
 
 import dataclasses
@@ -182,8 +182,13 @@ class Kind:
 
         By default the whole score is the reward of the step's last token.
         """
-        scores = self.scores(spec, self.forward(spec, weights, batch), batch)
-        flat = jnp.zeros(batch.tokens.size, jnp.float32).at[batch.reads].add(jnp.where(batch.step_mask, scores, 0.0))
+        scores = jnp.where(batch.step_mask, self.scores(spec, self.forward(spec, weights, batch), batch), 0.0)
+        if batch.segment_ids is None:  # one solution per row
+            places = batch.reads % batch.tokens.shape[1]
+            return jax.vmap(lambda at, values: jnp.zeros(batch.tokens.shape[1], jnp.float32).at[at].add(values))(
+                places, scores
+            )
+        flat = jnp.zeros(batch.tokens.size, jnp.float32).at[batch.reads].add(scores)
         return flat.reshape(batch.tokens.shape)
 
 
@@ -199,7 +204,7 @@ class HeadedKind(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What stays the same about a process reward model; hashable, static under jit.
+    """The static part of a process reward model; hashable, static under jit.
 
     Attributes:
       kind: with its options.

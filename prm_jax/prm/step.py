@@ -18,7 +18,7 @@ from prm_jax.runs.learner import Params, accumulate_gradients, guarded_update
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that a step changes.
+    """What a training step changes.
 
     Attributes:
       trainable: {"model": parameters, adapters, or {} when frozen; "head": the head}.
@@ -33,13 +33,13 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class PRMLearner:
-    """What stays the same about a run.
+    """The static part of a run.
 
     Attributes:
       spec: the model.
       optimizer: turns gradients of ``TrainState.trainable`` into updates.
       lora: adapters; None where all parameters train, or none.
-      head_only: the language model stays as it is.
+      head_only: the language model does not train.
     """
 
     spec: Spec
@@ -48,14 +48,17 @@ class PRMLearner:
     head_only: bool = False
 
     def init(self, base: Params, key: jax.Array) -> TrainState:
-        """The start: `base` with a new head, and adapters without effect where there are any; `key` is consumed."""
+        """The initial state: `base` with a new head, and adapters without effect if there are any.
+
+        `key` is consumed.
+        """
         first, second = jax.random.split(key)
         head, fixed = self.spec.kind.init(self.spec, first)
         model: Params = {}
         if self.lora is not None:
             model = init_lora(self.spec.config, base, second, self.lora)
         elif not self.head_only:
-            # A copy: the state is donated to every step, and the base may stay behind as the reference.
+            # A copy: the state is donated to every step, and the base may remain as the reference.
             model = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), base)
         trainable = {"model": model, "head": head}
         return TrainState(trainable, self.optimizer.init(trainable), fixed)
@@ -81,11 +84,11 @@ def make_step(learner: PRMLearner, *, microbatches: int = 1, shardings: TrainSta
     Args:
       learner: of the run.
       microbatches: leading axis of every leaf of a batch.
-      shardings: how the new state lies on a mesh, leaf by leaf as the old one does; None on one device.
+      shardings: sharding of the new state, equal to that of the old one; None on one device.
 
     Returns:
-      The step.  `base` holds the frozen parameters (reference, base of adapters, features); `mismatched` is a batch of
-      responses behind other prompts for the reference point of KTO, None for any other loss.  Metrics: prm/loss, the
+      The step.  `base` holds the frozen parameters (reference, base of adapters, features); `mismatched` is a
+      second batch that the loss's constant is computed from (``Kind.extra_batch``), or None.  Metrics: prm/loss, the
       loss's own, prm/grad_norm, prm/skipped.
     """
     spec, kind = learner.spec, learner.spec.kind

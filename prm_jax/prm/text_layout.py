@@ -39,7 +39,7 @@ class LaidText:
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """A laid-out text in tokens.
+    """The tokens of a laid-out text.
 
     Attributes:
       ids: [T] int32.
@@ -113,7 +113,7 @@ def tokenize(laid: LaidText, tokenizer: Any, *, end: bool = False) -> Tokens:
     step_ids[outside] = -1
     if not len(ids):
         raise UserError(f"the text {laid.text[:40]!r} gives no token")
-    # Added tokens before the text have been read by any step's end; those behind it have not.
+    # Special tokens before the text precede every step's end; those after it follow every step.
     first = int(np.argmin(bare))
     begun = np.where(bare, np.where(np.arange(len(starts)) < first, -1, len(laid.text)), starts)
     reads = np.asarray([np.flatnonzero(begun < stop)[-1] for stop in ends], np.int32)
@@ -152,7 +152,7 @@ def _messages(prompt: Prompt, layout: TextLayout) -> list[dict[str, str]]:
 
 
 def _turns(prompt: Prompt, steps: Sequence[str], layout: TextLayout, tokenizer: Any) -> LaidText:
-    """Every step in a turn of its own, with the tag as the answer; each is read just before its tag."""
+    """Every step is a turn of its own, with the tag as the answer; each is read just before its tag."""
     if not isinstance(prompt, str):
         raise UserError(f"a layout in which steps are turns of a chat needs prompts that are plain text; {_OTHER}")
     messages = [{"role": "system", "content": layout.system}] if layout.system else []

@@ -46,6 +46,8 @@ class TrainPRMOptions:
     """Stop after this many evaluations in a row that do not improve --best; 0: never."""
     max_bad_steps: Annotated[int, at_least(1)] = 3
     """Consecutive steps with a non-finite update after which a run stops; each is skipped and counted."""
+    watchdog: Annotated[float, at_least(0)] = 0.0
+    """Seconds after which a step, an evaluation or saving prints the stacks of all threads; 0: never."""
     tensorboard: bool = False
     """Also write TensorBoard events (extra tb)."""
     wandb: bool = False

@@ -37,7 +37,7 @@ from prm_jax.runs.metrics_log import atomic_write
 from prm_jax.runs.run_dir import RunDir, open_run
 
 SOFT_OPTIONS = (
-    "eval_every", "save_every", "keep_checkpoints", "max_bad_steps", "max_steps", "patience", "plots",
+    "eval_every", "save_every", "keep_checkpoints", "max_bad_steps", "max_steps", "watchdog", "patience", "plots",
     "train.learning_rate",
 )  # fmt: skip
 """Options that may be changed when a run is resumed."""
@@ -102,16 +102,7 @@ def train(
         state = job.best_state(run) if options.best else fitted.state
         weights = job.learner.weights(state.trainable, state.fixed, job.base)
         save(run.path / "model", finished(job.spec, weights, tokenizer, options.text), overwrite=True)
-        summary = {
-            "kind": options.prm.kind,
-            "steps": fitted.steps,
-            "rows": len(prepared.rows),
-            "data": prepared.notes,
-            "before": fitted.before,
-            "after": fitted.after,
-            **({"best": {"step": fitted.best_step, options.best: fitted.best_value}} if options.best else {}),
-            "seconds": round(time.monotonic() - begun, 1),
-        }
+        summary = _summary(options, prepared, fitted) | {"seconds": round(time.monotonic() - begun, 1)}
         with atomic_write(run.path / "result.json") as file:
             json.dump(summary, file, indent=2)
             file.write("\n")
@@ -186,7 +177,7 @@ class _Job:
                 best_is="min" if options.best == "loss" else "max", patience=options.patience,
             ),
             frontend=Frontend(
-                console, interrupts, title="reward model",
+                console, interrupts, title="reward model", watchdog=options.watchdog,
                 hint="Lower --train.learning-rate, or raise --max-bad-steps",
             ),
             identity=self.identity, target=placed_shapes(self.shape, shardings),
@@ -238,6 +229,19 @@ class _Job:
                 digest.update(array.tobytes())
             digest.update(repr((row.outcome, row.group, sorted(row.objectives.items()))).encode())
         return digest.hexdigest()
+
+
+def _summary(options: TrainPRMOptions, data: Prepared, fitted: Fitted) -> dict[str, Any]:
+    best = {"best": {"step": fitted.best_step, options.best: fitted.best_value}} if options.best else {}
+    return {
+        "kind": options.prm.kind,
+        "steps": fitted.steps,
+        "rows": len(data.rows),
+        "data": data.notes,
+        "before": fitted.before,
+        "after": fitted.after,
+        **best,
+    }
 
 
 def _mesh(options: TrainPRMOptions) -> Mesh | None:

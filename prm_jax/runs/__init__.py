@@ -7,7 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prm_jax.runs.callbacks import Event
+    from prm_jax.runs.batches import Batches
+    from prm_jax.runs.callbacks import Callback, Event
     from prm_jax.runs.checkpoint import Checkpointer, CheckpointError, Restored
     from prm_jax.runs.console import Console
     from prm_jax.runs.fitting import FitOptions, Fitted, Frontend, fit, load_best
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from prm_jax.runs.stopping import DivergedRun, InterruptedRun
 
 _HOMES = {
+    "Batches": "batches",
+    "Callback": "callbacks",
     "CheckpointError": "checkpoint",
     "Checkpointer": "checkpoint",
     "Console": "console",
@@ -47,6 +50,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "Batches",
+    "Callback",
     "CheckpointError",
     "Checkpointer",
     "Console",

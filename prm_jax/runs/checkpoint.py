@@ -113,9 +113,9 @@ class Checkpointer:
           CheckpointError: this write or an earlier background write failed, for instance because the disk is full.
           TypeError: a leaf is not an array, or the metadata is not JSON.
         """
-        self._raise_background_errors()
         if step == self._saving or step in self.steps():
             return False
+        self.wait()  # orbax would wait as well, but report the earlier step's failure as that of this one
         self._empty_trash()
         leaves = documents.checked_leaves(state)
         document = documents.describe(step, leaves, metadata or {})
@@ -192,6 +192,10 @@ class Checkpointer:
             )
         return None
 
+    def discard_after(self, step: int) -> None:
+        """Sets the steps after `step` aside, for example those of a run that is resumed from an earlier one."""
+        self._set_aside(dict.fromkeys([found for found in self.steps() if found > step], "superseded"))
+
     def read_metadata(self, step: int | None = None) -> dict[str, Any]:
         """Reads the metadata of a step (default: the newest) without its arrays.
 
@@ -265,12 +269,6 @@ class Checkpointer:
         if not self._read_only and jax.process_index() == 0:
             shutil.rmtree(self.directory / _TRASH, ignore_errors=True)
 
-    def _raise_background_errors(self) -> None:
-        try:
-            self._manager.check_for_errors()
-        except Exception as error:
-            raise self._save_error(error) from error
-
     def _save_error(self, error: Exception) -> CheckpointError:
         step, self._saving = self._saving, None
         full = getattr(error, "errno", None) == errno.ENOSPC or any(
@@ -322,6 +320,8 @@ class Checkpointer:
         document = self._orbax_restore(step, **{_META: ocp.args.JsonRestore()})[_META]
         if not isinstance(document, dict) or document.get("sha256") != documents.digest(document):
             raise _DamagedError("its JSON document is damaged")
+        if document["step"] != step:
+            raise _DamagedError(f"it holds step {document['step']}: the folder was copied or renamed")
         if document["format"] != documents.FORMAT:
             raise CheckpointError(
                 f"checkpoint {self.directory}/{step} has format {document['format']}; "

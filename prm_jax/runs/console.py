@@ -58,6 +58,9 @@ ROWS = (
     Row("policy/grad_norm", "gradient norm"),
     Row("sft/loss", "loss", brief=True),
     Row("time/step_seconds", "seconds per step"),
+    Row("time/draw_seconds", "seconds per batch"),
+    Row("time/update_seconds", "seconds per update"),
+    Row("time/evaluation_seconds", "seconds per evaluation"),
 )
 """Metrics in display order; those that are never reported are not shown."""
 

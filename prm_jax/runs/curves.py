@@ -15,7 +15,9 @@ from prm_jax.runs.metrics_log import read_metrics
 Center = Literal["iqm", "median", "mean"]
 Band = Literal["quartiles", "range"]
 
-HOUSEKEEPING = ("seed", "baseline", "plots", "tensorboard", "wandb", "save_every", "keep_checkpoints", "sample_every")
+HOUSEKEEPING = (
+    "seed", "baseline", "plots", "tensorboard", "wandb", "save_every", "keep_checkpoints", "sample_every", "watchdog",
+)  # fmt: skip
 """Options ignored when runs are grouped: they change what is kept or drawn, not what is learned."""
 
 

@@ -6,28 +6,28 @@ The metrics of a step are read after the next one has been dispatched, so that t
 """
 
 import dataclasses
-import functools
 import math
-import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from prm_jax.errors import UserError
+from prm_jax.runs.batches import Batches, as_batches
 from prm_jax.runs.callbacks import Callback, Event
 from prm_jax.runs.checkpoint import Checkpointer
 from prm_jax.runs.console import Console
 from prm_jax.runs.interrupts import Interrupts
 from prm_jax.runs.run_dir import RunDir
+from prm_jax.runs.soundness import complaint, keep_batch
 from prm_jax.runs.stopping import DivergedRun, InterruptedRun
+from prm_jax.runs.watchdog import Watchdog
 
-State = Any
-S = TypeVar("S")
 Metrics = Mapping[str, Any]
+BEST = "best"
+"""Folder of the best state inside the run directory."""
+
 StepFn = Callable[[Any, Any], tuple[Any, Metrics]]
 """``(state, batch) -> (state, metrics)``; may donate its state. Metrics are scalars; a name that ends in ``/skipped``
 counts updates that were skipped because they were not finite."""
@@ -56,29 +56,6 @@ class FitOptions:
     best: str = ""
     best_is: Literal["max", "min"] = "max"
     patience: int = 0
-
-
-@runtime_checkable
-class Batches(Protocol):
-    """A source of batches that depends on the state or has a position of its own."""
-
-    def draw(self, state: Any, step: int) -> Any:
-        """The batch of a step, or None when there is nothing to learn from; `step` is the number of completed steps.
-
-        A batch with an attribute ``metrics`` (name -> number) has them logged with those of its step.
-        """
-        ...
-
-    def position(self) -> dict[str, Any]:
-        """State needed to continue from a checkpoint, as JSON values."""
-        ...
-
-    def restore(self, position: dict[str, Any]) -> None:
-        """Continues from a saved position."""
-        ...
-
-    # An attribute `needs_state`, True where `draw` reads the state (sampling from the policy): the loop then waits for
-    # the previous update before it draws, and reports the two times separately.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +107,7 @@ def fit(
       options: length, intervals, limits.
       evaluate: ``state -> metrics`` before the first step, every `eval_every` steps and after the last.
       callbacks: called with an `Event` at the start, after every step and evaluation, and at the end.
-      frontend: console, signals and title; None: silent, signals handled.
+      frontend: console, signals, title and watchdog; None: silent, and signals are not handled.
       identity: fingerprint of what the run starts from (weights, data); resuming with a different one is refused.
       target: pytree of ``jax.ShapeDtypeStruct`` with the state's structure and, on a mesh, its shardings; needed when
         `state` is a function that cannot be traced, because it samples or trains; None: obtained by tracing.
@@ -144,7 +121,7 @@ def fit(
         is kept.
       UserError: the checkpoint does not match the state, or was made from different weights or data.
     """
-    loop = _Loop(step, _as_batches(batches), run, options, evaluate, tuple(callbacks), frontend or Frontend(), identity)
+    loop = _Loop(step, as_batches(batches), run, options, evaluate, tuple(callbacks), frontend or Frontend(), identity)
     try:
         with Checkpointer(run.checkpoints, max_to_keep=options.keep_checkpoints) as checkpoints:
             return loop.run_from(state, checkpoints, target)
@@ -155,19 +132,22 @@ def fit(
 
 @dataclasses.dataclass
 class Frontend:
-    """Console and signals of a loop.
+    """Console, signals and watchdog of a loop.
 
     Attributes:
       console: progress and messages; None: silent.
       interrupts: installed signal handlers; None: signals are not handled.
       title: name of the phase on the console.
       hint: advice on non-finite updates, appended to the error.
+      watchdog: seconds after which drawing a batch, a step, an evaluation or saving prints the stacks of all threads
+        (compilation counts); 0: never.
     """
 
     console: Console | None = None
     interrupts: Interrupts | None = None
     title: str = "training"
     hint: str = "Lower the learning rate, or raise --max-bad-steps"
+    watchdog: float = 0.0
 
     def say(self, text: str) -> None:
         """Prints one line."""
@@ -209,30 +189,26 @@ class _Loop:
         self.best_step, self.best_value, self.stale = -1, math.nan, 0
         self.stop_reason = ""
         self.finished = 0.0
+        self.needs_state = bool(getattr(batches, "needs_state", False))
+        self.watch = Watchdog(self.frontend.watchdog).phase
 
     def run_from(self, state: Any, checkpoints: Checkpointer, target: Any) -> Fitted:
         state, done = self._start(state, checkpoints, target)
         pending: _Pending | None = None
         while done < self.options.steps and not self.stop_reason:
-            if pending is not None and getattr(self.batches, "needs_state", False):
-                jax.block_until_ready(state)
-                pending = dataclasses.replace(pending, ready=time.monotonic())
-            begun = time.monotonic()
-            batch = self.batches.draw(state, done)
-            drawn = time.monotonic()
-            metrics: Metrics = {}
-            if batch is not None:
-                state, metrics = self.step(state, batch)
+            if pending is not None and self.needs_state:
+                pending = self._wait(state, pending)
+            state, dispatched = self._dispatch(state, done)
             self._finish(pending)
-            done += 1
-            pending = _Pending(done, batch, metrics, begun, drawn)
+            done, pending = done + 1, dispatched
             last = done == self.options.steps
             every = self.options.eval_every
             evaluating = self.evaluate is not None and (last or bool(every and done % every == 0))
             stop = self.frontend.interrupts is not None and self.frontend.interrupts.should_stop()
             if not (evaluating or last or stop or done % self.options.save_every == 0):
                 continue
-            found = self._evaluate(state) if evaluating else {}
+            pending = self._wait(state, pending)
+            found = self._evaluate(state, done) if evaluating else {}
             self._finish(pending, found)
             pending = None
             if evaluating:
@@ -261,15 +237,16 @@ class _Loop:
         restored = None
         if self.run.resumed:
             target = jax.eval_shape(make) if target is None else target
-            restored = checkpoints.restore(target, accept=_complaint)
+            restored = checkpoints.restore(target, accept=complaint)
             self.run.rewind(-1 if restored is None else restored.step)
         console = self.frontend.console
         if restored is None:
             state = make()
             self._phase(console, 0)
             if self.evaluate is not None:
-                self.before = self.after = self._evaluate(state)
-                self._report(0, self.before)
+                found = self._evaluate(state, 0)
+                self.before = self.after
+                self._report(0, found)
                 self._track_best(state, 0)
             self._save(checkpoints, state, 0)
             self._notify("start", 0, self.before, state)
@@ -296,15 +273,35 @@ class _Loop:
         self.stop_reason = metadata["stop_reason"]
         self.best_step = metadata["best_step"]
         self.best_value = math.nan if metadata["best_value"] is None else metadata["best_value"]
+        self._rewind_best()
 
     # ------------------------------------------------------------------------------------ one step
+
+    def _dispatch(self, state: Any, done: int) -> tuple[Any, _Pending]:
+        """Draws a batch and dispatches its step, without waiting for the device."""
+        begun = time.monotonic()
+        with self.watch(f"drawing the batch of step {done + 1} ({self.frontend.title})"):
+            batch = self.batches.draw(state, done)
+        drawn = time.monotonic()
+        metrics: Metrics = {}
+        if batch is not None:
+            with self.watch(f"dispatching step {done + 1} ({self.frontend.title})"):
+                state, metrics = self.step(state, batch)
+        return state, _Pending(done + 1, batch, metrics, begun, drawn)
+
+    def _wait(self, state: Any, pending: _Pending) -> _Pending:
+        """Waits for the device."""
+        with self.watch(f"step {pending.step} ({self.frontend.title})"):
+            jax.block_until_ready(state)
+        return dataclasses.replace(pending, ready=time.monotonic())
 
     def _finish(self, pending: _Pending | None, found: Mapping[str, float] | None = None) -> None:
         """Reads and checks the metrics of a dispatched step, and reports them with those of an evaluation."""
         if pending is None:
             return
-        read = jax.device_get(dict(pending.metrics))
-        now = time.monotonic()
+        with self.watch(f"step {pending.step} ({self.frontend.title})"):
+            read = jax.device_get(dict(pending.metrics))
+        now = time.monotonic() if pending.ready is None else pending.ready
         metrics: dict[str, Any] = {name: float(value) for name, value in read.items()}
         metrics |= dict(getattr(pending.batch, "metrics", None) or {})
         metrics |= self._times(pending, now)
@@ -320,17 +317,19 @@ class _Loop:
             )
 
     def _times(self, pending: _Pending, now: float) -> dict[str, float]:
-        """Seconds of a step: from one completion to the next where steps overlap, otherwise its exact parts."""
-        if getattr(self.batches, "needs_state", False):
-            ready = now if pending.ready is None else pending.ready
+        """Seconds of a step, without evaluation: from one completion to the next where steps overlap.
+
+        Where drawing needs the state, steps do not overlap, and the parts add up to the whole.
+        """
+        if self.needs_state:
             return {
                 "time/draw_seconds": pending.drawn - pending.begun,
-                "time/update_seconds": ready - pending.drawn,
-                "time/step_seconds": ready - pending.begun,
+                "time/update_seconds": now - pending.drawn,
+                "time/step_seconds": now - pending.begun,
             }
         begun = max(pending.begun, self.finished)
         self.finished = now
-        return {"time/step_seconds": now - begun}
+        return {"time/draw_seconds": pending.drawn - pending.begun, "time/step_seconds": now - begun}
 
     def _check_finite(self, pending: _Pending, metrics: Mapping[str, float]) -> None:
         skipped = sorted(name for name, value in metrics.items() if name.endswith("/skipped") and value)
@@ -338,7 +337,7 @@ class _Loop:
             self.bad_steps = 0
             return
         self.bad_steps += 1
-        kept = _keep_batch(self.run.path / "bad_steps", pending.step, pending.batch)
+        kept = keep_batch(self.run.path / "bad_steps", pending.step, pending.batch)
         names = ", ".join(name.removesuffix("/skipped") for name in skipped)
         self.frontend.say(
             f"step {pending.step}: the update of {names} is not finite or absurdly large; it was not applied"
@@ -352,10 +351,13 @@ class _Loop:
 
     # -------------------------------------------------------------------------------- evaluation
 
-    def _evaluate(self, state: Any) -> dict[str, float]:
+    def _evaluate(self, state: Any, done: int) -> dict[str, float]:
+        """Evaluates; returns the metrics with the time that they took."""
         assert self.evaluate is not None
-        self.after = self.evaluate(state)
-        return self.after
+        begun = time.monotonic()
+        with self.watch(f"the evaluation after step {done} ({self.frontend.title})"):
+            self.after = self.evaluate(state)
+        return {**self.after, "time/evaluation_seconds": time.monotonic() - begun}
 
     def _track_best(self, state: Any, step: int) -> None:
         name = self.options.best
@@ -368,8 +370,10 @@ class _Loop:
         sign = 1.0 if self.options.best_is == "max" else -1.0
         better = math.isfinite(value) and (math.isnan(self.best_value) or sign * value > sign * self.best_value)
         if better:
+            self._check_sound(state, step)
             self.best_step, self.best_value, self.stale = step, value, 0
-            with Checkpointer(self.run.path / "best", max_to_keep=1) as best:
+            # Two are kept, since a run may be resumed from a checkpoint before the newer one.
+            with Checkpointer(self.run.path / BEST, max_to_keep=2) as best:
                 best.save(step, state, {name: value}, wait=True)
             return
         self.stale += 1
@@ -378,15 +382,20 @@ class _Loop:
                 f"{name} has not improved on {self.best_value:.4g} (step {self.best_step}) in {self.stale} evaluations"
             )
 
+    def _rewind_best(self) -> None:
+        """Sets best states aside that are newer than the restored checkpoint."""
+        if not (self.run.path / BEST).is_dir():
+            self.best_step, self.best_value = -1, math.nan
+            return
+        with Checkpointer(self.run.path / BEST, max_to_keep=2) as best:
+            best.discard_after(self.best_step)
+            if self.best_step not in best.steps():
+                self.best_step, self.best_value = -1, math.nan
+
     # ----------------------------------------------------------------------- checkpoints, callbacks
 
     def _save(self, checkpoints: Checkpointer, state: Any, done: int) -> None:
-        problem = _complaint(state)
-        if problem:
-            raise DivergedRun(
-                f"after step {done} {problem}; this state was not saved, and the last good checkpoint is kept. "
-                f"{self.frontend.hint}"
-            )
+        self._check_sound(state, done)
         metadata = {
             "identity": self.identity,
             "batches": self.batches.position(),
@@ -398,8 +407,17 @@ class _Loop:
             "best_step": self.best_step,
             "best_value": None if math.isnan(self.best_value) else self.best_value,
         }
-        self.run.sync()
-        checkpoints.save(done, state, metadata)
+        with self.watch(f"saving the checkpoint of step {done} ({self.frontend.title})"):
+            self.run.sync()
+            checkpoints.save(done, state, metadata)
+
+    def _check_sound(self, state: Any, done: int) -> None:
+        problem = complaint(state)
+        if problem:
+            raise DivergedRun(
+                f"after step {done} {problem}; this state was not saved, and the last good checkpoint is kept. "
+                f"{self.frontend.hint}"
+            )
 
     def _notify(self, kind: Any, step: int, metrics: dict[str, Any], state: Any, batch: Any = None) -> None:
         event = Event(kind, step, metrics, state, batch, self.run)
@@ -419,106 +437,8 @@ def load_best(run: RunDir, target: Any) -> Any:
     Returns:
       The state, or None when none was kept.
     """
-    if not (run.path / "best").is_dir():
+    if not (run.path / BEST).is_dir():
         return None
-    with Checkpointer(run.path / "best", read_only=True) as best:
+    with Checkpointer(run.path / BEST, read_only=True) as best:
         restored = best.restore(target)
     return None if restored is None else restored.state
-
-
-# ------------------------------------------------------------------------------------------- batches
-
-
-@dataclasses.dataclass(frozen=True)
-class _Function:
-    """Batches computed by a pure function of the step."""
-
-    make: Callable[[int], Any]
-
-    def draw(self, state: Any, step: int) -> Any:
-        del state
-        return self.make(step)
-
-    def position(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, position: dict[str, Any]) -> None:
-        del position
-
-
-@dataclasses.dataclass
-class _Stream:
-    """Batches from an iterable, in order; those of completed steps are skipped on resuming."""
-
-    items: Iterator[Any]
-    drawn: int = 0
-
-    def draw(self, state: Any, step: int) -> Any:
-        del state
-        while self.drawn <= step:
-            try:
-                batch = next(self.items)
-            except StopIteration:
-                raise UserError(
-                    f"the batches ended after {self.drawn} steps, but step {step + 1} needs another one: pass an "
-                    "endless iterable or a function of the step, or run fewer steps"
-                ) from None
-            self.drawn += 1
-        return batch
-
-    def position(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, position: dict[str, Any]) -> None:
-        del position
-
-
-def _as_batches(batches: Any) -> Batches:
-    if hasattr(batches, "draw") and hasattr(batches, "restore"):
-        return batches
-    if callable(batches):
-        return _Function(batches)
-    if isinstance(batches, Iterable):
-        return _Stream(iter(batches))
-    raise UserError(
-        f"batches is a {type(batches).__name__}; expected a function of the step, an iterable, or an object with "
-        "draw(state, step), position() and restore(position)"
-    )
-
-
-# ------------------------------------------------------------------------------------------- checks
-
-
-@functools.partial(jax.jit)
-def _all_finite(leaves: list[jax.Array]) -> jax.Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
-
-
-def _complaint(state: Any) -> str:
-    """Why a state must not be saved or resumed from; empty when it is sound."""
-    leaves = [
-        leaf
-        for leaf in jax.tree.leaves(state)
-        if getattr(leaf, "size", 0) and jnp.issubdtype(leaf.dtype, jnp.floating)
-    ]
-    if not leaves or bool(_all_finite(leaves)):
-        return ""
-    return "the parameters or the optimiser's state are not finite"
-
-
-def _keep_batch(folder: pathlib.Path, step: int, batch: Any) -> pathlib.Path | None:
-    """Writes the arrays of a batch that caused a non-finite update, for inspection."""
-    arrays = getattr(batch, "arrays", batch)
-    if dataclasses.is_dataclass(arrays) and not isinstance(arrays, type):
-        values = {field.name: getattr(arrays, field.name) for field in dataclasses.fields(arrays)}
-    elif isinstance(arrays, Mapping):
-        values = dict(arrays)
-    else:
-        values = {f"leaf_{index}": leaf for index, leaf in enumerate(jax.tree.leaves(arrays))}
-    plain: dict[str, Any] = {name: np.asarray(value) for name, value in values.items() if hasattr(value, "shape")}
-    if not plain or jax.process_index():
-        return None
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step_{step}.npz"
-    np.savez_compressed(path, **plain)
-    return path

@@ -5,6 +5,7 @@ other sinks are optional and may fail without stopping a run.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -60,11 +61,9 @@ class MetricsLog:
         self.path = pathlib.Path(path)
         self._sinks = [GuardedSink(sink) for sink in sinks]
         self._fsync_seconds = fsync_seconds
-        try:
+        with writing(self.path):
             _cut_torn_line(self.path)
             self._file = self.path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot write metrics to {self.path}: {error.strerror}") from error
         self._start = time.monotonic() - _last_seconds(self.path)
         self._synced = time.monotonic()
 
@@ -78,7 +77,8 @@ class MetricsLog:
         plain = scalars(metrics)
         seconds = time.monotonic() - self._start
         written = {name: value if math.isfinite(value) else str(value) for name, value in plain.items()}
-        append_json(self._file, {"step": int(step), "seconds": round(seconds, 3), **written})
+        with writing(self.path):
+            append_json(self._file, {"step": int(step), "seconds": round(seconds, 3), **written})
         if time.monotonic() - self._synced >= self._fsync_seconds:
             self.sync()
         for sink in self._sinks:
@@ -87,7 +87,8 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Forces all records to disk; call it before saving a checkpoint that relies on them."""
-        os.fsync(self._file.fileno())
+        with writing(self.path):
+            os.fsync(self._file.fileno())
         self._synced = time.monotonic()
 
     def rewind(self, step: int) -> int:
@@ -100,11 +101,14 @@ class MetricsLog:
 
     def close(self) -> None:
         """Syncs, and closes the sinks."""
-        if not self._file.closed:
-            self.sync()
-            self._file.close()
-        for sink in self._sinks:
-            sink.close()
+        try:
+            if not self._file.closed:
+                self.sync()
+                with writing(self.path):
+                    self._file.close()
+        finally:
+            for sink in self._sinks:
+                sink.close()
 
 
 class GuardedSink:
@@ -190,7 +194,8 @@ def read_metrics(path: str | pathlib.Path) -> list[dict[str, float]]:
     path = pathlib.Path(path)
     path = path / "metrics.jsonl" if path.is_dir() else path
     if not path.is_file():
-        raise UserError(f"no metrics: {path} does not exist")
+        found = "is not a regular file" if path.exists() else "does not exist"
+        raise UserError(f"no metrics: {path} {found}")
     records = []
     for record in read_json_lines(path):
         records.append({key: _SPECIAL[v] if isinstance(v, str) else v for key, v in record.items()})
@@ -233,17 +238,34 @@ def cut_after(path: pathlib.Path, step: int) -> int:
 
 
 @contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Reports failures to write a file.
+
+    Raises:
+      UserError: the disk is full or read-only, or the file cannot be written for another reason.
+    """
+    try:
+        yield path
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "Free some space and run again (a run continues with --resume)" if full else "Check permissions"
+        raise UserError(f"cannot write {path}: {error.strerror or error}. {advice}") from error
+
+
+@contextlib.contextmanager
 def atomic_write(path: pathlib.Path) -> Iterator[Any]:
     """Opens a text file that replaces `path` when the block succeeds; otherwise `path` is left unchanged."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with writing(path):
+            with temporary.open("w", encoding="utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float | int]:

@@ -274,7 +274,7 @@ def _draw_panel(axis: Any, panel: Panel, drawn: Sequence[Series], colors: Mappin
         axis.axhline(panel.chance * scale, color="#999999", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     for index, series in enumerate(drawn):
         color = colors[series.label]
-        thickness = 1.8 if len(drawn) == 1 else max(3.2 - 1.4 * index, 1.2)  # equal curves stay visible
+        thickness = 1.8 if len(drawn) == 1 else max(2.6 - 1.1 * index, 1.2)  # equal curves stay visible
         window = len(series.y) // 20 | 1 if len(series.y) >= 60 else 1
         widest = max(widest, window)
         y, low, high = (_smooth(v, window, log) for v in (series.y, series.low, series.high))

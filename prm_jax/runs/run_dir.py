@@ -12,6 +12,7 @@ RUN/bad_steps/       batches whose update was skipped because it was not finite
 RUN/plots/           plots
 """
 
+import contextlib
 import datetime
 import json
 import logging
@@ -19,7 +20,6 @@ import os
 import pathlib
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -40,8 +40,10 @@ from prm_jax.runs.metrics_log import (
     cut_after,
     read_json_lines,
     scalars,
+    writing,
 )
 from prm_jax.runs.samples_page import samples_page
+from prm_jax.runs.startup import check_path, check_state, remove_leftovers, remove_unclaimed, unclaimed
 from prm_jax.runs.versions import library_versions
 
 FORMAT = 1
@@ -128,10 +130,10 @@ class RunDir:
         if not self.writer:
             return
         records = [{"step": int(step), **_jsonable(asdict(sample))} for sample in samples]
-        with (self.path / "samples.jsonl").open("a", encoding="utf-8") as file:
+        with writing(self.path / "samples.jsonl") as path, path.open("a", encoding="utf-8") as file:
             for record in records:
                 append_json(file, record)
-        with (self.path / "samples.txt").open("a", encoding="utf-8") as file:
+        with writing(self.path / "samples.txt") as path, path.open("a", encoding="utf-8") as file:
             file.writelines(_sample_text(record) for record in records)
         self._write_samples_page()
 
@@ -169,12 +171,13 @@ class RunDir:
 
     def close(self) -> None:
         """Closes files and sinks, and releases the lock."""
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        metrics, lock, self._metrics, self._lock = self._metrics, self._lock, None, None
+        try:
+            if metrics is not None:
+                metrics.close()
+        finally:
+            if lock is not None:
+                lock.release()
 
     def __enter__(self) -> "RunDir":
         return self
@@ -183,8 +186,9 @@ class RunDir:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and self.writer and not self._claimed and self._parent is None:
-            self.close()
-            _remove_unclaimed(self.path, self._made_directory)
+            with contextlib.suppress(UserError):  # a full disk must not mask the error that ended the run
+                self.close()
+            remove_unclaimed(self.path, self._made_directory)
             return
         self.close()
 
@@ -221,14 +225,7 @@ def open_run(
         configuration (the differences are listed), is in use by another job, or cannot be written.
       MissingExtraError: the package of a sink is not installed.
     """
-    path = pathlib.Path(path)
-    try:
-        str(path.absolute()).encode("utf-8")
-    except UnicodeEncodeError:
-        raise UserError(
-            f"the run directory {path} is not UTF-8 text, which checkpoints need: name another one, or rename the "
-            "folder that it is in"
-        ) from None
+    path = check_path(path)
     run = RunDir(path, resumed=resume, writer=writer)
     if not writer:
         return run
@@ -236,25 +233,32 @@ def open_run(
         require("tensorboardX", "tb")
     if wandb:
         require("wandb", "wandb")
-    _check_state(path, resume)
-    run._made_directory = not path.exists()
     try:
+        check_state(path, resume)
+        run._made_directory = not path.exists()
         path.mkdir(parents=True, exist_ok=True)
         run._lock = Lock(path / "lock")
-    except OSError as error:
-        raise UserError(f"cannot write to the run directory {path}: {error.strerror}") from error
-    try:
-        if not resume and _unclaimed(path):
-            _remove_unclaimed(path, made_directory=False, keep_lock=True)
-        changes = _check_config(path, config, soft) if resume else {}
-        _record_launch(path, config, changes, resume, list(sys.argv if command is None else command))
+        _prepare(run, config, resume, soft, list(sys.argv if command is None else command))
         run._metrics = MetricsLog(path / "metrics.jsonl", sinks=_sinks(path, config, tensorboard, wandb))
-    except BaseException:
-        run.close()
-        if run._made_directory:
-            _remove_unclaimed(path, made_directory=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError, UserError):
+            run.close()
+            if run._made_directory:
+                remove_unclaimed(path, made_directory=True)
+        if isinstance(error, OSError):
+            reason = error.strerror or error
+            raise UserError(f"cannot write to the run directory {path}: {reason}. Choose another --run-dir") from error
         raise
     return run
+
+
+def _prepare(run: RunDir, config: Any, resume: bool, soft: Sequence[str], command: list[str]) -> None:
+    """Cleans a locked directory up, checks the configuration of a resumed run and records the launch."""
+    if not resume and unclaimed(run.path):
+        remove_unclaimed(run.path, made_directory=False, keep_lock=True)
+    remove_leftovers(run.path)
+    changes = _check_config(run.path, config, soft) if resume else {}
+    _record_launch(run.path, config, changes, resume, command)
 
 
 def unique_run_path(root: str | pathlib.Path, stem: str) -> pathlib.Path:
@@ -284,50 +288,6 @@ def git_state(directory: str | pathlib.Path) -> dict[str, Any] | None:
         }
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _check_state(path: pathlib.Path, resume: bool) -> None:
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file; expected a directory for the run (--run-dir)")
-    holds_run = (path / "run.json").is_file() and (path / "config.yaml").is_file()
-    if resume and not holds_run:
-        what = "holds no run" if path.is_dir() else "does not exist"
-        raise UserError(f"nothing to resume: {path} {what}. Leave out --resume to start a run there")
-    if not resume and path.is_dir() and any(p.name != "lock" for p in path.iterdir()) and not _unclaimed(path):
-        hint = "add --resume to continue it, or choose" if holds_run else "choose"
-        what = "already holds a run" if holds_run else "is not empty"
-        raise UserError(f"{path} {what}: {hint} another directory")
-
-
-_OWN = (
-    "run.json", "config.yaml", "metrics.jsonl", "samples.jsonl", "samples.txt", "samples.html", "lock",
-    "checkpoints", "phases", "start", "bad_steps", "tensorboard", "best",
-)  # fmt: skip
-"""Names that a run may write before its first step has completed."""
-
-
-def _unclaimed(path: pathlib.Path) -> bool:
-    """Whether a directory holds only the files of a run that never completed a step."""
-    if not (path / "run.json").is_file() or any(entry.name not in _OWN for entry in path.iterdir()):
-        return False
-    try:
-        return json.loads((path / "run.json").read_text(encoding="utf-8")).get("claimed") is False
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def _remove_unclaimed(path: pathlib.Path, made_directory: bool, *, keep_lock: bool = False) -> None:
-    """Removes what a run wrote before its first step; other files stay."""
-    for name in _OWN:
-        entry = path / name
-        if name == "lock" and keep_lock:
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
-    if made_directory and path.is_dir() and not any(path.iterdir()):
-        path.rmdir()
 
 
 def _check_config(path: pathlib.Path, config: Any, soft: Sequence[str]) -> dict[str, tuple[str, str]]:

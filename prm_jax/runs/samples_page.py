@@ -79,7 +79,7 @@ def _step(text: str, reward: float, scale: float) -> str:
     tail = "\n" if shown.endswith("\n") else ""
     return (
         f'<span class="step" style="background: rgba({colour}, {0.5 * strength:.2f})" title="{reward:+.4f}">'
-        f"{shown.removesuffix(tail) if tail else shown}<small> {reward:+.2f}</small></span>{tail}"
+        f"{shown.removesuffix(tail) if tail else shown}<small> {round(reward, 2) + 0.0:+.2f}</small></span>{tail}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Flat searches: which of the candidates go on, and which answer is given in the end.
+"""Flat searches: which candidates to continue, and which answer to give.
 
 Best-of-n, beam search and diverse verifier trees are `top_steps`, AlphaMath's beam over steps is `step_beam`, ReARTeR
 scores with `look_ahead_scores`, PARM decides with `stats.gated_selection`, and answers are counted by `vote`. A score
@@ -19,12 +19,12 @@ How = Literal["majority", "weighted", "best"]
 
 
 class StepBeam(NamedTuple):
-    """What one step of `step_beam` keeps; entries are in order of falling score.
+    """What one step of `step_beam` keeps, in order of decreasing score.
 
     Attributes:
       parent: [B, M] i32, the beam whose child was kept, -1 in free places.
       choice: [B, M] i32, which child of it, -1 in free places.
-      live: [B, M] bool, the child goes on; a kept child that is not live is a final answer.
+      live: [B, M] bool, the child is continued; a kept child that is not live is a final answer.
       width: [B] i32, how many beams are kept at the next step.
     """
 
@@ -38,16 +38,16 @@ def step_beam(score: ArrayLike, live: ArrayLike, finished: ArrayLike, width: Arr
     """One step of AlphaMath's beam search over steps.
 
     All children of all live beams are ranked together, and the best `width` are kept. Each kept child that is finished
-    takes its place with it: `width` falls by one. A question is over when its width is 0 or no beam is live.
+    occupies its place for good: `width` decreases by one. A question ends when its width is 0 or no beam is live.
 
     Args:
       score: [B, M, C] float, value of each child; -inf where there is none (fewer proposals, duplicates).
       live: [B, M] bool, beams that had children proposed.
-      finished: [B, M, C] bool, the child is an answer, or must not go on.
-      width: [B] i32, M at first, where all beams but one may still be free places, not live; more than M count as M.
+      finished: [B, M, C] bool, the child is an answer, or must not be continued.
+      width: [B] i32, initially M, when all beams but one may be free places that are not live; at most M counts.
 
     Returns:
-      `StepBeam`. Of equal scores the first child is kept. A question without candidates keeps nothing.
+      `StepBeam`. Among equal scores the first child is kept. A question without candidates keeps nothing.
 
     Source: released code of arXiv 2405.03553.
     """
@@ -77,7 +77,7 @@ def top_steps(score: ArrayLike, keep: int) -> jax.Array:
       keep: static, >= 1.
 
     Returns:
-      [B, G, keep] i32, -1 where candidates run out. Of equal scores the first comes first.
+      [B, G, keep] i32, -1 where there are fewer candidates. Equal scores keep their order.
 
     Source: beam search and DVTS as in the released code search-and-learn; arXiv 2408.03314.
     """
@@ -97,7 +97,7 @@ def best_of_n(score: ArrayLike) -> jax.Array:
       score: [B, n] float, -inf where there is none; `rl.aggregate_steps` makes it from scores of steps.
 
     Returns:
-      [B] i32, the first of the best, -1 where there is none.
+      [B] i32, the first of the best ones, -1 where there is none.
     """
     return top_steps(jnp.asarray(score)[:, None], 1)[:, 0, 0]
 
@@ -105,10 +105,10 @@ def best_of_n(score: ArrayLike) -> jax.Array:
 def look_ahead_scores(
     scores: ArrayLike, mask: ArrayLike, *, alpha: float = 0.5, min_gain: float | None = None
 ) -> jax.Array:
-    """ReARTeR's score of a step from its own score and those of the steps that it led to.
+    """ReARTeR's score of a step from its own score and those of the steps that follow it.
 
     Args:
-      scores: [..., H + 1] float, the step's own score first, then those of up to H steps rolled out after it.
+      scores: [..., H + 1] float, the step's own score, then those of up to H steps sampled after it.
       mask: [..., H + 1] bool, True on steps that exist; a candidate without its own step scores -inf.
       alpha: see `rl.td_smooth`.
       min_gain: see `rl.td_smooth`.
@@ -128,11 +128,11 @@ def look_ahead_scores(
 def vote(score: ArrayLike, answer_id: ArrayLike, how: How = "majority") -> jax.Array:
     """The answer of n responses.
 
-    "majority" counts responses, "weighted" sums their scores, "best" takes the answer of the best response. Of equal
-    answers the one that was seen first wins.
+    "majority" counts responses, "weighted" sums their scores, "best" takes the answer of the best response. In a tie
+    the answer that occurs first wins.
 
     Args:
-      score: [B, n] float; -inf or NaN takes a response out. Not otherwise used by "majority".
+      score: [B, n] float; -inf or NaN excludes a response. Not otherwise used by "majority".
       answer_id: [B, n] int, equal where answers are equivalent; negative for no answer.
       how: see above.
 
@@ -165,6 +165,6 @@ def _candidates(score: ArrayLike) -> jax.Array:
 
 
 def _ranked(score: jax.Array, keep: int) -> tuple[jax.Array, jax.Array]:
-    """The first `keep` of the last axis in order of falling score, stable; (indices, whether there is one)."""
+    """The first `keep` of the last axis in order of decreasing score, stable; (indices, whether there is one)."""
     order = jnp.argsort(score, axis=-1, descending=True, stable=True)[..., :keep].astype(jnp.int32)
     return order, jnp.take_along_axis(score, order, axis=-1) > -jnp.inf

@@ -1,6 +1,6 @@
-"""Search in three stages: is a partial solution ready to be judged, does it still have a chance, which is best.
+"""Search in three stages: is a partial solution ready to be judged, is it still promising, which one is best.
 
-Potential assessment reward model, PARM (arXiv 2501.13926), over the steps of a language model.
+The potential assessment reward model, PARM (arXiv 2501.13926), over the steps of a language model.
 """
 
 from collections.abc import Callable
@@ -23,25 +23,25 @@ def gated_search(
     ready: Callable[[Partial], bool] | None = None,
     final: ScorePartials | None = None,
 ) -> Found:
-    """Best-of-n whose samples are given up as soon as they no longer look promising.
+    """Best-of-n whose samples are dropped as soon as they no longer look promising.
 
-    The samples go on step by step without competing. From the first step at which one is ready it is judged after
-    every step, and at the first score not above `threshold` it is given up: nothing more is generated for it. The best
+    The samples continue step by step without competing. From the first step at which one is ready it is judged after
+    every step, and at the first score not above `threshold` it is dropped: nothing more is generated for it. The best
     of those that remain is the answer (`stats.gated_selection`). Where none remains, the one with the highest score at
-    its last judgement is written to its end.
+    its last judgement is completed.
 
     Args:
       propose: produces steps.
       score: the potential of a prefix, P(yes) in the paper.
       num_questions: P.
       samples: n of each question.
-      max_steps: most steps of a solution; what is live then is a candidate that is not finished.
+      max_steps: maximum number of steps of a solution; live ones are then candidates that are not finished.
       threshold: of the potential.
-      ready: whether a prefix can be judged yet; once it can, so can what follows it. None: from the first step on.
+      ready: whether a prefix can be judged yet, and with it everything that follows. None: from the first step on.
       final: scores the samples that remain; None takes their last potential.
 
     Returns:
-      `Found` whose first candidate is the choice; the other ones remained to the end, too.
+      `Found` whose first candidate is the choice; the others also remained to the end.
 
     Source: arXiv 2501.13926.
     """
@@ -88,8 +88,8 @@ class _Paths:
 def _next_steps(
     calls: Calls, paths: _Paths, live: list[tuple[int, int]], number: int, samples: int
 ) -> list[tuple[tuple[int, int], Partial]]:
-    """The next step of each sample; one without is over."""
-    if number == 0:  # one request a question: all its samples begin with the same prompt
+    """The next step of each sample; a sample without one ends."""
+    if number == 0:  # one request per question: all its samples start from the same prompt
         questions = sorted({b for b, _ in live})
         found = calls.propose([Ask(Partial(b), 0) for b in questions], samples, distinct=False)
         written = {(b, i): p for b, own in zip(questions, found, strict=True) for i, p in enumerate(own)}
@@ -105,7 +105,7 @@ def _choose(
     calls: Calls, paths: _Paths, threshold: float, final: ScorePartials | None, stream: int
 ) -> list[Candidate]:
     last = paths.last_potential()
-    # The final scores do not decide who remains, so that only those who do have to be scored.
+    # The final scores do not decide which samples remain, so only these are scored.
     kept = np.asarray(_select(paths.ready, paths.potential, last, paths.mask, threshold=threshold).kept)
     remaining = [(b, i) for b, i in np.argwhere(kept).tolist()]
     if final is not None:

@@ -1,4 +1,4 @@
-"""From finished trees to training data: labels and values of steps, and preferred and rejected steps."""
+"""Training data from finished trees: labels and values of steps, and preferred and rejected steps."""
 
 from typing import Literal, NamedTuple
 
@@ -33,15 +33,15 @@ def tree_labels(
 ) -> tuple[jax.Array, jax.Array]:
     """A label for the step that leads to each node. Nodes below which no answer was reached have none.
 
-    "q": the node's value under the search's backup rule (AlphaMath). "soft": the share of right ones among the answers
-    below the node; "hard": 1 if any is right. "quality": ReST-MCTS*'s value, from the distance to the nearest right
-    answer; a question without a right answer gives no labels.
+    "q": the node's value under the search's backup rule (AlphaMath). "soft": the share of correct ones among the
+    answers below the node; "hard": 1 if any is correct. "quality": ReST-MCTS*'s value, from the distance to the nearest
+    correct answer; a question without a correct answer gives no labels.
 
     Args:
       tree: the trees.
-      correct: [B, N] bool, True on nodes with a right answer; needed for all but "q".
+      correct: [B, N] bool, True on nodes with a correct answer; needed for all but "q".
       how: see above.
-      answers: [B, N] bool, nodes with an answer, right or wrong; None for all terminal nodes. Leave out those that
+      answers: [B, N] bool, nodes with an answer, correct or wrong; None for all terminal nodes. Leave out those that
         ended for another reason (too deep, too long, unverifiable).
 
     Returns:
@@ -55,7 +55,7 @@ def tree_labels(
     if how not in ("q", "soft", "hard", "quality"):
         raise ValueError(f"how={how!r}; expected one of 'q', 'soft', 'hard', 'quality'")
     if how != "q" and correct is None:
-        raise ValueError(f"how={how!r} needs `correct`, which nodes hold a right answer")
+        raise ValueError(f"how={how!r} needs `correct`, which nodes hold a correct answer")
     ended = _answers(tree, answers)
     total = sums_below(tree, ended)
     mask = tree.valid & (total > 0) & (jnp.arange(tree.capacity) > 0)
@@ -81,21 +81,21 @@ def step_pairs(
     margin: float = 0.0,
     answers: ArrayLike | None = None,
 ) -> StepPairs:
-    """Pairs of siblings to prefer one over the other.
+    """Pairs of siblings, one of which is preferred over the other.
 
     * "best_worst": along the best path by value, its child against the sibling of lowest value (step-level Q).
-    * "first_error": the best child that leads to a right answer against the worst that leads to wrong answers only
+    * "first_error": the best child that leads to a correct answer against the worst that leads to wrong answers only
       (Step-DPO).
-    * "top_bottom": the two best children that lead to a right answer against the two worst that lead to a wrong one
-      (rStar-Math, with margin 0.5; it also asks for texts that differ enough, which is the caller's part).
+    * "top_bottom": the two best children that lead to a correct answer against the two worst that lead to a wrong one
+      (rStar-Math, with margin 0.5; it also requires texts that differ enough, which is left to the caller).
 
     Args:
       tree: the trees.
-      correct: [B, N] bool, True on nodes with a right answer; not needed for "best_worst".
-      width: static, the most children that any node has.
+      correct: [B, N] bool, True on nodes with a correct answer; not needed for "best_worst".
+      width: static, the maximum number of children of a node.
       rule: see above.
-      margin: smallest difference of values; a pair also needs a difference above 0, except for "first_error", where
-        the answers decide: with a margin of 0 the preferred child's value may even be the lower one.
+      margin: minimum difference of values; a pair also needs a difference above 0, except for "first_error", where
+        the answers decide: with a margin of 0 the preferred child may even have the lower value.
       answers: [B, N] bool, see `tree_labels`.
 
     Returns:
@@ -109,7 +109,7 @@ def step_pairs(
     if rule not in ("best_worst", "first_error", "top_bottom"):
         raise ValueError(f"rule={rule!r}; expected one of 'best_worst', 'first_error', 'top_bottom'")
     if rule != "best_worst" and correct is None:
-        raise ValueError(f"rule={rule!r} needs `correct`, which nodes hold a right answer")
+        raise ValueError(f"rule={rule!r} needs `correct`, which nodes hold a correct answer")
     good, bad = _eligible(tree, correct, rule, answers)
     count = 2 if rule == "top_bottom" else 1
     kids, is_child = _all_children(tree, width)
@@ -149,11 +149,11 @@ def _eligible(
 
 
 def sums_below(tree: Tree, entries: ArrayLike) -> jax.Array:
-    """For each node the sum of the entries of all nodes below it, itself included.
+    """For each node the sum of the entries of all nodes below it, including its own.
 
     Args:
       tree: the trees.
-      entries: [B, N], any real dtype; not read in slots without a node.
+      entries: [B, N], any real dtype; ignored in slots without a node.
 
     Returns:
       [B, N] float32.
@@ -164,7 +164,7 @@ def sums_below(tree: Tree, entries: ArrayLike) -> jax.Array:
     last = tree.capacity - 1
 
     def up(i: jax.Array, total: jax.Array) -> jax.Array:
-        node = last - i  # children come behind their parents
+        node = last - i  # children come after their parents
         return put(total, tree.parent[:, node], total[:, node], "add")
 
     return jax.lax.fori_loop(0, tree.capacity, up, start)
@@ -175,14 +175,14 @@ def _answers(tree: Tree, answers: ArrayLike | None) -> jax.Array:
 
 
 def _marks(tree: Tree, nodes: ArrayLike | None) -> jax.Array:
-    """[B, N] bool; not of fewer questions or nodes, which would be repeated."""
+    """[B, N] bool; other shapes would be broadcast and are refused."""
     marks = jnp.asarray(nodes) != 0
     chex.assert_shape(marks, tree.parent.shape)
     return marks
 
 
 def _quality(tree: Tree, right: jax.Array, finished: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """ReST-MCTS*'s values, down from the root, and whether the question has a right answer at all."""
+    """ReST-MCTS*'s values, down from the root, and whether the question has a correct answer."""
     steps, reachable = rl.steps_to_correct(tree.parent, right, tree.valid & finished)
     sign = jnp.where(reachable, 1.0, -1.0)
 

@@ -1,7 +1,7 @@
 """Searches over the steps of a language model, many questions in lock-step.
 
-Text is token ids here. What proposes steps and what scores prefixes are two functions of the caller's, each called once
-for all questions together; the engine behind them may be in this process or a server.
+Text is token ids here. The caller provides two functions, one that proposes steps and one that scores prefixes, each
+called once for all questions; the model may run in this process or on a server.
 """
 
 import functools
@@ -50,13 +50,13 @@ __all__ = [
 
 
 def sample_search(propose: ProposeFn, score: ScorePartials, num_questions: int, *, samples: int) -> Found:
-    """Whole solutions, each scored once: best-of-n and votes are made of them.
+    """Whole solutions, each scored once, for best-of-n and votes.
 
     Args:
       propose: produces solutions.
       score: scores them.
       num_questions: P.
-      samples: n of each question; equal ones stay, because votes count them.
+      samples: n per question; duplicates are kept, because votes count them.
 
     Returns:
       `Found` with n candidates of each question.
@@ -81,17 +81,17 @@ def beam_search(
 ) -> Found:
     """Beam search over steps, or with several trees diverse verifier tree search.
 
-    Every step, each of the live beams gets `width` proposals and each tree keeps its best `beams / trees` of those that
-    go on. Finished proposals are candidates as soon as they are made.
+    At every step, each of the live beams gets `width` proposals and each tree keeps its best `beams / trees` of those
+    that are not finished. Finished proposals are candidates at once.
 
     Args:
       propose: produces steps.
       score: scores prefixes.
       num_questions: P.
       beams: N; a multiple of `trees`.
-      width: M, proposals of each beam.
+      width: M, proposals per beam.
       trees: G, groups that do not compete; N with one beam each is DVTS.
-      max_steps: most steps of a solution; what is live then is a candidate that is not finished.
+      max_steps: maximum number of steps of a solution; live ones are then candidates that are not finished.
 
     Returns:
       `Found`.
@@ -106,7 +106,7 @@ def beam_search(
         raise ValueError(f"beams={beams} is not a multiple of trees={trees}")
     keep = beams // trees
     calls = Calls(propose, score, num_questions)
-    # At first all beams are the empty solution, and each tree asks for as many proposals as it will later.
+    # Initially all beams are the empty solution, and each tree requests as many proposals as it does later.
     live = {(b, g): [Partial(b)] for b in range(num_questions) for g in range(trees)}
     candidates: list[Candidate] = []
     for number in range(max_steps):
@@ -138,8 +138,8 @@ def step_beam_search(
       score: scores prefixes.
       num_questions: P.
       beams: B1.
-      width: B2, proposals of each beam; at the first step B1 * B2 from the root.
-      max_steps: most steps of a solution; what is live then is a candidate that is not finished.
+      width: B2, proposals per beam; at the first step B1 * B2 from the root.
+      max_steps: maximum number of steps of a solution; live ones are then candidates that are not finished.
 
     Returns:
       `Found`.
@@ -163,21 +163,21 @@ def look_ahead_search(
     min_gain: float | None = None,
     max_steps: int,
 ) -> Found:
-    """ReARTeR's search: a step counts by its own score and by those of the steps that it leads to.
+    """ReARTeR's search: the value of a step includes the scores of the steps that follow it.
 
     `step_beam_search` in which every proposed step is followed by up to `horizon` further ones, one sample each, which
-    are scored and then forgotten; `look_ahead_scores` makes one value of these.
+    are scored and then discarded; `look_ahead_scores` combines the scores.
 
     Args:
       propose: produces steps.
       score: scores prefixes.
       num_questions: P.
-      beams: solutions that are followed at the same time; 1 as published.
-      width: proposals of each beam.
-      horizon: H >= 0, how many steps to look ahead; 0 is `step_beam_search`.
-      alpha: how much what comes later counts, in [0, 1]; see `rl.td_smooth`.
+      beams: number of beams; 1 as published.
+      width: proposals per beam.
+      horizon: H >= 0, number of steps to look ahead; 0 is `step_beam_search`.
+      alpha: weight of later scores, in [0, 1]; see `rl.td_smooth`.
       min_gain: see `rl.td_smooth`.
-      max_steps: most steps of a solution, those looked ahead included.
+      max_steps: maximum number of steps of a solution, including those looked ahead.
 
     Returns:
       `Found`; a candidate's score is the look-ahead score with which it was kept.
@@ -192,7 +192,7 @@ def look_ahead_search(
     def values(number: int, partials: Sequence[Partial]) -> list[float]:
         scores, mask = np.zeros((2, len(partials), horizon + 1))
         scores[:, 0], mask[:, 0] = calls.score(partials), 1
-        # A request's number is made of the step, how far it looks ahead, and the candidate's place in its question.
+        # The number of a request encodes the step, the distance ahead, and the candidate's place in its question.
         places, counts = [], Counter[int]()
         for partial in partials:
             places.append(counts[partial.question])

@@ -94,7 +94,7 @@ def search(
 def _method(score_fn: ScoreFn | Method, rule: Rule, width: int | None, max_depth: int | None) -> Method:
     if isinstance(score_fn, Method):
         if (rule, width, max_depth) != ("mean", None, None):
-            raise ValueError("rule, width and max_depth are constants of the Method: leave them out beside one")
+            raise ValueError("rule, width and max_depth are constants of the Method: leave them out with a Method")
         return score_fn
     if width is None or max_depth is None:
         raise ValueError("a search needs width and max_depth: give both, or a Method instead of the score rule")

@@ -1,7 +1,7 @@
-"""OmegaPRM: which wrong rollout to look into next, and where its first error is, by binary search.
+"""OmegaPRM: which wrong rollout to examine next, and where its first error is, by binary search.
 
-States are prefixes of solutions; a rollout starts at a state and is right or wrong. The share of right rollouts from a
-state, MC, says whether it can still be saved. arXiv 2406.06592.
+States are prefixes of solutions; a rollout starts at a state and is correct or wrong. MC, the share of correct rollouts
+from a state, estimates whether the state is still correct. arXiv 2406.06592.
 """
 
 from collections.abc import Callable
@@ -19,13 +19,13 @@ NO_ERROR = -1
 
 
 class Halvings(NamedTuple):
-    """The course of a binary search; I halvings, in order.
+    """The trace of a binary search; I halvings, in order.
 
     Attributes:
-      lo: [B, I] i32, index of the last step known to be right before the probe, -1 for none.
+      lo: [B, I] i32, index of the last step known to be correct before the probe, -1 for none.
       hi: [B, I] i32, index of the first step known to be wrong before the probe.
       probes: [B, I] i32, index of the last step of the prefix that was probed; -1 where nothing was asked.
-      mc: [B, I] f32, what the probe said; 0 where nothing was asked.
+      mc: [B, I] f32, result of the probe; 0 where nothing was asked.
     """
 
     lo: jax.Array
@@ -57,14 +57,14 @@ def omega_select(
     L: float = 500.0,
     c: float = 0.125,
 ) -> tuple[jax.Array, jax.Array]:
-    """Picks the wrong rollout to look into: `alpha^(1 - MC) * beta^(length / L) + c * sqrt(sum N) / (1 + N)`.
+    """Picks the wrong rollout to examine: `alpha^(1 - MC) * beta^(length / L) + c * sqrt(sum N) / (1 + N)`.
 
     The pool holds the wrong rollouts from states with 0 < MC < 1 that have not been picked. All rollouts of a state
     share its N. After a pick N of its state grows by one and the rollout is used (`omega_use`).
 
     Args:
-      mc: [B, S] float in [0, 1], share of right rollouts from each state.
-      visits: [B, S] float, N of each state; 0 in free places, because the sum runs over all.
+      mc: [B, S] float in [0, 1], share of correct rollouts from each state.
+      visits: [B, S] float, N of each state; 0 in free places, since the sum includes them.
       state: [B, R] i32 in 0..S-1, the state from which each wrong rollout starts, -1 in free places.
       length: [B, R] float >= 0, length of each rollout in the caller's unit (tokens, words, steps).
       used: [B, R] bool.
@@ -124,18 +124,18 @@ def first_error_search(
     probe_last: bool = False,
     host: bool = False,
 ) -> FirstError:
-    """Finds the first wrong step of wrong solutions with about log2 of their length probes each.
+    """Finds the first wrong step of wrong solutions with about log2(length) probes each.
 
-    Invariant: from the prefix that ends at `lo` the answer can be reached, from the one that ends at `hi` it cannot;
-    the middle is probed until they are neighbours. Where MC is not monotone this need not be the first prefix with
+    Invariant: the answer can be reached from the prefix that ends at `lo`, but not from the one that ends at `hi`; the
+    middle is probed until they are neighbours. If MC is not monotone, the result need not be the first prefix with
     MC = 0.
 
     Args:
-      probe: from the index of a prefix's last step [B] i32, -1 where nothing is asked, to MC [B]: the share of right
+      probe: from the index of a prefix's last step [B] i32, -1 where nothing is asked, to MC [B]: the share of correct
         rollouts. It is called once for each halving, for all questions together.
       n_steps: [B] i32, steps of each solution; 0 for a question without one.
       max_steps: static, at least the largest `n_steps`.
-      probe_last: also asks about the whole solution, as released code does, instead of knowing that it is wrong.
+      probe_last: also probe the whole solution, like released code, instead of taking it to be wrong.
       host: whether `probe` runs on the host, on NumPy arrays. Otherwise it is traced.
 
     Returns:
@@ -174,7 +174,7 @@ def first_error_search(
 def _probed(answer: ArrayLike, mid: Any, host: bool) -> Any:
     mc = np.asarray(answer) if host else jnp.asarray(answer)
     if mc.shape != mid.shape:
-        raise ValueError(f"the probe returned shape {mc.shape}; expected {mid.shape}, one MC a question")
+        raise ValueError(f"the probe returned shape {mc.shape}; expected {mid.shape}, one MC per question")
     if host:
         bad = np.flatnonzero((mid >= 0) & ~((mc >= 0) & (mc <= 1)))
         if len(bad):

@@ -1,6 +1,6 @@
-"""OmegaPRM as a whole: rollouts of many questions in lock-step, to labelled prefixes and located first errors.
+"""OmegaPRM: labelled prefixes and located first errors from rollouts, many questions in lock-step.
 
-Text stays on the host; what produces and judges rollouts is a function that answers many requests at once.
+Text stays on the host; one function produces and judges rollouts for many requests at once.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ Steps = tuple[Hashable, ...]
 
 
 class PrefixRequest(NamedTuple):
-    """Rollouts that are asked for.
+    """A request for rollouts.
 
     Attributes:
       question: its number.
-      prefix: the steps to start from.
+      prefix: the steps to continue.
     """
 
     question: int
@@ -28,13 +28,13 @@ class PrefixRequest(NamedTuple):
 
 
 class JudgedRollout(NamedTuple):
-    """One completion.
+    """One completion of a prefix.
 
     Attributes:
       steps: the steps after the prefix.
-      length: in the unit of `omega_label`'s L; what a long rollout is.
-      correct: the answer is right; None where that cannot be said, because the reference or the checker is at fault.
-        Such a rollout counts as none.
+      length: in the unit of `omega_label`'s L.
+      correct: whether the answer is correct; None where that is unknown, because the reference or the verifier is at
+        fault. Such a rollout is not counted.
     """
 
     steps: Steps
@@ -48,7 +48,7 @@ class PrefixState(NamedTuple):
     Attributes:
       question: its number.
       prefix: the steps.
-      correct: right rollouts.
+      correct: correct rollouts.
       total: rollouts that could be judged.
     """
 
@@ -59,7 +59,7 @@ class PrefixState(NamedTuple):
 
     @property
     def mc(self) -> float:
-        """The share of right ones, 0 where none could be judged."""
+        """The share of correct ones, 0 where none could be judged."""
         return self.correct / max(self.total, 1)
 
 
@@ -70,7 +70,7 @@ class LocatedError(NamedTuple):
       question: its number.
       number: of the search that located it, from 0.
       steps: the whole solution.
-      start: how many of the steps were the prefix from which the wrong rollout started.
+      start: number of the steps that belong to the prefix from which the wrong rollout started.
       first_error: index of the first wrong step.
     """
 
@@ -83,7 +83,7 @@ class LocatedError(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class OmegaLabels:
-    """What a run found.
+    """Results of `omega_label`.
 
     Attributes:
       states: every prefix that was estimated, the empty one of each question first.
@@ -119,15 +119,15 @@ def omega_label(
     """Estimates prefixes and locates first errors, all questions in lock-step.
 
     Each search picks a wrong rollout (`omega_select`) and locates its first error (`first_error_search`); every prefix
-    probed on the way becomes a state, whose wrong rollouts join the pool. No prefix is estimated twice, no rollout is
-    picked twice. A question ends when its pool is empty; one whose first rollouts are all right or all wrong ends at
-    once. Where no rollout of a probed prefix could be judged, the search that asked for it locates nothing.
+    probed on the way becomes a state, whose wrong rollouts join the pool. No prefix is estimated twice, and no rollout
+    is picked twice. A question ends when its pool is empty; one whose first rollouts are all correct or all wrong ends
+    at once. Where no rollout of a probed prefix could be judged, the search that requested it locates nothing.
 
     Args:
       rollout_fn: produces and judges rollouts; called for all questions together.
       num_questions: P.
       rollouts: k, rollouts from each state.
-      searches: most searches a question.
+      searches: maximum number of searches per question.
       alpha: see `omega_select`.
       beta: see `omega_select`.
       L: see `omega_select`, in the unit of `JudgedRollout.length`.
@@ -175,7 +175,7 @@ class _Pool:
         self.states[prefix] = PrefixState(self.question, prefix, sum(judged), len(judged))
         self.visits.append(0)
         self.calls += len(found)
-        # A rollout without steps has no step to blame: the prefix was the whole solution.
+        # A rollout without steps has no wrong step: the prefix was the whole solution.
         wrong = [(number, r) for r in found if r.correct is False and r.steps]
         self.wrong += wrong
         self.used += [False] * len(wrong)
@@ -228,7 +228,7 @@ def _pick(pools: Sequence[_Pool], alpha: float, beta: float, L: float, c: float)
 
 
 def _locate(picks: Sequence[tuple[_Pool, _Job]], rollout_fn: RolloutFn, rollouts: int) -> list[int | None]:
-    """First error of each picked rollout, counted from the start of the rollout; None where it cannot be said."""
+    """First error of each picked rollout, counted from the start of the rollout; None where it is unknown."""
     n_steps = np.array([len(steps) for _, (_, steps) in picks])
     unknown = np.zeros(len(picks), bool)
 

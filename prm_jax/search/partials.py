@@ -1,7 +1,7 @@
-"""Partial solutions of a language model, what is asked about them, and the answers, checked and counted.
+"""Partial solutions of a language model, requests for steps and scores, and their results, checked and counted.
 
-Text is token ids here. What proposes steps and what scores prefixes are two functions of the caller's, each called once
-for all questions together; the engine behind them may be in this process or a server.
+Text is token ids here. The caller provides two functions, one that proposes steps and one that scores prefixes, each
+called once for all questions; the model may run in this process or on a server.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ class Step(NamedTuple):
     Attributes:
       tokens: its ids, the step's boundary or the end of text included; not empty.
       logp: sum of their log-probabilities.
-      finished: nothing comes after it.
+      finished: nothing follows it.
     """
 
     tokens: Tokens
@@ -37,7 +37,7 @@ class Partial(NamedTuple):
       question: its number.
       steps: the ids of each step.
       logp: sum of all log-probabilities.
-      finished: nothing comes after it.
+      finished: nothing follows it.
     """
 
     question: int
@@ -59,9 +59,9 @@ class Ask(NamedTuple):
     """A request for steps.
 
     Attributes:
-      partial: what they follow.
-      stream: differs between all requests of one question, and is the same in every run and beside any other question:
-        with the question's number it can choose the random numbers.
+      partial: the prefix to continue.
+      stream: differs between all requests of one question, and is the same in every run, whatever the other questions
+        are: together with the question's number it can seed the random numbers.
     """
 
     partial: Partial
@@ -69,10 +69,10 @@ class Ask(NamedTuple):
 
 
 ProposeFn = Callable[[Sequence[Ask], int, bool], Sequence[Sequence[Step]]]
-"""(requests, number of proposals for each, to the end of the solution or one step) -> proposals of each request."""
+"""(requests, number of proposals for each, whether to complete the solution) -> proposals for each request."""
 
 ScorePartials = Callable[[Sequence[Partial]], Sequence[float]]
-"""Prefixes of solutions -> a value of each, higher is better."""
+"""Prefixes of solutions -> the value of each, higher is better."""
 
 
 class Candidate(NamedTuple):
@@ -112,7 +112,7 @@ def check_counts(**counts: int) -> None:
 
 
 class Calls:
-    """Both functions of the caller's, with their answers checked and counted.
+    """Both functions of the caller, with their results checked and counted.
 
     Args:
       propose: produces steps.
@@ -127,7 +127,7 @@ class Calls:
     def propose(
         self, asks: Sequence[Ask], count: int, *, whole: bool = False, distinct: bool = True
     ) -> list[list[Partial]]:
-        """The requests' prefixes with each of the proposed steps; empty steps left out, with `distinct` equal ones too.
+        """The requests' prefixes with each of the proposed steps, without empty ones and, if `distinct`, duplicates.
 
         Raises:
           ValueError: another number of answers than requests, or more steps than asked for.
@@ -149,7 +149,7 @@ class Calls:
 
         Raises:
           UserError: a value is not finite.
-          ValueError: anything but one value a prefix.
+          ValueError: the scorer does not return one value per prefix.
         """
         if not partials:
             return []
@@ -157,7 +157,7 @@ class Calls:
         if values.shape != (len(partials),):
             raise ValueError(
                 f"the scorer returned shape {values.shape} for {len(partials)} prefixes; expected ({len(partials)},), "
-                "one value a prefix"
+                "one value per prefix"
             )
         for partial, value in zip(partials, values.tolist(), strict=True):
             self.scored[partial.question] += 1
@@ -169,7 +169,7 @@ class Calls:
         return values.tolist()
 
     def result(self, candidates: Sequence[Candidate]) -> Found:
-        """The candidates by question, best first; of equally good ones in the order given."""
+        """The candidates of each question, best first; equally good ones in the order given."""
         own: list[list[Candidate]] = [[] for _ in self.tokens]
         for candidate in candidates:
             own[candidate.partial.question].append(candidate)

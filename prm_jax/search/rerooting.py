@@ -1,4 +1,4 @@
-"""Re-rooting: a node becomes the root, what lies below it is kept, everything else makes room."""
+"""Re-rooting: a node becomes the root, its subtree is kept, and all other slots become free."""
 
 import dataclasses
 
@@ -11,24 +11,24 @@ from prm_jax.search.tree import NO_NODE, Tree, at, put
 
 
 def reroot(tree: Tree, node: ArrayLike) -> tuple[Tree, jax.Array]:
-    """Keeps the subtree of one node a question, its statistics included.
+    """Keeps the subtree of one node per question, with its statistics.
 
-    Slots are packed in their old order, so a parent's is still smaller than its children's. What was closed stays
-    closed. A stop closes the old root alone, so that a search goes on below any other node that had something left.
+    Slots are packed in their old order, so a parent's is still smaller than its children's. Closed nodes stay closed. A
+    stop only closes the old root, so that a search can continue below any other node that is not exhausted.
 
     Args:
       tree: the trees.
-      node: [B] i32, the new roots; -1 for a question that ends here, which gets no root.
+      node: [B] i32, the new roots; -1 for a question that ends, which then has no root.
 
     Returns:
-      (tree, old [B, N] i32): `old` is the former slot of what now lies in each slot, -1 in free ones, for whatever the
-      caller keeps by (question, slot). `dropped` and `refused` go on counting.
+      (tree, old [B, N] i32): `old` is the former slot of each slot's node, -1 in free slots, for data that the caller
+      keeps by (question, slot). `dropped` and `refused` keep their counts.
     """
     node = jnp.asarray(node, jnp.int32)
     chex.assert_shape(node, (tree.batch,))
     node = jnp.where((node >= 0) & at(tree.valid, node), node, NO_NODE)
     inside = _below(tree, node)
-    # Children slots without a child are given up, too: they are told apart by `parent`.
+    # Slots of invalid children are freed, too: `parent` identifies them.
     count = jnp.sum(inside, axis=1, dtype=jnp.int32)
     order = jnp.argsort(~inside, axis=1, stable=True).astype(jnp.int32)
     used = jnp.arange(tree.capacity) < count[:, None]
@@ -38,7 +38,7 @@ def reroot(tree: Tree, node: ArrayLike) -> tuple[Tree, jax.Array]:
     def move(field: jax.Array, empty: ArrayLike | None = None) -> jax.Array:
         shape = (*used.shape, *(1,) * (field.ndim - 2))
         taken = jnp.take_along_axis(field, order.reshape(shape), axis=1)
-        # Keys, which a state may hold, have zeros but cannot be made of numbers.
+        # PRNG keys in a state have zeros but cannot be converted from numbers.
         free = jnp.zeros((), field.dtype) if empty is None else jnp.asarray(empty, field.dtype)
         return jnp.where(used.reshape(shape), taken, free)
 
@@ -69,10 +69,10 @@ def reroot(tree: Tree, node: ArrayLike) -> tuple[Tree, jax.Array]:
 
 
 def _below(tree: Tree, node: jax.Array) -> jax.Array:
-    """[B, N] bool: the node and its descendants, by doubling the pointers to ancestors."""
+    """[B, N] bool: the node and its descendants, by pointer doubling."""
     slots = jnp.arange(tree.capacity)
     at_node = (slots == node[:, None]) & (node >= 0)[:, None]
-    # The root's pointer goes to itself, the node's too: every pointer ends at one of the two.
+    # The root and the node point to themselves: every pointer ends at one of the two.
     pointer = jnp.where(at_node | (tree.parent < 0), slots, tree.parent)
 
     def double(_: int, pointer: jax.Array) -> jax.Array:

@@ -30,7 +30,7 @@ def child_scores(tree: Tree, node: ArrayLike, score_fn: ScoreFn, *, width: int) 
       tree: the trees.
       node: [B] i32, -1 for none.
       score_fn: a rule.
-      width: static C, the most children that any node has.
+      width: static C, the maximum number of children of a node.
 
     Returns:
       (scores [B, C] f32, kids [B, C] i32).

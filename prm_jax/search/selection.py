@@ -14,12 +14,12 @@ from prm_jax.search.tree import NO_NODE, Tree, at, put
 class Selection(NamedTuple):
     """Where selection ended.
 
-    With several leaves a question, each array has an axis K behind B.
+    With several leaves per question, each array has an axis K after B.
 
     Attributes:
-      leaf: [B] i32; where `ok` is False the node at which selection got stuck, or -1 for a question without a root and
-        one where a score was NaN.
-      path: [B, max_depth + 1] i32, from the root to `leaf`, -1 behind it.
+      leaf: [B] i32; where `ok` is False the node at which selection got stuck, or -1 for a question without a root or
+        with a NaN score.
+      path: [B, max_depth + 1] i32, from the root to `leaf`, -1 after it.
       ok: [B] bool, `leaf` is a leaf that can be expanded.
     """
 
@@ -38,21 +38,21 @@ def select(
     leaves: int | None = None,
     virtual_loss: float = 1.0,
 ) -> Selection:
-    """Goes to the best child, from the root on, until a node has none.
+    """Descends from the root to the best child until a node has none.
 
-    A node all of whose children are closed, and a leaf at `max_depth`, end it with `ok` False; `close` such a node, and
-    selection does not come back.
+    It ends with `ok` False at a node whose children are all closed, and at a leaf at `max_depth`; `close` such a node
+    to keep selection out of it.
 
     Args:
       tree: the trees.
       score_fn: score of the children, see `scores`.
-      max_depth: static, the depth at which leaves are not expanded any more.
-      width: static C, the most children that any node has.
-      key: typed PRNG key or one a question [B], consumed; None takes the first of equally good children, a key a random
-        one. A question's path depends on its own key only; one key is split by the number of the question.
-      leaves: static K, the number of leaves to select a question; None is one, without the axis. Each pass leaves a
-        visit and a loss on its path that the next one sees. A leaf that was already selected has `ok` False.
-      virtual_loss: that loss, >= 0.
+      max_depth: static, the depth at which leaves are no longer expanded.
+      width: static C, the maximum number of children of a node.
+      key: typed PRNG key or one per question [B], consumed; None takes the first of equally good children, a key a
+        random one. A question's path depends on its own key only; a single key is folded with the question's number.
+      leaves: static K, the number of leaves to select per question; None is one, without the axis. Each pass adds a
+        visit and a loss to its path for the next one. A leaf that was already selected has `ok` False.
+      virtual_loss: that loss; negative where a node's value is the opponent's (a negative discount).
 
     Returns:
       `Selection`. The tree itself does not change.
@@ -78,7 +78,7 @@ def select(
     return Selection(leaf, path, ok & ~again)
 
 
-# What a path says behind its last node, besides "no node": no child could be entered, or a score was NaN.
+# What follows the last node of a path, besides "no node": no child could be entered, or a score was NaN.
 _STUCK, _BROKEN = -2, -3
 
 # (depth, node [B] or -1 where the descent is over, path [B, D + 1])
@@ -86,10 +86,10 @@ _Descent = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def _descend(tree: Tree, score_fn: ScoreFn, max_depth: int, width: int, keys: jax.Array | None) -> Selection:
-    """One pass; all questions go down together until the last has arrived.
+    """One pass; all questions descend together until the last has arrived.
 
-    The loop carries as little as it can: XLA runs bodies of at most eight kernels without its scheduler on CPUs, which
-    for small batches is half of the time.
+    The loop carries as little as possible: on CPUs XLA runs bodies of at most eight kernels without its scheduler,
+    which takes half of the time for small batches.
     """
     is_open = tree.has_root & ~tree.closed[:, 0]
     node = jnp.where(is_open & (tree.first_child[:, 0] >= 0), 0, NO_NODE)
@@ -112,7 +112,7 @@ def _descend(tree: Tree, score_fn: ScoreFn, max_depth: int, width: int, keys: ja
     _, _, path = jax.lax.while_loop(more, down, (jnp.zeros((), jnp.int32), node, path))
     stuck, broken = (jnp.any(path == what, axis=1) for what in (_STUCK, _BROKEN))
     path = jnp.where(broken[:, None], NO_NODE, jnp.maximum(path, NO_NODE))
-    leaf = jnp.max(path, axis=1)  # children lie behind their parents
+    leaf = jnp.max(path, axis=1)  # children come after their parents
     return Selection(leaf, path, is_open & ~stuck & ~broken & (path[:, -1] < 0))
 
 
@@ -126,7 +126,7 @@ def _best(scores: jax.Array, keys: jax.Array | None) -> jax.Array:
 
 
 def split_keys(key: jax.Array, batch: int) -> jax.Array:
-    """One key a question.
+    """One key per question.
 
     Args:
       key: typed PRNG key, which is split by the question's number, or [B] of them, which are returned.

@@ -202,7 +202,7 @@ def children(tree: Tree, node: ArrayLike, width: int) -> tuple[jax.Array, jax.Ar
     Args:
       tree: see above.
       node: [B] i32, -1 for none.
-      width: static, the most children that any node has.
+      width: static, the maximum number of children of a node.
 
     Returns:
       (kids [B, width] i32, is_child [B, width] bool). `kids` is in [0, N) but meaningful only where `is_child`.

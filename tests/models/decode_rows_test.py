@@ -7,8 +7,8 @@ import numpy as np
 from prm_jax.models import ModelConfig, decode, decode_rows, hidden_states, init_params
 
 CONFIG = ModelConfig(
-    vocab_size=23, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
-    qk_norm=True,
+    architecture="qwen3", vocab_size=23, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4,
+    num_kv_heads=2, head_dim=8, qk_norm=True,
 )  # fmt: skip
 
 

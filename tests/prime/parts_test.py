@@ -291,7 +291,9 @@ def written(sampler: Sampler, count: int) -> Responses:
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         tokens[row, : len(prompt) + len(answer)] = [*prompt, *answer]
         mask[row, len(prompt) : len(prompt) + len(answer)] = True
-    return sampler._judge(problems, tokens, mask, np.ones(count, bool))
+    cut = count - 1  # the last response is cut off before its end token
+    mask[cut, np.flatnonzero(mask[cut])[-1]] = False
+    return sampler._judge(problems, tokens, mask, np.arange(count) != cut)
 
 
 def test_a_saved_prm_gives_the_rewards_of_the_training_step_and_ensembles_are_cautious(sampler, params, tmp_path):

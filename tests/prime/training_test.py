@@ -145,6 +145,17 @@ def test_adapters_critic_and_prompts_put_back_survive_a_stop(run_options, tmp_pa
         }
 
 
+def test_an_absurd_learning_rate_stops_the_run_and_can_be_lowered_on_resume(finished, tmp_path):
+    options, whole, _ = finished
+    options, path = dataclasses.replace(options, baseline=False), tmp_path / "run"
+    absurd = dataclasses.replace(options.policy, learning_rate=1e30)
+    with pytest.raises(DivergedRun, match="had a non-finite update and were skipped.*learning"):
+        train(dataclasses.replace(options, policy=absurd, max_bad_steps=1), path)
+    assert (path / "bad_steps" / "step_1.npz").is_file()
+    train(options, path, resume=True)
+    assert_same_as_undisturbed(whole, path)
+
+
 def test_stopped_while_sampling_for_the_prm_warm_up_it_ends_in_the_same_bits(finished, tmp_path, monkeypatch):
     options, whole, _ = finished
     options = dataclasses.replace(options, baseline=False)

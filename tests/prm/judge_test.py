@@ -173,7 +173,7 @@ def test_the_command_reads_scores_and_writes_a_page(tmp_path, capsys):
     [
         ('{"scores": [NaN], "score": 1}', r"scores\[0\]: expected a finite number, found nan"),
         ('{"scores": [0.1], "score": 1, "labels": [1, 0]}', "2 labels for 1 steps"),
-        ('{"scores": [], "score": 1}', "one a step"),
+        ('{"scores": [], "score": 1}', "one per step"),
         ("", "has no scored solutions|empty|no"),
     ],
 )

@@ -131,7 +131,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(config, params, toke
     chex.assert_trees_all_close(ends[0][0].trainable["model"], ends[1][0].trainable["model"], atol=2e-4)
 
 
-def test_the_token_loss_is_trls():
+def test_the_token_loss_equals_trls():
     # A worked example of TRL's definition: the mean of the cross-entropy over the three labelled tokens.
     logits = np.zeros((1, 4, 2), np.float32)
     logits[0, :3] = [[-0.057, 0.1443], [-0.2915, 0.4315], [-1.1701, -1.9203]]
@@ -195,14 +195,14 @@ def test_pairs_of_steps_share_their_prefix(records):
 
 
 @pytest.mark.parametrize("needs", ["labels", "outcome", "groups", "either"])
-def test_data_that_teaches_nothing_is_refused(needs, tokenizer, records):
+def test_data_from_which_nothing_can_be_learned_is_refused(needs, tokenizer, records):
     bare = [dataclasses.replace(r, labels=None, outcome=1.0 if needs == "groups" else None) for r in records]
     rows, _ = build_rows(bare, tokenizer, LAYOUT, max_length=64)
     with pytest.raises(UserError, match="nothing to learn from"):
         select(rows, needs, RowReport())
 
 
-def test_plans_keep_groups_whole_and_repeat_themselves(tokenizer, records):
+def test_plans_keep_groups_whole_and_are_deterministic(tokenizer, records):
     rows, _ = build_rows(records, tokenizer, LAYOUT, max_length=64)
     plan = make_plan(rows, batch_size=8, epochs=2, seed=1, whole_groups=True)
     for epoch in plan.epochs:

@@ -139,7 +139,7 @@ def check_labels(prm, found, ids, places):
     np.testing.assert_allclose(found.steps, sigmoid(h @ head[plus] - h @ head[minus]), rtol=2e-4)
 
 
-def test_eurus_is_a_policy_beside_its_reference(tmp_path):
+def test_eurus_scores_by_its_log_ratio_to_the_reference(tmp_path):
     config = checkpoint(tmp_path / "m", "qwen2", seed=1)
     checkpoint(tmp_path / "ref", "qwen2", seed=2)
     prm = load(tmp_path / "m", layout="eurus_prm", reference=tmp_path / "ref")
@@ -186,7 +186,7 @@ def test_every_kind_scores_when_its_training_is_over(kind, config, params, token
     assert all(np.isfinite(one.response) and len(one.steps) == len(one.record.steps) for one in scored)
 
 
-def test_a_saved_model_says_how_to_score_and_comes_back_whole(prm, tmp_path):
+def test_a_saved_model_is_loaded_unchanged_and_says_how_to_score(prm, tmp_path):
     save(tmp_path / "m", prm)
     described = json.loads((tmp_path / "m" / "config.json").read_text())[KEY]
     assert described["kind"]["kind"] == "value" and described["step_score"] == "value"
@@ -205,6 +205,12 @@ def test_a_saved_model_says_how_to_score_and_comes_back_whole(prm, tmp_path):
         load(tmp_path / "m")
     edit_config(tmp_path / "m", lambda c: c[KEY]["kind"].update(valu="bce"))
     with pytest.raises(UserError, match="no option 'valu'; did you mean 'value'"):
+        load(tmp_path / "m")
+    edit_config(tmp_path / "m", lambda c: c[KEY]["kind"].update(beta=0.1))
+    with pytest.raises(UserError, match="kind.beta is an option of kind implicit, step_q, but the kind is value"):
+        load(tmp_path / "m")
+    edit_config(tmp_path / "m", lambda c: c[KEY].update(format=1))
+    with pytest.raises(UserError, match="has format 1; this version reads format 2"):
         load(tmp_path / "m")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("x")

@@ -101,6 +101,23 @@ def test_several_models_give_their_lower_confidence_bound(config, params, tokeni
         ensemble_token_rewards([x.spec for x in mixed], [x.weights for x in mixed], *rows, num_steps=3)
 
 
+@pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")
+@pytest.mark.parametrize("name", ["token", "implicit"])
+def test_rows_stay_on_their_devices(name, config, params, tokenizer, records):
+    """Sharded over 8 devices the rewards equal those of one, and no hidden states are gathered."""
+    prm = model(prms.KINDS[name](), config, params, tokenizer)
+    rows = rows_of(prm, records[:8])
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    placed = [jax.device_put(jnp.asarray(x), split) for x in rows]
+    weights = jax.device_put(prm.weights, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    run = jax.jit(functools.partial(token_rewards, prm.spec, num_steps=3), out_shardings=split)
+    compiled = run.lower(weights, *placed).compile()
+    assert "all-gather" not in compiled.as_text()
+    expected = token_rewards(prm.spec, prm.weights, *rows, num_steps=3)
+    np.testing.assert_allclose(compiled(weights, *placed), expected, rtol=2e-4, atol=2e-6)
+
+
 @pytest.fixture(scope="module")
 def carry():
     """A task, a small policy, a reference, and rows of solutions as PRIME lays them out."""

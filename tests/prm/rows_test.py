@@ -92,7 +92,7 @@ def test_labels_after_the_first_error_are_unknown(tokenizer):
     assert through_first_error(rows[0]).label_mask.tolist() == [True, False]
 
 
-def test_packing_keeps_every_solution_whole():
+def test_packing_does_not_split_solutions():
     lengths = [5, 3, 9, 2, 2, 6]
     rows = pack(lengths, 10)
     assert sorted(sum(rows, [])) == list(range(6)) and all(sum(lengths[i] for i in r) <= 10 for r in rows)
@@ -101,7 +101,7 @@ def test_packing_keeps_every_solution_whole():
         pack([11], 10)
 
 
-def test_a_packed_batch_says_where_everything_is(tokenizer, records):
+def test_a_packed_batch_locates_every_step(tokenizer, records):
     rows, _ = build_rows(records[:5], tokenizer, TextLayout(), max_length=64)
     shape = Shape(rows=4, width=32, solutions=6, steps=3, objectives=("right",))
     batch = collate(rows, shape)

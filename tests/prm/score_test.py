@@ -63,7 +63,7 @@ def test_long_solutions_are_refused_or_skipped(prm, records):
     assert len(rows_to_score(prm, [records[0], long], skip_long=True)) == 1
 
 
-def test_scores_that_are_no_numbers_are_refused(prm, records):
+def test_scores_that_are_not_finite_are_refused(prm, records):
     head = jax.tree.map(lambda x: x * np.nan, prm.weights.head)
     broken = dataclasses.replace(prm, weights=dataclasses.replace(prm.weights, head=head))
     with pytest.raises(UserError, match="the score of step 0 is nan"):
@@ -72,7 +72,7 @@ def test_scores_that_are_no_numbers_are_refused(prm, records):
         score_solutions(prm, records[:2], aggregate="median")
 
 
-def test_preferences_may_go_in_a_circle():
+def test_preferences_may_be_cyclic():
     angles = np.asarray([0, 2, 4]) * np.pi / 3  # each is preferred to the one before it
     extras = [
         {"embedding": np.asarray([np.cos(a), np.sin(a)], np.float32), "scales": np.ones(1, np.float32)} for a in angles

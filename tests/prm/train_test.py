@@ -19,7 +19,7 @@ from prm_jax.prm.prepare import prepare
 from prm_jax.prm.score import score_solutions
 from prm_jax.prm.train_options import TrainPRMOptions, check_options
 from prm_jax.prm.training import train
-from prm_jax.runs.stopping import InterruptedRun
+from prm_jax.runs.stopping import DivergedRun, InterruptedRun
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def files(path) -> dict[str, bytes]:
     return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(options, tmp_path, monkeypatch, records):
+def test_a_stopped_run_resumes_to_the_same_bits(options, tmp_path, monkeypatch, records):
     summary = train(options, tmp_path / "whole")
     assert summary["after"]["prm_eval/loss"] < summary["before"]["prm_eval/loss"]
     assert {"prm_eval/step_auc", "prm_eval/pairwise_accuracy"} <= summary["after"].keys()
@@ -64,6 +64,14 @@ def test_a_stopped_run_goes_on_to_the_same_bits(options, tmp_path, monkeypatch, 
     found = score_solutions(prm, records)
     auc = [(s, l) for one in found for s, l in zip(one.steps, one.record.labels, strict=True)]
     assert np.mean([s for s, l in auc if l]) > np.mean([s for s, l in auc if not l]) + 0.2
+
+
+def test_an_absurd_learning_rate_stops_training_and_can_be_lowered_on_resume(options, tmp_path):
+    absurd = dataclasses.replace(options.train, learning_rate=1e30)
+    with pytest.raises(DivergedRun, match="Lower --train.learning-rate"):
+        train(dataclasses.replace(options, train=absurd, max_bad_steps=1), tmp_path / "run")
+    summary = train(options, tmp_path / "run", resume=True)
+    assert summary["after"]["prm_eval/loss"] < summary["before"]["prm_eval/loss"]
 
 
 def test_every_problem_with_options_is_named_at_once():
@@ -187,7 +195,7 @@ def test_bad_records_are_refused_or_skipped_and_counted(options, records, tokeni
     assert len(prepared.rows) == 4 and prepared.notes["skipped"].startswith("2 bad records; the first is")
 
 
-def test_records_in_memory_are_learned_from_instead_of_a_file(options, records, tmp_path):
+def test_records_in_memory_replace_the_data_file(options, records, tmp_path):
     options = dataclasses.replace(
         options, data=DataOptions(eval_fraction=0.0), train=dataclasses.replace(options.train, epochs=1)
     )
@@ -195,7 +203,7 @@ def test_records_in_memory_are_learned_from_instead_of_a_file(options, records, 
     assert summary["rows"] == 8 and load(tmp_path / "run" / "model").spec.kind == Token()
 
 
-def test_only_what_two_labellers_agree_on_is_learned_from(options, records, tokenizer, tmp_path):
+def test_training_uses_only_what_two_labellers_agree_on(options, records, tokenizer, tmp_path):
     judged = tmp_path / "judged.jsonl"
     # The judge names the same step of every other solution and has not seen the last four.
     lines = [{"id": one.id, "first_error": one.first_error() + i % 2} for i, one in enumerate(records[:-4])]

@@ -172,6 +172,36 @@ def test_no_truncated_or_deleted_file_gives_wrong_values(tmp_path, how):
         assert restored.metadata == {"step": restored.step}
 
 
+def test_a_folder_copied_under_another_number_is_not_that_step(tmp_path):
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, _state(1), {"step": 1}, wait=True)
+        checkpointer.save(2, _state(2), {"step": 2}, wait=True)
+    shutil.copytree(tmp_path / "1", tmp_path / "7")
+    with Checkpointer(tmp_path) as checkpointer:
+        with pytest.raises(CheckpointError, match="step 7 .* it holds step 1: the folder was copied or renamed"):
+            checkpointer.read_metadata()
+        restored = checkpointer.restore(_state())
+        assert restored.step == 2 and restored.metadata == {"step": 2}
+        _assert_same(restored.state, _state(2))
+        assert checkpointer.steps() == [1, 2]
+
+
+def test_a_failed_background_write_is_attributed_to_its_own_step(tmp_path, monkeypatch):
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, _state(1), wait=True)
+        checkpointer.save(2, _state(2))
+        wait = checkpointer._manager.wait_until_finished
+
+        def failing():
+            wait()
+            monkeypatch.undo()
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(checkpointer._manager, "wait_until_finished", failing)
+        with pytest.raises(CheckpointError, match="checkpoint of step 2 could not be written .* no space left"):
+            checkpointer.save(3, _state(3))
+
+
 def test_an_error_without_changes_when_every_step_is_damaged(tmp_path):
     state = {"a": jnp.arange(1000.0)}
     with Checkpointer(tmp_path) as checkpointer:

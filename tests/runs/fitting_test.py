@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import re
+import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +20,7 @@ from prm_jax.runs.interrupts import Interrupts
 from prm_jax.runs.learner import guarded_update, make_schedule
 from prm_jax.runs.metrics_log import read_metrics
 from prm_jax.runs.run_dir import open_run
+from prm_jax.runs.soundness import complaint
 from prm_jax.runs.stopping import DivergedRun, InterruptedRun
 
 
@@ -86,6 +90,60 @@ def test_the_metrics_of_a_step_are_read_after_the_next_one_is_dispatched(tmp_pat
         callbacks=[lambda event: events.append(f"read {event.step}") if event.kind == "step" else None],
     )  # fmt: skip
     assert events == ["dispatch", "dispatch", "read 1", "dispatch", "read 2", "read 3"]
+
+
+class Slow:
+    """Batches that depend on the state and take 20 ms."""
+
+    needs_state = True
+
+    def draw(self, state, step):
+        time.sleep(0.02)
+        return batch_of(step)
+
+    def position(self):
+        return {}
+
+    def restore(self, position):
+        pass
+
+
+def test_the_times_of_drawing_update_and_evaluation_are_separate(tmp_path):
+    def evaluate(state):
+        time.sleep(0.05)
+        return distance(state)
+
+    with open_run(tmp_path / "run", Config()) as run:
+        fitted = fit(initial_state, step, Slow(), run=run, options=OPTIONS, evaluate=evaluate)
+    assert "time/evaluation_seconds" not in fitted.after
+    for record in read_metrics(tmp_path / "run")[1:]:
+        parts = record["time/draw_seconds"] + record["time/update_seconds"]
+        assert record["time/draw_seconds"] >= 0.02 and record["time/step_seconds"] == pytest.approx(parts, rel=1e-3)
+        assert ("time/evaluation_seconds" in record) == ("eval/distance" in record)
+        assert record.get("time/evaluation_seconds", 0.05) >= 0.05
+
+
+@pytest.mark.parametrize("kind", ["drawing the batch of step 3", "evaluation after step 4"])
+def test_the_watchdog_names_the_phase_and_prints_the_stacks(tmp_path, kind, capfd):
+    def hanging(number):
+        time.sleep(0.6 * (kind.startswith("drawing") and number == 2))
+        return batch_of(number)
+
+    def evaluate(state):
+        calls.append(1)
+        time.sleep(0.6 * (kind.startswith("evaluation") and len(calls) == 3))
+        return {"eval/x": 0.0}
+
+    calls = []
+    warm = jax.tree.map(jnp.asarray, initial_state())
+    jax.block_until_ready(step(warm, batch_of(0)))  # compiled, so that only the sleep is slow
+    with open_run(tmp_path / "run", Config()) as run:
+        frontend = Frontend(title="a test", watchdog=0.4)
+        fit(initial_state, step, hanging, run=run, options=OPTIONS, evaluate=evaluate, frontend=frontend)
+    err = capfd.readouterr().err
+    assert f"{kind} (a test) has taken more than 0.4 s" in err
+    assert ("in hanging" if kind.startswith("drawing") else "in evaluate") in err
+    assert "Thread 0x" in err
 
 
 @pytest.mark.parametrize("kind", ["function", "iterable", "object"])
@@ -160,6 +218,71 @@ def test_a_poisoned_state_is_never_saved_and_the_last_good_one_remains(tmp_path)
         run_loop(tmp_path / "run", step=poisoned, batches=batches, options=dataclasses.replace(OPTIONS, eval_every=0))
     with Checkpointer(tmp_path / "run" / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.steps() == [2, 4]
+
+
+def sgd(learning_rate):
+    """An unguarded step."""
+
+    @jax.jit
+    def step(state, batch):
+        return {**state, "w": state["w"] - learning_rate * (state["w"] - batch)}, {"loss": jnp.float32(0)}
+
+    return step
+
+
+def test_an_absurd_learning_rate_is_stopped_and_can_be_lowered_on_resuming(tmp_path):
+    path, options = tmp_path / "run", dataclasses.replace(OPTIONS, keep_checkpoints=1)
+    run_loop(path, step=sgd(0.1), options=dataclasses.replace(options, steps=2))
+    with pytest.raises(DivergedRun, match=r"after step 4 .* absurdly large; this state was not saved"):
+        run_loop(path, step=sgd(1e15), options=options, resume=True)
+    assert [entry.name for entry in (path / "checkpoints").iterdir()] == ["2"]
+    resumed = run_loop(path, step=sgd(0.1), options=options, resume=True)
+    whole = run_loop(tmp_path / "whole", step=sgd(0.1), options=options)
+    assert resumed.steps == 6 and np.array_equal(resumed.state["w"], whole.state["w"])
+
+
+@pytest.mark.parametrize(
+    ("state", "problem"),
+    [
+        ({"w": np.array([1.0, np.nan], np.float32)}, "not finite"),
+        ({"w": np.array([1.0, -np.inf], np.float32)}, "not finite"),
+        ({"w": np.array([1.0, -1e30], np.float32)}, "reach 1.0e\\+30"),
+        ({"w": np.ones(2, np.float32), "best": np.array(np.nan, np.float32)}, "contain NaN"),
+        ({"w": np.ones(2, np.float32), "best": np.array(np.inf, np.float32), "count": np.int32(2**31 - 1)}, "$"),
+    ],
+)
+def test_which_states_are_sound(state, problem):
+    found = complaint(jax.tree.map(jnp.asarray, state))
+    assert re.search(problem, found) and bool(found) == (problem != "$")
+
+
+def test_a_poisoned_state_is_not_kept_as_the_best(tmp_path):
+    def evaluate(state):
+        return {"eval/score": 1.0 + bool(jnp.isnan(state["w"]).any())}
+
+    options = dataclasses.replace(OPTIONS, best="eval/score")
+    with open_run(tmp_path / "run", Config()) as run, pytest.raises(DivergedRun):
+        batches = [batch_of(0), batch_of(1), batch_of(2), np.full(3, np.nan, np.float32)]
+        fit(initial_state, step, batches, run=run, options=options, evaluate=evaluate)
+    with open_run(tmp_path / "run", Config(), resume=True) as run:
+        best = load_best(run, jax.eval_shape(initial_state))
+    assert np.array_equal(best["w"], np.zeros(3))  # of step 0
+
+
+def test_the_best_state_is_rewound_with_the_run(tmp_path):
+    options = FitOptions(steps=6, save_every=2, eval_every=2, best="eval/distance")
+    path = tmp_path / "run"
+
+    def growing(scale):
+        return jax.jit(lambda state, batch: ({**state, "w": state["w"] + scale}, {"loss": jnp.float32(0)}))
+
+    run_loop(path, step=growing(1.0), options=dataclasses.replace(options, steps=4))
+    shutil.rmtree(path / "checkpoints" / "4")  # as if the run had been killed while it was written
+    with open_run(path, Config(), resume=True) as run:
+        fitted = fit(initial_state, growing(2.0), batch_of, run=run, options=options, evaluate=distance)
+        best = load_best(run, jax.eval_shape(initial_state))
+    assert fitted.best_step == 6 and np.array_equal(best["w"], np.full(3, 10.0))
+    assert any(entry.name.startswith("4-superseded") for entry in (path / "best" / "set_aside").iterdir())
 
 
 def test_resuming_walks_back_past_a_checkpoint_that_is_not_finite(tmp_path):

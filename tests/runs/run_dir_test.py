@@ -1,8 +1,10 @@
 """Run directories: made once, owned by one job, resumed with their own configuration."""
 
+import contextlib
 import json
 import logging
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -213,6 +215,78 @@ def test_unique_names_and_git_state(tmp_path):
     assert git_state(tmp_path) is None  # no commit yet
 
 
+_NEW, _OLD = ".policy.new.0123456789ab", ".prm.old.0123456789ab"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_leftovers_of_a_killed_run_are_removed_at_the_next_start(tmp_path, resume):
+    path = tmp_path / "run"
+    with open_run(path, _Config()) as run:
+        if resume:
+            run.claim()
+    for name in (_NEW, _OLD):
+        (path / name).mkdir()
+        (path / name / "config.json").write_text(name)
+    (path / ".run.json.4711.tmp").write_text("{")
+    if resume:
+        (path / ".mine.txt").write_text("mine")
+    with open_run(path, _Config(), resume=resume):
+        left = {entry.name for entry in path.iterdir() if entry.name.startswith(".")}
+        assert left == ({".mine.txt"} if resume else set())
+        # A model that was about to be replaced is put back.
+        assert (path / "prm" / "config.json").is_file() == resume
+
+
+def test_paths_that_cannot_be_used_are_refused(tmp_path):
+    for name, part in (("a\0b", "null"), ("x" * 300, "name too long"), ("\udcff", "not valid UTF-8")):
+        with pytest.raises(UserError, match=f"(?i)run directory.*{part}"):
+            open_run(tmp_path / name, _Config())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A directory with 64 KiB of space."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mount)]
+    if subprocess.run(words, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount a small tmpfs here")
+    yield mount
+    subprocess.run(["umount", "-l", str(mount)], check=False)
+
+
+def _fill(mount: pathlib.Path) -> None:
+    with contextlib.suppress(OSError), (mount / "filler").open("wb", buffering=0) as file:
+        for _ in range(1 << 20):
+            file.write(b"x" * 512)
+
+
+def test_a_disk_that_fills_up_during_a_run_is_reported(small_disk):
+    with pytest.raises(UserError, match="cannot write .*metrics.jsonl: No space left.* --resume"):
+        with open_run(small_disk / "run", _Config()) as run:
+            run.log(1, {"v": 1})
+            run.claim()
+            _fill(small_disk)
+            for step in range(2, 1000):
+                run.log(step, {"v": step})
+    (small_disk / "filler").unlink()
+    with open_run(small_disk / "run", _Config(), resume=True) as run:
+        run.rewind(1)
+        run.log(2, {"v": 2})
+    assert [record["step"] for record in read_metrics(small_disk / "run")] == [1, 2]
+
+
+def test_a_full_or_read_only_disk_is_refused_at_the_start(small_disk):
+    _fill(small_disk)
+    with pytest.raises(UserError, match="cannot write .*No space left"):
+        open_run(small_disk / "run", _Config())
+    assert [entry.name for entry in small_disk.iterdir()] == ["filler"]
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(UserError, match="cannot write to the run directory .*: Read-only file system"):
+        open_run(small_disk / "run", _Config())
+
+
 def test_damaged_documents_are_named(tmp_path):
     with open_run(tmp_path / "run", _Config()):
         pass
@@ -222,6 +296,6 @@ def test_damaged_documents_are_named(tmp_path):
 
 
 def test_a_directory_that_is_not_utf_8_is_refused_at_the_start(tmp_path):
-    with pytest.raises(UserError, match="is not UTF-8 text, which checkpoints need"):
+    with pytest.raises(UserError, match="is not valid UTF-8, which checkpoints need"):
         open_run(tmp_path / "r\udcff", _Config())
     assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """The commands search and label on the carry task: with a model that knows nothing, and a made-up careless one."""
 
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -479,6 +480,8 @@ def test_a_search_rule_of_the_users_own(model, careless, tmp_path, capsys):
     assert cli.main([*words, "--method", "step_beam", "--beams", "1", "--out", str(outs[1])]) == 0
     assert answers(outs[0]) == answers(outs[1])
     assert cli.main([*words, "--method", f"{file}:Whole", "--samples", "2"]) == 0
+    example = pathlib.Path(__file__).resolve().parents[2] / "examples" / "search_rule.py"
+    assert cli.main([*words, "--method", f"{example}:patient"]) == 0
     for name, message in (
         ("wrong_result", "returned list; expected a search.language_model.Found"),
         ("wrong_signature", "it is called as wrong_signature(propose, score, num_questions)"),

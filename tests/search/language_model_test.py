@@ -1,5 +1,7 @@
 """Searches over steps with a made-up model: letters whose right continuation is known."""
 
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -204,3 +206,14 @@ def test_where_no_sample_remains_the_most_promising_is_written_to_its_end():
         (only,) = own
         assert only.partial.finished and only.partial.tokens[:2] == RIGHT[0] and len(only.partial.steps) == 2
         assert only.score == score([only.partial])[0]
+
+
+def test_the_example_of_a_search_rule_of_ones_own():
+    from examples.search_rule import patient
+
+    found = patient(propose, score, 3, width=2, max_steps=5, enough=1.0)
+    for own in found.candidates:
+        assert len(own) == 1 and own[0].score == 1.0 and own[0].partial.tokens == (1, 2, 3, 4, 9)
+    assert (found.proposals >= 2 * DEPTH).all() and (found.proposals <= 2 * 5 * DEPTH).all()
+    text = (pathlib.Path(__file__).resolve().parents[2] / "examples" / "search_rule.py").read_text()
+    assert len(text.splitlines()) <= 25

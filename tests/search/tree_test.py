@@ -503,7 +503,7 @@ def test_bad_options():
         (lambda: s.Method(s.minmax(s.puct(discount=0.9)), 2, 1, discount=-1.0), "give the rule the same discount"),
         (lambda: s.search(tree, None, -1, s.puct(), width=2, max_depth=2), "num_simulations=-1"),
         (lambda: s.search(tree, None, 1, s.puct(), width=2), "needs width and max_depth"),
-        (lambda: s.search(tree, None, 1, s.alphamath(2, 2), width=2), "leave them out beside one"),
+        (lambda: s.search(tree, None, 1, s.alphamath(2, 2), width=2), "leave them out with a Method"),
         (lambda: s.search(tree, None, 1, s.alphamath(2, 2), hooks=s.SearchHooks(None, print)), "host=True only"),
         (lambda: s.backup(tree, [[0]], [1.0], best=[1.0], discount=-1.0), "one at a time"),
         (lambda: s.best_path(tree, "max", discount=-1.0), "only 'q' takes a discount"),

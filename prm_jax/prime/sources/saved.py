@@ -67,4 +67,6 @@ def _record(responses: Responses, row: int, sampler: Sampler) -> StepRecord:
     steps = tuple(text[a:b] for a, b in sampler.task.splitter(text))
     problem = responses.problems[row // responses.samples_per_prompt]
     prompt = problem.prompt if isinstance(problem.prompt, str) else sampler.prompt_text(problem)
-    return StepRecord(prompt, steps, labels=None, outcome=None, group=problem.id, id=f"row {row}")
+    # A response that was cut off has no end token, even where the PRM's layout ends whole solutions with one.
+    ended = {"finished": bool(responses.finished[row])}
+    return StepRecord(prompt, steps, None, None, group=problem.id, id=f"row {row}", provenance=ended)

@@ -91,9 +91,9 @@ class BCoder(HeadedKind):
     def training_loss(self, spec: Spec, found: dict[str, Any], batch: Batch, constant: jax.Array) -> rl.Loss:
         """Squared Bellman errors at every token; on successful responses also the two anchors to the data."""
         del spec, constant
-        inside, going_on, outcome = _tokens(batch)
-        rewards = jnp.where(inside & ~going_on, 2 * outcome - 1, 0.0)
-        targets = rewards + jnp.where(going_on, self.discount * found["next_q"], 0.0)
+        inside, continues, outcome = _tokens(batch)
+        rewards = jnp.where(inside & ~continues, 2 * outcome - 1, 0.0)
+        targets = rewards + jnp.where(continues, self.discount * found["next_q"], 0.0)
 
         def piece(rows: tuple[jax.Array, ...]) -> rl.Loss:
             state, value, action, target, mask, good = rows
@@ -111,7 +111,7 @@ class BCoder(HeadedKind):
     def scores(self, spec: Spec, found: dict[str, Any], batch: Batch) -> jax.Array:
         """[R, S]: the rewards that the Q function was fitted to, Q - discount * V', summed over each step."""
         del spec
-        inside, going_on, _ = _tokens(batch, known=False)
+        inside, continues, _ = _tokens(batch, known=False)
 
         def taken(rows: tuple[jax.Array, jax.Array]) -> jax.Array:
             logits = rows[0].astype(jnp.float32) @ found["head"].astype(jnp.float32).T
@@ -119,12 +119,12 @@ class BCoder(HeadedKind):
             return jnp.take_along_axis(q, rows[1][:, None], -1)[:, 0]
 
         q = _in_pieces(taken, (found["state"], batch.tokens.reshape(-1))) + found["value"]
-        rewards = rl.recovered_rewards(q, jnp.where(going_on, self.discount, 0.0), found["next_value"])
+        rewards = rl.recovered_rewards(q, jnp.where(continues, self.discount, 0.0), found["next_value"])
         return step_sums(jnp.where(inside, rewards, 0.0).reshape(batch.tokens.shape), batch)
 
 
 def _tokens(batch: Batch, *, known: bool = True) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Flat [N * T]: the token is a response's (one with an outcome, if `known`); so is the next; its outcome."""
+    """Flat [N * T]: the token belongs to a response (with an outcome, if `known`); so does the next; its outcome."""
     count, steps = batch.step_mask.shape
     owner = jnp.where(batch.slots >= 0, batch.slots // steps, -1)
     following = jnp.pad(owner[:, 1:], ((0, 0), (0, 1)), constant_values=-1)

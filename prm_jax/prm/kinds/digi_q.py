@@ -71,12 +71,12 @@ class DigiQ(HeadedKind):
         """Squared errors of Q to r + discount * V'(s') and of V to Q'(s, a), each twin to its own target."""
         del spec, constant
         mask = batch.step_mask & judged(batch)[:, None]
-        going_on = rl.continuation_discounts(mask, discount=self.discount)
+        discounts = rl.continuation_discounts(mask, discount=self.discount)
         last = mask & (rl.continuation_discounts(mask, discount=1.0) == 0)
         rewards = jnp.where(last, batch.outcome[:, None], 0.0)
         total, weight = jnp.float32(0), jnp.float32(0)
         for twin in range(2):
-            target = rewards + going_on * found["target_next_v"][..., twin]
+            target = rewards + discounts * found["target_next_v"][..., twin]
             of_q = rl.value_loss(found["q"][..., twin], target, mask)
             of_v = rl.value_loss(found["v"][..., twin], found["target_q"][..., twin], mask)
             total, weight = total + of_q.total + of_v.total, of_q.weight

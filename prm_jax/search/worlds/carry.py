@@ -1,8 +1,8 @@
 """Chain sums with a careless policy, as a search problem whose values are known exactly.
 
-The problem is that of the built-in carry task: running totals of one-digit operands, where whoever writes them drops
-the carry with some probability whenever the units overflow. A dropped carry is never made up for, so the chance of a
-right answer from any prefix is a product. No language model is needed, and everything runs inside jit.
+The problem is that of the built-in carry task: running totals of one-digit operands, written by a policy that drops the
+carry with some probability whenever the units overflow. A dropped carry is never compensated, so the probability of a
+correct answer from any prefix is a product. No language model is needed, and everything runs inside jit.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from prm_jax.search.evaluation import Expansion, Leaf
 
 WIDTH = 2
-"""Ways to write an addition: right, and with the carry dropped where there is one."""
+"""Ways to write an addition: correct, and with the carry dropped where there is one."""
 
 
 class CarryProgress(NamedTuple):
@@ -24,7 +24,7 @@ class CarryProgress(NamedTuple):
     Attributes:
       written: i32, additions written.
       total: i32, the total written last.
-      right: bool, every total so far is right.
+      right: bool, every total so far is correct.
     """
 
     written: jax.Array
@@ -38,7 +38,7 @@ class CarryWorld(NamedTuple):
     Attributes:
       operands: [B, L] i32 in 0..9, right-padded.
       lengths: [B] i32 in 2..L, operands of each sum.
-      drop_carry: scalar f32, chance to drop a carry.
+      drop_carry: scalar f32, probability of dropping a carry.
     """
 
     operands: jax.Array
@@ -50,9 +50,9 @@ def carry_world(operands: ArrayLike, lengths: ArrayLike, *, drop_carry: float = 
     """B sums as a search problem.
 
     Args:
-      operands: [B, L] int in 0..9, right-padded with anything.
+      operands: [B, L] int in 0..9, right-padded with any values.
       lengths: [B] int in 2..L.
-      drop_carry: chance to drop a carry, in [0, 1].
+      drop_carry: probability of dropping a carry, in [0, 1].
 
     Returns:
       `CarryWorld`.
@@ -70,7 +70,7 @@ def carry_start(world: CarryWorld) -> CarryProgress:
 
 
 def carry_values(world: CarryWorld, progress: CarryProgress) -> jax.Array:
-    """The exact chance that the careless policy ends with the right answer.
+    """The exact probability that the careless policy ends with the correct answer.
 
     Args:
       world: B sums.
@@ -97,8 +97,8 @@ def carry_next(world: CarryWorld, progress: CarryProgress) -> tuple[CarryProgres
       progress: leaves [B, ...].
 
     Returns:
-      (progress with leaves [B, ..., 2]: the right addition and the one with the carry dropped, policy [B, ..., 2] f32):
-      a way that does not exist has probability 0; after the last addition there is none.
+      (progress with leaves [B, ..., 2]: the correct addition and the one with the carry dropped; policy [B, ..., 2]
+      f32): a way that does not exist has probability 0; none exists after the last addition.
     """
     written = progress.written
     place = jnp.minimum(written + 1, world.operands.shape[1] - 1)
@@ -136,5 +136,5 @@ def carry_expand(world: CarryWorld, leaf: Leaf, *, noise: float = 0.0) -> Expans
 
 
 def _of_sums(field: jax.Array, like: jax.Array) -> jax.Array:
-    """[B] as [B, 1, ...], beside an array [B, ...]."""
+    """[B] as [B, 1, ...], to broadcast against an array [B, ...]."""
     return field.reshape(-1, *(1,) * (like.ndim - 1))

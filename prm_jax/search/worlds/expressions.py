@@ -1,6 +1,6 @@
-"""Formulas in prefix notation as arrays: evaluating, completing at random, and finding parts that recur.
+"""Formulas in prefix notation as arrays: evaluation, random completion, and recurring parts.
 
-A formula is a row of tokens, -1 behind its end. Tokens are operators and columns: variables, constants, and parts of
+A formula is a row of tokens, -1 after its end. Tokens are operators and columns: variables, constants, and parts of
 formulas that were found before, each with its value at every data point.
 """
 
@@ -20,12 +20,12 @@ NO_TOKEN = -1
 
 @dataclasses.dataclass(frozen=True)
 class Grammar:
-    """What formulas are made of; hashable, static under jit.
+    """The tokens of formulas; hashable, static under jit.
 
     Attributes:
-      columns: V, names of columns, free places for parts included.
-      max_length: T, most tokens of a formula.
-      operators: those in use, a part of `OPERATORS`.
+      columns: V, number of columns, including free places for parts.
+      max_length: T, maximum number of tokens of a formula.
+      operators: those in use, a subset of `OPERATORS`.
     """
 
     columns: int
@@ -43,7 +43,7 @@ class Grammar:
 
     @property
     def size(self) -> int:
-        """A, the number of tokens: operators first, columns behind them."""
+        """A, the number of tokens: operators first, then columns."""
         return len(self.operators) + self.columns
 
     @property
@@ -60,7 +60,7 @@ class Formula:
     Attributes:
       tokens: [..., T] i32.
       length: i32, tokens so far.
-      open: i32, operands still to be written; 0 when the formula is complete.
+      open: i32, operands that are missing; 0 when the formula is complete.
     """
 
     tokens: jax.Array
@@ -93,7 +93,7 @@ def allowed_tokens(grammar: Grammar, formula: Formula, present: jax.Array) -> ja
 
 
 def append(grammar: Grammar, formula: Formula, token: jax.Array) -> Formula:
-    """Writes one token [...] to formulas of leaves [...]; nothing to those that are complete."""
+    """Appends one token [...] to formulas of leaves [...]; complete ones do not change."""
     writes = formula.open > 0
     here = (jnp.arange(grammar.max_length) == formula.length[..., None]) & writes[..., None]
     return Formula(
@@ -197,11 +197,11 @@ def recurring_part(
 
 
 def to_text(grammar: Grammar, tokens: Sequence[int], names: Sequence[str]) -> str:
-    """A formula as a person writes it.
+    """A formula in infix notation.
 
     Args:
       grammar: of the formula.
-      tokens: its tokens, -1 behind the end.
+      tokens: its tokens, -1 after the end.
       names: V names of the columns; a part's name is its own text.
 
     Returns:

@@ -1,6 +1,6 @@
 """Symbolic regression as tree search: formulas token by token, with max backup, double Q-learning and found parts.
 
-RSRM, arXiv 2305.14656: a tree search whose choices lean on two tables of token values, learned from the formulas that
+RSRM, arXiv 2305.14656: a tree search guided by two tables of token values, which are learned from the formulas that
 were tried; and parts of good formulas become tokens of their own.
 """
 
@@ -54,7 +54,7 @@ class RsrmOptions:
 
 
 class Regression(NamedTuple):
-    """What was found for B data sets.
+    """The results for B data sets.
 
     Attributes:
       tokens: [B, T] i32, the best formula.
@@ -113,12 +113,12 @@ def regress(
 ) -> Regression:
     """Searches formulas for B data sets; call it under `jax.jit`.
 
-    Each round searches one tree of each data set anew. Between rounds the part that recurs most among the tree's best
+    Each round searches a new tree for each data set. Between rounds the part that recurs most among the tree's best
     formulas becomes a column, while there are free ones.
 
     Args:
-      grammar: what formulas are made of; free places in its columns are for parts.
-      columns: [B, V, n] f32, values at n points; anything in free places.
+      grammar: tokens of the formulas; free places in its columns are for parts.
+      columns: [B, V, n] f32, values at n points; ignored in free places.
       present: [B, V] bool, False in free places.
       target: [B, n] f32.
       key: typed PRNG key, consumed.
@@ -182,7 +182,7 @@ def _search_round(
 
 
 def _no_score(tree: Tree, node: jax.Array, kids: jax.Array) -> jax.Array:
-    """Stands where `grow` needs a score rule and does not use it."""
+    """A placeholder where `grow` needs a score rule but does not use it."""
     raise AssertionError("only selection scores children")
 
 
