@@ -13,6 +13,10 @@ def test_rooms_import_only_rooms_below_them():
     assert facts.upward_imports() == []
 
 
+def test_no_files_import_each_other_in_a_circle():
+    assert facts.cycles() == []
+
+
 @pytest.mark.parametrize("room", [room for room in facts.ROOMS if room != "commands"])
 def test_every_public_name_can_be_imported_from_its_room(room):
     module = importlib.import_module(f"prm_jax.{room}")

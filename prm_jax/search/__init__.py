@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prm_jax.search.backups import backup
     from prm_jax.search.beams import StepBeam, best_of_n, look_ahead_scores, step_beam, top_steps, vote
+    from prm_jax.search.choosing import choose_candidate
     from prm_jax.search.evaluation import Expansion, Leaf
     from prm_jax.search.expansion import expand
     from prm_jax.search.growth import ask, grow
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     )
     from prm_jax.search.rerooting import reroot
     from prm_jax.search.scores import ChildValues, ScoreRule, alphazero, blueprint, child_scores, minmax, puct, ucb1
+    from prm_jax.search.searchers import Searcher, make_searcher
     from prm_jax.search.selection import Selection, select
     from prm_jax.search.tree import (
         Tree,
@@ -53,6 +55,7 @@ _HOME = {
     "PrefixState": "omega_prm",
     "ScoreRule": "scores",
     "SearchHooks": "mcts",
+    "Searcher": "searchers",
     "Selection": "selection",
     "StepBeam": "beams",
     "StepPairs": "labels",
@@ -67,6 +70,7 @@ _HOME = {
     "check_tree": "tree",
     "child_scores": "scores",
     "children": "tree",
+    "choose_candidate": "choosing",
     "close": "tree",
     "expand": "expansion",
     "first_error_search": "omega",
@@ -74,6 +78,7 @@ _HOME = {
     "has_room": "tree",
     "init_tree": "tree",
     "look_ahead_scores": "beams",
+    "make_searcher": "searchers",
     "minmax": "scores",
     "omega_label": "omega_prm",
     "omega_select": "omega",
@@ -108,6 +113,7 @@ __all__ = [
     "PrefixState",
     "ScoreRule",
     "SearchHooks",
+    "Searcher",
     "Selection",
     "StepBeam",
     "StepPairs",
@@ -122,6 +128,7 @@ __all__ = [
     "check_tree",
     "child_scores",
     "children",
+    "choose_candidate",
     "close",
     "expand",
     "first_error_search",
@@ -129,6 +136,7 @@ __all__ = [
     "has_room",
     "init_tree",
     "look_ahead_scores",
+    "make_searcher",
     "minmax",
     "omega_label",
     "omega_select",
