@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,9 @@ Array = jax.Array
 
 # Attention scores of a prefill that exist at the same time: half a gigabyte in float32.
 _MAX_SCORES = 2**27
+
+Mix = Callable[[int, Array, Array, Array], Array]
+"""(layer, q [B, num_heads, head_dim], k and v [B, num_kv_heads, head_dim]) -> [B, num_heads * head_dim]."""
 
 _QKV, _O, _GATE_UP, _DOWN = ("q", "k", "v"), ("o",), ("gate", "up"), ("down",)
 
@@ -142,24 +145,44 @@ def decode_step(
       (hidden [D, B] after the final norm, the suffix with this token's keys and values in column `step`).
     """
     groups = tokens.shape[0] // prefix.lengths.shape[0]
-    rotation = rope.table(config, jnp.repeat(prefix.lengths, groups)[:, None] + step)
     seen = jnp.arange(prefix.layers[0].k.shape[-1]) < prefix.lengths[:, None]
     written = jnp.arange(suffix[0].k.shape[-1]) <= step
-    x = jnp.take(params["embed"]["embedding"], tokens, axis=0).astype(config.compute_dtype).T
     grown = []
-    for layer, shared, own in zip(params["layers"], prefix.layers, suffix, strict=True):
-        q, k, v = _project(config, layer["attn"], _norm(config, layer["attn_norm"], x), rotation)
+
+    def mix(layer: int, q: Array, k: Array, v: Array) -> Array:
         own = KeyValues(
-            lax.dynamic_update_slice_in_dim(own.k, k[..., None], step, axis=3),
-            lax.dynamic_update_slice_in_dim(own.v, v[:, :, None], step, axis=2),
+            lax.dynamic_update_slice_in_dim(suffix[layer].k, k[..., None], step, axis=3),
+            lax.dynamic_update_slice_in_dim(suffix[layer].v, v[:, :, None], step, axis=2),
         )
         grown.append(own)
-        mixed = _attend(q, shared, seen, own, written)
-        x = x + _linear(config, layer["attn"], _O, mixed.T)
+        return _attend(q, prefix.layers[layer], seen, own, written)
+
+    hidden = run_layers(config, params, tokens, jnp.repeat(prefix.lengths, groups) + step, mix)
+    return hidden, tuple(grown)
+
+
+def run_layers(config: ModelConfig, params: Params, tokens: Array, positions: Array, mix: Mix) -> Array:
+    """One token per row through all layers; where keys and values are kept is the caller's choice.
+
+    Args:
+      config: the model.
+      params: its parameters, from `prepare`.
+      tokens: [B] i32.
+      positions: [B] i32, each token's position in its row.
+      mix: the attention; called once per layer, in order.
+
+    Returns:
+      hidden [D, B] after the final norm.
+    """
+    rotation = rope.table(config, positions[:, None])
+    x = jnp.take(params["embed"]["embedding"], tokens, axis=0).astype(config.compute_dtype).T
+    for number, layer in enumerate(params["layers"]):
+        q, k, v = _project(config, layer["attn"], _norm(config, layer["attn_norm"], x), rotation)
+        x = x + _linear(config, layer["attn"], _O, mix(number, q, k, v).T)
         gate_up = _linear(config, layer["mlp"], _GATE_UP, _norm(config, layer["mlp_norm"], x))
         gate, up = jnp.split(gate_up, 2)
         x = x + _linear(config, layer["mlp"], _DOWN, jax.nn.silu(gate) * up)
-    return _norm(config, params["final_norm"], x), tuple(grown)
+    return _norm(config, params["final_norm"], x)
 
 
 def next_logits(config: ModelConfig, params: Params, hidden: Array) -> Array:

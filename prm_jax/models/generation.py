@@ -174,8 +174,8 @@ def _generate(
     """``generate`` on token ids."""
     _check_prompts(config, prompts, spec.steps)
     ids = _check_prompt_ids(options.prompt_ids, len(prompts))
-    columns = _bucket(max(map(len, prompts)), config.max_position_embeddings)
-    repack = _on_cpu(params)
+    columns = bucket(max(map(len, prompts)), config.max_position_embeddings)
+    repack = on_cpu(params)
     if options.reuse is not None:
         return options.reuse.generate(config, params, prompts, columns, ids, key, spec, repack=repack)
     tokens, lengths = pad_right(prompts, columns)
@@ -217,8 +217,8 @@ def _check_prompt_ids(prompt_ids: Sequence[int] | None, count: int) -> np.ndarra
     return ids.astype(np.int32)
 
 
-def _bucket(longest: int, context: int) -> int:
-    """The padded length of prompts: 8, 12, 16, 24, 32, 48, ... so that few lengths are compiled."""
+def bucket(longest: int, context: int) -> int:
+    """The padded length of prompts: 8, 12, 16, 24, 32, 48, ..., at most `context`, so that few lengths are compiled."""
     size = 8
     while size < longest:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
@@ -243,7 +243,8 @@ def _place(arrays: tuple[np.ndarray, ...], params: Params, sharding: NamedShardi
     )
 
 
-def _on_cpu(params: Params) -> bool:
+def on_cpu(params: Params) -> bool:
+    """Whether the parameters are on a CPU."""
     leaf = jax.tree.leaves(params)[0]
     devices = leaf.devices() if isinstance(leaf, Array) else jax.devices()[:1]
     return next(iter(devices)).platform == "cpu"

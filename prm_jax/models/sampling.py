@@ -98,15 +98,16 @@ def row_uniforms(key: Array, prompt_ids: Array, *, samples: int, steps: int) -> 
       [R, P * G, 2] f32 in [0, 1), rows prompt-major (row = p * G + g).
     """
     chex.assert_rank(prompt_ids, 1)
-
-    def pair(prompt: Array, row: Array, step: Array) -> Array:
-        own = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, prompt), row), step)
-        return jax.random.uniform(own, (2,))
-
-    rows = jax.vmap(jax.vmap(pair, in_axes=(None, 0, None)), in_axes=(0, None, None))
-    over_steps = jax.vmap(rows, in_axes=(None, None, 0))
-    uniforms = over_steps(prompt_ids, jnp.arange(samples), jnp.arange(steps))
+    rows = jax.vmap(jax.vmap(row_uniform, in_axes=(None, None, 0, None)), in_axes=(None, 0, None, None))
+    over_steps = jax.vmap(rows, in_axes=(None, None, None, 0))
+    uniforms = over_steps(key, prompt_ids, jnp.arange(samples), jnp.arange(steps))
     return uniforms.reshape(steps, -1, 2)
+
+
+def row_uniform(key: Array, prompt_id: Array, sample: Array, step: Array) -> Array:
+    """The two uniforms [2] of one row and step, see `row_uniforms`; all arguments are scalars."""
+    own = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, prompt_id), sample), step)
+    return jax.random.uniform(own, (2,))
 
 
 def sample(logits: Array, uniforms: Array, sampling: Sampling) -> tuple[Array, Array]:

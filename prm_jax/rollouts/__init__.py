@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from prm_jax.rollouts.policy import STREAMS, TaskPolicy, step_boundary, stop_sets
     from prm_jax.rollouts.remote import RemoteEngine
     from prm_jax.rollouts.samples import generate_with
-    from prm_jax.rollouts.slot_engine import SlotEngine
+    from prm_jax.rollouts.slot_options import SlotStats, SlotTuning
+    from prm_jax.rollouts.slot_rows import SlotResponse
+    from prm_jax.rollouts.slots import SlotEngine
     from prm_jax.rollouts.tasks import Problem, Splitter, Task, Verdict
     from prm_jax.rollouts.values import AnswerValues, Roller, count_correct
 
@@ -37,7 +39,10 @@ _HOME = {
     "Roller": "values",
     "STREAMS": "policy",
     "SamplingOptions": "options",
-    "SlotEngine": "slot_engine",
+    "SlotEngine": "slots",
+    "SlotResponse": "slot_rows",
+    "SlotStats": "slot_options",
+    "SlotTuning": "slot_options",
     "Splitter": "tasks",
     "StepOptions": "options",
     "Task": "tasks",
@@ -71,6 +76,9 @@ __all__ = [
     "STREAMS",
     "SamplingOptions",
     "SlotEngine",
+    "SlotResponse",
+    "SlotStats",
+    "SlotTuning",
     "Splitter",
     "StepOptions",
     "Task",

@@ -1,0 +1,52 @@
+"""Tuning and counters of `SlotEngine`."""
+
+import dataclasses
+
+from prm_jax.errors import UserError
+from prm_jax.rollouts.engine import EngineStats
+
+
+@dataclasses.dataclass(frozen=True)
+class SlotTuning:
+    """How `SlotEngine` spends time and memory. No choice but `cache_dtype` changes a response beyond rounding.
+
+    Attributes:
+      steps_per_call: maximum number of decode steps between two looks at what has ended.
+      refill_share: share of the slots that must be free before a call ends early to refill them.
+      prefill_tokens: prompts are read in batches of about this many tokens, at least one prompt.
+      cache_dtype: of keys and values; None for the model's compute dtype. "bfloat16" halves the memory, and the
+        log-probabilities are still those that tokens were drawn from.
+      hold: stop sets whose responses keep their slots after a stop string, for `SlotEngine.extend`.
+    """
+
+    steps_per_call: int = 32
+    refill_share: float = 0.125
+    prefill_tokens: int = 256
+    cache_dtype: str | None = None
+    hold: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("steps_per_call", "prefill_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: expected at least 1")
+        if not 0 <= self.refill_share <= 1:
+            raise UserError(f"refill_share is {self.refill_share}: expected a number in [0, 1]")
+        if self.cache_dtype not in (None, "float32", "bfloat16", "float16"):
+            raise UserError(f"cache_dtype is {self.cache_dtype!r}: expected float32, bfloat16, float16 or None")
+
+
+@dataclasses.dataclass
+class SlotStats(EngineStats):
+    """Counters of a `SlotEngine`; `slot_steps` are the decode steps times the slots.
+
+    Attributes:
+      steps: decode steps.
+      prefill_tokens: tokens read by prefills, padding included.
+      forced_tokens: in completed responses, given by the caller.
+      wasted_tokens: in cancelled responses, or dropped when the weights changed.
+    """
+
+    steps: int = 0
+    prefill_tokens: int = 0
+    forced_tokens: int = 0
+    wasted_tokens: int = 0
