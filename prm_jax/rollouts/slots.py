@@ -312,7 +312,7 @@ class SlotEngine:
             self._release(next(ticket for ticket, (_, slot) in self._held.items() if slot is not None))
             free = [slot for slot, row in enumerate(self._seats) if row is None]
         taken = [(slot, self._queue.popleft()) for slot in free[: len(self._queue)]]
-        ahead = [row.context for row in itertools.islice(self._queue, self.slots)]
+        ahead = [row.context for row in itertools.islice(self._queue, 8 * self.slots)]
         found = self._pool.find([row.context for _, row in taken], ahead)
         self._stats.prefill_tokens += self._pool.take_count()
         for slot, row in taken:
