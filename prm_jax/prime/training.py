@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from prm_jax import prm as prms
-from prm_jax.data import describe_task
+from prm_jax.data import describe_task, load_task
 from prm_jax.data.problems import Task
 from prm_jax.errors import UserError
 from prm_jax.models import load_weights, merge, save_weights
@@ -24,6 +24,7 @@ from prm_jax.prime.compose import Composed, compose
 from prm_jax.prime.evaluate import PRMProbe, sample_in_batches
 from prm_jax.prime.loop import Trained, train_policy
 from prm_jax.prime.options import Options
+from prm_jax.prime.plan import check_fits, planned_configs
 from prm_jax.prime.policy import PolicyLoss
 from prm_jax.prime.report import write_report
 from prm_jax.prime.responses import EVAL_STREAM, INIT_STREAM, Sampler
@@ -115,7 +116,7 @@ def train(
     overrides = _checked_overrides(Overrides(source, reward, advantage, policy_loss))
     callbacks = [*_named_callbacks(options), *callbacks]
     mesh = _mesh(options)
-    start = load_start(options, task)
+    start = load_start(options, _task_of_a_run_that_fits(options, task, mesh, source))
     main = "prime" if options.advantage.process_coef else BASELINE
     results: dict[str, Trained] = {}
     with _open(run_dir, options, resume) as run, Interrupts() as interrupts, Console(str(run.path)) as console:
@@ -255,6 +256,18 @@ def _mesh(options: Options) -> Mesh | None:
             f"over {ways} devices (--mesh.data x --mesh.fsdp): choose numbers that divide"
         )
     return mesh
+
+
+def _task_of_a_run_that_fits(
+    options: Options, task: Task | None, mesh: Mesh | None, source: RewardSource | None
+) -> Task:
+    """The task; what cannot fit into memory is refused, before any weights are read."""
+    task = load_task(options.task.name, **options.task.options) if task is None else task
+    config, prm_config = planned_configs(options, task=task)
+    devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
+    online_prm = False if source is not None else None
+    check_fits(options, config, devices, prm_config=prm_config, online_prm=online_prm)
+    return task
 
 
 def _initial_policy(options: Options, start: Start, initial: Params, run: RunDir, frontend: Frontend) -> Params:
