@@ -20,7 +20,7 @@ from prm_jax.runs.versions import library_versions
 _TITLES = {"prime": "PRIME", "outcome_only": "outcome only"}
 EQUAL_ROLLOUTS = (
     "Outcome-only training has more steps because both policies are compared at equal numbers of sampled responses: "
-    "PRIME uses some of them to warm up its PRM."
+    "PRIME uses some of them to warm up its PRM or to value prefixes."
 )
 """Shown where the two policies were trained for different numbers of steps."""
 
@@ -66,6 +66,7 @@ def write_report(
                 "after": result.after,
                 "prm_after_warm_up": result.warmed_up,
                 "rollouts": result.rollouts,
+                **({"best_step": result.best_step} if result.best_step >= 0 else {}),
             }
             for name, result in results.items()
         },
@@ -90,6 +91,11 @@ def write_report(
         console.print(shown)
     if len(set(steps)) > 1:
         console.print(EQUAL_ROLLOUTS, highlight=False)
+    for name, result in results.items():
+        if result.best_step >= 0:
+            line = f"The {_TITLES[name]} policy that is kept is that of step {result.best_step}, the best by "
+            lines += [f"{line}{options.eval.keep_best}; the table shows the last one.", ""]
+            console.print(lines[-2], highlight=False)
     pictures = _plots(path, options, results)
     lines += [f"![{picture.stem}]({picture.relative_to(path)})" for picture in pictures]
     lines += ["", f"{seconds:.0f} s on {os.cpu_count()} CPU cores, {_devices()['devices']}."]

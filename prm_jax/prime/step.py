@@ -22,6 +22,7 @@ from prm_jax.prime.pieces import masked_mean
 from prm_jax.prime.policy import PolicyPhase
 from prm_jax.prime.shaping import RewardFn
 from prm_jax.prime.sources.base import Judged, SourceBatch, judge
+from prm_jax.prime.sources.base import initial_state as initial_source
 from prm_jax.prime.sources.implicit import ImplicitPRM
 
 Step = Callable[[State, Frozen, Batch], tuple[State, Metrics, jax.Array]]
@@ -38,7 +39,7 @@ class Setup:
       reward: process rewards after shaping.
       advantage: credit and estimator.
       options: coefficients and gate.
-      reads_logp: give `reward` and `advantage` the log-probs of policy and reference, for functions from outside.
+      reads_logp: give functions from outside the log-probs of policy and reference.
     """
 
     policy: PolicyPhase
@@ -54,7 +55,7 @@ def init_state(setup: Setup, frozen: Frozen, key: jax.Array) -> State:
     """The state before the first step. `key` is consumed; the arrays of `frozen` are copied, not taken."""
     policy_key, source_key, critic_key = jax.random.split(key, 3)
     policy, policy_opt = setup.policy.learner.init(frozen.reference, policy_key)
-    source = None if setup.source is None else setup.source.init(source_key)
+    source = None if setup.source is None else initial_source(setup.source, source_key)
     critic = critic_opt = None
     if setup.critic is not None:
         head = init_value_head(setup.critic.learner.config, jax.random.fold_in(key, 1))
@@ -169,6 +170,7 @@ def reward_inputs(
         outcome=jnp.asarray(batch.outcome, jnp.float32), group_ids=batch.group_ids, logp=logp, ref_logp=ref_logp,
         process=judged.rewards, gate=gate, initial_value=initial, values=values,
         penalty=setup.policy.kl_rewards(frozen, batch, old_logp), confidence=batch.confidence, weights=batch.weights,
+        groups=batch.mask.shape[0],
     )  # fmt: skip
 
 
@@ -177,8 +179,11 @@ def advantage_phase(setup: Setup, inputs: RewardInputs) -> tuple[jax.Array, jax.
 
     Rows that do not count take no part in any statistic and get advantage 0.
     """
-    rewards = jax.lax.stop_gradient(setup.reward(inputs))
     mask = inputs.counted
+    if setup.options.process_coef == 0.0:
+        rewards = jnp.zeros(mask.shape, jnp.float32)  # a shaping could make something of rewards that are 0
+    else:
+        rewards = jax.lax.stop_gradient(setup.reward(inputs))
     advantages = setup.advantage(rewards, inputs)
     if inputs.weights is not None:
         advantages = advantages * inputs.weights[:, None]

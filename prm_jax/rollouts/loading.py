@@ -4,7 +4,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from prm_jax.errors import UserError
-from prm_jax.rollouts.engine import OnProgress
+from prm_jax.rollouts.engine import Engine, OnProgress
 from prm_jax.rollouts.local import Batching, LocalEngine
 from prm_jax.rollouts.options import Connection, StepOptions
 from prm_jax.rollouts.policy import STEP, TaskPolicy, stop_sets
@@ -49,8 +49,13 @@ def load_local_policy(
 
     from prm_jax.models import Tokenizer, load_weights
     from prm_jax.models.sharding import rows_over, shard_params
+    from prm_jax.rollouts.slots import SlotEngine
 
     _check(steps, seed)
+    if steps.engine == "slots" and steps.reuse_mib:
+        raise UserError(
+            "--sampling.reuse-mib keeps keys and values of batches: leave it out with --sampling.engine slots"
+        )
     stops = stop_sets(task)
     config, params = load_weights(path, dtype=dtype, host=mesh is not None)
     config = dataclasses.replace(config, compute_dtype=dtype)
@@ -58,11 +63,18 @@ def load_local_policy(
     if mesh is not None:
         params, ways = shard_params(params, mesh), rows_over(mesh)
     tokenizer = Tokenizer.load(path)
-    batching = Batching(steps.rows, ways, _reuse(steps, params, one_device=mesh is None), (STEP,))
-    engine = LocalEngine(
-        config, params, key=jax.random.key(seed), sampling=steps.sampling(), stops=stops, tokenizer=tokenizer,
-        batching=batching,
-    )  # fmt: skip
+    key, sampling = jax.random.key(seed), steps.sampling()
+    engine: Engine
+    if steps.engine == "slots":
+        slots = -(-steps.rows // ways) * ways
+        engine = SlotEngine(
+            config, params, slots=slots, key=key, sampling=sampling, stops=stops, tokenizer=tokenizer, mesh=mesh
+        )
+    else:
+        batching = Batching(steps.rows, ways, _reuse(steps, params, one_device=mesh is None), (STEP,))
+        engine = LocalEngine(
+            config, params, key=key, sampling=sampling, stops=stops, tokenizer=tokenizer, batching=batching
+        )
     return TaskPolicy(engine, task, steps, chat=chat, on_progress=on_progress)
 
 

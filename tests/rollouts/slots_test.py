@@ -1,6 +1,7 @@
 """The slot engine: the responses of ``generate``, whatever shares the slots with them."""
 
 import dataclasses
+import json
 import logging
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prm_jax import models
+from prm_jax import cli, models
 from prm_jax.data.carry import ALPHABET, CarryTask
 from prm_jax.errors import UserError
 from prm_jax.models.sampling import row_uniform, row_uniforms
@@ -370,6 +371,26 @@ def test_search_samples_through_slots():
         proposed.append(policy.propose(asks, 3, whole=False))
     for steps, others in zip(*proposed, strict=True):
         assert [step.tokens for step in steps] == [other.tokens for other in others]
+
+
+def test_the_commands_sample_through_slots(tmp_path, capsys):
+    tokenizer = models.CharTokenizer(ALPHABET)
+    config = models.ModelConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=16, intermediate_size=24, num_layers=1, num_heads=2,
+        num_kv_heads=1, head_dim=8, max_position_embeddings=64,
+    )  # fmt: skip
+    models.save_weights(tmp_path, config, models.init_params(config, jax.random.key(0)), tokenizer=tokenizer)
+    written = []
+    for name in ("batches", "slots"):
+        out = tmp_path / f"{name}.jsonl"
+        words = ["search", str(tmp_path), "--problems", "3", "--method", "majority", "--samples", "4"]
+        words += ["--sampling.max-new-tokens", "30", "--sampling.rows", "5", "--sampling.engine", name]
+        assert cli.main([*words, "--solutions", str(out)]) == 0
+        records = [json.loads(line) for line in out.read_text().splitlines()]
+        written.append([(record["id"], record["steps"], record["outcome"]) for record in records])
+    assert len(written[0]) == 12 and written[0] == written[1]
+    assert cli.main([*words, "--sampling.reuse-mib", "8", "--solutions", str(tmp_path / "third.jsonl")]) == 2
+    assert "leave it out with --sampling.engine slots" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,43 @@
+"""The counts on the page about reliability are those of the tests."""
+
+import pathlib
+import re
+
+from tests.models import chat_test, tokenizer_test
+from tests.prime import outside_test
+from tests.rollouts import completions_test
+from tests.verifiers import math_pool_test, math_test
+
+PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
+
+
+def cases(function) -> int:
+    """Number of cases that a test is parametrized with."""
+    count = 1
+    for mark in function.pytestmark:
+        if mark.name == "parametrize":
+            count *= len(list(mark.args[1]))
+    return count
+
+
+def test_the_counts_are_those_of_the_tests():
+    hostile = tokenizer_test.TestHostileFiles
+    attacks = next(value.ATTACKS for value in vars(chat_test).values() if hasattr(value, "ATTACKS"))
+    expected = [
+        len(attacks),
+        cases(hostile.test_ids) + cases(hostile.test_normalizers_that_expand)
+        + cases(hostile.test_patterns_that_backtrack),
+        len(math_test.HOSTILE),
+        len(math_pool_test.BEYOND_LIMITS),
+        len(math_pool_test.SLOW),
+        len(math_pool_test.PROGRAMS),
+        cases(completions_test.test_answers_that_cannot_be_used),
+        cases(completions_test.test_broken_http),
+        cases(completions_test.test_the_key_does_not_follow_redirects),
+        cases(completions_test.test_the_deadline_is_for_the_whole_answer),
+        cases(completions_test.test_answers_without_end_are_not_read_into_memory),
+        cases(completions_test.test_odd_addresses_are_refused),
+        cases(outside_test.test_functions_that_cannot_work_are_refused_before_anything_is_trained),
+    ]  # fmt: skip
+    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("|")][2:]
+    assert [int(re.match(r"\s*(\d+)", row.split("|")[3])[1]) for row in rows] == expected
