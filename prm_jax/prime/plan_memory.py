@@ -16,6 +16,7 @@ from jax.sharding import AbstractMesh
 from prm_jax.models import ModelConfig, init_params, init_value_head
 from prm_jax.models.attention import resolve
 from prm_jax.models.blockwise_attention import block_size
+from prm_jax.models.rows import row_axes
 from prm_jax.models.sharding import partition_spec
 from prm_jax.prime.options import Options
 from prm_jax.prime.start import Start, uses_online_prm
@@ -64,12 +65,14 @@ class Workload:
         advantage = self.options.advantage
         return advantage.estimator == "ppo" or (advantage.process_coef != 0 and self.options.reward.source == "critic")
 
-    def row_shards(self) -> int:
-        """Parts into which the compiled step divides the rows' activations.
+    def piece_rows(self, name: str) -> int:
+        """Rows of one piece of a learner's update, on all devices."""
+        pieces = self.pieces(name)
+        return max(1, self.rows // (pieces.minibatches * pieces.microbatches))
 
-        The "fsdp" axis does not count: parameters are split over it, but the compiler gathers the rows.
-        """
-        return self.mesh.shape["data"]
+    def row_shards(self, rows: int) -> int:
+        """Parts into which the compiled step divides that many rows; an axis that does not divide them repeats work."""
+        return math.prod(self.mesh.shape[axis] for axis in row_axes(self.mesh, rows))
 
     def learners(self) -> dict[str, tuple[ModelConfig, Learner]]:
         """What learns: "policy", and "PRM" and "critic" where there are any."""
@@ -180,8 +183,8 @@ def rollout_bytes(work: Workload) -> dict[str, float]:
 
 def _piece_rows(work: Workload, name: str) -> int:
     """Rows of one piece of an update on one device."""
-    pieces = work.pieces(name)
-    return math.ceil(work.rows / (pieces.minibatches * pieces.microbatches * work.row_shards()))
+    rows = work.piece_rows(name)
+    return rows // work.row_shards(rows)
 
 
 def _kept_bytes(work: Workload, name: str, config: ModelConfig) -> float:
@@ -233,7 +236,7 @@ def logits_bytes(work: Workload, config: ModelConfig, rows: int) -> float:
     tokens = rows * work.columns
     if work.platform == "cpu":
         return 3 * 4 * tokens * min(config.vocab_size, 2048)
-    return 3 * 4 * min(tokens, math.ceil(2048 / work.row_shards())) * config.vocab_size / work.mesh.shape["tensor"]
+    return 3 * 4 * min(tokens, 2048) * config.vocab_size / work.mesh.shape["tensor"]
 
 
 def attention_of(work: Workload, config: ModelConfig) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from prm_jax.prime.accelerators import Accelerator
 from prm_jax.prime.plan import Plan, gib, remedies
 from prm_jax.prime.plan_memory import attention_of
-from prm_jax.prime.plan_work import collective_estimate, collective_minimum, step_flops, step_seconds
+from prm_jax.prime.plan_work import collective_minimum, step_flops, step_seconds
 
 _SMALL = 0.001  # share of the peak below which causes are summed up
 
@@ -26,7 +26,6 @@ def summary(found: Plan, device: Accelerator) -> dict[str, Any]:
         "fits": found.peak <= device.memory,
         "flops": {name: part.per_device(work) for name, part in flops.items()},
         "flops_without_repetition": sum(part.total() for part in flops.values()) / math.prod(work.mesh.shape.values()),
-        "collective_bytes": collective_estimate(work),
         "collective_bytes_minimum": collective_minimum(work),
         "seconds": step_seconds(work, device),
         "remedies": [{"option": remedy.option, "saves_bytes": remedy.saves} for remedy in remedies(found)],
@@ -53,7 +52,6 @@ def render(found: Plan, device: Accelerator) -> str:
     lines.append(f"  {'all':<48} {total / 1e12:10.3g} TFLOP ({total / ideal:.2f} times the ideal)")
     if values["devices"] > 1:
         lines += ["", "bytes sent per step"]
-        lines.append(f"  {'estimate':<48} {gib(values['collective_bytes']):>14}")
         lines.append(f"  {'minimum':<48} {gib(values['collective_bytes_minimum']):>14}")
     lines += ["", f"time per step at the peak of a {device.name} (roofline; real steps take longer)"]
     lines += [f"  {name:<48} {seconds:10.3g} s" for name, seconds in values["seconds"].items()]

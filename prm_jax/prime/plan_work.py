@@ -25,10 +25,9 @@ class Pass:
         return Pass(self.projections * factor, self.attention * factor, self.head * factor)
 
     def per_device(self, work: Workload) -> float:
-        """Operations of one device. Attention is not divided by "fsdp", whose rows the compiler gathers."""
-        devices = math.prod(work.mesh.shape.values())
-        repeated = devices // work.mesh.shape["fsdp"]
-        return (self.projections + self.head) / devices + self.attention / repeated
+        """Operations of one device; those of rows that a piece cannot divide over the devices are repeated."""
+        shards = work.row_shards(work.piece_rows("policy"))
+        return self.total() / (shards * work.mesh.shape["tensor"])
 
     def total(self) -> float:
         """On all devices, nothing repeated."""
@@ -128,36 +127,6 @@ def collective_minimum(work: Workload) -> float:
     return total
 
 
-def collective_estimate(work: Workload) -> float:
-    """Bytes that one device sends per step in the program as it is compiled today.
-
-    Over "fsdp" the partitioner splits the contracted dimension of a product and reduces its result, for all rows that
-    share the "data" coordinate, instead of gathering weights. Over "tensor" two activations per layer are reduced.
-    """
-    shape = work.mesh.shape
-    tokens = work.rows * work.columns / work.row_shards()
-    total = collective_minimum(work) if shape["fsdp"] == 1 else 0.0
-    for config, passes in _passes(work):
-        size = 2 if config.compute_dtype != "float32" else 4
-        heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-        fsdp = (shape["fsdp"] - 1) / shape["fsdp"]
-        tensor = (shape["tensor"] - 1) / shape["tensor"]
-        reduced = 2 * (heads + 2 * config.intermediate_size) / shape["tensor"] + 2 * config.hidden_size
-        layer = fsdp * reduced + tensor * 4 * config.hidden_size
-        logits = fsdp * 2 * 4 * config.vocab_size / shape["tensor"]
-        total += passes * tokens * (config.num_layers * layer * size + logits)
-    return total
-
-
-def _passes(work: Workload) -> list[tuple[ModelConfig, float]]:
-    """(architecture, passes over the rows); a backward pass sends about as much as a forward pass."""
-    found = [
-        (config, (3.0 if config.remat == "full" else 2.0) * work.pieces(name).epochs)
-        for name, (config, _) in work.learners().items()
-    ]
-    return found + ([(work.prm_config, 1.0)] if work.online_prm else [])
-
-
 def _unsharded(work: Workload) -> AbstractMesh:
     """The mesh with the "tensor" axis alone."""
     return AbstractMesh((1, 1, work.mesh.shape["tensor"]), AXES)
@@ -174,5 +143,5 @@ def step_seconds(work: Workload, device: Accelerator) -> dict[str, float]:
     stored = work.config.dtype if work.options.model.lora_rank else "float32"
     weights = model_bytes(work.config, work.mesh, stored)
     reads = work.options.rollout.max_new_tokens * weights / device.bandwidth
-    collectives = collective_estimate(work) / device.link if math.prod(shape.values()) > 1 else 0.0
+    collectives = collective_minimum(work) / device.link if math.prod(shape.values()) > 1 else 0.0
     return {"generation": max(generated, reads), "training": max(trained, collectives)}

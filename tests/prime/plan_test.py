@@ -20,7 +20,7 @@ from prm_jax.prime.options import AdvantageOptions, MeshOptions, ModelOptions, P
 from prm_jax.prime.plan import check_fits, make_plan, planned_mesh, remedies
 from prm_jax.prime.plan_memory import make_workload, model_bytes, state_bytes
 from prm_jax.prime.plan_table import render, summary
-from prm_jax.prime.plan_work import backward, collective_estimate, collective_minimum, forward, step_flops
+from prm_jax.prime.plan_work import backward, collective_minimum, forward, step_flops
 from prm_jax.prime.sources import make_source
 from prm_jax.prime.start import frozen_arrays, load_start, make_setup
 from prm_jax.prime.step import init_state, make_step
@@ -123,7 +123,7 @@ def test_working_memory_is_within_a_factor_of_two_of_the_compiled_step(remat, at
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
-def test_operations_and_bytes_sent_on_a_mesh(sizes):
+def test_operations_on_a_mesh(sizes):
     mesh, config = make_mesh(*sizes), dataclasses.replace(SMALL, scan_unroll=SMALL.num_layers, attention="naive")
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     params = jax.tree.map(
@@ -139,8 +139,6 @@ def test_operations_and_bytes_sent_on_a_mesh(sizes):
     work = make_workload(options, config, None, planned_mesh(options.mesh, 8), "cpu")
     expected = forward(work, config).per_device(work) + backward(work, config, lora=False).per_device(work)
     assert expected == pytest.approx(program.cost_analysis()["flops"], rel=0.15)
-    sent = bytes_sent(program.as_text())
-    assert sent / 2 <= collective_estimate(work) <= 2 * sent
 
 
 def test_minimum_of_collectives_is_that_of_gathers_and_gradients():
@@ -150,19 +148,6 @@ def test_minimum_of_collectives_is_that_of_gathers_and_gradients():
     gradients = 2 * model_bytes(QWEN_7B, planned_mesh(MeshOptions(), 1), "float32")
     assert collective_minimum(work) == pytest.approx((gathers + gradients) * 63 / 64)
     assert collective_minimum(work) == pytest.approx(125.7 * GIB, rel=0.02)
-
-
-def bytes_sent(program: str) -> float:
-    """Bytes per device of a program's collectives: outputs, an all-reduce twice."""
-    total, sizes = 0.0, {"f32": 4, "bf16": 2, "s32": 4, "pred": 1}
-    for line in program.splitlines():
-        found = re.match(r"\s*(?:ROOT )?%?[\w.\-]+ = (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all)\(", line)
-        for kind, dims in re.findall(r"(f32|bf16|s32|pred)\[([\d,]*)\]", found[1] if found else ""):
-            size = sizes[kind]
-            for dim in filter(None, dims.split(",")):
-                size *= int(dim)
-            total += size * (2 if found and found[2] == "all-reduce" else 1)
-    return total
 
 
 # ----------------------------------------------------------------------------------- what would help
