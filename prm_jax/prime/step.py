@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from prm_jax import rl
-from prm_jax.models import init_value_head
+from prm_jax.models import compiler_options, init_value_head
 from prm_jax.prime.advantages import AdvantageFn, scaled_rewards, value_targets
 from prm_jax.prime.batch import Batch, Frozen, Metrics, RewardInputs, State
 from prm_jax.prime.critic import Critic
@@ -23,6 +23,7 @@ from prm_jax.prime.policy import PolicyPhase
 from prm_jax.prime.shaping import RewardFn
 from prm_jax.prime.sources.base import Judged, SourceBatch, judge
 from prm_jax.prime.sources.base import initial_state as initial_source
+from prm_jax.prime.sources.implicit import ImplicitPRM
 
 Step = Callable[[State, Frozen, Batch], tuple[State, Metrics, jax.Array]]
 
@@ -70,7 +71,9 @@ def make_step(setup: Setup, *, shardings: State | None = None) -> Step:
       shardings: of the new state on a mesh, leaf by leaf; None on one device.
 
     `state` is donated. Nothing inside waits for the host; metrics are float32 scalars on the device. An update that is
-    not finite leaves its learner unchanged and is counted in ``*/skipped``.
+    not finite leaves its learner unchanged and is counted in ``*/skipped``. With a half-precision compute dtype it is
+    compiled with ``models.compiler_options``, so that rewards of an untrained PRM are exactly 0, and cannot be called
+    inside another ``jax.jit``.
     """
 
     def step(state: State, frozen: Frozen, batch: Batch) -> tuple[State, Metrics, jax.Array]:
@@ -99,7 +102,7 @@ def make_step(setup: Setup, *, shardings: State | None = None) -> Step:
         metrics = {**source_metrics, **adv_metrics, **critic_metrics, **policy_metrics}
         return new, metrics, judged.rewards
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, compiler_options=_compiler_options(setup))
 
 
 def make_source_step(
@@ -114,7 +117,7 @@ def make_source_step(
             new = jax.lax.with_sharding_constraint(new, shardings)
         return new, metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, compiler_options=_compiler_options(setup))
 
 
 def judge_phase(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> tuple[Judged, jax.Array, Metrics]:
@@ -213,3 +216,10 @@ def _group_means(batch: Batch) -> jax.Array:
     total = jax.ops.segment_sum(jnp.where(batch.keep, batch.outcome, 0.0), batch.group_ids, groups)
     count = jax.ops.segment_sum(batch.keep.astype(jnp.float32), batch.group_ids, groups)
     return (total / jnp.maximum(count, 1.0))[batch.group_ids]
+
+
+def _compiler_options(setup: Setup) -> dict[str, bool] | None:
+    configs = [setup.policy.learner.config]
+    if isinstance(setup.source, ImplicitPRM):
+        configs.append(setup.source.learner.config)
+    return compiler_options(*configs)
