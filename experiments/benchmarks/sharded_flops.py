@@ -1,7 +1,7 @@
 """FLOPs per device on meshes of 1 to 8 devices, against the ideal: those of one device divided by their number.
 
     python experiments/benchmarks/sharded_flops.py                 # all 20 meshes, three programs: 20 minutes
-    python experiments/benchmarks/sharded_flops.py --mesh 1 8 1    # one mesh (data, fsdp, tensor)
+    python experiments/benchmarks/sharded_flops.py --mesh 1 8 1    # data, fsdp, tensor; may be repeated
 
 Programs are compiled for fake CPU devices and not run; FLOPs are those of XLA's cost analysis, in which the body of a
 loop counts once. What was measured is in sharded_flops.json and docs/training.md.
@@ -74,13 +74,14 @@ class Measured:
 def main() -> None:
     """Measures and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mesh", type=int, nargs=3, metavar=("DATA", "FSDP", "TENSOR"), help="only this mesh")
+    axes = ("DATA", "FSDP", "TENSOR")
+    parser.add_argument("--mesh", type=int, nargs=3, action="append", metavar=axes, help="only this mesh; repeatable")
     parser.add_argument("--programs", nargs="+", choices=list(PROGRAMS), default=list(PROGRAMS))
     parser.add_argument("--json", type=pathlib.Path, help="write the figures to this file")
     options = parser.parse_args()
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name in options.programs:
-        found[name] = _table(name, [tuple(options.mesh)] if options.mesh else MESHES)
+        found[name] = _table(name, [tuple(sizes) for sizes in options.mesh or MESHES])
     if options.json:
         setting = {"machine": platform.machine(), "python": platform.python_version(), "jax": jax.__version__}
         figures = {"setting": setting, "rows": ROWS, "tokens": TOKENS, "programs": found}

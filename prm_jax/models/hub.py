@@ -102,6 +102,7 @@ def _explain(error: Exception, name: str, repo_type: RepoType) -> str:
         return f"{where} has no such revision"
     detail = str(error).strip().partition("\n")[0][:200]
     return (
-        f"cannot download {where} ({kind}: {detail}); check the network, or download it elsewhere "
+        f"there is no local path {name}; cannot download {where} from the hub ({kind}: {detail}): "
+        f"correct the path, or check the network, or download it elsewhere "
         f"(hf download {name.partition('@')[0]} --local-dir DIRECTORY) and give that directory"
     )

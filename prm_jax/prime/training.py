@@ -36,7 +36,7 @@ from prm_jax.prime.traced import check_traceable
 from prm_jax.prime.warm_start import warm_start
 from prm_jax.prime.warm_up import is_warmed_up
 from prm_jax.resolve import check_signature, resolve
-from prm_jax.runs.callbacks import Callback
+from prm_jax.runs.callbacks import Callback, Event
 from prm_jax.runs.console import Console, Phase
 from prm_jax.runs.fitting import Frontend
 from prm_jax.runs.interrupts import Interrupts
@@ -184,8 +184,25 @@ def _named_callbacks(options: Options) -> list[Callback]:
         empty: dict[str, Callback] = {}
         callback = resolve(name, empty, "callback", option="callbacks")
         check_signature(callback, ("event",), f"callback {name}")
-        found.append(callback)
+        found.append(_naming_failures(name, callback))
     return found
+
+
+def _naming_failures(name: str, callback: Callback) -> Callback:
+    """The callback with errors that name it: the user gave it on the command line or in a file."""
+
+    def call(event: Event) -> None:
+        try:
+            callback(event)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"the callback {name} (--callbacks) failed at step {event.step} ({event.kind}): "
+                f"{type(error).__name__}: {error}; correct it (--debug shows the traceback) and continue with --resume"
+            ) from error
+
+    return call
 
 
 def _open(path: str | pathlib.Path, options: Options, resume: bool) -> RunDir:

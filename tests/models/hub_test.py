@@ -86,7 +86,8 @@ def test_downloads_safetensors_and_json_but_no_pickles(tmp_path, monkeypatch):
 
 
 def test_without_network(cache):
-    with pytest.raises(UserError, match=f"cannot download the model {NAME} .*not known.*hf download {NAME} --local"):
+    expected = f"no local path {NAME}; cannot download the model {NAME} .*not known.*hf download {NAME} --local"
+    with pytest.raises(UserError, match=expected):
         load_weights(NAME)
 
 
