@@ -26,6 +26,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 COMMANDS = {
     "train": "train a policy with process rewards learned from outcomes (PRIME)",
+    "plan": "show the memory, operations and time of a training run before it starts",
     "train-prm": "train a process reward model on step labels, outcomes or preferences",
     "score": "score the steps of solutions with a process reward model",
     "eval": "judge a process reward model: first wrong step, best of n, calibration",

@@ -209,5 +209,5 @@ def _pairs(words: list[str]) -> dict[str, str]:
     if all("=" in word for word in words):
         return _Given(word.split("=", 1) for word in words)
     if len(words) % 2:
-        raise ValueError(f"expected pairs of name and value (or name=value), found {len(words)} words")
+        raise ValueError(f"expected pairs of name and value (or name=value), found {len(words)} word(s)")
     return _Given(zip(words[::2], words[1::2], strict=True))

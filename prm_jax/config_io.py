@@ -223,7 +223,7 @@ def _compose(text: str, name: str) -> Any:
         mark = error.problem_mark or error.context_mark
         line = mark.line if mark else 0
         problem = error.problem or str(error)
-        if "\t" in (text.splitlines() or [""])[min(line, text.count("\n"))]:
+        if "\t" in "".join(text.splitlines()[line : line + 1]):  # none where the mark is the end of the file
             problem += " (YAML indents with spaces, not with tabs)"
         raise UserError(f"{name}:{line + 1}: {problem}") from error
     except yaml.YAMLError as error:

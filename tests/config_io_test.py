@@ -136,6 +136,7 @@ def test_the_default_is_what_the_file_does_not_say():
         ("[1]: 2", ["expected a name, found a list"]),
         ("optim:\n\tlr: 1", ["c.yaml:2", "spaces, not with tabs"]),
         ("steps: [1", ["c.yaml:1"]),
+        ("steps: [1\n", ["c.yaml:2"]),
         ("steps: 1\n---\nsteps: 2", ["c.yaml:2", "document"]),
         ("a: &x [1]\nb: *x", ["c.yaml:2: aliases (*name) are not supported"]),
         ("title: !!python/object/apply:os.system [ls]", ["not allowed"]),

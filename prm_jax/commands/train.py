@@ -34,7 +34,8 @@ class Options:
     """
 
     preset: str | None = None
-    """Start from the options of a preset: tiny (minutes on two cores), tiny-long, smoke, smollm2."""
+    """Start from the options of a preset: tiny (minutes on two cores), tiny-long, smoke, smollm2,
+    qwen2.5-1.5b-math or qwen2.5-7b-math (and with -lora)."""
     config: pathlib.Path | None = None
     """YAML file with options, nested or dotted, such as the config.yaml of a run."""
     run_dir: pathlib.Path | None = None

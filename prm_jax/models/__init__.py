@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 _HOME = {
     "ModelConfig": "config",
+    "compiler_options": "config",
     "RopeScaling": "rope_scaling",
     "Transformer": "transformer",
     "init_params": "transformer",
@@ -52,6 +53,7 @@ _HOME = {
 
 __all__ = [
     "ModelConfig",
+    "compiler_options",
     "RopeScaling",
     "Transformer",
     "init_params",
@@ -95,7 +97,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from prm_jax.models.config import ModelConfig
+    from prm_jax.models.config import ModelConfig, compiler_options
     from prm_jax.models.rope_scaling import RopeScaling
     from prm_jax.models.transformer import (
         Transformer,

@@ -1,12 +1,15 @@
 """Causal grouped-query attention without repeated keys and values; softmax in float32."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from prm_jax.models.blockwise_attention import blockwise_attention
+from prm_jax.models.rows import mesh_of, over_rows_and_heads
 
 Implementation = Literal["auto", "naive", "blockwise", "cudnn"]
 _BLOCKWISE_FROM = 256
@@ -35,12 +38,11 @@ def attend(
       An array like ``q``.
     """
     chosen = resolve(implementation, platform=jax.default_backend(), length=q.shape[1])
-    if chosen == "blockwise":
-        return blockwise_attention(q, k, v, segment_ids)
-    if chosen == "cudnn":
-        mask = None if segment_ids is None else _mask(q.shape[1], segment_ids)[:, None]
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=mask is None, implementation="cudnn")
-    return _naive(q, k, v, segment_ids)
+    local: Callable[..., jax.Array] = functools.partial(_attend, chosen)
+    mesh = mesh_of(q, k, v)
+    if mesh is not None:
+        local = over_rows_and_heads(local, mesh, rows=q.shape[0], heads=(q.shape[2], k.shape[2]))
+    return local(q, k, v, segment_ids)
 
 
 def resolve(implementation: Implementation, *, platform: str, length: int) -> Implementation:
@@ -57,6 +59,17 @@ def resolve(implementation: Implementation, *, platform: str, length: int) -> Im
     if implementation != "auto":
         return implementation
     return "blockwise" if platform == "cpu" and length >= _BLOCKWISE_FROM else "naive"
+
+
+def _attend(
+    chosen: Implementation, q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None
+) -> jax.Array:
+    if chosen == "blockwise":
+        return blockwise_attention(q, k, v, segment_ids)
+    if chosen == "cudnn":
+        mask = None if segment_ids is None else _mask(q.shape[1], segment_ids)[:, None]
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=mask is None, implementation="cudnn")
+    return _naive(q, k, v, segment_ids)
 
 
 def _naive(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None) -> jax.Array:

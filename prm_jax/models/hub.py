@@ -68,6 +68,18 @@ def find_model(name: str | os.PathLike[str], *, repo_type: RepoType = "model") -
         raise UserError(_explain(error, text, repo_type)) from error
 
 
+def find_config(name: str) -> pathlib.Path:
+    """Like ``find_model``, but of a model on the hub only ``config.json`` is looked up or downloaded."""
+    if name == SMOLLM2 or not is_hub_name(name):
+        return find_model(name)
+    repo, _, revision = name.partition("@")
+    hub = require("huggingface_hub", "hf")
+    try:
+        return pathlib.Path(hub.hf_hub_download(repo, "config.json", revision=revision or None))
+    except Exception as error:  # the client's own errors, and those of the HTTP library under it
+        raise UserError(_explain(error, name, "model")) from error
+
+
 def _complete(snapshot: pathlib.Path, repo_type: RepoType) -> bool:
     """Whether a cached snapshot has what is loaded; other programs cache single files."""
     names = {path.name for path in snapshot.rglob("*") if path.is_file()}
@@ -90,6 +102,7 @@ def _explain(error: Exception, name: str, repo_type: RepoType) -> str:
         return f"{where} has no such revision"
     detail = str(error).strip().partition("\n")[0][:200]
     return (
-        f"cannot download {where} ({kind}: {detail}); check the network, or download it elsewhere "
+        f"there is no local path {name}; cannot download {where} from the hub ({kind}: {detail}): "
+        f"correct the path, or check the network, or download it elsewhere "
         f"(hf download {name.partition('@')[0]} --local-dir DIRECTORY) and give that directory"
     )

@@ -1,16 +1,21 @@
 """Models that options name, with the options' run-time fields, and fresh ones."""
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 import jax
 
-from prm_jax.models.config import ModelConfig
-from prm_jax.models.hub import find_model
+from prm_jax.errors import UserError
+from prm_jax.models import peft_files
+from prm_jax.models.config import DType, ModelConfig
+from prm_jax.models.files import read_json
+from prm_jax.models.gguf import read_gguf
+from prm_jax.models.gguf_weights import GgufWeights
+from prm_jax.models.hub import find_config, find_model
 from prm_jax.models.model_options import ModelOptions
 from prm_jax.models.tokenizer import Tokenizer
 from prm_jax.models.transformer import init_params
-from prm_jax.models.weights import load_weights
+from prm_jax.models.weights import check_path, load_weights
 
 _UNROLL_UP_TO = 8  # layers; a deeper model is scanned, since unrolling costs compilation time
 
@@ -20,6 +25,37 @@ def load_model(options: ModelOptions) -> tuple[ModelConfig, Any, Any]:
     path = find_model(options.path)
     config, params = load_weights(path)
     return _with_runtime(config, options), params, Tokenizer.load(path)
+
+
+def read_config(options: ModelOptions) -> ModelConfig:
+    """The architecture of ``options.path`` with the options' run-time fields, without reading any weights.
+
+    Args:
+      options: ``path`` is a Hugging Face directory, its ``config.json``, a LoRA adapter's directory, a GGUF file, or a
+        name on the hub, of which the configuration alone is downloaded.
+
+    Returns:
+      The configuration; its ``dtype`` is the one that the file declares for the weights, float32 where it says none.
+
+    Raises:
+      UserError: nothing there, not a model's configuration, or a field that is missing or not supported.
+    """
+    path = find_config(options.path)
+    if path.suffix != ".json" and not peft_files.is_adapter(path):
+        check_path(path)
+    if peft_files.is_adapter(path):
+        path = peft_files.base_of(path)
+    if path.suffix == ".gguf":
+        return _with_runtime(GgufWeights(read_gguf(path)).config, options)
+    file = path / "config.json" if path.is_dir() else path
+    values = read_json(file)
+    try:
+        config = ModelConfig.from_hf(values)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    stored = values.get("dtype") or values.get("torch_dtype")
+    dtype: DType = stored if stored in get_args(DType) else "float32"
+    return _with_runtime(dataclasses.replace(config, dtype=dtype), options)
 
 
 def fresh_config(options: ModelOptions, vocab_size: int) -> ModelConfig:
@@ -47,6 +83,7 @@ def _with_runtime(config: ModelConfig, options: ModelOptions) -> ModelConfig:
         config,
         compute_dtype=options.compute_dtype,
         remat=options.remat,
+        attention=options.attention,
         scan_unroll=unroll,
         lora_alpha=options.lora_alpha,
     )

@@ -4,14 +4,16 @@ Policy, reward model and reference all use this function: equal parameters give 
 are exactly 0 at initialisation.
 """
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from prm_jax.models.config import ModelConfig
+from prm_jax.models.rows import mesh_of, row_axes
 from prm_jax.models.transformer import Params, head_matrix, hidden_states
-from prm_jax.pallas import LogprobOptions, linear_lse_and_target
+from prm_jax.pallas import LogprobOptions, Partition, linear_lse_and_target, sharded_lse_and_target
 
 
 def token_logprobs(
@@ -111,7 +113,8 @@ def _statistics(
         each = jnp.asarray(temperature)
         each = jnp.broadcast_to(each[:, None] if each.ndim == 1 else each, tokens.shape)
         temperature = each[:, first:].reshape(flat)
-    statistics = linear_lse_and_target(
+    statistics = _head_statistics(
+        rows,
         hidden[:, first - 1 : -1].reshape(flat, -1),
         head_matrix(config, params),
         tokens[:, first:].reshape(flat),
@@ -120,3 +123,24 @@ def _statistics(
         options=LogprobOptions(implementation=head.implementation, entropy=head.entropy, compact=head.compact),
     )
     return [jnp.pad(x.reshape(rows, length - first), ((0, 0), (first, 0))) for x in statistics]
+
+
+def _head_statistics(
+    rows: int, hidden: jax.Array, head: jax.Array, tokens: jax.Array, **given: Any
+) -> tuple[jax.Array, ...]:
+    """``linear_lse_and_target``; on a mesh, every device computes its own rows and its own columns of the head."""
+    mesh = mesh_of(hidden, head)
+    axes = () if mesh is None else row_axes(mesh, rows)
+    if mesh is None or not axes:
+        return linear_lse_and_target(hidden, head, tokens, **given)
+    vocab, width = head.shape
+    columns, features = (mesh.shape.get(axis, 1) for axis in ("tensor", "fsdp"))
+    partition = Partition(
+        mesh,
+        token_axes=axes,
+        vocab_axis="tensor" if columns > 1 and vocab % columns == 0 else None,
+        gather_axes=("fsdp",) if "fsdp" in axes and width % features == 0 else (),
+        gather_once=True,
+    )
+    # Compiled, because outside ``jax.jit`` an abstract mesh has no devices.
+    return jax.jit(functools.partial(sharded_lse_and_target, partition, **given), inline=True)(hidden, head, tokens)

@@ -27,6 +27,10 @@ class ModelOptions:
     """Dtype of activations and matrix products; trained parameters are always float32."""
     remat: Literal["none", "full", "dots"] = "none"
     """What the backward pass recomputes, to save memory."""
+    attention: Literal["auto", "naive", "blockwise", "cudnn"] = "auto"
+    """Implementation of attention. naive: all scores of a row at once; blockwise: memory linear in the row's length, on
+    any device; cudnn: flash attention on NVIDIA GPUs, bfloat16 only; auto: blockwise on CPUs from 256 tokens, otherwise
+    naive."""
     scan_unroll: Annotated[int, at_least(0)] = 0
     """Layers per scan iteration; 0: all layers of a small model, one of a large model."""
     lora_rank: Annotated[int, at_least(0)] = 0

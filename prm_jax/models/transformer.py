@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from prm_jax.models import rope
 from prm_jax.models.attention import attend
 from prm_jax.models.config import ModelConfig
+from prm_jax.models.rows import embed, mesh_of, split_over_rows
 
 Params = dict[str, Any]
 Rotation = tuple[jax.Array, jax.Array]
@@ -114,9 +115,11 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, rotation: Rotation, segment_ids: jax.Array | None) -> tuple[jax.Array, None]:
         """``[B, T, D] -> ([B, T, D], None)``; arguments as in ``Attention``."""
+        x = split_over_rows(x)
         normed = RMSNorm(self.config, name="attn_norm")(x)
-        x = x + Attention(self.config, name="attn")(normed, rotation, segment_ids)
-        return x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x)), None
+        x = split_over_rows(x + Attention(self.config, name="attn")(normed, rotation, segment_ids))
+        x = x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
+        return split_over_rows(x), None
 
 
 class _Embed(nn.Module):
@@ -128,7 +131,7 @@ class _Embed(nn.Module):
         initializer = nn.initializers.normal(1.0 / math.sqrt(config.hidden_size))
         shape = (config.vocab_size, config.hidden_size)
         embedding = self.param("embedding", initializer, shape, jnp.dtype(config.dtype))
-        return jnp.take(embedding, tokens, axis=0).astype(config.compute_dtype)
+        return embed(embedding, tokens).astype(config.compute_dtype)
 
 
 class _Head(nn.Module):
@@ -181,7 +184,7 @@ class Transformer(nn.Module):
             self.param("layers", functools.partial(_init_layers, config, x, rotation))
         else:
             x, _ = _scanned_layers(config)(config, name="layers")(x, rotation, segment_ids)
-        x = RMSNorm(config, name="final_norm")(x)
+        x = split_over_rows(RMSNorm(config, name="final_norm")(x))
         if self.is_initializing() and not config.tie_word_embeddings:
             _Head(config, name="head")()
         return x
@@ -240,6 +243,18 @@ def hidden_states(
     segment_ids: jax.Array | None = None,
 ) -> jax.Array:
     """``Transformer(config).apply``: tokens [B, T] -> hidden [B, T, D], final norm included."""
+    # On a mesh compiled as a whole, since its blocks need the devices of the parameters; inside ``jax.jit`` the same.
+    run = _hidden_states if mesh_of(params, tokens) is None else jax.jit(_hidden_states, static_argnums=0, inline=True)
+    return run(config, params, tokens, positions, segment_ids)
+
+
+def _hidden_states(
+    config: ModelConfig,
+    params: Params,
+    tokens: jax.Array,
+    positions: jax.Array | None,
+    segment_ids: jax.Array | None,
+) -> jax.Array:
     return Transformer(config).apply(
         {"params": params}, tokens, positions=positions, segment_ids=segment_ids
     )  # type: ignore[return-value]

@@ -55,7 +55,7 @@ def load_weights(
     path = find_model(path)
     if peft_files.is_adapter(path):
         return _load_adapted(path, _name(dtype), host=host, merge=merge_adapters)
-    _check_path(path)
+    check_path(path)
     config, source, stored = _open(path)
     name = _name(dtype) or stored
     params = checkpoint_layout.assemble(config, source.read, dtype=_DTYPES[name], place=_same if host else _to_device)
@@ -156,7 +156,7 @@ def _load_adapted(
 ) -> tuple[ModelConfig, checkpoint_layout.Params]:
     """The base model of an adapter directory with the adapter merged, or joined to it."""
     base = peft_files.base_of(path)
-    _check_path(base)
+    check_path(base)
     config, source, stored = _open(base)
     adapter = peft_files.Adapter(path, config)
     name = dtype or stored
@@ -178,7 +178,12 @@ def _map_leaves(function: Any, tree: Mapping[str, Any]) -> dict[str, Any]:
     return {k: _map_leaves(function, v) if isinstance(v, Mapping) else function(v) for k, v in tree.items()}
 
 
-def _check_path(path: pathlib.Path) -> None:
+def check_path(path: pathlib.Path) -> None:
+    """Refuses what cannot be a checkpoint, by its name and kind.
+
+    Raises:
+      UserError: nothing there, pickled weights, a directory without a configuration, or a file of another kind.
+    """
     if path.name.endswith(safetensors_files.PICKLES):
         raise UserError(safetensors_files.pickle_advice(str(path)))
     if not path.exists():

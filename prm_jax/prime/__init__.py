@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from prm_jax.prime.batch import Batch, Frozen, RewardInputs, State
     from prm_jax.prime.collect import Collected, Collector
     from prm_jax.prime.options import Options
+    from prm_jax.prime.plan import Plan, check_fits, make_plan
     from prm_jax.prime.presets import PRESETS
     from prm_jax.prime.responses import Responses, Sampler
     from prm_jax.prime.shaping import per_step
@@ -42,6 +43,7 @@ _HOMES = {
     "Observed": "sources",
     "Options": "options",
     "PRESETS": "presets",
+    "Plan": "plan",
     "PolicyAsPRM": "sources",
     "PrefixValues": "sources",
     "Responses": "responses",
@@ -55,7 +57,9 @@ _HOMES = {
     "SourceBatch": "sources",
     "State": "batch",
     "StepChecker": "sources",
+    "check_fits": "plan",
     "init_state": "step",
+    "make_plan": "plan",
     "make_source_step": "step",
     "make_step": "step",
     "per_step": "shaping",
@@ -74,6 +78,7 @@ __all__ = [
     "Observed",
     "Options",
     "PRESETS",
+    "Plan",
     "PolicyAsPRM",
     "PrefixValues",
     "Responses",
@@ -87,7 +92,9 @@ __all__ = [
     "SourceBatch",
     "State",
     "StepChecker",
+    "check_fits",
     "init_state",
+    "make_plan",
     "make_source_step",
     "make_step",
     "per_step",

@@ -58,12 +58,10 @@ def _normalized(options: AdvantageOptions, rewards: jax.Array, mask: jax.Array) 
     if options.normalizer == "return":
         return rl.normalize_by_return(rewards, mask)
     if options.normalizer == "deviation":
+        # About 0: rewards that are all equal, such as a checker's, have no deviation about their mean.
         rewards = jnp.where(mask, rewards, 0.0)
-        rewarded = mask & (rewards != 0)
-        count = jnp.maximum(rewarded.sum(), 1)
-        mean = rewards.sum() / count
-        variance = jnp.where(rewarded, jnp.square(rewards - mean), 0.0).sum() / count
-        return rewards * jax.lax.rsqrt(variance + 1e-6)
+        square = jnp.square(rewards).sum() / jnp.maximum((rewards != 0).sum(), 1)
+        return rewards / (jnp.sqrt(square) + 1e-6)
     return rewards
 
 

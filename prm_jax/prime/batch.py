@@ -101,6 +101,7 @@ class RewardInputs:
       entropy: [B, T] float32 of the learning policy, in the policy's loss only.
       confidence: [B] float32, see `Batch`.
       weights: [B] float32, see `Batch`.
+      groups: static upper bound of `group_ids`, which a minibatch keeps; None: the number of rows.
     """
 
     tokens: jax.Array
@@ -119,6 +120,7 @@ class RewardInputs:
     entropy: jax.Array | None = None
     confidence: jax.Array | None = None
     weights: jax.Array | None = None
+    groups: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def counted(self) -> jax.Array:
@@ -128,7 +130,7 @@ class RewardInputs:
     @property
     def num_groups(self) -> int:
         """Static upper bound of the number of groups; empty ones are ignored everywhere."""
-        return self.mask.shape[0]
+        return self.mask.shape[0] if self.groups is None else self.groups
 
     @property
     def num_steps(self) -> int:

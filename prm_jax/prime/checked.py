@@ -29,23 +29,27 @@ def checked_rewards(function: Callable[..., Any], what: str) -> Callable[..., An
 
     def call(*args: Any) -> Any:
         inputs: RewardInputs = args[-1]
-        result = _call(function, args, what)
-        shape = getattr(result, "shape", None)
-        if shape != inputs.mask.shape:
-            found = f"an array of shape {list(shape)}" if shape is not None else f"a {type(result).__name__}"
-            raise UserError(f"{what} returned {found}; expected [B, T] = {list(inputs.mask.shape)}, one per token")
-        if not jnp.issubdtype(result.dtype, jnp.floating):
-            raise UserError(f"{what} returned an array of {result.dtype}; expected floating-point numbers")
-        return result.astype(jnp.float32)
+        return per_token(call_named(function, args, what), inputs.mask.shape, what)
 
     return call
+
+
+def per_token(result: Any, expected: tuple[int, ...], what: str) -> Any:
+    """`result` as float32, refused unless it is an array [B, T] of floating-point numbers."""
+    shape = getattr(result, "shape", None)
+    if shape != expected:
+        found = f"an array of shape {list(shape)}" if shape is not None else f"a {type(result).__name__}"
+        raise UserError(f"{what} returned {found}; expected [B, T] = {list(expected)}, one per token")
+    if not jnp.issubdtype(result.dtype, jnp.floating):
+        raise UserError(f"{what} returned an array of {result.dtype}; expected floating-point numbers")
+    return result.astype(jnp.float32)
 
 
 def checked_loss(function: Callable[..., Any], what: str) -> Callable[..., rl.Loss]:
     """The same for a policy loss, which returns a `rl.Loss` of two scalars."""
 
     def call(*args: Any) -> rl.Loss:
-        result = _call(function, args, what)
+        result = call_named(function, args, what)
         if not isinstance(result, rl.Loss):
             raise UserError(f"{what} returned a {type(result).__name__}; expected rl.Loss(total, weight, metrics)")
         for name in ("total", "weight"):
@@ -62,7 +66,8 @@ def name_of(function: Any) -> str:
     return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', type(function).__name__)}"
 
 
-def _call(function: Callable[..., Any], args: tuple[Any, ...], what: str) -> Any:
+def call_named(function: Callable[..., Any], args: tuple[Any, ...], what: str, when: str = "traced") -> Any:
+    """``function(*args)`` of a function from outside, whose errors name it: those of tracing say little about it."""
     try:
         return function(*args)
     except UserError:
@@ -70,7 +75,7 @@ def _call(function: Callable[..., Any], args: tuple[Any, ...], what: str) -> Any
     except HOST_ERRORS as error:
         raise UserError(host_message(what, error)) from error
     except Exception as error:
-        raise UserError(f"{what} failed while it was traced: {type(error).__name__}: {_first(error)}") from error
+        raise UserError(f"{what} failed while it was {when}: {type(error).__name__}: {_first(error)}") from error
 
 
 def host_message(what: str, error: Exception) -> str:

@@ -1,8 +1,14 @@
 """Checks of a run's options before anything is loaded or compiled: every problem is named at once."""
 
+import re
+
 from prm_jax.errors import UserError
 from prm_jax.option_ranges import check_ranges
 from prm_jax.prime.options import Options
+from prm_jax.resolve import nearest
+
+POLICY_METRICS = ("accuracy", "step_accuracy", "length", "finished")
+"""What an evaluation measures of a policy, see `evaluate.policy_metrics`."""
 
 
 def check_options(options: Options) -> None:
@@ -17,6 +23,7 @@ def check_options(options: Options) -> None:
         *_divisions(options),
         *_combinations(options),
         *_rewards(options),
+        *_pattern(options),
     ]
     if problems:
         raise UserError("these options cannot work:\n" + "\n".join(f"  - {text}" for text in problems))
@@ -67,9 +74,10 @@ def _divisions(options: Options) -> list[str]:
                 f"of a minibatch ({prompts} prompts x {size} samples / {part.minibatches} minibatches)"
             )
     pretrain = max(1, options.prm.pretrain_batch // size) * size if size > 0 else 0
-    if options.prm.pretrain_rollouts and pretrain % max(1, options.prm.microbatches):
+    name, part = ("policy", options.policy) if options.reward.source == "critic" else ("prm", options.prm)
+    if options.prm.pretrain_rollouts and pretrain % max(1, part.microbatches):
         found.append(
-            f"--prm.microbatches {options.prm.microbatches} must divide the {pretrain} responses of a warm-up batch "
+            f"--{name}.microbatches {part.microbatches} must divide the {pretrain} responses of a warm-up batch "
             "(--prm.pretrain-batch, whole groups)"
         )
     if 0 < options.prm.pretrain_rollouts < options.prm.pretrain_batch:
@@ -103,9 +111,39 @@ def _combinations(options: Options) -> list[str]:
         )
     if options.sft.steps and options.model.path:
         found.append("--sft.steps warms a fresh model up; with --model.path it must be 0")
+    found += _best(options)
     if options.eval.patience and not options.eval.keep_best:
         found.append("--eval.patience needs --eval.keep-best: the metric that should improve")
     return found
+
+
+def _best(options: Options) -> list[str]:
+    """The metric of --eval.keep-best is known once an evaluation has run, but most mistakes are seen at once."""
+    name, modes = options.eval.keep_best, []
+    modes += ["greedy"] if options.eval.greedy else []
+    modes += ["sampled"] if options.eval.sampled else []
+    known = [f"eval/{mode}_{metric}" for mode in modes for metric in POLICY_METRICS]
+    if not name or name in known or (name.startswith("prm_eval/") and options.eval.prm_problems):
+        return []
+    listed = ", ".join(known) or "none, since --eval.greedy and --eval.sampled are off"
+    return [
+        f"--eval.keep-best {name}: {nearest(name, known)}the metrics of an evaluation are {listed}, and prm_eval/... "
+        "with --eval.prm-problems where the task knows the truth of steps"
+    ]
+
+
+def _pattern(options: Options) -> list[str]:
+    """The regular expression of stated confidences."""
+    if "confidence" not in options.reward.shaping:
+        return []
+    pattern = options.reward.confidence_pattern
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        return [f"--reward.confidence-pattern {pattern!r} is not a regular expression: {error}"]
+    if groups != 1:
+        return [f"--reward.confidence-pattern {pattern!r} has {groups} groups; expected 1, the number (see (?:...))"]
+    return []
 
 
 def _rewards(options: Options) -> list[str]:

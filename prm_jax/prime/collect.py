@@ -22,6 +22,7 @@ from prm_jax.prime.responses import (
     Sampler,
     concatenate,
 )
+from prm_jax.prime.sources.base import observe, on_host
 from prm_jax.runs.stopping import DivergedRun
 
 
@@ -107,6 +108,7 @@ class Collector:
       say: gets one-line messages.
       buffer: cursor into the stream, and prompts that passed a filter but were not needed.
       sampled: responses sampled so far, whether used or not.
+      for_source: those of them that only the source used, in its warm-up or for its rewards.
       too_long: prompts left out so far because they exceed the maximum length.
       empty_steps: consecutive steps without a prompt to learn from.
     """
@@ -122,6 +124,7 @@ class Collector:
     say: Callable[[str], None] = lambda text: None
     buffer: PromptBuffer = PromptBuffer()
     sampled: int = 0
+    for_source: int = 0
     too_long: int = 0
     empty_steps: int = 0
     needs_state = True
@@ -154,10 +157,11 @@ class Collector:
         chosen, keep, passed, rates = self._chosen(params, key)
         weights = self._weights(chosen)
         observed = None
-        if self.source is not None and self.source.on_host:
+        if self.source is not None and on_host(self.source):
             source_key = jax.random.fold_in(jax.random.fold_in(self.key, SOURCE_STREAM), step)
-            observed = self.source.observe(chosen, self.sampler, params, source_key)
+            observed = observe(self.source, chosen, self.sampler, params, source_key)
             self.sampled += observed.sampled
+            self.for_source += observed.sampled
         batch = to_batch(
             chosen, keep, weights=weights,
             process=None if observed is None else observed.process,
@@ -183,6 +187,7 @@ class Collector:
         return {
             "prompts": self.buffer.state(self.stream),
             "sampled": self.sampled,
+            "for_source": self.for_source,
             "too_long": self.too_long,
             "empty_steps": self.empty_steps,
         }
@@ -191,7 +196,7 @@ class Collector:
         """Continues from a saved position."""
         self.buffer = PromptBuffer.from_state(position["prompts"], self.stream)
         self.sampled, self.too_long = position["sampled"], position["too_long"]
-        self.empty_steps = position["empty_steps"]
+        self.for_source, self.empty_steps = position["for_source"], position["empty_steps"]
 
     def _chosen(self, params: Any, key: jax.Array) -> tuple[Responses, np.ndarray, np.ndarray, np.ndarray]:
         """(responses, groups that count [P], groups that pass the filter [P], solve rates of all groups drawn)."""

@@ -13,6 +13,7 @@ from prm_jax.prime.batch import Batch, Frozen, State
 from prm_jax.prime.options import EvalOptions
 from prm_jax.prime.responses import Responses, Sampler, concatenate
 from prm_jax.prime.sources import SavedPRM, SourceBatch
+from prm_jax.prime.sources.base import on_host
 
 
 def sample_in_batches(
@@ -164,19 +165,23 @@ class Evaluator:
         return metrics if self.probe is None else metrics | self.probe(state)
 
 
+def can_be_probed(source: Any) -> bool:
+    """Whether a source can be judged on the probe: a model can; checkers and rollouts know the answers."""
+    return source is not None and (not on_host(source) or isinstance(source, SavedPRM))
+
+
 def make_probe(
     probe: PRMProbe | None, source: Any, sampler: Sampler, frozen: Frozen, policy_params: Callable[[Any], Any],
     *, batch_size: int,
 ) -> Callable[[State], dict[str, float]] | None:  # fmt: skip
     """``state -> prm_eval/... metrics`` of a source on the probe, or None where there is nothing to judge.
 
-    A source that computes its rewards on the host and is frozen is judged once. Checkers and rollouts are not judged:
-    they know the answers.
+    A source that computes its rewards on the host and is frozen is judged once.
     """
-    if probe is None or source is None:
+    if probe is None or not can_be_probed(source):
         return None
     width = probe.labels.shape[1]
-    if not source.on_host:
+    if not on_host(source):
         score = _compiled_step_scores(source, width)
 
         def evaluate(state: State) -> dict[str, float]:
@@ -188,8 +193,6 @@ def make_probe(
             return _named(probe.evaluate(np.concatenate(parts)))
 
         return evaluate
-    if not isinstance(source, SavedPRM):
-        return None
     observed = source.observe(probe.responses, sampler, None, jax.random.key(0))
     scores, _ = rl.step_rewards(observed.process, probe.responses.step_ids, num_steps=width, how="sum")
     found = _named(probe.evaluate(np.asarray(scores)))

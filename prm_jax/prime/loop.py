@@ -18,9 +18,10 @@ from prm_jax.prime.evaluate import Evaluator, PRMProbe, make_probe
 from prm_jax.prime.options import Options
 from prm_jax.prime.responses import EVAL_STREAM, Sampler
 from prm_jax.prime.samples import SampleWriter
+from prm_jax.prime.sizes import warm_up_rollouts
 from prm_jax.prime.sources import ImplicitPRM
 from prm_jax.prime.step import make_step
-from prm_jax.prime.warm_up import PHASE, warm_up, warm_up_rollouts
+from prm_jax.prime.warm_up import PHASE, is_warmed_up, warm_up
 from prm_jax.runs.callbacks import Callback, Event
 from prm_jax.runs.fitting import FitOptions, Frontend, fit, load_best
 from prm_jax.runs.integrity import fingerprint
@@ -37,6 +38,7 @@ class Trained:
       before, after: evaluation metrics (``eval/...``, ``prm_eval/...``) at step 0 and at the end.
       warmed_up: the source's metrics after its warm-up, {} without one.
       rollouts: responses sampled for training.
+      for_source: those of them that only the source of process rewards used.
       policy: the policy's whole parameters; of the best evaluation where one is kept.
       prm: the online implicit PRM's whole parameters, or None.
       best_step: step of the policy that was kept as the best, or -1.
@@ -49,6 +51,7 @@ class Trained:
     policy: Params
     prm: Params | None
     best_step: int = -1
+    for_source: int = 0
 
 
 def train_policy(
@@ -74,9 +77,10 @@ def train_policy(
         source=setup.source, max_empty_steps=options.max_empty_steps, say=frontend.say,
         confidence_pattern=options.reward.confidence_pattern if "confidence" in options.reward.shaping else "",
     )  # fmt: skip
-    warms_up = setup.source is not None and setup.source.learns and bool(options.prm.pretrain_rollouts)
+    warms_up = is_warmed_up(options, setup.source)
     if warms_up:
         collector.sampled += warm_up_rollouts(options)
+        collector.for_source += warm_up_rollouts(options)
 
     def initial_state() -> State:
         state = composed.place_state(composed.initial_state())
@@ -100,7 +104,7 @@ def train_policy(
     warmed_up = _last_probe(run) if warms_up else {}
     return Trained(
         fitted.before, fitted.after, warmed_up, collector.sampled, composed.policy_params(state), prm,
-        fitted.best_step,
+        fitted.best_step, collector.for_source,
     )  # fmt: skip
 
 

@@ -188,8 +188,8 @@ class AdvantageOptions:
     outcome_coef: Annotated[float, at_least(0)] = 1.0
     """Weight of the outcome."""
     normalizer: Literal["return", "deviation", "none"] = "return"
-    """Divide process rewards by the largest absolute return of the batch (published), by their standard deviation, or
-    not (which can destroy a policy); grpo divides by the group's deviation instead."""
+    """Divide process rewards by the largest absolute return of the batch (published), by the root mean square of those
+    that are not 0 (deviation), or not (which can destroy a policy); grpo divides by the group's deviation instead."""
     gate: bool = False
     """Scale the process rewards by max(0, 2 * a - 1), where a is the PRM's pairwise accuracy on these rollouts before
     it learns from them."""

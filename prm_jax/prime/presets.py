@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.models.model_options import ModelOptions
 from prm_jax.prime.options import (
     AdvantageOptions,
@@ -85,5 +86,44 @@ def _smollm2() -> Options:
     )
 
 
-PRESETS = {"tiny": _tiny(), "tiny-long": _tiny_long(), "smoke": _smoke(), "smollm2": _smollm2()}
+def _math() -> Options:
+    """PRIME's published settings (arXiv 2502.01456 and its released scripts); --model.path is the user's.
+
+    256 prompts x 4 samples, minibatches of 256 responses in pieces of 8, 1,024 + 3,072 tokens, 592 steps.
+    """
+    return Options(
+        task=TaskOptions("gsm8k"),
+        model=ModelOptions(compute_dtype="bfloat16", remat="full", attention="blockwise"),
+        prm=PRMOptions(minibatches=4, microbatches=32),
+        policy=PolicyOptions(minibatches=4, microbatches=32),
+        eval=EvalOptions(every=16, problems=500, prm_problems=0),
+        mesh=MeshOptions(fsdp=-1),
+        steps=592,
+    )
+
+
+def _math_lora() -> Options:
+    """The same with adapters on one frozen base, which policy, PRM and reference share.
+
+    Learning rates are ten times those of full training, as is usual for adapters.
+    """
+    full = _math()
+    return dataclasses.replace(
+        full,
+        model=dataclasses.replace(full.model, lora_rank=16, lora_alpha=32.0),
+        prm=dataclasses.replace(full.prm, lora_rank=16, learning_rate=1e-5),
+        policy=dataclasses.replace(full.policy, learning_rate=5e-6),
+    )
+
+
+PRESETS = {
+    "tiny": _tiny(),
+    "tiny-long": _tiny_long(),
+    "smoke": _smoke(),
+    "smollm2": _smollm2(),
+    "qwen2.5-1.5b-math": _math(),
+    "qwen2.5-1.5b-math-lora": _math_lora(),
+    "qwen2.5-7b-math": _math(),
+    "qwen2.5-7b-math-lora": _math_lora(),
+}
 """Name -> options: ``--preset NAME``; a configuration file and the command line change them further."""

@@ -20,7 +20,7 @@ from prm_jax.runs.versions import library_versions
 _TITLES = {"prime": "PRIME", "outcome_only": "outcome only"}
 EQUAL_ROLLOUTS = (
     "Outcome-only training has more steps because both policies are compared at equal numbers of sampled responses: "
-    "PRIME uses some of them to warm up its PRM."
+    "PRIME uses some of them to warm up its PRM or to value prefixes."
 )
 """Shown where the two policies were trained for different numbers of steps."""
 
@@ -66,6 +66,7 @@ def write_report(
                 "after": result.after,
                 "prm_after_warm_up": result.warmed_up,
                 "rollouts": result.rollouts,
+                **({"best_step": result.best_step} if result.best_step >= 0 else {}),
             }
             for name, result in results.items()
         },
@@ -73,7 +74,7 @@ def write_report(
     with atomic_write(path / "result.json") as file:
         file.write(json.dumps(_finite(summary), indent=2) + "\n")
     steps = [_steps(path if index == 0 else path / name) for index, name in enumerate(results)]
-    tables = [_policy_table(results, steps), _prm_table(results)]
+    tables = [_policy_table(results, steps), _prm_table(options.reward.source, results)]
     lines = [f"# {options.task.name}: {options.steps} steps, seed {options.seed}", ""]
     console = RichConsole()
     for title, header, rows in tables:
@@ -90,6 +91,11 @@ def write_report(
         console.print(shown)
     if len(set(steps)) > 1:
         console.print(EQUAL_ROLLOUTS, highlight=False)
+    for name, result in results.items():
+        if result.best_step >= 0:
+            line = f"The {_TITLES[name]} policy that is kept is that of step {result.best_step}, the best by "
+            lines += [f"{line}{options.eval.keep_best}; the table shows the last one.", ""]
+            console.print(lines[-2], highlight=False)
     pictures = _plots(path, options, results)
     lines += [f"![{picture.stem}]({picture.relative_to(path)})" for picture in pictures]
     lines += ["", f"{seconds:.0f} s on {os.cpu_count()} CPU cores, {_devices()['devices']}."]
@@ -118,8 +124,9 @@ def _policy_table(results: Mapping[str, Trained], steps: Sequence[int]) -> tuple
     return "Policy on problems that training never saw", header, rows
 
 
-def _prm_table(results: Mapping[str, Trained]) -> tuple[str, list[str], list[list[str]]]:
-    title = "PRM, trained on outcomes alone, against exact step labels of the initial policy's responses"
+def _prm_table(source: str, results: Mapping[str, Trained]) -> tuple[str, list[str], list[list[str]]]:
+    name = "PRM, trained on outcomes alone," if source == "implicit" else f"Process rewards (source: {source})"
+    title = f"{name} against exact step labels of the initial policy's responses"
     found = results.get("prime")
     header = ["", "before", "after warm-up", "after PRIME"]
     if found is None:
@@ -130,9 +137,8 @@ def _prm_table(results: Mapping[str, Trained]) -> tuple[str, list[str], list[lis
         for key, name in _PRM_ROWS.items()
         if key in found.after
     ]
-    if all(row[1] == "" for row in rows):
-        header, rows = [header[0], *header[2:]], [[row[0], *row[2:]] for row in rows]
-    return title, header, rows
+    filled = [0, *(index for index in range(1, len(header)) if any(row[index] for row in rows))]
+    return title, [header[index] for index in filled], [[row[index] for index in filled] for row in rows]
 
 
 def _markdown(header: list[str], rows: list[list[str]]) -> str:

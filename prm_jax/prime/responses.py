@@ -1,5 +1,6 @@
 """Sampled and judged responses, and the sampler that makes them from a task, a tokenizer and a model."""
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Sequence
@@ -70,13 +71,22 @@ class Responses:
         Args:
           pattern: regular expression whose first group is the number; a value above 1 is a percentage.
         """
-        found = [re.findall(pattern, text) for text in self.texts]
-        numbers = [float(values[-1]) if values else 0.5 for values in found]
+        numbers = [_last_number(re.findall(pattern, text)) for text in self.texts]
         return np.clip([x / 100 if x > 1 else x for x in numbers], 0.0, 1.0).astype(np.float32)
 
     def solve_rates(self) -> np.ndarray:
-        """[P] float32 mean outcome of each group."""
-        return self.outcome.reshape(len(self.problems), -1).mean(axis=1)
+        """[P] float32 mean outcome of each group, over responses whose verification worked; 0 without any."""
+        outcome, usable = (x.reshape(len(self.problems), -1) for x in (self.outcome, self.usable))
+        rates = np.where(usable, outcome, 0.0).sum(axis=1) / np.maximum(usable.sum(axis=1), 1)
+        return rates.astype(np.float32)
+
+
+def _last_number(texts: Sequence[str]) -> float:
+    """The last text that is a number; 1/2 without one."""
+    for text in reversed(texts):
+        with contextlib.suppress(ValueError):
+            return float(text)
+    return 0.5
 
 
 def concatenate(parts: Sequence[Responses]) -> Responses:
@@ -171,6 +181,8 @@ class Sampler:
         *,
         samples_per_prefix: int,
         temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
     ) -> Responses:
         """Samples what follows partial responses, and judges the whole responses.
 
@@ -180,7 +192,7 @@ class Sampler:
           prefixes: token ids of the part of the response that is already written, in the order of `problems`.
           key: typed PRNG key, consumed.
           samples_per_prefix: completions of each.
-          temperature: of the sampling.
+          temperature, top_k, top_p: as `models.generate`.
 
         Returns:
           Responses with the prefixes as their problems; a response is cut at `max_new_tokens`, prefix included.
@@ -189,7 +201,7 @@ class Sampler:
         prompts = [[*prompt, *prefix] for prompt, prefix in zip(own, prefixes, strict=True)]
         samples = generate(
             self.config, params, prompts, key, samples_per_prompt=samples_per_prefix,
-            max_new_tokens=self.max_new_tokens, temperature=temperature, stop=self.task.stop,
+            max_new_tokens=self.max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, stop=self.task.stop,
             options=DecodeOptions(tokenizer=self.tokenizer),
         )  # fmt: skip
         response, response_mask, finished = jax.device_get((samples.tokens, samples.mask, samples.finished))

@@ -42,7 +42,7 @@ class SampleWriter:
             spans = self.sampler.task.splitter(text)
             steps = [(text[a:b], float(rewards[row][ids == index].sum())) for index, (a, b) in enumerate(spans)]
         problem = responses.problems[row // responses.samples_per_prompt]
-        info: dict[str, Any] = {"answer": problem.answer}
+        info: dict[str, Any] = {"reference": problem.answer}
         return Sample(self.sampler.prompt_text(problem), text, float(responses.outcome[row]), steps, info)
 
 

@@ -1,7 +1,8 @@
 """What a run starts from: the task, the tokenizer, the models, and the learners of its options."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from jax.sharding import Mesh
 
@@ -17,8 +18,12 @@ from prm_jax.prime.critic import Critic
 from prm_jax.prime.options import Options
 from prm_jax.prime.policy import PolicyLoss, PolicyPhase, make_policy_loss
 from prm_jax.prime.shaping import RewardFn, make_reward
+from prm_jax.prime.sizes import optimizer_steps
+from prm_jax.prime.sources.base import constants_of
 from prm_jax.prime.step import Setup
 from prm_jax.runs.learner import Learner, Params, make_optimizer
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Start:
       base: the policy's initial parameters on the devices, once they are known; see `placed`.
       prm_base: the online PRM's initial parameters on the devices.
       ways: number of devices that hold the rows of a batch.
+      loaded: what `once` has loaded.
     """
 
     task: Task
@@ -46,6 +52,13 @@ class Start:
     base: Params = None
     prm_base: Params = None
     ways: int = 1
+    loaded: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def once(self, name: str, load: Callable[[], T]) -> T:
+        """What `load` returns; called once per run, although a step is composed before and after the warm start."""
+        if name not in self.loaded:
+            self.loaded[name] = load()
+        return self.loaded[name]
 
     def placed(self, base: Params, mesh: Mesh | None, options: Options) -> "Start":
         """The start with its initial parameters on the devices."""
@@ -62,7 +75,7 @@ class Start:
         policy = options.policy
         optimizer = make_optimizer(
             policy.learning_rate, schedule=policy.schedule, warmup_steps=policy.warmup_steps,
-            total_steps=options.steps * policy.epochs * policy.minibatches, weight_decay=policy.weight_decay,
+            total_steps=optimizer_steps(options, policy.epochs, policy.minibatches), weight_decay=policy.weight_decay,
             beta2=policy.beta2, grad_clip=policy.grad_clip,
         )  # fmt: skip
         return Learner(self.config, optimizer, _lora(options.model.lora_rank, options.model.lora_alpha))
@@ -72,17 +85,18 @@ class Start:
         prm = options.prm
         optimizer = make_optimizer(
             prm.learning_rate, schedule=prm.schedule, warmup_steps=prm.warmup_steps,
-            total_steps=options.steps * prm.epochs * prm.minibatches, weight_decay=prm.weight_decay,
-            grad_clip=prm.grad_clip,
+            total_steps=optimizer_steps(options, prm.epochs, prm.minibatches, warm_up=True),
+            weight_decay=prm.weight_decay, grad_clip=prm.grad_clip,
         )  # fmt: skip
         return Learner(self.prm_config, optimizer, _lora(prm.lora_rank, options.model.lora_alpha))
 
-    def critic_learner(self, options: Options) -> Learner:
-        """A critic's."""
+    def critic_learner(self, options: Options, *, warm_up: bool = False) -> Learner:
+        """A critic's; `warm_up` if it learns before the policy does."""
         critic, policy = options.critic, options.policy
         optimizer = make_optimizer(
             critic.learning_rate, schedule=critic.schedule,
-            total_steps=options.steps * policy.epochs * policy.minibatches, grad_clip=critic.grad_clip,
+            total_steps=optimizer_steps(options, policy.epochs, policy.minibatches, warm_up=warm_up),
+            grad_clip=critic.grad_clip,
         )  # fmt: skip
         return Learner(self.config, optimizer, _lora(options.model.lora_rank, options.model.lora_alpha))
 
@@ -181,7 +195,8 @@ def make_setup(options: Options, start: Start, source: Any, overrides: Overrides
     critic = None
     if options.advantage.estimator == "ppo" and overrides.advantage is None:
         critic = Critic(start.critic_learner(options), options.critic, options.policy, start.ways)
-    from_outside = any(":" in name for name in (*options.reward.shaping, options.advantage.estimator))
+    named = (*options.reward.shaping, options.advantage.estimator, options.policy.loss)
+    given = (overrides.reward, overrides.advantage, overrides.policy_loss)
     return Setup(
         policy=policy,
         source=source,
@@ -189,13 +204,13 @@ def make_setup(options: Options, start: Start, source: Any, overrides: Overrides
         reward=overrides.reward or make_reward(options.reward),
         advantage=overrides.advantage or make_advantage(options.advantage),
         options=options.advantage,
-        reads_logp=from_outside or overrides.reward is not None or overrides.advantage is not None,
+        reads_logp=any(":" in name for name in named) or any(function is not None for function in given),
     )
 
 
 def frozen_arrays(start: Start, source: Any) -> Frozen:
     """What the step needs and never changes."""
-    return Frozen(start.base, () if source is None else source.constants)
+    return Frozen(start.base, () if source is None else constants_of(source))
 
 
 def _lora(rank: int, alpha: float) -> LoRAConfig | None:

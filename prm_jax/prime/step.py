@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from prm_jax import rl
-from prm_jax.models import init_value_head
+from prm_jax.models import compiler_options, init_value_head
 from prm_jax.prime.advantages import AdvantageFn, scaled_rewards, value_targets
 from prm_jax.prime.batch import Batch, Frozen, Metrics, RewardInputs, State
 from prm_jax.prime.critic import Critic
@@ -22,6 +22,8 @@ from prm_jax.prime.pieces import masked_mean
 from prm_jax.prime.policy import PolicyPhase
 from prm_jax.prime.shaping import RewardFn
 from prm_jax.prime.sources.base import Judged, SourceBatch, judge
+from prm_jax.prime.sources.base import initial_state as initial_source
+from prm_jax.prime.sources.implicit import ImplicitPRM
 
 Step = Callable[[State, Frozen, Batch], tuple[State, Metrics, jax.Array]]
 
@@ -37,7 +39,7 @@ class Setup:
       reward: process rewards after shaping.
       advantage: credit and estimator.
       options: coefficients and gate.
-      reads_logp: give `reward` and `advantage` the log-probs of policy and reference, for functions from outside.
+      reads_logp: give functions from outside the log-probs of policy and reference.
     """
 
     policy: PolicyPhase
@@ -53,7 +55,7 @@ def init_state(setup: Setup, frozen: Frozen, key: jax.Array) -> State:
     """The state before the first step. `key` is consumed; the arrays of `frozen` are copied, not taken."""
     policy_key, source_key, critic_key = jax.random.split(key, 3)
     policy, policy_opt = setup.policy.learner.init(frozen.reference, policy_key)
-    source = None if setup.source is None else setup.source.init(source_key)
+    source = None if setup.source is None else initial_source(setup.source, source_key)
     critic = critic_opt = None
     if setup.critic is not None:
         head = init_value_head(setup.critic.learner.config, jax.random.fold_in(key, 1))
@@ -69,7 +71,9 @@ def make_step(setup: Setup, *, shardings: State | None = None) -> Step:
       shardings: of the new state on a mesh, leaf by leaf; None on one device.
 
     `state` is donated. Nothing inside waits for the host; metrics are float32 scalars on the device. An update that is
-    not finite leaves its learner unchanged and is counted in ``*/skipped``.
+    not finite leaves its learner unchanged and is counted in ``*/skipped``. With a half-precision compute dtype it is
+    compiled with ``models.compiler_options``, so that rewards of an untrained PRM are exactly 0, and cannot be called
+    inside another ``jax.jit``.
     """
 
     def step(state: State, frozen: Frozen, batch: Batch) -> tuple[State, Metrics, jax.Array]:
@@ -98,7 +102,7 @@ def make_step(setup: Setup, *, shardings: State | None = None) -> Step:
         metrics = {**source_metrics, **adv_metrics, **critic_metrics, **policy_metrics}
         return new, metrics, judged.rewards
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, compiler_options=_compiler_options(setup))
 
 
 def make_source_step(
@@ -113,7 +117,7 @@ def make_source_step(
             new = jax.lax.with_sharding_constraint(new, shardings)
         return new, metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, compiler_options=_compiler_options(setup))
 
 
 def judge_phase(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> tuple[Judged, jax.Array, Metrics]:
@@ -166,6 +170,7 @@ def reward_inputs(
         outcome=jnp.asarray(batch.outcome, jnp.float32), group_ids=batch.group_ids, logp=logp, ref_logp=ref_logp,
         process=judged.rewards, gate=gate, initial_value=initial, values=values,
         penalty=setup.policy.kl_rewards(frozen, batch, old_logp), confidence=batch.confidence, weights=batch.weights,
+        groups=batch.mask.shape[0],
     )  # fmt: skip
 
 
@@ -174,8 +179,11 @@ def advantage_phase(setup: Setup, inputs: RewardInputs) -> tuple[jax.Array, jax.
 
     Rows that do not count take no part in any statistic and get advantage 0.
     """
-    rewards = jax.lax.stop_gradient(setup.reward(inputs))
     mask = inputs.counted
+    if setup.options.process_coef == 0.0:
+        rewards = jnp.zeros(mask.shape, jnp.float32)  # a shaping could make something of rewards that are 0
+    else:
+        rewards = jax.lax.stop_gradient(setup.reward(inputs))
     advantages = setup.advantage(rewards, inputs)
     if inputs.weights is not None:
         advantages = advantages * inputs.weights[:, None]
@@ -208,3 +216,10 @@ def _group_means(batch: Batch) -> jax.Array:
     total = jax.ops.segment_sum(jnp.where(batch.keep, batch.outcome, 0.0), batch.group_ids, groups)
     count = jax.ops.segment_sum(batch.keep.astype(jnp.float32), batch.group_ids, groups)
     return (total / jnp.maximum(count, 1.0))[batch.group_ids]
+
+
+def _compiler_options(setup: Setup) -> dict[str, bool] | None:
+    configs = [setup.policy.learner.config]
+    if isinstance(setup.source, ImplicitPRM):
+        configs.append(setup.source.learner.config)
+    return compiler_options(*configs)

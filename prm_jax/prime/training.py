@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from prm_jax import prm as prms
-from prm_jax.data import describe_task
+from prm_jax.data import describe_task, load_task
 from prm_jax.data.problems import Task
 from prm_jax.errors import UserError
 from prm_jax.models import load_weights, merge, save_weights
@@ -21,20 +21,22 @@ from prm_jax.prime.advantages import AdvantageFn
 from prm_jax.prime.checked import checked_loss, checked_rewards, name_of
 from prm_jax.prime.checks import check_options
 from prm_jax.prime.compose import Composed, compose
-from prm_jax.prime.evaluate import PRMProbe, sample_in_batches
+from prm_jax.prime.evaluate import PRMProbe, can_be_probed, sample_in_batches
 from prm_jax.prime.loop import Trained, train_policy
 from prm_jax.prime.options import Options
+from prm_jax.prime.plan import check_fits, planned_configs
 from prm_jax.prime.policy import PolicyLoss
 from prm_jax.prime.report import write_report
 from prm_jax.prime.responses import EVAL_STREAM, INIT_STREAM, Sampler
 from prm_jax.prime.shaping import RewardFn
+from prm_jax.prime.sizes import warm_up_rollouts, warm_up_steps
 from prm_jax.prime.sources import RewardSource
-from prm_jax.prime.start import Overrides, Start, load_start, uses_online_prm
+from prm_jax.prime.start import Overrides, Start, load_start
 from prm_jax.prime.traced import check_traceable
 from prm_jax.prime.warm_start import warm_start
-from prm_jax.prime.warm_up import warm_up_rollouts, warm_up_steps
+from prm_jax.prime.warm_up import is_warmed_up
 from prm_jax.resolve import check_signature, resolve
-from prm_jax.runs.callbacks import Callback
+from prm_jax.runs.callbacks import Callback, Event
 from prm_jax.runs.console import Console, Phase
 from prm_jax.runs.fitting import Frontend
 from prm_jax.runs.interrupts import Interrupts
@@ -110,36 +112,49 @@ def train(
       InterruptedRun: a signal arrived and the state is saved.
       DivergedRun: non-finite updates or nothing to learn from, several steps in a row.
     """
+    options = _with_source(options, source)
     check_options(options)
     begun = time.monotonic()
     overrides = _checked_overrides(Overrides(source, reward, advantage, policy_loss))
     callbacks = [*_named_callbacks(options), *callbacks]
     mesh = _mesh(options)
-    start = load_start(options, task)
+    start = load_start(options, _task_of_a_run_that_fits(options, task, mesh))
     main = "prime" if options.advantage.process_coef else BASELINE
     results: dict[str, Trained] = {}
+    composed = _composed(options, start, mesh, overrides)
     with _open(run_dir, options, resume) as run, Interrupts() as interrupts, Console(str(run.path)) as console:
-        console.plan(_plan(options, start, main))
+        console.plan(_plan(composed, main))
         frontend = Frontend(console, interrupts, watchdog=options.watchdog)
         _introduce(start.task, options, frontend)
-        composed = _prepared(options, start, mesh, overrides, run, frontend)
-        base = composed.start.base
-        probe = _probe(options, start, base, composed.sampler)
+        composed = _warmed(composed, overrides, run, frontend)
+        probe = _probe(composed)
         results[main] = train_policy(
             composed, probe, run=run, frontend=dataclasses.replace(frontend, title=TITLES[main]), callbacks=callbacks
         )
         _save_models(run, options, composed.start, results[main])
+        kept = run.path / "prm" if results[main].prm is not None else None
         if options.baseline and main != BASELINE:
             if interrupts.should_stop():
                 raise InterruptedRun(f"stopped by {interrupts.signal_name} before the outcome-only run")
-            results[BASELINE] = _train_baseline(composed, overrides, run, frontend)
+            results[main] = _without_arrays(results[main])
+            results[BASELINE] = _train_baseline(composed, overrides, run, frontend, results[main].for_source)
         run.note(finished=True)
     summary = write_report(run.path, options, results, seconds=time.monotonic() - begun)
-    kept = run.path / "prm" if results[main].prm is not None else None
     return Result(run.path, summary, run.path / "policy", kept, results[main].before, results[main].after)
 
 
 # ------------------------------------------------------------------------------------------- pieces
+
+
+def _with_source(options: Options, source: Any) -> Options:
+    """The options with the name of a source that was given as an object, for checks and for the recorded options."""
+    if source is None:
+        return options
+    if not options.advantage.process_coef:
+        raise UserError("source= is given, but --advantage.process-coef 0 (outcome-only training) uses none")
+    kind = source if isinstance(source, type) else type(source)
+    name = f"{kind.__module__}:{kind.__qualname__}"
+    return dataclasses.replace(options, reward=dataclasses.replace(options.reward, source=name))
 
 
 def _checked_overrides(given: Overrides) -> Overrides:
@@ -169,8 +184,25 @@ def _named_callbacks(options: Options) -> list[Callback]:
         empty: dict[str, Callback] = {}
         callback = resolve(name, empty, "callback", option="callbacks")
         check_signature(callback, ("event",), f"callback {name}")
-        found.append(callback)
+        found.append(_naming_failures(name, callback))
     return found
+
+
+def _naming_failures(name: str, callback: Callback) -> Callback:
+    """The callback with errors that name it: the user gave it on the command line or in a file."""
+
+    def call(event: Event) -> None:
+        try:
+            callback(event)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"the callback {name} (--callbacks) failed at step {event.step} ({event.kind}): "
+                f"{type(error).__name__}: {error}; correct it (--debug shows the traceback) and continue with --resume"
+            ) from error
+
+    return call
 
 
 def _open(path: str | pathlib.Path, options: Options, resume: bool) -> RunDir:
@@ -179,15 +211,16 @@ def _open(path: str | pathlib.Path, options: Options, resume: bool) -> RunDir:
     )
 
 
-def _plan(options: Options, start: Start, main: str) -> list[Phase]:
-    phases = []
-    if start.params is None and options.sft.steps:
+def _plan(composed: Composed, main: str) -> list[Phase]:
+    options, phases, extra = composed.options, [], 0
+    if composed.start.params is None and options.sft.steps:
         phases.append(Phase("warm start", options.sft.steps))
-    if uses_online_prm(options) and options.prm.pretrain_rollouts:
+    if is_warmed_up(options, composed.setup.source):
         phases.append(Phase("PRM warm-up", warm_up_steps(options)))
+        extra = warm_up_rollouts(options)
     phases.append(Phase(TITLES[main], options.steps))
     if options.baseline and main != BASELINE:
-        phases.append(Phase(TITLES[BASELINE], outcome_only(options).steps, like=TITLES[main]))
+        phases.append(Phase(TITLES[BASELINE], outcome_only(options, extra).steps, like=TITLES[main]))
     return phases
 
 
@@ -202,25 +235,39 @@ def _introduce(task: Task, options: Options, frontend: Frontend) -> None:
         )
 
 
-def _prepared(
-    options: Options, start: Start, mesh: Mesh | None, overrides: Overrides, run: RunDir, frontend: Frontend
-) -> Composed:
-    """The parts of the run, checked before anything is trained, with the policy after its warm start."""
+def _composed(options: Options, start: Start, mesh: Mesh | None, overrides: Overrides) -> Composed:
+    """The parts of the run around the loaded or fresh policy, checked before anything is written."""
     rollout = options.rollout
     sampler = Sampler(start.task, start.tokenizer, start.config, rollout.max_prompt_tokens, rollout.max_new_tokens)
-    initial = start.params
-    if initial is None:
-        initial = fresh_params(start.config, jax.random.fold_in(jax.random.key(options.seed), INIT_STREAM))
+    initial = _fresh(options, start) if start.params is None else start.params
     composed = compose(options, start, initial, sampler, mesh, overrides)
     if _from_outside(options, overrides):
         check_traceable(composed)
-    base = _initial_policy(options, start, initial, run, frontend)
-    return composed if base is initial else compose(options, start, base, sampler, mesh, overrides)
+    return composed
 
 
-def _train_baseline(composed: Composed, overrides: Overrides, run: RunDir, frontend: Frontend) -> Trained:
+def _fresh(options: Options, start: Start) -> Params:
+    return fresh_params(start.config, jax.random.fold_in(jax.random.key(options.seed), INIT_STREAM))
+
+
+def _warmed(composed: Composed, overrides: Overrides, run: RunDir, frontend: Frontend) -> Composed:
+    """The same around the policy after its warm start; a loaded policy has none."""
+    if composed.start.params is not None:
+        return composed
+    base = _initial_policy(composed, run, frontend)
+    return compose(composed.options, composed.start, base, composed.sampler, composed.mesh, overrides)
+
+
+def _without_arrays(trained: Trained) -> Trained:
+    """What a report needs; the models are saved, and their memory is wanted."""
+    return dataclasses.replace(trained, policy=None, prm=None)
+
+
+def _train_baseline(
+    composed: Composed, overrides: Overrides, run: RunDir, frontend: Frontend, extra: int
+) -> Trained:
     """The same policy from the same start with outcomes only, in a folder of its own."""
-    plain, path = outcome_only(composed.options), run.path / BASELINE
+    plain, path = outcome_only(composed.options, extra), run.path / BASELINE
     begun_before = (path / "run.json").is_file() and (path / "config.yaml").is_file()
     if not begun_before:
         shutil.rmtree(path, ignore_errors=True)  # what a kill left while the directory was being made
@@ -231,15 +278,17 @@ def _train_baseline(composed: Composed, overrides: Overrides, run: RunDir, front
         return train_policy(alone, None, run=inner, frontend=dataclasses.replace(frontend, title=TITLES[BASELINE]))
 
 
-def outcome_only(options: Options) -> Options:
+def outcome_only(options: Options, extra: int = 0) -> Options:
     """The same run without process rewards, and so without a PRM.
 
-    It gets as many rollouts in total: those of the PRM's warm-up as additional steps.
+    Args:
+      options: of the main run.
+      extra: responses that the main run sampled for its source alone, in a warm-up or for values by rollouts; as many
+        are sampled in additional steps.
     """
     per_step = options.rollout.prompts_per_step * options.rollout.samples_per_prompt
     advantage = dataclasses.replace(options.advantage, process_coef=0.0, gate=False)
-    warm_up = warm_up_rollouts(options) if uses_online_prm(options) else 0
-    return dataclasses.replace(options, advantage=advantage, baseline=False, steps=options.steps + warm_up // per_step)
+    return dataclasses.replace(options, advantage=advantage, baseline=False, steps=options.steps + extra // per_step)
 
 
 def _mesh(options: Options) -> Mesh | None:
@@ -257,15 +306,22 @@ def _mesh(options: Options) -> Mesh | None:
     return mesh
 
 
-def _initial_policy(options: Options, start: Start, initial: Params, run: RunDir, frontend: Frontend) -> Params:
-    """The loaded weights, or a fresh model after its warm start, kept in ``start/`` for a resumed run."""
-    if start.params is not None:
-        return initial
-    kept = run.path / "start"
+def _task_of_a_run_that_fits(options: Options, task: Task | None, mesh: Mesh | None) -> Task:
+    """The task; what cannot fit into memory is refused, before any weights are read."""
+    task = load_task(options.task.name, **options.task.options) if task is None else task
+    config, prm_config = planned_configs(options, task=task)
+    devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
+    check_fits(options, config, devices, prm_config=prm_config)
+    return task
+
+
+def _initial_policy(composed: Composed, run: RunDir, frontend: Frontend) -> Params:
+    """A fresh model after its warm start, kept in ``start/`` for a resumed run."""
+    options, start, kept = composed.options, composed.start, run.path / "start"
     if kept.is_dir():
         _, params = load_weights(kept)
         return jax.tree.map(jax.numpy.asarray, params)
-    params = initial
+    params = start.base if composed.mesh is None else _fresh(options, start)
     if options.sft.steps:
         params = warm_start(options, start, params, run=run, frontend=frontend)
     save_weights(kept, start.config, params, tokenizer=start.tokenizer)
@@ -273,16 +329,17 @@ def _initial_policy(options: Options, start: Start, initial: Params, run: RunDir
     return params
 
 
-def _probe(options: Options, start: Start, base: Params, sampler: Sampler) -> PRMProbe | None:
+def _probe(composed: Composed) -> PRMProbe | None:
     """Responses of the initial policy on held-out problems that the PRM is tested on, where step truth is known."""
-    count = options.eval.prm_problems
-    problems = sampler.fitting(start.task.eval[: 2 * count])
-    judges = options.advantage.process_coef and options.reward.source not in ("checker", "values")
-    if not count or not problems or not judges or start.task.step_labels(problems[0], "") is None:
+    options, start, sampler = composed.options, composed.start, composed.sampler
+    if not options.eval.prm_problems or not can_be_probed(composed.setup.source):
+        return None
+    problems = sampler.fitting(start.task.eval[: 2 * options.eval.prm_problems])
+    if len(problems) < 2 or start.task.step_labels(problems[0], "") is None:
         return None
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(options.seed), EVAL_STREAM), 1)
     responses = sample_in_batches(
-        sampler, base, problems, key, batch_size=options.eval.batch_size, temperature=options.rollout.temperature
+        sampler, start.base, problems, key, batch_size=options.eval.batch_size, temperature=options.rollout.temperature
     )
     return PRMProbe.build(start.task, responses)
 

@@ -13,6 +13,7 @@ from prm_jax.prime.collect import Collector
 from prm_jax.prime.compose import Composed
 from prm_jax.prime.options import Options
 from prm_jax.prime.responses import PRETRAIN_STREAM
+from prm_jax.prime.sizes import warm_up_prompts, warm_up_rollouts, warm_up_steps
 from prm_jax.prime.step import make_source_step
 from prm_jax.runs.fitting import FitOptions, Frontend, fit
 from prm_jax.runs.run_dir import RunDir
@@ -21,17 +22,9 @@ from prm_jax.runs.stopping import InterruptedRun
 PHASE = "prm_warm_up"
 
 
-def warm_up_rollouts(options: Options) -> int:
-    """Number of rollouts of the warm-up: whole groups."""
-    size = options.rollout.samples_per_prompt
-    return -(-options.prm.pretrain_rollouts // size) * size
-
-
-def warm_up_steps(options: Options) -> int:
-    """Number of optimiser steps of the warm-up."""
-    size = options.rollout.samples_per_prompt
-    prompts = warm_up_rollouts(options) // size
-    return options.prm.pretrain_epochs * max(1, prompts // max(1, options.prm.pretrain_batch // size))
+def is_warmed_up(options: Options, source: Any) -> bool:
+    """Whether a source learns from rollouts of the initial policy first."""
+    return source is not None and bool(source.learns) and bool(options.prm.pretrain_rollouts)
 
 
 def warm_up(
@@ -55,8 +48,8 @@ def warm_up(
       The state after it.
     """
     options, setup, ways = composed.options, composed.setup, composed.start.ways
-    batch_prompts = max(1, options.prm.pretrain_batch // options.rollout.samples_per_prompt)
-    ways = ways if batch_prompts % (ways * options.prm.microbatches) == 0 else 1
+    batch_prompts = warm_up_prompts(options)
+    ways = ways if batch_prompts % (ways * getattr(setup.source, "microbatches", 1)) == 0 else 1
     source = setup.source.for_warm_up(ways) if hasattr(setup.source, "for_warm_up") else setup.source
     compiled = make_source_step(dataclasses.replace(setup, source=source), shardings=composed.shardings())
     with run.phase(PHASE) as phase:
@@ -81,8 +74,8 @@ class _Batches:
 
     def __init__(self, composed: Composed, frontend: Frontend, batch_prompts: int) -> None:
         options = composed.options
-        self.options, self.start, self.frozen, self.sampler = (
-            options, composed.start, composed.frozen, composed.sampler,
+        self.options, self.start, self.frozen, self.sampler, self.source = (
+            options, composed.start, composed.frozen, composed.sampler, composed.setup.source,
         )  # fmt: skip
         self.frontend, self.batch_prompts = frontend, batch_prompts
         self.prompts = warm_up_rollouts(options) // options.rollout.samples_per_prompt
@@ -119,11 +112,13 @@ class _Batches:
             prompts_per_step=min(self.prompts, max(1, options.eval.batch_size // size)),
         )  # fmt: skip
         key = jax.random.fold_in(jax.random.key(options.seed), PRETRAIN_STREAM)
-        collector = Collector(self.sampler, stream, rollout, key, policy_params=lambda params: params)
+        collector = Collector(
+            self.sampler, stream, rollout, key, policy_params=lambda params: params, source=self.source
+        )
         parts: list[Batch] = []
         for index in range(-(-self.prompts // rollout.prompts_per_step)):
             parts.append(collector.collect(self.frozen.reference, index).arrays)
-            done = min(collector.sampled, self.prompts * size)
+            done = min((index + 1) * rollout.prompts_per_step, self.prompts) * size
             self.frontend.say(f"PRM warm-up: {done} of {self.prompts * size} rollouts")
             interrupts = self.frontend.interrupts
             if interrupts is not None and interrupts.should_stop():

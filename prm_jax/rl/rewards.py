@@ -242,7 +242,9 @@ def normalize_by_return(
     Args:
       rewards: [B, T] float; no gradient.
       mask: [B, T] bool, True on response tokens.
-      eps: added to the maximum.
+      eps: added to the maximum. It keeps zeros at 0 and halves returns of its own size, but a larger signal that is
+        nothing but noise is scaled to 1 like any other: log-probs whose differences are rewards must be rounded alike,
+        see ``models.compiler_options``.
       axis_name: mapped axis over which the batch is split, or None.
 
     Returns:

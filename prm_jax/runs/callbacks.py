@@ -32,7 +32,7 @@ class Event:
     stop_reason: str = ""
 
     def stop(self, reason: str) -> None:
-        """Ends the loop after this step; the state is saved and the run counts as finished early."""
+        """Ends the loop after this step, or the one that is already running; it is evaluated and saved as the last."""
         self.stop_reason = reason
 
 

@@ -136,7 +136,8 @@ class Console:
             self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=2)
             self._live.start()
         else:
-            self._print(f"{name}: {total - start} steps" + (f", from step {start}" if start else ""))
+            steps = "1 step" if total - start == 1 else f"{total - start} steps"
+            self._print(f"{name}: {steps}" + (f", from step {start}" if start else ""))
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Reports that `step` steps of the phase are complete, with the newest values of metrics.

@@ -201,7 +201,7 @@ class _Loop:
             state, dispatched = self._dispatch(state, done)
             self._finish(pending)
             done, pending = done + 1, dispatched
-            last = done == self.options.steps
+            last = done == self.options.steps or bool(self.stop_reason)
             every = self.options.eval_every
             evaluating = self.evaluate is not None and (last or bool(every and done % every == 0))
             stop = self.frontend.interrupts is not None and self.frontend.interrupts.should_stop()
@@ -211,6 +211,9 @@ class _Loop:
             found = self._evaluate(state, done) if evaluating else {}
             self._finish(pending, found)
             pending = None
+            if self.stop_reason and self.evaluate is not None and not evaluating:  # a callback has just said so
+                evaluating = last = True
+                self._report(done, self._evaluate(state, done))
             if evaluating:
                 self._track_best(state, done)
                 self._notify("evaluation", done, self.after, state)
@@ -219,11 +222,6 @@ class _Loop:
                 checkpoints.wait()
                 assert self.frontend.interrupts is not None
                 raise InterruptedRun(f"stopped by {self.frontend.interrupts.signal_name} after step {done}")
-        if pending is not None:  # a callback or the limit of bad steps ended the loop between two checkpoints
-            self._finish(pending)
-            self._save(checkpoints, state, done)
-        elif self.stop_reason and done < self.options.steps:
-            self._save(checkpoints, state, done)
         self._notify("end", done, self.after, state)
         early = bool(self.stop_reason) and done < self.options.steps
         if self.stop_reason:
@@ -273,6 +271,8 @@ class _Loop:
         self.stop_reason = metadata["stop_reason"]
         self.best_step = metadata["best_step"]
         self.best_value = math.nan if metadata["best_value"] is None else metadata["best_value"]
+        if metadata["best"] != self.options.best:  # values of two metrics cannot be compared
+            self.best_step, self.best_value, self.stale = -1, math.nan, 0
         self._rewind_best()
 
     # ------------------------------------------------------------------------------------ one step
@@ -407,6 +407,7 @@ class _Loop:
             "bad_steps": self.bad_steps,
             "stale": self.stale,
             "stop_reason": self.stop_reason,
+            "best": self.options.best,
             "best_step": self.best_step,
             "best_value": None if math.isnan(self.best_value) else self.best_value,
         }

@@ -6,7 +6,7 @@ import pytest
 
 from prm_jax.errors import UserError
 from prm_jax.models import Tokenizer, find_model, load_weights, save_weights
-from prm_jax.models.hub import is_hub_name
+from prm_jax.models.hub import find_config, is_hub_name
 from prm_jax.models.tokenizer import CharTokenizer
 from tests.models.checkpoints import CONFIGS, random_params, same_bits
 
@@ -86,7 +86,8 @@ def test_downloads_safetensors_and_json_but_no_pickles(tmp_path, monkeypatch):
 
 
 def test_without_network(cache):
-    with pytest.raises(UserError, match=f"cannot download the model {NAME} .*not known.*hf download {NAME} --local"):
+    expected = f"no local path {NAME}; cannot download the model {NAME} .*not known.*hf download {NAME} --local"
+    with pytest.raises(UserError, match=expected):
         load_weights(NAME)
 
 
@@ -145,3 +146,22 @@ def test_smollm2_is_a_name(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "smollm2").mkdir()
     assert find_model("smollm2") == pathlib.Path("smollm2")
+
+
+def test_of_a_configuration_only_that_file_is_fetched(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        hub, "hf_hub_download", lambda *names, **options: asked.append((names, options)) or tmp_path / "x"
+    )
+    assert find_config("org/name@v1") == tmp_path / "x"
+    assert asked == [(("org/name", "config.json"), {"revision": "v1"})]
+    assert find_config(str(tmp_path)) == tmp_path and len(asked) == 1
+
+
+def test_a_configuration_that_cannot_be_fetched_is_explained(monkeypatch):
+    def fail(*names, **options):
+        raise OSError("no route")
+
+    monkeypatch.setattr(hub, "hf_hub_download", fail)
+    with pytest.raises(UserError, match=r"cannot download the model org/name.*no route"):
+        find_config("org/name")

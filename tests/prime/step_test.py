@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prm_jax import rl
-from prm_jax.models import hidden_states, init_params, token_logprobs, value_head
+from prm_jax.models import ModelConfig, compiler_options, hidden_states, init_params, token_logprobs, value_head
 from prm_jax.prime.advantages import value_targets
 from prm_jax.prime.batch import Frozen
 from prm_jax.prime.options import Options
@@ -60,6 +60,33 @@ def test_rewards_are_exactly_zero_while_the_prm_equals_its_reference(
     assert metrics["prm/pairwise_accuracy"] == 0.5
     if update == "after":
         np.testing.assert_allclose(metrics["prm/loss"], np.log(2.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("update", ["none", "after"])
+def test_rewards_are_exactly_zero_in_half_precision(options, update, lora):
+    """With rematerialised layers, XLA by default rounds differently in the differentiated pass and in scoring."""
+    config = ModelConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
+        compute_dtype="bfloat16", remat="full",
+    )  # fmt: skip
+    params = init_params(config, jax.random.key(5))
+    changed = replaced(options, prm={"update": update})
+    setup = setup_of(changed, config, params, lora=lora)
+    frozen, batch = Frozen(params, params), make_batch(width=24, vocab=64)
+    _, metrics, rewards = make_step(setup)(state_of(setup, frozen), frozen, batch)
+    np.testing.assert_array_equal(rewards, 0.0)
+    assert metrics["prm/pairwise_accuracy"] == 0.5
+    # The normaliser has nothing to amplify: the advantages are those of outcomes alone.
+    outcomes = advantages_of(dataclasses.replace(changed.advantage, process_coef=0.0), batch, np.zeros_like(rewards))
+    expected = np.abs(outcomes)[batch.mask].mean()
+    np.testing.assert_allclose(metrics["advantage/abs"], expected, rtol=1e-5)
+
+
+def test_float32_steps_are_compiled_with_the_default_options(tiny_config):
+    half = dataclasses.replace(tiny_config, compute_dtype="bfloat16")
+    assert compiler_options(tiny_config, tiny_config) is None
+    assert compiler_options(tiny_config, half) == {"xla_allow_excess_precision": False}
 
 
 def test_after_harvests_the_scores_that_before_would_replace(options, tiny_config, tiny_frozen, batch):

@@ -439,3 +439,33 @@ def test_the_time_left_covers_the_whole_plan(monkeypatch, tmp_path):
         assert "14 s left, then outcome only, report" in console.line()
         console.plan([Phase("PRIME", 10), Phase("outcome only", 5, like="PRIME")])
         assert console.run_seconds_left() == pytest.approx(24.0) and "24 s left" in console.line()
+
+
+@pytest.mark.parametrize("when", [2, 3])
+def test_a_loop_that_a_callback_ends_is_evaluated_at_its_end(tmp_path, when):
+    """At a step with a checkpoint, and at one without, where the next step is running already."""
+
+    def enough(event):
+        if event.kind == "step" and event.step == when:
+            event.stop("enough")
+
+    options = FitOptions(steps=9, save_every=2, eval_every=0)
+    fitted = run_loop(tmp_path / "run", options=options, callbacks=[enough])
+    assert fitted.stopped_early and fitted.steps == (2 if when == 2 else 4)
+    assert fitted.after["eval/distance"] == pytest.approx(distance(fitted.state)["eval/distance"])
+    again = run_loop(tmp_path / "run", options=options, resume=True)
+    assert again.after == fitted.after and again.steps == fitted.steps
+    assert sorted({record["step"] for record in read_metrics(tmp_path / "run")}) == list(range(fitted.steps + 1))
+
+
+def test_the_best_state_by_another_metric_starts_over_on_resuming(tmp_path):
+    options = dataclasses.replace(OPTIONS, steps=4, best="eval/distance", best_is="min")
+    assert run_loop(tmp_path / "run", options=options).best_step == 0
+
+    def rising(state):
+        return {"eval/rising": -100.0}
+
+    with open_run(tmp_path / "run", Config(), resume=True) as run:
+        other = dataclasses.replace(OPTIONS, best="eval/rising")
+        fitted = fit(initial_state, step, batch_of, run=run, options=other, evaluate=rising)
+        assert fitted.best_step == 6 and load_best(run, jax.eval_shape(initial_state)) is not None

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
 from prm_jax.pallas.linear_logprob.api import linear_lse_and_target
@@ -21,15 +21,19 @@ class Partition:
       token_axes: mesh axes that split T; their product divides it.
       vocab_axis: the axis that splits V, or None.
       gather_axes: axes that split D of the head, or none; each must be among ``token_axes``.
+      gather_once: gather the device's columns of the head before the call, in hidden's dtype, instead of one block at
+        a time inside it: V / vocab_axis * D values of memory, but the least communication where an implementation
+        reads the head many times, and any implementation can be used.
 
     Raises:
       ValueError: for gather axes that are not token axes.
     """
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     token_axes: tuple[str, ...] = ("data", "fsdp")
     vocab_axis: str | None = "tensor"
     gather_axes: tuple[str, ...] = ("fsdp",)
+    gather_once: bool = False
 
     def __post_init__(self) -> None:
         if not set(self.gather_axes) <= set(self.token_axes):
@@ -95,10 +99,14 @@ def sharded_lse_and_target(
     partition.check("T", tokens.shape[0], partition.token_axes)
     partition.check("V", head.shape[layout.index("v")], vocab)
     partition.check("D", head.shape[layout.index("d")], partition.gather_axes)
-    local_options = dataclasses.replace(options, vocab_axis=partition.vocab_axis, gather_axes=partition.gather_axes)
+    inside = () if partition.gather_once else partition.gather_axes
+    local_options = dataclasses.replace(options, vocab_axis=partition.vocab_axis, gather_axes=inside)
     each = jnp.ndim(temperature) > 0
 
     def local(hidden: Any, head: Any, tokens: Any, mask: Any, bias: Any, temperatures: Any) -> tuple[jax.Array, ...]:
+        if partition.gather_once and partition.gather_axes:
+            narrow = head.astype(hidden.dtype)
+            head = jax.lax.all_gather(narrow, partition.gather_axes, axis=layout.index("d"), tiled=True)
         return linear_lse_and_target(
             hidden, head, tokens, mask=mask, temperature=temperatures if each else temperature,
             softcap=softcap, bias=bias, options=local_options,

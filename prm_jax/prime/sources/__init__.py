@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from prm_jax.errors import UserError
+from prm_jax.prime.checked import call_named
 from prm_jax.prime.critic import Critic
 from prm_jax.prime.options import Options
-from prm_jax.prime.sources.base import Judged, Observed, RewardSource, Source, SourceBatch, judge
+from prm_jax.prime.sources.base import Judged, Observed, RewardSource, Source, SourceBatch, judge, on_host
 from prm_jax.prime.sources.checker import StepChecker, checker_rewards
 from prm_jax.prime.sources.critic import CriticSource
 from prm_jax.prime.sources.implicit import ImplicitPRM, PRMState
@@ -55,7 +56,7 @@ def make_source(options: Options, start: "Start") -> Any:
         return SOURCES[name](options, start)
     maker = resolve(name, dict(SOURCES), "reward source", option="reward.source")
     check_signature(maker, ("options", "start"), f"reward source {name}")
-    return check_source(maker(options, start), name)
+    return check_source(call_named(maker, (options, start), f"the reward source {name}", "made"), name)
 
 
 def check_source(source: Any, name: str) -> Any:
@@ -64,6 +65,8 @@ def check_source(source: Any, name: str) -> Any:
     Raises:
       UserError: a missing method or attribute, named.
     """
+    if isinstance(source, type):
+        raise UserError(f"the reward source {name} is the class {source.__name__}; pass an object of it")
     missing = [method for method in ("init", "score", "update") if not callable(getattr(source, method, None))]
     missing += [] if hasattr(source, "learns") else ["learns"]
     if missing:
@@ -71,10 +74,11 @@ def check_source(source: Any, name: str) -> Any:
             f"the reward source {name} is a {type(source).__name__} without {', '.join(missing)}; expected "
             "init(key), score(state, batch), update(state, batch) and learns (see prm_jax.prime.Source)"
         )
-    if not hasattr(source, "constants"):
-        source.constants = ()
-    if not hasattr(source, "on_host"):
-        source.on_host = False
+    if on_host(source) and not callable(getattr(source, "observe", None)):
+        raise UserError(
+            f"the reward source {name} sets on_host without a method observe(responses, sampler, params, key) that "
+            "returns prime.Observed"
+        )
     return source
 
 
@@ -84,9 +88,11 @@ def _implicit(options: Options, start: "Start") -> ImplicitPRM:
 
 
 def _saved(options: Options, start: "Start") -> SavedPRM:
-    del start
     reward = options.reward
-    return SavedPRM(reward.path, pessimism=reward.pessimism, reference=reward.reference or None)
+    return start.once(
+        "saved PRM",
+        lambda: SavedPRM(reward.path, pessimism=reward.pessimism, reference=reward.reference or None),
+    )
 
 
 def _values(options: Options, start: "Start") -> PrefixValues:
@@ -94,15 +100,15 @@ def _values(options: Options, start: "Start") -> PrefixValues:
     if len(reward.path) > 1:
         raise UserError(f"--reward.path names {len(reward.path)} provers; --reward.source values takes one")
     if reward.path:
-        prover = start.load_prover(options, reward.path[0])
+        prover = start.once("prover", lambda: start.load_prover(options, reward.path[0]))
     return PrefixValues(
-        rollouts=reward.rollouts, temperature=options.rollout.temperature, batch_size=options.eval.batch_size,
-        prover=prover, best_of=reward.best_of,
+        rollouts=reward.rollouts, temperature=options.rollout.temperature, top_k=options.rollout.top_k,
+        top_p=options.rollout.top_p, batch_size=options.eval.batch_size, prover=prover, best_of=reward.best_of,
     )  # fmt: skip
 
 
 def _critic(options: Options, start: "Start") -> CriticSource:
-    critic = Critic(start.critic_learner(options), options.critic, options.policy, start.ways)
+    critic = Critic(start.critic_learner(options, warm_up=True), options.critic, options.policy, start.ways)
     return CriticSource(critic, start.base)
 
 

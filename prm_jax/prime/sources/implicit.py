@@ -60,6 +60,11 @@ class ImplicitPRM(Source):
         """The PRM's whole parameters."""
         return self.learner.params(state.trainable, self.constants if constants is None else constants)
 
+    @property
+    def microbatches(self) -> int:
+        """Pieces of one optimiser step."""
+        return self.options.microbatches
+
     def for_warm_up(self, ways: int) -> "ImplicitPRM":
         """The same PRM, learning in one pass and one optimiser step per batch."""
         options = dataclasses.replace(self.options, update="after", minibatches=1, epochs=1)

@@ -19,12 +19,12 @@ from prm_jax.runs.learner import Params
 class PrefixValues(Source):
     """The value of the prefix after each step, on the step's last token.
 
-    The value of a prompt is the mean outcome of its group. After the last step of a finished response the value is its
-    outcome, which needs no rollouts.
+    The value of a prompt is the mean outcome of its group. After its last step the value of a response is its outcome,
+    which needs no rollouts: it has ended, or reached the maximum length.
 
     Args:
       rollouts: completions sampled after each step.
-      temperature: of these completions.
+      temperature, top_k, top_p: of the sampling of these completions.
       batch_size: prefixes completed at once; fixed, so that one program serves all batches.
       prover: parameters (of the policy's architecture) that complete; None: the current policy.
       best_of: the value of the best of this many completions, 1 - (1 - v)^k; 1: of a single one.
@@ -33,10 +33,11 @@ class PrefixValues(Source):
     on_host = True
 
     def __init__(
-        self, *, rollouts: int, temperature: float = 1.0, batch_size: int = 64, prover: Params | None = None,
-        best_of: int = 1,
+        self, *, rollouts: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, batch_size: int = 64,
+        prover: Params | None = None, best_of: int = 1,
     ) -> None:  # fmt: skip
-        self.rollouts, self.temperature, self.batch_size = rollouts, temperature, batch_size
+        self.rollouts, self.batch_size = rollouts, batch_size
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.prover, self.best_of = prover, best_of
 
     def observe(self, responses: Responses, sampler: Sampler, params: Params, key: jax.Array) -> Observed:
@@ -47,7 +48,7 @@ class PrefixValues(Source):
         for prefix, value in zip(prefixes, values, strict=True):
             process[prefix.row, prefix.column] = value
         for row in range(len(responses.texts)):
-            if responses.finished[row] and responses.mask[row].any():
+            if responses.mask[row].any():
                 process[row, np.flatnonzero(responses.mask[row])[-1]] = responses.outcome[row]
         initial = np.repeat(responses.solve_rates(), responses.samples_per_prompt)
         return Observed(process, initial.astype(np.float32), len(prefixes) * self.rollouts)
@@ -62,6 +63,7 @@ class PrefixValues(Source):
             found = sampler.complete(
                 params, [prefix.problem for prefix in filled], [prefix.tokens for prefix in filled],
                 jax.random.fold_in(key, start), samples_per_prefix=self.rollouts, temperature=self.temperature,
+                top_k=self.top_k, top_p=self.top_p,
             )  # fmt: skip
             right = np.where(found.usable, found.outcome, 0.0).reshape(len(filled), -1).sum(1)
             known = found.usable.reshape(len(filled), -1).sum(1)
@@ -87,12 +89,12 @@ class _Prefix(NamedTuple):
 
 
 def _prefixes(responses: Responses) -> list[_Prefix]:
-    """The prefixes that end with each step, but for the last step of a finished response."""
+    """The prefixes that end with each step but the last."""
     found: list[_Prefix] = []
     size = responses.samples_per_prompt
     for row in range(len(responses.texts)):
         ids, first = responses.step_ids[row], int(np.argmax(responses.mask[row]))
-        for number in range(int(ids.max()) + (0 if responses.finished[row] else 1)):
+        for number in range(int(ids.max())):
             columns = np.flatnonzero(ids == number)
             if len(columns):
                 end = int(columns[-1])

@@ -1,0 +1,175 @@
+"""FLOPs per device on meshes of 1 to 8 devices, against the ideal: those of one device divided by their number.
+
+    python experiments/benchmarks/sharded_flops.py                 # all 20 meshes, three programs: 20 minutes
+    python experiments/benchmarks/sharded_flops.py --mesh 1 8 1    # data, fsdp, tensor; may be repeated
+
+Programs are compiled for fake CPU devices and not run; FLOPs are those of XLA's cost analysis, in which the body of a
+loop counts once. What was measured is in sharded_flops.json and docs/training.md.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import platform
+import re
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
+
+import jax
+import jax.numpy as jnp
+
+from prm_jax import models, prime
+from prm_jax.models.sharding import batch_sharding, shardings_for
+from prm_jax.prime.advantages import make_advantage
+from prm_jax.prime.policy import PolicyPhase, make_policy_loss
+from prm_jax.prime.shaping import make_reward
+from prm_jax.runs.learner import Learner, make_optimizer
+
+ROWS, TOKENS = 16, 128
+CONFIG = models.ModelConfig(
+    vocab_size=1152, hidden_size=256, intermediate_size=704, num_layers=2, num_heads=8, num_kv_heads=4, head_dim=32,
+    attention_bias=True, remat="full",
+)  # fmt: skip
+SIZES = (1, 2, 4, 8)
+MESHES = tuple(
+    (data, fsdp, tensor)
+    for count in SIZES
+    for data in SIZES
+    for fsdp in SIZES
+    for tensor in SIZES
+    if data * fsdp * tensor == count
+)
+
+Program = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One compiled program.
+
+    Attributes:
+      flops: per device.
+      temporaries: bytes per device.
+      arrays: (dtype, shape) of every array on a device that the program computes.
+    """
+
+    flops: float
+    temporaries: int
+    arrays: frozenset[tuple[str, tuple[int, ...]]]
+
+    @property
+    def scores(self) -> int:
+        """Elements of the largest [..., T, T] array on a device."""
+        return max((math.prod(shape) for _, shape in self.arrays if shape[-2:] == (TOKENS, TOKENS)), default=0)
+
+
+def main() -> None:
+    """Measures and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    axes = ("DATA", "FSDP", "TENSOR")
+    parser.add_argument("--mesh", type=int, nargs=3, action="append", metavar=axes, help="only this mesh; repeatable")
+    parser.add_argument("--programs", nargs="+", choices=list(PROGRAMS), default=list(PROGRAMS))
+    parser.add_argument("--json", type=pathlib.Path, help="write the figures to this file")
+    options = parser.parse_args()
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name in options.programs:
+        found[name] = _table(name, [tuple(sizes) for sizes in options.mesh or MESHES])
+    if options.json:
+        setting = {"machine": platform.machine(), "python": platform.python_version(), "jax": jax.__version__}
+        figures = {"setting": setting, "rows": ROWS, "tokens": TOKENS, "programs": found}
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _table(name: str, meshes: Any) -> dict[str, dict[str, float]]:
+    alone = measure(PROGRAMS[name], (1, 1, 1))
+    print(f"{name}\n  {'data, fsdp, tensor':20}{'FLOPs / ideal':>15}{'scores':>12}{'temporaries, MiB':>18}")
+    rows = {}
+    for sizes in meshes:
+        one = measure(PROGRAMS[name], sizes)
+        row = {
+            "ratio": round(one.flops * math.prod(sizes) / alone.flops, 3),
+            "scores": one.scores,
+            "temporaries_mib": round(one.temporaries / 2**20, 1),
+        }
+        rows[",".join(map(str, sizes))] = row
+        print(f"  {sizes!s:20}{row['ratio']:>15.3f}{row['scores']:>12,}{row['temporaries_mib']:>18.1f}", flush=True)
+    return rows
+
+
+def measure(program: Callable[[Any], Program], sizes: tuple[int, int, int]) -> Measured:
+    """Compiles a program for a mesh (data, fsdp, tensor) of fake devices."""
+    run, arguments = program(models.make_mesh(*sizes))
+    compiled = run.lower(*arguments).compile()  # type: ignore[attr-defined]
+    arrays = re.findall(r"= (\w+)\[([\d,]+)\]\S* (?!parameter)", compiled.as_text())
+    shapes = frozenset((dtype, tuple(map(int, dims.split(",")))) for dtype, dims in arrays)
+    return Measured(compiled.cost_analysis()["flops"], compiled.memory_analysis().temp_size_in_bytes, shapes)
+
+
+def gradient(mesh: Any, config: models.ModelConfig = CONFIG) -> Program:
+    """``value_and_grad`` of the sum of ``token_logprobs``, and its abstract arguments."""
+    params = _params(config, mesh)
+
+    def loss(params: Any, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        return -models.token_logprobs(config, params, tokens, mask).sum()
+
+    run = jax.jit(jax.value_and_grad(loss), out_shardings=(None, shardings_for(params, mesh)))
+    return run, (params, _rows(mesh, jnp.int32, TOKENS), _rows(mesh, jnp.bool_, TOKENS))
+
+
+def prime_step(mesh: Any, rank: int = 0, config: models.ModelConfig = CONFIG) -> Program:
+    """The PRIME step with an online PRM, full or with adapters of this rank, and its abstract arguments."""
+    params = _params(config, mesh)
+    lora = models.LoRAConfig(rank=rank, alpha=16.0) if rank else None
+
+    def initial(base: Any) -> prime.State:
+        return prime.init_state(_setup(config, lora, base), prime.Frozen(base, base), jax.random.key(0))
+
+    state = jax.eval_shape(initial, params)
+    shardings = shardings_for(state, mesh)
+    batch = prime.Batch(
+        tokens=_rows(mesh, jnp.int32, TOKENS), mask=_rows(mesh, jnp.bool_, TOKENS), keep=_rows(mesh, jnp.bool_),
+        outcome=_rows(mesh, jnp.float32), group_ids=_rows(mesh, jnp.int32), step_ids=_rows(mesh, jnp.int32, TOKENS),
+    )  # fmt: skip
+    step = prime.make_step(_setup(config, lora, params), shardings=shardings)
+    return step, (_placed(state, shardings), prime.Frozen(params, params), batch)
+
+
+PROGRAMS: dict[str, Callable[[Any], Program]] = {
+    "gradient": gradient,
+    "step": prime_step,
+    "step-lora": lambda mesh: prime_step(mesh, rank=16),
+}
+
+
+def _setup(config: models.ModelConfig, lora: models.LoRAConfig | None, base: Any) -> prime.Setup:
+    options = prime.Options()
+    learner = Learner(config, make_optimizer(1e-6), lora)
+    policy = PolicyPhase(learner, options.policy, make_policy_loss(options.policy), 1.0, ways=1)
+    source = prime.ImplicitPRM(learner, base, options.prm, policy_config=config)
+    reward, advantage = make_reward(options.reward), make_advantage(options.advantage)
+    return prime.Setup(policy, source, None, reward, advantage, options.advantage)
+
+
+def _params(config: models.ModelConfig, mesh: Any) -> Any:
+    params = jax.eval_shape(lambda key: models.init_params(config, key), jax.random.key(0))
+    return _placed(params, shardings_for(params, mesh))
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def _rows(mesh: Any, dtype: Any, *more: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((ROWS, *more), dtype, sharding=batch_sharding(mesh))
+
+
+if __name__ == "__main__":
+    main()

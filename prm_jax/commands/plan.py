@@ -1,0 +1,84 @@
+"""``prm-jax plan``: what a run of ``prm-jax train`` needs, before it starts and without its weights."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from prm_jax.command_line import choose, peek
+from prm_jax.config_io import load_yaml
+from prm_jax.option_ranges import at_least, check_ranges
+from prm_jax.prime.options import Options as RunOptions
+from prm_jax.prime.presets import PRESETS
+
+EXIT_DOES_NOT_FIT = 3
+
+COMMON_OPTIONS = (
+    "preset", "config", "device", "devices", "vocab-size", "json", "model.path", "model.hidden-size",
+    "model.intermediate-size", "model.num-layers", "model.lora-rank", "model.compute-dtype", "model.remat",
+    "model.attention", "prm.path", "prm.lora-rank", "prm.microbatches", "policy.microbatches",
+    "rollout.prompts-per-step", "rollout.samples-per-prompt", "rollout.max-prompt-tokens", "rollout.max-new-tokens",
+    "mesh.data", "mesh.fsdp", "mesh.tensor",
+)  # fmt: skip
+"""What ``--help`` shows; ``--help-all`` shows the rest too."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Show the memory, operations and time that a training run needs per device, by arithmetic.
+
+    Takes the options of prm-jax train. No weights are read: --model.path may be a config.json. Exits with 3 when the
+    run does not fit.
+    """
+
+    preset: str | None = None
+    """Start from the options of a preset, such as qwen2.5-7b-math."""
+    config: pathlib.Path | None = None
+    """YAML file with options, such as the config.yaml of a run."""
+    device: str = "cpu"
+    """Kind of device: v5e, v5p, v6e, a100, h100, h200 or cpu."""
+    devices: Annotated[int, at_least(1)] = 1
+    """Number of devices; --mesh.* must multiply to it, with -1 for the rest."""
+    vocab_size: Annotated[int, at_least(0)] = 0
+    """Vocabulary of a fresh model; 0: that of the task's tokenizer."""
+    json: bool = False
+    """Print JSON: bytes, operations and seconds."""
+    training: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
+
+
+def defaults(words: Sequence[str]) -> Options:
+    """Defaults of the command line: the preset, then the file.
+
+    Raises:
+      UserError: an unknown preset, or a file that cannot be read or used.
+    """
+    early = peek(words, ("preset", "config"))
+    base = choose(early["preset"], PRESETS, "preset") if early.get("preset") else RunOptions()
+    if early.get("config"):
+        base = load_yaml(early["config"], base)
+    return Options(training=base)
+
+
+def run(options: Options) -> int:
+    """Prints the plan; 3 when the run does not fit."""
+    from prm_jax.errors import UserError
+    from prm_jax.prime.accelerators import find_accelerator
+    from prm_jax.prime.checks import check_options
+    from prm_jax.prime.plan import make_plan, planned_configs
+    from prm_jax.prime.plan_table import render, summary
+
+    problems = check_ranges(dataclasses.replace(options, training=RunOptions()))
+    if problems:
+        raise UserError("\n".join(problems))
+    device = find_accelerator(options.device)
+    check_options(options.training)
+    config, prm_config = planned_configs(options.training, vocab_size=options.vocab_size)
+    found = make_plan(
+        options.training, config, devices=options.devices, platform=device.platform, prm_config=prm_config
+    )
+    print(json.dumps(summary(found, device), indent=2) if options.json else render(found, device))
+    return 0 if found.peak <= device.memory else EXIT_DOES_NOT_FIT

@@ -1,0 +1,275 @@
+"""Bytes per device of a PRIME step, by arithmetic on shapes: nothing is allocated, loaded or compiled.
+
+Parameters, optimiser state, references and gradients are counted exactly, leaf by leaf, with the sharding rules that a
+run uses. Activations are counted per token and layer; the tests compare them with compiled programs.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+
+from prm_jax.models import ModelConfig, init_params, init_value_head
+from prm_jax.models.attention import resolve
+from prm_jax.models.blockwise_attention import block_size
+from prm_jax.models.rows import row_axes
+from prm_jax.models.sharding import partition_spec
+from prm_jax.prime.options import Options
+from prm_jax.prime.start import Start, uses_online_prm
+from prm_jax.pytree_paths import named_leaves
+from prm_jax.runs.learner import Learner
+
+Shapes = Any
+
+UPDATE_COPIES = 3
+"""Copies of the trainable arrays during an update besides the gradient: the update and the optimiser's new moments,
+which replace the old ones only once the size of the update is known (``learner.guarded_update``)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """The sizes that memory and work are computed from.
+
+    Attributes:
+      options: of the run.
+      config, prm_config: architectures of policy and PRM, with their run-time fields and the dtype of their weights.
+      mesh: axes "data", "fsdp" and "tensor".
+      platform: "tpu", "gpu" or "cpu".
+      online_prm: whether an implicit PRM learns during the run.
+    """
+
+    options: Options
+    config: ModelConfig
+    prm_config: ModelConfig
+    mesh: AbstractMesh
+    platform: str
+    online_prm: bool
+
+    @property
+    def rows(self) -> int:
+        """Responses per step, on all devices."""
+        return self.options.rollout.prompts_per_step * self.options.rollout.samples_per_prompt
+
+    @property
+    def columns(self) -> int:
+        """Tokens per row."""
+        return self.options.rollout.max_prompt_tokens + self.options.rollout.max_new_tokens
+
+    @property
+    def critic(self) -> bool:
+        """Whether a value head on a copy of the policy learns."""
+        advantage = self.options.advantage
+        return advantage.estimator == "ppo" or (advantage.process_coef != 0 and self.options.reward.source == "critic")
+
+    def piece_rows(self, name: str) -> int:
+        """Rows of one piece of a learner's update, on all devices."""
+        pieces = self.pieces(name)
+        return max(1, self.rows // (pieces.minibatches * pieces.microbatches))
+
+    def row_shards(self, rows: int) -> int:
+        """Parts into which the compiled step divides that many rows; an axis that does not divide them repeats work."""
+        return math.prod(self.mesh.shape[axis] for axis in row_axes(self.mesh, rows))
+
+    def learners(self) -> dict[str, tuple[ModelConfig, Learner]]:
+        """What learns: "policy", and "PRM" and "critic" where there are any."""
+        start: Any = Start(None, None, self.config, None, self.prm_config, None)  # type: ignore[arg-type]
+        found = {"policy": (self.config, start.policy_learner(self.options))}
+        if self.online_prm:
+            found["PRM"] = (self.prm_config, start.prm_learner(self.options))
+        if self.critic:
+            found["critic"] = (self.config, start.critic_learner(self.options))
+        return found
+
+    def pieces(self, name: str) -> Any:
+        """The options that divide the batch of a learner's update."""
+        return self.options.prm if name == "PRM" else self.options.policy
+
+
+@functools.lru_cache(maxsize=64)
+def param_shapes(config: ModelConfig) -> Shapes:
+    """Shapes and dtypes of a model's parameters."""
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
+def learner_shapes(config: ModelConfig, learner: Learner, *, critic: bool = False) -> tuple[Shapes, Shapes]:
+    """Shapes of (trainable arrays, optimiser state); a critic has a value head too."""
+
+    def init(base: Shapes) -> tuple[Shapes, Shapes]:
+        key = jax.random.key(0)
+        trainable, opt = learner.init(base, key)
+        if critic:
+            trainable = {"trunk": trainable, "head": init_value_head(config, key)}
+            opt = learner.optimizer.init(trainable)
+        return trainable, opt
+
+    return jax.eval_shape(init, param_shapes(config))
+
+
+def model_bytes(config: ModelConfig, mesh: AbstractMesh, dtype: str, *, layers_only: bool = False) -> int:
+    """Bytes per device of a model's parameters in a dtype."""
+    shapes = param_shapes(dataclasses.replace(config, dtype=dtype))  # type: ignore[arg-type]
+    return bytes_per_device({"layers": shapes["layers"]} if layers_only else shapes, mesh)
+
+
+def bytes_per_device(shapes: Shapes, mesh: AbstractMesh) -> int:
+    """Bytes of the arrays on one device, sharded by the rules of ``models.sharding``.
+
+    Raises:
+      UserError: an axis does not divide a dimension that it must split.
+    """
+    total = 0
+    for name, leaf in named_leaves(shapes).items():
+        spec = partition_spec(name, leaf.shape, mesh)  # type: ignore[arg-type]
+        ways = math.prod(mesh.shape[axis] for axis in spec if axis is not None)
+        total += leaf.size // ways * leaf.dtype.itemsize
+    return total
+
+
+def state_bytes(work: Workload) -> dict[str, float]:
+    """Bytes per device of what lives during the whole run, by cause; exact."""
+    found: dict[str, float] = {}
+    for name, (config, learner) in work.learners().items():
+        trainable, opt = learner_shapes(config, learner, critic=name == "critic")
+        lora = "" if learner.lora is None else " adapters"
+        found[f"{name}{lora or ' parameters'}"] = bytes_per_device(trainable, work.mesh)
+        found[f"{name} optimiser"] = bytes_per_device(opt, work.mesh)
+    lora_policy = work.options.model.lora_rank > 0
+    name = "base, also the reference" if lora_policy else "reference (initial weights)"
+    found[name] = bytes_per_device(param_shapes(work.config), work.mesh)
+    if work.online_prm and work.options.prm.path:
+        found["PRM's initial weights"] = bytes_per_device(param_shapes(work.prm_config), work.mesh)
+    return found
+
+
+def update_bytes(work: Workload) -> dict[str, float]:
+    """Bytes per device that the largest update needs besides the state, by cause.
+
+    Activations that wait for a backward pass are those of policy and PRM together: the policy's forward pass depends
+    on nothing that the PRM's update computes, and the compiler runs it early.
+    """
+    learners = work.learners().items()
+    kept = {
+        f"{name} activations for the backward pass": _kept_bytes(work, name, config) for name, (config, _) in learners
+    }
+    phases = [_update(work, name, config, learner) for name, (config, learner) in learners]
+    return kept | max(phases, key=lambda causes: sum(causes.values()))
+
+
+def rollout_bytes(work: Workload) -> dict[str, float]:
+    """Bytes per device that sampling needs besides the state, by cause.
+
+    The weights count twice: the loop over tokens reads each layer from a copy of its own.
+    """
+    config, rollout, mesh = work.config, work.options.rollout, work.mesh
+    factor = rollout.oversample_factor if rollout.filter == "oversample" else 1
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    prompts = math.ceil(rollout.prompts_per_step * factor / shards)
+    rows = prompts * rollout.samples_per_prompt
+    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * _itemsize(config)
+    cache = per_token * (prompts * rollout.max_prompt_tokens + rows * rollout.max_new_tokens)
+    dtype = config.dtype if work.options.model.lora_rank else "float32"
+    if work.platform == "cpu":
+        dtype = config.compute_dtype
+    return {
+        "rollout cache": cache / _kv_shards(config, mesh),
+        "rollout weights (copy by layer)": model_bytes(config, mesh, dtype, layers_only=True),
+        "rollout logits": 3 * rows * config.vocab_size * 4,
+    }
+
+
+def _piece_rows(work: Workload, name: str) -> int:
+    """Rows of one piece of an update on one device."""
+    rows = work.piece_rows(name)
+    return rows // work.row_shards(rows)
+
+
+def _kept_bytes(work: Workload, name: str, config: ModelConfig) -> float:
+    return activation_bytes(work, config, _piece_rows(work, name))[0] / work.mesh.shape["tensor"]
+
+
+def _update(work: Workload, name: str, config: ModelConfig, learner: Learner) -> dict[str, float]:
+    """What one learner's update needs besides its activations for the backward pass."""
+    trainable, _ = learner_shapes(config, learner, critic=name == "critic")
+    gradient = bytes_per_device(trainable, work.mesh)
+    rows, width = _piece_rows(work, name), work.mesh.shape["tensor"]
+    gathered = projection_params(config) * _itemsize(config) if work.mesh.shape["fsdp"] > 1 else 0
+    stored = config.dtype if learner.lora is not None else "float32"
+    casts = 0.0 if stored == config.compute_dtype else model_bytes(config, work.mesh, config.compute_dtype)
+    return {
+        f"{name} gradient": gradient,
+        f"{name} update before it is accepted": UPDATE_COPIES * gradient,
+        f"{name} activations of one layer": activation_bytes(work, config, rows)[1] / width + gathered,
+        f"{name} attention scores": sum(score_bytes(work, config, rows)) / width,
+        f"{name} weights in the compute dtype": casts if config.remat == "none" else casts / config.num_layers,
+        f"{name} logits blocks": logits_bytes(work, config, rows),
+    }
+
+
+def activation_bytes(work: Workload, config: ModelConfig, rows: int) -> tuple[float, float]:
+    """(kept by all layers, of the layer at work) of `rows` rows; attention scores not included."""
+    attended = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    mixed, width, hidden = config.num_heads * config.head_dim, config.intermediate_size, config.hidden_size
+    whole = 6 * hidden + 2 * (attended + mixed) + 7 * width
+    kept = {"none": whole, "full": hidden, "dots": 3 * hidden + attended + 2 * width}[config.remat]
+    at_work = 2 * hidden + attended + 3 * width + (0 if config.remat == "none" else whole)
+    tokens = rows * work.columns * _itemsize(config)
+    return tokens * config.num_layers * kept, tokens * at_work
+
+
+def score_bytes(work: Workload, config: ModelConfig, rows: int) -> tuple[float, float]:
+    """(kept by all layers, of the layer at work) of attention scores, which only some implementations keep."""
+    chosen = attention_of(work, config)
+    tokens = rows * work.columns * config.num_heads
+    if chosen == "naive":
+        scores = tokens * work.columns
+        kept = scores * (4 + _itemsize(config)) * (config.num_layers if config.remat == "none" else 0)
+        return kept, 2.5 * 4 * scores
+    return tokens * 4 * config.num_layers, tokens * (block_size(work.columns) * 4 * 2 if chosen == "blockwise" else 0)
+
+
+def logits_bytes(work: Workload, config: ModelConfig, rows: int) -> float:
+    """Blocks of logits, their gradients and one copy; the head is computed block by block."""
+    tokens = rows * work.columns
+    if work.platform == "cpu":
+        return 3 * 4 * tokens * min(config.vocab_size, 2048)
+    return 3 * 4 * min(tokens, 2048) * config.vocab_size / work.mesh.shape["tensor"]
+
+
+def attention_of(work: Workload, config: ModelConfig) -> str:
+    """The attention implementation that the run uses."""
+    return resolve(config.attention, platform=work.platform, length=work.columns)
+
+
+def projection_params(config: ModelConfig) -> int:
+    """Parameters of one layer's matrix products."""
+    heads = config.num_heads + config.num_kv_heads
+    return 2 * config.hidden_size * heads * config.head_dim + 3 * config.hidden_size * config.intermediate_size
+
+
+def _kv_shards(config: ModelConfig, mesh: AbstractMesh) -> int:
+    return math.gcd(config.num_kv_heads, mesh.shape["tensor"])
+
+
+def _itemsize(config: ModelConfig) -> int:
+    return jnp.dtype(config.compute_dtype).itemsize
+
+
+def make_workload(
+    options: Options, config: ModelConfig, prm_config: ModelConfig | None, mesh: AbstractMesh, platform: str,
+    online_prm: bool | None = None,
+) -> Workload:  # fmt: skip
+    """A workload; the configurations get the options' run-time fields. `online_prm` None: what the options say."""
+    learns = uses_online_prm(options) if online_prm is None else online_prm
+    model = options.model
+
+    def with_runtime(given: ModelConfig) -> ModelConfig:
+        return dataclasses.replace(
+            given, compute_dtype=model.compute_dtype, remat=model.remat, attention=model.attention,
+            lora_alpha=model.lora_alpha,
+        )  # fmt: skip
+
+    return Workload(options, with_runtime(config), with_runtime(prm_config or config), mesh, platform, learns)

@@ -1,0 +1,147 @@
+"""Operations, collectives and time per PRIME step and device, by arithmetic; a roofline, not a measurement."""
+
+import dataclasses
+import math
+
+from jax.sharding import AbstractMesh
+
+from prm_jax.models import ModelConfig
+from prm_jax.models.blockwise_attention import block_size
+from prm_jax.models.sharding import AXES
+from prm_jax.prime.accelerators import Accelerator
+from prm_jax.prime.plan_memory import Workload, attention_of, model_bytes, projection_params
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """Operations of one pass over some tokens, on all devices: projections, attention, output head."""
+
+    projections: float
+    attention: float
+    head: float
+
+    def scaled(self, factor: float) -> "Pass":
+        """All three times a factor."""
+        return Pass(self.projections * factor, self.attention * factor, self.head * factor)
+
+    def per_device(self, work: Workload) -> float:
+        """Operations of one device; those of rows that a piece cannot divide over the devices are repeated."""
+        shards = work.row_shards(work.piece_rows("policy"))
+        return self.total() / (shards * work.mesh.shape["tensor"])
+
+    def total(self) -> float:
+        """On all devices, nothing repeated."""
+        return self.projections + self.attention + self.head
+
+
+def forward(work: Workload, config: ModelConfig) -> Pass:
+    """One forward pass over the rows of a step, with log-probs of every token."""
+    tokens = float(work.rows * work.columns)
+    reach = float(work.columns)  # keys per query that are multiplied, causal or not
+    if attention_of(work, config) != "naive":
+        reach = (work.columns + block_size(work.columns)) / 2
+    features = config.num_heads * config.head_dim
+    return Pass(
+        2 * tokens * config.num_layers * projection_params(config),
+        4 * tokens * config.num_layers * features * reach,
+        2 * tokens * config.hidden_size * config.vocab_size,
+    )
+
+
+def backward(work: Workload, config: ModelConfig, *, lora: bool) -> Pass:
+    """The backward pass; LoRA leaves out the gradients of frozen kernels, rematerialisation adds a forward pass."""
+    once = forward(work, config)
+    again = {"none": 0, "dots": 0, "full": 1}[config.remat]
+    naive = attention_of(work, config) == "naive"
+    # The head recomputes its logits, and every other implementation of attention its scores.
+    attention = 2 + (again or config.remat == "dots") if naive else 2.5 + (config.remat != "none")
+    products = 1 if lora else 2
+    return Pass(once.projections * (products + again), once.attention * attention, once.head * (products + 1))
+
+
+def step_flops(work: Workload) -> dict[str, Pass]:
+    """Operations of one step by phase; ``generation`` is one round of sampling."""
+    policy, prm, options = work.config, work.prm_config, work.options
+    once = forward(work, policy)
+    epochs = options.policy.epochs
+    phases = {
+        "policy forward": once.scaled(epochs),
+        "policy backward": backward(work, policy, lora=options.model.lora_rank > 0).scaled(epochs),
+    }
+    if epochs > 1 or options.policy.minibatches > 1:
+        phases["policy scoring"] = once
+    if work.online_prm:
+        learning, through_prm = options.prm, forward(work, prm)
+        rounds = 0 if learning.update == "none" else learning.epochs
+        scoring = {"none": 1, "after": 0, "before": 1, "reverse": 1}[learning.update]
+        phases["PRM forward"] = through_prm.scaled(rounds + scoring)
+        phases["PRM backward"] = backward(work, prm, lora=learning.lora_rank > 0).scaled(rounds)
+        phases["reference scoring"] = through_prm if learning.reference == "frozen" else once
+    if work.critic:
+        trunk = dataclasses.replace(once, head=0.0)
+        back = dataclasses.replace(backward(work, policy, lora=options.model.lora_rank > 0), head=0.0)
+        phases["critic"] = Pass(
+            trunk.projections * (1 + epochs) + back.projections * epochs,
+            trunk.attention * (1 + epochs) + back.attention * epochs, 0.0,
+        )  # fmt: skip
+    phases["generation"] = generation(work)
+    return phases
+
+
+def generation(work: Workload) -> Pass:
+    """One round of sampling: prompts once, then a token per row and step; every row reaches its maximum length."""
+    config, rollout = work.config, work.options.rollout
+    factor = rollout.oversample_factor if rollout.filter == "oversample" else 1
+    prompts = float(rollout.prompts_per_step * factor)
+    written = prompts * rollout.samples_per_prompt * rollout.max_new_tokens
+    fed = prompts * rollout.max_prompt_tokens + written
+    seen = prompts * rollout.max_prompt_tokens**2 + written * work.columns
+    features = config.num_heads * config.head_dim
+    return Pass(
+        2 * fed * config.num_layers * projection_params(config),
+        4 * seen * config.num_layers * features,
+        2 * written * config.hidden_size * config.vocab_size,
+    )
+
+
+def collective_minimum(work: Workload) -> float:
+    """Bytes that one device must send per step under sharded parameters or rows.
+
+    Every pass gathers the parameters once in bfloat16 (forward and backward of what learns, forward of the reference);
+    every gradient is reduced once per optimiser step, in float32.
+    """
+    shape = work.mesh.shape
+    shards, replicas = shape["fsdp"], shape["data"]
+    total = 0.0
+    for name, (config, learner) in work.learners().items():
+        pieces = work.pieces(name)
+        whole = model_bytes(config, _unsharded(work), "bfloat16")
+        passes = 2 * pieces.epochs * pieces.minibatches * pieces.microbatches
+        total += passes * whole * (shards - 1) / shards
+        if learner.lora is None:  # adapters are too small to count
+            steps = pieces.epochs * pieces.minibatches
+            total += 2 * whole * steps * ((shards - 1) / shards + 2 * (replicas - 1) / replicas / shards)
+    if work.online_prm:
+        whole = model_bytes(work.prm_config, _unsharded(work), "bfloat16")
+        total += whole * work.options.prm.minibatches * work.options.prm.microbatches * (shards - 1) / shards
+    return total
+
+
+def _unsharded(work: Workload) -> AbstractMesh:
+    """The mesh with the "tensor" axis alone."""
+    return AbstractMesh((1, 1, work.mesh.shape["tensor"]), AXES)
+
+
+def step_seconds(work: Workload, device: Accelerator) -> dict[str, float]:
+    """Roofline time per step and phase: the slowest of arithmetic, memory and links."""
+    float32 = work.config.compute_dtype == "float32"
+    rate = device.flops * (device.float32_share if float32 else 1.0)
+    flops = step_flops(work)
+    generated = flops.pop("generation").per_device(work) / rate
+    trained = sum(part.per_device(work) for part in flops.values()) / rate
+    shape = work.mesh.shape
+    stored = work.config.dtype if work.options.model.lora_rank else "float32"
+    weights = model_bytes(work.config, work.mesh, stored)
+    reads = work.options.rollout.max_new_tokens * weights / device.bandwidth
+    collectives = collective_minimum(work) / device.link if math.prod(shape.values()) > 1 else 0.0
+    return {"generation": max(generated, reads), "training": max(trained, collectives)}
