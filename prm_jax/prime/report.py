@@ -100,7 +100,8 @@ def write_report(
     lines += [f"![{picture.stem}]({picture.relative_to(path)})" for picture in pictures]
     lines += ["", f"{seconds:.0f} s on {os.cpu_count()} CPU cores, {_devices()['devices']}."]
     (path / "report.md").write_text("\n".join(lines) + "\n")
-    console.print(f"{seconds:.0f} s; report, plots, samples and models are in {path}", highlight=False)
+    kept = "report, plots, samples and models" if pictures else "report, samples and models"
+    console.print(f"{seconds:.0f} s; {kept} are in {path}", highlight=False)
     return summary
 
 
