@@ -1,6 +1,7 @@
 """A trainable model (full parameters, or LoRA on a frozen base) with its optimiser, and exact gradient accumulation."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ Params = Any
 _NOT_DECAYED = ("scale", "bias")
 
 ABSURD = 100.0
-"""An update is rejected when its norm exceeds the norm of the parameters plus 1 by this factor."""
+"""An update is rejected when its root mean square exceeds that of its array (plus 0.02) by this factor."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,31 +179,38 @@ def accumulate_gradients(
 def guarded_update(
     optimizer: optax.GradientTransformation, grads: Params, opt_state: Any, params: Params
 ) -> tuple[Params, Any, Mapping[str, jax.Array]]:
-    """One optimiser step, skipped when the gradient or the update is unusable, or when the gradient is exactly zero.
+    """One optimiser step, skipped when the gradient is unusable or exactly zero; unusable updates are not applied.
 
-    The gradient is checked before clipping, which would turn one infinity into NaN everywhere. The update is checked
-    too, because a learning rate that is far too large turns a finite gradient into non-finite parameters: an update is
-    unusable when it is not finite or its norm exceeds `ABSURD` times that of the parameters. A zero gradient means that
-    nothing in the batch counted; momentum and weight decay would still move the weights.
+    The gradient is checked before clipping, which would turn one infinity into NaN everywhere. A zero gradient means
+    that nothing in the batch counted; momentum and weight decay would still move the weights. The update of each
+    array is checked too, because a learning rate that is far too large turns a finite gradient into non-finite
+    parameters: it is unusable when it is not finite or its root mean square exceeds `ABSURD` times that of the array
+    (plus 0.02), and the array then stays as it is. The check is per array, so that no second copy of all parameters
+    and moments has to wait for a norm over all of them.
 
     Returns:
       (params, optimiser state, {"grad_norm": before clipping, 0 if not finite; "skipped": 1 if the gradient or the
-      update was unusable}).
+      update of any array was unusable}).
     """
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm)
+    applied = finite & (norm > 0)
     safe = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), grads)
     updates, new_state = optimizer.update(safe, opt_state, params)
-    new_params = optax.apply_updates(params, updates)
-    size = optax.tree.norm(updates)
-    usable = finite & jnp.isfinite(size) & (size <= ABSURD * (optax.tree.norm(params) + 1.0))
-    applied = usable & (norm > 0)
+    usable = jax.tree.map(_usable, updates, params)
 
-    def keep(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(applied, new, old)
+    def moved(new: jax.Array, old: jax.Array, good: jax.Array) -> jax.Array:
+        return jnp.where(applied & good, new, old)
 
+    sound = functools.reduce(jnp.logical_and, jax.tree.leaves(usable), finite)
     return (
-        jax.tree.map(keep, new_params, params),
-        jax.tree.map(keep, new_state, opt_state),
-        {"grad_norm": jnp.where(finite, norm, 0.0), "skipped": 1.0 - usable.astype(jnp.float32)},
+        jax.tree.map(moved, optax.apply_updates(params, updates), params, usable),
+        jax.tree.map(lambda new, old: jnp.where(applied, new, old), new_state, opt_state),
+        {"grad_norm": jnp.where(finite, norm, 0.0), "skipped": 1.0 - sound.astype(jnp.float32)},
     )
+
+
+def _usable(update: jax.Array, param: jax.Array) -> jax.Array:
+    """Whether the update of one array is finite and of a sensible size."""
+    size, own = (jnp.sqrt(jnp.square(x.astype(jnp.float32)).mean()) for x in (update, param))
+    return jnp.isfinite(size) & (size <= ABSURD * (own + 0.02))
