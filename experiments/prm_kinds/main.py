@@ -36,7 +36,7 @@ from prm_jax.prm.judge import process_bench, step_quality
 from prm_jax.prm.judge_selection import best_of_n
 from prm_jax.prm.kinds import Implicit, Token
 from prm_jax.prm.model import finished
-from prm_jax.prm.options import Aggregate, TextLayout
+from prm_jax.prm.reward_model_options import Aggregate, TextLayout
 from prm_jax.prm.rows import Row, build_rows, through_first_error
 from prm_jax.prm.score import PRM, score_solutions
 from prm_jax.prm.spec import Kind, Spec

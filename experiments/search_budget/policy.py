@@ -14,7 +14,7 @@ from prm_jax.models import ModelConfig
 from prm_jax.prm.data import batch_of, make_plan
 from prm_jax.prm.kinds import Value
 from prm_jax.prm.model import finished
-from prm_jax.prm.options import TextLayout
+from prm_jax.prm.reward_model_options import TextLayout
 from prm_jax.prm.rows import Batch, Shape, build_rows, collate
 from prm_jax.prm.score import PRM, rows_to_score
 from prm_jax.prm.spec import Spec, Weights

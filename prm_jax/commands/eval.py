@@ -12,7 +12,7 @@ from prm_jax.commands.scoring import Meter, load_for, make_directory, read, writ
 from prm_jax.errors import UserError
 from prm_jax.option_ranges import at_least, check_ranges, within
 from prm_jax.option_values import suggest
-from prm_jax.prm.options import ScoringOptions
+from prm_jax.prm.reward_model_options import ScoringOptions
 
 if TYPE_CHECKING:
     from prm_jax.data.step_data import StepRecord

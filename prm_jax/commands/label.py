@@ -12,7 +12,7 @@ from prm_jax.commands.policy import PolicyOptions, load_policy, load_problems, s
 from prm_jax.commands.progress import Progress
 from prm_jax.errors import UserError
 from prm_jax.option_ranges import at_least
-from prm_jax.prm.labelling.options import make_labeller
+from prm_jax.prm.labelling.method_options import make_labeller
 from prm_jax.prm.labelling.tree_options import TreeOptions
 
 Count = Annotated[int, at_least(1)]

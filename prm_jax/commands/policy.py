@@ -12,7 +12,7 @@ from prm_jax.config_io import OptionsOf
 from prm_jax.errors import UserError
 from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.option_ranges import at_least, check_ranges, within
-from prm_jax.rollouts.options import Connection, StepOptions
+from prm_jax.rollouts.sampling_options import Connection, StepOptions
 from prm_jax.terminal import print_warning
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import tyro
 from prm_jax.commands.scoring import Meter, load_for, make_directory, read, write_scores
 from prm_jax.errors import UserError
 from prm_jax.option_ranges import at_least, check_ranges
-from prm_jax.prm.options import ScoringOptions
+from prm_jax.prm.reward_model_options import ScoringOptions
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from prm_jax.commands.devices import mesh_of
 from prm_jax.errors import UserError
 from prm_jax.models.mesh_options import MeshOptions
-from prm_jax.prm.options import Convention, ScoringOptions
+from prm_jax.prm.reward_model_options import Convention, ScoringOptions
 
 if TYPE_CHECKING:
     from prm_jax.data.step_data import StepRecord

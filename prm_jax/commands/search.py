@@ -10,7 +10,7 @@ from prm_jax.commands.progress import Progress
 from prm_jax.commands.scoring import load
 from prm_jax.errors import UserError
 from prm_jax.option_ranges import at_least, within
-from prm_jax.prm.options import LayoutName
+from prm_jax.prm.reward_model_options import LayoutName
 from prm_jax.search.searchers import Searcher, make_searcher
 
 Count = Annotated[int, at_least(1)]

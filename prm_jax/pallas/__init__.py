@@ -2,7 +2,7 @@
 
 from prm_jax.pallas.linear_logprob.api import IMPLEMENTATIONS, linear_logprob, linear_lse_and_target
 from prm_jax.pallas.linear_logprob.closure import TokenStatistics, linear_logprob_loss
-from prm_jax.pallas.linear_logprob.options import LogprobOptions
+from prm_jax.pallas.linear_logprob.logprob_options import LogprobOptions
 from prm_jax.pallas.linear_logprob.problem import Target
 from prm_jax.pallas.linear_logprob.sharded import Partition, sharded_lse_and_target
 

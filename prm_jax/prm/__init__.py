@@ -25,8 +25,8 @@ if TYPE_CHECKING:
         Value,
     )
     from prm_jax.prm.model import load, save, save_implicit
-    from prm_jax.prm.options import POLICY_LAYOUT, BaseOptions, DataOptions, OptimizerOptions, TextLayout
     from prm_jax.prm.page import scores_page
+    from prm_jax.prm.reward_model_options import POLICY_LAYOUT, BaseOptions, DataOptions, OptimizerOptions, TextLayout
     from prm_jax.prm.rewards import (
         check_gives_step_scores,
         ensemble_token_rewards,
@@ -47,7 +47,7 @@ _HOMES = {
         "KINDS", "Armo", "BCoder", "BradleyTerry", "DigiQ", "GPM", "Implicit", "Outcome", "StepQ", "Token", "Value",
     ),
     "model": ("load", "save", "save_implicit"),
-    "options": ("POLICY_LAYOUT", "BaseOptions", "DataOptions", "OptimizerOptions", "TextLayout"),
+    "reward_model_options": ("POLICY_LAYOUT", "BaseOptions", "DataOptions", "OptimizerOptions", "TextLayout"),
     "page": ("scores_page",),
     "rewards": ("check_gives_step_scores", "ensemble_token_rewards", "step_scores", "token_rewards"),
     "score": ("PRM", "Scored", "score_solutions"),

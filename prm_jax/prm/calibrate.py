@@ -12,7 +12,7 @@ from prm_jax.models.files import read_json
 from prm_jax.option_values import suggest
 from prm_jax.prm import compiled
 from prm_jax.prm.judge_calibration import as_logit
-from prm_jax.prm.options import Aggregate
+from prm_jax.prm.reward_model_options import Aggregate
 from prm_jax.prm.score import Scored, pad_table
 
 

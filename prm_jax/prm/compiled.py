@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from prm_jax import rl, stats
-from prm_jax.prm.options import Aggregate
+from prm_jax.prm.reward_model_options import Aggregate
 
 roc_auc = jax.jit(stats.roc_auc)
 best_threshold = jax.jit(rl.best_threshold)

@@ -9,8 +9,8 @@ import numpy as np
 from prm_jax import rl
 from prm_jax.prm import compiled
 from prm_jax.prm.data import make_plan
-from prm_jax.prm.options import Aggregate
 from prm_jax.prm.prepare import Prepared
+from prm_jax.prm.reward_model_options import Aggregate
 from prm_jax.prm.rows import Batch, Row, collate
 from prm_jax.prm.spec import Spec
 from prm_jax.prm.step import TrainState

@@ -13,7 +13,7 @@ import numpy as np
 from prm_jax.prm import compiled
 from prm_jax.prm.cases import Case, by_group, halves, table
 from prm_jax.prm.judge_calibration import as_chance
-from prm_jax.prm.options import Aggregate
+from prm_jax.prm.reward_model_options import Aggregate
 
 _PLAIN: tuple[Aggregate, ...] = ("last", "min", "mean", "max", "sum", "softmin")
 _CHANCES: tuple[Aggregate, ...] = ("prod", "gmean", "mean_logit", "mean_odds")

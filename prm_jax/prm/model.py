@@ -23,7 +23,7 @@ from prm_jax.option_ranges import check_ranges
 from prm_jax.option_values import convert_options
 from prm_jax.prm import public
 from prm_jax.prm.kinds import Implicit
-from prm_jax.prm.options import POLICY_LAYOUT, Aggregate, Convention, TextLayout
+from prm_jax.prm.reward_model_options import POLICY_LAYOUT, Aggregate, Convention, TextLayout
 from prm_jax.prm.score import PRM
 from prm_jax.prm.spec import Kind, Spec, Weights
 from prm_jax.prm.train_options import kind_class, refuse_options_of_other_kinds

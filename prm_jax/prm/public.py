@@ -19,7 +19,7 @@ from prm_jax.models.safetensors_files import Shards
 from prm_jax.models.weights import _DTYPES
 from prm_jax.option_values import suggest
 from prm_jax.prm.kinds import Implicit, Token
-from prm_jax.prm.options import Convention, TextLayout
+from prm_jax.prm.reward_model_options import Convention, TextLayout
 from prm_jax.prm.score import PRM
 from prm_jax.prm.spec import HeadedKind, Kind, Spec, Weights
 from prm_jax.prm.text_layout import Reader, Tokens

@@ -9,7 +9,7 @@ import numpy as np
 
 from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import UserError
-from prm_jax.prm.options import TextLayout
+from prm_jax.prm.reward_model_options import TextLayout
 from prm_jax.prm.text_layout import Reader, Tokens, lay_out, tokenize
 
 

@@ -16,7 +16,7 @@ from prm_jax.errors import UserError
 from prm_jax.models import Tokenizer
 from prm_jax.models.sharding import batch_sharding, rows_over, shard_params
 from prm_jax.prm import compiled
-from prm_jax.prm.options import Aggregate, TextLayout
+from prm_jax.prm.reward_model_options import Aggregate, TextLayout
 from prm_jax.prm.rewards import step_scores
 from prm_jax.prm.rows import Batch, Row, Shape, build_rows, collate
 from prm_jax.prm.spec import Output, Spec, Weights

@@ -13,7 +13,7 @@ import numpy as np
 from prm_jax.data.step_data import StepRecord, to_json
 from prm_jax.errors import UserError
 from prm_jax.models.hub import find_model
-from prm_jax.prm.options import ScoringOptions
+from prm_jax.prm.reward_model_options import ScoringOptions
 from prm_jax.prm.score import PRM, Raw, Scored, check_aggregate, raw_scores, rows_to_score, summarise
 from prm_jax.runs.metrics_log import atomic_write
 

@@ -17,7 +17,7 @@ from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import UserError
 from prm_jax.models import ModelConfig
 from prm_jax.option_ranges import at_least
-from prm_jax.prm.options import Aggregate, BaseOptions, OptimizerOptions
+from prm_jax.prm.reward_model_options import Aggregate, BaseOptions, OptimizerOptions
 from prm_jax.prm.rows import Batch, Row, Shape
 from prm_jax.runs.learner import Params
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from prm_jax.data.problems import Prompt
 from prm_jax.errors import UserError
-from prm_jax.prm.options import TextLayout
+from prm_jax.prm.reward_model_options import TextLayout
 
 _OTHER = "choose another layout (--layout, or --text.chat in train-prm)"
 

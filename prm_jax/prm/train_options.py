@@ -14,7 +14,7 @@ from prm_jax.input_files import open_input
 from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.option_ranges import at_least, check_ranges
 from prm_jax.prm.kinds import KINDS, Implicit
-from prm_jax.prm.options import BaseOptions, DataOptions, OptimizerOptions, TextLayout
+from prm_jax.prm.reward_model_options import BaseOptions, DataOptions, OptimizerOptions, TextLayout
 from prm_jax.prm.spec import Kind
 from prm_jax.resolve import nearest
 

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from prm_jax.rollouts.engine import Engine, EngineStats, Request, Response, Ticket, sample_all
     from prm_jax.rollouts.loading import load_local_policy, load_remote_policy
     from prm_jax.rollouts.local import Batching, LocalEngine
-    from prm_jax.rollouts.options import Connection, SamplingOptions, StepOptions
     from prm_jax.rollouts.policy import STREAMS, TaskPolicy, step_boundary, stop_sets
     from prm_jax.rollouts.remote import RemoteEngine
     from prm_jax.rollouts.samples import generate_with
+    from prm_jax.rollouts.sampling_options import Connection, SamplingOptions, StepOptions
     from prm_jax.rollouts.slot_options import SlotStats, SlotTuning
     from prm_jax.rollouts.slot_rows import SlotResponse
     from prm_jax.rollouts.slots import SlotEngine
@@ -28,7 +28,7 @@ _HOME = {
     "Completion": "completion_answer",
     "CompletionRequest": "completion_answer",
     "CompletionServer": "completions",
-    "Connection": "options",
+    "Connection": "sampling_options",
     "Engine": "engine",
     "EngineStats": "engine",
     "LocalEngine": "local",
@@ -38,13 +38,13 @@ _HOME = {
     "Response": "engine",
     "Roller": "values",
     "STREAMS": "policy",
-    "SamplingOptions": "options",
+    "SamplingOptions": "sampling_options",
     "SlotEngine": "slots",
     "SlotResponse": "slot_rows",
     "SlotStats": "slot_options",
     "SlotTuning": "slot_options",
     "Splitter": "tasks",
-    "StepOptions": "options",
+    "StepOptions": "sampling_options",
     "Task": "tasks",
     "TaskPolicy": "policy",
     "Ticket": "engine",

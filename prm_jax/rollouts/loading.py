@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 from prm_jax.errors import UserError
 from prm_jax.rollouts.engine import Engine, OnProgress
 from prm_jax.rollouts.local import Batching, LocalEngine
-from prm_jax.rollouts.options import Connection, StepOptions
 from prm_jax.rollouts.policy import STEP, TaskPolicy, stop_sets
 from prm_jax.rollouts.remote import RemoteEngine
+from prm_jax.rollouts.sampling_options import Connection, StepOptions
 
 if TYPE_CHECKING:
     import pathlib

@@ -11,7 +11,7 @@ from prm_jax import models
 from prm_jax.errors import UserError
 from prm_jax.models import ModelConfig
 from prm_jax.rollouts.engine import EngineStats, Request, Response, Ticket, cancelled, check_request, first_stop
-from prm_jax.rollouts.options import SamplingOptions
+from prm_jax.rollouts.sampling_options import SamplingOptions
 
 if TYPE_CHECKING:
     from prm_jax.models.prefixes import PrefixStore

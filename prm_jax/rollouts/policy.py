@@ -8,7 +8,7 @@ import numpy as np
 
 from prm_jax.errors import UserError
 from prm_jax.rollouts.engine import Engine, OnProgress, Request, sample_all
-from prm_jax.rollouts.options import StepOptions
+from prm_jax.rollouts.sampling_options import StepOptions
 from prm_jax.search.language_model import Ask, Partial, Step
 
 STREAMS = 1 << 14

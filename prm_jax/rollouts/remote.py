@@ -12,7 +12,7 @@ from prm_jax.errors import UserError
 from prm_jax.rollouts.completion_answer import Completion, CompletionRequest
 from prm_jax.rollouts.completions import CompletionServer
 from prm_jax.rollouts.engine import End, EngineStats, Request, Response, Ticket, cancelled, check_request, first_stop
-from prm_jax.rollouts.options import Connection, SamplingOptions
+from prm_jax.rollouts.sampling_options import Connection, SamplingOptions
 
 
 class RemoteEngine:

@@ -19,7 +19,7 @@ from prm_jax.models.sampling import make_sampling
 from prm_jax.models.sharding import RULES, rows_over, shard_params
 from prm_jax.rollouts import slot_programs as programs
 from prm_jax.rollouts.engine import Request, Response, Ticket, check_request
-from prm_jax.rollouts.options import SamplingOptions
+from prm_jax.rollouts.sampling_options import SamplingOptions
 from prm_jax.rollouts.slot_options import SlotStats, SlotTuning
 from prm_jax.rollouts.slot_pool import PrefillPool
 from prm_jax.rollouts.slot_rows import Automata, Row

@@ -14,7 +14,7 @@ from prm_jax.models import LoRAConfig
 from prm_jax.prm.data import batch_of, make_plan, select, stack, step_pairs
 from prm_jax.prm.forward import step_sums
 from prm_jax.prm.kinds import GPM, Armo, BCoder, BradleyTerry, DigiQ, Implicit, Outcome, StepQ, Token, Value
-from prm_jax.prm.options import TextLayout
+from prm_jax.prm.reward_model_options import TextLayout
 from prm_jax.prm.rows import Batch, RowReport, Shape, build_rows, collate
 from prm_jax.prm.spec import Spec
 from prm_jax.prm.step import PRMLearner, make_scorer, make_step

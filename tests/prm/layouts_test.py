@@ -13,8 +13,8 @@ from prm_jax.data.step_data import StepRecord, read_step_data
 from prm_jax.errors import UserError
 from prm_jax.models import Tokenizer, save_weights
 from prm_jax.prm.model import load
-from prm_jax.prm.options import TextLayout
 from prm_jax.prm.public import LAYOUTS
+from prm_jax.prm.reward_model_options import TextLayout
 from prm_jax.prm.rows import build_rows
 from prm_jax.prm.score import score_solutions
 from tests.models.checkpoints import random_params

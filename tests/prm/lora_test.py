@@ -11,7 +11,7 @@ from prm_jax import cli
 from prm_jax.prm import training as loop_module
 from prm_jax.prm.kinds import Implicit, Token, Value
 from prm_jax.prm.model import load
-from prm_jax.prm.options import BaseOptions, DataOptions, OptimizerOptions, TextLayout
+from prm_jax.prm.reward_model_options import BaseOptions, DataOptions, OptimizerOptions, TextLayout
 from prm_jax.prm.rows import Shape, build_rows, collate
 from prm_jax.prm.score import score_solutions
 from prm_jax.prm.train_options import TrainPRMOptions

@@ -14,7 +14,7 @@ from prm_jax.prm.data import make_plan
 from prm_jax.prm.forward import init_head
 from prm_jax.prm.kinds import Implicit, Token, Value
 from prm_jax.prm.model import load
-from prm_jax.prm.options import BaseOptions, DataOptions, OptimizerOptions, TextLayout
+from prm_jax.prm.reward_model_options import BaseOptions, DataOptions, OptimizerOptions, TextLayout
 from prm_jax.prm.rows import build_rows
 from prm_jax.prm.score import PRM, score_solutions, spread
 from prm_jax.prm.spec import Spec, Weights

@@ -15,8 +15,8 @@ from prm_jax.errors import UserError
 from prm_jax.models import CharTokenizer, ModelConfig, load_weights, save_weights
 from prm_jax.prm.kinds import KINDS, Implicit, Value
 from prm_jax.prm.model import KEY, finished, load, save
-from prm_jax.prm.options import TextLayout
 from prm_jax.prm.public import LAYOUTS
+from prm_jax.prm.reward_model_options import TextLayout
 from prm_jax.prm.score import PRM, score_solutions
 from prm_jax.prm.spec import Spec, Weights
 from tests.models.checkpoints import random_params

@@ -6,7 +6,7 @@ import pytest
 from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import UserError
 from prm_jax.models import CharTokenizer
-from prm_jax.prm.options import TextLayout
+from prm_jax.prm.reward_model_options import TextLayout
 from prm_jax.prm.rows import Shape, build_rows, collate, pack, through_first_error
 from prm_jax.prm.text_layout import lay_out, tokenize
 

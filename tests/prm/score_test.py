@@ -16,7 +16,7 @@ from prm_jax.prm.forward import init_head
 from prm_jax.prm.inputs import check_cover, read_solutions
 from prm_jax.prm.kinds import GPM, Implicit, Token
 from prm_jax.prm.model import save
-from prm_jax.prm.options import TextLayout
+from prm_jax.prm.reward_model_options import TextLayout
 from prm_jax.prm.score import PRM, Scored, batches, rows_to_score, score_solutions
 from prm_jax.prm.spec import Spec, Weights
 
@@ -123,7 +123,7 @@ def test_an_interrupted_call_continues_where_it_stopped(saved, data_path, tmp_pa
 
 
 def test_partial_scores_of_something_else_are_not_used(prm, saved, records, tmp_path):
-    from prm_jax.prm.options import ScoringOptions
+    from prm_jax.prm.reward_model_options import ScoringOptions
     from prm_jax.prm.score_log import ScoreLog, identity_of
 
     path, options = tmp_path / "p.jsonl", ScoringOptions()

@@ -14,8 +14,8 @@ from prm_jax.errors import UserError
 from prm_jax.prm import training as loop_module
 from prm_jax.prm.kinds import GPM, Armo, Implicit, Token
 from prm_jax.prm.model import load
-from prm_jax.prm.options import BaseOptions, DataOptions, OptimizerOptions, TextLayout
 from prm_jax.prm.prepare import prepare
+from prm_jax.prm.reward_model_options import BaseOptions, DataOptions, OptimizerOptions, TextLayout
 from prm_jax.prm.score import score_solutions
 from prm_jax.prm.train_options import TrainPRMOptions, check_options
 from prm_jax.prm.training import train

@@ -9,7 +9,7 @@ from prm_jax.models import CharTokenizer
 from prm_jax.prm.forward import init_head
 from prm_jax.prm.kinds import Token
 from prm_jax.prm.model import load, save
-from prm_jax.prm.options import TextLayout
+from prm_jax.prm.reward_model_options import TextLayout
 from prm_jax.prm.score import PRM, score_solutions
 from prm_jax.prm.spec import Spec, Weights
 

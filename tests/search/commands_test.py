@@ -193,7 +193,7 @@ def save_reward_model(model, path, kind, outputs):
     from prm_jax.prm import PRM, save
     from prm_jax.prm.forward import init_head
     from prm_jax.prm.kinds import KINDS
-    from prm_jax.prm.options import TextLayout
+    from prm_jax.prm.reward_model_options import TextLayout
     from prm_jax.prm.spec import Spec, Weights
 
     config, params = models.load_weights(model)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from prm_jax.pallas.linear_logprob import checks, parallel
 from prm_jax.pallas.linear_logprob.dispatch import IMPLEMENTATIONS, choose, make_spec, statistics
-from prm_jax.pallas.linear_logprob.options import LogprobOptions
+from prm_jax.pallas.linear_logprob.logprob_options import LogprobOptions
 from prm_jax.pallas.linear_logprob.problem import Inputs, Outputs, Spec, vocab_size
 from prm_jax.pallas.linear_logprob.rows import inverse_temperatures, permuted, valid_first
 from prm_jax.varying import align

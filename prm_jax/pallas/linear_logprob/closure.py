@@ -18,7 +18,7 @@ from jax.custom_derivatives import SymbolicZero
 from prm_jax.pallas.linear_logprob import checks, tiles
 from prm_jax.pallas.linear_logprob.blocking import TokenBlocks, loop
 from prm_jax.pallas.linear_logprob.dispatch import make_spec
-from prm_jax.pallas.linear_logprob.options import LogprobOptions
+from prm_jax.pallas.linear_logprob.logprob_options import LogprobOptions
 from prm_jax.pallas.linear_logprob.problem import (
     Gradients,
     Inputs,

@@ -7,7 +7,7 @@ from typing import Any, cast
 import jax
 from jax.custom_derivatives import SymbolicZero
 
-from prm_jax.pallas.linear_logprob.options import LogprobOptions
+from prm_jax.pallas.linear_logprob.logprob_options import LogprobOptions
 from prm_jax.pallas.linear_logprob.problem import Backend, Inputs, Outputs, Spec, Target
 
 _PLATFORMS = {"xla_vocab": None, "xla_token": None, "mosaic_tpu": "tpu", "mosaic_gpu": "gpu"}

@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
 from prm_jax.pallas.linear_logprob.api import linear_lse_and_target
-from prm_jax.pallas.linear_logprob.options import LogprobOptions
+from prm_jax.pallas.linear_logprob.logprob_options import LogprobOptions
 
 
 @dataclasses.dataclass(frozen=True)

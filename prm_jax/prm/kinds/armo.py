@@ -14,7 +14,7 @@ from prm_jax import rl, stats
 from prm_jax.errors import UserError
 from prm_jax.option_ranges import above, within
 from prm_jax.prm.forward import apply_head, at_last, init_head, read_hidden
-from prm_jax.prm.options import BaseOptions, OptimizerOptions
+from prm_jax.prm.reward_model_options import BaseOptions, OptimizerOptions
 from prm_jax.prm.rows import Batch, Row
 from prm_jax.prm.spec import HeadedKind, Needs, Output, Spec, Weights
 from prm_jax.runs.learner import Params

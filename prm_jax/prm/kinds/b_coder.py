@@ -15,7 +15,7 @@ from prm_jax import rl
 from prm_jax.models import head_matrix, hidden_states, value_head
 from prm_jax.option_ranges import above, at_least, within
 from prm_jax.prm.forward import init_head, judged, step_sums
-from prm_jax.prm.options import BaseOptions, OptimizerOptions
+from prm_jax.prm.reward_model_options import BaseOptions, OptimizerOptions
 from prm_jax.prm.rows import Batch
 from prm_jax.prm.spec import HeadedKind, Needs, Output, Spec, Weights
 from prm_jax.runs.learner import Params

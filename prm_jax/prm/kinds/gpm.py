@@ -11,7 +11,7 @@ import numpy as np
 from prm_jax import rl
 from prm_jax.option_ranges import above, at_least, within
 from prm_jax.prm.forward import apply_head, at_last, better_pairs, init_head, read_hidden
-from prm_jax.prm.options import BaseOptions, OptimizerOptions
+from prm_jax.prm.reward_model_options import BaseOptions, OptimizerOptions
 from prm_jax.prm.rows import Batch
 from prm_jax.prm.spec import HeadedKind, Needs, Output, Spec, Weights
 from prm_jax.runs.learner import Params

@@ -14,7 +14,7 @@ from prm_jax import rl
 from prm_jax.option_ranges import above, within
 from prm_jax.prm.data import mismatched
 from prm_jax.prm.forward import better_pairs, judged, step_log_ratios, token_log_ratios
-from prm_jax.prm.options import BaseOptions, OptimizerOptions
+from prm_jax.prm.reward_model_options import BaseOptions, OptimizerOptions
 from prm_jax.prm.rows import Batch, Row, Shape, collate
 from prm_jax.prm.spec import Kind, Needs, Output, Spec, Weights
 

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prm_jax.prm.labelling.options import (
+    from prm_jax.prm.labelling.method_options import (
         LABELLERS,
         EveryStepOptions,
         OmegaOptions,
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from prm_jax.prm.labelling.trees import edit_distance, tree_records
 
 _HOME = {
-    "EveryStepOptions": "options",
-    "LABELLERS": "options",
-    "OmegaOptions": "options",
-    "TreeLabelOptions": "options",
+    "EveryStepOptions": "method_options",
+    "LABELLERS": "method_options",
+    "OmegaOptions": "method_options",
+    "TreeLabelOptions": "method_options",
     "TreeOptions": "tree_options",
     "edit_distance": "trees",
     "every_step_records": "rollouts",
-    "make_labeller": "options",
+    "make_labeller": "method_options",
     "omega_records": "rollouts",
     "tree_records": "trees",
 }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from prm_jax.option_ranges import at_least
-from prm_jax.prm.options import LayoutName
+from prm_jax.prm.reward_model_options import LayoutName
 
 TREE_LABELS = ("soft", "hard", "q", "quality")
 PAIRS = ("best_worst", "first_error", "top_bottom")
