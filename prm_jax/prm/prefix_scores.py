@@ -71,8 +71,8 @@ def make_prefix_scorer(
         return PrefixScorer(values, "probability", values.roller)
     if not pathlib.Path(name).exists():
         raise UserError(
-            f"no scorer {name!r}, and no such directory: name logp, verifier, rollouts, truth, or the path of a process "
-            "reward model"
+            f"no scorer {name!r}, and no such directory: use logp, verifier, rollouts, truth, or the path of a "
+            "process reward model"
         )
     prm = load(name)
     output: Literal["probability", "score"] = "probability" if gives_probabilities(prm) else "score"

@@ -105,7 +105,7 @@ class TreeLabelOptions(_Labeller):
             raise UserError(f"--tree.simulations times --tree.width must stay below {STREAMS // 2 - 1}")
         if self.tree.uses_model and not pathlib.Path(self.tree.scorer).exists():
             raise UserError(
-                f"no scorer {self.tree.scorer!r}, and no such directory: name none, rollouts, or the path of a process "
+                f"no scorer {self.tree.scorer!r}, and no such directory: use none, rollouts, or the path of a process "
                 "reward model"
             )
 
