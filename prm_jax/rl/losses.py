@@ -62,8 +62,8 @@ def aggregate_tokens(
 
     "token-mean": over all tokens (long responses weigh more). "seq-mean-token-sum": sum over tokens, mean over
     responses. "seq-mean-token-mean": mean over tokens, then over responses. "seq-mean-token-sum-norm": the sum
-    over everything divided by the constant `norm` (Dr. GRPO as released in verl); already divided, so its weight
-    is 0 and parts of a batch add up.
+    over everything divided by the constant `norm` (Dr. GRPO); already divided, so its weight is 0 and parts of a
+    batch add up. verl's mode of this name divides by the number of responses as well.
 
     Args:
       values: [B, T] float. Receives gradients.
