@@ -3,8 +3,9 @@
 Names are imported when they are first used, so that importing this package costs nothing.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from prm_jax.lazy_names import lazy_attribute
 
 _HOME = {
     "ModelConfig": "config",
@@ -109,11 +110,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+    return lazy_attribute(__name__, _HOME, name)
 
 
 def __dir__() -> list[str]:

@@ -26,8 +26,8 @@ from prm_jax.runs.learner import Learner
 Shapes = Any
 
 UPDATE_COPIES = 3
-"""Copies of the trainable arrays during an update besides the gradient: the update and the optimiser's new moments,
-which replace the old ones only once the size of the update is known (``learner.guarded_update``)."""
+"""Copies of the trainable arrays during an update besides the gradient: the update and the optimiser's new moments. An
+upper bound: ``learner.guarded_update`` checks updates array by array, so that not all of them are alive at once."""
 
 
 @dataclasses.dataclass(frozen=True)

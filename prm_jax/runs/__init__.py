@@ -3,8 +3,9 @@
 Names are resolved on first use (PEP 562), so that importing this package imports neither jax nor matplotlib.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from prm_jax.lazy_names import lazy_attribute
 
 if TYPE_CHECKING:
     from prm_jax.runs.batches import Batches
@@ -81,11 +82,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+    return lazy_attribute(__name__, _HOMES, name)
 
 
 def __dir__() -> list[str]:

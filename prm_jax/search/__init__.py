@@ -3,8 +3,9 @@
 Names are imported on first use, so that importing this package costs nothing.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from prm_jax.lazy_names import lazy_attribute
 
 if TYPE_CHECKING:
     from prm_jax.search.backups import backup
@@ -159,11 +160,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+    return lazy_attribute(__name__, _HOME, name)
 
 
 def __dir__() -> list[str]:
