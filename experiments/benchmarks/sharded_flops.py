@@ -96,9 +96,8 @@ def main() -> None:
 
 def _table(name: str, meshes: Any) -> dict[str, dict[str, float]]:
     alone = measure(PROGRAMS[name], (1, 1, 1))
-    print(
-        f"{name}\n  {'data, fsdp, tensor':20}{'FLOPs / ideal':>15}{'scores':>12}{'temporaries, MiB':>18}{'sent, MiB':>11}"
-    )
+    titles = f"{'FLOPs / ideal':>15}{'scores':>12}{'temporaries, MiB':>18}{'sent, MiB':>11}"
+    print(f"{name}\n  {'data, fsdp, tensor':20}{titles}")
     rows = {}
     for sizes in meshes:
         one = measure(PROGRAMS[name], sizes)
