@@ -1,6 +1,5 @@
 """A run's compiled step on abstract arrays: what a trial trace, a plan and the tests of compiled programs look at."""
 
-import dataclasses
 from typing import Any
 
 import jax
