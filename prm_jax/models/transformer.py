@@ -12,10 +12,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from prm_jax.models import rope
+from prm_jax.models import manual_layers, rope
 from prm_jax.models.attention import attend
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.rows import embed, mesh_of, split_over_rows
+from prm_jax.models.tensor_split import TensorSplit
 
 Params = dict[str, Any]
 Rotation = tuple[jax.Array, jax.Array]
@@ -42,12 +43,16 @@ def _rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
 
 
 class Linear(nn.Module):
-    """``x @ kernel (+ bias)``, plus ``(x @ lora_a) @ lora_b * lora_alpha / rank`` where there are adapters."""
+    """``x @ kernel (+ bias)``, plus ``(x @ lora_a) @ lora_b * lora_alpha / rank`` where there are adapters.
+
+    With ``split``, each device has some of the rows of ``kernel``, and the products are summed over the devices.
+    """
 
     config: ModelConfig
     features: int
     use_bias: bool
     gain: float = 1.0
+    split: TensorSplit | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -57,25 +62,34 @@ class Linear(nn.Module):
         # Matrix products instead of products of [B, T, D], for which XLA on CPU takes twice as long in the gradient.
         shape, x = x.shape, x.reshape(-1, width)
         y = x @ kernel.astype(x.dtype)
+        bias = None
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,), dtype).astype(x.dtype)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), dtype).astype(x.dtype)
+        if bias is not None and self.split is None:
+            y = y + bias
         if self.has_variable("params", "lora_a"):
             lora_a: jax.Array = self.get_variable("params", "lora_a").astype(x.dtype)
             lora_b: jax.Array = self.get_variable("params", "lora_b").astype(x.dtype)
             y = y + ((x @ lora_a) @ lora_b) * (self.config.lora_alpha / lora_a.shape[-1])
-        return y.reshape(*shape[:-1], self.features)
+        y = y.reshape(*shape[:-1], self.features)
+        if self.split is not None:
+            y = self.split.leave(y)
+            y = y if bias is None else y + bias
+        return y
 
 
 class Attention(nn.Module):
     """Causal self-attention with rotary positions; ``sow``s its keys and values as "kv"."""
 
     config: ModelConfig
+    split: TensorSplit | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, rotation: Rotation, segment_ids: jax.Array | None) -> jax.Array:
         """``[B, T, D] -> [B, T, D]``; ``segment_ids`` as in ``attend``."""
         config = self.config
         heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        x = x if self.split is None else self.split.enter(x)
 
         def project(name: str, count: int) -> jax.Array:
             y = Linear(config, count * head_dim, config.attention_bias, name=name)(x)
@@ -90,35 +104,38 @@ class Attention(nn.Module):
         out = attend(q, k, v, segment_ids, implementation=config.attention)
         out = out.reshape(*x.shape[:-1], heads * head_dim)
         gain = 1.0 / math.sqrt(2 * config.num_layers)
-        return Linear(config, config.hidden_size, config.out_bias, gain, name="o")(out)
+        return Linear(config, config.hidden_size, config.out_bias, gain, self.split, name="o")(out)
 
 
 class MLP(nn.Module):
     """``down(silu(gate(x)) * up(x))`` (arXiv:2002.05202)."""
 
     config: ModelConfig
+    split: TensorSplit | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         config = self.config
+        x = x if self.split is None else self.split.enter(x)
         gate = Linear(config, config.intermediate_size, config.mlp_bias, name="gate")(x)
         up = Linear(config, config.intermediate_size, config.mlp_bias, name="up")(x)
         gain = 1.0 / math.sqrt(2 * config.num_layers)
-        return Linear(config, config.hidden_size, config.mlp_bias, gain, name="down")(nn.silu(gate) * up)
+        return Linear(config, config.hidden_size, config.mlp_bias, gain, self.split, name="down")(nn.silu(gate) * up)
 
 
 class Block(nn.Module):
-    """One pre-norm layer, as the body of a scan."""
+    """One pre-norm layer, as the body of a scan; ``split`` under ``shard_map`` only, with a device's own config."""
 
     config: ModelConfig
+    split: TensorSplit | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, rotation: Rotation, segment_ids: jax.Array | None) -> tuple[jax.Array, None]:
         """``[B, T, D] -> ([B, T, D], None)``; arguments as in ``Attention``."""
         x = split_over_rows(x)
         normed = RMSNorm(self.config, name="attn_norm")(x)
-        x = split_over_rows(x + Attention(self.config, name="attn")(normed, rotation, segment_ids))
-        x = x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
+        x = split_over_rows(x + Attention(self.config, self.split, name="attn")(normed, rotation, segment_ids))
+        x = x + MLP(self.config, self.split, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
         return split_over_rows(x), None
 
 
@@ -131,7 +148,7 @@ class _Embed(nn.Module):
         initializer = nn.initializers.normal(1.0 / math.sqrt(config.hidden_size))
         shape = (config.vocab_size, config.hidden_size)
         embedding = self.param("embedding", initializer, shape, jnp.dtype(config.dtype))
-        return embed(embedding, tokens).astype(config.compute_dtype)
+        return embed(embedding, tokens, config.compute_dtype)
 
 
 class _Head(nn.Module):
@@ -141,9 +158,7 @@ class _Head(nn.Module):
     def __call__(self) -> jax.Array:
         config = self.config
         initializer = nn.initializers.normal(1.0 / math.sqrt(config.hidden_size))
-        return self.param(
-            "kernel", initializer, (config.vocab_size, config.hidden_size), jnp.dtype(config.dtype)
-        )
+        return self.param("kernel", initializer, (config.vocab_size, config.hidden_size), jnp.dtype(config.dtype))
 
 
 class Transformer(nn.Module):
@@ -183,11 +198,31 @@ class Transformer(nn.Module):
         if self.is_initializing():  # without running the layers
             self.param("layers", functools.partial(_init_layers, config, x, rotation))
         else:
-            x, _ = _scanned_layers(config)(config, name="layers")(x, rotation, segment_ids)
+            x = self._layers(x, rotation, segment_ids)
         x = split_over_rows(RMSNorm(config, name="final_norm")(x))
         if self.is_initializing() and not config.tie_word_embeddings:
             _Head(config, name="head")()
         return x
+
+    def _layers(self, x: jax.Array, rotation: Rotation, segment_ids: jax.Array | None) -> jax.Array:
+        config = self.config
+        params: Params = self.get_variable("params", "layers")
+        mesh = None if self.is_mutable_collection("kv") else mesh_of(x, params)
+        if mesh is not None and manual_layers.applies(config, mesh, x.shape[0]):
+            return manual_layers.run_layers(_apply_block, config, mesh, params, x, rotation, segment_ids)
+        return _scanned_layers(config)(config, name="layers")(x, rotation, segment_ids)[0]
+
+
+def _apply_block(
+    config: ModelConfig,
+    split: TensorSplit | None,
+    params: Params,
+    x: jax.Array,
+    rotation: Rotation,
+    segment_ids: jax.Array | None,
+) -> jax.Array:
+    out: Any = Block(config, split, parent=None).apply({"params": params}, x, rotation, segment_ids)
+    return out[0]
 
 
 def _scanned_layers(config: ModelConfig) -> Any:
