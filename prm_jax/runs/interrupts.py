@@ -10,8 +10,6 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-EXIT_INTERRUPTED = 75  # BSD's EX_TEMPFAIL: the state is saved; run again with --resume
-
 
 class Interrupts:
     """Turns SIGTERM and Ctrl-C into a flag that a training loop reads between steps.
