@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 from prm_jax import exit_codes
+from prm_jax.runs.distributed_options import COORDINATOR, PROCESS_ID, PROCESSES
 from prm_jax.runs.jobs import Job
 from prm_jax.runs.ranks import Ranks
 from prm_jax.runs.restarts import Decision, Ended, RestartLimits, Restarts, cause_of, grace_after
@@ -53,13 +54,13 @@ class Layout:
         """Number of each process of this host -> its environment for one attempt."""
         shared = {**os.environ, "PYTHONUNBUFFERED": "1"}
         if self.total > 1:
-            shared["PRM_JAX_COORDINATOR"] = self.coordinator or f"127.0.0.1:{_free_port()}"
-            shared["PRM_JAX_PROCESSES"] = str(self.total)
+            shared[COORDINATOR] = self.coordinator or f"127.0.0.1:{_free_port()}"
+            shared[PROCESSES] = str(self.total)
         found = {}
         for index in range(self.count):
             own = dict(self.environments[index]) if self.environments else {}
             if self.total > 1:
-                own["PRM_JAX_PROCESS_ID"] = str(self.first + index)
+                own[PROCESS_ID] = str(self.first + index)
             found[self.first + index] = shared | own
         return found
 
