@@ -69,15 +69,27 @@ class CustomCall:
       target: "tpu_custom_call" for a Pallas kernel on TPUs.
       name: where it comes from.
       times: executions.
+      operands: its arrays, where the text says them.
     """
 
     target: str
     name: str
     times: int
+    operands: tuple[Shape, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class _Instruction:
+class Instruction:
+    """One place where an instruction runs.
+
+    Attributes:
+      computation: the one that it is written in.
+      opcode: such as "dot".
+      result: its type as text.
+      line: its text.
+      loops: iterations of the loops around it, outermost first.
+    """
+
     computation: str
     opcode: str
     result: str
@@ -86,6 +98,7 @@ class _Instruction:
 
     @property
     def name(self) -> str:
+        """Where it comes from; "" if the compiler lost it."""
         found = re.search(r'op_name="([^"]*)"', self.line)
         return found.group(1) if found else ""
 
@@ -97,7 +110,7 @@ def collectives(text: str) -> list[Collective]:
       text: of a compiled program, ``jax.jit(f).lower(...).compile().as_text()``. A loop whose number of iterations the
         compiler does not know counts once, and every branch of a conditional counts.
     """
-    program = _Program(text)
+    program = Program(text)
     found: list[tuple[str | None, Collective]] = []
     for one in program.instructions():
         collective = _collective(one, program)
@@ -125,10 +138,12 @@ def collective_bytes(text: str) -> dict[str, int]:
 def custom_calls(text: str) -> list[CustomCall]:
     """The custom calls of a program, one entry per call in its text; ``text`` as in ``collectives``."""
     found = []
-    for one in _Program(text).instructions():
+    for one in Program(text).instructions():
         target = re.search(r'custom_call_target="([^"]*)"', one.line)
         if one.opcode == "custom-call" and target:
-            found.append(CustomCall(target.group(1), one.name, math.prod(one.loops)))
+            layouts = re.search(r"operand_layout_constraints=\{(.*?\})\}", one.line)
+            operands = tuple(shapes_of(layouts.group(1))) if layouts else ()
+            found.append(CustomCall(target.group(1), one.name, math.prod(one.loops), operands))
     return found
 
 
@@ -138,12 +153,19 @@ def largest_arrays(text: str, count: int = 10) -> list[tuple[int, Shape]]:
     for line in text.splitlines():
         match = _INSTRUCTION.match(line)
         if match and match.group(2) not in ("parameter", "get-tuple-element", "tuple", "bitcast", "while"):
-            found.update({shape: _bytes(shape) for shape in _shapes(match.group(1))})
+            found.update({shape: _bytes(shape) for shape in shapes_of(match.group(1))})
     return sorted(((size, shape) for shape, size in found.items()), reverse=True)[:count]
 
 
-class _Program:
-    """The computations of a program's text, walked from the entry."""
+class Program:
+    """The computations of a program's text, walked from the entry.
+
+    Attributes:
+      computations: name -> its instructions, one per line.
+      parameters: name -> its parameters' types as text.
+      entry: name of the first one.
+      devices: number that the program was compiled for.
+    """
 
     def __init__(self, text: str) -> None:
         self.computations: dict[str, list[str]] = {}
@@ -163,17 +185,17 @@ class _Program:
             elif lines and line.strip() not in ("", "}"):  # continues a long instruction
                 lines[-1] += line
 
-    def instructions(self) -> Iterator[_Instruction]:
+    def instructions(self) -> Iterator[Instruction]:
         """Every instruction that runs, once per place that calls its computation."""
         return self._walk(self.entry, ())
 
-    def _walk(self, computation: str, loops: tuple[int, ...]) -> Iterator[_Instruction]:
+    def _walk(self, computation: str, loops: tuple[int, ...]) -> Iterator[Instruction]:
         for line in self.computations.get(computation, ()):
             match = _INSTRUCTION.match(line)
             if match is None:
                 continue
             result, opcode = match.groups()
-            yield _Instruction(computation, opcode, result, line, loops)
+            yield Instruction(computation, opcode, result, line, loops)
             if opcode == "while":
                 body = re.search(r"body=%?([\w.\-]+)", line)
                 if body:
@@ -187,20 +209,36 @@ class _Program:
         known = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
         if known:
             return int(known.group(1))
-        condition = re.search(r"condition=%?([\w.\-]+)", line)
-        bounds = [
-            int(value)
-            for one in self.computations.get(condition.group(1) if condition else "", ())
-            for value in re.findall(r"s32\[\]\S* constant\((\d+)\)", one)
-        ]
-        return max(bounds, default=1) or 1
+        condition, body = (
+            self.computations.get(found.group(1) if found else "", [])
+            for found in (re.search(rf"{name}=%?([\w.\-]+)", line) for name in ("condition", "body"))
+        )
+        bounds = [int(x) for one in condition for x in re.findall(r"[su]32\[\]\S* constant\((\d+)\)", one)]
+        return math.ceil((max(bounds, default=1) or 1) / _increment(condition, body))
 
 
-def _collective(one: _Instruction, program: _Program) -> Collective | None:
+def _increment(condition: Sequence[str], body: Sequence[str]) -> int:
+    """What a loop adds to the counter that its condition reads; 1 where the text does not say."""
+    read = [found.group(1) for one in condition if (found := re.search(r"get-tuple-element\(.*?\), index=(\d+)", one))]
+    lines = {found.group(1): one for one in body if (found := re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = ", one))}
+    root = next((found.group(1) for one in body if (found := re.match(r"\s*ROOT .*? tuple\((.*?)\)", one))), "")
+    results = re.findall(r"%([\w.\-]+)", re.sub(r"/\*.*?\*/", "", root))
+    if len(read) != 1 or int(read[0]) >= len(results):
+        return 1
+    added = re.search(r" add\(%([\w.\-]+), %([\w.\-]+)\)", lines.get(results[int(read[0])], ""))
+    constants = [
+        int(found.group(1))
+        for name in (added.groups() if added else ())
+        if (found := re.search(r" constant\((\d+)\)", lines.get(name, "")))
+    ]
+    return max([1, *constants])
+
+
+def _collective(one: Instruction, program: Program) -> Collective | None:
     kind = one.opcode.removesuffix("-start")
     if kind not in KINDS:
         return None
-    shapes = _shapes(one.result)
+    shapes = shapes_of(one.result)
     if one.opcode.endswith("-start") and kind in ("all-gather", "collective-permute") and one.result.startswith("("):
         # (operands, results, ...): the two have equally many arrays; what follows are counters.
         arrays = [shape for shape in shapes if shape[1]]
@@ -211,7 +249,7 @@ def _collective(one: _Instruction, program: _Program) -> Collective | None:
         payload *= group
     elif kind == "all-reduce" and one.computation.startswith("all-reduce-scatter"):
         # How the TPU compiler writes a reduce-scatter: a fusion that keeps a slice of the sum.
-        kind, payload = "reduce-scatter", sum(map(_bytes, _shapes(program.parameters[one.computation])))
+        kind, payload = "reduce-scatter", sum(map(_bytes, shapes_of(program.parameters[one.computation])))
     return Collective(kind, payload, group, one.loops, tuple(shapes), one.name)
 
 
@@ -246,7 +284,8 @@ def _part(axis: str, sizes: dict[str, int]) -> int:
     return int(part.group(1)) if part else sizes[axis.strip().strip("'")]
 
 
-def _shapes(text: str) -> list[Shape]:
+def shapes_of(text: str) -> list[Shape]:
+    """The arrays of a type's text, of which a tuple has several."""
     return [
         (dtype, tuple(int(size.lstrip("<=")) for size in dims.split(",") if size))
         for dtype, dims in _ARRAY.findall(text)
