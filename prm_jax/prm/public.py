@@ -16,7 +16,7 @@ from prm_jax.data.problems import Prompt
 from prm_jax.errors import UserError
 from prm_jax.models import ModelConfig, Tokenizer, check_fits, checkpoint_layout
 from prm_jax.models.safetensors_files import Shards
-from prm_jax.models.weights import _DTYPES
+from prm_jax.models.weights import DTYPES
 from prm_jax.option_values import suggest
 from prm_jax.prm.kinds import Implicit, Token
 from prm_jax.prm.reward_model_options import Convention, TextLayout
@@ -163,7 +163,7 @@ def _load(path: pathlib.Path, config: Mapping[str, Any], known: PublicLayout) ->
     checkpoint_layout.check_tensors(model_config, shapes, source=str(path))
     kinds = set(source.dtypes.values())
     dtype = kinds.pop() if len(kinds) == 1 else "float32"
-    params = checkpoint_layout.assemble(model_config, source.read, dtype=_DTYPES[dtype], place=jnp.asarray)
+    params = checkpoint_layout.assemble(model_config, source.read, dtype=DTYPES[dtype], place=jnp.asarray)
     wants_head = isinstance(known.kind, HeadedKind) and known.labels is None
     if wants_head != bool(scores):
         raise UserError(
