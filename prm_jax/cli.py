@@ -59,38 +59,51 @@ examples:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Runs the command line; returns the exit code.
+
+    Of several processes, one that fails ends all others with its exit code.
+    """
     prepare_streams()
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    code, message = _run(words, debug)
+    if message:
+        print_error(message)
+    if "prm_jax.runs.distributed" not in sys.modules:
+        return code
+    from prm_jax.runs import distributed
+
+    if code not in (0, distributed.EXIT_SAVED):
+        distributed.publish_failure(message or f"exit code {code}; see its output", code)
+    return distributed.leave(code)
+
+
+def _run(words: list[str], debug: bool) -> tuple[int, str]:
+    """(exit code, what failed; empty where it has been said already)."""
     try:
         code = _dispatch(words, debug)
         sys.stdout.flush()
-        return code
+        return code, ""
     except BrokenPipeError:  # the reader has gone, as in `prm-jax ... | head`
         discard_output()
-        return EXIT_PIPE
+        return EXIT_PIPE, ""
     except SystemExit as stop:  # from help and usage errors
-        return stop.code if isinstance(stop.code, int) else EXIT_USER if stop.code else 0
+        return stop.code if isinstance(stop.code, int) else EXIT_USER if stop.code else 0, ""
     except KeyboardInterrupt:
-        print_error("interrupted")
-        return EXIT_SIGINT
+        return EXIT_SIGINT, "interrupted"
     except UserError as error:
         _show_traceback(debug)
-        print_error(str(error))
-        return EXIT_USER
+        return getattr(error, "code", EXIT_USER), str(error)  # that of another process that has failed
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
             discard_output()
-            print_error(f"cannot write the output: {error.strerror}. Free some space, or write to another device")
-            return EXIT_UNEXPECTED
+            why = f"cannot write the output: {error.strerror}. Free some space, or write to another device"
+            return EXIT_UNEXPECTED, why
         _show_traceback(debug)
         if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            print_error(f"{error.strerror}: {error.filename}")
-            return EXIT_USER
-        print_error(_unexpected(error, debug))
-        return EXIT_UNEXPECTED
+            return EXIT_USER, f"{error.strerror}: {error.filename}"
+        return EXIT_UNEXPECTED, _unexpected(error, debug)
 
 
 def _dispatch(words: list[str], debug: bool) -> int:
@@ -128,7 +141,22 @@ def run_command(module: ModuleType | Any, name: str, words: Sequence[str]) -> in
         common = module.common_options(words)
     cls = module.options_class(words) if hasattr(module, "options_class") else module.Options
     options = command_line.parse(cls, words, prog=f"prm-jax {name}", default=default, common=common)
+    if hasattr(options, "distributed"):
+        _join(options.distributed)
     return module.run(options) or 0
+
+
+def _join(options: Any) -> None:
+    """Joins the processes of the run before anything uses a device; only the first one prints results."""
+    from prm_jax.option_ranges import check_ranges
+    from prm_jax.runs import distributed, processes
+
+    problems = check_ranges(options, "distributed.")
+    if problems:
+        raise UserError("\n".join(problems))
+    distributed.initialize(options)
+    if not processes.is_first():
+        discard_output()
 
 
 def _show_traceback(debug: bool) -> None:

@@ -13,6 +13,7 @@ from prm_jax.command_line import choose, peek
 from prm_jax.errors import UserError
 from prm_jax.prime.options import Options as RunOptions
 from prm_jax.prime.presets import PRESETS
+from prm_jax.runs.distributed_options import DistributedOptions
 from prm_jax.terminal import print_error, print_warning
 
 EXIT_INTERRUPTED, EXIT_DIVERGED = 75, 77
@@ -42,6 +43,8 @@ class Options:
     """Where everything goes; default: a new directory under runs/."""
     resume: bool = False
     """Continue the run in --run-dir, with its own configuration unless options are given."""
+    distributed: DistributedOptions = field(default_factory=DistributedOptions)
+    """Several processes that work together."""
     training: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
 

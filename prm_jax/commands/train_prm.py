@@ -19,6 +19,7 @@ from prm_jax.prm.train_options import (
     options_class_of,
     refuse_options_of_other_kinds,
 )
+from prm_jax.runs.distributed_options import DistributedOptions
 from prm_jax.terminal import print_error, print_warning
 
 EXIT_INTERRUPTED, EXIT_DIVERGED = 75, 77
@@ -45,6 +46,8 @@ class Options:
     """Directory for everything; default: a new directory under runs/. The model is saved in its folder model/."""
     resume: bool = False
     """Continue the run in --run-dir, with its own configuration unless told otherwise."""
+    distributed: DistributedOptions = field(default_factory=DistributedOptions)
+    """Several processes that work together."""
     training: Annotated[TrainPRMOptions, tyro.conf.arg(name="")] = field(default_factory=TrainPRMOptions)
 
 

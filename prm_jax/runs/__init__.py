@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from prm_jax.runs.callbacks import Callback, Event
     from prm_jax.runs.checkpoint import Checkpointer, CheckpointError, Restored
     from prm_jax.runs.console import Console
+    from prm_jax.runs.distributed import failing_together, initialize
+    from prm_jax.runs.distributed_options import DistributedOptions
     from prm_jax.runs.fitting import FitOptions, Fitted, Frontend, fit, load_best
     from prm_jax.runs.integrity import fingerprint
     from prm_jax.runs.interrupts import Interrupts
@@ -26,6 +28,7 @@ _HOMES = {
     "CheckpointError": "checkpoint",
     "Checkpointer": "checkpoint",
     "Console": "console",
+    "DistributedOptions": "distributed_options",
     "DivergedRun": "stopping",
     "Event": "callbacks",
     "FitOptions": "fitting",
@@ -39,9 +42,11 @@ _HOMES = {
     "RunDir": "run_dir",
     "Sample": "run_dir",
     "accumulate_gradients": "learner",
+    "failing_together": "distributed",
     "fingerprint": "integrity",
     "fit": "fitting",
     "guarded_update": "learner",
+    "initialize": "distributed",
     "load_best": "fitting",
     "make_optimizer": "learner",
     "make_schedule": "learner",
@@ -56,6 +61,7 @@ __all__ = [
     "CheckpointError",
     "Checkpointer",
     "Console",
+    "DistributedOptions",
     "DivergedRun",
     "Event",
     "FitOptions",
@@ -69,9 +75,11 @@ __all__ = [
     "RunDir",
     "Sample",
     "accumulate_gradients",
+    "failing_together",
     "fingerprint",
     "fit",
     "guarded_update",
+    "initialize",
     "load_best",
     "make_optimizer",
     "make_schedule",
