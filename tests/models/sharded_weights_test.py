@@ -45,7 +45,8 @@ class TestTensorFile:
         for index in ways:
             expected = array if index is None else array[index]
             found = file.read("x", index)
-            assert found.dtype == array.dtype and found.tobytes() == expected.tobytes() and found.shape == expected.shape
+            assert (found.dtype, found.shape) == (array.dtype, expected.shape)
+            assert found.tobytes() == expected.tobytes()
 
     def test_only_the_rows_and_long_runs_that_are_wanted_are_read(self, tmp_path):
         array = np.arange(4 * 16384, dtype=np.float32).reshape(4, 16384)
