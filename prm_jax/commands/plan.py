@@ -10,14 +10,13 @@ from typing import Annotated
 
 import tyro
 
+from prm_jax import exit_codes
 from prm_jax.command_line import choose, peek
 from prm_jax.config_io import load_yaml
 from prm_jax.option_ranges import at_least, check_ranges
 from prm_jax.prime.options import Options as RunOptions
 from prm_jax.prime.presets import PRESETS
 from prm_jax.terminal import print_warning
-
-EXIT_DOES_NOT_FIT = 3
 
 COMMON_OPTIONS = (
     "preset", "config", "device", "devices", "compile", "vocab-size", "json", "model.path", "model.hidden-size",
@@ -108,4 +107,4 @@ def run(options: Options) -> int:
         print(json.dumps(summary(found, device, compiled), indent=2))
     else:
         print(render(found, device, compiled, why=why))
-    return 0 if fits(found, device, compiled) else EXIT_DOES_NOT_FIT
+    return 0 if fits(found, device, compiled) else exit_codes.DOES_NOT_FIT

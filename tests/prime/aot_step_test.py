@@ -1,6 +1,6 @@
-"""Whole PRIME steps compiled for TPU slices that are not there: ``make aot``; needs libtpu (pip install 'prm-jax[tpu]').
+"""Whole PRIME steps compiled for TPU slices that are not there: ``make aot``.
 
-Each compiles for minutes. The figures of the full models are those of docs/pods.md.
+Needs libtpu (pip install 'prm-jax[tpu]'). Each compiles for minutes. The figures are those of docs/pods.md.
 """
 
 import importlib.util
