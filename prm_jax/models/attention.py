@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from prm_jax.models.blockwise_attention import blockwise_attention
 from prm_jax.models.rows import mesh_of, over_rows_and_heads
+from prm_jax.target_device import platform_and_kind
 
 Implementation = Literal["auto", "naive", "blockwise", "cudnn"]
 _BLOCKWISE_FROM = 256
@@ -37,7 +38,7 @@ def attend(
     Returns:
       An array like ``q``.
     """
-    chosen = resolve(implementation, platform=jax.default_backend(), length=q.shape[1])
+    chosen = resolve(implementation, platform=platform_and_kind(q)[0], length=q.shape[1])
     local: Callable[..., jax.Array] = functools.partial(_attend, chosen)
     mesh = mesh_of(q, k, v)
     if mesh is not None:
