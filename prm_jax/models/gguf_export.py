@@ -1,6 +1,5 @@
 """Writes weights as GGUF files, in the form of an existing file of the same model."""
 
-import dataclasses
 import math
 import os
 import pathlib
@@ -11,7 +10,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from prm_jax.errors import UserError
-from prm_jax.models.checkpoint_layout import check_params, slots, tensors
+from prm_jax.models.checkpoint_layout import check_params, slots
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.files import beside, sync_directory
 from prm_jax.models.gguf import GgufFile, read_gguf, read_raw_metadata
@@ -129,6 +128,5 @@ def _arrays(
         if slot.path not in held:
             held[slot.path] = np.asarray(found[slot.path])
         leaf = held[slot.path]
-        one = dataclasses.replace(slot, name=names[own], layers=0)
-        ((_, tensor),) = tensors(one, leaf[layer] if slot.layers else leaf)
-        yield own, rows_for_gguf(config, names[own], tensor)
+        part = leaf[layer] if slot.layers else leaf
+        yield own, rows_for_gguf(config, names[own], part.T if slot.transposed else part)

@@ -140,7 +140,7 @@ class FullUpdates:
 
     def write(self, params: Any, version: int) -> str:
         """Writes a version and makes it current; returns its name in the folder."""
-        from prm_jax.models.weights import save_weights
+        from prm_jax.models.weights_writing import save_weights
 
         name = f"v{version}"
         whole = _whole(self._config, params)
