@@ -51,10 +51,10 @@ def forward(work: Workload, config: ModelConfig) -> Pass:
 def backward(work: Workload, config: ModelConfig, *, lora: bool) -> Pass:
     """The backward pass; LoRA leaves out the gradients of frozen kernels, rematerialisation adds a forward pass."""
     once = forward(work, config)
-    again = {"none": 0, "dots": 0, "full": 1}[config.remat]
+    again = {"none": 0, "dots": 0, "full": 1, "attention": 1}[config.remat]
     naive = attention_of(work, config) == "naive"
     # The head recomputes its logits, and every other implementation of attention its scores.
-    attention = 2 + (again or config.remat == "dots") if naive else 2.5 + (config.remat != "none")
+    attention = 2 + (again or config.remat == "dots") if naive else 2.5 + (config.remat in ("full", "dots"))
     products = 1 if lora else 2
     return Pass(once.projections * (products + again), once.attention * attention, once.head * (products + 1))
 
