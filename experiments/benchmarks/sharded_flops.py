@@ -19,9 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +29,7 @@ from prm_jax.models.sharding import batch_sharding, shardings_for
 from prm_jax.prime.advantages import make_advantage
 from prm_jax.prime.policy import PolicyPhase, make_policy_loss
 from prm_jax.prime.shaping import make_reward
+from prm_jax.runs.hlo_accounting import Collective, collectives
 from prm_jax.runs.learner import Learner, make_optimizer
 
 ROWS, TOKENS = 16, 128
@@ -59,16 +58,23 @@ class Measured:
       flops: per device.
       temporaries: bytes per device.
       arrays: (dtype, shape) of every array on a device that the program computes.
+      collectives: what it sends.
     """
 
     flops: float
     temporaries: int
     arrays: frozenset[tuple[str, tuple[int, ...]]]
+    collectives: tuple[Collective, ...]
 
     @property
     def scores(self) -> int:
         """Elements of the largest [..., T, T] array on a device."""
         return max((math.prod(shape) for _, shape in self.arrays if shape[-2:] == (TOKENS, TOKENS)), default=0)
+
+    @property
+    def sent(self) -> int:
+        """Bytes that a device must send in all collectives, loops counted by their iterations."""
+        return sum(one.sent for one in self.collectives)
 
 
 def main() -> None:
@@ -90,7 +96,8 @@ def main() -> None:
 
 def _table(name: str, meshes: Any) -> dict[str, dict[str, float]]:
     alone = measure(PROGRAMS[name], (1, 1, 1))
-    print(f"{name}\n  {'data, fsdp, tensor':20}{'FLOPs / ideal':>15}{'scores':>12}{'temporaries, MiB':>18}")
+    titles = f"{'FLOPs / ideal':>15}{'scores':>12}{'temporaries, MiB':>18}{'sent, MiB':>11}"
+    print(f"{name}\n  {'data, fsdp, tensor':20}{titles}")
     rows = {}
     for sizes in meshes:
         one = measure(PROGRAMS[name], sizes)
@@ -98,9 +105,11 @@ def _table(name: str, meshes: Any) -> dict[str, dict[str, float]]:
             "ratio": round(one.flops * math.prod(sizes) / alone.flops, 3),
             "scores": one.scores,
             "temporaries_mib": round(one.temporaries / 2**20, 1),
+            "sent_mib": round(one.sent / 2**20, 1),
         }
         rows[",".join(map(str, sizes))] = row
-        print(f"  {sizes!s:20}{row['ratio']:>15.3f}{row['scores']:>12,}{row['temporaries_mib']:>18.1f}", flush=True)
+        figures = f"{row['ratio']:>15.3f}{row['scores']:>12,}{row['temporaries_mib']:>18.1f}{row['sent_mib']:>11.1f}"
+        print(f"  {sizes!s:20}{figures}", flush=True)
     return rows
 
 
@@ -108,9 +117,11 @@ def measure(program: Callable[[Any], Program], sizes: tuple[int, int, int]) -> M
     """Compiles a program for a mesh (data, fsdp, tensor) of fake devices."""
     run, arguments = program(models.make_mesh(*sizes))
     compiled = run.lower(*arguments).compile()  # type: ignore[attr-defined]
-    arrays = re.findall(r"= (\w+)\[([\d,]+)\]\S* (?!parameter)", compiled.as_text())
+    text = compiled.as_text()
+    arrays = re.findall(r"= (\w+)\[([\d,]+)\]\S* (?!parameter)", text)
     shapes = frozenset((dtype, tuple(map(int, dims.split(",")))) for dtype, dims in arrays)
-    return Measured(compiled.cost_analysis()["flops"], compiled.memory_analysis().temp_size_in_bytes, shapes)
+    memory = compiled.memory_analysis().temp_size_in_bytes
+    return Measured(compiled.cost_analysis()["flops"], memory, shapes, tuple(collectives(text)))
 
 
 def gradient(mesh: Any, config: models.ModelConfig = CONFIG) -> Program:

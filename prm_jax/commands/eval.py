@@ -13,6 +13,7 @@ from prm_jax.errors import UserError
 from prm_jax.option_ranges import at_least, check_ranges, within
 from prm_jax.option_values import suggest
 from prm_jax.prm.reward_model_options import ScoringOptions
+from prm_jax.runs.distributed_options import DistributedOptions
 
 if TYPE_CHECKING:
     from prm_jax.data.step_data import StepRecord
@@ -47,6 +48,8 @@ class Options:
     """Number of bootstrap resamples for intervals; 0: no intervals."""
     seed: Annotated[int, at_least(0)] = 0
     """Seed of resampling."""
+    distributed: DistributedOptions = field(default_factory=DistributedOptions)
+    """Several processes that work together."""
     scoring: Annotated[ScoringOptions, tyro.conf.arg(name="")] = field(default_factory=ScoringOptions)
 
 

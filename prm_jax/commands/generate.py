@@ -5,13 +5,14 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from prm_jax.errors import UserError
 from prm_jax.option_ranges import at_least, check_ranges, within
+from prm_jax.runs.distributed_options import DistributedOptions
 
 Prompt = str | Sequence[Any]
 
@@ -54,6 +55,8 @@ class Options:
     """Dtype of parameters and computation."""
     json: bool = False
     """Write JSON lines with prompt, response, log-probability and token count."""
+    distributed: DistributedOptions = field(default_factory=DistributedOptions)
+    """Several processes that work together."""
 
 
 def run(options: Options) -> None:

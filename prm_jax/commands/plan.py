@@ -9,13 +9,12 @@ from typing import Annotated
 
 import tyro
 
+from prm_jax import exit_codes
 from prm_jax.command_line import choose, peek
 from prm_jax.config_io import load_yaml
 from prm_jax.option_ranges import at_least, check_ranges
 from prm_jax.prime.options import Options as RunOptions
 from prm_jax.prime.presets import PRESETS
-
-EXIT_DOES_NOT_FIT = 3
 
 COMMON_OPTIONS = (
     "preset", "config", "device", "devices", "vocab-size", "json", "model.path", "model.hidden-size",
@@ -81,4 +80,4 @@ def run(options: Options) -> int:
         options.training, config, devices=options.devices, platform=device.platform, prm_config=prm_config
     )
     print(json.dumps(summary(found, device), indent=2) if options.json else render(found, device))
-    return 0 if found.peak <= device.memory else EXIT_DOES_NOT_FIT
+    return 0 if found.peak <= device.memory else exit_codes.DOES_NOT_FIT

@@ -13,6 +13,7 @@ from prm_jax.errors import UserError
 from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.option_ranges import at_least, check_ranges, within
 from prm_jax.rollouts.sampling_options import Connection, StepOptions
+from prm_jax.runs.distributed_options import DistributedOptions
 from prm_jax.terminal import print_warning
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ class PolicyOptions:
     tokenizer is then read from the model's directory."""
     connection: Connection = field(default_factory=Connection)
     """How to talk to that server."""
+
+    distributed: DistributedOptions = field(default_factory=DistributedOptions)
+    """Several processes that work together."""
 
     def check(self) -> None:
         """Checks the ranges.
@@ -117,6 +121,7 @@ def _where(options: PolicyOptions, task: Any, count: int, part: str) -> str:
 def settings_of(options: PolicyOptions) -> dict[str, Any]:
     """The options that determine results: of a server, what it runs and how it is asked, not its address."""
     plain = dataclasses.asdict(options)
+    del plain["distributed"]
     connection = plain.pop("connection")
     if plain.pop("server"):
         plain["server"] = {name: connection[name] for name in ("model", "prompts", "logprobs")}

@@ -10,6 +10,7 @@ from prm_jax.commands.scoring import Meter, load_for, make_directory, read, writ
 from prm_jax.errors import UserError
 from prm_jax.option_ranges import at_least, check_ranges
 from prm_jax.prm.reward_model_options import ScoringOptions
+from prm_jax.runs.distributed_options import DistributedOptions
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Options:
     """Subset of --calibration whose map is used; empty: the first that has one."""
     shown: Annotated[int, at_least(0)] = 200
     """Number of solutions on the page."""
+    distributed: DistributedOptions = field(default_factory=DistributedOptions)
+    """Several processes that work together."""
     scoring: Annotated[ScoringOptions, tyro.conf.arg(name="")] = field(default_factory=ScoringOptions)
 
 

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AbstractMesh
 
-from prm_jax.models.attention_choice import platform_of, resolve
+from prm_jax.models.attention_choice import resolve
 from prm_jax.models.attention_spec import SAVED, AttentionSpec
 from prm_jax.models.blockwise_attention import blockwise_attention
 from prm_jax.models.config import Implementation
 from prm_jax.models.naive_attention import naive_attention
 from prm_jax.models.rows import mesh_of, over_rows_and_heads
 from prm_jax.models.splash_attention import splash_attention
+from prm_jax.target_device import platform_and_kind
 
 
 def attend(
@@ -65,7 +66,7 @@ def attend(
     spec = AttentionSpec(1.0 / math.sqrt(q.shape[-1]) if scale is None else scale, window, softcap, offset, block)
     _check(q, k, v, segment_ids, spec)
     chosen = resolve(
-        implementation, platform=platform_of(q, k, v, mesh=mesh), dtype=q.dtype, head_dim=q.shape[-1],
+        implementation, platform=platform_and_kind(q)[0], dtype=q.dtype, head_dim=q.shape[-1],
         length=q.shape[1], packed=segment_ids is not None, softcap=softcap is not None, offset=offset,
     )  # fmt: skip
     local: Callable[..., jax.Array] = functools.partial(_attend, chosen, spec)

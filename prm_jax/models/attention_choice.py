@@ -5,9 +5,7 @@ Policy, reference and reward model see the same rows, so they get the same imple
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh
 
 from prm_jax.errors import UserError
 from prm_jax.models.config import Implementation
@@ -65,22 +63,6 @@ def resolve(
     if not objections["splash"]:
         return "splash"
     return "blockwise" if objections["cudnn"] else "cudnn"
-
-
-def platform_of(*arrays: jax.Array, mesh: AbstractMesh | None = None) -> str:
-    """Platform of the given mesh, of that of the arrays or of the context, else of JAX's default backend.
-
-    A program that is compiled ahead of time for devices that are not present says so by its mesh.
-
-    Returns:
-      "cpu", "gpu" or "tpu".
-    """
-    given = () if mesh is None else (mesh,)
-    for mesh in (*given, *(jax.typeof(x).sharding.mesh for x in arrays), jax.sharding.get_abstract_mesh()):
-        device = None if mesh.empty else mesh.abstract_device
-        if device is not None:
-            return "gpu" if device.platform in ("cuda", "rocm") else str(device.platform)
-    return jax.default_backend()
 
 
 def _against_splash(platform: str, dtype: str) -> str:

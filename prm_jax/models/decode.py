@@ -17,11 +17,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from prm_jax.models import rope
-from prm_jax.models.attention_choice import platform_of, resolve
+from prm_jax.models.attention_choice import resolve
 from prm_jax.models.attention_spec import NEGATIVE, soft_capped
 from prm_jax.models.blockwise_attention import block_size
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.transformer import Params, head_matrix, keys_and_values
+from prm_jax.target_device import platform_and_kind
 
 Array = jax.Array
 
@@ -100,7 +101,7 @@ def prefill(config: ModelConfig, params: Params, tokens: Array, lengths: Array) 
     """
     prompts, columns = tokens.shape
     chosen = resolve(
-        config.attention, platform=platform_of(tokens), dtype=config.compute_dtype, head_dim=config.head_dim,
+        config.attention, platform=platform_and_kind(tokens)[0], dtype=config.compute_dtype, head_dim=config.head_dim,
         length=columns, softcap=config.attn_softcap is not None,
     )  # fmt: skip
     scores = columns if chosen == "naive" else block_size(columns)  # per token and head

@@ -50,8 +50,8 @@ BASELINE = "outcome_only"
 TITLES = {"prime": "PRIME", BASELINE: "outcome only"}
 
 SOFT_OPTIONS = (
-    "steps", "eval.*", "save_every", "keep_checkpoints", "sample_every", "max_*_steps", "watchdog", "plots", "baseline",
-    "*.learning_rate",
+    "steps", "eval.*", "save_every", "keep_checkpoints", "sample_every", "max_*_steps", "watchdog*", "plots",
+    "baseline", "*.learning_rate",
 )  # fmt: skip
 """Options that a resumed run may change."""
 
@@ -124,7 +124,7 @@ def train(
     composed = _composed(options, start, mesh, overrides)
     with _open(run_dir, options, resume) as run, Interrupts() as interrupts, Console(str(run.path)) as console:
         console.plan(_plan(composed, main))
-        frontend = Frontend(console, interrupts, watchdog=options.watchdog)
+        frontend = Frontend(console, interrupts, watchdog=options.watchdog, watchdog_exit=options.watchdog_exit)
         _introduce(start.task, options, frontend)
         composed = _warmed(composed, overrides, run, frontend)
         probe = _probe(composed)

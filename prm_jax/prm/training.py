@@ -37,7 +37,7 @@ from prm_jax.runs.metrics_log import atomic_write
 from prm_jax.runs.run_dir import RunDir, open_run
 
 SOFT_OPTIONS = (
-    "eval_every", "save_every", "keep_checkpoints", "max_bad_steps", "max_steps", "watchdog", "patience", "plots",
+    "eval_every", "save_every", "keep_checkpoints", "max_bad_steps", "max_steps", "watchdog*", "patience", "plots",
     "train.learning_rate",
 )  # fmt: skip
 """Options that may be changed when a run is resumed."""
@@ -178,6 +178,7 @@ class _Job:
             ),
             frontend=Frontend(
                 console, interrupts, title="reward model", watchdog=options.watchdog,
+                watchdog_exit=options.watchdog_exit,
                 hint="Lower --train.learning-rate, or raise --max-bad-steps",
             ),
             identity=self.identity, target=placed_shapes(self.shape, shardings),

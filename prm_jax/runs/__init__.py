@@ -12,13 +12,18 @@ if TYPE_CHECKING:
     from prm_jax.runs.callbacks import Callback, Event
     from prm_jax.runs.checkpoint import Checkpointer, CheckpointError, Restored
     from prm_jax.runs.console import Console
+    from prm_jax.runs.distributed import failing_together, initialize
+    from prm_jax.runs.distributed_options import DistributedOptions
     from prm_jax.runs.fitting import FitOptions, Fitted, Frontend, fit, load_best
     from prm_jax.runs.integrity import fingerprint
     from prm_jax.runs.interrupts import Interrupts
+    from prm_jax.runs.jobs import Job
     from prm_jax.runs.learner import Learner, accumulate_gradients, guarded_update, make_optimizer, make_schedule
     from prm_jax.runs.metrics_log import MetricsLog, read_metrics
+    from prm_jax.runs.restarts import RestartLimits
     from prm_jax.runs.run_dir import RunDir, Sample, open_run, unique_run_path
     from prm_jax.runs.stopping import DivergedRun, InterruptedRun
+    from prm_jax.runs.supervisor import Layout, supervise
 
 _HOMES = {
     "Batches": "batches",
@@ -26,6 +31,7 @@ _HOMES = {
     "CheckpointError": "checkpoint",
     "Checkpointer": "checkpoint",
     "Console": "console",
+    "DistributedOptions": "distributed_options",
     "DivergedRun": "stopping",
     "Event": "callbacks",
     "FitOptions": "fitting",
@@ -33,20 +39,26 @@ _HOMES = {
     "Frontend": "fitting",
     "InterruptedRun": "stopping",
     "Interrupts": "interrupts",
+    "Job": "jobs",
+    "Layout": "supervisor",
     "Learner": "learner",
     "MetricsLog": "metrics_log",
+    "RestartLimits": "restarts",
     "Restored": "checkpoint",
     "RunDir": "run_dir",
     "Sample": "run_dir",
     "accumulate_gradients": "learner",
+    "failing_together": "distributed",
     "fingerprint": "integrity",
     "fit": "fitting",
     "guarded_update": "learner",
+    "initialize": "distributed",
     "load_best": "fitting",
     "make_optimizer": "learner",
     "make_schedule": "learner",
     "open_run": "run_dir",
     "read_metrics": "metrics_log",
+    "supervise": "supervisor",
     "unique_run_path": "run_dir",
 }
 
@@ -56,6 +68,7 @@ __all__ = [
     "CheckpointError",
     "Checkpointer",
     "Console",
+    "DistributedOptions",
     "DivergedRun",
     "Event",
     "FitOptions",
@@ -63,20 +76,26 @@ __all__ = [
     "Frontend",
     "InterruptedRun",
     "Interrupts",
+    "Job",
+    "Layout",
     "Learner",
     "MetricsLog",
+    "RestartLimits",
     "Restored",
     "RunDir",
     "Sample",
     "accumulate_gradients",
+    "failing_together",
     "fingerprint",
     "fit",
     "guarded_update",
+    "initialize",
     "load_best",
     "make_optimizer",
     "make_schedule",
     "open_run",
     "read_metrics",
+    "supervise",
     "unique_run_path",
 ]
 

@@ -4,13 +4,12 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from types import FrameType, TracebackType
 from typing import Any
 
-EXIT_INTERRUPTED = 75  # BSD's EX_TEMPFAIL: the state is saved; run again with --resume
+from prm_jax.runs import processes
 
 
 class Interrupts:
@@ -48,17 +47,11 @@ class Interrupts:
     def should_stop(self) -> bool:
         """``requested``, agreed between all processes: True in all of them once it is True in one.
 
-        With several JAX processes this is a collective call (one small all-gather), so that all of them save the same
-        step; call it once per step in every process.
+        With several processes this is a collective call (see `prm_jax.runs.processes`), so that all of them save the
+        same step; call it once per step in every process.
         """
-        jax = sys.modules.get("jax")
-        if jax is None or jax.process_count() == 1:
-            return self.requested
-        import numpy as np
-        from jax.experimental import multihost_utils
-
-        if np.any(multihost_utils.process_allgather(np.asarray(self.requested))):
-            self.request("another process")
+        if processes.any_true(self.requested, name="signals"):
+            self.request("a signal to another process")
         return self.requested
 
     def __enter__(self) -> "Interrupts":

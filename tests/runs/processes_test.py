@@ -1,85 +1,154 @@
-"""Two processes: one checkpoint, one decision to stop, and a restore by a single process."""
+"""Several processes: how they find each other, exchange data on hosts, and end together."""
 
-import os
-import socket
-import subprocess
-import sys
+import json
+import math
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prm_jax.runs.checkpoint import Checkpointer
+from prm_jax.errors import UserError
+from prm_jax.runs import distributed, processes, wire
+from prm_jax.runs.distributed_options import DistributedOptions
+from tests.several import REPO, free_port, run_together
 
-_WORKER = """
-import os, signal, sys
-import jax
-rank, port, directory = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-jax.config.update("jax_num_cpu_devices", 2)
-jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank)
-import jax.numpy as jnp
-import numpy as np
-from prm_jax.runs.checkpoint import Checkpointer, CheckpointError
-from prm_jax.runs.interrupts import Interrupts
-from prm_jax.models.sharding import make_mesh, shard_batch, shard_params
-
-mesh = make_mesh()
-assert mesh.shape["data"] == 4
-rows = shard_batch({"w": np.arange(4 * rank, 4 * rank + 4, dtype=np.float32)}, mesh)
-state = {**rows, **shard_params({"key": jax.random.key(3), "whole": np.arange(3)}, mesh)}
-step = jax.jit(lambda s: {**s, "w": s["w"] + 1}, donate_argnums=0)
-with Interrupts() as interrupts, Checkpointer(directory, max_to_keep=2) as checkpointer:
-    done = 0
-    while True:
-        state, done = step(state), done + 1
-        if rank == 1 and done == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        stop = interrupts.should_stop()
-        checkpointer.save(done, state, {"done": done})
-        if stop:
-            break
-    assert done == 3, done
-    checkpointer.wait()
-    restored = checkpointer.restore(state)
-    assert restored.step == 3 and restored.metadata == {"done": 3}
-    # A step damaged in the middle is left by both, for the same older one.
-    if rank == 0:
-        for path in __import__("pathlib").Path(directory, "3", "state").rglob("*"):
-            if path.is_file():
-                path.write_bytes(b"garbage")
-    from jax.experimental import multihost_utils
-    multihost_utils.sync_global_devices("damaged")
-    assert checkpointer.restore(state).step == 2
-    assert checkpointer.save(3, state, {"done": 3}, wait=True)
-print("ok", flush=True)
-"""
+WORKER = str(REPO / "tests" / "runs" / "processes_worker.py")
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_two_processes_save_stop_and_walk_back_together(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", _WORKER, str(rank), str(port), str(tmp_path / "c")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        ended = [worker.communicate(timeout=400) for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    for worker, (out, err) in zip(workers, ended, strict=True):
-        assert worker.returncode == 0 and out.endswith("ok\n"), out + err[-3000:]
-    with Checkpointer(tmp_path / "c", read_only=True) as checkpointer:
-        restored = checkpointer.restore({"w": jnp.zeros(8)}, partial=True)
-    assert restored.step == 3
-    np.testing.assert_array_equal(restored.state["w"], np.arange(8.0) + 3)
+def _run(mode, count, **more):
+    return run_together([[WORKER, mode]] * count, **more)
+
+
+def _results(ended):
+    assert all(one.code == 0 for one in ended), [one.err[-2000:] for one in ended]
+    return [json.loads(one.out.splitlines()[-1]) for one in ended]
+
+
+# ------------------------------------------------------------------------------------------ one process
+
+
+@pytest.mark.parametrize("number", [0, 1, 7, 8, 9])
+@pytest.mark.parametrize("of", [1, 2, 3, 8])
+def test_shares_cover_everything_once_and_differ_by_at_most_one(number, of):
+    parts = [list(range(number))[processes.share(number, of=of, at=at)] for at in range(of)]
+    assert sum(parts, []) == list(range(number))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_one_process_exchanges_with_itself():
+    assert processes.count() == 1 and processes.index() == 0 and processes.is_first()
+    assert processes.gather({"a": 1}) == [{"a": 1}]
+    assert processes.broadcast_from_first(3) == 3
+    assert processes.any_true(True) and not processes.any_true(False)
+    processes.barrier("nobody else")
+    processes.agree("anything", object())
+    assert processes.share(5) == slice(0, 5)
+    np.testing.assert_array_equal(processes.to_host(np.arange(3)), np.arange(3))
+
+
+def test_plain_data_and_arrays_survive_the_wire():
+    value = {
+        "arrays": [np.arange(6, dtype=np.int64).reshape(2, 3), np.zeros((0, 4), np.float32), np.array(True)],
+        "nested": {"tuple": (1, "text\n", None), "list": [], "empty": {}},
+        "array": {"dict": 1, "tuple": 2},  # keys that the format itself uses
+        "numbers": [1.5, -math.inf, True, 2**40],
+    }
+    back = wire.decode(wire.encode(value))
+    for given, found in zip(value.pop("arrays"), back.pop("arrays"), strict=True):
+        assert found.dtype == given.dtype
+        np.testing.assert_array_equal(found, given)
+    assert back == value and isinstance(back["nested"]["tuple"], tuple)
+    long = np.zeros(100_000, np.int32)
+    assert len(wire.encode(long)) < 2_000  # compressed
+    np.testing.assert_array_equal(wire.decode(wire.encode(long)), long)
+
+
+@pytest.mark.parametrize("value", [{1: "key"}, {1, 2}, object(), np.array(["text"]), np.array([object()])])
+def test_other_data_is_refused(value):
+    with pytest.raises(TypeError, match="cannot be sent"):
+        wire.encode(value)
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (dict(coordinator="host:1"), r"needs --distributed.processes .*and --distributed.process-id"),
+        (dict(processes=2), r"needs --distributed.coordinator .*and --distributed.process-id"),
+        (dict(coordinator="host:1", processes=2), r"needs --distributed.process-id \(\$PRM_JAX_PROCESS_ID\) as well"),
+        (dict(coordinator="host:1", processes=2, process_id=2), r"process-id is 2, but there are 2 processes .*0 to 1"),
+        (dict(coordinator="host", processes=2, process_id=0), r"is 'host'; expected HOST:PORT"),
+        (dict(coordinator="host:99999", processes=2, process_id=0), r"expected HOST:PORT"),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_named(options, found, monkeypatch):
+    for name in (distributed.COORDINATOR, distributed.PROCESSES, distributed.PROCESS_ID):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=found):
+        distributed.initialize(DistributedOptions(**options))
+
+
+def test_the_environment_stands_for_the_options(monkeypatch):
+    monkeypatch.setenv("PRM_JAX_COORDINATOR", "host:1")
+    monkeypatch.setenv("PRM_JAX_PROCESSES", "two")
+    with pytest.raises(UserError, match="PRM_JAX_PROCESSES is 'two'; expected a number"):
+        distributed.initialize()
+    monkeypatch.setenv("PRM_JAX_PROCESSES", "2")
+    with pytest.raises(UserError, match="process-id"):
+        distributed.initialize()
+    monkeypatch.setenv("PRM_JAX_PROCESSES", "1")  # alone, whatever else is set
+    distributed.initialize()
+    assert processes.count() == 1
+
+
+def test_a_coordinator_that_does_not_answer_is_reported_at_the_deadline(monkeypatch):
+    where = f"127.0.0.1:{free_port()}"
+    with pytest.raises(UserError, match=rf"the coordinator {where} .* does not answer after 0.3 s: .*--distributed"):
+        distributed.initialize(DistributedOptions(where, 2, 1, timeout=0.3))
+
+
+# -------------------------------------------------------------------------------------- several processes
+
+
+def test_processes_exchange_data_and_notice_that_they_differ():
+    found = _results(_run("exchange", 3))
+    assert [one["count"] for one in found] == [3, 3, 3]
+    assert [one["first"] for one in found] == [True, False, False]
+    for one in found:
+        assert [len(rows) for rows in one["rows"]] == [1, 2, 3] and one["rows"][1][1] == [4, 5, 6, 7]
+        assert one["texts"] == ["é0", "é1", "é2"] and one["pair"] == [1, None]
+        assert one["big"] == [0, 3_000_000, 6_000_000]
+        assert one["sent"] == {"from": 0} and one["any"] == [True, False]
+        assert "disagree on options:\n  seed: 0 in process 0, 1 in processes 1, 2\n" in one["disagree"]
+        assert "beta" not in one["disagree"]
+        assert '"another place" in process 0' in one["places"]
+
+
+def test_arrays_are_placed_and_fetched_across_processes():
+    import jax
+
+    found = _results(_run("arrays", 2, devices=2))
+    assert [one["own"] for one in found] == [[0, 2], [4, 6]]
+    for one in found:
+        assert one["spans"] and one["back"] == (2 * np.arange(32.0).reshape(8, 4)).tolist()
+        assert one["key"] == jax.random.key_data(jax.random.key(3)).tolist()
+
+
+def test_a_process_that_fails_ends_all_others_within_seconds():
+    ended = _run("fail", 4, seconds=90)
+    assert ended[1].code == 2 and "the problem of process 1" in ended[1].err
+    for place in (0, 2, 3):
+        assert ended[place].code == 2, ended[place]
+        assert "process 1 on" in ended[place].err and "the problem of process 1" in ended[place].err
+    assert max(one.seconds for one in ended) < 30
+
+
+def test_a_process_that_does_not_come_is_named_at_the_deadline():
+    first, second = _run("slow", 2)
+    assert "has waited 2 s for process 1 at 'the rollouts'" in json.loads(first.out)["late"]
+    assert second.code == 0 or "process 0" in second.err
+
+
+def test_missing_processes_are_reported_at_the_deadline():
+    code = "from prm_jax import runs; runs.initialize(runs.DistributedOptions(timeout=1.0))"
+    (ended,) = run_together([["-c", code]], number=2)
+    assert ended.code == 69
+    assert "not all 2 processes have come to 127.0.0.1:" in ended.err and "--distributed.timeout" in ended.err

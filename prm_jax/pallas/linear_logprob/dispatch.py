@@ -9,6 +9,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from prm_jax.pallas.linear_logprob.logprob_options import LogprobOptions
 from prm_jax.pallas.linear_logprob.problem import Backend, Inputs, Outputs, Spec, Target
+from prm_jax.target_device import platform_and_kind
 
 _PLATFORMS = {"xla_vocab": None, "xla_token": None, "mosaic_tpu": "tpu", "mosaic_gpu": "gpu"}
 IMPLEMENTATIONS = tuple(_PLATFORMS)
@@ -18,8 +19,8 @@ _NAMES = {"tpu": "a TPU", "gpu": "a GPU"}
 
 
 def this_machine() -> Target:
-    """The default device."""
-    return Target(jax.default_backend(), jax.devices()[0].device_kind)
+    """The device of the mesh that the call is traced for, or the default device."""
+    return Target(*platform_and_kind())
 
 
 def make_spec(options: LogprobOptions, softcap: float | None) -> Spec:

@@ -1,0 +1,24 @@
+"""The device that a traced program is compiled for: that of its arrays' mesh, which need not be one of this machine.
+
+A program can be compiled ahead of time for devices that are not there (``jax.experimental.topologies``), so the default
+device does not say which kernels it may use.
+"""
+
+from typing import Any
+
+import jax
+
+
+def platform_and_kind(*arrays: Any) -> tuple[str, str]:
+    """(platform, kind) of the device, such as ("tpu", "TPU v5e").
+
+    Args:
+      *arrays: pytrees of arrays, traced or not; the mesh of the first one on a mesh counts. Without any, and under
+        ``shard_map``, the mesh of the context. Where there is none either, the default device.
+    """
+    meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(arrays)]
+    for mesh in (*meshes, jax.sharding.get_abstract_mesh()):
+        device = None if mesh.empty else mesh.abstract_device
+        if device is not None:
+            return device.platform, device.device_kind
+    return jax.default_backend(), jax.devices()[0].device_kind
