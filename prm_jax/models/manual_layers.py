@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from prm_jax.errors import UserError
+from prm_jax.models.attention_spec import SAVED
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.gathers import Gathers
 from prm_jax.models.rows import row_axes
@@ -23,7 +24,7 @@ from prm_jax.models.tensor_split import TensorSplit
 from prm_jax.pytree_paths import named_leaves
 
 Block = Callable[..., jax.Array]
-"""``(config, split, parameters, x, rotation, segment_ids) -> x`` of one layer; arrays are those of one device."""
+"""``(config, split, parameters, x, rotation, segment_ids, kind) -> x`` of one layer; arrays are one device's."""
 
 
 def applies(config: ModelConfig, mesh: AbstractMesh | None, rows: int) -> bool:
@@ -51,8 +52,10 @@ def run_layers(
     mesh: AbstractMesh,
     layers: Any,
     x: jax.Array,
+    *,
     rotation: tuple[jax.Array, jax.Array],
-    segment_ids: jax.Array | None,
+    segment_ids: jax.Array | None = None,
+    kinds: jax.Array | None = None,
 ) -> jax.Array:
     """All layers, [B, T, D] -> [B, T, D]; call it where ``applies``.
 
@@ -64,6 +67,7 @@ def run_layers(
       x: embeddings, rows split over "data" and "fsdp"; receives gradients.
       rotation: see ``rope.table``, with one row or B.
       segment_ids: [B, T] or None.
+      kinds: [L], what distinguishes layers from each other besides their parameters; or None.
 
     Returns:
       Rows split like those of ``x``, and tokens over "tensor" where it divides T.
@@ -86,12 +90,13 @@ def run_layers(
             leaves.append(leaf)
         return jax.tree.unflatten(tree, leaves)
 
-    def run(layers: Any, x: jax.Array, rotation: Any, segment_ids: jax.Array | None) -> jax.Array:
-        def body(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
-            return block(local, split, whole(layer), x, rotation, segment_ids), None
+    def run(layers: Any, x: jax.Array, rotation: Any, segment_ids: Any, kinds: Any) -> jax.Array:
+        def body(x: jax.Array, layer: tuple[Any, Any]) -> tuple[jax.Array, None]:
+            params, kind = layer
+            return block(local, split, whole(params), x, rotation, segment_ids, kind), None
 
         body = _rematerialised(config, body, gathered=gathers.size > 1)
-        return jax.lax.scan(body, x, layers, unroll=config.scan_unroll)[0]
+        return jax.lax.scan(body, x, (layers, kinds), unroll=config.scan_unroll)[0]
 
     rows = row_axes(mesh, x.shape[0])
     stream = P(rows, "tensor" if split is not None and split.tokens else None)
@@ -100,10 +105,21 @@ def run_layers(
         gathers.spec(stream),
         gathers.spec(P(rows) if rotation[0].shape[0] > 1 else P(None)),
         gathers.spec(P(rows)),
+        gathers.spec(P(None)),
     )
     mapped = jax.shard_map(run, mesh=gathers.mesh, in_specs=given, out_specs=gathers.spec(stream), check_vma=False)
-    out = mapped(layers, x, rotation, segment_ids)
+    out = mapped(layers, x, rotation, segment_ids, kinds)
     return jax.lax.with_sharding_constraint(out, NamedSharding(mesh, stream))
+
+
+def remat_policy(config: ModelConfig) -> Callable[..., Any] | None:
+    """What the backward pass keeps for ``config.remat`` other than "none"; None: nothing but a layer's input."""
+    policies = jax.checkpoint_policies
+    return {
+        "full": None,
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "attention": policies.save_only_these_names(SAVED),
+    }[config.remat]
 
 
 def _obstacle(config: ModelConfig, mesh: AbstractMesh, rows: int) -> str:
@@ -146,16 +162,11 @@ def _own_key_head(w: jax.Array, config: ModelConfig, ways: int) -> jax.Array:
 
 def _rematerialised(config: ModelConfig, body: Callable[..., Any], *, gathered: bool) -> Callable[..., Any]:
     """``body`` under the config's policy; gathered weights are gathered again instead of being kept."""
-    policies: dict[str, Any] = {
-        "none": _all_but_gathered_weights,
-        "full": None,
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    }
     if config.remat == "none" and not gathered:
         return body
+    policy = _all_but_gathered_weights if config.remat == "none" else remat_policy(config)
     # Inside a loop, XLA cannot merge the recomputation with the first computation.
-    whole = config.scan_unroll >= config.num_layers
-    return jax.checkpoint(body, policy=policies[config.remat], prevent_cse=whole)
+    return jax.checkpoint(body, policy=policy, prevent_cse=config.scan_unroll >= config.num_layers)
 
 
 def _all_but_gathered_weights(primitive: Any, *_: Any, **params: Any) -> bool:

@@ -85,8 +85,10 @@ class Attention(nn.Module):
     split: TensorSplit | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, rotation: Rotation, segment_ids: jax.Array | None) -> jax.Array:
-        """``[B, T, D] -> [B, T, D]``; ``segment_ids`` as in ``attend``."""
+    def __call__(
+        self, x: jax.Array, rotation: Rotation, segment_ids: jax.Array | None, kind: jax.Array | None = None
+    ) -> jax.Array:
+        """``[B, T, D] -> [B, T, D]``; ``segment_ids`` as in ``attend``, ``kind`` [] i32 as in ``_windowed``."""
         config = self.config
         heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         x = x if self.split is None else self.split.enter(x)
@@ -101,10 +103,30 @@ class Attention(nn.Module):
         q, k = rope.rotate(q, *rotation), rope.rotate(k, *rotation)
         self.sow("kv", "keys", k)
         self.sow("kv", "values", v)
-        out = attend(q, k, v, segment_ids, implementation=config.attention)
+        out = _windowed(config, kind, q, k, v, segment_ids)
         out = out.reshape(*x.shape[:-1], heads * head_dim)
         gain = 1.0 / math.sqrt(2 * config.num_layers)
         return Linear(config, config.hidden_size, config.out_bias, gain, self.split, name="o")(out)
+
+
+def _windowed(
+    config: ModelConfig,
+    kind: jax.Array | None,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array | None,
+) -> jax.Array:
+    """``attend`` with the window ``config.window_kinds[kind]``; None where there is only one kind of layer."""
+    windows = [
+        functools.partial(
+            attend, segment_ids=segment_ids, window=window, softcap=config.attn_softcap, implementation=config.attention
+        )
+        for window in config.window_kinds
+    ]
+    if kind is None:
+        return windows[0](q, k, v)
+    return jax.lax.switch(kind, windows, q, k, v)
 
 
 class MLP(nn.Module):
@@ -130,11 +152,14 @@ class Block(nn.Module):
     split: TensorSplit | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, rotation: Rotation, segment_ids: jax.Array | None) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x: jax.Array, rotation: Rotation, segment_ids: jax.Array | None, kind: jax.Array | None
+    ) -> tuple[jax.Array, None]:
         """``[B, T, D] -> ([B, T, D], None)``; arguments as in ``Attention``."""
         x = split_over_rows(x)
         normed = RMSNorm(self.config, name="attn_norm")(x)
-        x = split_over_rows(x + Attention(self.config, self.split, name="attn")(normed, rotation, segment_ids))
+        attention = Attention(self.config, self.split, name="attn")
+        x = split_over_rows(x + attention(normed, rotation, segment_ids, kind))
         x = x + MLP(self.config, self.split, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
         return split_over_rows(x), None
 
@@ -207,10 +232,13 @@ class Transformer(nn.Module):
     def _layers(self, x: jax.Array, rotation: Rotation, segment_ids: jax.Array | None) -> jax.Array:
         config = self.config
         params: Params = self.get_variable("params", "layers")
+        kinds = _layer_kinds(config)
         mesh = None if self.is_mutable_collection("kv") else mesh_of(x, params)
         if mesh is not None and manual_layers.applies(config, mesh, x.shape[0]):
-            return manual_layers.run_layers(_apply_block, config, mesh, params, x, rotation, segment_ids)
-        return _scanned_layers(config)(config, name="layers")(x, rotation, segment_ids)[0]
+            return manual_layers.run_layers(
+                _apply_block, config, mesh, params, x, rotation=rotation, segment_ids=segment_ids, kinds=kinds
+            )
+        return _scanned_layers(config)(config, name="layers")(x, rotation, segment_ids, kinds)[0]
 
 
 def _apply_block(
@@ -220,8 +248,9 @@ def _apply_block(
     x: jax.Array,
     rotation: Rotation,
     segment_ids: jax.Array | None,
+    kind: jax.Array | None,
 ) -> jax.Array:
-    out: Any = Block(config, split, parent=None).apply({"params": params}, x, rotation, segment_ids)
+    out: Any = Block(config, split, parent=None).apply({"params": params}, x, rotation, segment_ids, kind)
     return out[0]
 
 
@@ -229,24 +258,32 @@ def _scanned_layers(config: ModelConfig) -> Any:
     """``Block`` as a module with stacked parameters, rematerialised as the config says."""
     block: Any = Block
     if config.remat != "none":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
+        policy = manual_layers.remat_policy(config)
         # Inside a loop, XLA cannot merge the recomputation with the first computation.
         block = nn.remat(Block, policy=policy, prevent_cse=config.scan_unroll >= config.num_layers)
     return nn.scan(
         block,
         variable_axes={"params": 0, "kv": 0},
         split_rngs={},
-        in_axes=nn.broadcast,
+        in_axes=(nn.broadcast, nn.broadcast, 0),
         length=config.num_layers,
         unroll=config.scan_unroll,
     )
+
+
+def _layer_kinds(config: ModelConfig) -> jax.Array | None:
+    """[L] i32: each layer's place in ``config.window_kinds``; None where all are of one kind."""
+    kinds = config.window_kinds
+    if len(kinds) == 1:
+        return None
+    return jnp.array([kinds.index(window) for window in config.windows], jnp.int32)
 
 
 def _init_layers(config: ModelConfig, x: jax.Array, rotation: Rotation, key: jax.Array) -> Params:
     """Stacked parameters; those of layer i depend on the i-th of the keys split from ``key`` alone."""
 
     def one(layer_key: jax.Array) -> Params:
-        return Block(config, parent=None).init(layer_key, x, rotation, None)["params"]
+        return Block(config, parent=None).init(layer_key, x, rotation, None, None)["params"]
 
     return jax.vmap(one)(jax.random.split(key, config.num_layers))
 
@@ -290,9 +327,7 @@ def _hidden_states(
     positions: jax.Array | None,
     segment_ids: jax.Array | None,
 ) -> jax.Array:
-    return Transformer(config).apply(
-        {"params": params}, tokens, positions=positions, segment_ids=segment_ids
-    )  # type: ignore[return-value]
+    return Transformer(config).apply({"params": params}, tokens, positions=positions, segment_ids=segment_ids)  # type: ignore[return-value]
 
 
 def head_matrix(config: ModelConfig, params: Params) -> jax.Array:
@@ -326,4 +361,3 @@ def _positions(tokens: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
     first = jnp.ones_like(segment_ids[:, :1], bool)
     begins = jnp.concatenate([first, segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1)
     return column - jax.lax.cummax(jnp.where(begins, column, 0), axis=1)
-
