@@ -10,6 +10,7 @@ import numpy as np
 
 from prm_jax.errors import UserError
 from prm_jax.models.config import ModelConfig
+from prm_jax.models.hub import find_model
 from prm_jax.resolve import resolve
 from prm_jax.rollouts.remote import RemoteEngine, warn
 from prm_jax.rollouts.sampling_options import Connection, SamplingOptions
@@ -148,6 +149,8 @@ def _make_updates(
         dtype = "float32" if options.precision == "float32" else "bfloat16"
         return FullUpdates(config, tokenizer, folder, dtype=dtype)  # type: ignore[arg-type]
     like = options.like or model_path
+    if like and not like.endswith(".gguf"):
+        like = str(find_model(like))
     if not options.restart or not like.endswith(".gguf"):
         raise UserError(
             f"--rollout.server.weights restart needs --rollout.server.restart (found {options.restart!r}), and a GGUF "

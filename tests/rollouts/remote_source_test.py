@@ -89,7 +89,7 @@ def test_a_server_that_is_restarted(tmp_path, params):
         ({"folder": ""}, "needs a folder for the policy's weights"),
         ({"weights": "adapter"}, "the policy has no adapters; give --model.lora-rank"),
         ({"weights": "restart"}, "needs --rollout.server.restart"),
-        ({"restart": "llama-server -m {model}", "model_path": "dir"}, "a GGUF file of the same model"),
+        ({"restart": "llama-server -m {model}", "model_path": "."}, "a GGUF file of the same model"),
         ({"restart": "llama-server -m file", "model_path": "m.gguf"}, "expected a command with {model}"),
         ({"restart": "no_such:thing", "model_path": "m.gguf"}, "no_such"),
     ],
