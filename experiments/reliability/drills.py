@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
-JOB = REPO / "experiments" / "reliability" / "job.py"
+JOB = pathlib.Path("experiments/reliability/job.py")
 DEADLINE = 900.0
 
 
