@@ -96,6 +96,7 @@ class RemoteSource:
             if isinstance(self._updates, RestartUpdates):  # it was started with these weights
                 self._engine.check_weights(params)
                 same, self._leaves = True, leaves
+                self._seconds += time.monotonic() - begun
         elif sampling != self._engine.sampling:
             self._engine.draw_with(self._engine.seed, sampling)
         if not same:
