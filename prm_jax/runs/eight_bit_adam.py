@@ -30,13 +30,13 @@ class Moments8Bit(NamedTuple):
     """State of `scale_by_adam_8bit`.
 
     Attributes:
-      count: [] int32, updates so far.
+      updates: [] int32, how many there have been.
       mu, nu: codes with the leaves' shapes, int8 and uint8; small leaves are float32 moments themselves.
       mu_scale, nu_scale: [..., 1] float32, the largest magnitude of each row, rounded up to the code's grid; small
         leaves have one unused element.
     """
 
-    count: jax.Array
+    updates: jax.Array
     mu: Params
     mu_scale: Params
     nu: Params
@@ -62,14 +62,14 @@ def scale_by_adam_8bit(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) ->
 
     def update(grads: Params, state: Moments8Bit, params: Params | None = None) -> tuple[Params, Moments8Bit]:
         del params
-        count = optax.safe_increment(state.count)
+        count = optax.safe_increment(state.updates)
         leaves, tree = jax.tree.flatten(grads)
-        stored = [tree.flatten_up_to(part) for part in state[1:]]
+        stored = [jax.tree.leaves(part) for part in state[1:]]
         results = [
             _update(index, leaf, count, kept, b1, b2, eps)
             for index, (leaf, *kept) in enumerate(zip(leaves, *stored, strict=True))
         ]
-        updates, *moments = (tree.unflatten(part) for part in zip(*results, strict=True))
+        updates, *moments = (jax.tree.unflatten(tree, part) for part in zip(*results, strict=True))
         return updates, Moments8Bit(count, *moments)
 
     return optax.GradientTransformation(init, update)

@@ -56,6 +56,19 @@ def in_host_memory(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jax.typeof(leaf).memory_space == jax.memory.Space.Host
 
 
+def typed(tree: PyTree) -> PyTree:
+    """Arrays whose types say so if they are in host memory, as compiled functions need it.
+
+    A sharding that a compiled function or a restored checkpoint was given moves an array, but not its type.
+    """
+
+    def put(leaf: Any) -> Any:
+        host = isinstance(leaf, jax.Array) and leaf.sharding.memory_kind == PINNED and not in_host_memory(leaf)
+        return jax.device_put(leaf, jax.memory.Space.Host) if host else leaf
+
+    return jax.tree.map(put, tree)
+
+
 def on_host(tree: PyTree) -> PyTree:
     """Arrays moved to pinned host memory, sharded as they are; scalars stay."""
     return jax.tree.map(lambda x: jax.device_put(x, x.sharding.with_memory_kind(PINNED)) if x.ndim else x, tree)
@@ -92,7 +105,7 @@ class Places:
         if abstract or (self.mesh is None and not self.offload and not any(map(in_host_memory, leaves))):
             return function(*args)
         shardings = self.shardings(jax.eval_shape(function, *args))
-        return jax.jit(function, out_shardings=shardings)(*args)
+        return typed(jax.jit(function, out_shardings=shardings)(*args))
 
 
 def places_of(tree: PyTree, *, offload: bool = False) -> Places:
