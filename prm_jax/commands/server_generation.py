@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Any
 from prm_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from prm_jax.commands.generate import Options, Prompt
     from prm_jax.models import Samples, Tokenizer
 
 
 def server_sampler(
-    options: "Options", path: pathlib.Path, tokenizer: "Tokenizer"
-) -> "Callable[[Sequence[Prompt], int], Samples]":
+    options: Any, path: pathlib.Path, tokenizer: "Tokenizer"
+) -> "Callable[[Sequence[Any], int], Samples]":
     """Connects to the server of ``--server``.
+
+    Args:
+      options: of ``prm-jax generate``.
+      path: of the model, of which only the tokenizer is needed.
+      tokenizer: of the model.
 
     Returns:
       Samples responses to prompts, of which the first has the given number in the whole call.
@@ -34,13 +38,13 @@ def server_sampler(
         sampling=sampling, seed=options.seed % (1 << 32), stops=(options.stop,),
     )  # fmt: skip
 
-    def encode(prompt: "Prompt") -> list[int]:
+    def encode(prompt: Any) -> list[int]:
         if isinstance(prompt, str) and not options.chat:
             return tokenizer.encode(prompt)
         messages: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         return tokenizer.chat(messages)
 
-    def sample(batch: "Sequence[Prompt]", start: int) -> "Samples":
+    def sample(batch: Sequence[Any], start: int) -> "Samples":
         prompts = [encode(prompt) for prompt in batch]
         return generate_with(
             engine, prompts, samples_per_prompt=options.samples, max_new_tokens=options.max_new_tokens,
