@@ -11,13 +11,16 @@ if TYPE_CHECKING:
     from prm_jax.rollouts.completion_answer import Completion, CompletionRequest
     from prm_jax.rollouts.completions import CompletionServer
     from prm_jax.rollouts.engine import Engine, EngineStats, Request, Response, Ticket, sample_all
-    from prm_jax.rollouts.loading import load_local_policy, load_remote_policy
+    from prm_jax.rollouts.environments import Environment, Episode, EpisodeStart, Feedback, Turn, TurnLimits, play
+    from prm_jax.rollouts.loading import engine_on_server, load_local_policy, load_remote_policy
     from prm_jax.rollouts.local import Batching, LocalEngine
     from prm_jax.rollouts.policy import STREAMS, TaskPolicy, step_boundary, stop_sets
     from prm_jax.rollouts.remote import RemoteEngine
     from prm_jax.rollouts.remote_responses import RemoteResponse
+    from prm_jax.rollouts.remote_source import RemoteSource
     from prm_jax.rollouts.samples import generate_with
     from prm_jax.rollouts.sampling_options import Connection, SamplingOptions, StepOptions
+    from prm_jax.rollouts.server_options import ServerOptions
     from prm_jax.rollouts.server_process import ServerProcess
     from prm_jax.rollouts.slot_options import SlotStats, SlotTuning
     from prm_jax.rollouts.slot_rows import SlotResponse
@@ -37,6 +40,10 @@ _HOME = {
     "Connection": "sampling_options",
     "Engine": "engine",
     "EngineStats": "engine",
+    "Environment": "environments",
+    "Episode": "environments",
+    "EpisodeStart": "environments",
+    "Feedback": "environments",
     "Folder": "weight_updates",
     "FullUpdates": "weight_updates",
     "LocalEngine": "local",
@@ -44,12 +51,14 @@ _HOME = {
     "Problem": "tasks",
     "RemoteEngine": "remote",
     "RemoteResponse": "remote_responses",
+    "RemoteSource": "remote_source",
     "Request": "engine",
     "Response": "engine",
     "RestartUpdates": "weight_updates",
     "Roller": "values",
     "STREAMS": "policy",
     "SamplingOptions": "sampling_options",
+    "ServerOptions": "server_options",
     "ServerProcess": "server_process",
     "SlotEngine": "slots",
     "SlotResponse": "slot_rows",
@@ -59,19 +68,24 @@ _HOME = {
     "StepOptions": "sampling_options",
     "Task": "tasks",
     "TaskPolicy": "policy",
+    "Turn": "environments",
+    "TurnLimits": "environments",
     "TextEngine": "text_engine",
     "Ticket": "engine",
     "Verdict": "tasks",
     "count_correct": "values",
+    "engine_on_server": "loading",
     "generate_with": "samples",
     "load_local_policy": "loading",
     "load_remote_policy": "loading",
     "sample_all": "engine",
+    "play": "environments",
     "step_boundary": "policy",
     "stop_sets": "policy",
 }
 
 __all__ = [
+    "STREAMS",
     "AdapterUpdates",
     "AnswerValues",
     "Batching",
@@ -81,6 +95,10 @@ __all__ = [
     "Connection",
     "Engine",
     "EngineStats",
+    "Environment",
+    "Episode",
+    "EpisodeStart",
+    "Feedback",
     "Folder",
     "FullUpdates",
     "LocalEngine",
@@ -88,12 +106,13 @@ __all__ = [
     "Problem",
     "RemoteEngine",
     "RemoteResponse",
+    "RemoteSource",
     "Request",
     "Response",
     "RestartUpdates",
     "Roller",
-    "STREAMS",
     "SamplingOptions",
+    "ServerOptions",
     "ServerProcess",
     "SlotEngine",
     "SlotResponse",
@@ -105,11 +124,15 @@ __all__ = [
     "TaskPolicy",
     "TextEngine",
     "Ticket",
+    "Turn",
+    "TurnLimits",
     "Verdict",
     "count_correct",
+    "engine_on_server",
     "generate_with",
     "load_local_policy",
     "load_remote_policy",
+    "play",
     "sample_all",
     "step_boundary",
     "stop_sets",
