@@ -80,6 +80,17 @@ class RolloutOptions:
     far, and the rest of the batch is masked."""
     drop_truncated: bool = False
     """Groups with a response that reached max_new_tokens fail the filter."""
+    engine: Literal["generate", "slots"] = "slots"
+    """How responses share the model. generate: in rectangles that last as long as their longest response; slots: a
+    response that ends makes room for the next one. The batches are the same up to rounding."""
+    slots: Annotated[int, at_least(0)] = 0
+    """Responses that are decoded at the same time (engine=slots); 0: as many as a step has, up to 256."""
+    lookahead: Annotated[int, at_least(0)] = 0
+    """Prompts asked for beyond those that the step is known to need (engine=slots; filter resample or oversample). They
+    keep slots busy and are wasted when they are not needed."""
+    cut_groups: bool = False
+    """Stop sampling a group as soon as it can no longer pass (engine=slots, filter=resample); rates and lengths in the
+    metrics then depend on timing, the batch does not."""
     weights: Literal["none", "best_of_n", "best_random", "best_worst", "power"] = "none"
     """Share of the training signal that each response of a group gets by the rank of its outcome (PF-PPO)."""
     outcome_noise: Annotated[float, within(0, 0.5)] = 0.0
