@@ -51,8 +51,8 @@ BASELINE = "outcome_only"
 TITLES = {"prime": "PRIME", BASELINE: "outcome only"}
 
 SOFT_OPTIONS = (
-    "steps", "eval.*", "save_every", "keep_checkpoints", "sample_every", "max_*_steps", "watchdog", "plots", "baseline",
-    "*.learning_rate",
+    "steps", "eval.*", "save_every", "keep_checkpoints", "sample_every", "max_*_steps", "watchdog*", "plots",
+    "baseline", "*.learning_rate",
 )  # fmt: skip
 """Options that a resumed run may change."""
 
@@ -119,13 +119,13 @@ def train(
     overrides = _checked_overrides(Overrides(source, reward, advantage, policy_loss))
     callbacks = [*_named_callbacks(options), *callbacks]
     mesh = _mesh(options)
-    start = load_start(options, _task_of_a_run_that_fits(options, task, mesh))
+    start = load_start(options, _task_of_a_run_that_fits(options, task, mesh), mesh)
     main = "prime" if options.advantage.process_coef else BASELINE
     results: dict[str, Trained] = {}
     composed = _composed(options, start, mesh, overrides)
     with _open(run_dir, options, resume) as run, Interrupts() as interrupts, Console(str(run.path)) as console:
         console.plan(_plan(composed, main))
-        frontend = Frontend(console, interrupts, watchdog=options.watchdog)
+        frontend = Frontend(console, interrupts, watchdog=options.watchdog, watchdog_exit=options.watchdog_exit)
         _introduce(start.task, options, frontend)
         composed = _warmed(composed, overrides, run, frontend)
         probe = _probe(composed)
