@@ -25,6 +25,7 @@ from prm_jax.prime.responses import (
 )
 from prm_jax.prime.selection import Acceptance, Groups, passing_groups
 from prm_jax.prime.sources.base import observe, on_host
+from prm_jax.rollouts.engine import EngineStats
 from prm_jax.rollouts.sampling_options import SamplingOptions
 from prm_jax.runs.stopping import DivergedRun
 
@@ -40,9 +41,10 @@ def to_batch(
 ) -> Batch:
     """The training step's arrays; `keep` [P] says which groups count, the rest are fields of `Batch`."""
     size = responses.samples_per_prompt
+    mask = responses.mask if responses.sampled is None else responses.mask & responses.sampled
     arrays: dict[str, Any] = {
         "tokens": responses.tokens,
-        "mask": responses.mask,
+        "mask": mask,
         "keep": np.repeat(np.asarray(keep, bool), size) & responses.usable,
         "outcome": responses.outcome,
         "group_ids": np.repeat(np.arange(len(responses.problems), dtype=np.int32), size),
@@ -52,6 +54,8 @@ def to_batch(
         "initial_value": initial_value,
         "confidence": confidence,
         "weights": weights,
+        "behaviour_logp": responses.behaviour_logp,
+        "version": responses.version,
         "start": _floor_to_power_of_two(int(responses.mask.argmax(axis=1).min())),
     }
     return Batch(**arrays)
@@ -144,7 +148,9 @@ class Collector:
     def collect(self, params: Any, step: int) -> Collected:
         """Rollouts of one step under the policy `params`: ``prompts_per_step * samples_per_prompt`` rows."""
         key = jax.random.fold_in(jax.random.fold_in(self.key, ROLLOUT_STREAM), step)
+        before = self._engine_stats()
         groups, acceptance = self._groups(params, key)
+        after = self._engine_stats()
         numbers, keep, passed = acceptance.choose()
         chosen, rates = groups.responses.take(numbers), groups.rates
         sampled = len(groups.responses.texts)
@@ -176,9 +182,13 @@ class Collector:
             "rollout/wasted_tokens": float(groups.wasted),
             "rollouts": float(self.sampled),
         }
-        if self.sampler.engines is not None:
-            metrics |= self.sampler.engines.metrics()
+        if after.slot_steps > before.slot_steps:
+            used = (after.tokens - before.tokens) / (after.slot_steps - before.slot_steps)
+            metrics["rollout/utilisation"] = used
         return Collected(batch, chosen, metrics, empty=not np.asarray(batch.keep).any())
+
+    def _engine_stats(self) -> EngineStats:
+        return EngineStats() if self.sampler.engines is None else self.sampler.engines.stats()
 
     def position(self) -> dict[str, Any]:
         """Everything that a checkpoint needs, as JSON values."""

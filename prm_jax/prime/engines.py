@@ -16,11 +16,18 @@ def make_engines(options: Options, start: Start, mesh: Mesh | None) -> EngineSou
       start: task, tokenizer and architecture.
       mesh: devices of the run, or None for one.
     """
-    rollout, ways = options.rollout, 1 if mesh is None else rows_over(mesh)
-    if rollout.engine == "generate":
+    rollout = options.rollout
+    divided = mesh is not None and mesh.shape["fsdp"] > 1
+    if rollout.engine == "generate" or (rollout.engine == "auto" and divided):
         return None
-    slots = rollout.slots or default_slots(rollout.prompts_per_step * rollout.samples_per_prompt, ways)
+    slots = slots_of(options, mesh)
     return SlotSource(
         start.config, start.tokenizer, start.task.stop, slots=slots,
         columns=rollout.max_prompt_tokens + rollout.max_new_tokens, mesh=mesh,
     )  # fmt: skip
+
+
+def slots_of(options: Options, mesh: Mesh | None) -> int:
+    """The number of slots of a run: ``--rollout.slots``, or as many as suit the responses of a step."""
+    rollout, ways = options.rollout, 1 if mesh is None else rows_over(mesh)
+    return rollout.slots or default_slots(rollout.prompts_per_step * rollout.samples_per_prompt, ways)

@@ -29,7 +29,7 @@ class Responses:
       problems: the P prompts' problems.
       tokens: [B, T] int32, rows ``[prompt][response][padding]``.
       mask: [B, T] bool, True on response tokens.
-      step_ids: [B, T] int32, -1 off the response.
+      step_ids: [B, T] int32, -1 off the sampled tokens of the response.
       texts: B responses, without end tokens.
       outcome: [B] float32 in [0, 1].
       usable: [B] bool, False where the verifier itself failed.
@@ -237,7 +237,7 @@ class Sampler:
         verdicts = self.task.verify_many(asked, texts)
         return Responses(
             problems=list(problems),
-            step_ids=step_ids,
+            step_ids=np.where(rows["sampled"], step_ids, -1).astype(np.int32),
             texts=texts,
             outcome=np.asarray([verdict.score for verdict in verdicts], np.float32),
             usable=np.asarray([verdict.usable for verdict in verdicts], bool),

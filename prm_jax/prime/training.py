@@ -231,8 +231,9 @@ def _introduce(task: Task, options: Options, frontend: Frontend) -> None:
         frontend.say(line)
     if options.rollout.top_k or options.rollout.top_p < 1:
         frontend.say(
-            "warning: --rollout.top-k and --rollout.top-p sample from a truncated distribution, but the policy's "
-            "log-probs and their ratios are those of the whole vocabulary, so that updates are slightly off-policy"
+            "warning: --rollout.top-k and --rollout.top-p sample from a truncated distribution, while the policy's "
+            "log-probs are those of the whole vocabulary: --off-policy.weights correct for it, but tokens left "
+            "out are never tried"
         )
 
 

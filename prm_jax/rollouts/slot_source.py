@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import jax
 
 from prm_jax.models import ModelConfig
-from prm_jax.rollouts.engine import Engine
+from prm_jax.rollouts.engine import Engine, EngineStats
 from prm_jax.rollouts.sampling_options import SamplingOptions
 from prm_jax.rollouts.slot_options import SlotTuning
 from prm_jax.rollouts.slots import SlotEngine
@@ -37,8 +37,8 @@ class EngineSource(Protocol):
         """Requests that are submitted from now on draw from this key."""
         ...
 
-    def metrics(self) -> dict[str, float]:
-        """What the engine has done since the last call, as ``rollout/...`` metrics."""
+    def stats(self) -> EngineStats:
+        """Counters of the engine."""
         ...
 
 
@@ -65,7 +65,6 @@ class SlotSource:
         self.columns, self.mesh, self.tuning = min(columns, config.max_position_embeddings), mesh, tuning
         self._engine: SlotEngine | None = None
         self._leaves: list[Any] = []
-        self._before = (0, 0)
 
     @property
     def ordered(self) -> bool:
@@ -96,15 +95,9 @@ class SlotSource:
         assert self._engine is not None, "prepare the engine first"
         self._engine.draw_with(key)
 
-    def metrics(self) -> dict[str, float]:
-        """``rollout/utilisation``, the share of decoded positions that ended up in a response, and their number."""
-        if self._engine is None:
-            return {}
-        stats = self._engine.stats()
-        now = (stats.tokens, stats.slot_steps)
-        tokens, steps = (a - b for a, b in zip(now, self._before, strict=True))
-        self._before = now
-        return {"rollout/utilisation": tokens / steps if steps else 0.0, "rollout/slots": float(self.slots)}
+    def stats(self) -> EngineStats:
+        """See `EngineSource`."""
+        return EngineStats() if self._engine is None else self._engine.stats()
 
 
 def default_slots(rows: int, ways: int = 1) -> int:
