@@ -53,7 +53,7 @@ def correct(
     if options.objective == "bypass":
         known = jnp.where(jnp.isnan(behaviour), old_logp, behaviour)
         return Corrected(known, advantages, rl.mismatch_sums(old_logp, behaviour, mask))
-    if options.weights in ("none", "auto"):
+    if options.weights == "none" or options.weights == "auto":
         return Corrected(old_logp, advantages, rl.mismatch_sums(old_logp, behaviour, mask))
     weights, _, sums = rl.sampler_weights(
         old_logp, behaviour, mask, level=options.weights, low=options.low, high=options.high, action=options.action

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 from prm_jax.errors import UserError
 from prm_jax.models import ModelConfig
 from prm_jax.models.sharding import rows_over
-from prm_jax.rollouts.engine import Request, check_request
+from prm_jax.rollouts.engine import Engine, Request, check_request
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
-
-    from prm_jax.rollouts.slots import SlotEngine
 
 
 def check_shape(config: ModelConfig, slots: int, columns: int | None, mesh: "Mesh | None") -> None:
@@ -31,23 +29,26 @@ def check_shape(config: ModelConfig, slots: int, columns: int | None, mesh: "Mes
         raise UserError(f"slots is {slots}: expected a multiple of {ways}, the devices that share the slots")
 
 
-def check_start(engine: "SlotEngine", request: Request, start: Sequence[int]) -> None:
+def check_start(
+    engine: Engine, request: Request, start: Sequence[int], *, columns: int | None, vocab: int
+) -> None:
     """Refuses a request that the engine cannot serve.
 
     Args:
-      engine: an engine.
+      engine: which is asked.
       request: to sample.
       start: response tokens that are given.
+      columns: the engine's, or None.
+      vocab: size of the vocabulary.
 
     Raises:
       UserError: what `check_request` refuses, a request that does not fit, or a token outside the vocabulary.
     """
     check_request(request, engine)
-    total, vocab = len(request.prompt) + request.max_new_tokens, engine.config.vocab_size
-    if engine.columns is not None and total > engine.columns:
+    if columns is not None and len(request.prompt) + request.max_new_tokens > columns:
         raise UserError(
             f"a prompt of {len(request.prompt)} tokens with a response of {request.max_new_tokens} exceeds the "
-            f"engine's {engine.columns} columns: shorten the prompt or the response, or make the engine with more"
+            f"engine's {columns} columns: shorten the prompt or the response, or make the engine with more"
         )
     if len(start) >= request.max_new_tokens:
         raise UserError(

@@ -132,7 +132,7 @@ class SlotEngine:
         first = self._stats.requests
         rows = []
         for i, (request, start) in enumerate(zip(new, starts, strict=True)):
-            check_start(self, request, start.tokens.tolist() if isinstance(start, SlotResponse) else start)
+            self._check(request, start.tokens.tolist() if isinstance(start, SlotResponse) else start)
             row = Row(first + i, request, self._key_data, request.max_new_tokens)
             row.begin(start, self._automata)
             row.settle(self.version, self._automata)
@@ -177,7 +177,7 @@ class SlotEngine:
                 f"SlotTuning.hold (found hold={self.tuning.hold})"
             )
         request = dataclasses.replace(self._held[ticket][0].request, max_new_tokens=max_new_tokens)
-        check_start(self, request, [*self._held[ticket][0].tokens, *tokens])
+        self._check(request, [*self._held[ticket][0].tokens, *tokens])
         self._grow(len(request.prompt) + max_new_tokens)
         row, slot = self._held.pop(ticket)
         row.limit, row.pending, row.states = max_new_tokens, [int(token) for token in tokens], (0, 0)
@@ -225,7 +225,7 @@ class SlotEngine:
         """Compiles what requests with prompts of these lengths need. Idle slots only."""
         lengths = sorted(set(prompt_lengths))
         for length in lengths:
-            check_start(self, Request((0,) * length, 0, 0, 1), ())
+            self._check(Request((0,) * length, 0, 0, 1), ())
         self._grow(max(lengths, default=0) + 1)
         if any(self._seats):
             raise RuntimeError("the engine is not idle: warm it before the first request")
@@ -254,6 +254,9 @@ class SlotEngine:
         if shares is None:
             shares = (1.0, 0.25) if self._mesh is None and on_cpu(params) else (1.0,)
         return compiled_sizes(self.slots, shares, 1 if self._mesh is None else rows_over(self._mesh))
+
+    def _check(self, request: Request, start: Sequence[int]) -> None:
+        check_start(self, request, start, columns=self.columns, vocab=self.config.vocab_size)
 
     def _load(self, params: Any) -> None:
         if self._mesh is not None:
