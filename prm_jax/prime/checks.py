@@ -117,6 +117,12 @@ def _combinations(options: Options) -> list[str]:
             f"--off-policy.weights {off_policy.weights} corrects the decoupled objective, and --off-policy.objective "
             "bypass already clips around the sampler's log-probs: leave the weights out"
         )
+    adapted = [name for name, rank in (("model", options.model.lora_rank), ("prm", prm.lora_rank)) if rank]
+    if options.model.offload_reference and adapted:
+        found.append(
+            f"--model.offload-reference keeps the initial weights on the host, but --{adapted[0]}.lora-rank computes "
+            "with them all the time: leave one of the two out"
+        )
     if options.sft.steps and options.model.path:
         found.append("--sft.steps warms a fresh model up; with --model.path it must be 0")
     found += _best(options)

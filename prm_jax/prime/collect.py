@@ -27,6 +27,7 @@ from prm_jax.prime.selection import Acceptance, Groups, passing_groups
 from prm_jax.prime.sources.base import observe, on_host
 from prm_jax.rollouts.engine import EngineStats
 from prm_jax.rollouts.sampling_options import SamplingOptions
+from prm_jax.runs import processes
 from prm_jax.runs.stopping import DivergedRun
 
 
@@ -210,7 +211,7 @@ class Collector:
         """The groups that the step uses, and which of them the batch has; the stream continues after the last."""
         drawing = _Drawing(self)
         engines = self.sampler.engines
-        if engines is not None and engines.streams:
+        if engines is not None and engines.streams and processes.count() == 1:
             stream = GroupStream(self.sampler, self.options, self._key_of(key), drawing.next, self._flips(key))
             groups, acceptance = stream.collect(params), stream.acceptance
         else:

@@ -23,7 +23,7 @@ def make_engines(options: Options, start: Start, mesh: Mesh | None) -> EngineSou
     slots = slots_of(options, mesh)
     return SlotSource(
         start.config, start.tokenizer, start.task.stop, slots=slots,
-        columns=rollout.max_prompt_tokens + rollout.max_new_tokens, mesh=mesh,
+        columns=rollout.max_prompt_tokens + rollout.max_new_tokens,
     )  # fmt: skip
 
 

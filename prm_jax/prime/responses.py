@@ -1,10 +1,14 @@
-"""Sampled and judged responses, and the sampler that makes them from a task, a tokenizer and a model."""
+"""Sampled and judged responses, and the sampler that makes them from a task, a tokenizer and a model.
+
+Of several processes, each samples and verifies its own share of the prompts, with the randomness of their numbers among
+all prompts, and all of them get all responses: everything after the sampler is the same as with one process.
+"""
 
 import contextlib
 import dataclasses
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +20,7 @@ from prm_jax.models import DecodeOptions, ModelConfig, generate
 from prm_jax.rollouts.engine import Request, Response, behaviour_logp, drawn_tokens, wait_for
 from prm_jax.rollouts.sampling_options import SamplingOptions
 from prm_jax.rollouts.slot_source import EngineSource
+from prm_jax.runs import processes
 
 # Streams of randomness of one run, folded into its key, so that none depends on how often another is used.
 ROLLOUT_STREAM, EVAL_STREAM, INIT_STREAM, PRETRAIN_STREAM, NOISE_STREAM, ADAPTER_STREAM, SOURCE_STREAM = range(7)
@@ -103,6 +108,29 @@ def concatenate(parts: Sequence[Responses]) -> Responses:
     return Responses(problems=problems, texts=[t for part in parts for t in part.texts], **joined)
 
 
+def divided(problems: Sequence[Problem], respond: Callable[[slice], Responses]) -> Responses:
+    """Responses to all problems, of which each process makes its own share; collective.
+
+    Args:
+      problems: P problems, the same in every process.
+      respond: the responses to ``problems[share]``, where the share is not empty.
+
+    Returns:
+      All of them, in the order of the problems, in every process.
+    """
+    own = processes.share(len(problems))
+    if own == slice(0, len(problems)):
+        return respond(own)
+    sent: dict[str, Any] | None = None
+    if own.start < own.stop:
+        made = respond(own)
+        sent = {"texts": made.texts, **made.arrays()}
+    parts = [part for part in processes.gather(sent, name="responses") if part is not None]
+    texts = [text for part in parts for text in part.pop("texts")]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return Responses(problems=list(problems), texts=texts, **joined)
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampler:
     """Samples and judges responses: a task, a tokenizer, a model and fixed lengths.
@@ -154,10 +182,10 @@ class Sampler:
         sampling: SamplingOptions = SamplingOptions(),
         chunk: int | None = None,
     ) -> Responses:
-        """Samples, decodes and judges.
+        """Samples, decodes and judges; collective where there are several processes.
 
         Args:
-          params: the whole model's parameters.
+          params: the whole model's parameters, on devices of this process.
           problems: P prompts, none longer than `max_prompt_tokens`.
           key: typed PRNG key, consumed.
           samples_per_prompt: G.
@@ -166,8 +194,10 @@ class Sampler:
             all with `key`.
         """
         prompts = self.prompts(problems)
-        drawn = self._draw(params, prompts, key, samples_per_prompt, sampling, chunk)
-        return self.judge(problems, prompts, drawn)
+        draw = _Draws(prompts, [self.max_new_tokens] * len(prompts), key, chunk, samples_per_prompt, sampling)
+        return divided(
+            problems, lambda own: self.judge(problems[own], prompts[own], self._draw(params, draw, own))
+        )  # fmt: skip
 
     def complete(
         self,
@@ -180,10 +210,10 @@ class Sampler:
         sampling: SamplingOptions = SamplingOptions(),
         chunk: int | None = None,
     ) -> Responses:
-        """Samples what follows partial responses, and judges the whole responses.
+        """Samples what follows partial responses, and judges the whole responses; collective as `sample` is.
 
         Args:
-          params: the whole model's parameters.
+          params: the whole model's parameters, on devices of this process.
           problems: the problem of each prefix.
           prefixes: token ids of the part of the response that is already written, in the order of `problems`.
           key: typed PRNG key, consumed.
@@ -197,10 +227,15 @@ class Sampler:
         own = [self.encode(problem) for problem in problems]
         prompts = [[*prompt, *prefix] for prompt, prefix in zip(own, prefixes, strict=True)]
         limits = [self.max_new_tokens - len(prefix) for prefix in prefixes]
-        drawn = self._draw(params, prompts, key, samples_per_prefix, sampling, chunk, limits)
-        given = [list(prefix) for prefix in prefixes for _ in range(samples_per_prefix)]
-        whole = [one.after(prefix, self.max_new_tokens) for one, prefix in zip(drawn, given, strict=True)]
-        return self.judge(problems, own, whole)
+        draw = _Draws(prompts, limits, key, chunk, samples_per_prefix, sampling)
+
+        def respond(part: slice) -> Responses:
+            given = [list(prefix) for prefix in prefixes[part] for _ in range(samples_per_prefix)]
+            drawn = zip(self._draw(params, draw, part), given, strict=True)
+            whole = [one.after(prefix, self.max_new_tokens) for one, prefix in drawn]
+            return self.judge(problems[part], own[part], whole)
+
+        return divided(problems, respond)
 
     def prompts(self, problems: Sequence[Problem]) -> list[list[int]]:
         """The token ids of prompts.
@@ -246,49 +281,75 @@ class Sampler:
             **rows,
         )
 
-    def _draw(
-        self, params: Any, prompts: Sequence[Sequence[int]], key: jax.Array, count: int, sampling: SamplingOptions,
-        chunk: int | None, limits: Sequence[int] | None = None,
-    ) -> list["Drawn"]:  # fmt: skip
-        """`count` responses to each prompt; a response is at most as long as its prompt's limit."""
-        limits = [self.max_new_tokens] * len(prompts) if limits is None else limits
-        starts = range(0, len(prompts), chunk or max(len(prompts), 1))
-        keys = [key if chunk is None else jax.random.fold_in(key, start) for start in starts]
+    def _draw(self, params: Any, draw: "_Draws", own: slice) -> list["Drawn"]:
+        """The responses to the prompts of a share, prompt-major."""
         if self.engines is None:
-            parts = [
-                self._generate(params, prompts[start : start + starts.step], own, count, sampling, starts.step)
-                for start, own in zip(starts, keys, strict=True)
-            ]
-            return [one for part in parts for one in part]
-        engine = self.engines.prepare(params, sampling)
+            return [one for chunk in draw.chunks(own) for one in self._generate(params, draw, chunk)]
+        engine = self.engines.prepare(params, draw.sampling)
         tickets = []
-        for start, own in zip(starts, keys, strict=True):
-            self.engines.draw_with(own)
+        for chunk in draw.chunks(own):
+            self.engines.draw_with(chunk.key)
             requests = [
-                Request(tuple(prompts[place]), place - start, sample, limits[place])
-                for place in range(start, min(start + starts.step, len(prompts)))
-                for sample in range(count)
+                Request(tuple(draw.prompts[place]), place - chunk.first, sample, draw.limits[place])
+                for place in chunk.places
+                for sample in range(draw.count)
             ]
             tickets += engine.submit(requests)
         return [Drawn.of(one) for one in wait_for(engine, tickets)]
 
-    def _generate(
-        self, params: Any, prompts: Sequence[Sequence[int]], key: jax.Array, count: int, sampling: SamplingOptions,
-        size: int,
-    ) -> list["Drawn"]:  # fmt: skip
-        """One call of ``models.generate``, filled up to `size` prompts so that all calls have one shape."""
-        filled = [*prompts, *[prompts[-1]] * (size - len(prompts))]
+    def _generate(self, params: Any, draw: "_Draws", chunk: "_Chunk") -> list["Drawn"]:
+        """One call of ``models.generate``, filled up so that all calls of one process have one shape."""
+        places = [*chunk.places, *[chunk.places[-1]] * (chunk.size - len(chunk.places))]
         samples = generate(
-            self.config, params, filled, key, samples_per_prompt=count, max_new_tokens=self.max_new_tokens,
-            temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, stop=self.task.stop,
-            options=DecodeOptions(tokenizer=self.tokenizer),
+            self.config, params, [draw.prompts[place] for place in places], chunk.key, samples_per_prompt=draw.count,
+            max_new_tokens=self.max_new_tokens, temperature=draw.sampling.temperature, top_k=draw.sampling.top_k,
+            top_p=draw.sampling.top_p, stop=self.task.stop,
+            options=DecodeOptions(tokenizer=self.tokenizer, prompt_ids=[place - chunk.first for place in places]),
         )  # fmt: skip
         arrays = jax.device_get((samples.tokens, samples.mask, samples.logp, samples.log_mass, samples.finished))
         tokens, mask, logp, mass, finished = (np.asarray(x) for x in arrays)
         return [
             Drawn(tokens[row][mask[row]], (logp - mass)[row][mask[row]], bool(finished[row]))
-            for row in range(len(prompts) * count)
+            for row in range(len(chunk.places) * draw.count)
         ]
+
+
+class _Chunk(NamedTuple):
+    """Prompts that draw with one key.
+
+    Attributes:
+      key: typed PRNG key.
+      first: place whose prompt has number 0 under this key.
+      places: of the prompts.
+      size: number of prompts of a full chunk.
+    """
+
+    key: jax.Array
+    first: int
+    places: range
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draws:
+    """What is drawn: prompts with maximum lengths of their responses, see `Sampler.sample`."""
+
+    prompts: Sequence[Sequence[int]]
+    limits: Sequence[int]
+    key: jax.Array
+    chunk: int | None
+    count: int
+    sampling: SamplingOptions
+
+    def chunks(self, own: slice) -> Iterator[_Chunk]:
+        """The chunks of a share of the prompts."""
+        if self.chunk is None:
+            yield _Chunk(self.key, 0, range(own.start, own.stop), own.stop - own.start)
+            return
+        for first in range(own.start - own.start % self.chunk, own.stop, self.chunk):
+            places = range(max(first, own.start), min(first + self.chunk, own.stop))
+            size = min(self.chunk, own.stop - own.start)
+            yield _Chunk(jax.random.fold_in(self.key, first), first, places, size)
 
 
 @dataclasses.dataclass(frozen=True)
