@@ -12,6 +12,7 @@ import tyro
 
 from prm_jax.errors import UserError
 from prm_jax.option_ranges import at_least, check_ranges, within
+from prm_jax.rollouts.hint_options import HintOptions
 from prm_jax.runs.distributed_options import DistributedOptions
 
 Prompt = str | Sequence[Any]
@@ -55,6 +56,8 @@ class Options:
     """Dtype of parameters and computation."""
     json: bool = False
     """Write JSON lines with prompt, response, log-probability and token count."""
+    hint: HintOptions = field(default_factory=HintOptions)
+    """Problems of a task, answered with and without a hint; writes JSON lines."""
     distributed: DistributedOptions = field(default_factory=DistributedOptions)
     """Several processes that work together."""
 
@@ -70,6 +73,10 @@ def run(options: Options) -> None:
     problems = check_ranges(options)
     if problems:
         raise UserError("\n".join(problems))
+    if options.hint.text:
+        from prm_jax.commands.hinting import run_hints
+
+        return run_hints(options)
     prompts = list(_prompts(options))
     path = find_model(options.model)
     config, params = load_weights(path, dtype=options.dtype)
