@@ -125,6 +125,7 @@ def train(options: Options, path: pathlib.Path, resume: bool, watchdog_exit: flo
         runs.open_run(path, options, resume=resume, writer=processes.is_first()) as run,
         runs.Interrupts() as interrupts,
     ):
+        processes.barrier("the run directory is open")  # before any process writes into it
         fitted = runs.fit(
             jax.jit(initial, out_shardings=place), compiled, batch_of, run=run, target=target,
             options=runs.FitOptions(steps=options.steps, save_every=options.save_every),
