@@ -58,7 +58,8 @@ class Setting:
         count = str(self.processes if processes is None else processes)
         return [
             sys.executable, "-m", "prm_jax", "launch", "--nproc", count, "--devices-per-process", str(self.devices),
-            "--delay", "0.2", "--longest-delay", "1", "--max-stalled", "99", *options, "--", *self.words, "--run-dir", str(self.run_dir(name)),
+            "--delay", "0.2", "--longest-delay", "1", "--max-stalled", "99",
+            *options, "--", *self.words, "--run-dir", str(self.run_dir(name)),
         ]  # fmt: skip
 
 
