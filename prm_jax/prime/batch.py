@@ -12,6 +12,29 @@ Metrics = dict[str, jax.Array]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Packed:
+    """The responses of a batch packed into R rows of W columns, for the models alone; see `prime.layout`.
+
+    The B responses are consecutive chunks of `chunk`, and so are the packed rows: those of a chunk hold its responses,
+    each with its prompt as one segment.
+
+    Attributes:
+      tokens: [R, W] int32.
+      segment_ids: [R, W] int32, -1 on padding.
+      scored: [R, W] bool, True on response tokens.
+      place: [B] int32, first column of each response's segment, counted through the rows of its chunk.
+      chunk: static.
+    """
+
+    tokens: jax.Array  # [R, W]
+    segment_ids: jax.Array  # [R, W]
+    scored: jax.Array  # [R, W]
+    place: jax.Array  # [B]
+    chunk: int = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Batch:
     """Rollouts of one step; rows are ``[prompt][response][padding]``, the samples of a prompt are consecutive.
 
@@ -28,6 +51,7 @@ class Batch:
       confidence: [B] float32 in [0, 1], the confidence that each response states (1/2: none), or None.
       weights: [B] float32 >= 0, the share of the policy's training signal that each response gets, mean 1 over a
         group; None: equal.
+      packed: the same responses in fewer rows, or None.
       start: static; no response begins before this column, so that nothing before it goes through the head.
     """
 
@@ -42,6 +66,7 @@ class Batch:
     initial_value: jax.Array | None = None  # [B]
     confidence: jax.Array | None = None  # [B]
     weights: jax.Array | None = None  # [B]
+    packed: Packed | None = None
     start: int = dataclasses.field(default=0, metadata={"static": True})
 
 
