@@ -91,6 +91,9 @@ class BaseOptions:
     """Dtype of activations and matrix products; parameters that train are float32 always."""
     remat: Literal["none", "full", "dots"] = "none"
     """What the backward pass recomputes, to save memory."""
+    layers: Literal["auto", "manual", "constraints"] = "auto"
+    """Division of layers over a mesh. manual: every device gathers one layer's weights at a time and computes its own
+    rows; constraints: the compiler inserts communication; auto: manual where the mesh's axes divide rows and heads."""
     scan_unroll: Annotated[int, at_least(0)] = 0
     """Layers per scan iteration; 0: all layers of a small model, one of a large model."""
     lora_rank: Annotated[int, at_least(0)] = 0
@@ -118,6 +121,11 @@ class OptimizerOptions:
     """AdamW's second moment decay."""
     grad_clip: Annotated[float, above(0)] = 1.0
     """Largest global norm of a gradient."""
+    moments: Literal["float32", "bfloat16", "int8"] = "float32"
+    """How Adam's moments are stored. float32: 8 bytes per parameter; bfloat16: the first moment in bfloat16, 6 bytes;
+    int8: both in 8 bits with a scale per row, 2 bytes."""
+    offload: bool = False
+    """Keep the optimiser's state in the host's pinned memory between updates, where the backend has it."""
     batch_size: Annotated[int, at_least(1)] = 64
     """Solutions per optimiser step; a pair counts as two, and losses on pairs take whole groups, at most this many
     solutions."""
