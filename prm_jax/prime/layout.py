@@ -95,12 +95,12 @@ def length_buckets(width: int, count: int) -> tuple[int, ...]:
 
 def cut(batch: Batch, width: int) -> Batch:
     """The first `width` columns; what follows is padding in every row."""
-    if width == batch.mask.shape[1]:
+    shape = batch.mask.shape
+    if width == shape[1]:
         return batch
-    return dataclasses.replace(
-        batch, tokens=batch.tokens[:, :width], mask=batch.mask[:, :width], step_ids=batch.step_ids[:, :width],
-        process=None if batch.process is None else batch.process[:, :width], start=min(batch.start, width - 1),
-    )  # fmt: skip
+    given = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    columns = {name: array[:, :width] for name, array in given.items() if getattr(array, "shape", None) == shape}
+    return dataclasses.replace(batch, start=min(batch.start, width - 1), **columns)
 
 
 def pack(batch: Batch, chunk: int) -> Batch:
