@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from prm_jax.commands.devices import mesh_of
 from prm_jax.errors import UserError
+from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.option_ranges import at_least, check_ranges, within
 from prm_jax.runs.distributed_options import DistributedOptions
 
@@ -53,6 +55,8 @@ class Options:
     """Prompts per batch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of parameters and computation."""
+    mesh: MeshOptions = field(default_factory=MeshOptions)
+    """Devices over which the model and the prompts are split."""
     json: bool = False
     """Write JSON lines with prompt, response, log-probability and token count."""
     distributed: DistributedOptions = field(default_factory=DistributedOptions)
@@ -72,7 +76,7 @@ def run(options: Options) -> None:
         raise UserError("\n".join(problems))
     prompts = list(_prompts(options))
     path = find_model(options.model)
-    config, params = load_weights(path, dtype=options.dtype)
+    config, params = load_weights(path, dtype=options.dtype, mesh=mesh_of(options.mesh))
     config = dataclasses.replace(config, compute_dtype=options.dtype)
     tokenizer = Tokenizer.load(path)
     key = jax.random.key(options.seed)

@@ -1,6 +1,7 @@
 """A run's memory, work and time before it starts, by arithmetic on the options and the model's configuration."""
 
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -230,6 +231,15 @@ def _variants(work: Workload) -> list[tuple[str, Callable[[Options], Options]]]:
         (f"--mesh.fsdp {devices} --mesh.data 1 --mesh.tensor 1", _change("mesh", fsdp=devices, data=1, tensor=1)),
         (f"--mesh.data {devices} --mesh.fsdp 1 --mesh.tensor 1", _change("mesh", fsdp=1, data=devices, tensor=1)),
     ]
+    learners = ["policy", *(["prm"] if work.online_prm else []), *(["critic"] if work.critic else [])]
+    smaller = [_change(part, moments="int8") for part in learners]
+    away = [_change(part, offload=True) for part in learners]
+    found += [
+        (" ".join(f"--{part}.moments int8" for part in learners), _all_of(smaller)),
+        (" ".join(f"--{part}.offload" for part in learners), _all_of(away)),
+    ]
+    if not options.model.lora_rank and not options.prm.lora_rank:
+        found.append(("--model.offload-reference", _change("model", offload_reference=True)))
     if options.model.lora_rank:
         found = [(name, change) for name, change in found if not name.startswith("--model.lora")]
     if options.prm.lora_rank or not work.online_prm:
@@ -267,6 +277,10 @@ def _change(group: str, **fields: Any) -> Callable[[Options], Options]:
         return dataclasses.replace(options, **{group: part})
 
     return change
+
+
+def _all_of(changes: Sequence[Callable[[Options], Options]]) -> Callable[[Options], Options]:
+    return lambda options: functools.reduce(lambda given, change: change(given), changes, options)
 
 
 def _replanned(current: Plan, change: Callable[[Options], Options]) -> Plan | None:

@@ -187,7 +187,7 @@ class Device:
 
 def test_a_run_that_cannot_fit_is_refused_with_cause_and_option():
     options = PRESETS["qwen2.5-7b-math"]
-    with pytest.raises(UserError, match=r"cannot fit.*at least .* per device.*policy optimiser.*--prm.lora-rank 16"):
+    with pytest.raises(UserError, match=r"cannot fit.*at least .* per device.*policy optimiser.*--policy.offload --prm.offload"):
         check_fits(options, QWEN_7B, [Device(16 * GIB)] * 8)
 
 
