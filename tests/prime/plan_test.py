@@ -187,7 +187,8 @@ class Device:
 
 def test_a_run_that_cannot_fit_is_refused_with_cause_and_option():
     options = PRESETS["qwen2.5-7b-math"]
-    with pytest.raises(UserError, match=r"cannot fit.*at least .* per device.*policy optimiser.*--policy.offload --prm.offload"):
+    message = r"cannot fit.*at least .* per device.*policy optimiser.*--policy.offload --prm.offload"
+    with pytest.raises(UserError, match=message):
         check_fits(options, QWEN_7B, [Device(16 * GIB)] * 8)
 
 
