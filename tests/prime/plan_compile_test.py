@@ -99,6 +99,8 @@ def test_options_of_the_compiler_need_it(capsys):
 def test_a_refusal_of_the_compiler_is_a_plan_that_does_not_fit():
     message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 187.19G of 95.74G hbm. Exceeded by 91G"
     assert _used(message) == {"used_bytes": 187.19 * GIB} and _used("RESOURCE_EXHAUSTED: ?") == {}
+    other = "the total memory required for HLO temporaries (17.36G) exceeds available HBM (15.75G)."
+    assert _used(other) == {"used_bytes": 17.36 * GIB}
     found = make_plan(PRESETS["qwen2.5-7b-math-lora"], SMALL, devices=8)
     device = ACCELERATORS["v5p"]
     refused = CompiledStep("v5p:2x2x2", "libtpu", 3.0, used_bytes=187.19 * GIB, refusal=message)
