@@ -10,6 +10,7 @@ from prm_jax.errors import UserError
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.files import short
 from prm_jax.models.gguf import GgufFile
+from prm_jax.models.tensor_file import Index
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
 _ROPE_FACTORS = "rope_freqs.weight"
@@ -75,8 +76,11 @@ class GgufWeights:
         """The name of a tensor in the file."""
         return self._names.get(name, name)
 
-    def read(self, name: str) -> np.ndarray:
-        """The numbers of a tensor, with rows in the order of rotate-half embeddings."""
+    def read(self, name: str, index: Index | None = None) -> np.ndarray:
+        """The numbers of a tensor, with rows in the order of rotate-half embeddings, or the part at `index`.
+
+        The whole tensor is dequantised in either case.
+        """
         tensor = self._file.read(self._names[name])
         projection = re.search(r"self_attn\.([qk])_proj", name)
         if projection and self.config.architecture == "llama":
@@ -84,7 +88,7 @@ class GgufWeights:
             # Stored for rotation of adjacent features: [heads, pairs, 2, ...] instead of [heads, 2, pairs, ...].
             pairs = tensor.reshape(heads, self.config.head_dim // 2, 2, *tensor.shape[1:])
             tensor = pairs.swapaxes(1, 2).reshape(tensor.shape)
-        return tensor
+        return tensor if index is None else tensor[index]
 
     def _hf_config(self) -> dict[str, Any]:
         architecture = self._file.metadata.get("general.architecture")
@@ -156,6 +160,32 @@ class GgufWeights:
     def _optional(self, key: str) -> Any:
         """A number, or None for 0 and for a key that is missing."""
         return self._need(key) if self._get(key) not in (None, 0) else None
+
+
+def gguf_name(name: str) -> str:
+    """What a tensor with a Hugging Face name is called in GGUF files.
+
+    Raises:
+      KeyError: it has no such name.
+    """
+    for own, theirs in _WHOLE.items():
+        if theirs == name:
+            return own
+    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
+    names = {theirs: own for own, theirs in _IN_LAYER.items()}
+    if match is None or match[2] not in names:
+        raise KeyError(name)
+    return f"blk.{match[1]}.{names[match[2]]}.{match[3]}"
+
+
+def rows_for_gguf(config: ModelConfig, name: str, tensor: np.ndarray) -> np.ndarray:
+    """The inverse of `GgufWeights.read`: the order of rows that GGUF files of this architecture have."""
+    projection = re.search(r"self_attn\.([qk])_proj", name)
+    if projection is None or config.architecture != "llama":
+        return tensor
+    heads = config.num_heads if projection[1] == "q" else config.num_kv_heads
+    pairs = tensor.reshape(heads, 2, config.head_dim // 2, *tensor.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(tensor.shape)
 
 
 def llama3_scaling(factors: np.ndarray, theta: float) -> dict[str, Any] | None:

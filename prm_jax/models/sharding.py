@@ -200,6 +200,8 @@ def _place(leaf: Any, sharding: NamedSharding) -> jax.Array:
     """``device_put`` for shardings that include other processes' devices."""
     if is_key(leaf):
         return jax.random.wrap_key_data(_place(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
+    if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+        return leaf
     host = np.asarray(leaf)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 

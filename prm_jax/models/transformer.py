@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from prm_jax.models import rope
 from prm_jax.models.attention import attend
+from prm_jax.models.attention_spec import SAVED
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.rows import embed, mesh_of, split_over_rows
 
@@ -72,8 +73,10 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, rotation: Rotation, segment_ids: jax.Array | None) -> jax.Array:
-        """``[B, T, D] -> [B, T, D]``; ``segment_ids`` as in ``attend``."""
+    def __call__(
+        self, x: jax.Array, rotation: Rotation, segment_ids: jax.Array | None, kind: jax.Array | None = None
+    ) -> jax.Array:
+        """``[B, T, D] -> [B, T, D]``; ``segment_ids`` as in ``attend``, ``kind`` [] i32 as in ``_windowed``."""
         config = self.config
         heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
 
@@ -87,10 +90,30 @@ class Attention(nn.Module):
         q, k = rope.rotate(q, *rotation), rope.rotate(k, *rotation)
         self.sow("kv", "keys", k)
         self.sow("kv", "values", v)
-        out = attend(q, k, v, segment_ids, implementation=config.attention)
+        out = _windowed(config, kind, q, k, v, segment_ids)
         out = out.reshape(*x.shape[:-1], heads * head_dim)
         gain = 1.0 / math.sqrt(2 * config.num_layers)
         return Linear(config, config.hidden_size, config.out_bias, gain, name="o")(out)
+
+
+def _windowed(
+    config: ModelConfig,
+    kind: jax.Array | None,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array | None,
+) -> jax.Array:
+    """``attend`` with the window ``config.window_kinds[kind]``; None where there is only one kind of layer."""
+    windows = [
+        functools.partial(
+            attend, segment_ids=segment_ids, window=window, softcap=config.attn_softcap, implementation=config.attention
+        )
+        for window in config.window_kinds
+    ]
+    if kind is None:
+        return windows[0](q, k, v)
+    return jax.lax.switch(kind, windows, q, k, v)
 
 
 class MLP(nn.Module):
@@ -113,11 +136,13 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, rotation: Rotation, segment_ids: jax.Array | None) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x: jax.Array, rotation: Rotation, segment_ids: jax.Array | None, kind: jax.Array | None
+    ) -> tuple[jax.Array, None]:
         """``[B, T, D] -> ([B, T, D], None)``; arguments as in ``Attention``."""
         x = split_over_rows(x)
         normed = RMSNorm(self.config, name="attn_norm")(x)
-        x = split_over_rows(x + Attention(self.config, name="attn")(normed, rotation, segment_ids))
+        x = split_over_rows(x + Attention(self.config, name="attn")(normed, rotation, segment_ids, kind))
         x = x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
         return split_over_rows(x), None
 
@@ -141,9 +166,7 @@ class _Head(nn.Module):
     def __call__(self) -> jax.Array:
         config = self.config
         initializer = nn.initializers.normal(1.0 / math.sqrt(config.hidden_size))
-        return self.param(
-            "kernel", initializer, (config.vocab_size, config.hidden_size), jnp.dtype(config.dtype)
-        )
+        return self.param("kernel", initializer, (config.vocab_size, config.hidden_size), jnp.dtype(config.dtype))
 
 
 class Transformer(nn.Module):
@@ -183,7 +206,7 @@ class Transformer(nn.Module):
         if self.is_initializing():  # without running the layers
             self.param("layers", functools.partial(_init_layers, config, x, rotation))
         else:
-            x, _ = _scanned_layers(config)(config, name="layers")(x, rotation, segment_ids)
+            x, _ = _scanned_layers(config)(config, name="layers")(x, rotation, segment_ids, _layer_kinds(config))
         x = split_over_rows(RMSNorm(config, name="final_norm")(x))
         if self.is_initializing() and not config.tie_word_embeddings:
             _Head(config, name="head")()
@@ -194,24 +217,37 @@ def _scanned_layers(config: ModelConfig) -> Any:
     """``Block`` as a module with stacked parameters, rematerialised as the config says."""
     block: Any = Block
     if config.remat != "none":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
+        policies = jax.checkpoint_policies
+        policy = {
+            "full": None,
+            "dots": policies.dots_with_no_batch_dims_saveable,
+            "attention": policies.save_only_these_names(SAVED),
+        }[config.remat]
         # Inside a loop, XLA cannot merge the recomputation with the first computation.
         block = nn.remat(Block, policy=policy, prevent_cse=config.scan_unroll >= config.num_layers)
     return nn.scan(
         block,
         variable_axes={"params": 0, "kv": 0},
         split_rngs={},
-        in_axes=nn.broadcast,
+        in_axes=(nn.broadcast, nn.broadcast, 0),
         length=config.num_layers,
         unroll=config.scan_unroll,
     )
+
+
+def _layer_kinds(config: ModelConfig) -> jax.Array | None:
+    """[L] i32: each layer's place in ``config.window_kinds``; None where all are of one kind."""
+    kinds = config.window_kinds
+    if len(kinds) == 1:
+        return None
+    return jnp.array([kinds.index(window) for window in config.windows], jnp.int32)
 
 
 def _init_layers(config: ModelConfig, x: jax.Array, rotation: Rotation, key: jax.Array) -> Params:
     """Stacked parameters; those of layer i depend on the i-th of the keys split from ``key`` alone."""
 
     def one(layer_key: jax.Array) -> Params:
-        return Block(config, parent=None).init(layer_key, x, rotation, None)["params"]
+        return Block(config, parent=None).init(layer_key, x, rotation, None, None)["params"]
 
     return jax.vmap(one)(jax.random.split(key, config.num_layers))
 
@@ -255,9 +291,7 @@ def _hidden_states(
     positions: jax.Array | None,
     segment_ids: jax.Array | None,
 ) -> jax.Array:
-    return Transformer(config).apply(
-        {"params": params}, tokens, positions=positions, segment_ids=segment_ids
-    )  # type: ignore[return-value]
+    return Transformer(config).apply({"params": params}, tokens, positions=positions, segment_ids=segment_ids)  # type: ignore[return-value]
 
 
 def head_matrix(config: ModelConfig, params: Params) -> jax.Array:
@@ -291,4 +325,3 @@ def _positions(tokens: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
     first = jnp.ones_like(segment_ids[:, :1], bool)
     begins = jnp.concatenate([first, segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1)
     return column - jax.lax.cummax(jnp.where(begins, column, 0), axis=1)
-

@@ -118,7 +118,7 @@ def train(
     overrides = _checked_overrides(Overrides(source, reward, advantage, policy_loss))
     callbacks = [*_named_callbacks(options), *callbacks]
     mesh = _mesh(options)
-    start = load_start(options, _task_of_a_run_that_fits(options, task, mesh))
+    start = load_start(options, _task_of_a_run_that_fits(options, task, mesh), mesh)
     main = "prime" if options.advantage.process_coef else BASELINE
     results: dict[str, Trained] = {}
     composed = _composed(options, start, mesh, overrides)

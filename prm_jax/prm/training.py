@@ -84,7 +84,7 @@ def train(
     config, base, tokenizer = load_model(ModelOptions(
         path=model.path, compute_dtype=model.compute_dtype, remat=model.remat, scan_unroll=model.scan_unroll,
         lora_rank=model.lora_rank, lora_alpha=model.lora_alpha,
-    ))  # fmt: skip
+    ), mesh=mesh)  # fmt: skip
     check_fits(tokenizer, config)
     prepared = prepare(options, tokenizer, limit=config.max_position_embeddings, records=data)
     job = _Job(options, Spec(options.prm, config, objectives=prepared.objectives), base, prepared, mesh)
