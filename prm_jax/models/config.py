@@ -15,6 +15,7 @@ DType = Literal["float32", "bfloat16", "float16"]
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _REMAT = ("none", "full", "dots", "attention")
+_LAYERS = ("auto", "manual", "constraints")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,8 @@ class ModelConfig:
         models, longer compilation).
       attention: see ``attention.attend``: "auto", "naive", or one whose memory is linear in the row's length:
         "blockwise", "splash" (flash attention on TPUs), "cudnn" (on NVIDIA GPUs, half-precision compute only).
+      layers: how layers are divided over a mesh: "manual" in ``shard_map``, see ``manual_layers``; "constraints" leaves
+        communication to the compiler; "auto" is manual wherever the mesh's axes divide rows and heads.
       lora_alpha: numerator of the scale ``lora_alpha / rank`` of low-rank adapters, if there are any.
     """
 
@@ -82,6 +85,7 @@ class ModelConfig:
     remat: Literal["none", "full", "dots", "attention"] = "none"
     scan_unroll: int = 1
     attention: Implementation = "auto"
+    layers: Literal["auto", "manual", "constraints"] = "auto"
     lora_alpha: float = 16.0
 
     def __post_init__(self) -> None:
@@ -90,6 +94,7 @@ class ModelConfig:
         _choice("compute_dtype", self.compute_dtype, _DTYPES)
         _choice("remat", self.remat, _REMAT)
         _choice("attention", self.attention, get_args(Implementation))
+        _choice("layers", self.layers, _LAYERS)
         for name in (
             "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads",
             "head_dim", "max_position_embeddings", "scan_unroll",

@@ -32,6 +32,9 @@ class ModelOptions:
     """Implementation of attention. naive: all scores of a row at once; blockwise: memory linear in the row's length, on
     any device; splash: flash attention on TPUs; cudnn: the same on NVIDIA GPUs, bfloat16 only; auto: the one for the
     device, naive for short rows (under 256 tokens; 1,024 on GPUs)."""
+    layers: Literal["auto", "manual", "constraints"] = "auto"
+    """Division of layers over a mesh. manual: every device gathers one layer's weights at a time and computes its own
+    rows; constraints: the compiler inserts communication; auto: manual where the mesh's axes divide rows and heads."""
     scan_unroll: Annotated[int, at_least(0)] = 0
     """Layers per scan iteration; 0: all layers of a small model, one of a large model."""
     lora_rank: Annotated[int, at_least(0)] = 0

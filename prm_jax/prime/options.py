@@ -12,6 +12,7 @@ from prm_jax.config_io import OptionsOf
 from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.models.model_options import ModelOptions
 from prm_jax.option_ranges import above, at_least, within
+from prm_jax.prime.watch_options import WatchOptions
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -299,6 +300,7 @@ class Options:
     policy: PolicyOptions = field(default_factory=PolicyOptions)
     critic: CriticOptions = field(default_factory=CriticOptions)
     eval: EvalOptions = field(default_factory=EvalOptions)
+    watch: WatchOptions = field(default_factory=WatchOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     seed: Annotated[int, within(0, 2**32 - 1)] = 0
     """Seed of everything random."""

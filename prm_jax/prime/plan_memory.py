@@ -123,7 +123,7 @@ def bytes_per_device(shapes: Shapes, mesh: AbstractMesh) -> int:
     """
     total = 0
     for name, leaf in named_leaves(shapes).items():
-        spec = partition_spec(name, leaf.shape, mesh)  # type: ignore[arg-type]
+        spec = partition_spec(name, leaf.shape, mesh)
         ways = math.prod(mesh.shape[axis] for axis in spec if axis is not None)
         total += leaf.size // ways * leaf.dtype.itemsize
     return total

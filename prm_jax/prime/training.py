@@ -50,7 +50,7 @@ BASELINE = "outcome_only"
 TITLES = {"prime": "PRIME", BASELINE: "outcome only"}
 
 SOFT_OPTIONS = (
-    "steps", "eval.*", "save_every", "keep_checkpoints", "sample_every", "max_*_steps", "watchdog*", "plots",
+    "steps", "eval.*", "save_every", "keep_checkpoints", "sample_every", "watch.*", "max_*_steps", "watchdog*", "plots",
     "baseline", "*.learning_rate",
 )  # fmt: skip
 """Options that a resumed run may change."""

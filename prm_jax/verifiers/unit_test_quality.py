@@ -1,7 +1,8 @@
 """Quality of unit tests by static analysis: is it a test, does it test what it should, is it well made?
 
-Reinforcement learning from static quality metrics (RLSQM, arXiv 2310.02368), for Python: properties of a test that can be
-read from its text, rewarded one by one or together, where a test that is not valid gets the floor whatever else it has.
+Reinforcement learning from static quality metrics (RLSQM, arXiv 2310.02368), for Python: properties of a test that can
+be read from its text, rewarded one by one or together, where a test that is not valid gets the floor whatever else it
+has.
 Nothing is executed.
 """
 
@@ -19,7 +20,7 @@ _CONDITIONS = (ast.If, ast.IfExp, ast.For, ast.While, ast.AsyncFor, ast.Match, a
 
 
 def asserts_something(tree: ast.Module, focal: str) -> bool:
-    """An assertion that can fail: an ``assert`` of something other than a constant, or a call such as ``assertEqual``."""
+    """An assertion that can fail: an ``assert`` of more than a constant, or a call such as ``assertEqual``."""
     return bool(_assertions(tree))
 
 

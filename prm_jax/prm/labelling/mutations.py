@@ -57,7 +57,8 @@ def mutation_records(
     verdicts = task.verify_many([job[1] for job in jobs], [job[2] for job in jobs])
     right = {job[0] for job, verdict in zip(jobs, verdicts, strict=True) if job[4] is None and verdict.status == "pass"}
     records = []
-    for index, ((number, problem, program, step, edit), verdict) in enumerate(zip(jobs, verdicts, strict=True)):
+    for index, (job, verdict) in enumerate(zip(jobs, verdicts, strict=True)):
+        number, problem, program, step, made = job
         if number not in right or not verdict.usable:
             continue
         steps = tuple(program[start:end] for start, end in task.splitter(program))
@@ -65,8 +66,8 @@ def mutation_records(
         labels = [1.0] * len(steps) if passes else [1.0] * step + [0.0] + [None] * (len(steps) - step - 1)
         if len(labels) != len(steps):  # the edit moved the boundaries of steps
             continue
-        kind = "solution" if edit is None else edit.kind
-        more = {} if edit is None else {"edit": kind, "step": step, "detail": verdict.detail[:200]}
+        kind = "solution" if made is None else made.kind
+        more = {} if made is None else {"edit": kind, "step": step, "detail": verdict.detail[:200]}
         records.append(
             StepRecord(
                 prompt=problem.prompt,
