@@ -11,9 +11,12 @@ printed with it.
 import argparse
 import dataclasses
 import json
+import os
 import pathlib
 import platform
 from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu is for the compiler's process
 
 import jax
 

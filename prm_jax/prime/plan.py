@@ -223,7 +223,7 @@ def _variants(work: Workload) -> list[tuple[str, Callable[[Options], Options]]]:
     found = [
         ("--model.remat full", _change("model", remat="full")),
         ("--model.compute-dtype bfloat16", _change("model", compute_dtype="bfloat16")),
-        ("--model.attention blockwise", _change("model", attention="blockwise")),
+        ("--model.attention auto", _change("model", attention="auto")),
         (f"--model.lora-rank {rank}", _change("model", lora_rank=rank)),
         (f"--prm.lora-rank {rank}", _change("prm", lora_rank=rank)),
         ("--rollout.filter resample", _change("rollout", filter="resample")),

@@ -159,7 +159,7 @@ def test_remedies_are_ordered_by_what_they_save_and_do_save_it():
     helps = remedies(found)
     assert [x.saves for x in helps] == sorted((x.saves for x in helps), reverse=True)
     names = [x.option for x in helps]
-    assert "--model.remat full" in names and "--model.attention blockwise" in names
+    assert "--model.remat full" in names and "--model.attention auto" in names
     in_preset = [x.option for x in remedies(make_plan(PRESETS["qwen2.5-7b-math"], QWEN_7B, devices=8))]
     assert "--prm.lora-rank 16" in in_preset and "--model.remat full" not in in_preset
     changed = make_plan(replaced(options, model={"remat": "full"}), QWEN_7B, devices=8)
