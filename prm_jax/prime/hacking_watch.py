@@ -10,11 +10,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from prm_jax.prime.responses import Responses
 from prm_jax.prime.watch_options import WatchOptions
+from prm_jax.runs import processes
 from prm_jax.runs.callbacks import Event
 from prm_jax.runs.metrics_log import read_metrics, writing
 
@@ -78,7 +78,7 @@ class HackingWatch:
         }
         if event.batch.rewards is None:
             return measured
-        totals = np.asarray(jax.device_get(event.batch.rewards), np.float64).sum(axis=1)
+        totals = np.asarray(processes.to_host(event.batch.rewards), np.float64).sum(axis=1)
         measured["watch/reward"] = float(totals.mean())
         self._keep_outliers(event, responses, totals)
         return measured
