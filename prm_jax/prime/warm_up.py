@@ -16,6 +16,7 @@ from prm_jax.prime.responses import PRETRAIN_STREAM
 from prm_jax.prime.sizes import warm_up_prompts, warm_up_rollouts, warm_up_steps
 from prm_jax.prime.step import make_source_step
 from prm_jax.runs.fitting import FitOptions, Frontend, fit
+from prm_jax.runs.host_memory import on_device
 from prm_jax.runs.run_dir import RunDir
 from prm_jax.runs.stopping import InterruptedRun
 
@@ -116,8 +117,9 @@ class _Batches:
             self.sampler, stream, rollout, key, policy_params=lambda params: params, source=self.source
         )
         parts: list[Batch] = []
+        policy = on_device(self.frozen.reference)
         for index in range(-(-self.prompts // rollout.prompts_per_step)):
-            parts.append(collector.collect(self.frozen.reference, index).arrays)
+            parts.append(collector.collect(policy, index).arrays)
             done = min((index + 1) * rollout.prompts_per_step, self.prompts) * size
             self.frontend.say(f"PRM warm-up: {done} of {self.prompts * size} rollouts")
             interrupts = self.frontend.interrupts

@@ -13,6 +13,7 @@ from prm_jax.prime.plan import make_plan
 from prm_jax.prime.plan_child import _used
 from prm_jax.prime.plan_compile import CompiledStep, compile_step, missing_compiler, topology_of
 from prm_jax.prime.plan_table import fits, render, summary
+from tests.prime.conftest import replaced
 
 SMALL = ModelConfig(
     vocab_size=512, hidden_size=64, intermediate_size=192, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=16
@@ -89,6 +90,12 @@ def test_what_the_compilers_process_says_is_passed_on(monkeypatch):
     monkeypatch.setattr(plan_compile.sys, "executable", "/bin/false")
     with pytest.raises(UserError, match="could not be compiled: the compiler's process ended with 1"):
         compile_step(PRESETS["smoke"], SMALL, ACCELERATORS["cpu"])
+
+
+def test_a_step_with_arrays_on_the_host_is_not_compiled():
+    options = replaced(PRESETS["smoke"], prm={"offload": True})
+    with pytest.raises(UserError, match="--prm.offload: .* by arithmetic"):
+        compile_step(options, SMALL, ACCELERATORS["cpu"])
 
 
 def test_options_of_the_compiler_need_it(capsys):
