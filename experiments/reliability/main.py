@@ -25,9 +25,11 @@ from prm_jax.runs.versions import library_versions
 
 JOBS = {
     "fit": (str(drills.JOB), "--steps", "150", "--pause", "0.1", "--watchdog-exit", "6"),
-    "train": (
-        "train", "--preset", "smoke", "--steps", "40", "--save-every", "2", "--mesh.data", "-1", "--watchdog-exit",
-        "20", "--distributed.heartbeat", "10", "--no-plots",
+    "train": tuple(
+        "train --preset smoke --model.num-layers 1 --sft.steps 5 --prm.pretrain-rollouts 0 "
+        "--rollout.prompts-per-step 4 --rollout.filter none --advantage.no-gate --steps 40 --save-every 2 "
+        "--eval.every 0 --eval.problems 8 --eval.prm-problems 0 --no-baseline --no-plots --mesh.data -1 "
+        "--watchdog-exit 30 --distributed.heartbeat 10".split()
     ),
 }  # fmt: skip
 OUTAGE = 10.0
@@ -36,6 +38,7 @@ OUTAGE = 10.0
 def run(job: str, count: int, seed: int, where: pathlib.Path, *, smoke: bool) -> dict[str, Any]:
     """All drills of a job; the name of each with what was seen."""
     setting = drills.Setting(JOBS[job], where, cache=where / "cache")
+    print("undisturbed ...", flush=True)
     found: dict[str, Any] = {"undisturbed": drills.undisturbed(setting)}
     seconds, middle = found["undisturbed"]["seconds"], 20
 

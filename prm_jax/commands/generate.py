@@ -1,17 +1,21 @@
 """``prm-jax generate``: prompts in, responses and tokens per second out."""
 
+import dataclasses
 import json
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from prm_jax.commands.server_generation import before_stop, server_sampler
 from prm_jax.errors import UserError
 from prm_jax.option_ranges import at_least, check_ranges, within
+from prm_jax.rollouts.hint_options import HintOptions
+from prm_jax.rollouts.sampling_options import Connection
 from prm_jax.runs.distributed_options import DistributedOptions
 
 Prompt = str | Sequence[Any]
@@ -55,32 +59,36 @@ class Options:
     """Dtype of parameters and computation."""
     json: bool = False
     """Write JSON lines with prompt, response, log-probability and token count."""
+    hint: HintOptions = field(default_factory=HintOptions)
+    """Problems of a task, answered with and without a hint; writes JSON lines."""
+    server: str = ""
+    """Address of a server that runs the model, as in prm-jax search; only the tokenizer is then read here."""
+    connection: Connection = field(default_factory=Connection)
+    """How to talk to that server."""
     distributed: DistributedOptions = field(default_factory=DistributedOptions)
     """Several processes that work together."""
 
 
 def run(options: Options) -> None:
     """Generates batch by batch, writing as it goes."""
-    import dataclasses
-
-    import jax
-
-    from prm_jax.models import Tokenizer, find_model, load_weights
+    from prm_jax.models import Tokenizer, find_model
 
     problems = check_ranges(options)
     if problems:
         raise UserError("\n".join(problems))
+    if options.hint.text:
+        from prm_jax.commands.hinting import run_hints
+
+        return run_hints(options)
     prompts = list(_prompts(options))
     path = find_model(options.model)
-    config, params = load_weights(path, dtype=options.dtype)
-    config = dataclasses.replace(config, compute_dtype=options.dtype)
     tokenizer = Tokenizer.load(path)
-    key = jax.random.key(options.seed)
+    sample = (server_sampler if options.server else _local_sampler)(options, path, tokenizer)
     tokens, seconds = 0, 0.0
     for number, start in enumerate(range(0, len(prompts), options.batch_size)):
         batch = prompts[start : start + options.batch_size]
         begun = time.monotonic()
-        samples = _sample(options, config, params, tokenizer, batch, start, key)
+        samples = sample(batch, start)
         rows = len(batch) * options.samples
         written = int(samples.mask[:rows].sum())
         _write(options, tokenizer, batch, samples)
@@ -91,32 +99,29 @@ def run(options: Options) -> None:
         print(f"{tokens} tokens in {seconds:.1f} s: {tokens / seconds:.1f} tokens/s{note}", file=sys.stderr)
 
 
-def _sample(
-    options: Options, config: Any, params: Any, tokenizer: Any, batch: Sequence[Prompt], start: int, key: Any
-) -> Any:
-    from prm_jax.models import DecodeOptions, generate
+def _local_sampler(options: Options, path: pathlib.Path, tokenizer: Any) -> Callable[[Sequence[Prompt], int], Any]:
+    import jax
 
-    ready = [[{"role": "user", "content": p}] if options.chat and isinstance(p, str) else p for p in batch]
-    # A smaller last batch would be compiled again: it is filled with copies, which are not shown.
-    ready += [ready[-1]] * (options.batch_size - len(batch) if start else 0)
-    return generate(
-        config,
-        params,
-        ready,
-        key,
-        samples_per_prompt=options.samples,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        stop=options.stop,
-        options=DecodeOptions(
-            tokenizer=tokenizer,
-            min_p=options.min_p,
-            keep_stop=False,
-            prompt_ids=range(start, start + len(ready)),
-        ),
-    )
+    from prm_jax.models import DecodeOptions, generate, load_weights
+
+    config, params = load_weights(path, dtype=options.dtype)
+    config = dataclasses.replace(config, compute_dtype=options.dtype)
+    key = jax.random.key(options.seed)
+
+    def sample(batch: Sequence[Prompt], start: int) -> Any:
+        ready = [[{"role": "user", "content": p}] if options.chat and isinstance(p, str) else p for p in batch]
+        # A smaller last batch would be compiled again: it is filled with copies, which are not shown.
+        ready += [ready[-1]] * (options.batch_size - len(batch) if start else 0)
+        decode = DecodeOptions(
+            tokenizer=tokenizer, min_p=options.min_p, keep_stop=False, prompt_ids=range(start, start + len(ready))
+        )
+        return generate(
+            config, params, ready, key, samples_per_prompt=options.samples, max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, stop=options.stop,
+            options=decode,
+        )  # fmt: skip
+
+    return sample
 
 
 def _write(options: Options, tokenizer: Any, batch: Sequence[Prompt], samples: Any) -> None:
@@ -126,7 +131,7 @@ def _write(options: Options, tokenizer: Any, batch: Sequence[Prompt], samples: A
     many = len(batch) * options.samples > 1
     for row in range(len(batch) * options.samples):
         prompt = batch[row // options.samples]
-        text = tokenizer.decode(tokens[row][mask[row]].tolist(), skip_special=True)
+        text = before_stop(tokenizer.decode(tokens[row][mask[row]].tolist(), skip_special=True), options.stop)
         if options.json:
             record = {"prompt": prompt, "response": text, "logp": float(logp[row][mask[row]].sum())}
             print(json.dumps({**record, "tokens": int(mask[row].sum())}, ensure_ascii=False), flush=True)
