@@ -12,6 +12,7 @@ from prm_jax.errors import UserError
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.hub import find_model
 from prm_jax.resolve import resolve
+from prm_jax.rollouts.engine import EngineStats
 from prm_jax.rollouts.remote import RemoteEngine, warn
 from prm_jax.rollouts.sampling_options import Connection, SamplingOptions
 from prm_jax.rollouts.server_options import ServerOptions
@@ -110,6 +111,10 @@ class RemoteSource:
         assert self._engine is not None, "prepare the engine first"
         words = np.asarray(jax.random.key_data(key)).ravel().tolist()
         self._engine.draw_with(int.from_bytes(np.array(words, np.uint32).tobytes(), "little"))
+
+    def stats(self) -> EngineStats:
+        """See ``EngineSource``."""
+        return EngineStats() if self._engine is None else self._engine.stats()
 
     def metrics(self) -> dict[str, float]:
         """See ``EngineSource``: the seconds that updates took, and the difference that the last probe found."""
