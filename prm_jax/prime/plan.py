@@ -1,7 +1,6 @@
 """A run's memory, work and time before it starts, by arithmetic on the options and the model's configuration."""
 
 import dataclasses
-import functools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -224,22 +223,14 @@ def _variants(work: Workload) -> list[tuple[str, Callable[[Options], Options]]]:
     found = [
         ("--model.remat full", _change("model", remat="full")),
         ("--model.compute-dtype bfloat16", _change("model", compute_dtype="bfloat16")),
-        ("--model.attention blockwise", _change("model", attention="blockwise")),
+        ("--model.attention auto", _change("model", attention="auto")),
         (f"--model.lora-rank {rank}", _change("model", lora_rank=rank)),
         (f"--prm.lora-rank {rank}", _change("prm", lora_rank=rank)),
         ("--rollout.filter resample", _change("rollout", filter="resample")),
         (f"--mesh.fsdp {devices} --mesh.data 1 --mesh.tensor 1", _change("mesh", fsdp=devices, data=1, tensor=1)),
         (f"--mesh.data {devices} --mesh.fsdp 1 --mesh.tensor 1", _change("mesh", fsdp=1, data=devices, tensor=1)),
     ]
-    learners = ["policy", *(["prm"] if work.online_prm else []), *(["critic"] if work.critic else [])]
-    smaller = [_change(part, moments="int8") for part in learners]
-    away = [_change(part, offload=True) for part in learners]
-    found += [
-        (" ".join(f"--{part}.moments int8" for part in learners), _all_of(smaller)),
-        (" ".join(f"--{part}.offload" for part in learners), _all_of(away)),
-    ]
-    if not options.model.lora_rank and not options.prm.lora_rank:
-        found.append(("--model.offload-reference", _change("model", offload_reference=True)))
+    found += _smaller_states(work)
     if options.model.lora_rank:
         found = [(name, change) for name, change in found if not name.startswith("--model.lora")]
     if options.prm.lora_rank or not work.online_prm:
@@ -253,6 +244,20 @@ def _variants(work: Workload) -> list[tuple[str, Callable[[Options], Options]]]:
             f"--policy.microbatches {policy} --prm.microbatches {prm}",
             lambda given: _change("prm", microbatches=prm)(_change("policy", microbatches=policy)(given)),
         ))  # fmt: skip
+    return found
+
+
+def _smaller_states(work: Workload) -> list[tuple[str, Callable[[Options], Options]]]:
+    """Options that store optimiser states in fewer bytes, or in the host's memory."""
+    options, found = work.options, []
+    learning = [("policy", options.policy)] + [("prm", options.prm)] * work.online_prm
+    for name, part in learning:
+        if part.moments != "int8":
+            found.append((f"--{name}.moments int8", _change(name, moments="int8")))
+        if not part.offload and work.platform != "cpu":
+            found.append((f"--{name}.offload", _change(name, offload=True)))
+    if work.platform != "cpu" and not (options.model.lora_rank or options.prm.lora_rank):
+        found.append(("--model.offload-reference", _change("model", offload_reference=True)))
     return found
 
 
@@ -277,10 +282,6 @@ def _change(group: str, **fields: Any) -> Callable[[Options], Options]:
         return dataclasses.replace(options, **{group: part})
 
     return change
-
-
-def _all_of(changes: Sequence[Callable[[Options], Options]]) -> Callable[[Options], Options]:
-    return lambda options: functools.reduce(lambda given, change: change(given), changes, options)
 
 
 def _replanned(current: Plan, change: Callable[[Options], Options]) -> Plan | None:
