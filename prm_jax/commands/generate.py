@@ -14,6 +14,7 @@ import tyro
 from prm_jax.commands.server_generation import before_stop, server_sampler
 from prm_jax.errors import UserError
 from prm_jax.option_ranges import at_least, check_ranges, within
+from prm_jax.rollouts.hint_options import HintOptions
 from prm_jax.rollouts.sampling_options import Connection
 from prm_jax.runs.distributed_options import DistributedOptions
 
@@ -58,6 +59,8 @@ class Options:
     """Dtype of parameters and computation."""
     json: bool = False
     """Write JSON lines with prompt, response, log-probability and token count."""
+    hint: HintOptions = field(default_factory=HintOptions)
+    """Problems of a task, answered with and without a hint; writes JSON lines."""
     server: str = ""
     """Address of a server that runs the model, as in prm-jax search; only the tokenizer is then read here."""
     connection: Connection = field(default_factory=Connection)
@@ -73,6 +76,10 @@ def run(options: Options) -> None:
     problems = check_ranges(options)
     if problems:
         raise UserError("\n".join(problems))
+    if options.hint.text:
+        from prm_jax.commands.hinting import run_hints
+
+        return run_hints(options)
     prompts = list(_prompts(options))
     path = find_model(options.model)
     tokenizer = Tokenizer.load(path)

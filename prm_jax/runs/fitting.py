@@ -441,8 +441,11 @@ class _Loop:
 
     def _notify(self, kind: Any, step: int, metrics: dict[str, Any], state: Any, batch: Any = None) -> None:
         event = Event(kind, step, metrics, state, batch, self.run)
-        for callback in self.callbacks:
-            callback(event)
+        if not self.callbacks:
+            return
+        with self.watch(f"callbacks after step {step} ({self.frontend.title})", f"callbacks {kind}"):
+            for callback in self.callbacks:
+                callback(event)
         if event.stop_reason:
             self.stop_reason = event.stop_reason
 
