@@ -183,9 +183,7 @@ class Collector:
             "rollout/wasted_tokens": float(groups.wasted),
             "rollouts": float(self.sampled),
         }
-        if after.slot_steps > before.slot_steps:
-            used = (after.tokens - before.tokens) / (after.slot_steps - before.slot_steps)
-            metrics["rollout/utilisation"] = used
+        metrics |= after.since(before)
         return Collected(batch, chosen, metrics, empty=not np.asarray(batch.keep).any())
 
     def _engine_stats(self) -> EngineStats:

@@ -1,5 +1,7 @@
 """The server of a run: connected once, and given new weights, keys and temperatures between uses."""
 
+import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +14,9 @@ from prm_jax.errors import UserError
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.hub import find_model
 from prm_jax.resolve import resolve
+from prm_jax.rollouts.engine import EngineStats
 from prm_jax.rollouts.remote import RemoteEngine, warn
+from prm_jax.rollouts.remote_responses import RemoteStats
 from prm_jax.rollouts.sampling_options import Connection, SamplingOptions
 from prm_jax.rollouts.server_options import ServerOptions
 from prm_jax.rollouts.server_process import ServerProcess
@@ -24,11 +28,6 @@ from prm_jax.rollouts.weight_updates import (
     RestartUpdates,
     WeightUpdates,
 )
-
-
-def is_url(engine: str) -> bool:
-    """Whether the name of an engine is the address of a server."""
-    return engine.startswith(("http://", "https://"))
 
 
 class RemoteSource:
@@ -51,9 +50,6 @@ class RemoteSource:
     Raises:
       UserError: options that cannot work together.
     """
-
-    streams = True
-    ordered = False
 
     def __init__(
         self,
@@ -81,6 +77,16 @@ class RemoteSource:
         self._engine: RemoteEngine | None = None
         self._leaves: list[Any] = []
         self._seconds = 0.0
+
+    @property
+    def streams(self) -> bool:
+        """See ``EngineSource``."""
+        return True
+
+    @property
+    def ordered(self) -> bool:
+        """See ``EngineSource``: batches on the server depend on time in any case."""
+        return False
 
     def prepare(self, params: Any, sampling: SamplingOptions) -> RemoteEngine:
         """See ``EngineSource``.
@@ -111,13 +117,11 @@ class RemoteSource:
         words = np.asarray(jax.random.key_data(key)).ravel().tolist()
         self._engine.draw_with(int.from_bytes(np.array(words, np.uint32).tobytes(), "little"))
 
-    def metrics(self) -> dict[str, float]:
-        """See ``EngineSource``: the seconds that updates took, and the difference that the last probe found."""
-        seconds, self._seconds = self._seconds, 0.0
-        found = {"rollout/server_update_seconds": seconds}
-        if self._probe is not None and np.isfinite(self._probe.difference):
-            found["rollout/server_difference"] = self._probe.difference
-        return found
+    def stats(self) -> RemoteStats:
+        """See ``EngineSource``."""
+        counters = EngineStats() if self._engine is None else self._engine.stats()
+        difference = math.nan if self._probe is None else self._probe.difference
+        return RemoteStats(**dataclasses.asdict(counters), update_seconds=self._seconds, difference=difference)
 
     def _connect(self, params: Any, sampling: SamplingOptions) -> RemoteEngine:
         url = self._url
