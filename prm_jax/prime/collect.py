@@ -183,7 +183,11 @@ class Collector:
             "rollout/wasted_tokens": float(groups.wasted),
             "rollouts": float(self.sampled),
         }
-        metrics |= after.since(before)
+        if after.slot_steps > before.slot_steps:
+            used = (after.tokens - before.tokens) / (after.slot_steps - before.slot_steps)
+            metrics["rollout/utilisation"] = used
+        if self.sampler.engines is not None:
+            metrics |= self.sampler.engines.metrics()
         return Collected(batch, chosen, metrics, empty=not np.asarray(batch.keep).any())
 
     def _engine_stats(self) -> EngineStats:

@@ -376,6 +376,8 @@ class Options:
     watchdog_exit: Annotated[float, at_least(0)] = 0.0
     """Seconds after which such a phase ends the process with exit code 76, so that a stuck process cannot hold the
     others for ever; 0: never."""
+    profile: Annotated[int, at_least(0)] = 0
+    """Step of which a trace for ui.perfetto.dev is written into profile/; 0: none. The first step compiles."""
     max_empty_steps: Annotated[int, at_least(1)] = 20
     """Consecutive steps without a prompt that passes the filter after which a run stops."""
     callbacks: tuple[str, ...] = ()

@@ -83,11 +83,6 @@ class EngineStats:
         """Share of the computed positions that ended up in a response; NaN when unknown."""
         return self.tokens / self.slot_steps if self.slot_steps else float("nan")
 
-    def since(self, before: "EngineStats") -> dict[str, float]:
-        """What an engine has done since earlier counters, as metrics of a training step."""
-        steps = self.slot_steps - before.slot_steps
-        return {"rollout/utilisation": (self.tokens - before.tokens) / steps} if steps > 0 else {}
-
 
 class Engine(Protocol):
     """Samples responses to requests. An engine serves one caller at a time.

@@ -9,7 +9,7 @@ import numpy as np
 
 from prm_jax.errors import UserError
 from prm_jax.rollouts.dialects import TokenAnswer
-from prm_jax.rollouts.engine import End, EngineStats, Request, Response, Ticket, first_stop
+from prm_jax.rollouts.engine import End, Request, Response, Ticket, first_stop
 from prm_jax.rollouts.http_client import escape
 from prm_jax.rollouts.sampling_options import SamplingOptions
 from prm_jax.rollouts.server_client import Handle
@@ -29,27 +29,6 @@ class RemoteResponse(Response):
 
     sampled: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
     server_logp: np.ndarray | None = None
-
-
-@dataclasses.dataclass
-class RemoteStats(EngineStats):
-    """Counters of a server.
-
-    Attributes:
-      update_seconds: that handing over weights and probing them took.
-      difference: that the last probe found, in nats per token; NaN before the first.
-    """
-
-    update_seconds: float = 0.0
-    difference: float = math.nan
-
-    def since(self, before: EngineStats) -> dict[str, float]:
-        """See `EngineStats`."""
-        seconds = self.update_seconds - getattr(before, "update_seconds", 0.0)
-        found = {"rollout/server_update_seconds": seconds, **super().since(before)}
-        if math.isfinite(self.difference):
-            found["rollout/server_difference"] = self.difference
-        return found
 
 
 @dataclasses.dataclass

@@ -1,7 +1,5 @@
 """The server of a run: connected once, and given new weights, keys and temperatures between uses."""
 
-import dataclasses
-import math
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +14,6 @@ from prm_jax.models.hub import find_model
 from prm_jax.resolve import resolve
 from prm_jax.rollouts.engine import EngineStats
 from prm_jax.rollouts.remote import RemoteEngine, warn
-from prm_jax.rollouts.remote_responses import RemoteStats
 from prm_jax.rollouts.sampling_options import Connection, SamplingOptions
 from prm_jax.rollouts.server_options import ServerOptions
 from prm_jax.rollouts.server_process import ServerProcess
@@ -117,11 +114,17 @@ class RemoteSource:
         words = np.asarray(jax.random.key_data(key)).ravel().tolist()
         self._engine.draw_with(int.from_bytes(np.array(words, np.uint32).tobytes(), "little"))
 
-    def stats(self) -> RemoteStats:
+    def stats(self) -> EngineStats:
         """See ``EngineSource``."""
-        counters = EngineStats() if self._engine is None else self._engine.stats()
-        difference = math.nan if self._probe is None else self._probe.difference
-        return RemoteStats(**dataclasses.asdict(counters), update_seconds=self._seconds, difference=difference)
+        return EngineStats() if self._engine is None else self._engine.stats()
+
+    def metrics(self) -> dict[str, float]:
+        """See ``EngineSource``: the seconds that updates took, and the difference that the last probe found."""
+        seconds, self._seconds = self._seconds, 0.0
+        found = {"rollout/server_update_seconds": seconds}
+        if self._probe is not None and np.isfinite(self._probe.difference):
+            found["rollout/server_difference"] = self._probe.difference
+        return found
 
     def _connect(self, params: Any, sampling: SamplingOptions) -> RemoteEngine:
         url = self._url

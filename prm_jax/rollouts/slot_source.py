@@ -41,6 +41,10 @@ class EngineSource(Protocol):
         """Counters of the engine."""
         ...
 
+    def metrics(self) -> dict[str, float]:
+        """More ``rollout/...`` metrics of what the engine has done since the last call."""
+        ...
+
 
 class SlotSource:
     """An `EngineSource` of one `SlotEngine` in this process.
@@ -98,6 +102,10 @@ class SlotSource:
     def stats(self) -> EngineStats:
         """See `EngineSource`."""
         return EngineStats() if self._engine is None else self._engine.stats()
+
+    def metrics(self) -> dict[str, float]:
+        """See `EngineSource`: none."""
+        return {}
 
 
 def default_slots(rows: int, ways: int = 1) -> int:

@@ -8,7 +8,7 @@ import pytest
 
 from prm_jax.errors import UserError
 from prm_jax.models import LoRAConfig, init_lora, join
-from prm_jax.rollouts import Connection, EngineStats, RemoteSource, Request, SamplingOptions, ServerOptions, sample_all
+from prm_jax.rollouts import Connection, RemoteSource, Request, SamplingOptions, ServerOptions, sample_all
 from tests.models.checkpoints import CONFIGS, random_params, write_gguf
 from tests.rollouts.token_servers import LLAMAS, TOKENIZER, FakeLlama, ModelSglang
 
@@ -51,7 +51,7 @@ def test_weights_keys_and_temperatures_change_between_uses(tmp_path, params):
                    for a, b in zip(first, draw(made, params, key=1), strict=True))  # fmt: skip
         greedy = draw(made, params, sampling=SamplingOptions(0.0))
         np.testing.assert_array_equal(greedy[0].tokens, greedy[1].tokens)
-        metrics = made.stats().since(EngineStats())
+        metrics = made.metrics()
         assert metrics["rollout/server_difference"] < 1e-4 and metrics["rollout/server_update_seconds"] > 0
         assert draw(made, other)[0].version[0] == 2 and fake.version == "2"
         fake.frozen = True  # the server keeps these weights, but says that it has the new ones
