@@ -244,7 +244,9 @@ def _variants(work: Workload) -> list[tuple[str, Callable[[Options], Options]]]:
         policy, prm = pieces
         found.append((
             f"--policy.microbatches {policy} --prm.microbatches {prm}",
-            lambda given: _change("prm", microbatches=prm)(_change("policy", microbatches=policy)(given)),
+            lambda given: _change("prm", microbatches=prm, microbatch_tokens=0)(
+                _change("policy", microbatches=policy, microbatch_tokens=0)(given)
+            ),
         ))  # fmt: skip
     return found
 

@@ -20,6 +20,7 @@ from prm_jax.models.blockwise_attention import block_size
 from prm_jax.models.rows import row_axes
 from prm_jax.models.sharding import partition_spec
 from prm_jax.prime.options import Options
+from prm_jax.prime.sizes import pieces_of_tokens
 from prm_jax.prime.start import Start, uses_online_prm
 from prm_jax.pytree_paths import named_leaves
 from prm_jax.runs.learner import Learner
@@ -71,8 +72,15 @@ class Workload:
 
     def piece_rows(self, name: str) -> int:
         """Rows of one piece of a learner's update, on all devices."""
+        return max(1, self.rows // (self.pieces(name).minibatches * self.microbatches(name)))
+
+    def microbatches(self, name: str) -> int:
+        """Pieces of one optimiser step of a learner."""
         pieces = self.pieces(name)
-        return max(1, self.rows // (pieces.minibatches * pieces.microbatches))
+        if not pieces.microbatch_tokens:
+            return int(pieces.microbatches)
+        rows = self.rows // pieces.minibatches
+        return pieces_of_tokens(max(1, rows // self.row_shards(rows)), self.columns, pieces.microbatch_tokens)
 
     def row_shards(self, rows: int) -> int:
         """Parts into which the compiled step divides that many rows; an axis that does not divide them repeats work."""
