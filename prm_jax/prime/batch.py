@@ -12,12 +12,36 @@ Metrics = dict[str, jax.Array]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Packed:
+    """The responses of a batch packed into R rows of W columns, for the models alone; see `prime.layout`.
+
+    The B responses are consecutive chunks of `chunk`, and so are the packed rows: those of a chunk hold its responses,
+    each with its prompt as one segment.
+
+    Attributes:
+      tokens: [R, W] int32.
+      segment_ids: [R, W] int32, -1 on padding.
+      scored: [R, W] bool, True on response tokens.
+      place: [B] int32, first column of each response's segment, counted through the rows of its chunk.
+      chunk: static.
+    """
+
+    tokens: jax.Array  # [R, W]
+    segment_ids: jax.Array  # [R, W]
+    scored: jax.Array  # [R, W]
+    place: jax.Array  # [B]
+    chunk: int = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Batch:
     """Rollouts of one step; rows are ``[prompt][response][padding]``, the samples of a prompt are consecutive.
 
     Attributes:
       tokens: [B, T] int32.
-      mask: [B, T] bool, True on response tokens including the first end token.
+      mask: [B, T] bool, True on response tokens that the model drew, including the first end token; text that it was
+        given within a response leaves holes.
       keep: [B] bool, False on rows that do not count: filtered groups, failed verifications.
       outcome: [B] float32 in [0, 1].
       group_ids: [B] int32 in [0, P), the prompt of each row.
@@ -28,6 +52,10 @@ class Batch:
       confidence: [B] float32 in [0, 1], the confidence that each response states (1/2: none), or None.
       weights: [B] float32 >= 0, the share of the policy's training signal that each response gets, mean 1 over a
         group; None: equal.
+      behaviour_logp: [B, T] float32, log-probability with which the sampler drew each token, NaN where unknown; None:
+        unknown.
+      version: [B, T] int32, version of the weights that drew each token; None: all the same.
+      packed: the same responses in fewer rows, or None.
       start: static; no response begins before this column, so that nothing before it goes through the head.
     """
 
@@ -42,6 +70,9 @@ class Batch:
     initial_value: jax.Array | None = None  # [B]
     confidence: jax.Array | None = None  # [B]
     weights: jax.Array | None = None  # [B]
+    behaviour_logp: jax.Array | None = None  # [B, T]
+    version: jax.Array | None = None  # [B, T]
+    packed: Packed | None = None
     start: int = dataclasses.field(default=0, metadata={"static": True})
 
 
@@ -86,7 +117,7 @@ class RewardInputs:
 
     Attributes:
       tokens: [B, T] int32.
-      mask: [B, T] bool, True on response tokens.
+      mask: [B, T] bool, True on response tokens that the model drew.
       keep: [B] bool, False on rows that do not count.
       step_ids: [B, T] int32, -1 outside the response.
       outcome: [B] float32 in [0, 1].
@@ -101,6 +132,7 @@ class RewardInputs:
       entropy: [B, T] float32 of the learning policy, in the policy's loss only.
       confidence: [B] float32, see `Batch`.
       weights: [B] float32, see `Batch`.
+      behaviour_logp: [B, T] float32, see `Batch`.
       groups: static upper bound of `group_ids`, which a minibatch keeps; None: the number of rows.
     """
 
@@ -120,6 +152,7 @@ class RewardInputs:
     entropy: jax.Array | None = None
     confidence: jax.Array | None = None
     weights: jax.Array | None = None
+    behaviour_logp: jax.Array | None = None
     groups: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property

@@ -13,6 +13,8 @@ from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.models.model_options import ModelOptions
 from prm_jax.option_ranges import above, at_least, within
 from prm_jax.prime.watch_options import WatchOptions
+from prm_jax.rollouts.sampling_options import Connection
+from prm_jax.rollouts.server_options import ServerOptions
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -81,10 +83,37 @@ class RolloutOptions:
     far, and the rest of the batch is masked."""
     drop_truncated: bool = False
     """Groups with a response that reached max_new_tokens fail the filter."""
+    engine: str = "auto"
+    """What samples. generate: rectangles that last as long as their longest response; slots: a response that ends makes
+    room for the next one, with the same batches up to rounding; auto: slots, unless --mesh.fsdp divides the parameters,
+    of which slots need a whole copy per device (divided by --mesh.tensor); or the address of a server that exchanges
+    token ids (vLLM, SGLang or llama.cpp), such as http://localhost:8000, see --rollout.server.* and --connection.*."""
+    server: ServerOptions = field(default_factory=ServerOptions)
+    """How that server gets the policy's weights."""
+    slots: Annotated[int, at_least(0)] = 0
+    """Responses that are decoded at the same time (engine=slots); 0: as many as a step has, up to 256."""
+    lookahead: Annotated[int, at_least(0)] = 0
+    """Prompts asked for beyond those that the step is known to need (engine=slots; filter resample or oversample). They
+    keep slots busy and are wasted when they are not needed."""
+    cut_groups: bool = False
+    """Stop sampling a group as soon as it can no longer pass (engine=slots, filter=resample); rates and lengths in the
+    metrics then depend on timing, the batch does not."""
     weights: Literal["none", "best_of_n", "best_random", "best_worst", "power"] = "none"
     """Share of the training signal that each response of a group gets by the rank of its outcome (PF-PPO)."""
     outcome_noise: Annotated[float, within(0, 0.5)] = 0.0
     """Share of training outcomes that are flipped at random, to study unreliable verifiers."""
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How the responses of a step are laid out for the models."""
+
+    length_buckets: Annotated[int, at_least(1)] = 4
+    """The columns of a batch are cut to the smallest of this many lengths that holds it, multiples of 128 tokens; each
+    length in use compiles the step once. 1: always max_prompt_tokens + max_new_tokens."""
+    pack: bool = False
+    """Put several responses into one row where they fit, so that the models read less padding. The numbers are those
+    of unpacked responses to rounding; each of up to 8 row counts in use compiles the step once."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +198,9 @@ class PRMOptions:
     """Passes over the batch."""
     microbatches: Annotated[int, at_least(1)] = 1
     """Pieces in which the gradient of one optimiser step is accumulated (exactly)."""
+    microbatch_tokens: Annotated[int, at_least(0)] = 0
+    """Instead: as many pieces as it takes for each to have at most this many tokens per device, padding included; 0:
+    microbatches."""
     pretrain_rollouts: Annotated[int, at_least(0)] = 0
     """Rollouts of the initial policy from which the PRM learns, by outcomes alone, before the policy does."""
     pretrain_epochs: Annotated[int, at_least(1)] = 4
@@ -257,6 +289,28 @@ class PolicyOptions:
     """Passes over the batch."""
     microbatches: Annotated[int, at_least(1)] = 1
     """Pieces in which the gradient of one optimiser step is accumulated (exactly)."""
+    microbatch_tokens: Annotated[int, at_least(0)] = 0
+    """Instead: as many pieces as it takes for each to have at most this many tokens per device, padding included; 0:
+    microbatches."""
+
+
+@dataclass(frozen=True)
+class OffPolicyOptions:
+    """What the loss does about tokens that were drawn with other probabilities than the trainer computes."""
+
+    objective: Literal["decoupled", "bypass"] = "decoupled"
+    """decoupled: ratios are clipped around the trainer's own old log-probs, and --off-policy.weights correct for the
+    sampler; bypass: ratios are clipped around the sampler's log-probs, which also saves a forward pass where the
+    trainer's are needed."""
+    weights: Literal["auto", "none", "token", "sequence", "geometric"] = "auto"
+    """Importance weights of the sampler, of tokens, of whole responses (product), or of their geometric mean. auto: of
+    tokens, and none where the sampler computes what the trainer does: this process, float32, all tokens kept."""
+    low: Annotated[float | None, at_least(0)] = None
+    """Lower bound of the weights; none: no bound."""
+    high: Annotated[float, above(0)] = 2.0
+    """Upper bound of the weights."""
+    action: Literal["truncate", "mask"] = "truncate"
+    """Weights outside the bounds are clipped, or become 0."""
 
 
 @dataclass(frozen=True)
@@ -309,14 +363,18 @@ class Options:
     model: ModelOptions = field(default_factory=ModelOptions)
     sft: SFTOptions = field(default_factory=SFTOptions)
     rollout: RolloutOptions = field(default_factory=RolloutOptions)
+    batch: BatchOptions = field(default_factory=BatchOptions)
     reward: RewardOptions = field(default_factory=RewardOptions)
     prm: PRMOptions = field(default_factory=PRMOptions)
     advantage: AdvantageOptions = field(default_factory=AdvantageOptions)
     policy: PolicyOptions = field(default_factory=PolicyOptions)
+    off_policy: OffPolicyOptions = field(default_factory=OffPolicyOptions)
     critic: CriticOptions = field(default_factory=CriticOptions)
     eval: EvalOptions = field(default_factory=EvalOptions)
     watch: WatchOptions = field(default_factory=WatchOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
+    connection: Connection = field(default_factory=Connection)
+    """How to talk to the server of --rollout.engine."""
     seed: Annotated[int, within(0, 2**32 - 1)] = 0
     """Seed of everything random."""
     steps: Annotated[int, at_least(0)] = 60
@@ -337,6 +395,8 @@ class Options:
     watchdog_exit: Annotated[float, at_least(0)] = 0.0
     """Seconds after which such a phase ends the process with exit code 76, so that a stuck process cannot hold the
     others for ever; 0: never."""
+    profile: Annotated[int, at_least(0)] = 0
+    """Step of which a trace for ui.perfetto.dev is written into profile/; 0: none. The first step compiles."""
     max_empty_steps: Annotated[int, at_least(1)] = 20
     """Consecutive steps without a prompt that passes the filter after which a run stops."""
     callbacks: tuple[str, ...] = ()

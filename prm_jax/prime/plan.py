@@ -79,6 +79,7 @@ def make_plan(
     platform: str = "tpu",
     prm_config: ModelConfig | None = None,
     online_prm: bool | None = None,
+    processes: int = 1,
 ) -> Plan:
     """The memory of a run.
 
@@ -90,12 +91,13 @@ def make_plan(
       platform: "tpu", "gpu" or "cpu", which decides how attention and log-probs are computed.
       prm_config: the PRM's architecture where it has one of its own.
       online_prm: whether an implicit PRM learns; None: what the options say.
+      processes: that share the devices evenly.
 
     Raises:
       UserError: a mesh that does not have that many devices, or that does not divide a dimension of the model.
     """
     mesh = planned_mesh(options.mesh, devices)
-    work = make_workload(options, config, prm_config, mesh, platform, online_prm)
+    work = make_workload(options, config, prm_config, mesh, platform, online_prm, processes)
     return Plan(work, plan_memory.state_bytes(work), plan_memory.update_bytes(work), plan_memory.rollout_bytes(work))
 
 
@@ -223,13 +225,14 @@ def _variants(work: Workload) -> list[tuple[str, Callable[[Options], Options]]]:
     found = [
         ("--model.remat full", _change("model", remat="full")),
         ("--model.compute-dtype bfloat16", _change("model", compute_dtype="bfloat16")),
-        ("--model.attention blockwise", _change("model", attention="blockwise")),
+        ("--model.attention auto", _change("model", attention="auto")),
         (f"--model.lora-rank {rank}", _change("model", lora_rank=rank)),
         (f"--prm.lora-rank {rank}", _change("prm", lora_rank=rank)),
         ("--rollout.filter resample", _change("rollout", filter="resample")),
         (f"--mesh.fsdp {devices} --mesh.data 1 --mesh.tensor 1", _change("mesh", fsdp=devices, data=1, tensor=1)),
         (f"--mesh.data {devices} --mesh.fsdp 1 --mesh.tensor 1", _change("mesh", fsdp=1, data=devices, tensor=1)),
     ]
+    found += _smaller_states(work)
     if options.model.lora_rank:
         found = [(name, change) for name, change in found if not name.startswith("--model.lora")]
     if options.prm.lora_rank or not work.online_prm:
@@ -241,8 +244,24 @@ def _variants(work: Workload) -> list[tuple[str, Callable[[Options], Options]]]:
         policy, prm = pieces
         found.append((
             f"--policy.microbatches {policy} --prm.microbatches {prm}",
-            lambda given: _change("prm", microbatches=prm)(_change("policy", microbatches=policy)(given)),
+            lambda given: _change("prm", microbatches=prm, microbatch_tokens=0)(
+                _change("policy", microbatches=policy, microbatch_tokens=0)(given)
+            ),
         ))  # fmt: skip
+    return found
+
+
+def _smaller_states(work: Workload) -> list[tuple[str, Callable[[Options], Options]]]:
+    """Options that store optimiser states in fewer bytes, or in the host's memory."""
+    options, found = work.options, []
+    learning = [("policy", options.policy)] + [("prm", options.prm)] * work.online_prm
+    for name, part in learning:
+        if part.moments != "int8":
+            found.append((f"--{name}.moments int8", _change(name, moments="int8")))
+        if not part.offload and work.platform != "cpu":
+            found.append((f"--{name}.offload", _change(name, offload=True)))
+    if work.platform != "cpu" and not (options.model.lora_rank or options.prm.lora_rank):
+        found.append(("--model.offload-reference", _change("model", offload_reference=True)))
     return found
 
 
@@ -275,7 +294,7 @@ def _replanned(current: Plan, change: Callable[[Options], Options]) -> Plan | No
     try:
         return make_plan(
             options, work.config, devices=math.prod(work.mesh.shape.values()), platform=work.platform,
-            prm_config=work.prm_config, online_prm=work.online_prm,
+            prm_config=work.prm_config, online_prm=work.online_prm, processes=work.processes,
         )  # fmt: skip
     except UserError:
         return None

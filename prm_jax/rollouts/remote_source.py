@@ -12,6 +12,7 @@ from prm_jax.errors import UserError
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.hub import find_model
 from prm_jax.resolve import resolve
+from prm_jax.rollouts.engine import EngineStats
 from prm_jax.rollouts.remote import RemoteEngine, warn
 from prm_jax.rollouts.sampling_options import Connection, SamplingOptions
 from prm_jax.rollouts.server_options import ServerOptions
@@ -24,11 +25,6 @@ from prm_jax.rollouts.weight_updates import (
     RestartUpdates,
     WeightUpdates,
 )
-
-
-def is_url(engine: str) -> bool:
-    """Whether the name of an engine is the address of a server."""
-    return engine.startswith(("http://", "https://"))
 
 
 class RemoteSource:
@@ -51,9 +47,6 @@ class RemoteSource:
     Raises:
       UserError: options that cannot work together.
     """
-
-    streams = True
-    ordered = False
 
     def __init__(
         self,
@@ -81,6 +74,16 @@ class RemoteSource:
         self._engine: RemoteEngine | None = None
         self._leaves: list[Any] = []
         self._seconds = 0.0
+
+    @property
+    def streams(self) -> bool:
+        """See ``EngineSource``."""
+        return True
+
+    @property
+    def ordered(self) -> bool:
+        """See ``EngineSource``: batches on the server depend on time in any case."""
+        return False
 
     def prepare(self, params: Any, sampling: SamplingOptions) -> RemoteEngine:
         """See ``EngineSource``.
@@ -110,6 +113,10 @@ class RemoteSource:
         assert self._engine is not None, "prepare the engine first"
         words = np.asarray(jax.random.key_data(key)).ravel().tolist()
         self._engine.draw_with(int.from_bytes(np.array(words, np.uint32).tobytes(), "little"))
+
+    def stats(self) -> EngineStats:
+        """See ``EngineSource``."""
+        return EngineStats() if self._engine is None else self._engine.stats()
 
     def metrics(self) -> dict[str, float]:
         """See ``EngineSource``: the seconds that updates took, and the difference that the last probe found."""
