@@ -5,6 +5,7 @@ import re
 from prm_jax.errors import UserError
 from prm_jax.option_ranges import check_ranges
 from prm_jax.prime.options import Options
+from prm_jax.prime.sizes import chunk_rows
 from prm_jax.resolve import nearest
 
 POLICY_METRICS = ("accuracy", "step_accuracy", "length", "finished")
@@ -21,6 +22,7 @@ def check_options(options: Options) -> None:
         *check_ranges(options),
         *_groups(options),
         *_divisions(options),
+        *_layout(options),
         *_combinations(options),
         *_rewards(options),
         *_pattern(options),
@@ -84,6 +86,36 @@ def _divisions(options: Options) -> list[str]:
         found.append(
             f"--prm.pretrain-batch {options.prm.pretrain_batch} is larger than "
             f"--prm.pretrain-rollouts {options.prm.pretrain_rollouts}"
+        )
+    return found
+
+
+def _layout(options: Options) -> list[str]:
+    """Microbatches by tokens, and packed rows."""
+    width = options.rollout.max_prompt_tokens + options.rollout.max_new_tokens
+    found = []
+    for name, part in (("prm", options.prm), ("policy", options.policy)):
+        if not part.microbatch_tokens:
+            continue
+        if part.microbatches > 1:
+            found.append(
+                f"--{name}.microbatches {part.microbatches} and --{name}.microbatch-tokens {part.microbatch_tokens} "
+                "both choose the number of pieces: leave one out"
+            )
+        if part.microbatch_tokens < width:
+            found.append(
+                f"--{name}.microbatch-tokens {part.microbatch_tokens} is less than one row of {width} tokens "
+                "(--rollout.max-prompt-tokens + --rollout.max-new-tokens)"
+            )
+    if options.prm.microbatch_tokens and options.prm.loss != "ce":
+        found.append(
+            f"--prm.microbatch-tokens cuts through groups, which --prm.loss {options.prm.loss} compares: use "
+            "--prm.microbatches"
+        )
+    if options.batch.pack and not chunk_rows(options, 1):
+        found.append(
+            "--batch.pack needs microbatches of policy and PRM that divide the batch together: choose "
+            "--policy.microbatches and --prm.microbatches of which one is a multiple of the other"
         )
     return found
 

@@ -108,6 +108,18 @@ class RolloutOptions:
 
 
 @dataclass(frozen=True)
+class BatchOptions:
+    """How the responses of a step are laid out for the models."""
+
+    length_buckets: Annotated[int, at_least(1)] = 4
+    """The columns of a batch are cut to the smallest of this many lengths that holds it, multiples of 128 tokens; each
+    length in use compiles the step once. 1: always max_prompt_tokens + max_new_tokens."""
+    pack: bool = False
+    """Put several responses into one row where they fit, so that the models read less padding. The numbers are those
+    of unpacked responses to rounding; each of up to 8 row counts in use compiles the step once."""
+
+
+@dataclass(frozen=True)
 class RewardOptions:
     """Where process rewards come from, and how they are shaped before credit is assigned."""
 
@@ -189,6 +201,9 @@ class PRMOptions:
     """Passes over the batch."""
     microbatches: Annotated[int, at_least(1)] = 1
     """Pieces in which the gradient of one optimiser step is accumulated (exactly)."""
+    microbatch_tokens: Annotated[int, at_least(0)] = 0
+    """Instead: as many pieces as it takes for each to have at most this many tokens per device, padding included; 0:
+    microbatches."""
     pretrain_rollouts: Annotated[int, at_least(0)] = 0
     """Rollouts of the initial policy from which the PRM learns, by outcomes alone, before the policy does."""
     pretrain_epochs: Annotated[int, at_least(1)] = 4
@@ -277,6 +292,9 @@ class PolicyOptions:
     """Passes over the batch."""
     microbatches: Annotated[int, at_least(1)] = 1
     """Pieces in which the gradient of one optimiser step is accumulated (exactly)."""
+    microbatch_tokens: Annotated[int, at_least(0)] = 0
+    """Instead: as many pieces as it takes for each to have at most this many tokens per device, padding included; 0:
+    microbatches."""
 
 
 @dataclass(frozen=True)
@@ -348,6 +366,7 @@ class Options:
     model: ModelOptions = field(default_factory=ModelOptions)
     sft: SFTOptions = field(default_factory=SFTOptions)
     rollout: RolloutOptions = field(default_factory=RolloutOptions)
+    batch: BatchOptions = field(default_factory=BatchOptions)
     reward: RewardOptions = field(default_factory=RewardOptions)
     prm: PRMOptions = field(default_factory=PRMOptions)
     advantage: AdvantageOptions = field(default_factory=AdvantageOptions)
@@ -377,6 +396,8 @@ class Options:
     watchdog_exit: Annotated[float, at_least(0)] = 0.0
     """Seconds after which such a phase ends the process with exit code 76, so that a stuck process cannot hold the
     others for ever; 0: never."""
+    profile: Annotated[int, at_least(0)] = 0
+    """Step of which a trace for ui.perfetto.dev is written into profile/; 0: none. The first step compiles."""
     max_empty_steps: Annotated[int, at_least(1)] = 20
     """Consecutive steps without a prompt that passes the filter after which a run stops."""
     callbacks: tuple[str, ...] = ()

@@ -52,8 +52,8 @@ BASELINE = "outcome_only"
 TITLES = {"prime": "PRIME", BASELINE: "outcome only"}
 
 SOFT_OPTIONS = (
-    "steps", "eval.*", "save_every", "keep_checkpoints", "sample_every", "watch.*", "max_*_steps", "watchdog*", "plots",
-    "baseline", "*.learning_rate",
+    "steps", "eval.*", "save_every", "keep_checkpoints", "sample_every", "watch.*", "profile", "max_*_steps",
+    "watchdog*", "plots", "baseline", "*.learning_rate",
 )  # fmt: skip
 """Options that a resumed run may change."""
 

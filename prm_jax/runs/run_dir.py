@@ -30,6 +30,8 @@ from typing import Any
 
 from prm_jax import config_io
 from prm_jax.errors import UserError, require
+from prm_jax.runs import processes
+from prm_jax.runs.distributed_options import LAUNCHED
 from prm_jax.runs.locks import Lock
 from prm_jax.runs.metrics_log import (
     MetricsLog,
@@ -225,6 +227,8 @@ def open_run(
         configuration (the differences are listed), is in use by another job, or cannot be written.
       MissingExtraError: the package of a sink is not installed.
     """
+    if LAUNCHED in os.environ:  # launchers on several hosts look at the directory at slightly different times
+        resume = processes.broadcast_from_first(resume, name="whether to resume")
     path = check_path(path)
     run = RunDir(path, resumed=resume, writer=writer)
     if not writer:
