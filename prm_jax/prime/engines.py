@@ -1,12 +1,8 @@
 """What a run samples with, from its options."""
 
 import jax
-<<<<<<< HEAD
 import numpy as np
 from jax.sharding import AxisType, Mesh
-=======
-from jax.sharding import Mesh
->>>>>>> main
 
 from prm_jax.errors import UserError
 from prm_jax.models.sharding import rows_over
