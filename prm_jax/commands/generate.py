@@ -12,9 +12,12 @@ import tyro
 
 from prm_jax.errors import UserError
 from prm_jax.option_ranges import at_least, check_ranges, within
+from prm_jax.runs import processes
 from prm_jax.runs.distributed_options import DistributedOptions
 
 Prompt = str | Sequence[Any]
+_Text = tuple[str, float, int]
+"""A response, its log-probability and its number of tokens."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def run(options: Options) -> None:
     problems = check_ranges(options)
     if problems:
         raise UserError("\n".join(problems))
-    prompts = list(_prompts(options))
+    prompts = processes.broadcast_from_first(list(_prompts(options)) if processes.is_first() else [], name="prompts")
     path = find_model(options.model)
     config, params = load_weights(path, dtype=options.dtype)
     config = dataclasses.replace(config, compute_dtype=options.dtype)
@@ -80,13 +83,17 @@ def run(options: Options) -> None:
     for number, start in enumerate(range(0, len(prompts), options.batch_size)):
         batch = prompts[start : start + options.batch_size]
         begun = time.monotonic()
-        samples = _sample(options, config, params, tokenizer, batch, start, key)
-        rows = len(batch) * options.samples
-        written = int(samples.mask[:rows].sum())
-        _write(options, tokenizer, batch, samples)
+        own = processes.share(len(batch))
+        texts: list[_Text] = []
+        if own.start < own.stop:
+            samples = _sample(options, config, params, tokenizer, batch[own], start + own.start, key)
+            texts = _texts(tokenizer, samples, (own.stop - own.start) * options.samples)
+        texts = [text for part in processes.gather(texts, name="responses") for text in part]
+        written = sum(tokens for _, _, tokens in texts)
+        _write(options, batch, texts)
         if number or len(prompts) <= options.batch_size:  # the first of several batches holds the compilation
             tokens, seconds = tokens + written, seconds + time.monotonic() - begun
-    if seconds:
+    if seconds and processes.is_first():
         note = ", compilation included" if len(prompts) <= options.batch_size else ""
         print(f"{tokens} tokens in {seconds:.1f} s: {tokens / seconds:.1f} tokens/s{note}", file=sys.stderr)
 
@@ -98,7 +105,8 @@ def _sample(
 
     ready = [[{"role": "user", "content": p}] if options.chat and isinstance(p, str) else p for p in batch]
     # A smaller last batch would be compiled again: it is filled with copies, which are not shown.
-    ready += [ready[-1]] * (options.batch_size - len(batch) if start else 0)
+    size = -(-options.batch_size // processes.count())
+    ready += [ready[-1]] * (size - len(batch) if start >= options.batch_size else 0)
     return generate(
         config,
         params,
@@ -119,17 +127,27 @@ def _sample(
     )
 
 
-def _write(options: Options, tokenizer: Any, batch: Sequence[Prompt], samples: Any) -> None:
+def _texts(tokenizer: Any, samples: Any, rows: int) -> list[_Text]:
+    """The first rows as text."""
     import numpy as np
 
     tokens, mask, logp = (np.asarray(x) for x in (samples.tokens, samples.mask, samples.logp))
+    return [
+        (
+            tokenizer.decode(tokens[row][mask[row]].tolist(), skip_special=True),
+            float(logp[row][mask[row]].sum()),
+            int(mask[row].sum()),
+        )
+        for row in range(rows)
+    ]
+
+
+def _write(options: Options, batch: Sequence[Prompt], texts: Sequence[_Text]) -> None:
     many = len(batch) * options.samples > 1
-    for row in range(len(batch) * options.samples):
-        prompt = batch[row // options.samples]
-        text = tokenizer.decode(tokens[row][mask[row]].tolist(), skip_special=True)
+    for row, (text, logp, tokens) in enumerate(texts):
         if options.json:
-            record = {"prompt": prompt, "response": text, "logp": float(logp[row][mask[row]].sum())}
-            print(json.dumps({**record, "tokens": int(mask[row].sum())}, ensure_ascii=False), flush=True)
+            record = {"prompt": batch[row // options.samples], "response": text, "logp": logp, "tokens": tokens}
+            print(json.dumps(record, ensure_ascii=False), flush=True)
         else:
             print(text + ("\n---" if many else ""), flush=True)
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from prm_jax.models.local_copies import local_copy
 from prm_jax.models.sharding import placed_shapes, shard_batch, shard_params, shardings_for
 from prm_jax.prime.batch import Batch, Frozen, State
 from prm_jax.prime.collect import Collected
@@ -44,6 +45,10 @@ class Composed:
     def policy_params(self, state: State) -> Params:
         """The policy's whole parameters."""
         return self.setup.policy.learner.params(state.policy, self.frozen.reference)
+
+    def sampling_params(self, params: Params) -> Params:
+        """Whole parameters on this process's own devices, where it samples; collective."""
+        return params if self.mesh is None else local_copy(params, self.mesh)
 
     def place(self, batch: Batch) -> Batch:
         """A batch on the mesh."""

@@ -14,6 +14,7 @@ from prm_jax.prime.options import EvalOptions
 from prm_jax.prime.responses import Responses, Sampler, concatenate
 from prm_jax.prime.sources import SavedPRM, SourceBatch
 from prm_jax.prime.sources.base import on_host
+from prm_jax.runs import processes
 
 
 def sample_in_batches(
@@ -189,7 +190,7 @@ def make_probe(
             for start in range(0, len(probe.responses.texts), batch_size):
                 rows = _rows(probe.responses, slice(start, start + batch_size))
                 given = SourceBatch(rows, policy_params(state), frozen.reference, frozen.constants)
-                parts.append(np.asarray(score(state.source, given)))
+                parts.append(np.asarray(processes.to_host(score(state.source, given))))
             return _named(probe.evaluate(np.concatenate(parts)))
 
         return evaluate

@@ -1,9 +1,13 @@
-"""Sampled and judged responses, and the sampler that makes them from a task, a tokenizer and a model."""
+"""Sampled and judged responses, and the sampler that makes them from a task, a tokenizer and a model.
+
+Of several processes, each samples and verifies its own share of the prompts, with the randomness of their numbers among
+all prompts, and all of them get all responses: everything behind the sampler is the same as with one process.
+"""
 
 import contextlib
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +17,7 @@ from prm_jax.data.problems import Problem, Task
 from prm_jax.data.steps import step_ids_from_text
 from prm_jax.errors import UserError
 from prm_jax.models import DecodeOptions, ModelConfig, generate
+from prm_jax.runs import processes
 
 # Streams of randomness of one run, folded into its key, so that none depends on how often another is used.
 ROLLOUT_STREAM, EVAL_STREAM, INIT_STREAM, PRETRAIN_STREAM, NOISE_STREAM, ADAPTER_STREAM, SOURCE_STREAM = range(7)
@@ -91,10 +96,34 @@ def _last_number(texts: Sequence[str]) -> float:
 
 def concatenate(parts: Sequence[Responses]) -> Responses:
     """Joins the prompts of several responses; all must have the same G and T."""
-    arrays = ("tokens", "mask", "step_ids", "outcome", "usable", "finished", "unanswered")
-    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays}
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
     problems = [problem for part in parts for problem in part.problems]
     return Responses(problems=problems, texts=[t for part in parts for t in part.texts], **joined)
+
+
+_ARRAYS = ("tokens", "mask", "step_ids", "outcome", "usable", "finished", "unanswered")
+
+
+def divided(problems: Sequence[Problem], respond: Callable[[slice], Responses]) -> Responses:
+    """Responses to all problems, of which each process makes its own share; collective.
+
+    Args:
+      problems: P problems, the same in every process.
+      respond: the responses to ``problems[share]``, where the share is not empty.
+
+    Returns:
+      All of them, in the order of the problems, in every process.
+    """
+    own = processes.share(len(problems))
+    if own == slice(0, len(problems)):
+        return respond(own)
+    sent: dict[str, Any] | None = None
+    if own.start < own.stop:
+        made = respond(own)
+        sent = {"texts": made.texts, **{name: getattr(made, name) for name in _ARRAYS}}
+    parts = [part for part in processes.gather(sent, name="responses") if part is not None]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in _ARRAYS}
+    return Responses(problems=list(problems), texts=[text for part in parts for text in part["texts"]], **joined)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,10 +176,10 @@ class Sampler:
         top_k: int = 0,
         top_p: float = 1.0,
     ) -> Responses:
-        """Samples, decodes and judges.
+        """Samples, decodes and judges; collective where there are several processes.
 
         Args:
-          params: the whole model's parameters.
+          params: the whole model's parameters, on devices of this process.
           problems: P prompts, none longer than `max_prompt_tokens`.
           key: typed PRNG key, consumed.
           samples_per_prompt: G.
@@ -163,14 +192,18 @@ class Sampler:
                 f"a prompt has {longest} tokens, above the {self.max_prompt_tokens} of --rollout.max-prompt-tokens; "
                 "leave it out or raise that option"
             )
-        samples = generate(
-            self.config, params, prompts, key, samples_per_prompt=samples_per_prompt,
-            max_new_tokens=self.max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            stop=self.task.stop, options=DecodeOptions(tokenizer=self.tokenizer),
-        )  # fmt: skip
-        response, response_mask, finished = jax.device_get((samples.tokens, samples.mask, samples.finished))
-        tokens, mask = self._rows(prompts, np.asarray(response), np.asarray(response_mask, bool))
-        return self._judge(problems, tokens, mask, np.asarray(finished, bool))
+
+        def respond(own: slice) -> Responses:
+            samples = generate(
+                self.config, params, prompts[own], key, samples_per_prompt=samples_per_prompt,
+                max_new_tokens=self.max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+                stop=self.task.stop, options=self._decode_options(own),
+            )  # fmt: skip
+            response, response_mask, finished = jax.device_get((samples.tokens, samples.mask, samples.finished))
+            tokens, mask = self._rows(prompts[own], np.asarray(response), np.asarray(response_mask, bool))
+            return self._judge(problems[own], tokens, mask, np.asarray(finished, bool))
+
+        return divided(problems, respond)
 
     def complete(
         self,
@@ -184,10 +217,10 @@ class Sampler:
         top_k: int = 0,
         top_p: float = 1.0,
     ) -> Responses:
-        """Samples what follows partial responses, and judges the whole responses.
+        """Samples what follows partial responses, and judges the whole responses; collective as `sample` is.
 
         Args:
-          params: the whole model's parameters.
+          params: the whole model's parameters, on devices of this process.
           problems: the problem of each prefix.
           prefixes: token ids of the part of the response that is already written, in the order of `problems`.
           key: typed PRNG key, consumed.
@@ -199,21 +232,29 @@ class Sampler:
         """
         own = [self.encode(problem) for problem in problems]
         prompts = [[*prompt, *prefix] for prompt, prefix in zip(own, prefixes, strict=True)]
-        samples = generate(
-            self.config, params, prompts, key, samples_per_prompt=samples_per_prefix,
-            max_new_tokens=self.max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, stop=self.task.stop,
-            options=DecodeOptions(tokenizer=self.tokenizer),
-        )  # fmt: skip
-        response, response_mask, finished = jax.device_get((samples.tokens, samples.mask, samples.finished))
-        wide = dataclasses.replace(self, max_prompt_tokens=self.max_prompt_tokens + self.max_new_tokens)
-        tokens, mask = wide._rows(prompts, np.asarray(response), np.asarray(response_mask, bool))
-        starts = np.repeat([len(prompt) for prompt in own], samples_per_prefix)[:, None]
-        ends = np.repeat([len(prompt) for prompt in prompts], samples_per_prefix)[:, None]
-        columns = np.arange(tokens.shape[1])[None, :]
-        mask |= (columns >= starts) & (columns < ends)
-        allowed = columns < starts + self.max_new_tokens
-        cut = (mask & ~allowed).any(axis=1)
-        return self._judge(problems, tokens, mask & allowed, np.asarray(finished, bool) & ~cut)
+
+        def respond(part: slice) -> Responses:
+            samples = generate(
+                self.config, params, prompts[part], key, samples_per_prompt=samples_per_prefix,
+                max_new_tokens=self.max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+                stop=self.task.stop, options=self._decode_options(part),
+            )  # fmt: skip
+            response, response_mask, finished = jax.device_get((samples.tokens, samples.mask, samples.finished))
+            wide = dataclasses.replace(self, max_prompt_tokens=self.max_prompt_tokens + self.max_new_tokens)
+            tokens, mask = wide._rows(prompts[part], np.asarray(response), np.asarray(response_mask, bool))
+            starts = np.repeat([len(prompt) for prompt in own[part]], samples_per_prefix)[:, None]
+            ends = np.repeat([len(prompt) for prompt in prompts[part]], samples_per_prefix)[:, None]
+            columns = np.arange(tokens.shape[1])[None, :]
+            mask |= (columns >= starts) & (columns < ends)
+            allowed = columns < starts + self.max_new_tokens
+            cut = (mask & ~allowed).any(axis=1)
+            return self._judge(problems[part], tokens, mask & allowed, np.asarray(finished, bool) & ~cut)
+
+        return divided(problems, respond)
+
+    def _decode_options(self, part: slice) -> DecodeOptions:
+        """Prompts draw by their numbers among all, so that samples do not depend on how they are divided."""
+        return DecodeOptions(tokenizer=self.tokenizer, prompt_ids=range(part.start, part.stop))
 
     def _judge(
         self, problems: Sequence[Problem], tokens: np.ndarray, mask: np.ndarray, finished: np.ndarray

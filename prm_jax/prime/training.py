@@ -1,6 +1,7 @@
 """`prime.train`: warm start, PRIME, the outcome-only baseline and the report, in one resumable run directory."""
 
 import dataclasses
+import io
 import pathlib
 import shutil
 import time
@@ -16,7 +17,7 @@ from prm_jax.data.problems import Task
 from prm_jax.errors import UserError
 from prm_jax.models import load_weights, merge, save_weights
 from prm_jax.models.loading import fresh_params
-from prm_jax.models.sharding import make_mesh
+from prm_jax.models.sharding import check_spans_processes, make_mesh
 from prm_jax.prime.advantages import AdvantageFn
 from prm_jax.prime.checked import checked_loss, checked_rewards, name_of
 from prm_jax.prime.checks import check_options
@@ -36,6 +37,7 @@ from prm_jax.prime.traced import check_traceable
 from prm_jax.prime.warm_start import warm_start
 from prm_jax.prime.warm_up import is_warmed_up
 from prm_jax.resolve import check_signature, resolve
+from prm_jax.runs import processes, shared_files
 from prm_jax.runs.callbacks import Callback, Event
 from prm_jax.runs.console import Console, Phase
 from prm_jax.runs.fitting import Frontend
@@ -122,7 +124,7 @@ def train(
     main = "prime" if options.advantage.process_coef else BASELINE
     results: dict[str, Trained] = {}
     composed = _composed(options, start, mesh, overrides)
-    with _open(run_dir, options, resume) as run, Interrupts() as interrupts, Console(str(run.path)) as console:
+    with _open(run_dir, options, resume) as run, Interrupts() as interrupts, _console(run) as console:
         console.plan(_plan(composed, main))
         frontend = Frontend(console, interrupts, watchdog=options.watchdog)
         _introduce(start.task, options, frontend)
@@ -139,7 +141,10 @@ def train(
             results[main] = _without_arrays(results[main])
             results[BASELINE] = _train_baseline(composed, overrides, run, frontend, results[main].for_source)
         run.note(finished=True)
-    summary = write_report(run.path, options, results, seconds=time.monotonic() - begun)
+    seconds = time.monotonic() - begun
+    summary = shared_files.by_first(lambda: write_report(run.path, options, results, seconds=seconds), what="report")
+    summary = processes.broadcast_from_first(summary, name="the report")
+    assert summary is not None
     return Result(run.path, summary, run.path / "policy", kept, results[main].before, results[main].after)
 
 
@@ -211,6 +216,11 @@ def _open(path: str | pathlib.Path, options: Options, resume: bool) -> RunDir:
     )
 
 
+def _console(run: RunDir) -> Console:
+    """Progress on the standard output, of the first process alone."""
+    return Console(str(run.path), file=None if run.writer else io.StringIO())
+
+
 def _plan(composed: Composed, main: str) -> list[Phase]:
     options, phases, extra = composed.options, [], 0
     if composed.start.params is None and options.sft.steps:
@@ -268,9 +278,9 @@ def _train_baseline(
 ) -> Trained:
     """The same policy from the same start with outcomes only, in a folder of its own."""
     plain, path = outcome_only(composed.options, extra), run.path / BASELINE
-    begun_before = (path / "run.json").is_file() and (path / "config.yaml").is_file()
-    if not begun_before:
-        shutil.rmtree(path, ignore_errors=True)  # what a kill left while the directory was being made
+    begun_before = shared_files.is_file(path / "run.json") and shared_files.is_file(path / "config.yaml")
+    if not begun_before:  # a kill may have left something while the directory was being made
+        shared_files.by_first(lambda: shutil.rmtree(path, ignore_errors=True), what=f"empty {path}")
     overrides = dataclasses.replace(overrides, source=None, reward=None)
     start = dataclasses.replace(composed.start, prm_params=None)
     alone = compose(plain, start, composed.start.base, composed.sampler, composed.mesh, overrides)
@@ -293,9 +303,10 @@ def outcome_only(options: Options, extra: int = 0) -> Options:
 
 def _mesh(options: Options) -> Mesh | None:
     sizes = options.mesh
-    if (sizes.data, sizes.fsdp, sizes.tensor) == (1, 1, 1):
+    if (sizes.data, sizes.fsdp, sizes.tensor) == (1, 1, 1) and processes.count() == 1:
         return None
     mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+    check_spans_processes(mesh)
     rows = options.rollout.prompts_per_step * options.rollout.samples_per_prompt
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % ways:
@@ -318,14 +329,19 @@ def _task_of_a_run_that_fits(options: Options, task: Task | None, mesh: Mesh | N
 def _initial_policy(composed: Composed, run: RunDir, frontend: Frontend) -> Params:
     """A fresh model after its warm start, kept in ``start/`` for a resumed run."""
     options, start, kept = composed.options, composed.start, run.path / "start"
-    if kept.is_dir():
+    if shared_files.is_dir(kept):
         _, params = load_weights(kept)
         return jax.tree.map(jax.numpy.asarray, params)
-    params = start.base if composed.mesh is None else _fresh(options, start)
+    params = start.base
     if options.sft.steps:
-        params = warm_start(options, start, params, run=run, frontend=frontend)
-    save_weights(kept, start.config, params, tokenizer=start.tokenizer)
-    shutil.rmtree(run.path / "phases" / "warm_start" / "checkpoints", ignore_errors=True)
+        params = warm_start(options, start, params, run=run, frontend=frontend, mesh=composed.mesh)
+    whole = processes.to_host(params)
+
+    def save() -> None:
+        save_weights(kept, start.config, whole, tokenizer=start.tokenizer)
+        shutil.rmtree(run.path / "phases" / "warm_start" / "checkpoints", ignore_errors=True)
+
+    shared_files.by_first(save, what=f"save the policy to {kept}")
     return params
 
 
@@ -339,24 +355,25 @@ def _probe(composed: Composed) -> PRMProbe | None:
         return None
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(options.seed), EVAL_STREAM), 1)
     responses = sample_in_batches(
-        sampler, start.base, problems, key, batch_size=options.eval.batch_size, temperature=options.rollout.temperature
-    )
+        sampler, composed.sampling_params(start.base), problems, key, batch_size=options.eval.batch_size,
+        temperature=options.rollout.temperature,
+    )  # fmt: skip
     return PRMProbe.build(start.task, responses)
 
 
 def _save_models(run: RunDir, options: Options, start: Start, trained: Trained) -> None:
     """The trained models as Hugging Face directories, adapters merged; the PRM says its kind, beta and reference."""
-    save_weights(
-        run.path / "policy", start.config, merge(start.config, trained.policy), tokenizer=start.tokenizer,
-        overwrite=True,
-    )  # fmt: skip
-    if trained.prm is None:
-        return
     of_policy = options.prm.reference == "policy"
-    prms.save_implicit(
-        run.path / "prm", start.prm_config, merge(start.prm_config, trained.prm),
-        start.config if of_policy else start.prm_config, trained.policy if of_policy else start.prm_base,
-        start.tokenizer, beta=options.prm.beta, overwrite=True,
-    )  # fmt: skip
+    policy = processes.to_host(merge(start.config, trained.policy))
+    prm = None if trained.prm is None else processes.to_host(merge(start.prm_config, trained.prm))
+    reference = None if prm is None else processes.to_host(trained.policy if of_policy else start.prm_base)
 
+    def save() -> None:
+        save_weights(run.path / "policy", start.config, policy, tokenizer=start.tokenizer, overwrite=True)
+        if prm is not None:
+            prms.save_implicit(
+                run.path / "prm", start.prm_config, prm, start.config if of_policy else start.prm_config, reference,
+                start.tokenizer, beta=options.prm.beta, overwrite=True,
+            )  # fmt: skip
 
+    shared_files.by_first(save, what=f"save the models to {run.path}")

@@ -78,6 +78,7 @@ class _Batches:
             options, composed.start, composed.frozen, composed.sampler, composed.setup.source,
         )  # fmt: skip
         self.frontend, self.batch_prompts = frontend, batch_prompts
+        self.sampling_params = composed.sampling_params
         self.prompts = warm_up_rollouts(options) // options.rollout.samples_per_prompt
         self.data: Batch | None = None
 
@@ -115,9 +116,10 @@ class _Batches:
         collector = Collector(
             self.sampler, stream, rollout, key, policy_params=lambda params: params, source=self.source
         )
+        params = self.sampling_params(self.frozen.reference)
         parts: list[Batch] = []
         for index in range(-(-self.prompts // rollout.prompts_per_step)):
-            parts.append(collector.collect(self.frozen.reference, index).arrays)
+            parts.append(collector.collect(params, index).arrays)
             done = min((index + 1) * rollout.prompts_per_step, self.prompts) * size
             self.frontend.say(f"PRM warm-up: {done} of {self.prompts * size} rollouts")
             interrupts = self.frontend.interrupts

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import pathlib
 import time
@@ -18,7 +19,15 @@ from prm_jax.errors import MissingExtraError, UserError
 from prm_jax.models import LoRAConfig, check_fits
 from prm_jax.models.loading import load_model
 from prm_jax.models.model_options import ModelOptions
-from prm_jax.models.sharding import BATCH, make_mesh, placed_shapes, rows_over, shard_params, shardings_for
+from prm_jax.models.sharding import (
+    BATCH,
+    check_spans_processes,
+    make_mesh,
+    placed_shapes,
+    rows_over,
+    shard_params,
+    shardings_for,
+)
 from prm_jax.prm.data import Plan, batch_of, make_plan, stack
 from prm_jax.prm.held_out import HeldOut
 from prm_jax.prm.model import finished, save
@@ -27,6 +36,7 @@ from prm_jax.prm.rows import Batch, collate
 from prm_jax.prm.spec import Spec
 from prm_jax.prm.step import PRMLearner, TrainState, make_scorer, make_step
 from prm_jax.prm.train_options import TrainPRMOptions, check_options, head_only
+from prm_jax.runs import processes, shared_files
 from prm_jax.runs.console import Console
 from prm_jax.runs.console import Row as ConsoleRow
 from prm_jax.runs.fitting import FitOptions, Fitted, Frontend, fit, load_best
@@ -94,21 +104,27 @@ def train(
             run_dir, options, resume=resume, soft=SOFT_OPTIONS, tensorboard=options.tensorboard, wandb=options.wandb
         ) as run,
         Interrupts() as interrupts,
-        Console(str(run.path), rows=ROWS) as console,
+        Console(str(run.path), rows=ROWS, file=None if run.writer else io.StringIO()) as console,
     ):
         for name, note in prepared.notes.items():
             console.message(f"{name}: {note}")
         fitted = job.run(run, console, interrupts)
         state = job.best_state(run) if options.best else fitted.state
         weights = job.learner.weights(state.trainable, state.fixed, job.base)
-        save(run.path / "model", finished(job.spec, weights, tokenizer, options.text), overwrite=True)
+        prm = finished(job.spec, weights, tokenizer, options.text)
+        prm = dataclasses.replace(prm, weights=processes.to_host(prm.weights))
         summary = _summary(options, prepared, fitted) | {"seconds": round(time.monotonic() - begun, 1)}
-        with atomic_write(run.path / "result.json") as file:
-            json.dump(summary, file, indent=2)
-            file.write("\n")
-        run.note(finished=True)
-        if options.plots:
-            _draw(run.path, console)
+
+        def write() -> None:
+            save(run.path / "model", prm, overwrite=True)
+            with atomic_write(run.path / "result.json") as file:
+                json.dump(summary, file, indent=2)
+                file.write("\n")
+            run.note(finished=True)
+            if options.plots:
+                _draw(run.path, console)
+
+        shared_files.by_first(write, what=f"save the model to {run.path}")
     return summary
 
 
@@ -219,7 +235,7 @@ class _Job:
         """A batch on the mesh, `axis` of every leaf split."""
         if self.mesh is None:
             return batch
-        return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec(*([None] * axis), BATCH)))
+        return processes.to_global(batch, NamedSharding(self.mesh, PartitionSpec(*([None] * axis), BATCH)))
 
     def _fingerprint(self, base: Params) -> str:
         """Of the start and of the rows."""
@@ -246,13 +262,10 @@ def _summary(options: TrainPRMOptions, data: Prepared, fitted: Fitted) -> dict[s
 
 def _mesh(options: TrainPRMOptions) -> Mesh | None:
     sizes, train = options.mesh, options.train
-    if (sizes.data, sizes.fsdp, sizes.tensor) == (1, 1, 1):
+    if (sizes.data, sizes.fsdp, sizes.tensor) == (1, 1, 1) and processes.count() == 1:
         return None
-    if jax.process_count() > 1:
-        raise UserError(
-            f"--mesh: a reward model trains in one process with all its devices, found {jax.process_count()} processes"
-        )
     mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+    check_spans_processes(mesh)
     piece, ways = train.batch_size // train.microbatches, rows_over(mesh)
     if piece % ways:
         raise UserError(

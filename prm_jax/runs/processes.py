@@ -172,12 +172,14 @@ def to_global(tree: Any, shardings: Any) -> Any:
     """
     import jax
 
+    from prm_jax.models.sharding import place
+
     if count() == 1:
         return jax.device_put(tree, shardings)
     if isinstance(shardings, jax.sharding.Sharding):
         one = shardings
         shardings = jax.tree.map(lambda leaf: one, tree)
-    return jax.tree.map(_place, tree, shardings)
+    return jax.tree.map(place, tree, shardings)
 
 
 def to_host(tree: Any) -> Any:
@@ -185,16 +187,6 @@ def to_host(tree: Any) -> Any:
     import jax
 
     return jax.tree.map(_fetch, tree) if count() > 1 else jax.device_get(tree)
-
-
-def _place(leaf: Any, sharding: Any) -> Any:
-    import jax
-
-    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        data = _place(jax.random.key_data(leaf), sharding)
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-    host = np.asarray(leaf)
-    return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
 
 
 def _fetch(leaf: Any) -> Any:
