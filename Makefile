@@ -1,12 +1,13 @@
 # make run   trains the tiny preset end to end (a few minutes on two cores) and draws its plots
 # make test  checks style and types, then runs the whole test suite
+# make aot   compiles kernels and training steps for TPU slices that are not there (libtpu; Linux; an hour on two cores)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS ?= dev
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
-.PHONY: run test fast lint facts venv clean
+.PHONY: run test fast aot lint facts venv clean
 
 venv: $(VENV)/.installed
 
@@ -29,6 +30,10 @@ test: lint
 
 fast: venv
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow and not optional"
+
+aot:
+	$(MAKE) VENV=.venv-aot EXTRAS=dev,tpu venv
+	.venv-aot/bin/python -m pytest tests/pallas/aot_tpu_test.py tests/prime/aot_step_test.py
 
 facts: venv
 	$(BIN)/python -m tools.facts

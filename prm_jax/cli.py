@@ -1,6 +1,7 @@
 """The command ``prm-jax``: finds the subcommand, parses its options, runs it, and turns failures into exit codes.
 
-    0 done    1 unexpected error    2 bad input    75 interrupted and saved    77 diverged    130 interrupted
+    0 done  1 unexpected error  2 bad input  3 does not fit  69 no answer  74 storage failed  75 interrupted and saved
+    76 stuck  77 diverged  78 restarts made no progress  130 interrupted
 
 A subcommand is a module of ``prm_jax.commands`` with a dataclass ``Options`` and a function ``run(options)``, and a
 line in ``COMMANDS``. Nothing but the standard library is imported before a subcommand is chosen.
@@ -17,16 +18,17 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+from prm_jax import exit_codes
 from prm_jax._version import __version__
 from prm_jax.errors import UserError
 from prm_jax.terminal import discard_output, prepare_streams, print_error, set_up_logging
 
-EXIT_UNEXPECTED, EXIT_USER, EXIT_SIGINT, EXIT_PIPE = 1, 2, 130, 141
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 COMMANDS = {
     "train": "train a policy with process rewards learned from outcomes (PRIME)",
     "plan": "show the memory, operations and time of a training run before it starts",
+    "launch": "run a command in several processes, restarted when one dies",
     "train-prm": "train a process reward model on step labels, outcomes or preferences",
     "score": "score the steps of solutions with a process reward model",
     "eval": "judge a process reward model: first wrong step, best of n, calibration",
@@ -55,7 +57,13 @@ examples:
   prm-jax train --preset tiny
   prm-jax train --preset tiny --prm.learning-rate 1e-3 --run-dir runs/mine
   prm-jax train --run-dir runs/mine --resume
-  prm-jax plot runs/mine"""
+  prm-jax launch --nproc 2 -- train --preset tiny --run-dir runs/mine
+  prm-jax plot runs/mine
+
+exit codes, for schedulers:
+  final       0 done, 2 bad input, 3 does not fit, 77 diverged, 78 restarts made no progress
+  continue    75 interrupted and saved: the same command with --resume
+  try again   1 unexpected error, 69 no answer, 74 storage failed, 76 stuck, 128 + n killed by signal n"""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -65,8 +73,9 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     prepare_streams()
     words = list(sys.argv[1:] if words is None else words)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    end = words.index("--") if "--" in words else len(words)  # what follows may be another command
+    debug = "--debug" in words[:end]
+    words = [word for word in words[:end] if word != "--debug"] + words[end:]
     code, message = _run(words, debug)
     if message:
         print_error(message)
@@ -74,7 +83,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return code
     from prm_jax.runs import distributed
 
-    if code not in (0, distributed.EXIT_SAVED):
+    if code not in (0, exit_codes.INTERRUPTED):
         distributed.publish_failure(message or f"exit code {code}; see its output", code)
     return distributed.leave(code)
 
@@ -87,23 +96,23 @@ def _run(words: list[str], debug: bool) -> tuple[int, str]:
         return code, ""
     except BrokenPipeError:  # the reader has gone, as in `prm-jax ... | head`
         discard_output()
-        return EXIT_PIPE, ""
+        return exit_codes.PIPE, ""
     except SystemExit as stop:  # from help and usage errors
-        return stop.code if isinstance(stop.code, int) else EXIT_USER if stop.code else 0, ""
+        return stop.code if isinstance(stop.code, int) else exit_codes.USER if stop.code else 0, ""
     except KeyboardInterrupt:
-        return EXIT_SIGINT, "interrupted"
+        return exit_codes.SIGINT, "interrupted"
     except UserError as error:
         _show_traceback(debug)
-        return getattr(error, "code", EXIT_USER), str(error)  # that of another process that has failed
+        return error.exit_code, str(error)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
             discard_output()
             why = f"cannot write the output: {error.strerror}. Free some space, or write to another device"
-            return EXIT_UNEXPECTED, why
+            return exit_codes.UNEXPECTED, why
         _show_traceback(debug)
         if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            return EXIT_USER, f"{error.strerror}: {error.filename}"
-        return EXIT_UNEXPECTED, _unexpected(error, debug)
+            return exit_codes.USER, f"{error.strerror}: {error.filename}"
+        return exit_codes.UNEXPECTED, _unexpected(error, debug)
 
 
 def _dispatch(words: list[str], debug: bool) -> int:
@@ -127,10 +136,15 @@ def run_command(module: ModuleType | Any, name: str, words: Sequence[str]) -> in
 
     A module may have ``options_class(words) -> type`` where the options themselves depend on the command line,
     ``defaults(words) -> Options`` where their values do, and ``COMMON_OPTIONS`` (or ``common_options(words)``) with
-    the names of the options that ``--help`` shows.
+    the names of the options that ``--help`` shows. With ``TAKES_COMMAND``, the words after ``--`` are the second
+    argument of ``run``.
     """
     from prm_jax import command_line
 
+    words, rest = list(words), None
+    if getattr(module, "TAKES_COMMAND", False):
+        end = words.index("--") if "--" in words else len(words)
+        words, rest = words[:end], words[end + 1 :]
     default = None
     if hasattr(module, "defaults"):
         # Help shows the defaults of a preset that was named, but does not depend on one that cannot be read.
@@ -143,7 +157,7 @@ def run_command(module: ModuleType | Any, name: str, words: Sequence[str]) -> in
     options = command_line.parse(cls, words, prog=f"prm-jax {name}", default=default, common=common)
     if hasattr(options, "distributed"):
         _join(options.distributed)
-    return module.run(options) or 0
+    return (module.run(options) if rest is None else module.run(options, rest)) or 0
 
 
 def _join(options: Any) -> None:

@@ -3,21 +3,18 @@
 Looks only; nothing is installed, and the sandbox is tried with a command that does nothing.
 """
 
-import ctypes
 import importlib.metadata
 import os
 import pathlib
 import platform
 import re
 import shutil
-import subprocess
 import sys
 from typing import Any
 
 from prm_jax.runs.versions import CORE, library_versions
 
 _SMALL = ("tyro", "rich", "pyyaml", "safetensors", "jinja2", "chex")
-_LANDLOCK_CREATE_RULESET, _LANDLOCK_VERSION_FLAG = 444, 1
 _GIB = 2**30
 
 
@@ -113,10 +110,17 @@ def extras() -> dict[str, dict[str, Any]]:
 
 
 def sandbox() -> dict[str, Any]:
-    """The level at which model-written code can be confined: {"level": "bwrap" | "landlock" | "none", ...}."""
-    bwrap, landlock = _try_bwrap(), _landlock_abi()
-    level = "bwrap" if bwrap == "" else "landlock" if landlock else "none"
-    return {"level": level, "bwrap": bwrap or "works", "landlock_abi": landlock}
+    """The level at which model-written programs are confined, and why not a stronger one.
+
+    Returns:
+      {"level": "bubblewrap" | "landlock" | "none", "missing": {level: reason}, "python": interpreter of programs}.
+    """
+    from prm_jax.verifiers.sandbox import levels
+
+    reasons = levels.available_levels()
+    level = next((name for name in levels.LEVELS if reasons[name] is None), "none")
+    missing = {name: reason for name, reason in reasons.items() if reason is not None}
+    return {"level": level, "missing": missing, "python": levels.find_interpreter().path}
 
 
 def compilation_cache() -> dict[str, Any]:
@@ -167,38 +171,10 @@ def _device_lines(report: dict[str, Any]) -> list[str]:
 
 
 def _sandbox_line(report: dict[str, Any]) -> str:
-    advice = ""
-    if report["level"] != "bwrap":
-        advice = f" (bwrap: {report['bwrap']})"
+    reasons = "; ".join(f"no {name}: {reason}" for name, reason in report["missing"].items())
     if report["level"] == "none":
-        advice += "; model-written code cannot be run safely: install bubblewrap, or use Linux 5.13 or later"
-    return f"sandbox       {report['level']}{advice}"
-
-
-def _try_bwrap() -> str:
-    """An empty text when bubblewrap works here, else the reason why not."""
-    program = shutil.which("bwrap")
-    if program is None:
-        return "not installed"
-    command = [program, "--ro-bind", "/", "/", "--unshare-all", "--die-with-parent", "true"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[0]
-
-
-def _landlock_abi() -> int:
-    """The kernel's Landlock version, 0 without it."""
-    if platform.system() != "Linux":
-        return 0
-    try:
-        version = ctypes.CDLL(None, use_errno=True).syscall(
-            _LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_LANDLOCK_VERSION_FLAG)
-        )
-    except (OSError, AttributeError):
-        return 0
-    return max(0, int(version))
+        return f"sandbox       none ({reasons}): model-written programs are not run; install bubblewrap"
+    return f"sandbox       {report['level']}, programs on {report['python']}" + (f" ({reasons})" if reasons else "")
 
 
 def _installed(distribution: str) -> bool:

@@ -1,15 +1,31 @@
-"""Errors that a user can cause, as opposed to errors of the library; imports nothing, so every room may use it."""
+"""Errors that a user can cause, as opposed to errors of the library; every room may use it."""
 
 import importlib
 from types import ModuleType
+
+from prm_jax import exit_codes
 
 
 class UserError(ValueError):
     """Bad input from outside: a file, an option, a checkpoint, a server's answer.
 
     The message says what was found, what was expected and what to do about it.  The command line prints it
-    without a traceback (``--debug`` shows one) and exits with status 2.
+    without a traceback (``--debug`` shows one) and exits with ``exit_code``.
     """
+
+    exit_code = exit_codes.USER
+
+
+class UnavailableError(UserError):
+    """A server or another process does not answer; the same command may work later."""
+
+    exit_code = exit_codes.UNAVAILABLE
+
+
+class StorageError(UserError):
+    """A file cannot be written because the device is full or read-only; nothing written before is lost."""
+
+    exit_code = exit_codes.STORAGE
 
 
 class MissingExtraError(UserError, ImportError):

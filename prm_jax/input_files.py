@@ -1,9 +1,10 @@
 """Opens files that a user names, refusing what would block or never end: pipes, devices, directories."""
 
+import gzip
 import os
 import pathlib
 import stat
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from prm_jax.errors import UserError
 
@@ -17,7 +18,7 @@ _KINDS = (
 
 
 def open_input(path: str | pathlib.Path, what: str = "") -> BinaryIO:
-    """Opens a regular file for reading.
+    """Opens a regular file for reading; one whose name ends in ``.gz`` is decompressed.
 
     Args:
       path: the file.
@@ -33,6 +34,8 @@ def open_input(path: str | pathlib.Path, what: str = "") -> BinaryIO:
         found = next((name for test, name in _KINDS if test(mode)), None)
         if found:
             raise UserError(f"cannot read {subject}: expected a file, found {found}")
+        if str(path).endswith(".gz"):
+            return cast(BinaryIO, gzip.open(path, "rb"))
         return open(path, "rb")
     except OSError as error:
         raise UserError(f"cannot read {subject}: {error.strerror or error}") from error

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from prm_jax import cli, doctor
+from prm_jax.verifiers.sandbox import levels
 
 
 def test_report_is_complete_and_plain():
@@ -18,7 +19,7 @@ def test_report_is_complete_and_plain():
         assert state["present"] == (not state["missing"]) and (f"[{extra}]" in state["install"]) == bool(
             state["missing"]
         )
-    assert report["sandbox"]["level"] in ("bwrap", "landlock", "none")
+    assert report["sandbox"]["level"] in ("bubblewrap", "landlock", "none")
     text = doctor.render(report)
     assert "jax" in text and "sandbox" in text and "pip install 'prm-jax[tpu]'" in text
 
@@ -27,8 +28,7 @@ def test_failures_are_reported_and_not_raised(monkeypatch):
     import jax
 
     monkeypatch.setattr(jax, "local_devices", lambda: 1 / 0)
-    monkeypatch.setattr(doctor, "_try_bwrap", lambda: "not installed")
-    monkeypatch.setattr(doctor, "_landlock_abi", lambda: 0)
+    monkeypatch.setattr(levels, "available_levels", lambda: {"bubblewrap": "not installed", "landlock": "old kernel"})
     monkeypatch.setattr(doctor, "_installed", lambda name: False)
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     report = doctor.inspect()
@@ -39,12 +39,15 @@ def test_failures_are_reported_and_not_raised(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("bwrap", "abi", "level"), [("", 7, "bwrap"), ("denied", 7, "landlock"), ("denied", 0, "none")]
+    ("bubblewrap", "landlock", "level"),
+    [(None, None, "bubblewrap"), ("denied", None, "landlock"), ("denied", "old kernel", "none")],
 )
-def test_sandbox_ladder(monkeypatch, bwrap, abi, level):
-    monkeypatch.setattr(doctor, "_try_bwrap", lambda: bwrap)
-    monkeypatch.setattr(doctor, "_landlock_abi", lambda: abi)
-    assert doctor.sandbox()["level"] == level
+def test_sandbox_ladder(monkeypatch, bubblewrap, landlock, level):
+    monkeypatch.setattr(levels, "available_levels", lambda: {"bubblewrap": bubblewrap, "landlock": landlock})
+    report = doctor.sandbox()
+    assert report["level"] == level
+    for reason in (bubblewrap, landlock):
+        assert reason is None or reason in doctor._sandbox_line(report)
 
 
 def test_command(capsys):

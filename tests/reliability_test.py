@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+from prm_jax import exit_codes
 from tests.models import chat_test, tokenizer_test
 from tests.prime import outside_test
 from tests.rollouts import completions_test
@@ -18,6 +19,19 @@ def cases(function) -> int:
         if mark.name == "parametrize":
             count *= len(list(mark.args[1]))
     return count
+
+
+def table(section: str) -> list[str]:
+    """The rows of the first table of a section, without its head."""
+    text = PAGE.read_text().partition(f"## {section}\n")[2].partition("\n## ")[0]
+    return [line for line in text.splitlines() if line.startswith("|")][2:]
+
+
+def test_every_exit_code_is_documented():
+    documented = {int(row.split("|")[1]) for row in table("Exit codes") if row.split("|")[1].strip().isdecimal()}
+    assert documented == set(exit_codes.MEANINGS)
+    final = {int(row.split("|")[1]) for row in table("Exit codes") if row.split("|")[3].strip().startswith("nothing")}
+    assert final == exit_codes.FINAL
 
 
 def test_the_counts_are_those_of_the_tests():
@@ -38,5 +52,5 @@ def test_the_counts_are_those_of_the_tests():
         cases(completions_test.test_odd_addresses_are_refused),
         cases(outside_test.test_functions_that_cannot_work_are_refused_before_anything_is_trained),
     ]  # fmt: skip
-    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("|")][2:]
+    rows = table("Hostile input")
     assert [int(re.match(r"\s*(\d+)", row.split("|")[3])[1]) for row in rows] == expected

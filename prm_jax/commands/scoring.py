@@ -67,13 +67,11 @@ def load(
 ) -> "PRM":
     """The model that the options of a command name, on the devices that they name."""
     from prm_jax import prm as prms
-    from prm_jax.prm.score import spread
 
-    devices = mesh_of(mesh)
-    prm = prms.load(
-        model, layout=layout, reference=reference or None, convention=convention, compute_dtype=dtype
+    return prms.load(
+        model, layout=layout, reference=reference or None, convention=convention, compute_dtype=dtype,
+        mesh=mesh_of(mesh),
     )  # fmt: skip
-    return prm if devices is None else spread(prm, devices)
 
 
 class Meter:

@@ -8,15 +8,13 @@ from typing import Annotated
 
 import tyro
 
-from prm_jax import config_io
+from prm_jax import config_io, exit_codes
 from prm_jax.command_line import choose, peek
 from prm_jax.errors import UserError
 from prm_jax.prime.options import Options as RunOptions
 from prm_jax.prime.presets import PRESETS
 from prm_jax.runs.distributed_options import DistributedOptions
 from prm_jax.terminal import print_error, print_warning
-
-EXIT_INTERRUPTED, EXIT_DIVERGED = 75, 77
 
 COMMON_OPTIONS = (
     "preset", "config", "run-dir", "resume", "seed", "steps", "task.name", "task.options", "model.path",
@@ -78,8 +76,8 @@ def run(options: Options) -> int:
         train(options.training, path, resume=options.resume)
     except InterruptedRun as stopped:
         print_warning(f"{stopped}. Continue with: prm-jax train --run-dir {shlex.quote(str(path))} --resume")
-        return EXIT_INTERRUPTED
+        return exit_codes.INTERRUPTED
     except DivergedRun as failed:
         print_error(f"{failed}\nThe last good checkpoint is in {path}")
-        return EXIT_DIVERGED
+        return failed.exit_code
     return 0

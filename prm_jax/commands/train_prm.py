@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from prm_jax import config_io
+from prm_jax import config_io, exit_codes
 from prm_jax.command_line import peek
 from prm_jax.errors import UserError
 from prm_jax.prm.train_options import (
@@ -21,8 +21,6 @@ from prm_jax.prm.train_options import (
 )
 from prm_jax.runs.distributed_options import DistributedOptions
 from prm_jax.terminal import print_error, print_warning
-
-EXIT_INTERRUPTED, EXIT_DIVERGED = 75, 77
 
 COMMON_OPTIONS = (
     "config", "run-dir", "resume", "seed", "data.path", "data.format", "data.eval-path", "data.eval-fraction",
@@ -89,10 +87,10 @@ def run(options: Options) -> int:
         summary = train(options.training, path, resume=options.resume)
     except InterruptedRun as stopped:
         print_warning(f"{stopped}. Continue with: prm-jax train-prm --run-dir {shlex.quote(str(path))} --resume")
-        return EXIT_INTERRUPTED
+        return exit_codes.INTERRUPTED
     except DivergedRun as failed:
         print_error(f"{failed}\nThe last good checkpoint is in {path}")
-        return EXIT_DIVERGED
+        return failed.exit_code
     for name, value in summary["after"].items():
         print(f"{name.removeprefix('prm_eval/')}: {value:.4f}")
     print(f"the model is in {path / 'model'}")

@@ -6,6 +6,7 @@ Nothing here imports jax. Guide: docs/own_data.md; reference: docs/data.md.
 from prm_jax.data.answers import read_answer
 from prm_jax.data.arithmetic import ArithmeticTask
 from prm_jax.data.carry import CarryTask
+from prm_jax.data.code_task import CodeOptions, code_task
 from prm_jax.data.consensus import Consensus, consensus, read_first_errors
 from prm_jax.data.describe import describe_task, describe_verifier
 from prm_jax.data.file_task import FileOptions, Gsm8kOptions, file_task
@@ -41,6 +42,7 @@ __all__ = [
     "ArithmeticTask",
     "BatchStream",
     "CarryTask",
+    "CodeOptions",
     "Consensus",
     "FileOptions",
     "Gsm8kOptions",
@@ -55,6 +57,7 @@ __all__ = [
     "StepSplitter",
     "Task",
     "check_task",
+    "code_task",
     "consensus",
     "describe_task",
     "describe_verifier",

@@ -9,6 +9,7 @@ from prm_jax.data.problems import Problem
 from prm_jax.errors import UserError
 from prm_jax.option_values import call_with_options, parameter_kinds
 from prm_jax.resolve import check_signature, resolve
+from prm_jax.verifiers.code import CodeVerifier
 from prm_jax.verifiers.custom import FunctionVerifier, ProblemVerifier, WeightedVerifier, judge
 from prm_jax.verifiers.exact import ExactVerifier
 from prm_jax.verifiers.math import MathVerifier
@@ -21,6 +22,7 @@ VERIFIERS: Mapping[str, Callable[..., AnyVerifier]] = {
     "exact": ExactVerifier,
     "number": NumberVerifier,
     "math": MathVerifier,
+    "code": CodeVerifier,
 }
 """Names of the built-in verifiers; the parameters of each are its options."""
 
@@ -33,10 +35,10 @@ def make_verifier(
     """Returns the verifier that is named.
 
     Args:
-      verifier: ``"exact"``, ``"number"``, ``"math"``; ``"package.module:name"`` or ``"path/file.py:name"``, where the
-        name is a function ``reward(problem, response)`` that returns a number in [0, 1] or a ``Verdict``, or a class
-        of verifiers; several of these with weights, ``"0.7*number,0.3*my_mod:reward"``; or such a function or
-        verifier itself.
+      verifier: ``"exact"``, ``"number"``, ``"math"``, ``"code"``; ``"package.module:name"`` or
+        ``"path/file.py:name"``, where the name is a function ``reward(problem, response)`` that returns a number in
+        [0, 1] or a ``Verdict``, or a class of verifiers; several of these with weights,
+        ``"0.7*number,0.3*my_mod:reward"``; or such a function or verifier itself.
       options: parameters of the built-in verifier or of the class; with several parts, of every part that has them.
       option: the command-line option that gave the name, for messages.
 

@@ -21,7 +21,7 @@ Row = Callable[[], Mapping[str, Any]]
 """Reads one row; raises UserError whose message starts with the place."""
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
-"""Names of data files end like this."""
+"""Names of data files end like this; text files may have ``.gz`` after it."""
 
 _SPLITS = {"train": ("train",), "test": ("test",), "validation": ("validation", "valid", "dev"), "eval": ("eval",)}
 _DESCRIPTIONS = {"dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json"}
@@ -31,7 +31,11 @@ _MAX_JSON_LIST = 4 << 30
 def is_data_name(name: str) -> bool:
     """Whether a name is that of a data file, existing or not, a directory, or a data set on the hub."""
     path = pathlib.Path(name)
-    return name.lower().endswith(SUFFIXES) or path.is_dir() or _is_split(path) or _hub_name(name) is not None
+    return _ends_like_data(name) or path.is_dir() or _is_split(path) or _hub_name(name) is not None
+
+
+def _ends_like_data(name: str) -> bool:
+    return name.lower().removesuffix(".gz").endswith(SUFFIXES)
 
 
 def read_rows(path: str | pathlib.Path) -> Iterator[tuple[str, Row]]:
@@ -39,9 +43,10 @@ def read_rows(path: str | pathlib.Path) -> Iterator[tuple[str, Row]]:
 
     Args:
       path: JSON lines, one JSON list, CSV or TSV with a header, Parquet, or Arrow, recognised by the end of the name or
-        else by the first characters; a directory with such files, as Hugging Face data sets are saved;
-        ``DIRECTORY/train`` for the files of one split in a directory that names several; or ``org/name`` and
-        ``org/name/test`` for a data set on the Hugging Face hub, from the local cache or downloaded into it.
+        else by the first characters, text files also compressed as ``.gz``; a directory with such files, as Hugging
+        Face data sets are saved; ``DIRECTORY/train`` for the files of one split in a directory that names several; or
+        ``org/name`` and ``org/name/test`` for a data set on the Hugging Face hub, from the local cache or downloaded
+        into it.
 
     Raises:
       UserError: a file that cannot be read, a data set that is neither cached nor can be downloaded.
@@ -57,7 +62,7 @@ def read_rows(path: str | pathlib.Path) -> Iterator[tuple[str, Row]]:
         for file in _files(path.parent, path.name):
             yield from read_rows(file)
         return
-    suffix = path.suffix.lower()
+    suffix = pathlib.Path(path.name.removesuffix(".gz")).suffix.lower()
     if suffix in (".csv", ".tsv"):
         yield from _csv_rows(path, "\t" if suffix == ".tsv" else ",")
     elif suffix in (".parquet", ".arrow"):
@@ -74,7 +79,7 @@ def _hub_name(name: str) -> tuple[str, str] | None:
     from prm_jax.models.hub import is_hub_name
 
     head, _, split = name.rpartition("/")
-    if name.lower().endswith(SUFFIXES) or pathlib.Path(name).exists():
+    if _ends_like_data(name) or pathlib.Path(name).exists():
         return None
     if is_hub_name(name):
         # A folder of the working directory that has no such file is a mistyped path.
@@ -123,7 +128,7 @@ def _data_files(directory: pathlib.Path, depth: int = 3) -> Iterator[pathlib.Pat
         if os.path.isdir(path):  # False for what may not be read
             if depth:
                 yield from _data_files(path, depth - 1)
-        elif path.suffix.lower() in SUFFIXES:
+        elif _ends_like_data(path.name):
             yield path
 
 

@@ -28,9 +28,9 @@ def make_splitter(
     """Returns the splitter that is named.
 
     Args:
-      splitter: ``"newline"``, ``"blank"``, ``"step_marker"``, ``"sentence"``, ``"tag"``, ``"regex"`` or ``"whole"``
-        (see ``StepSplitter``); ``"package.module:function"`` or ``"path/file.py:function"``, a function from a text
-        to its steps or to the offsets at which they start; or such a function, or a ``StepSplitter``.
+      splitter: ``"newline"``, ``"blank"``, ``"step_marker"``, ``"sentence"``, ``"statement"``, ``"tag"``, ``"regex"``
+        or ``"whole"`` (see ``StepSplitter``); ``"package.module:function"`` or ``"path/file.py:function"``, a function
+        from a text to its steps or to the offsets at which they start; or such a function, or a ``StepSplitter``.
       options: ``tags`` or ``pattern`` for the built-in splitters that need them, ``answer_markers``; for a function
         its further parameters, for a class those of its constructor. Text is converted to the declared types.
       answer_markers: strings that start the answer, each a step of its own; options override them.

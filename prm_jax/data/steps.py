@@ -17,13 +17,14 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from prm_jax.data.program_steps import statement_starts
 from prm_jax.errors import UserError
 from prm_jax.resolve import nearest
 
 Span: TypeAlias = tuple[int, int]
 """Character offsets [start, end) of one step."""
 
-How = Literal["newline", "blank", "step_marker", "sentence", "tag", "regex", "function", "whole"]
+How = Literal["newline", "blank", "step_marker", "sentence", "statement", "tag", "regex", "function", "whole"]
 
 _NEWLINE = re.compile(r"\r\n|\n|\r")
 _BLANK_LINE = re.compile(r"(?:\r\n|\n|\r)[^\S\r\n]*(?:\r\n|\n|\r)\s*")
@@ -51,6 +52,7 @@ class StepSplitter:
         * ``"newline"``: after each line; ``"blank"``: after each blank line;
         * ``"step_marker"``: before each ``Step 3:``;
         * ``"sentence"``: after each sentence (not after ``3.14``, ``e.g.`` or a list number);
+        * ``"statement"``: before each statement of a Python program (see ``program_steps.statement_starts``);
         * ``"tag"``: after each occurrence of one of ``tags``, a model's own separators for example;
         * ``"regex"``: after each match of ``pattern``;
         * ``"function"``: where ``function(text)`` says: it returns the offsets at which steps start, or the steps
@@ -117,6 +119,8 @@ class StepSplitter:
             case "sentence":
                 ends = [m.span() for m in _SENTENCE_END.finditer(text)]
                 return [(b, b) for a, b in ends if not _NO_SENTENCE_END.search(text[max(0, a - 12) : a])], []
+            case "statement":
+                return [], statement_starts(text)
             case "tag":
                 either = "|".join(re.escape(s) for s in sorted(self.tags, key=len, reverse=True))
                 return [m.span() for m in re.finditer(either, text)], []

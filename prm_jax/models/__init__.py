@@ -26,7 +26,7 @@ _HOME = {
     "init_value_head": "heads",
     "value_head": "heads",
     "load_weights": "weights",
-    "save_weights": "weights",
+    "save_weights": "weights_writing",
     "generate": "generation",
     "DecodeOptions": "generation",
     "PrefixStore": "prefixes",

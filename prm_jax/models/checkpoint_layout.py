@@ -1,7 +1,7 @@
 """Which tensor of a Hugging Face checkpoint is which leaf of the parameter tree."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -148,21 +148,13 @@ def assemble(
         leaf = np.empty(slot.leaf_shape, dtype)
         rows: Iterable[np.ndarray] = leaf if slot.layers else (leaf,)
         for row, name in zip(rows, slot.names, strict=True):
-            _copy(read(name), row, transposed=slot.transposed)
+            tensor = read(name)
+            copy_into(row, tensor.T if slot.transposed else tensor)
         node = params
         for key in slot.path[:-1]:
             node = node.setdefault(key, {})
         node[slot.path[-1]] = place(leaf)
     return params
-
-
-def tensors(slot: Slot, leaf: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """The inverse of ``assemble`` for one leaf: names and contiguous tensors, one at a time."""
-    rows: Iterable[np.ndarray] = leaf if slot.layers else (leaf,)
-    for name, row in zip(slot.names, rows, strict=True):
-        tensor = np.empty(slot.shape, row.dtype)
-        _copy(row, tensor, transposed=slot.transposed)
-        yield name, tensor
 
 
 def leaves(params: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
@@ -210,8 +202,9 @@ def first(items: list[str], count: int = 5) -> str:
     return "; ".join(short(item) for item in items[:count]) + more
 
 
-def _copy(source: np.ndarray, target: np.ndarray, *, transposed: bool) -> None:
+def copy_into(target: np.ndarray, source: np.ndarray) -> None:
+    """Copies an array into another of the same shape, converting its dtype."""
     if source.dtype == target.dtype and source.itemsize == 2:
         # NumPy copies dtypes that it does not know (bfloat16) one element at a time.
         source, target = source.view(np.uint16), target.view(np.uint16)
-    target[...] = source.T if transposed else source
+    target[...] = source

@@ -10,6 +10,7 @@ from prm_jax.errors import UserError
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.files import short
 from prm_jax.models.gguf import GgufFile
+from prm_jax.models.tensor_file import Index
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
 _ROPE_FACTORS = "rope_freqs.weight"
@@ -75,8 +76,11 @@ class GgufWeights:
         """The name of a tensor in the file."""
         return self._names.get(name, name)
 
-    def read(self, name: str) -> np.ndarray:
-        """The numbers of a tensor, with rows in the order of rotate-half embeddings."""
+    def read(self, name: str, index: Index | None = None) -> np.ndarray:
+        """The numbers of a tensor, with rows in the order of rotate-half embeddings, or the part at `index`.
+
+        The whole tensor is dequantised in either case.
+        """
         tensor = self._file.read(self._names[name])
         projection = re.search(r"self_attn\.([qk])_proj", name)
         if projection and self.config.architecture == "llama":
@@ -84,7 +88,7 @@ class GgufWeights:
             # Stored for rotation of adjacent features: [heads, pairs, 2, ...] instead of [heads, 2, pairs, ...].
             pairs = tensor.reshape(heads, self.config.head_dim // 2, 2, *tensor.shape[1:])
             tensor = pairs.swapaxes(1, 2).reshape(tensor.shape)
-        return tensor
+        return tensor if index is None else tensor[index]
 
     def _hf_config(self) -> dict[str, Any]:
         architecture = self._file.metadata.get("general.architecture")

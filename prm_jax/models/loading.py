@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, get_args
 
 import jax
+from jax.sharding import Mesh
 
 from prm_jax.errors import UserError
 from prm_jax.models import peft_files
@@ -13,6 +14,7 @@ from prm_jax.models.gguf import read_gguf
 from prm_jax.models.gguf_weights import GgufWeights
 from prm_jax.models.hub import find_config, find_model
 from prm_jax.models.model_options import ModelOptions
+from prm_jax.models.sharding import shardings_for
 from prm_jax.models.tokenizer import Tokenizer
 from prm_jax.models.transformer import init_params
 from prm_jax.models.weights import check_path, load_weights
@@ -20,10 +22,21 @@ from prm_jax.models.weights import check_path, load_weights
 _UNROLL_UP_TO = 8  # layers; a deeper model is scanned, since unrolling costs compilation time
 
 
-def load_model(options: ModelOptions) -> tuple[ModelConfig, Any, Any]:
-    """(config with the options' run-time fields, parameters, tokenizer) of ``options.path``; see ``find_model``."""
+def load_model(options: ModelOptions, *, mesh: Mesh | None = None) -> tuple[ModelConfig, Any, Any]:
+    """Loads the model that the options name.
+
+    Args:
+      options: ``path`` is whatever ``find_model`` finds.
+      mesh: devices to load the parameters onto, shard by shard; None: the default device.
+
+    Returns:
+      (config with the options' run-time fields, parameters, tokenizer).
+
+    Raises:
+      UserError: see ``load_weights`` and ``Tokenizer.load``.
+    """
     path = find_model(options.path)
-    config, params = load_weights(path)
+    config, params = load_weights(path, mesh=mesh)
     return _with_runtime(config, options), params, Tokenizer.load(path)
 
 
@@ -72,9 +85,12 @@ def fresh_config(options: ModelOptions, vocab_size: int) -> ModelConfig:
     return _with_runtime(config, options)
 
 
-def fresh_params(config: ModelConfig, key: jax.Array) -> Any:
-    """Random parameters, compiled so that the same key gives the same bits."""
-    return jax.jit(init_params, static_argnums=0)(config, key)
+def fresh_params(config: ModelConfig, key: jax.Array, *, mesh: Mesh | None = None) -> Any:
+    """Random parameters, compiled so that the same key gives the same bits; on a mesh, each device makes its shards."""
+    shardings = None
+    if mesh is not None:
+        shardings = shardings_for(jax.eval_shape(lambda: init_params(config, jax.random.key(0))), mesh)
+    return jax.jit(init_params, static_argnums=0, out_shardings=shardings)(config, key)
 
 
 def _with_runtime(config: ModelConfig, options: ModelOptions) -> ModelConfig:

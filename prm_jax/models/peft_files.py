@@ -14,6 +14,7 @@ from prm_jax.models.config import ModelConfig
 from prm_jax.models.files import read_json, short
 from prm_jax.models.hub import find_model
 from prm_jax.models.safetensors_files import Shards
+from prm_jax.models.tensor_file import Index
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Settings that change the computation, with the values that leave it as it is.
@@ -91,12 +92,16 @@ class Adapter:
         by_name |= {name: slot for slot in slots(config) for name in slot.names if slot.path == ("head", "kernel")}
         self._pairs = self._read(settings, by_name)
 
-    def merge(self, name: str, tensor: np.ndarray) -> np.ndarray:
-        """A tensor of the base model with the adapter added, float32; unchanged if it has none."""
+    def merge(self, name: str, tensor: np.ndarray, index: Index | None = None) -> np.ndarray:
+        """A tensor of the base model, or the part of it at `index`, with the adapter added, float32.
+
+        It is returned as it is if it has no adapter.
+        """
         pair = self._pairs.get(name)
         if pair is None:
             return tensor
-        return tensor.astype(np.float32) + np.float32(pair.scale) * (pair.b @ pair.a)
+        rows, columns = (*(index or ()), slice(None), slice(None))[:2]
+        return tensor.astype(np.float32) + np.float32(pair.scale) * (pair.b[rows] @ pair.a[:, columns])
 
     def tree(self) -> tuple[float, dict[str, Any]]:
         """The adapter for ``lora.join``.

@@ -8,16 +8,19 @@ import struct
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from prm_jax.errors import UserError
 from prm_jax.models.checkpoint_layout import first
 from prm_jax.models.files import check_regular, loads_json, read_json, read_text, short, write_json, write_text
+from prm_jax.models.tensor_file import Index, TensorFile
 
 SINGLE, INDEX, SUMS = "model.safetensors", "model.safetensors.index.json", "SHA256SUMS"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # The dtypes that are read and written, by the name of each.
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_NUMPY = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _MAX_HEADER = 100_000_000
 _MAX_NAME = 255
 # Prefixes that wrappers put in front of the language model's names, and what takes their place; in this order.
@@ -53,7 +56,7 @@ class Shards:
         self._directory = directory
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, str] = {}
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, TensorFile] = {}
         listed = _listed(directory, single)
         files = dict.fromkeys(listed.values()) if listed else {single: None}
         verify_sums(directory, files)
@@ -66,32 +69,40 @@ class Shards:
         self.shapes = {name: self._shapes[stored] for name, stored in self._stored.items()}
         self.dtypes = {name: self._dtypes[stored] for name, stored in self._stored.items()}
 
-    def read(self, name: str) -> np.ndarray:
-        """The numbers of a tensor, as stored."""
+    def read(self, name: str, index: Index | None = None) -> np.ndarray:
+        """The numbers of a tensor, as stored, or of the part of it that `index` selects; only that part is read."""
         stored = self._stored[name]
-        return self._files[stored].get_tensor(stored)
+        return self._files[stored].read(stored, index)
+
+    @property
+    def bytes_read(self) -> int:
+        """How much of the tensors has been read so far."""
+        return sum(file.bytes_read for file in {id(file): file for file in self._files.values()}.values())
 
     def _open(self, file: str) -> None:
         from safetensors import SafetensorError, safe_open
 
         path = self._directory / file
-        _check_header(path)
+        header, start = _read_header(path)
+        specs: dict[str, tuple[tuple[int, ...], np.dtype, int]] = {}
         try:
-            opened = safe_open(path, framework="numpy")
+            with safe_open(path, framework="numpy") as opened:  # checks lengths, offsets and shapes
+                names = opened.keys()
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} is damaged or truncated: {error}") from error
-        for name in opened.keys():
+        for name in names:
             if name in self._files:
                 raise UserError(f"{self._directory} has the tensor {short(name)} in two files; remove one")
-            view = opened.get_slice(name)
-            if view.get_dtype() not in DTYPES:
+            entry = header[name]
+            if entry["dtype"] not in DTYPES:
                 raise UserError(
-                    f"{path}: tensor {short(name)} has dtype {view.get_dtype()}, expected {', '.join(DTYPES)}; "
+                    f"{path}: tensor {short(name)} has dtype {entry['dtype']}, expected {', '.join(DTYPES)}; "
                     "use an unquantised checkpoint"
                 )
-            self._files[name] = opened
-            self._shapes[name] = tuple(view.get_shape())
-            self._dtypes[name] = DTYPES[view.get_dtype()]
+            dtype = DTYPES[entry["dtype"]]
+            specs[name] = (tuple(entry["shape"]), _NUMPY[dtype], start + entry["data_offsets"][0])
+            self._shapes[name], self._dtypes[name] = specs[name][0], dtype
+        self._files |= dict.fromkeys(names, TensorFile(path, specs))
 
 
 def write_shards(
@@ -106,7 +117,8 @@ def write_shards(
     Args:
       directory: where to.
       specs: shape and dtype of every tensor, in the order in which ``tensors`` gives them.
-      tensors: names and contiguous arrays; taken one at a time, so that memory for one suffices.
+      tensors: (name, contiguous array [rows, ...]): consecutive blocks of rows of every tensor; taken one at a time,
+        so that memory for one block suffices.
       max_bytes: size above which tensors go to a further file.
     """
     groups = _groups(specs, max_bytes)
@@ -210,8 +222,8 @@ def _listed(directory: pathlib.Path, single: str) -> dict[str, str]:
     return listed
 
 
-def _check_header(path: pathlib.Path) -> None:
-    """Detects a tensor that is listed twice, of which the reader below would use the last."""
+def _read_header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
+    """(the header, where the numbers begin); refuses a tensor that is listed twice, which safetensors would accept."""
     try:
         check_regular(path)
         with path.open("rb") as file:
@@ -222,7 +234,7 @@ def _check_header(path: pathlib.Path) -> None:
         raise UserError(f"cannot read {path}: {error}") from error
     if len(head) < 8 or len(raw) < length:
         raise UserError(f"{path} is damaged or truncated: its header is cut off")
-    loads_json(raw.decode("utf-8", errors="replace"), source=f"{path} (header)")
+    return loads_json(raw.decode("utf-8", errors="replace"), source=f"{path} (header)"), 8 + length
 
 
 def _groups(specs: Mapping[str, tuple[tuple[int, ...], np.dtype]], max_bytes: int) -> list[list[str]]:
@@ -263,12 +275,17 @@ def _write_file(
             file.write(part)
             digest.update(part)
         for name, (shape, dtype) in specs.items():
-            given, tensor = take()
-            if given != name or tensor.shape != shape or tensor.dtype != dtype:
-                raise ValueError(f"expected {name} {shape} {dtype}, got {given} {tensor.shape} {tensor.dtype}")
-            raw = tensor.reshape(-1).view(np.uint8).data
-            file.write(raw)
-            digest.update(raw)
+            rows = 0
+            while rows < shape[0]:
+                given, block = take()
+                rows += len(block)
+                if given != name or block.shape[1:] != shape[1:] or block.dtype != dtype or rows > shape[0]:
+                    raise ValueError(
+                        f"expected rows of {name} {shape} {dtype}, got {given} {block.shape} {block.dtype}"
+                    )
+                raw = block.reshape(-1).view(np.uint8).data
+                file.write(raw)
+                digest.update(raw)
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()

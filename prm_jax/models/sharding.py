@@ -220,6 +220,8 @@ def place(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
     """
     if is_key(leaf):
         return jax.random.wrap_key_data(place(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
+    if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+        return leaf
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return jax.device_put(leaf, sharding)
     host = np.asarray(leaf)

@@ -1,36 +1,50 @@
-"""Loading and saving weights: Hugging Face directories (both ways, bit for bit), LoRA adapters and GGUF files."""
+"""Loading weights: Hugging Face directories, bit for bit, LoRA adapters and GGUF files, onto one device or a mesh."""
 
 import dataclasses
-import os
 import pathlib
-import shutil
-from collections.abc import Mapping
-from typing import Any
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 
 from prm_jax.errors import UserError
-from prm_jax.models import checkpoint_layout, peft_files, safetensors_files, tokenizer_files
+from prm_jax.models import checkpoint_layout, peft_files, safetensors_files
+from prm_jax.models.checkpoint_layout import Params
 from prm_jax.models.config import ModelConfig
-from prm_jax.models.files import beside, check_regular, read_json, sync_directory, write_json
+from prm_jax.models.files import check_regular, read_json
 from prm_jax.models.gguf import read_gguf
 from prm_jax.models.gguf_weights import GgufWeights
 from prm_jax.models.hub import find_model
 from prm_jax.models.lora import join
-from prm_jax.models.tokenizer import Tokenizer, check_fits
+from prm_jax.models.sharded_assembly import HOST_BYTES, ReadPart, assemble_sharded
+from prm_jax.models.tensor_file import Index
 
-_CONFIG = "config.json"
-_DTYPES: dict[str, np.dtype] = {
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from prm_jax.models.sharding import Rule
+
+CONFIG = "config.json"
+DTYPES: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
+_ROWS = 4096
+"""Rows of an embedding that are compared at once."""
 
 
 def load_weights(
-    path: str | pathlib.Path, *, dtype: Any = None, host: bool = False, merge_adapters: bool = True
-) -> tuple[ModelConfig, checkpoint_layout.Params]:
+    path: str | pathlib.Path,
+    *,
+    dtype: Any = None,
+    host: bool = False,
+    merge_adapters: bool = True,
+    mesh: "Mesh | None" = None,
+    rules: "Sequence[Rule] | None" = None,
+) -> tuple[ModelConfig, Params]:
     """Loads a pretrained model; its tokenizer is loaded by ``Tokenizer.load(path)``, from the same path.
 
     Args:
@@ -44,74 +58,29 @@ def load_weights(
       merge_adapters: add an adapter to its base model's kernels, as training the base model further needs.  False
         keeps it apart, joined to the parameters as float32 ``lora_a`` and ``lora_b`` (see ``split``), and sets
         the config's ``lora_alpha``.
+      mesh: devices to load onto, those of other processes included. Each process reads the parts of the files that its
+        own devices hold, and at most 1 GiB of shards (or one shard) waits on the host; GGUF files and adapters are
+        read tensor by tensor. None: the default device.
+      rules: how leaves are split over the mesh; None: ``sharding.RULES``.
 
     Returns:
       The model's configuration, with its ``dtype`` that of the parameters, and the parameters.
 
     Raises:
       UserError: for checkpoints that are missing, truncated, corrupted, pickled, of another architecture or dtype,
-        or do not fit their configuration.
+        or do not fit their configuration; a mesh axis that does not divide a dimension that it must split.
     """
+    if host and mesh is not None:
+        raise ValueError("host=True keeps the parameters on the host; give it or a mesh, not both")
     path = find_model(path)
+    where = _Where(host, mesh, rules)
     if peft_files.is_adapter(path):
-        return _load_adapted(path, _name(dtype), host=host, merge=merge_adapters)
+        return _load_adapted(path, _name(dtype), where, merge=merge_adapters)
     check_path(path)
     config, source, stored = _open(path)
     name = _name(dtype) or stored
-    params = checkpoint_layout.assemble(config, source.read, dtype=_DTYPES[name], place=_same if host else _to_device)
+    params = where.assemble(config, source.read, DTYPES[name], at_once=isinstance(source, GgufWeights))
     return dataclasses.replace(config, dtype=name), params  # type: ignore[arg-type]
-
-
-def save_weights(
-    path: str | pathlib.Path,
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    *,
-    tokenizer: Tokenizer | None = None,
-    dtype: Any = None,
-    max_shard_bytes: int = 5_000_000_000,
-    overwrite: bool = False,
-) -> None:
-    """Writes a Hugging Face directory that ``load_weights`` and ``transformers`` read, bit for bit.
-
-    The directory is written under a temporary name and then renamed, so that a reader sees either the old one or the
-    new one.
-
-    Args:
-      path: the directory to create.
-      config: the model.
-      params: its parameters, arrays of NumPy or JAX; with adapters merged.
-      tokenizer: written too, with its chat template.
-      dtype: to cast to; None keeps each leaf's.
-      max_shard_bytes: size above which weights are split into files with an index.
-      overwrite: replace an existing checkpoint.
-
-    Raises:
-      UserError: for parameters that do not fit the config (LoRA adapters included), a tokenizer with more tokens than
-        the model, an existing path, or a write that fails.
-    """
-    path = pathlib.Path(path)
-    found = checkpoint_layout.check_params(config, params)
-    specs: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
-    for slot in checkpoint_layout.slots(config):
-        kind = _DTYPES[dtype_name(found[slot.path].dtype if dtype is None else dtype)]
-        specs |= dict.fromkeys(slot.names, (slot.shape, kind))
-    if tokenizer is not None:
-        check_fits(tokenizer, config)
-    _check_target(path, overwrite)
-    kinds = {kind.name for _, kind in specs.values()}
-    config = dataclasses.replace(config, dtype=kinds.pop() if len(kinds) == 1 else "float32")  # type: ignore[arg-type]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = beside(path, "new")
-        new.mkdir()
-        try:
-            _write(new, config, found, specs, tokenizer, max_shard_bytes)
-            _put_in_place(new, path)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}") from error
 
 
 def dtype_name(dtype: Any) -> str:
@@ -121,11 +90,11 @@ def dtype_name(dtype: Any) -> str:
       UserError: for a dtype other than float32, bfloat16 and float16.
     """
     try:
-        name = np.dtype(_DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype).name
+        name = np.dtype(DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype).name
     except TypeError:
         name = str(dtype)
-    if name not in _DTYPES:
-        raise UserError(f"parameters of dtype {name} are not supported; expected {', '.join(_DTYPES)}")
+    if name not in DTYPES:
+        raise UserError(f"parameters of dtype {name} are not supported; expected {', '.join(DTYPES)}")
     return name
 
 
@@ -137,7 +106,7 @@ def _open(path: pathlib.Path) -> tuple[ModelConfig, GgufWeights | safetensors_fi
     """(config, tensors that fit it, the dtype that they share or else float32) of a directory or GGUF file."""
     source: GgufWeights | safetensors_files.Shards
     if path.is_dir():
-        config = ModelConfig.from_hf(read_json(path / _CONFIG))
+        config = ModelConfig.from_hf(read_json(path / CONFIG))
         source = safetensors_files.Shards(path)
         kinds = set(source.dtypes.values())
         stored = kinds.pop() if len(kinds) == 1 else "float32"
@@ -151,27 +120,52 @@ def _open(path: pathlib.Path) -> tuple[ModelConfig, GgufWeights | safetensors_fi
     return config, source, stored
 
 
+@dataclasses.dataclass(frozen=True)
+class _Where:
+    """Where parameters are put: the host, the default device, or a mesh."""
+
+    host: bool
+    mesh: "Mesh | None"
+    rules: "Sequence[Rule] | None"
+
+    def assemble(self, config: ModelConfig, read: ReadPart, dtype: np.dtype, *, at_once: bool) -> Params:
+        """The parameters; `at_once`: read every tensor once, since parts cost as much as the whole."""
+        if self.mesh is None:
+            place = _same if self.host else _to_device
+            return checkpoint_layout.assemble(config, read, dtype=dtype, place=place)
+        limit = sys.maxsize if at_once else HOST_BYTES
+        return assemble_sharded(config, read, dtype=dtype, mesh=self.mesh, rules=self.rules, host_bytes=limit)
+
+    def place(self, tree: Params) -> Params:
+        """Arrays from the host."""
+        if self.mesh is None:
+            return tree if self.host else _map_leaves(_to_device, tree)
+        from prm_jax.models.sharding import RULES, shard_params
+
+        placed: Params = shard_params(tree, self.mesh, RULES if self.rules is None else self.rules)
+        return placed
+
+
 def _load_adapted(
-    path: pathlib.Path, dtype: str | None, *, host: bool, merge: bool
-) -> tuple[ModelConfig, checkpoint_layout.Params]:
+    path: pathlib.Path, dtype: str | None, where: _Where, *, merge: bool
+) -> tuple[ModelConfig, Params]:
     """The base model of an adapter directory with the adapter merged, or joined to it."""
     base = peft_files.base_of(path)
     check_path(base)
     config, source, stored = _open(base)
     adapter = peft_files.Adapter(path, config)
     name = dtype or stored
-    place = _same if host else _to_device
 
-    def read(tensor: str) -> np.ndarray:
-        return adapter.merge(tensor, source.read(tensor)) if merge else source.read(tensor)
+    def read(tensor: str, index: Index | None = None) -> np.ndarray:
+        part = source.read(tensor, index)
+        return adapter.merge(tensor, part, index) if merge else part
 
-    params = checkpoint_layout.assemble(config, read, dtype=_DTYPES[name], place=place)
+    params = where.assemble(config, read, DTYPES[name], at_once=isinstance(source, GgufWeights))
     config = dataclasses.replace(config, dtype=name)  # type: ignore[arg-type]
     if merge:
         return config, params
     alpha, adapters = adapter.tree()
-    placed = _map_leaves(place, adapters)
-    return dataclasses.replace(config, lora_alpha=alpha), join(params, placed)
+    return dataclasses.replace(config, lora_alpha=alpha), join(params, where.place(adapters))
 
 
 def _map_leaves(function: Any, tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,19 +187,23 @@ def check_path(path: pathlib.Path) -> None:
         )
     if not path.is_dir():
         check_regular(path)
-    if path.is_dir() and not (path / _CONFIG).is_file():
-        raise UserError(f"{path} has no {_CONFIG}; {safetensors_files.what_is_there(path)}")
+    if path.is_dir() and not (path / CONFIG).is_file():
+        raise UserError(f"{path} has no {CONFIG}; {safetensors_files.what_is_there(path)}")
     if path.is_file() and path.suffix != ".gguf":
         raise UserError(
-            f"{path} is not a checkpoint: expected a directory with {_CONFIG} and safetensors, or a .gguf file"
+            f"{path} is not a checkpoint: expected a directory with {CONFIG} and safetensors, or a .gguf file"
         )
 
 
 def _check_tied(path: pathlib.Path, source: GgufWeights | safetensors_files.Shards) -> None:
-    head, embedding = source.read(checkpoint_layout.TIED_HEAD), source.read("model.embed_tokens.weight")
-    if head.dtype != embedding.dtype or head.shape != embedding.shape or head.tobytes() != embedding.tobytes():
+    names = (checkpoint_layout.TIED_HEAD, "model.embed_tokens.weight")
+    same = source.shapes[names[0]] == source.shapes[names[1]]
+    for start in range(0, source.shapes[names[1]][0] if same else 0, _ROWS):
+        head, embedding = (source.read(name, (slice(start, start + _ROWS),)) for name in names)
+        same = same and head.dtype == embedding.dtype and head.tobytes() == embedding.tobytes()
+    if not same:
         raise UserError(
-            f"{path}: {_CONFIG} sets tie_word_embeddings, but {checkpoint_layout.TIED_HEAD} differs from the "
+            f"{path}: {CONFIG} sets tie_word_embeddings, but {checkpoint_layout.TIED_HEAD} differs from the "
             "embedding; set tie_word_embeddings to false if the head was trained on its own"
         )
 
@@ -217,72 +215,4 @@ def _same(leaf: np.ndarray) -> np.ndarray:
 def _to_device(leaf: np.ndarray) -> Any:
     import jax
 
-    return jax.device_put(leaf)
-
-
-def _to_host(leaf: Any) -> np.ndarray:
-    if not getattr(leaf, "is_fully_addressable", True):
-        raise UserError(
-            "the parameters are sharded over several processes; gather them before saving: "
-            "jax.experimental.multihost_utils.process_allgather(params, tiled=True)"
-        )
-    return np.asarray(leaf)
-
-
-def _write(
-    directory: pathlib.Path,
-    config: ModelConfig,
-    found: Mapping[tuple[str, ...], Any],
-    specs: Mapping[str, tuple[tuple[int, ...], np.dtype]],
-    tokenizer: Tokenizer | None,
-    max_shard_bytes: int,
-) -> None:
-    description = config.to_hf()
-    if tokenizer is not None:
-        tokenizer.save(directory)
-        special = tokenizer.special
-        ids = {"bos": special.bos_id, "eos": special.eos_id, "pad": special.pad_id}
-        description |= {f"{name}_token_id": index for name, index in ids.items()}
-    stream = (
-        (name, tensor.astype(specs[name][1], copy=False))
-        for slot in checkpoint_layout.slots(config)
-        for name, tensor in checkpoint_layout.tensors(slot, _to_host(found[slot.path]))
-    )
-    safetensors_files.write_shards(directory, specs, stream, max_bytes=max_shard_bytes)
-    write_json(directory / _CONFIG, description)
-
-
-def _check_target(path: pathlib.Path, overwrite: bool) -> None:
-    if path.is_symlink() or (path.exists() and not path.is_dir()):
-        raise UserError(f"cannot write a checkpoint to {path}: it is not a directory")
-    there = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
-    if there and not overwrite:
-        raise UserError(f"{path} exists and is not empty; give another path, or overwrite=True")
-    foreign = [name for name in there if not _is_ours(name)]
-    if foreign:
-        raise UserError(
-            f"{path} contains other files, which overwriting would delete: {checkpoint_layout.first(foreign)}; give "
-            "another path"
-        )
-
-
-def _is_ours(name: str) -> bool:
-    known = (_CONFIG, safetensors_files.INDEX, safetensors_files.SUMS, *tokenizer_files.FILES)
-    return name in known or (name.startswith("model") and name.endswith(".safetensors"))
-
-
-def _put_in_place(new: pathlib.Path, path: pathlib.Path) -> None:
-    """Renames; an old checkpoint is kept under another name until the new one is in place."""
-    sync_directory(new)
-    if path.exists() and any(path.iterdir()):
-        aside = beside(path, "old")
-        os.rename(path, aside)
-        try:
-            os.rename(new, path)
-        except BaseException:
-            os.rename(aside, path)
-            raise
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        os.rename(new, path)
-    sync_directory(path.parent)
+    return jax.block_until_ready(jax.device_put(leaf))  # the host's memory is free for the next leaf

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from prm_jax.lazy_names import lazy_attribute
 
 if TYPE_CHECKING:
+    from prm_jax.prime.abstract import abstract_step
     from prm_jax.prime.batch import Batch, Frozen, RewardInputs, State
     from prm_jax.prime.collect import Collected, Collector
     from prm_jax.prime.options import Options
     from prm_jax.prime.plan import Plan, check_fits, make_plan
+    from prm_jax.prime.plan_compile import CompiledStep, compile_step
     from prm_jax.prime.presets import PRESETS
     from prm_jax.prime.responses import Responses, Sampler
     from prm_jax.prime.shaping import per_step
@@ -36,6 +38,7 @@ _HOMES = {
     "Batch": "batch",
     "Collected": "collect",
     "Collector": "collect",
+    "CompiledStep": "plan_compile",
     "CriticSource": "sources",
     "Event": "prm_jax.runs.callbacks",
     "Frozen": "batch",
@@ -58,7 +61,9 @@ _HOMES = {
     "SourceBatch": "sources",
     "State": "batch",
     "StepChecker": "sources",
+    "abstract_step": "abstract",
     "check_fits": "plan",
+    "compile_step": "plan_compile",
     "init_state": "step",
     "make_plan": "plan",
     "make_source_step": "step",
@@ -71,6 +76,7 @@ __all__ = [
     "Batch",
     "Collected",
     "Collector",
+    "CompiledStep",
     "CriticSource",
     "Event",
     "Frozen",
@@ -93,7 +99,9 @@ __all__ = [
     "SourceBatch",
     "State",
     "StepChecker",
+    "abstract_step",
     "check_fits",
+    "compile_step",
     "init_state",
     "make_plan",
     "make_source_step",

@@ -53,10 +53,14 @@ def backward(work: Workload, config: ModelConfig, *, lora: bool) -> Pass:
     once = forward(work, config)
     again = {"none": 0, "dots": 0, "full": 1}[config.remat]
     naive = attention_of(work, config) == "naive"
-    # The head recomputes its logits, and every other implementation of attention its scores.
+    # The head recomputes its logits, and every other implementation of attention its scores. The last product of a
+    # layer is not computed again: its result is the next layer's input, which is kept.
+    tokens = float(work.rows * work.columns)
+    last = 2 * tokens * config.num_layers * config.intermediate_size * config.hidden_size
     attention = 2 + (again or config.remat == "dots") if naive else 2.5 + (config.remat != "none")
     products = 1 if lora else 2
-    return Pass(once.projections * (products + again), once.attention * attention, once.head * (products + 1))
+    projections = once.projections * (products + again) - again * last
+    return Pass(projections, once.attention * attention, once.head * (products + 1))
 
 
 def step_flops(work: Workload) -> dict[str, Pass]:
@@ -107,22 +111,22 @@ def generation(work: Workload) -> Pass:
 def collective_minimum(work: Workload) -> float:
     """Bytes that one device must send per step under sharded parameters or rows.
 
-    Every pass gathers the parameters once in bfloat16 (forward and backward of what learns, forward of the reference);
-    every gradient is reduced once per optimiser step, in float32.
+    Every pass gathers the parameters once in the compute dtype (forward and backward of what learns, forward of the
+    reference); every gradient is reduced once per optimiser step, in that dtype too.
     """
     shape = work.mesh.shape
     shards, replicas = shape["fsdp"], shape["data"]
     total = 0.0
     for name, (config, learner) in work.learners().items():
         pieces = work.pieces(name)
-        whole = model_bytes(config, _unsharded(work), "bfloat16")
+        whole = model_bytes(config, _unsharded(work), config.compute_dtype)
         passes = 2 * pieces.epochs * pieces.minibatches * pieces.microbatches
         total += passes * whole * (shards - 1) / shards
         if learner.lora is None:  # adapters are too small to count
             steps = pieces.epochs * pieces.minibatches
-            total += 2 * whole * steps * ((shards - 1) / shards + 2 * (replicas - 1) / replicas / shards)
+            total += whole * steps * ((shards - 1) / shards + 2 * (replicas - 1) / replicas / shards)
     if work.online_prm:
-        whole = model_bytes(work.prm_config, _unsharded(work), "bfloat16")
+        whole = model_bytes(work.prm_config, _unsharded(work), work.prm_config.compute_dtype)
         total += whole * work.options.prm.minibatches * work.options.prm.microbatches * (shards - 1) / shards
     return total
 

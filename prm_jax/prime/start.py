@@ -40,6 +40,7 @@ class Start:
       base: the policy's initial parameters on the devices, once they are known; see `placed`.
       prm_base: the online PRM's initial parameters on the devices.
       ways: number of devices that hold the rows of a batch.
+      mesh: the devices, once they are known; None for one.
       loaded: what `once` has loaded.
     """
 
@@ -52,6 +53,7 @@ class Start:
     base: Params = None
     prm_base: Params = None
     ways: int = 1
+    mesh: Mesh | None = None
     loaded: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def once(self, name: str, load: Callable[[], T]) -> T:
@@ -68,7 +70,7 @@ class Start:
         prm_base = base
         if self.prm_params is not None:
             prm_base = self.prm_params if mesh is None else shard_params(self.prm_params, mesh)
-        return dataclasses.replace(self, base=base, prm_base=prm_base, ways=ways)
+        return dataclasses.replace(self, base=base, prm_base=prm_base, ways=ways, mesh=mesh)
 
     def policy_learner(self, options: Options) -> Learner:
         """The policy's architecture, optimiser and adapters."""
@@ -102,7 +104,7 @@ class Start:
 
     def load_prover(self, options: Options, path: str) -> Params:
         """The parameters of another policy of the same architecture and vocabulary, which completes prefixes."""
-        config, params, tokenizer = load_model(dataclasses.replace(options.model, path=path))
+        config, params, tokenizer = load_model(dataclasses.replace(options.model, path=path), mesh=self.mesh)
         check_same_vocabulary(self.tokenizer, tokenizer, names=("the policy", "the prover"))
         if config != self.config:
             raise UserError(
@@ -127,12 +129,13 @@ class Overrides:
     policy_loss: PolicyLoss | None = None
 
 
-def load_start(options: Options, task: Task | None = None) -> Start:
+def load_start(options: Options, task: Task | None = None, mesh: Mesh | None = None) -> Start:
     """Loads what the options name.
 
     Args:
       options: of the run.
       task: instead of the one that the options name.
+      mesh: devices that weights are loaded onto, shard by shard; None: the default device.
 
     Raises:
       UserError: an unknown task or option, missing or damaged weights, tokenizers that do not match.
@@ -143,7 +146,7 @@ def load_start(options: Options, task: Task | None = None) -> Start:
             f"the task {task.name!r} has no evaluation problems; give it some, or a larger share of them"
         )
     if options.model.path:
-        config, params, tokenizer = load_model(options.model)
+        config, params, tokenizer = load_model(options.model, mesh=mesh)
     else:
         tokenizer = task.tokenizer()
         if tokenizer is None:
@@ -155,7 +158,7 @@ def load_start(options: Options, task: Task | None = None) -> Start:
     prm_config, prm_params = config, None
     if options.prm.path and uses_online_prm(options):
         prm_options = dataclasses.replace(options.model, path=options.prm.path, lora_rank=options.prm.lora_rank)
-        prm_config, prm_params, prm_tokenizer = load_model(prm_options)
+        prm_config, prm_params, prm_tokenizer = load_model(prm_options, mesh=mesh)
         # Rewards of tokens need one vocabulary.
         check_same_vocabulary(tokenizer, prm_tokenizer, names=("the policy", "the PRM"))
     return Start(task, tokenizer, config, params, prm_config, prm_params)

@@ -2,7 +2,7 @@
 
 import jax
 
-from prm_jax.prime.abstract_step import abstract_batch
+from prm_jax.prime.abstract import abstract_batch
 from prm_jax.prime.compose import Composed
 from prm_jax.prime.sources.base import on_host
 from prm_jax.prime.step import make_step

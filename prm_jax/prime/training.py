@@ -52,8 +52,8 @@ BASELINE = "outcome_only"
 TITLES = {"prime": "PRIME", BASELINE: "outcome only"}
 
 SOFT_OPTIONS = (
-    "steps", "eval.*", "save_every", "keep_checkpoints", "sample_every", "max_*_steps", "watchdog", "plots", "baseline",
-    "*.learning_rate",
+    "steps", "eval.*", "save_every", "keep_checkpoints", "sample_every", "max_*_steps", "watchdog*", "plots",
+    "baseline", "*.learning_rate",
 )  # fmt: skip
 """Options that a resumed run may change."""
 
@@ -120,13 +120,13 @@ def train(
     overrides = _checked_overrides(Overrides(source, reward, advantage, policy_loss))
     callbacks = [*_named_callbacks(options), *callbacks]
     mesh = _mesh(options)
-    start = load_start(options, _task_of_a_run_that_fits(options, task, mesh))
+    start = load_start(options, _task_of_a_run_that_fits(options, task, mesh), mesh)
     main = "prime" if options.advantage.process_coef else BASELINE
     results: dict[str, Trained] = {}
     composed = _composed(options, start, mesh, overrides)
     with _open(run_dir, options, resume) as run, Interrupts() as interrupts, _console(run) as console:
         console.plan(_plan(composed, main))
-        frontend = Frontend(console, interrupts, watchdog=options.watchdog)
+        frontend = Frontend(console, interrupts, watchdog=options.watchdog, watchdog_exit=options.watchdog_exit)
         _introduce(start.task, options, frontend)
         composed = _warmed(composed, overrides, run, frontend)
         probe = _probe(composed)
@@ -330,18 +330,14 @@ def _initial_policy(composed: Composed, run: RunDir, frontend: Frontend) -> Para
     """A fresh model after its warm start, kept in ``start/`` for a resumed run."""
     options, start, kept = composed.options, composed.start, run.path / "start"
     if shared_files.is_dir(kept):
-        _, params = load_weights(kept)
-        return jax.tree.map(jax.numpy.asarray, params)
+        _, params = load_weights(kept, mesh=composed.mesh)
+        return jax.tree.map(jax.numpy.asarray, params) if composed.mesh is None else params
     params = start.base
     if options.sft.steps:
         params = warm_start(options, start, params, run=run, frontend=frontend, mesh=composed.mesh)
-    whole = processes.to_host(params)
-
-    def save() -> None:
-        save_weights(kept, start.config, whole, tokenizer=start.tokenizer)
+    save_weights(kept, start.config, params, tokenizer=start.tokenizer)
+    if run.writer:
         shutil.rmtree(run.path / "phases" / "warm_start" / "checkpoints", ignore_errors=True)
-
-    shared_files.by_first(save, what=f"save the policy to {kept}")
     return params
 
 
@@ -364,16 +360,17 @@ def _probe(composed: Composed) -> PRMProbe | None:
 def _save_models(run: RunDir, options: Options, start: Start, trained: Trained) -> None:
     """The trained models as Hugging Face directories, adapters merged; the PRM says its kind, beta and reference."""
     of_policy = options.prm.reference == "policy"
-    policy = processes.to_host(merge(start.config, trained.policy))
-    prm = None if trained.prm is None else processes.to_host(merge(start.prm_config, trained.prm))
-    reference = None if prm is None else processes.to_host(trained.policy if of_policy else start.prm_base)
+    policy = merge(start.config, trained.policy)
+    save_weights(run.path / "policy", start.config, policy, tokenizer=start.tokenizer, overwrite=True)
+    if trained.prm is None:
+        return
+    prm = processes.to_host(merge(start.prm_config, trained.prm))
+    reference = processes.to_host(trained.policy if of_policy else start.prm_base)
 
     def save() -> None:
-        save_weights(run.path / "policy", start.config, policy, tokenizer=start.tokenizer, overwrite=True)
-        if prm is not None:
-            prms.save_implicit(
-                run.path / "prm", start.prm_config, prm, start.config if of_policy else start.prm_config, reference,
-                start.tokenizer, beta=options.prm.beta, overwrite=True,
-            )  # fmt: skip
+        prms.save_implicit(
+            run.path / "prm", start.prm_config, prm, start.config if of_policy else start.prm_config, reference,
+            start.tokenizer, beta=options.prm.beta, overwrite=True,
+        )  # fmt: skip
 
-    shared_files.by_first(save, what=f"save the models to {run.path}")
+    shared_files.by_first(save, what=f"save the PRM to {run.path / 'prm'}")

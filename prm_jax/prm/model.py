@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from prm_jax import config_io
 from prm_jax.errors import UserError
@@ -18,6 +19,7 @@ from prm_jax.models.checkpoint_layout import leaves
 from prm_jax.models.files import beside, read_json, sync_directory, write_json, write_text
 from prm_jax.models.hub import find_model
 from prm_jax.models.safetensors_files import SUMS, verify_sums
+from prm_jax.models.sharding import shard_params
 from prm_jax.models.tokenizer import Tokenizer
 from prm_jax.option_ranges import check_ranges
 from prm_jax.option_values import convert_options
@@ -139,6 +141,7 @@ def load(
     reference: str | pathlib.Path | None = None,
     convention: Convention = "own",
     compute_dtype: str = "float32",
+    mesh: Mesh | None = None,
 ) -> PRM:
     """Loads a process reward model.
 
@@ -149,6 +152,7 @@ def load(
       convention: how a public checkpoint is read. own: the score of a step is that of its own tokens; card: as the
         code of its model card reads it, where that differs (eurus_prm).
       compute_dtype: "float32" or "bfloat16".
+      mesh: devices to load the weights onto, shard by shard; `score_solutions` then splits solutions over them.
 
     Raises:
       UserError: for anything that ``load_weights`` refuses, an unknown layout (the nearest is named), a damaged head,
@@ -157,13 +161,13 @@ def load(
     path = find_model(path)
     described = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if layout == "auto" and KEY in described:
-        prm = _load_own(path, described[KEY])
+        prm = _load_own(path, described[KEY], mesh)
         if convention != "own":
             raise UserError(f"--convention {convention} is for public checkpoints; {path} says itself how to score")
     else:
-        prm = public.load_public(path, described, layout, convention)
+        prm = public.load_public(path, described, layout, convention, mesh)
     if reference is not None:
-        prm = _with_reference(prm, find_model(reference))
+        prm = _with_reference(prm, find_model(reference), mesh)
     if prm.spec.kind.keeps_reference and prm.weights.reference is None:
         raise UserError(
             f"{path} scores by the log-ratio to a reference, which the directory does not hold: give the model that it "
@@ -207,30 +211,32 @@ def _kind_from(values: Any, owner: str) -> Kind:
     return kind
 
 
-def _load_own(path: pathlib.Path, described: Any) -> PRM:
+def _load_own(path: pathlib.Path, described: Any, mesh: Mesh | None) -> PRM:
     where = f"{path / 'config.json'}: {KEY}"
     if not isinstance(described, Mapping) or described.get("format") != FORMAT:
         found = described.get("format") if isinstance(described, Mapping) else described
         raise UserError(f"{where} has format {found!r}; this version reads format {FORMAT}")
     kind = _kind_from(described.get("kind"), f"{where}.kind")
     layout = options_from(TextLayout, described.get("text"), f"{where}.text")
-    config, params = load_weights(path)
+    config, params = load_weights(path, mesh=mesh)
     tokenizer = Tokenizer.load(path)
     check_fits(tokenizer, config)
     label_ids = described.get("label_ids")
     objectives = tuple(map(str, described.get("objectives") or ()))
     spec = Spec(kind, config, None, tuple(map(int, label_ids)) if label_ids else None, objectives)  # type: ignore[arg-type]
     tree = _read_head(path, spec)
+    if mesh is not None:
+        tree = shard_params(tree, mesh)
     prm = PRM(spec, Weights(params, tree["head"], tree["fixed"]), tokenizer, layout)
     if described.get("reference"):
-        prm = _with_reference(prm, path / REFERENCE)
+        prm = _with_reference(prm, path / REFERENCE, mesh)
     return prm
 
 
-def _with_reference(prm: PRM, path: pathlib.Path) -> PRM:
+def _with_reference(prm: PRM, path: pathlib.Path, mesh: Mesh | None) -> PRM:
     if not prm.spec.kind.keeps_reference:
         raise UserError(f"a reference is given, which this model of kind {prm.spec.kind.kind} does not use")
-    config, params = load_weights(path)
+    config, params = load_weights(path, mesh=mesh)
     check_same_vocabulary(prm.tokenizer, Tokenizer.load(path), names=("the reward model", "the reference"))
     spec = dataclasses.replace(prm.spec, reference_config=config)
     return dataclasses.replace(prm, spec=spec, weights=dataclasses.replace(prm.weights, reference=params))

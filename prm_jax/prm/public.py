@@ -11,12 +11,15 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from prm_jax.data.problems import Prompt
 from prm_jax.errors import UserError
 from prm_jax.models import ModelConfig, Tokenizer, check_fits, checkpoint_layout
 from prm_jax.models.safetensors_files import Shards
-from prm_jax.models.weights import _DTYPES
+from prm_jax.models.sharded_assembly import assemble_sharded
+from prm_jax.models.sharding import shard_params
+from prm_jax.models.weights import DTYPES
 from prm_jax.option_values import suggest
 from prm_jax.prm.kinds import Implicit, Token
 from prm_jax.prm.reward_model_options import Convention, TextLayout
@@ -112,7 +115,9 @@ LAYOUTS: dict[str, PublicLayout] = {
 """Name -> layout."""
 
 
-def load_public(path: pathlib.Path, config: Mapping[str, Any], name: str, convention: Convention = "own") -> PRM:
+def load_public(
+    path: pathlib.Path, config: Mapping[str, Any], name: str, convention: Convention = "own", mesh: Mesh | None = None
+) -> PRM:
     """Loads a public checkpoint; see ``model.load``.
 
     Args:
@@ -120,6 +125,7 @@ def load_public(path: pathlib.Path, config: Mapping[str, Any], name: str, conven
       config: its ``config.json``, {} where there is none.
       name: of its layout, or "auto".
       convention: see ``model.load``; where a layout reads as its model card does, both are the same.
+      mesh: see ``model.load``.
 
     Raises:
       UserError: an unknown layout, or "auto" where the config does not name one.
@@ -138,7 +144,7 @@ def load_public(path: pathlib.Path, config: Mapping[str, Any], name: str, conven
     if name not in LAYOUTS:
         raise UserError(f"unknown layout {name!r} of reward models; {suggest(name, LAYOUTS, 'layouts')}")
     known = LAYOUTS[name]
-    model_config, params, head = _load(path, config, known)
+    model_config, params, head = _load(path, config, known, mesh)
     tokenizer = Tokenizer.load(path)
     check_fits(tokenizer, model_config)
     label_ids = None
@@ -153,7 +159,9 @@ def load_public(path: pathlib.Path, config: Mapping[str, Any], name: str, conven
     return prm
 
 
-def _load(path: pathlib.Path, config: Mapping[str, Any], known: PublicLayout) -> tuple[ModelConfig, Params, Params]:
+def _load(
+    path: pathlib.Path, config: Mapping[str, Any], known: PublicLayout, mesh: Mesh | None
+) -> tuple[ModelConfig, Params, Params]:
     """(architecture, parameters, head) of a directory; the head's tensors, if any, are in the same files."""
     source = Shards(path)
     scores = {name: shape for name, shape in source.shapes.items() if name.startswith(_SCORE)}
@@ -163,14 +171,17 @@ def _load(path: pathlib.Path, config: Mapping[str, Any], known: PublicLayout) ->
     checkpoint_layout.check_tensors(model_config, shapes, source=str(path))
     kinds = set(source.dtypes.values())
     dtype = kinds.pop() if len(kinds) == 1 else "float32"
-    params = checkpoint_layout.assemble(model_config, source.read, dtype=_DTYPES[dtype], place=jnp.asarray)
+    if mesh is None:
+        params = checkpoint_layout.assemble(model_config, source.read, dtype=DTYPES[dtype], place=jnp.asarray)
+    else:
+        params = assemble_sharded(model_config, source.read, dtype=DTYPES[dtype], mesh=mesh)
     wants_head = isinstance(known.kind, HeadedKind) and known.labels is None
     if wants_head != bool(scores):
         raise UserError(
             f"{path} has {'no tensors' if wants_head else 'tensors'} named {_SCORE}*, which this layout "
             f"{'needs' if wants_head else 'does not have'}; choose another layout"
         )
-    return dataclasses.replace(model_config, dtype=dtype), params, _head(path, source, scores, model_config)  # type: ignore[arg-type]
+    return dataclasses.replace(model_config, dtype=dtype), params, _head(path, source, scores, model_config, mesh)  # type: ignore[arg-type]
 
 
 def _plain_config(config: Mapping[str, Any], *, has_head: bool) -> dict[str, Any]:
@@ -181,7 +192,9 @@ def _plain_config(config: Mapping[str, Any], *, has_head: bool) -> dict[str, Any
     return plain
 
 
-def _head(path: pathlib.Path, source: Shards, scores: Mapping[str, tuple[int, ...]], config: ModelConfig) -> Params:
+def _head(
+    path: pathlib.Path, source: Shards, scores: Mapping[str, tuple[int, ...]], config: ModelConfig, mesh: Mesh | None
+) -> Params:
     """Linear layers ``score.weight`` or ``score.0.weight``, ``score.2.weight``, ... in their order."""
     if not scores:
         return {}
@@ -201,7 +214,7 @@ def _head(path: pathlib.Path, source: Shards, scores: Mapping[str, tuple[int, ..
         width = kernel.shape[1]
     if width != 2:
         raise UserError(f"{path}: the head has {width} outputs, expected 2: (wrong, right)")
-    return head
+    return head if mesh is None else shard_params(head, mesh)
 
 
 def _label(tokenizer: Tokenizer, text: str) -> int:

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import UserError
 from prm_jax.models import Tokenizer
-from prm_jax.models.sharding import batch_sharding, rows_over, shard_params
+from prm_jax.models.sharding import batch_sharding, rows_over
 from prm_jax.prm import compiled
 from prm_jax.prm.reward_model_options import Aggregate, TextLayout
 from prm_jax.prm.rewards import step_scores
@@ -151,7 +151,7 @@ def score_solutions(
     """Scores every step, and every solution as a whole.
 
     Args:
-      prm: from ``load`` or ``finished``; where its weights are on a mesh (``spread``), solutions are split over it.
+      prm: from ``load`` or ``finished``; where ``load`` put its weights on a mesh, solutions are split over it.
       records: at least one.
       max_tokens: tokens in one batch, padding included; a longer solution is a batch of its own.
       aggregate: how step scores become the solution's; None: as the model says.
@@ -257,11 +257,6 @@ def rows_to_score(prm: PRM, records: Sequence[StepRecord], *, skip_long: bool = 
             f"{len(records) - len(rows) - 1} others); leave such solutions out with --skip-long"
         )
     return rows
-
-
-def spread(prm: PRM, mesh: Mesh) -> PRM:
-    """The model with its weights on a mesh of devices, over which `score_solutions` then splits solutions."""
-    return dataclasses.replace(prm, weights=shard_params(prm.weights, mesh))
 
 
 def _mesh_under(weights: Weights) -> Mesh | None:

@@ -47,7 +47,11 @@ class TrainPRMOptions:
     max_bad_steps: Annotated[int, at_least(1)] = 3
     """Consecutive steps with a non-finite update after which a run stops; each is skipped and counted."""
     watchdog: Annotated[float, at_least(0)] = 0.0
-    """Seconds after which a step, an evaluation or saving prints the stacks of all threads; 0: never."""
+    """Seconds after which a step, an evaluation or saving prints the stacks of all threads; 0: never. The first of each
+    may take ten times as long, since it compiles."""
+    watchdog_exit: Annotated[float, at_least(0)] = 0.0
+    """Seconds after which such a phase ends the process with exit code 76, so that a stuck process cannot hold the
+    others for ever; 0: never."""
     tensorboard: bool = False
     """Also write TensorBoard events (extra tb)."""
     wandb: bool = False

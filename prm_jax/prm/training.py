@@ -47,7 +47,7 @@ from prm_jax.runs.metrics_log import atomic_write
 from prm_jax.runs.run_dir import RunDir, open_run
 
 SOFT_OPTIONS = (
-    "eval_every", "save_every", "keep_checkpoints", "max_bad_steps", "max_steps", "watchdog", "patience", "plots",
+    "eval_every", "save_every", "keep_checkpoints", "max_bad_steps", "max_steps", "watchdog*", "patience", "plots",
     "train.learning_rate",
 )  # fmt: skip
 """Options that may be changed when a run is resumed."""
@@ -94,7 +94,7 @@ def train(
     config, base, tokenizer = load_model(ModelOptions(
         path=model.path, compute_dtype=model.compute_dtype, remat=model.remat, scan_unroll=model.scan_unroll,
         lora_rank=model.lora_rank, lora_alpha=model.lora_alpha,
-    ))  # fmt: skip
+    ), mesh=mesh)  # fmt: skip
     check_fits(tokenizer, config)
     prepared = prepare(options, tokenizer, limit=config.max_position_embeddings, records=data)
     job = _Job(options, Spec(options.prm, config, objectives=prepared.objectives), base, prepared, mesh)
@@ -194,6 +194,7 @@ class _Job:
             ),
             frontend=Frontend(
                 console, interrupts, title="reward model", watchdog=options.watchdog,
+                watchdog_exit=options.watchdog_exit,
                 hint="Lower --train.learning-rate, or raise --max-bad-steps",
             ),
             identity=self.identity, target=placed_shapes(self.shape, shardings),

@@ -48,7 +48,7 @@ def load_local_policy(
     import jax
 
     from prm_jax.models import Tokenizer, load_weights
-    from prm_jax.models.sharding import rows_over, shard_params
+    from prm_jax.models.sharding import rows_over
     from prm_jax.rollouts.slots import SlotEngine
 
     _check(steps, seed)
@@ -57,11 +57,11 @@ def load_local_policy(
             "--sampling.reuse-mib keeps keys and values of batches: leave it out with --sampling.engine slots"
         )
     stops = stop_sets(task)
-    config, params = load_weights(path, dtype=dtype, host=mesh is not None)
+    config, params = load_weights(path, dtype=dtype, mesh=mesh)
     config = dataclasses.replace(config, compute_dtype=dtype)
     ways = 1
     if mesh is not None:
-        params, ways = shard_params(params, mesh), rows_over(mesh)
+        ways = rows_over(mesh)
     tokenizer = Tokenizer.load(path)
     key, sampling = jax.random.key(seed), steps.sampling()
     engine: Engine

@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from prm_jax.runs.fitting import FitOptions, Fitted, Frontend, fit, load_best
     from prm_jax.runs.integrity import fingerprint
     from prm_jax.runs.interrupts import Interrupts
+    from prm_jax.runs.jobs import Job
     from prm_jax.runs.learner import Learner, accumulate_gradients, guarded_update, make_optimizer, make_schedule
     from prm_jax.runs.metrics_log import MetricsLog, read_metrics
+    from prm_jax.runs.restarts import RestartLimits
     from prm_jax.runs.run_dir import RunDir, Sample, open_run, unique_run_path
     from prm_jax.runs.stopping import DivergedRun, InterruptedRun
+    from prm_jax.runs.supervisor import Layout, supervise
 
 _HOMES = {
     "Batches": "batches",
@@ -36,8 +39,11 @@ _HOMES = {
     "Frontend": "fitting",
     "InterruptedRun": "stopping",
     "Interrupts": "interrupts",
+    "Job": "jobs",
+    "Layout": "supervisor",
     "Learner": "learner",
     "MetricsLog": "metrics_log",
+    "RestartLimits": "restarts",
     "Restored": "checkpoint",
     "RunDir": "run_dir",
     "Sample": "run_dir",
@@ -52,6 +58,7 @@ _HOMES = {
     "make_schedule": "learner",
     "open_run": "run_dir",
     "read_metrics": "metrics_log",
+    "supervise": "supervisor",
     "unique_run_path": "run_dir",
 }
 
@@ -69,8 +76,11 @@ __all__ = [
     "Frontend",
     "InterruptedRun",
     "Interrupts",
+    "Job",
+    "Layout",
     "Learner",
     "MetricsLog",
+    "RestartLimits",
     "Restored",
     "RunDir",
     "Sample",
@@ -85,6 +95,7 @@ __all__ = [
     "make_schedule",
     "open_run",
     "read_metrics",
+    "supervise",
     "unique_run_path",
 ]
 

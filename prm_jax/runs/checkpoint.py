@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from prm_jax.errors import UserError
+from prm_jax.errors import StorageError, UserError
 from prm_jax.pytree_paths import named_leaves
 from prm_jax.runs import checkpoint_document as documents
 from prm_jax.runs import integrity, processes
@@ -31,6 +31,10 @@ _LOG = logging.getLogger(__name__)
 
 class CheckpointError(UserError):
     """A checkpoint cannot be written or read, or does not match what it is restored to."""
+
+
+class CheckpointWriteError(CheckpointError, StorageError):
+    """A checkpoint could not be written; the earlier ones are intact."""
 
 
 class _DamagedError(Exception):
@@ -109,7 +113,7 @@ class Checkpointer:
           False if this step exists already (nothing is written), otherwise True.
 
         Raises:
-          CheckpointError: this write or an earlier background write failed, for instance because the disk is full.
+          CheckpointWriteError: this write or an earlier background write failed, for instance because the disk is full.
           TypeError: a leaf is not an array, or the metadata is not JSON.
         """
         if step == self._saving or step in self.steps():
@@ -134,7 +138,7 @@ class Checkpointer:
         return True
 
     def wait(self) -> None:
-        """Blocks until the step being written is committed; raises CheckpointError if the write failed."""
+        """Blocks until the step being written is committed; raises CheckpointWriteError if the write failed."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
@@ -283,7 +287,7 @@ class Checkpointer:
         why = f"no space left on the device ({free:.0f} MiB free)" if full else one_line(error)
         self._manager.reload()  # forgets the failed step and keeps the earlier ones
         kept = ", ".join(map(str, self._steps_here())) or "none"  # other processes may be elsewhere
-        return CheckpointError(
+        return CheckpointWriteError(
             f"checkpoint of step {step} could not be written to {self.directory}: {why}. "
             f"Complete checkpoints there: {kept}."
         )

@@ -17,6 +17,7 @@ Band = Literal["quartiles", "range"]
 
 HOUSEKEEPING = (
     "seed", "baseline", "plots", "tensorboard", "wandb", "save_every", "keep_checkpoints", "sample_every", "watchdog",
+    "watchdog_exit",
 )  # fmt: skip
 """Options ignored when runs are grouped: they change what is kept or drawn, not what is learned."""
 

@@ -17,18 +17,15 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-from prm_jax.errors import UserError
+from prm_jax import exit_codes
+from prm_jax.errors import UnavailableError, UserError
 from prm_jax.runs import processes
-from prm_jax.runs.distributed_options import DistributedOptions
+from prm_jax.runs.distributed_options import COORDINATOR, PROCESS_ID, PROCESSES, DistributedOptions
 from prm_jax.runs.processes import PREFIX, STATE, OtherProcessError
 from prm_jax.runs.versions import library_versions
 
-EXIT_USER, EXIT_UNEXPECTED = 2, 1
-COORDINATOR, PROCESSES, PROCESS_ID = "PRM_JAX_COORDINATOR", "PRM_JAX_PROCESSES", "PRM_JAX_PROCESS_ID"
-"""Environment variables that stand for the options of the same names."""
 _FAILURE, _ENDED = f"{PREFIX}/failure", f"{PREFIX}/ended"
-EXIT_SAVED, EXIT_DIVERGED = 75, 77
-_SECONDS = {EXIT_DIVERGED: 20.0}
+_SECONDS = {exit_codes.DIVERGED: 20.0}
 """Seconds in which a process may end by itself after the failure of another, by exit code: a checkpoint may be under
 way where a run has diverged."""
 
@@ -40,10 +37,11 @@ def initialize(options: DistributedOptions | None = None) -> None:
     (``PRM_JAX_COORDINATOR``, ``PRM_JAX_PROCESSES``, ``PRM_JAX_PROCESS_ID``), or by JAX itself.
 
     Raises:
-      UserError: only some of coordinator, processes and process id are known, or they cannot be right; the coordinator
-        does not answer; a device has been used already; or the processes have different versions or numbers of devices.
+      UserError: only some of coordinator, processes and process id are known, or they cannot be right; a device
+        has been used already; or the processes have different versions or numbers of devices.
+      UnavailableError: the coordinator does not answer.
 
-    When not all processes come in time, JAX cannot give up the connection, and the process ends with exit code 2.
+    When not all processes come in time, JAX cannot give up the connection, and the process ends with exit code 69.
     """
     options = DistributedOptions() if options is None else options
     STATE.patience = options.patience
@@ -102,12 +100,12 @@ def leave(code: int) -> int:
     """
     if processes.count() == 1:
         return code
-    if code in (0, EXIT_SAVED):
+    if code in (exit_codes.DONE, exit_codes.INTERRUPTED):
         try:
             return max(processes.gather(code, name="the end"))
         except UserError as error:
             _say(f"error: {error}")
-            code = getattr(error, "code", EXIT_USER)
+            code = error.exit_code
     with contextlib.suppress(Exception):
         processes.client().key_value_set(f"{_ENDED}/{processes.index()}", "")
     if processes.is_first():  # holds the message: the others must have read it
@@ -128,7 +126,7 @@ def failing_together() -> Iterator[None]:
         if processes.count() == 1:
             raise
         traceback.print_exc()
-        code = getattr(error, "code", EXIT_USER) if isinstance(error, UserError) else EXIT_UNEXPECTED
+        code = error.exit_code if isinstance(error, UserError) else exit_codes.UNEXPECTED
         publish_failure(f"{type(error).__name__}: {error}", code)
         leave(code)
 
@@ -201,7 +199,7 @@ def _wait_for(coordinator: str, seconds: float) -> None:
         except OSError as error:
             problem = error.strerror or str(error)
         if time.monotonic() >= deadline:
-            raise UserError(
+            raise UnavailableError(
                 f"the coordinator {coordinator} (--distributed.coordinator) does not answer after {seconds:g} s: "
                 f"{problem}. Start process 0 there, check address, port and firewall, or raise --distributed.timeout"
             )
@@ -219,7 +217,7 @@ def _deadline(seconds: float, coordinator: str, number: int | None) -> Iterator[
             "the same --distributed.coordinator and --distributed.processes and their own --distributed.process-id, "
             "or raise --distributed.timeout"
         )
-        _exit(EXIT_USER)
+        _exit(exit_codes.UNAVAILABLE)
 
     timer = threading.Timer(seconds, give_up)
     timer.daemon = True

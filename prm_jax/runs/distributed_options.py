@@ -5,6 +5,9 @@ from typing import Annotated
 
 from prm_jax.option_ranges import above, at_least
 
+COORDINATOR, PROCESSES, PROCESS_ID = "PRM_JAX_COORDINATOR", "PRM_JAX_PROCESSES", "PRM_JAX_PROCESS_ID"
+"""Environment variables that stand for the options of the same names; ``prm-jax launch`` sets them."""
+
 
 @dataclass(frozen=True)
 class DistributedOptions:

@@ -140,8 +140,9 @@ class Frontend:
       interrupts: installed signal handlers; None: signals are not handled.
       title: name of the phase on the console.
       hint: advice on non-finite updates, appended to the error.
-      watchdog: seconds after which drawing a batch, a step, an evaluation or saving prints the stacks of all threads
-        (compilation counts); 0: never.
+      watchdog: seconds after which drawing a batch, a step, an evaluation or saving prints the stacks of all threads;
+        0: never. The first of each may take ten times as long, since it compiles.
+      watchdog_exit: seconds after which it ends the process with exit code 76; 0: never.
     """
 
     console: Console | None = None
@@ -149,6 +150,7 @@ class Frontend:
     title: str = "training"
     hint: str = "Lower the learning rate, or raise --max-bad-steps"
     watchdog: float = 0.0
+    watchdog_exit: float = 0.0
 
     def say(self, text: str) -> None:
         """Prints one line."""
@@ -191,7 +193,7 @@ class _Loop:
         self.stop_reason = ""
         self.finished = 0.0
         self.needs_state = bool(getattr(batches, "needs_state", False))
-        self.watch = Watchdog(self.frontend.watchdog).phase
+        self.watch = Watchdog(self.frontend.watchdog, exit_seconds=self.frontend.watchdog_exit).phase
 
     def run_from(self, state: Any, checkpoints: Checkpointer, target: Any) -> Fitted:
         state, done = self._start(state, checkpoints, target)
@@ -205,7 +207,7 @@ class _Loop:
             last = done == self.options.steps or bool(self.stop_reason)
             every = self.options.eval_every
             evaluating = self.evaluate is not None and (last or bool(every and done % every == 0))
-            stop = self.frontend.interrupts is not None and self.frontend.interrupts.should_stop()
+            stop = self._should_stop(done)
             if not (evaluating or last or stop or done % self.options.save_every == 0):
                 continue
             pending = self._wait(state, pending)
@@ -220,9 +222,10 @@ class _Loop:
                 self._notify("evaluation", done, self.after, state)
             self._save(checkpoints, state, done)
             if stop and not last:
-                checkpoints.wait()
+                self._wait_for_checkpoint(checkpoints, done)
                 assert self.frontend.interrupts is not None
                 raise InterruptedRun(f"stopped by {self.frontend.interrupts.signal_name} after step {done}")
+        self._wait_for_checkpoint(checkpoints, done)
         self._notify("end", done, self.after, state)
         early = bool(self.stop_reason) and done < self.options.steps
         if self.stop_reason:
@@ -236,7 +239,8 @@ class _Loop:
         restored = None
         if self.run.resumed:
             target = jax.eval_shape(make) if target is None else target
-            restored = checkpoints.restore(target, accept=complaint)
+            with self.watch(f"restoring the newest checkpoint ({self.frontend.title})", "restore"):
+                restored = checkpoints.restore(target, accept=complaint)
             self.run.rewind(-1 if restored is None else restored.step)
         console = self.frontend.console
         if restored is None:
@@ -281,18 +285,18 @@ class _Loop:
     def _dispatch(self, state: Any, done: int) -> tuple[Any, _Pending]:
         """Draws a batch and dispatches its step, without waiting for the device."""
         begun = time.monotonic()
-        with self.watch(f"drawing the batch of step {done + 1} ({self.frontend.title})"):
+        with self.watch(f"drawing the batch of step {done + 1} ({self.frontend.title})", "draw"):
             batch = self.batches.draw(state, done)
         drawn = time.monotonic()
         metrics: Metrics = {}
         if batch is not None:
-            with self.watch(f"dispatching step {done + 1} ({self.frontend.title})"):
+            with self.watch(f"dispatching step {done + 1} ({self.frontend.title})", "dispatch"):
                 state, metrics = self.step(state, batch)
         return state, _Pending(done + 1, batch, metrics, begun, drawn)
 
     def _wait(self, state: Any, pending: _Pending) -> _Pending:
         """Waits for the device."""
-        with self.watch(f"step {pending.step} ({self.frontend.title})"):
+        with self.watch(f"step {pending.step} ({self.frontend.title})", "step"):
             jax.block_until_ready(state)
         return dataclasses.replace(pending, ready=time.monotonic())
 
@@ -300,7 +304,7 @@ class _Loop:
         """Reads and checks the metrics of a dispatched step, and reports them with those of an evaluation."""
         if pending is None:
             return
-        with self.watch(f"step {pending.step} ({self.frontend.title})"):
+        with self.watch(f"step {pending.step} ({self.frontend.title})", "step"):
             read = jax.device_get(dict(pending.metrics))
         now = time.monotonic() if pending.ready is None else pending.ready
         metrics: dict[str, Any] = {name: float(value) for name, value in read.items()}
@@ -359,7 +363,7 @@ class _Loop:
         """Evaluates; returns the metrics with the time that they took."""
         assert self.evaluate is not None
         begun = time.monotonic()
-        with self.watch(f"the evaluation after step {done} ({self.frontend.title})"):
+        with self.watch(f"the evaluation after step {done} ({self.frontend.title})", "evaluate"):
             self.after = self.evaluate(state)
         return {**self.after, "time/evaluation_seconds": time.monotonic() - begun}
 
@@ -377,7 +381,8 @@ class _Loop:
             self._check_sound(state, step)
             self.best_step, self.best_value, self.stale = step, value, 0
             # Two are kept, since a run may be resumed from a checkpoint before the newer one.
-            with Checkpointer(self.run.path / BEST, max_to_keep=2) as best:
+            watching = self.watch(f"saving the best state, of step {step} ({self.frontend.title})", "save")
+            with watching, Checkpointer(self.run.path / BEST, max_to_keep=2) as best:
                 best.save(step, state, {name: value}, wait=True)
             return
         self.stale += 1
@@ -412,9 +417,20 @@ class _Loop:
             "best_step": self.best_step,
             "best_value": None if math.isnan(self.best_value) else self.best_value,
         }
-        with self.watch(f"saving the checkpoint of step {done} ({self.frontend.title})"):
+        with self.watch(f"saving the checkpoint of step {done} ({self.frontend.title})", "save"):
             self.run.sync()
             checkpoints.save(done, state, metadata)
+
+    def _wait_for_checkpoint(self, checkpoints: Checkpointer, done: int) -> None:
+        with self.watch(f"writing the checkpoint of step {done} ({self.frontend.title})", "write"):
+            checkpoints.wait()
+
+    def _should_stop(self, done: int) -> bool:
+        """Whether a signal has arrived, here or in another process."""
+        if self.frontend.interrupts is None:
+            return False
+        with self.watch(f"waiting for the other processes after step {done} ({self.frontend.title})", "stop"):
+            return self.frontend.interrupts.should_stop()
 
     def _check_sound(self, state: Any, done: int) -> None:
         problem = complaint(state)

@@ -61,18 +61,19 @@ def kernel_calls(text: str) -> dict[str, int]:
 
 
 def _kernel_name(call: CustomCall) -> str:
+    """The name given to ``pallas_call``, without the transformations that wrap it: "f" of ".../jvp(f)/pallas_call"."""
     parts = [part for part in call.name.split("/") if part and part != "pallas_call"]
-    return parts[-1] if parts else "unknown"
+    return re.sub(r"^(?:\w+\()*([^()]*)\)*$", r"\1", parts[-1]) if parts else "unknown"
 
 
 def _kernel(call: CustomCall) -> tuple[str, float]:
     """(kind, operations) of one execution of a kernel; ("", 0) for one that is not known."""
     name = _kernel_name(call)
     if name.startswith("linear_logprob"):
-        matrices = sorted((shape for _, shape in call.operands if len(shape) == 2 and min(shape) > 128), key=math.prod)
-        if len(matrices) < 2 or name not in _KERNEL_PRODUCTS:
+        # (tokens, row values, hidden [rows, features], head, ...)
+        if len(call.operands) < 4 or name not in _KERNEL_PRODUCTS:
             return "", 0.0
-        (rows, features), head = matrices[-2], matrices[-1]
+        (rows, features), head = call.operands[2][1], call.operands[3][1]
         vocabulary = math.prod(head) // features
         return "head", 2.0 * rows * features * vocabulary * _KERNEL_PRODUCTS[name]
     splash = re.match(r"splash_m[hq]a_(fwd|dq|dkv)", name)

@@ -11,8 +11,6 @@ from typing import Any
 
 from prm_jax.runs import processes
 
-EXIT_INTERRUPTED = 75  # BSD's EX_TEMPFAIL: the state is saved; run again with --resume
-
 
 class Interrupts:
     """Turns SIGTERM and Ctrl-C into a flag that a training loop reads between steps.

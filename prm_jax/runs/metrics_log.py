@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from prm_jax.errors import UserError, require
+from prm_jax.errors import StorageError, UserError, require
 
 _LOG = logging.getLogger(__name__)
 _SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -56,7 +56,7 @@ class MetricsLog:
           fsync_seconds: maximum age in seconds of records that a power failure can lose; 0: none.
 
         Raises:
-          UserError: the file cannot be written.
+          StorageError: the file cannot be written.
         """
         self.path = pathlib.Path(path)
         self._sinks = [GuardedSink(sink) for sink in sinks]
@@ -242,14 +242,14 @@ def writing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Reports failures to write a file.
 
     Raises:
-      UserError: the disk is full or read-only, or the file cannot be written for another reason.
+      StorageError: the disk is full or read-only, or the file cannot be written for another reason.
     """
     try:
         yield path
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "Free some space and run again (a run continues with --resume)" if full else "Check permissions"
-        raise UserError(f"cannot write {path}: {error.strerror or error}. {advice}") from error
+        raise StorageError(f"cannot write {path}: {error.strerror or error}. {advice}") from error
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from prm_jax.errors import UserError
+from prm_jax.errors import UnavailableError, UserError
 from prm_jax.runs import wire
 
 T = TypeVar("T")
@@ -25,12 +25,12 @@ class OtherProcessError(UserError):
     """Another process has failed; this one ends with its exit code.
 
     Attributes:
-      code: exit code of the process that failed first.
+      exit_code: of the process that failed first.
     """
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
-        self.code = code
+        self.exit_code = code
 
 
 class _Exchange:
@@ -91,7 +91,8 @@ def gather(value: T, *, name: str = "data", seconds: float | None = None) -> lis
       seconds: deadline; None: ``--distributed.patience``.
 
     Raises:
-      UserError: not all processes came before the deadline, or one is at another place of the program.
+      UnavailableError: not all processes came before the deadline, or process 0 has gone.
+      UserError: a process is at another place of the program.
       OtherProcessError: another process has failed.
     """
     if count() == 1:
@@ -247,9 +248,10 @@ def _get(key: str, deadline: float, whom: str, seconds: float) -> bytes:
         except Exception as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 check_others()
-                raise UserError(f"the connection to process 0 is lost while waiting for {whom}: {error}") from error
+                what = f"the connection to process 0 is lost while waiting for {whom}: {error}"
+                raise UnavailableError(what) from error
         if time.monotonic() >= deadline:
-            raise UserError(
+            raise UnavailableError(
                 f"process {index()} has waited {seconds:g} s for {whom}: it may hang, or work on other things. See its "
                 "output; --distributed.patience is the limit"
             )

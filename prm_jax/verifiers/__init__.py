@@ -4,6 +4,7 @@ Every built-in verifier has ``verify(response, gold)`` and ``verify_many(respons
 ``reward(problem, response)`` becomes a verifier with ``FunctionVerifier``; ``WeightedVerifier`` combines several.
 """
 
+from prm_jax.verifiers.code import CodeVerifier, call_reference, io_reference
 from prm_jax.verifiers.custom import FunctionVerifier, ProblemVerifier, WeightedVerifier, judge
 from prm_jax.verifiers.exact import ExactVerifier
 from prm_jax.verifiers.extraction import (
@@ -18,12 +19,14 @@ from prm_jax.verifiers.math import MathVerifier
 from prm_jax.verifiers.math_pool import MathPool
 from prm_jax.verifiers.number import NumberVerifier
 from prm_jax.verifiers.number_text import parse_number, read_number
+from prm_jax.verifiers.program_text import find_program
 from prm_jax.verifiers.references import check_reference, check_references
 from prm_jax.verifiers.verdict import NO_ANSWER, Mode, Status, Verdict, Verifier
 
 __all__ = [
     "ANSWER_MARKERS",
     "NO_ANSWER",
+    "CodeVerifier",
     "ExactVerifier",
     "FunctionVerifier",
     "MathPool",
@@ -36,10 +39,13 @@ __all__ = [
     "Verifier",
     "WeightedVerifier",
     "after_marker",
+    "call_reference",
     "check_reference",
     "check_references",
     "find_answer",
     "find_candidates",
+    "find_program",
+    "io_reference",
     "judge",
     "last_boxed",
     "last_number",

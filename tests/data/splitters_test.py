@@ -47,7 +47,7 @@ def _cut(splitter, text):
 
 
 def test_built_in_names():
-    assert set(SPLITTERS) == {"newline", "blank", "step_marker", "sentence", "tag", "regex", "whole"}
+    assert set(SPLITTERS) == {"newline", "blank", "step_marker", "sentence", "statement", "tag", "regex", "whole"}
     assert make_splitter("newline") == StepSplitter("newline")
     assert make_splitter("regex", {"pattern": "; *"})("a; b") == [(0, 3), (3, 4)]
     assert make_splitter("tag", {"tags": "</s>,;"}).tags == ("</s>", ";")

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from prm_jax.errors import UserError
 from prm_jax.models import CharTokenizer, Tokenizer, init_params, load_weights, save_weights
-from prm_jax.models import weights as weights_module
+from prm_jax.models import weights_writing as weights_module
 from prm_jax.models.checkpoint_layout import leaves, slots
 from prm_jax.models.lora import LoRAConfig, init_lora, join, merge
 from tests.models.checkpoints import CONFIGS, DTYPES, random_params, same_bits, write_raw_safetensors

@@ -145,9 +145,9 @@ def test_minimum_of_collectives_is_that_of_gathers_and_gradients():
     options = dataclasses.replace(PRESETS["qwen2.5-7b-math"], prm=PRMOptions(), policy=PolicyOptions())
     work = make_workload(options, QWEN_7B, None, planned_mesh(MeshOptions(fsdp=64), 64), "tpu")
     gathers = 5 * model_bytes(QWEN_7B, planned_mesh(MeshOptions(), 1), "bfloat16")
-    gradients = 2 * model_bytes(QWEN_7B, planned_mesh(MeshOptions(), 1), "float32")
+    gradients = 2 * model_bytes(QWEN_7B, planned_mesh(MeshOptions(), 1), "bfloat16")
     assert collective_minimum(work) == pytest.approx((gathers + gradients) * 63 / 64)
-    assert collective_minimum(work) == pytest.approx(125.7 * GIB, rel=0.02)
+    assert collective_minimum(work) == pytest.approx(97.7 * GIB, rel=0.02)
 
 
 # ----------------------------------------------------------------------------------- what would help

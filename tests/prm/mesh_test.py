@@ -9,14 +9,14 @@ import pytest
 
 from prm_jax.errors import UserError
 from prm_jax.models.mesh_options import MeshOptions
-from prm_jax.models.sharding import make_mesh
+from prm_jax.models.sharding import make_mesh, shardings_for
 from prm_jax.prm.data import make_plan
 from prm_jax.prm.forward import init_head
 from prm_jax.prm.kinds import Implicit, Token, Value
-from prm_jax.prm.model import load
+from prm_jax.prm.model import load, save
 from prm_jax.prm.reward_model_options import BaseOptions, DataOptions, OptimizerOptions, TextLayout
 from prm_jax.prm.rows import build_rows
-from prm_jax.prm.score import PRM, score_solutions, spread
+from prm_jax.prm.score import PRM, score_solutions
 from prm_jax.prm.spec import Spec, Weights
 from prm_jax.prm.train_options import TrainPRMOptions
 from prm_jax.prm.training import train
@@ -82,14 +82,18 @@ def test_what_cannot_be_split_is_refused(options, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [Implicit(), Value(value="ensemble", head_layers=2)])
-def test_scores_over_a_mesh_are_those_of_one_device(kind, config, params, tokenizer, records):
+def test_scores_over_a_mesh_are_those_of_one_device(kind, config, params, tokenizer, records, tmp_path):
     spec = Spec(kind, config)
     implicit = isinstance(kind, Implicit)
     head = {} if implicit else init_head(spec, jax.random.key(1), num_outputs=4, random=True)
     reference = jax.tree.map(lambda x: 1.1 * x, params) if implicit else None
     prm = PRM(spec, Weights(params, head, {}, reference), tokenizer, TextLayout(separator=" "))
     alone = score_solutions(prm, records[:9], max_tokens=96)
-    over = score_solutions(spread(prm, make_mesh(2, 2, 2)), records[:9], max_tokens=96)
+    save(tmp_path / "prm", prm)
+    mesh = make_mesh(2, 2, 2)
+    spread = load(tmp_path / "prm", mesh=mesh)
+    assert jax.tree.map(lambda x: x.sharding, spread.weights) == shardings_for(spread.weights, mesh)
+    over = score_solutions(spread, records[:9], max_tokens=96)
     for one, two in zip(alone, over, strict=True):
         assert one.record == two.record and np.abs(one.steps).max() > 0
         np.testing.assert_allclose(one.steps, two.steps, rtol=2e-4, atol=1e-6)

@@ -68,7 +68,7 @@ def test_products_written_as_convolutions():
     [
         ("linear_logprob_forward", "s32[256,1]{1,0}, f32[256,8]{1,0}, bf16[256,512]{1,0}, bf16[1024,512]{1,0}",
          {"head": 2 * 256 * 512 * 1024}),
-        ("linear_logprob_backward", "s32[256,1]{1,0}, bf16[256,512]{1,0}, bf16[512,1024]{1,0}",
+        ("linear_logprob_backward", "s32[256,1]{1,0}, f32[256,8]{1,0}, bf16[256,512]{1,0}, bf16[512,1024]{1,0}",
          {"head": 3 * 2 * 256 * 512 * 1024}),
         ("splash_mha_fwd_residuals", "s8[8,8]{1,0}, bf16[2,4,1024,128]{3,2,1,0}, bf16[2,1,1024,128]{3,2,1,0}",
          {"attention": 2 * 2 * 2 * 4 * 1024 * 128 * 768}),
@@ -80,7 +80,7 @@ def test_products_written_as_convolutions():
 def test_kernels_count_by_their_shapes(name, shapes, expected):
     call = (
         f'f32[256,128]{{1,0}} custom-call(%a, %b), custom_call_target="tpu_custom_call", '
-        f'operand_layout_constraints={{{shapes}}}, metadata={{op_name="jit(step)/x/{name}/pallas_call"}}'
+        f'operand_layout_constraints={{{shapes}}}, metadata={{op_name="jit(step)/transpose(jvp({name}))/pallas_call"}}'
     )
     text = _HEADER + f"ENTRY %main (a: f32[2]) -> f32[2] {{\n  ROOT %r = {call}\n}}\n"
     assert operations(text) == {"products": 0, **expected}

@@ -7,14 +7,16 @@ import re
 import pytest
 
 from prm_jax import verifiers
+from prm_jax.verifiers.sandbox import available_levels
 
 _REPO = pathlib.Path(__file__).resolve().parents[2]
 PAGE = _REPO / "docs" / "verifiers.md"
+CODE_PAGE = _REPO / "docs" / "code.md"
 RESULTS = _REPO / "experiments" / "benchmarks"
 
 
 def test_every_public_name_is_on_the_page():
-    text = PAGE.read_text()
+    text = PAGE.read_text() + CODE_PAGE.read_text()
     assert set(verifiers.__all__) - {"NO_ANSWER"} <= set(re.findall(r"\b\w+\b", text))
     for link in re.findall(r"\]\(([^)#]+)", text):
         assert (PAGE.parent / link).exists(), link
@@ -23,6 +25,15 @@ def test_every_public_name_is_on_the_page():
 def test_the_code_on_the_page_runs():
     pytest.importorskip("mpmath", reason="needs the extra 'math'")
     for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
+        exec(code, {"__name__": "page"})
+
+
+@pytest.mark.skipif(all(available_levels().values()), reason="no sandbox on this machine")
+def test_the_code_on_the_page_about_programs_runs():
+    text = CODE_PAGE.read_text()
+    for link in re.findall(r"\]\(([^)#]+)", text):
+        assert (CODE_PAGE.parent / link).exists(), link
+    for code in re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
         exec(code, {"__name__": "page"})
 
 
