@@ -53,7 +53,7 @@ TITLES = {"prime": "PRIME", BASELINE: "outcome only"}
 
 SOFT_OPTIONS = (
     "steps", "eval.*", "save_every", "keep_checkpoints", "sample_every", "max_*_steps", "watchdog*", "plots",
-    "baseline", "*.learning_rate",
+    "baseline", "mesh.*", "*.learning_rate",
 )  # fmt: skip
 """Options that a resumed run may change."""
 
@@ -121,6 +121,8 @@ def train(
     callbacks = [*_named_callbacks(options), *callbacks]
     mesh = _mesh(options)
     start = load_start(options, _task_of_a_run_that_fits(options, task, mesh), mesh)
+    if processes.count() > 1:
+        processes.agree("the task's problems", start.task.fingerprint)
     main = "prime" if options.advantage.process_coef else BASELINE
     results: dict[str, Trained] = {}
     composed = _composed(options, start, mesh, overrides)
@@ -364,13 +366,8 @@ def _save_models(run: RunDir, options: Options, start: Start, trained: Trained) 
     save_weights(run.path / "policy", start.config, policy, tokenizer=start.tokenizer, overwrite=True)
     if trained.prm is None:
         return
-    prm = processes.to_host(merge(start.prm_config, trained.prm))
-    reference = processes.to_host(trained.policy if of_policy else start.prm_base)
-
-    def save() -> None:
-        prms.save_implicit(
-            run.path / "prm", start.prm_config, prm, start.config if of_policy else start.prm_config, reference,
-            start.tokenizer, beta=options.prm.beta, overwrite=True,
-        )  # fmt: skip
-
-    shared_files.by_first(save, what=f"save the PRM to {run.path / 'prm'}")
+    prms.save_implicit(
+        run.path / "prm", start.prm_config, merge(start.prm_config, trained.prm),
+        start.config if of_policy else start.prm_config, trained.policy if of_policy else start.prm_base,
+        start.tokenizer, beta=options.prm.beta, overwrite=True,
+    )  # fmt: skip

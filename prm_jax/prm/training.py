@@ -48,7 +48,7 @@ from prm_jax.runs.run_dir import RunDir, open_run
 
 SOFT_OPTIONS = (
     "eval_every", "save_every", "keep_checkpoints", "max_bad_steps", "max_steps", "watchdog*", "patience", "plots",
-    "train.learning_rate",
+    "mesh.*", "train.learning_rate",
 )  # fmt: skip
 """Options that may be changed when a run is resumed."""
 
@@ -111,12 +111,10 @@ def train(
         fitted = job.run(run, console, interrupts)
         state = job.best_state(run) if options.best else fitted.state
         weights = job.learner.weights(state.trainable, state.fixed, job.base)
-        prm = finished(job.spec, weights, tokenizer, options.text)
-        prm = dataclasses.replace(prm, weights=processes.to_host(prm.weights))
+        save(run.path / "model", finished(job.spec, weights, tokenizer, options.text), overwrite=True)
         summary = _summary(options, prepared, fitted) | {"seconds": round(time.monotonic() - begun, 1)}
 
         def write() -> None:
-            save(run.path / "model", prm, overwrite=True)
             with atomic_write(run.path / "result.json") as file:
                 json.dump(summary, file, indent=2)
                 file.write("\n")
@@ -124,7 +122,7 @@ def train(
             if options.plots:
                 _draw(run.path, console)
 
-        shared_files.by_first(write, what=f"save the model to {run.path}")
+        shared_files.by_first(write, what=f"write {run.path / 'result.json'}")
     return summary
 
 

@@ -236,9 +236,13 @@ def open_run(
         return _opened(path, config, resume, soft, tensorboard, wandb, command)
 
     run = shared_files.by_first(opened, what=f"open the run directory {path}")
-    if processes.count() > 1:
-        shared_files.check_seen(path)
-    return RunDir(path, resumed=resume, writer=False) if run is None else run
+    run = RunDir(path, resumed=resume, writer=False) if run is None else run
+    with contextlib.ExitStack() as on_failure:
+        on_failure.push(run)
+        if processes.count() > 1:
+            shared_files.check_seen(path)
+        on_failure.pop_all()
+    return run
 
 
 def _opened(
@@ -292,6 +296,12 @@ def unique_run_path(root: str | pathlib.Path, stem: str) -> pathlib.Path:
     while path.exists():
         path, number = base.with_name(f"{base.name}-{number}"), number + 1
     return path
+
+
+def shared_run_path(root: str | pathlib.Path, stem: str) -> pathlib.Path:
+    """``unique_run_path`` of the first process, in every process."""
+    path = str(unique_run_path(root, stem)) if processes.is_first() else ""
+    return pathlib.Path(processes.broadcast_from_first(path, name="name of the run directory"))
 
 
 def git_state(directory: str | pathlib.Path) -> dict[str, Any] | None:

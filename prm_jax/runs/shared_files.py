@@ -71,7 +71,7 @@ def check_seen(directory: pathlib.Path) -> None:
     Raises:
       UserError: some do not; raised in all processes.
     """
-    token = processes.broadcast_from_first(secrets.token_hex(6), name="token of the run directory")
+    token = processes.broadcast_from_first(str(secrets.randbelow(10**12)), name="token of the run directory")
     file = directory / f".seen.{token}.tmp"
     by_first(lambda: file.write_text(token, encoding="utf-8"), what=f"write to {directory}")
     deadline = time.monotonic() + SEEN_WITHIN

@@ -70,8 +70,8 @@ def test_two_processes_train_as_one_and_either_number_continues(options, alone, 
     assert "greedy accuracy" in first.out and second.out == ""
     check_equal(path, alone)
     check_one_directory(path, alone, 2)
-    longer = dataclasses.replace(options, steps=3)
-    for run in (path, alone):  # one process takes up the checkpoint of two
+    longer = dataclasses.replace(options, steps=3, mesh=MeshOptions(data=4))
+    for run in (path, alone):  # one process with four devices takes up the checkpoints
         prime.train(longer, run, resume=True)
     check_equal(path, alone)
 
@@ -98,7 +98,7 @@ def test_processes_that_disagree_all_end_with_the_difference(options, tmp_path):
         commands.append(["-m", "prm_jax", "train", "--config", str(file), "--run-dir", str(tmp_path / "run")])
     ended = run_together(commands, devices=4, seconds=120)
     for one in ended:
-        assert one.code == 2 and "disagree on options:\n  seed: 0 in process 0, 1 in process 1\n" in one.err, one.err
+        assert one.code == 2 and "  training.seed: 0 in process 0, 1 in process 1\n" in one.err, one.err
     assert not (tmp_path / "run").exists()
 
 

@@ -1,6 +1,7 @@
 """Commands over many problems with two processes: the results of one process, in one file."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -97,7 +98,13 @@ def test_two_processes_give_the_results_of_one(policy, model_path, data_path, tm
 
 
 def test_an_error_of_one_process_ends_the_command_in_all(policy, tmp_path):
-    words = [["search", policy, *TASK], ["search", policy + "x", *TASK]]
-    first, second = run_together([["-m", "prm_jax", *one] for one in words], seconds=120)
+    for place, folder in enumerate(("here", "there")):  # the same relative path, but process 1 finds nothing
+        (tmp_path / folder).mkdir()
+        if not place:
+            shutil.copytree(policy, tmp_path / folder / "model")
+    code = "import os, sys; os.chdir(sys.argv.pop(1)); from prm_jax.cli import main; sys.exit(main())"
+    commands = [["-c", code, str(tmp_path / folder), "search", "model", *TASK] for folder in ("here", "there")]
+    first, second = run_together(commands, seconds=200)
     assert first.code == 2 and second.code == 2
-    assert "stopped because process 1 on " in first.err and policy + "x" in first.err and policy + "x" in second.err
+    assert "stopped because process 1 on " in first.err and "no weights at model" in first.err
+    assert "no weights at model" in second.err and "stopped" not in second.err
