@@ -13,7 +13,7 @@ from prm_jax.commands.policy import PolicyOptions, load_policy, load_problems, s
 from prm_jax.commands.progress import Progress
 from prm_jax.errors import UserError
 from prm_jax.option_ranges import at_least
-from prm_jax.prm.labelling.method_options import make_labeller
+from prm_jax.prm.labelling.method_options import Problems, make_labeller
 from prm_jax.prm.labelling.tree_options import TreeOptions
 from prm_jax.runs import processes, shared_files
 
@@ -36,9 +36,10 @@ class Options(PolicyOptions):
 
     out: Annotated[pathlib.Path, tyro.conf.Positional]
     """JSON-lines file to write."""
-    method: Literal["omega", "every_step", "tree"] = "omega"
+    method: Literal["omega", "every_step", "tree", "mutate"] = "omega"
     """omega: binary search for the first errors of wrong rollouts (OmegaPRM); every_step: rollouts after every step of
-    sampled solutions; tree: Monte-Carlo tree search over steps."""
+    sampled solutions; tree: Monte-Carlo tree search over steps; mutate: edits of right programs, labelled by their
+    tests (PRLCoder), with "none" as the policy."""
     labels: Literal["soft", "hard", "vstar", "q", "quality", "best_worst", "first_error", "top_bottom"] = "hard"
     """soft: the share of correct rollouts, or of correct answers below the step; hard: whether any was correct; vstar:
     hard, and correct before a correct step (not for trees). For trees: q, the search's own values (AlphaMath), as
@@ -50,6 +51,10 @@ class Options(PolicyOptions):
     """Maximum number of searches per problem (omega)."""
     solutions: Count = 4
     """Solutions per problem (every_step)."""
+    mutations: Count = 8
+    """Edits per problem that are meant to break the program (mutate)."""
+    refactors: Annotated[int, at_least(0)] = 2
+    """Edits per problem that are meant to keep its meaning (mutate)."""
     tree: TreeOptions = field(default_factory=TreeOptions)
     """The search (tree)."""
     resume: bool = False
@@ -91,7 +96,7 @@ def _label(
     from prm_jax.data.step_data import to_json
 
     progress = Progress(len(problems), len(done) * options.chunk)
-    policy = load_policy(options, task, progress.wrote)
+    policy: Any = load_policy(options, task, progress.wrote) if labeller.uses_policy else Problems(task)
     values = _step_values(options) if getattr(labeller, "tree", None) and labeller.tree.uses_model else None
     policy.check_prompts(problems)
     if not done:
@@ -116,6 +121,9 @@ def _label(
 def _check(options: Options) -> Any:
     options.check()
     labeller = make_labeller(options.method, options)
+    if (options.model == "none") == labeller.uses_policy:
+        need = "needs a policy" if labeller.uses_policy else "samples nothing: give none as the policy"
+        raise UserError(f"--method {options.method} {need}; found {options.model!r}")
     shared_files.by_first(functools.partial(_check_out, options), what=f"write {options.out}")
     return labeller
 

@@ -49,8 +49,8 @@ class PolicyOptions:
     mesh: MeshOptions = field(default_factory=MeshOptions)
     """Devices for the policy and for a process reward model."""
     server: str = ""
-    """Address of a server with the completions API that runs the policy, such as http://localhost:8000; only the
-    tokenizer is then read from the model's directory."""
+    """Address of a server that runs the policy (vLLM, SGLang, llama.cpp, or any with the completions API), such as
+    http://localhost:8000; only the tokenizer is then read from the model's directory."""
     connection: Connection = field(default_factory=Connection)
     """How to talk to that server."""
 
@@ -124,5 +124,5 @@ def settings_of(options: PolicyOptions) -> dict[str, Any]:
     del plain["distributed"]
     connection = plain.pop("connection")
     if plain.pop("server"):
-        plain["server"] = {name: connection[name] for name in ("model", "prompts", "logprobs")}
+        plain["server"] = {name: connection[name] for name in ("model", "dialect", "prompts", "logprobs")}
     return plain

@@ -14,6 +14,7 @@ from prm_jax.verifiers.custom import FunctionVerifier, ProblemVerifier, Weighted
 from prm_jax.verifiers.exact import ExactVerifier
 from prm_jax.verifiers.math import MathVerifier
 from prm_jax.verifiers.number import NumberVerifier
+from prm_jax.verifiers.unit_test_quality import UnitTestVerifier
 from prm_jax.verifiers.verdict import Verifier
 
 AnyVerifier = Verifier | ProblemVerifier
@@ -23,6 +24,7 @@ VERIFIERS: Mapping[str, Callable[..., AnyVerifier]] = {
     "number": NumberVerifier,
     "math": MathVerifier,
     "code": CodeVerifier,
+    "unit_test": UnitTestVerifier,
 }
 """Names of the built-in verifiers; the parameters of each are its options."""
 
@@ -35,7 +37,7 @@ def make_verifier(
     """Returns the verifier that is named.
 
     Args:
-      verifier: ``"exact"``, ``"number"``, ``"math"``, ``"code"``; ``"package.module:name"`` or
+      verifier: ``"exact"``, ``"number"``, ``"math"``, ``"code"``, ``"unit_test"``; ``"package.module:name"`` or
         ``"path/file.py:name"``, where the name is a function ``reward(problem, response)`` that returns a number in
         [0, 1] or a ``Verdict``, or a class of verifiers; several of these with weights,
         ``"0.7*number,0.3*my_mod:reward"``; or such a function or verifier itself.

@@ -23,21 +23,21 @@ def statement_starts(text: str) -> list[int]:
     starts: list[int] = []
     position = 0
     for opened, closed in zip(fences[::2], [*fences[1::2], None], strict=False):
-        starts += _lines(text[position : opened.end()], position)
+        starts += line_starts(text[position : opened.end()], position)
         end = len(text) if closed is None else closed.start()
         starts += _starts(text[opened.end() : end], opened.end())
         position = end
         if closed is None:
             return starts
-    return starts + _lines(text[position:], position)
+    return starts + line_starts(text[position:], position)
 
 
 def _starts(code: str, offset: int) -> list[int]:
     try:
         tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return _lines(code, offset)
-    begins = [*_lines(code, 0), len(code)]
+        return line_starts(code, offset)
+    begins = [*line_starts(code, 0), len(code)]
     found = set()
     for node in ast.walk(tree):
         if not isinstance(node, ast.stmt):
@@ -53,6 +53,7 @@ def _starts(code: str, offset: int) -> list[int]:
     return sorted(found)
 
 
-def _lines(text: str, offset: int) -> list[int]:
+def line_starts(text: str, offset: int = 0) -> list[int]:
+    """Offsets at which the lines of a text begin."""
     ends = [match.end() for match in _NEWLINE.finditer(text)]
     return [offset + start for start in (0, *ends) if start < len(text)]

@@ -2,18 +2,20 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from prm_jax.errors import UserError
 from prm_jax.models import hf_config
 from prm_jax.models.rope_scaling import RopeScaling
 
 Architecture = Literal["llama", "qwen2", "qwen3"]
+Implementation = Literal["auto", "naive", "blockwise", "splash", "cudnn"]
+"""Of attention, see ``attention.attend``."""
 DType = Literal["float32", "bfloat16", "float16"]
 
 _DTYPES = ("float32", "bfloat16", "float16")
-_REMAT = ("none", "full", "dots")
-_ATTENTION = ("auto", "naive", "blockwise", "cudnn")
+_REMAT = ("none", "full", "dots", "attention")
+_LAYERS = ("auto", "manual", "constraints")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,15 +42,21 @@ class ModelConfig:
       attention_bias: biases on the attention projections.
       mlp_bias: biases in the feed-forward layer.
       max_position_embeddings: context length of the pretrained model.
+      sliding_window: tokens that a query sees at most, its own included, in layers that ``layer_windows`` does not
+        name; None for all.
+      layer_windows: () or one window per layer, None for a layer without one.
+      attn_softcap: c of ``c * tanh(score / c)`` on attention scores, or None.
       dtype: of new parameters.
       compute_dtype: of activations and matrix products; norms, softmax, rotations and log-sum-exps are
         float32.
       remat: what the backward pass recomputes: nothing ("none"), whole layers ("full"), or everything but matrix
-        products without batch dimensions ("dots").
+        products without batch dimensions ("dots"), or everything but attention ("attention").
       scan_unroll: layers per scan iteration; ``num_layers`` unrolls the scan completely (less CPU time for small
         models, longer compilation).
-      attention: see ``attention.attend``: "auto", "naive", "blockwise" (memory linear in the row's length), or "cudnn"
-        (flash attention on NVIDIA GPUs, half-precision compute only).
+      attention: see ``attention.attend``: "auto", "naive", or one whose memory is linear in the row's length:
+        "blockwise", "splash" (flash attention on TPUs), "cudnn" (on NVIDIA GPUs, half-precision compute only).
+      layers: how layers are divided over a mesh: "manual" in ``shard_map``, see ``manual_layers``; "constraints" leaves
+        communication to the compiler; "auto" is manual wherever the mesh's axes divide rows and heads.
       lora_alpha: numerator of the scale ``lora_alpha / rank`` of low-rank adapters, if there are any.
     """
 
@@ -68,12 +76,16 @@ class ModelConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     max_position_embeddings: int = 2048
+    sliding_window: int | None = None
+    layer_windows: tuple[int | None, ...] = ()
+    attn_softcap: float | None = None
 
     dtype: DType = "float32"
     compute_dtype: DType = "float32"
-    remat: Literal["none", "full", "dots"] = "none"
+    remat: Literal["none", "full", "dots", "attention"] = "none"
     scan_unroll: int = 1
-    attention: Literal["auto", "naive", "blockwise", "cudnn"] = "auto"
+    attention: Implementation = "auto"
+    layers: Literal["auto", "manual", "constraints"] = "auto"
     lora_alpha: float = 16.0
 
     def __post_init__(self) -> None:
@@ -81,7 +93,8 @@ class ModelConfig:
         _choice("dtype", self.dtype, _DTYPES)
         _choice("compute_dtype", self.compute_dtype, _DTYPES)
         _choice("remat", self.remat, _REMAT)
-        _choice("attention", self.attention, _ATTENTION)
+        _choice("attention", self.attention, get_args(Implementation))
+        _choice("layers", self.layers, _LAYERS)
         for name in (
             "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads",
             "head_dim", "max_position_embeddings", "scan_unroll",
@@ -91,8 +104,7 @@ class ModelConfig:
                 raise UserError(f"model config: {name} must be a positive integer, found {value!r}")
         if self.num_heads % self.num_kv_heads:
             raise UserError(
-                "model config: num_kv_heads must divide num_heads, "
-                f"found {self.num_kv_heads} and {self.num_heads}"
+                f"model config: num_kv_heads must divide num_heads, found {self.num_kv_heads} and {self.num_heads}"
             )
         if self.head_dim % 2:
             raise UserError(f"model config: head_dim must be even (rotary embeddings), found {self.head_dim}")
@@ -104,6 +116,31 @@ class ModelConfig:
             raise UserError(f"model config: mlp_bias does not exist in architecture {self.architecture!r}")
         if self.attention == "cudnn" and self.compute_dtype == "float32":
             raise UserError("model config: attention='cudnn' needs compute_dtype bfloat16 or float16")
+        self._check_windows()
+
+    def _check_windows(self) -> None:
+        if self.layer_windows and len(self.layer_windows) != self.num_layers:
+            raise UserError(
+                f"model config: layer_windows needs one entry for each of {self.num_layers} layers, "
+                f"found {len(self.layer_windows)}"
+            )
+        for window in (self.sliding_window, *self.layer_windows):
+            if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
+                raise UserError(
+                    f"model config: an attention window must be a positive integer or None, found {window!r}"
+                )
+        if self.attn_softcap is not None and not self.attn_softcap > 0:
+            raise UserError(f"model config: attn_softcap must be positive or None, found {self.attn_softcap!r}")
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The attention window of every layer."""
+        return self.layer_windows or (self.sliding_window,) * self.num_layers
+
+    @property
+    def window_kinds(self) -> tuple[int | None, ...]:
+        """The distinct ones of ``windows``, in order of appearance."""
+        return tuple(dict.fromkeys(self.windows))
 
     @property
     def out_bias(self) -> bool:

@@ -17,10 +17,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from prm_jax.models import rope
-from prm_jax.models.attention import resolve
+from prm_jax.models.attention_choice import resolve
+from prm_jax.models.attention_spec import NEGATIVE, soft_capped
 from prm_jax.models.blockwise_attention import block_size
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.transformer import Params, head_matrix, keys_and_values
+from prm_jax.target_device import platform_and_kind
 
 Array = jax.Array
 
@@ -98,8 +100,12 @@ def prefill(config: ModelConfig, params: Params, tokens: Array, lengths: Array) 
       (hidden [D, P] of each prompt's last token, the prompts' `Prefix`).
     """
     prompts, columns = tokens.shape
-    blockwise = resolve(config.attention, platform=jax.default_backend(), length=columns) == "blockwise"
-    at_once = max(1, _MAX_SCORES // (config.num_heads * columns * (block_size(columns) if blockwise else columns)))
+    chosen = resolve(
+        config.attention, platform=platform_and_kind(tokens)[0], dtype=config.compute_dtype, head_dim=config.head_dim,
+        length=columns, softcap=config.attn_softcap is not None,
+    )  # fmt: skip
+    scores = columns if chosen == "naive" else block_size(columns)  # per token and head
+    at_once = max(1, _MAX_SCORES // (config.num_heads * columns * scores))
     parts = next(n for n in range(1, prompts + 1) if prompts % n == 0 and prompts // n <= at_once)
 
     def split(x: Array) -> Array:  # every part takes rows from every device
@@ -145,9 +151,16 @@ def decode_step(
       (hidden [D, B] after the final norm, the suffix with this token's keys and values in column `step`).
     """
     groups = tokens.shape[0] // prefix.lengths.shape[0]
-    seen = jnp.arange(prefix.layers[0].k.shape[-1]) < prefix.lengths[:, None]
-    written = jnp.arange(suffix[0].k.shape[-1]) <= step
+    columns, steps = jnp.arange(prefix.layers[0].k.shape[-1]), jnp.arange(suffix[0].k.shape[-1])
+    seen, written = columns < prefix.lengths[:, None], steps <= step
     grown = []
+
+    def masks(window: int | None) -> tuple[Array, Array]:
+        if window is None:
+            return seen, written
+        return seen & (columns > prefix.lengths[:, None] + step - window), written & (steps > step - window)
+
+    by_window = {window: masks(window) for window in config.window_kinds}
 
     def mix(layer: int, q: Array, k: Array, v: Array) -> Array:
         own = KeyValues(
@@ -155,7 +168,7 @@ def decode_step(
             lax.dynamic_update_slice_in_dim(suffix[layer].v, v[:, :, None], step, axis=2),
         )
         grown.append(own)
-        return _attend(q, prefix.layers[layer], seen, own, written)
+        return _attend(config, q, (prefix.layers[layer], own), by_window[config.windows[layer]])
 
     hidden = run_layers(config, params, tokens, jnp.repeat(prefix.lengths, groups) + step, mix)
     return hidden, tuple(grown)
@@ -283,8 +296,9 @@ def _project(config: ModelConfig, attn: Params, x: Array, rotation: Any) -> tupl
     return turned[:, :heads], turned[:, heads:], v
 
 
-def _attend(q: Array, shared: KeyValues, seen: Array, own: KeyValues, written: Array) -> Array:
-    """Attention of q [B, H, Hd] over its prompt and its row's generated tokens -> [B, H * Hd]."""
+def _attend(config: ModelConfig, q: Array, caches: tuple[KeyValues, KeyValues], masks: tuple[Array, Array]) -> Array:
+    """Attention of q [B, H, Hd] over its prompt's and its row's tokens, where the masks are True -> [B, H * Hd]."""
+    (shared, own), (seen, written) = caches, masks
     prompts, kv_heads, head_dim, columns = shared.k.shape
     rows, heads, _ = q.shape
     groups, share = rows // prompts, heads // kv_heads
@@ -294,10 +308,10 @@ def _attend(q: Array, shared: KeyValues, seen: Array, own: KeyValues, written: A
     gathered = flat.reshape(prompts, groups, kv_heads, share * head_dim).swapaxes(1, 2)
     gathered = gathered.reshape(prompts, kv_heads, groups * share, head_dim)
     first = jnp.einsum("pkqd,pkds->pkqs", gathered, shared.k, preferred_element_type=jnp.float32)
-    first = jnp.where(seen[:, None, None], first, -1e30)
+    first = jnp.where(seen[:, None, None], soft_capped(first, config.attn_softcap), NEGATIVE)
     first = first.reshape(prompts, kv_heads, groups, share * columns).swapaxes(1, 2)
     second = jnp.einsum("bkqd,bkdr->bkqr", flat, own.k, preferred_element_type=jnp.float32)
-    second = jnp.where(written, second, -1e30)
+    second = jnp.where(written, soft_capped(second, config.attn_softcap), NEGATIVE)
     scores = jnp.concatenate([first.reshape(rows, kv_heads, share, columns), second], axis=-1)
     weights = jax.nn.softmax(scores, axis=-1).astype(own.v.dtype)
     first, second = jnp.split(weights, [columns], axis=-1)

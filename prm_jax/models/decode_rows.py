@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from prm_jax.models import decode
+from prm_jax.models.attention_spec import NEGATIVE, soft_capped
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.decode import KeyValues
 from prm_jax.models.transformer import Params
@@ -61,7 +62,8 @@ def decode_rows(
       column C are arbitrary.
     """
     rows = jnp.arange(tokens.shape[0])
-    seen = jnp.arange(layers[0].k.shape[-1]) <= columns[:, None]
+    distance = columns[:, None] - jnp.arange(layers[0].k.shape[-1])
+    seen = {w: (distance >= 0) & (True if w is None else distance < w) for w in config.window_kinds}
     grown = []
 
     def mix(layer: int, q: Array, k: Array, v: Array) -> Array:
@@ -71,16 +73,17 @@ def decode_rows(
             own.v.at[rows, :, columns].set(v.astype(own.v.dtype), mode="drop", unique_indices=True),
         )
         grown.append(own)
-        return _attend(q, own, seen).astype(q.dtype)
+        return _attend(config, q, own, seen[config.windows[layer]]).astype(q.dtype)
 
     return decode.run_layers(config, params, tokens, columns, mix), tuple(grown)
 
 
-def _attend(q: Array, own: KeyValues, seen: Array) -> Array:
+def _attend(config: ModelConfig, q: Array, own: KeyValues, seen: Array) -> Array:
     """Attention of q [B, H, head_dim] over its row's columns where seen [B, C] -> [B, H * head_dim]."""
     rows, heads, size = q.shape
     kv_heads = own.k.shape[1]
     grouped = (q / math.sqrt(size)).astype(own.k.dtype).reshape(rows, kv_heads, heads // kv_heads, size)
     scores = jnp.einsum("bkqd,bkdc->bkqc", grouped, own.k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, -1e30), axis=-1).astype(own.v.dtype)
+    scores = jnp.where(seen[:, None, None], soft_capped(scores, config.attn_softcap), NEGATIVE)
+    weights = jax.nn.softmax(scores, axis=-1).astype(own.v.dtype)
     return jnp.einsum("bkqc,bkcd->bkqd", weights, own.v).reshape(rows, heads * size)

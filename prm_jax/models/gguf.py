@@ -119,6 +119,24 @@ def read_gguf(path: str | pathlib.Path) -> GgufFile:
     return GgufFile(path, metadata, tensors, buffer)
 
 
+def read_raw_metadata(path: str | pathlib.Path) -> dict[str, bytes]:
+    """The metadata entries of a GGUF file as they are stored (key, type and value), by key, in order.
+
+    Raises:
+      UserError: as `read_gguf`.
+    """
+    file = read_gguf(path)
+    header = _Header(file.path, file._buffer)
+    header.take(16)
+    found: dict[str, bytes] = {}
+    for _ in range(header.number("<Q")):
+        begin = header.position
+        key = header.text()
+        header.value(header.number("<I"))
+        found[key] = file._buffer[begin : header.position]
+    return found
+
+
 class _Header:
     """A position in a file's header, advanced by reading."""
 

@@ -162,6 +162,32 @@ class GgufWeights:
         return self._need(key) if self._get(key) not in (None, 0) else None
 
 
+def gguf_name(name: str) -> str:
+    """What a tensor with a Hugging Face name is called in GGUF files.
+
+    Raises:
+      KeyError: it has no such name.
+    """
+    for own, theirs in _WHOLE.items():
+        if theirs == name:
+            return own
+    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
+    names = {theirs: own for own, theirs in _IN_LAYER.items()}
+    if match is None or match[2] not in names:
+        raise KeyError(name)
+    return f"blk.{match[1]}.{names[match[2]]}.{match[3]}"
+
+
+def rows_for_gguf(config: ModelConfig, name: str, tensor: np.ndarray) -> np.ndarray:
+    """The inverse of `GgufWeights.read`: the order of rows that GGUF files of this architecture have."""
+    projection = re.search(r"self_attn\.([qk])_proj", name)
+    if projection is None or config.architecture != "llama":
+        return tensor
+    heads = config.num_heads if projection[1] == "q" else config.num_kv_heads
+    pairs = tensor.reshape(heads, 2, config.head_dim // 2, *tensor.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(tensor.shape)
+
+
 def llama3_scaling(factors: np.ndarray, theta: float) -> dict[str, Any] | None:
     """The Llama 3 rotary scaling that divides each frequency by its factor; None if there is none.
 

@@ -52,7 +52,9 @@ _ROPE_FIELDS = (
 )  # fmt: skip
 _ROPE_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor", *_ROPE_FIELDS)
 _ROPE_TOP = ("rope_theta", "rope_scaling", "rope_parameters", "rope_interleaved")
-_FULL = "full_attention"
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_MOST_LAYERS = 10_000
+_MAX_WINDOW_LAYERS = 28  # layers before the first with a window, where the field is left out
 
 
 def read(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,16 +67,17 @@ def read(config: Mapping[str, Any]) -> dict[str, Any]:
             _refuse(field, config[field], "expected " + " or ".join(repr(value) for value in harmless))
     given = {**_DEFAULTS[family], **{k: v for k, v in config.items() if v is not None}}
     context = _integer(given, "max_position_embeddings")
+    windows: tuple[int | None, ...] = ()
     if family == _MISTRAL:
         context = min(context, _mistral_window(config, context))
     else:
-        _refuse_sliding_window(config, family, _integer(given, "num_hidden_layers"))
+        windows = _layer_windows(config, family, _integer(given, "num_hidden_layers"))
     architecture = "llama" if family == _MISTRAL else family
     num_heads = _integer(given, "num_attention_heads")
     hidden_size = _integer(given, "hidden_size")
     if "head_dim" not in given and hidden_size % num_heads:
         _refuse("hidden_size", hidden_size, f"not a multiple of num_attention_heads={num_heads}, and no head_dim")
-    theta, scaling = _rope(given)
+    theta, scaling = _rope(given, sliding=any(windows))
     return dict(
         architecture=architecture,
         vocab_size=_integer(given, "vocab_size"),
@@ -92,6 +95,7 @@ def read(config: Mapping[str, Any]) -> dict[str, Any]:
         attention_bias=family == "qwen2" or (family != _MISTRAL and _boolean(given, "attention_bias")),
         mlp_bias=family == "llama" and _boolean(given, "mlp_bias"),
         max_position_embeddings=context,
+        layer_windows=windows,
     )
 
 
@@ -125,9 +129,7 @@ def write(fields: Mapping[str, Any]) -> dict[str, Any]:
         out["attention_bias"] = fields["attention_bias"]
     if fields["architecture"] == "llama":
         out["mlp_bias"] = fields["mlp_bias"]
-    else:
-        out["use_sliding_window"] = False
-    return out
+    return out | _written_windows(fields)
 
 
 def _family(config: Mapping[str, Any]) -> str:
@@ -159,22 +161,51 @@ def _mistral_window(config: Mapping[str, Any], context: int) -> int:
     return _integer(config, "sliding_window", default=_MISTRAL_WINDOW)
 
 
-def _refuse_sliding_window(config: Mapping[str, Any], family: str, layers: int) -> None:
-    kinds = config.get("layer_types")
-    if kinds is not None and (not isinstance(kinds, list) or any(kind != _FULL for kind in kinds)):
-        _refuse("layer_types", kinds, f"expected a list of {_FULL} only")
-    window = config.get("sliding_window")
-    if window is None or kinds is not None:
-        return
-    # Qwen's classes ignore the window unless use_sliding_window is set; elsewhere it always applies.
-    if not config.get("use_sliding_window", family == "llama"):
-        return
-    first = config.get("max_window_layers")
-    if family == "llama" or first is None or _integer(config, "max_window_layers", least=0) < layers:
-        _refuse("sliding_window", window, "sliding-window attention is not supported")
+def _layer_windows(config: Mapping[str, Any], family: str, layers: int) -> tuple[int | None, ...]:
+    """The attention window of every layer, () where no layer has one. Qwen's classes have windows, Llama's none."""
+    kinds, window = config.get("layer_types"), config.get("sliding_window")
+    if family == "llama":
+        if kinds is not None and (not isinstance(kinds, list) or any(kind != _FULL for kind in kinds)):
+            _refuse("layer_types", kinds, f"expected a list of {_FULL} only")
+        if window is not None and kinds is None and config.get("use_sliding_window", True):
+            _refuse("sliding_window", window, f"architecture {family!r} has no attention windows")
+        return ()
+    if kinds is None:
+        first = _integer(config, "max_window_layers", default=_MAX_WINDOW_LAYERS, least=0)
+        sliding = first < layers
+    else:
+        if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in (_FULL, _SLIDING) for kind in kinds):
+            _refuse("layer_types", kinds, f"expected a list of {_FULL} and {_SLIDING}, one per layer")
+        sliding = _SLIDING in kinds
+    if not config.get("use_sliding_window", False) or window is None or not sliding:
+        return ()
+    window = _integer(config, "sliding_window")
+    if layers > _MOST_LAYERS:
+        _refuse("num_hidden_layers", layers, f"expected at most {_MOST_LAYERS} layers with attention windows")
+    kinds = kinds or [_FULL] * first + [_SLIDING] * (layers - first)
+    return tuple(window if kind == _SLIDING else None for kind in kinds)
 
 
-def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+def _written_windows(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a Qwen model's attention windows; refuses what the family's class cannot compute."""
+    windows = fields["layer_windows"] or (fields["sliding_window"],) * fields["num_layers"]
+    sizes = {window for window in windows if window is not None}
+    family = fields["architecture"]
+    if fields["attn_softcap"] is not None or (sizes and family == "llama") or len(sizes) > 1:
+        raise UserError(
+            f"model config: config.json of architecture {family!r} cannot hold attn_softcap={fields['attn_softcap']} "
+            f"with attention windows of {sorted(sizes)} tokens"
+        )
+    if not sizes:
+        return {} if family == "llama" else {"use_sliding_window": False}
+    first = next(i for i, window in enumerate(windows) if window is not None)
+    kinds = [_FULL if window is None else _SLIDING for window in windows]
+    return {
+        "use_sliding_window": True, "sliding_window": sizes.pop(), "max_window_layers": first, "layer_types": kinds,
+    }  # fmt: skip
+
+
+def _rope(config: Mapping[str, Any], *, sliding: bool) -> tuple[float, RopeScaling | None]:
     """Both spellings: ``rope_theta`` with ``rope_scaling``, and the newer ``rope_parameters``."""
     for name in config:
         if str(name).startswith("rope") and name not in _ROPE_TOP:
@@ -183,6 +214,8 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     given = config.get(field) or {}
     if not isinstance(given, Mapping):
         _refuse(field, given, "expected an object")
+    if sliding and given.get(_SLIDING, given.get(_FULL)) != given.get(_FULL):
+        _refuse(f"{field}.{_SLIDING}", given[_SLIDING], f"expected the same parameters as in {_FULL}")
     field, given = _of_full_attention(field, given)
     for name in given:
         if name not in _ROPE_KEYS:

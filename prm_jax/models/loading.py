@@ -100,6 +100,7 @@ def _with_runtime(config: ModelConfig, options: ModelOptions) -> ModelConfig:
         compute_dtype=options.compute_dtype,
         remat=options.remat,
         attention=options.attention,
+        layers=options.layers,
         scan_unroll=unroll,
         lora_alpha=options.lora_alpha,
     )

@@ -4,13 +4,16 @@ Policy, reward model and reference all use this function: equal parameters give 
 are exactly 0 at initialisation.
 """
 
-import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from prm_jax.models.config import ModelConfig
+from prm_jax.models.gathers import Gathers
 from prm_jax.models.rows import mesh_of, row_axes
 from prm_jax.models.transformer import Params, head_matrix, hidden_states
 from prm_jax.pallas import LogprobOptions, Partition, linear_lse_and_target, sharded_lse_and_target
@@ -107,27 +110,34 @@ def _statistics(
     if segment_ids is not None:
         scored = scored & jnp.pad(segment_ids[:, 1:] == segment_ids[:, :-1], ((0, 0), (1, 0)))
     hidden = hidden_states(config, params, tokens, positions=positions, segment_ids=segment_ids)
-    flat = rows * (length - first)
     temperature = head.temperature
     if jnp.ndim(temperature):
         each = jnp.asarray(temperature)
-        each = jnp.broadcast_to(each[:, None] if each.ndim == 1 else each, tokens.shape)
-        temperature = each[:, first:].reshape(flat)
+        temperature = jnp.broadcast_to(each[:, None] if each.ndim == 1 else each, tokens.shape)
+    matrix = head_matrix(config, params)
+    # On a mesh hidden states are not cut: the last column is masked instead, so that rows stay where and what they are.
+    last = length if first == 1 and mesh_of(hidden, matrix) is not None else length - 1
+
+    def shifted(x: jax.Array) -> jax.Array:
+        return jnp.pad(x[:, first:], ((0, 0), (0, last - length + 1))).reshape(-1)
+
+    options = LogprobOptions(implementation=head.implementation, entropy=head.entropy, compact=head.compact)
     statistics = _head_statistics(
         rows,
-        hidden[:, first - 1 : -1].reshape(flat, -1),
-        head_matrix(config, params),
-        tokens[:, first:].reshape(flat),
-        mask=scored[:, first:].reshape(flat),
-        temperature=temperature,
-        options=LogprobOptions(implementation=head.implementation, entropy=head.entropy, compact=head.compact),
+        hidden[:, first - 1 : last].reshape(-1, hidden.shape[-1]),
+        matrix,
+        shifted(tokens),
+        mask=shifted(scored),
+        temperature=shifted(jnp.asarray(temperature)) if jnp.ndim(temperature) else temperature,
+        options=options,
     )
-    return [jnp.pad(x.reshape(rows, length - first), ((0, 0), (first, 0))) for x in statistics]
+    found = [x.reshape(rows, last + 1 - first)[:, : length - first] for x in statistics]
+    return [jnp.pad(x, ((0, 0), (first, 0))) for x in found]
 
 
 def _head_statistics(
     rows: int, hidden: jax.Array, head: jax.Array, tokens: jax.Array, **given: Any
-) -> tuple[jax.Array, ...]:
+) -> Sequence[jax.Array]:
     """``linear_lse_and_target``; on a mesh, every device computes its own rows and its own columns of the head."""
     mesh = mesh_of(hidden, head)
     axes = () if mesh is None else row_axes(mesh, rows)
@@ -135,12 +145,18 @@ def _head_statistics(
         return linear_lse_and_target(hidden, head, tokens, **given)
     vocab, width = head.shape
     columns, features = (mesh.shape.get(axis, 1) for axis in ("tensor", "fsdp"))
+    gathers = Gathers(mesh)
     partition = Partition(
-        mesh,
-        token_axes=axes,
+        gathers.mesh,
+        token_axes=gathers.names(axes),
         vocab_axis="tensor" if columns > 1 and vocab % columns == 0 else None,
-        gather_axes=("fsdp",) if "fsdp" in axes and width % features == 0 else (),
+        gather_axes=gathers.axes if "fsdp" in axes and width % features == 0 else (),
         gather_once=True,
     )
+
+    def run(hidden: jax.Array, head: jax.Array, tokens: jax.Array) -> list[jax.Array]:
+        statistics = sharded_lse_and_target(partition, hidden, head, tokens, **given)
+        return [jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(axes))) for x in statistics]
+
     # Compiled, because outside ``jax.jit`` an abstract mesh has no devices.
-    return jax.jit(functools.partial(sharded_lse_and_target, partition, **given), inline=True)(hidden, head, tokens)
+    return jax.jit(run, inline=True)(hidden, head, tokens)

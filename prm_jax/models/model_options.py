@@ -25,12 +25,16 @@ class ModelOptions:
     """Key/value heads of a fresh model."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of activations and matrix products; trained parameters are always float32."""
-    remat: Literal["none", "full", "dots"] = "none"
-    """What the backward pass recomputes, to save memory."""
-    attention: Literal["auto", "naive", "blockwise", "cudnn"] = "auto"
+    remat: Literal["none", "full", "dots", "attention"] = "none"
+    """What the backward pass recomputes, to save memory: nothing, whole layers, all but matrix products, or all but
+    attention."""
+    attention: Literal["auto", "naive", "blockwise", "splash", "cudnn"] = "auto"
     """Implementation of attention. naive: all scores of a row at once; blockwise: memory linear in the row's length, on
-    any device; cudnn: flash attention on NVIDIA GPUs, bfloat16 only; auto: blockwise on CPUs from 256 tokens, otherwise
-    naive."""
+    any device; splash: flash attention on TPUs; cudnn: the same on NVIDIA GPUs, bfloat16 only; auto: the one for the
+    device, naive for short rows (under 256 tokens; 1,024 on GPUs)."""
+    layers: Literal["auto", "manual", "constraints"] = "auto"
+    """Division of layers over a mesh. manual: every device gathers one layer's weights at a time and computes its own
+    rows; constraints: the compiler inserts communication; auto: manual where the mesh's axes divide rows and heads."""
     scan_unroll: Annotated[int, at_least(0)] = 0
     """Layers per scan iteration; 0: all layers of a small model, one of a large model."""
     lora_rank: Annotated[int, at_least(0)] = 0

@@ -11,12 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from prm_jax.models.sharding import BATCH
-
-AnyMesh = Mesh | AbstractMesh
+from prm_jax.models.sharding import BATCH, AnyMesh
 
 
 def mesh_of(*arrays: Any) -> AbstractMesh | None:
@@ -53,8 +51,8 @@ def split_over_rows(x: jax.Array) -> jax.Array:
     return _constrained(x, NamedSharding(mesh, P(axes))) if mesh is not None and axes else x
 
 
-def embed(table: jax.Array, tokens: jax.Array) -> jax.Array:
-    """``table[tokens]``: [V, D], [B, T] -> [B, T, D], NaN for a token outside [0, V).
+def embed(table: jax.Array, tokens: jax.Array, dtype: Any = None) -> jax.Array:
+    """``table[tokens]``: [V, D], [B, T] -> [B, T, D] in ``dtype`` (None: the table's), NaN for a token outside [0, V).
 
     On a mesh, where "fsdp" splits D and "tensor" splits V, every device looks up the rows of its fsdp group in its own
     part of the table, and an all-to-all brings each row's features together: the table is never gathered.
@@ -62,8 +60,8 @@ def embed(table: jax.Array, tokens: jax.Array) -> jax.Array:
     mesh = mesh_of(table, tokens)
     axes = () if mesh is None else row_axes(mesh, tokens.shape[0])
     if mesh is None or not axes:
-        return jnp.take(table, tokens, axis=0)
-    return _embed_on_mesh(table, tokens, mesh, axes)
+        return jnp.take(table, tokens, axis=0).astype(dtype or table.dtype)
+    return _embed_on_mesh(table, tokens, mesh, axes, jnp.dtype(dtype or table.dtype))
 
 
 def over_rows_and_heads(
@@ -99,8 +97,10 @@ def _constrained(x: jax.Array, sharding: NamedSharding) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, sharding)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3), inline=True)
-def _embed_on_mesh(table: jax.Array, tokens: jax.Array, mesh: AbstractMesh, axes: tuple[str, ...]) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(2, 3, 4), inline=True)
+def _embed_on_mesh(
+    table: jax.Array, tokens: jax.Array, mesh: AbstractMesh, axes: tuple[str, ...], dtype: Any
+) -> jax.Array:
     vocab, width = table.shape
     features = "fsdp" if "fsdp" in axes and width % mesh.shape["fsdp"] == 0 else None
     columns = "tensor" if mesh.shape.get("tensor", 1) > 1 and vocab % mesh.shape["tensor"] == 0 else None
@@ -109,9 +109,9 @@ def _embed_on_mesh(table: jax.Array, tokens: jax.Array, mesh: AbstractMesh, axes
         if features is not None:
             tokens = jax.lax.all_gather(tokens, features, axis=0, tiled=True)
         if columns is None:
-            x = jnp.take(table, tokens, axis=0)
+            x = jnp.take(table, tokens, axis=0).astype(dtype)
         else:
-            x = _part_of_vocabulary(table, tokens, columns)
+            x = _part_of_vocabulary(table, tokens, columns, dtype)
         if features is not None:
             x = jax.lax.all_to_all(x, features, split_axis=0, concat_axis=2, tiled=True)
         return x
@@ -120,10 +120,10 @@ def _embed_on_mesh(table: jax.Array, tokens: jax.Array, mesh: AbstractMesh, axes
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P(axes))(table, tokens)
 
 
-def _part_of_vocabulary(table: jax.Array, tokens: jax.Array, axis: str) -> jax.Array:
+def _part_of_vocabulary(table: jax.Array, tokens: jax.Array, axis: str, dtype: Any) -> jax.Array:
     size = table.shape[0]
     own = tokens - jax.lax.axis_index(axis) * size
     inside = (own >= 0) & (own < size)
-    x = jnp.where(inside[..., None], jnp.take(table, jnp.where(inside, own, 0), axis=0), 0)
+    x = jnp.where(inside[..., None], jnp.take(table, jnp.where(inside, own, 0), axis=0).astype(dtype), 0)
     known = (tokens >= 0) & (tokens < size * jax.lax.axis_size(axis))
     return jnp.where(known[..., None], jax.lax.psum(x, axis), jnp.nan)

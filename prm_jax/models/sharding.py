@@ -13,12 +13,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from prm_jax.errors import UserError
 from prm_jax.pytree_paths import is_key, named_leaves
 
 PyTree = Any
+AnyMesh = Mesh | AbstractMesh
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 """The axes that split a batch."""
@@ -102,7 +103,7 @@ def check_spans_processes(mesh: Mesh) -> None:
         )
 
 
-def partition_spec(name: str, shape: Sequence[int], mesh: Mesh, rules: Sequence[Rule] = RULES) -> PartitionSpec:
+def partition_spec(name: str, shape: Sequence[int], mesh: AnyMesh, rules: Sequence[Rule] = RULES) -> PartitionSpec:
     """The spec of the first rule that matches a leaf, or an empty one (replicated).
 
     Paths in an optimiser's state end in those of its parameters ("0/mu/layers/attn/q/kernel"), so the same rules
@@ -228,7 +229,7 @@ def place(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
-def _axis(rule: Rule, name: str, axis: str | None, size: int, mesh: Mesh) -> str | None:
+def _axis(rule: Rule, name: str, axis: str | None, size: int, mesh: AnyMesh) -> str | None:
     if axis is None or axis not in mesh.shape:
         return None
     ways = mesh.shape[axis]

@@ -12,10 +12,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from prm_jax.models import rope
+from prm_jax.models import manual_layers, rope
 from prm_jax.models.attention import attend
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.rows import embed, mesh_of, split_over_rows
+from prm_jax.models.tensor_split import TensorSplit
 
 Params = dict[str, Any]
 Rotation = tuple[jax.Array, jax.Array]
@@ -42,12 +43,16 @@ def _rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
 
 
 class Linear(nn.Module):
-    """``x @ kernel (+ bias)``, plus ``(x @ lora_a) @ lora_b * lora_alpha / rank`` where there are adapters."""
+    """``x @ kernel (+ bias)``, plus ``(x @ lora_a) @ lora_b * lora_alpha / rank`` where there are adapters.
+
+    With ``split``, each device has some of the rows of ``kernel``, and the products are summed over the devices.
+    """
 
     config: ModelConfig
     features: int
     use_bias: bool
     gain: float = 1.0
+    split: TensorSplit | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -57,25 +62,36 @@ class Linear(nn.Module):
         # Matrix products instead of products of [B, T, D], for which XLA on CPU takes twice as long in the gradient.
         shape, x = x.shape, x.reshape(-1, width)
         y = x @ kernel.astype(x.dtype)
+        bias = None
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,), dtype).astype(x.dtype)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), dtype).astype(x.dtype)
+        if bias is not None and self.split is None:
+            y = y + bias
         if self.has_variable("params", "lora_a"):
             lora_a: jax.Array = self.get_variable("params", "lora_a").astype(x.dtype)
             lora_b: jax.Array = self.get_variable("params", "lora_b").astype(x.dtype)
             y = y + ((x @ lora_a) @ lora_b) * (self.config.lora_alpha / lora_a.shape[-1])
-        return y.reshape(*shape[:-1], self.features)
+        y = y.reshape(*shape[:-1], self.features)
+        if self.split is not None:
+            y = self.split.leave(y)
+            y = y if bias is None else y + bias
+        return y
 
 
 class Attention(nn.Module):
     """Causal self-attention with rotary positions; ``sow``s its keys and values as "kv"."""
 
     config: ModelConfig
+    split: TensorSplit | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, rotation: Rotation, segment_ids: jax.Array | None) -> jax.Array:
-        """``[B, T, D] -> [B, T, D]``; ``segment_ids`` as in ``attend``."""
+    def __call__(
+        self, x: jax.Array, rotation: Rotation, segment_ids: jax.Array | None, kind: jax.Array | None = None
+    ) -> jax.Array:
+        """``[B, T, D] -> [B, T, D]``; ``segment_ids`` as in ``attend``, ``kind`` [] i32 as in ``_windowed``."""
         config = self.config
         heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        x = x if self.split is None else self.split.enter(x)
 
         def project(name: str, count: int) -> jax.Array:
             y = Linear(config, count * head_dim, config.attention_bias, name=name)(x)
@@ -87,38 +103,64 @@ class Attention(nn.Module):
         q, k = rope.rotate(q, *rotation), rope.rotate(k, *rotation)
         self.sow("kv", "keys", k)
         self.sow("kv", "values", v)
-        out = attend(q, k, v, segment_ids, implementation=config.attention)
+        out = _windowed(config, kind, q, k, v, segment_ids)
         out = out.reshape(*x.shape[:-1], heads * head_dim)
         gain = 1.0 / math.sqrt(2 * config.num_layers)
-        return Linear(config, config.hidden_size, config.out_bias, gain, name="o")(out)
+        return Linear(config, config.hidden_size, config.out_bias, gain, self.split, name="o")(out)
+
+
+def _windowed(
+    config: ModelConfig,
+    kind: jax.Array | None,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array | None,
+) -> jax.Array:
+    """``attend`` with the window ``config.window_kinds[kind]``; None where there is only one kind of layer."""
+    windows = [
+        functools.partial(
+            attend, segment_ids=segment_ids, window=window, softcap=config.attn_softcap, implementation=config.attention
+        )
+        for window in config.window_kinds
+    ]
+    if kind is None:
+        return windows[0](q, k, v)
+    return jax.lax.switch(kind, windows, q, k, v)
 
 
 class MLP(nn.Module):
     """``down(silu(gate(x)) * up(x))`` (arXiv:2002.05202)."""
 
     config: ModelConfig
+    split: TensorSplit | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         config = self.config
+        x = x if self.split is None else self.split.enter(x)
         gate = Linear(config, config.intermediate_size, config.mlp_bias, name="gate")(x)
         up = Linear(config, config.intermediate_size, config.mlp_bias, name="up")(x)
         gain = 1.0 / math.sqrt(2 * config.num_layers)
-        return Linear(config, config.hidden_size, config.mlp_bias, gain, name="down")(nn.silu(gate) * up)
+        return Linear(config, config.hidden_size, config.mlp_bias, gain, self.split, name="down")(nn.silu(gate) * up)
 
 
 class Block(nn.Module):
-    """One pre-norm layer, as the body of a scan."""
+    """One pre-norm layer, as the body of a scan; ``split`` under ``shard_map`` only, with a device's own config."""
 
     config: ModelConfig
+    split: TensorSplit | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, rotation: Rotation, segment_ids: jax.Array | None) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x: jax.Array, rotation: Rotation, segment_ids: jax.Array | None, kind: jax.Array | None
+    ) -> tuple[jax.Array, None]:
         """``[B, T, D] -> ([B, T, D], None)``; arguments as in ``Attention``."""
         x = split_over_rows(x)
         normed = RMSNorm(self.config, name="attn_norm")(x)
-        x = split_over_rows(x + Attention(self.config, name="attn")(normed, rotation, segment_ids))
-        x = x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
+        attention = Attention(self.config, self.split, name="attn")
+        x = split_over_rows(x + attention(normed, rotation, segment_ids, kind))
+        x = x + MLP(self.config, self.split, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
         return split_over_rows(x), None
 
 
@@ -131,7 +173,7 @@ class _Embed(nn.Module):
         initializer = nn.initializers.normal(1.0 / math.sqrt(config.hidden_size))
         shape = (config.vocab_size, config.hidden_size)
         embedding = self.param("embedding", initializer, shape, jnp.dtype(config.dtype))
-        return embed(embedding, tokens).astype(config.compute_dtype)
+        return embed(embedding, tokens, config.compute_dtype)
 
 
 class _Head(nn.Module):
@@ -141,9 +183,7 @@ class _Head(nn.Module):
     def __call__(self) -> jax.Array:
         config = self.config
         initializer = nn.initializers.normal(1.0 / math.sqrt(config.hidden_size))
-        return self.param(
-            "kernel", initializer, (config.vocab_size, config.hidden_size), jnp.dtype(config.dtype)
-        )
+        return self.param("kernel", initializer, (config.vocab_size, config.hidden_size), jnp.dtype(config.dtype))
 
 
 class Transformer(nn.Module):
@@ -183,35 +223,67 @@ class Transformer(nn.Module):
         if self.is_initializing():  # without running the layers
             self.param("layers", functools.partial(_init_layers, config, x, rotation))
         else:
-            x, _ = _scanned_layers(config)(config, name="layers")(x, rotation, segment_ids)
+            x = self._layers(x, rotation, segment_ids)
         x = split_over_rows(RMSNorm(config, name="final_norm")(x))
         if self.is_initializing() and not config.tie_word_embeddings:
             _Head(config, name="head")()
         return x
+
+    def _layers(self, x: jax.Array, rotation: Rotation, segment_ids: jax.Array | None) -> jax.Array:
+        config = self.config
+        params: Params = self.get_variable("params", "layers")
+        kinds = _layer_kinds(config)
+        mesh = None if self.is_mutable_collection("kv") else mesh_of(x, params)
+        if mesh is not None and manual_layers.applies(config, mesh, x.shape[0]):
+            return manual_layers.run_layers(
+                _apply_block, config, mesh, params, x, rotation=rotation, segment_ids=segment_ids, kinds=kinds
+            )
+        return _scanned_layers(config)(config, name="layers")(x, rotation, segment_ids, kinds)[0]
+
+
+def _apply_block(
+    config: ModelConfig,
+    split: TensorSplit | None,
+    params: Params,
+    x: jax.Array,
+    rotation: Rotation,
+    segment_ids: jax.Array | None,
+    kind: jax.Array | None,
+) -> jax.Array:
+    out: Any = Block(config, split, parent=None).apply({"params": params}, x, rotation, segment_ids, kind)
+    return out[0]
 
 
 def _scanned_layers(config: ModelConfig) -> Any:
     """``Block`` as a module with stacked parameters, rematerialised as the config says."""
     block: Any = Block
     if config.remat != "none":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
+        policy = manual_layers.remat_policy(config)
         # Inside a loop, XLA cannot merge the recomputation with the first computation.
         block = nn.remat(Block, policy=policy, prevent_cse=config.scan_unroll >= config.num_layers)
     return nn.scan(
         block,
         variable_axes={"params": 0, "kv": 0},
         split_rngs={},
-        in_axes=nn.broadcast,
+        in_axes=(nn.broadcast, nn.broadcast, 0),
         length=config.num_layers,
         unroll=config.scan_unroll,
     )
+
+
+def _layer_kinds(config: ModelConfig) -> jax.Array | None:
+    """[L] i32: each layer's place in ``config.window_kinds``; None where all are of one kind."""
+    kinds = config.window_kinds
+    if len(kinds) == 1:
+        return None
+    return jnp.array([kinds.index(window) for window in config.windows], jnp.int32)
 
 
 def _init_layers(config: ModelConfig, x: jax.Array, rotation: Rotation, key: jax.Array) -> Params:
     """Stacked parameters; those of layer i depend on the i-th of the keys split from ``key`` alone."""
 
     def one(layer_key: jax.Array) -> Params:
-        return Block(config, parent=None).init(layer_key, x, rotation, None)["params"]
+        return Block(config, parent=None).init(layer_key, x, rotation, None, None)["params"]
 
     return jax.vmap(one)(jax.random.split(key, config.num_layers))
 
@@ -255,9 +327,7 @@ def _hidden_states(
     positions: jax.Array | None,
     segment_ids: jax.Array | None,
 ) -> jax.Array:
-    return Transformer(config).apply(
-        {"params": params}, tokens, positions=positions, segment_ids=segment_ids
-    )  # type: ignore[return-value]
+    return Transformer(config).apply({"params": params}, tokens, positions=positions, segment_ids=segment_ids)  # type: ignore[return-value]
 
 
 def head_matrix(config: ModelConfig, params: Params) -> jax.Array:
@@ -291,4 +361,3 @@ def _positions(tokens: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
     first = jnp.ones_like(segment_ids[:, :1], bool)
     begins = jnp.concatenate([first, segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1)
     return column - jax.lax.cummax(jnp.where(begins, column, 0), axis=1)
-

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from prm_jax.models import ModelConfig, init_params, init_value_head
-from prm_jax.models.attention import resolve
+from prm_jax.models.attention_choice import resolve
 from prm_jax.models.blockwise_attention import block_size
 from prm_jax.models.rows import row_axes
 from prm_jax.models.sharding import partition_spec
@@ -123,7 +123,7 @@ def bytes_per_device(shapes: Shapes, mesh: AbstractMesh) -> int:
     """
     total = 0
     for name, leaf in named_leaves(shapes).items():
-        spec = partition_spec(name, leaf.shape, mesh)  # type: ignore[arg-type]
+        spec = partition_spec(name, leaf.shape, mesh)
         ways = math.prod(mesh.shape[axis] for axis in spec if axis is not None)
         total += leaf.size // ways * leaf.dtype.itemsize
     return total
@@ -214,7 +214,9 @@ def activation_bytes(work: Workload, config: ModelConfig, rows: int) -> tuple[fl
     attended = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     mixed, width, hidden = config.num_heads * config.head_dim, config.intermediate_size, config.hidden_size
     whole = 6 * hidden + 2 * (attended + mixed) + 7 * width
-    kept = {"none": whole, "full": hidden, "dots": 3 * hidden + attended + 2 * width}[config.remat]
+    kept = {
+        "none": whole, "full": hidden, "dots": 3 * hidden + attended + 2 * width, "attention": hidden + mixed,
+    }[config.remat]  # fmt: skip
     at_work = 2 * hidden + attended + 3 * width + (0 if config.remat == "none" else whole)
     tokens = rows * work.columns * _itemsize(config)
     return tokens * config.num_layers * kept, tokens * at_work
@@ -241,7 +243,10 @@ def logits_bytes(work: Workload, config: ModelConfig, rows: int) -> float:
 
 def attention_of(work: Workload, config: ModelConfig) -> str:
     """The attention implementation that the run uses."""
-    return resolve(config.attention, platform=work.platform, length=work.columns)
+    return resolve(
+        config.attention, platform=work.platform, dtype=config.compute_dtype, head_dim=config.head_dim,
+        length=work.columns, softcap=config.attn_softcap is not None,
+    )  # fmt: skip
 
 
 def projection_params(config: ModelConfig) -> int:

@@ -51,13 +51,13 @@ def forward(work: Workload, config: ModelConfig) -> Pass:
 def backward(work: Workload, config: ModelConfig, *, lora: bool) -> Pass:
     """The backward pass; LoRA leaves out the gradients of frozen kernels, rematerialisation adds a forward pass."""
     once = forward(work, config)
-    again = {"none": 0, "dots": 0, "full": 1}[config.remat]
+    again = {"none": 0, "dots": 0, "full": 1, "attention": 1}[config.remat]
     naive = attention_of(work, config) == "naive"
     # The head recomputes its logits, and every other implementation of attention its scores. The last product of a
     # layer is not computed again: its result is the next layer's input, which is kept.
     tokens = float(work.rows * work.columns)
     last = 2 * tokens * config.num_layers * config.intermediate_size * config.hidden_size
-    attention = 2 + (again or config.remat == "dots") if naive else 2.5 + (config.remat != "none")
+    attention = 2 + (again or config.remat == "dots") if naive else 2.5 + (config.remat in ("full", "dots"))
     products = 1 if lora else 2
     projections = once.projections * (products + again) - again * last
     return Pass(projections, once.attention * attention, once.head * (products + 1))

@@ -91,6 +91,9 @@ class BaseOptions:
     """Dtype of activations and matrix products; parameters that train are float32 always."""
     remat: Literal["none", "full", "dots"] = "none"
     """What the backward pass recomputes, to save memory."""
+    layers: Literal["auto", "manual", "constraints"] = "auto"
+    """Division of layers over a mesh. manual: every device gathers one layer's weights at a time and computes its own
+    rows; constraints: the compiler inserts communication; auto: manual where the mesh's axes divide rows and heads."""
     scan_unroll: Annotated[int, at_least(0)] = 0
     """Layers per scan iteration; 0: all layers of a small model, one of a large model."""
     lora_rank: Annotated[int, at_least(0)] = 0

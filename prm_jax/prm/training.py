@@ -93,7 +93,7 @@ def train(
     model = options.model
     config, base, tokenizer = load_model(ModelOptions(
         path=model.path, compute_dtype=model.compute_dtype, remat=model.remat, scan_unroll=model.scan_unroll,
-        lora_rank=model.lora_rank, lora_alpha=model.lora_alpha,
+        layers=model.layers, lora_rank=model.lora_rank, lora_alpha=model.lora_alpha,
     ), mesh=mesh)  # fmt: skip
     check_fits(tokenizer, config)
     prepared = prepare(options, tokenizer, limit=config.max_position_embeddings, records=data)

@@ -15,15 +15,20 @@ if TYPE_CHECKING:
     from prm_jax.rollouts.local import Batching, LocalEngine
     from prm_jax.rollouts.policy import STREAMS, TaskPolicy, step_boundary, stop_sets
     from prm_jax.rollouts.remote import RemoteEngine
+    from prm_jax.rollouts.remote_responses import RemoteResponse
     from prm_jax.rollouts.samples import generate_with
     from prm_jax.rollouts.sampling_options import Connection, SamplingOptions, StepOptions
+    from prm_jax.rollouts.server_process import ServerProcess
     from prm_jax.rollouts.slot_options import SlotStats, SlotTuning
     from prm_jax.rollouts.slot_rows import SlotResponse
     from prm_jax.rollouts.slots import SlotEngine
     from prm_jax.rollouts.tasks import Problem, Splitter, Task, Verdict
+    from prm_jax.rollouts.text_engine import TextEngine
     from prm_jax.rollouts.values import AnswerValues, Roller, count_correct
+    from prm_jax.rollouts.weight_updates import AdapterUpdates, Folder, FullUpdates, Probe, RestartUpdates
 
 _HOME = {
+    "AdapterUpdates": "weight_updates",
     "AnswerValues": "values",
     "Batching": "local",
     "Completion": "completion_answer",
@@ -32,14 +37,20 @@ _HOME = {
     "Connection": "sampling_options",
     "Engine": "engine",
     "EngineStats": "engine",
+    "Folder": "weight_updates",
+    "FullUpdates": "weight_updates",
     "LocalEngine": "local",
+    "Probe": "weight_updates",
     "Problem": "tasks",
     "RemoteEngine": "remote",
+    "RemoteResponse": "remote_responses",
     "Request": "engine",
     "Response": "engine",
+    "RestartUpdates": "weight_updates",
     "Roller": "values",
     "STREAMS": "policy",
     "SamplingOptions": "sampling_options",
+    "ServerProcess": "server_process",
     "SlotEngine": "slots",
     "SlotResponse": "slot_rows",
     "SlotStats": "slot_options",
@@ -48,6 +59,7 @@ _HOME = {
     "StepOptions": "sampling_options",
     "Task": "tasks",
     "TaskPolicy": "policy",
+    "TextEngine": "text_engine",
     "Ticket": "engine",
     "Verdict": "tasks",
     "count_correct": "values",
@@ -60,6 +72,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AdapterUpdates",
     "AnswerValues",
     "Batching",
     "Completion",
@@ -68,14 +81,20 @@ __all__ = [
     "Connection",
     "Engine",
     "EngineStats",
+    "Folder",
+    "FullUpdates",
     "LocalEngine",
+    "Probe",
     "Problem",
     "RemoteEngine",
+    "RemoteResponse",
     "Request",
     "Response",
+    "RestartUpdates",
     "Roller",
     "STREAMS",
     "SamplingOptions",
+    "ServerProcess",
     "SlotEngine",
     "SlotResponse",
     "SlotStats",
@@ -84,6 +103,7 @@ __all__ = [
     "StepOptions",
     "Task",
     "TaskPolicy",
+    "TextEngine",
     "Ticket",
     "Verdict",
     "count_correct",

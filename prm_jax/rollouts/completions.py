@@ -12,7 +12,7 @@ from typing import Any
 
 from prm_jax.errors import UserError
 from prm_jax.rollouts.completion_answer import Completion, CompletionRequest, read_answer
-from prm_jax.rollouts.http_client import NoServer, Poster, Refused, TryAgain, check_url
+from prm_jax.rollouts.http_client import HttpClient, NoServer, Refused, TryAgain, check_url
 
 _MEGABYTE, _TOKEN = 1 << 20, 1 << 12
 
@@ -61,7 +61,7 @@ class CompletionServer:
             )
         base = check_url(self.url).removesuffix("/completions").removesuffix("/v1")
         self.url = f"{base}/v1/completions"
-        self._poster = Poster(self.url, key=self.key, timeout=self.timeout)
+        self._client = HttpClient(self.url, key=self.key, timeout=self.timeout)
         self._stopped = threading.Event()
         self._answered = False
 
@@ -103,7 +103,7 @@ class CompletionServer:
     def stop(self) -> None:
         """Ends requests that are under way in other threads, and those that wait to be repeated."""
         self._stopped.set()
-        self._poster.abort()
+        self._client.abort()
 
     def _pieces(self, request: CompletionRequest) -> list[CompletionRequest]:
         size = self.at_once or request.n
@@ -138,7 +138,7 @@ class CompletionServer:
         limit = _MEGABYTE + request.n * request.max_tokens * _TOKEN
         for attempt in range(self.retries + 1):
             try:
-                answer = self._poster.post(body, max_bytes=limit)
+                answer = self._client.send("", body, max_bytes=limit)
                 self._answered = True
                 return answer
             except Refused as error:

@@ -1,4 +1,4 @@
-"""POST requests to one server: a deadline for the whole exchange, a limit on the answer, no redirects, no leaked keys.
+"""Requests to one server: a deadline for the whole exchange, a limit on the answer, no redirects, no leaked keys.
 
 Only the standard library is used. What a server sends is data: its texts are escaped before they enter a message.
 """
@@ -104,11 +104,11 @@ def check_key(key: str) -> None:
         )
 
 
-class Poster:
-    """Posts JSON to one address.
+class HttpClient:
+    """Sends requests to one server and reads its answers.
 
     Args:
-      url: from `check_url`.
+      url: from `check_url`; paths are appended to it.
       key: sent as a bearer token unless it is empty.
       timeout: seconds for a whole exchange, from connecting to the last byte of the answer.
     """
@@ -121,25 +121,38 @@ class Poster:
         local = urllib.parse.urlsplit(url).hostname in _LOCAL
         own: list[Any] = [urllib.request.ProxyHandler({})] if local else []
         self._opener = urllib.request.build_opener(*own, _NoRedirects, _Http, _Https)
-        self._active: set[_Deadline] = set()
+        self._active: set[Exchange] = set()
 
-    def post(self, body: bytes, *, max_bytes: int) -> bytes:
-        """Sends a body and returns that of the answer.
+    def send(
+        self,
+        path: str,
+        body: bytes | None = None,
+        *,
+        max_bytes: int,
+        timeout: float | None = None,
+        exchange: "Exchange | None" = None,
+    ) -> bytes:
+        """Posts a body, or gets a page without one, and returns the body of the answer.
 
         Args:
-          body: JSON.
+          path: what to append to the server's address.
+          body: JSON; None sends a GET request.
           max_bytes: maximum size of the answer.
+          timeout: seconds for the exchange, instead of the client's.
+          exchange: a handle that another thread may use to close the connection; one handle may serve several
+            requests, one after the other.
 
         Raises:
           TryAgain: the server is busy, failed, closed the connection, or did not complete its answer in time.
           Refused: it refused the request, redirects it, or its answer is too large.
           NoServer: the connection was refused, or there is no such host.
         """
-        request = urllib.request.Request(self.url, body, self._headers)
-        with _deadline(self.timeout, self._active) as deadline:
+        seconds = self.timeout if timeout is None else timeout
+        request = urllib.request.Request(self.url + path, body, self._headers)
+        with self._deadline(seconds, exchange or Exchange()) as deadline:
             request.prm_deadline = deadline  # type: ignore[attr-defined]
             try:
-                with self._opener.open(request, timeout=self.timeout) as response:
+                with self._opener.open(request, timeout=seconds) as response:
                     answer = _read(response, max_bytes)
             except urllib.error.HTTPError as error:
                 raise _status(error) from None
@@ -148,28 +161,36 @@ class Poster:
                     raise
             except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
                 # Once the deadline has closed the socket, reading fails in several ways.
-                raise self._failure(error, deadline) from error
+                raise _failure(error, deadline, seconds) from error
             if deadline.passed:
-                raise TryAgain(f"no complete answer within {self.timeout:g} s")
+                raise TryAgain(f"no complete answer within {seconds:g} s")
         return answer
 
     def abort(self) -> None:
         """Ends the exchanges that are under way in other threads, as if their time were up."""
-        for deadline in list(self._active):
-            deadline.expire()
+        for exchange in list(self._active):
+            exchange.expire()
 
-    def _failure(self, error: Exception, deadline: "_Deadline") -> Exception:
-        cause = getattr(error, "reason", error)
-        if deadline.passed or isinstance(cause, TimeoutError):
-            return TryAgain(f"no complete answer within {self.timeout:g} s")
-        text = escape(str(cause) or type(cause).__name__, 200)
-        if isinstance(error, urllib.error.URLError) and isinstance(cause, _NOBODY):
-            return NoServer(text)
-        return TryAgain(text)
+    @contextlib.contextmanager
+    def _deadline(self, seconds: float, exchange: "Exchange") -> "Iterator[Exchange]":
+        self._active.add(exchange)
+        timer = threading.Timer(seconds, exchange.expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield exchange
+        finally:
+            timer.cancel()
+            self._active.discard(exchange)
+            exchange.forget()
 
 
-class _Deadline:
-    """Closes the connection of a request when its time is up."""
+class Exchange:
+    """Closes the connection of a request when its time is up, or when another thread asks for it.
+
+    Attributes:
+      passed: it has been closed; no further request can use it.
+    """
 
     def __init__(self) -> None:
         self.passed = False
@@ -177,15 +198,22 @@ class _Deadline:
         self._lock = threading.Lock()
 
     def watch(self, connected: socket.socket) -> None:
+        """Adds a connection."""
         with self._lock:
             self._sockets.append(connected)
             if self.passed:
                 self._close()
 
     def expire(self) -> None:
+        """Closes the connection."""
         with self._lock:
             self.passed = True
             self._close()
+
+    def forget(self) -> None:
+        """The request has ended."""
+        with self._lock:
+            self._sockets.clear()
 
     def _close(self) -> None:
         for one in self._sockets:
@@ -193,24 +221,20 @@ class _Deadline:
                 one.shutdown(socket.SHUT_RDWR)
 
 
-@contextlib.contextmanager
-def _deadline(seconds: float, active: set[_Deadline]) -> Iterator[_Deadline]:
-    deadline = _Deadline()
-    active.add(deadline)
-    timer = threading.Timer(seconds, deadline.expire)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield deadline
-    finally:
-        timer.cancel()
-        active.discard(deadline)
+def _failure(error: Exception, exchange: Exchange, seconds: float) -> Exception:
+    cause = getattr(error, "reason", error)
+    if exchange.passed or isinstance(cause, TimeoutError):
+        return TryAgain(f"no complete answer within {seconds:g} s")
+    text = escape(str(cause) or type(cause).__name__, 200)
+    if isinstance(error, urllib.error.URLError) and isinstance(cause, _NOBODY):
+        return NoServer(text)
+    return TryAgain(text)
 
 
 class _Watched:
     """A connection whose socket the deadline knows as soon as it is open."""
 
-    deadline: _Deadline
+    deadline: Exchange
     sock: Any
 
     def connect(self) -> None:
@@ -300,5 +324,3 @@ def _seconds(text: str | None) -> float:
     except ValueError:
         return 0.0
     return min(seconds, 60.0) if seconds > 0 else 0.0  # NaN compares as False
-
-

@@ -4,11 +4,14 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from prm_jax.errors import UserError
+from prm_jax.rollouts.dialects import detect
 from prm_jax.rollouts.engine import Engine, OnProgress
 from prm_jax.rollouts.local import Batching, LocalEngine
 from prm_jax.rollouts.policy import STEP, TaskPolicy, stop_sets
-from prm_jax.rollouts.remote import RemoteEngine
+from prm_jax.rollouts.remote import RemoteEngine, warn
 from prm_jax.rollouts.sampling_options import Connection, StepOptions
+from prm_jax.rollouts.server_client import ServerClient
+from prm_jax.rollouts.text_engine import TextEngine
 
 if TYPE_CHECKING:
     import pathlib
@@ -91,6 +94,8 @@ def load_remote_policy(
 ) -> TaskPolicy:
     """A model on a server on a task; only its tokenizer is read here.
 
+    A server of a known dialect exchanges token ids, any other one text.
+
     Args:
       path: of the model.
       url: the server's address.
@@ -107,10 +112,20 @@ def load_remote_policy(
     from prm_jax.models import Tokenizer
 
     _check(steps, seed)
-    engine = RemoteEngine(
-        url, Tokenizer.load(path), model=str(path), connection=connection, sampling=steps.sampling(), seed=seed,
-        stops=stop_sets(task),
-    )  # fmt: skip
+    tokenizer, name, stops = Tokenizer.load(path), connection.model or str(path), stop_sets(task)
+    if connection.dialect == "auto":
+        connection = dataclasses.replace(connection, dialect=detect(ServerClient(url, connection, warn).call))
+    engine: Engine
+    if connection.dialect == "text":
+        engine = TextEngine(
+            url, tokenizer, model=name, connection=connection, sampling=steps.sampling(), seed=seed, stops=stops
+        )
+    else:
+        # Searches rank by log-probabilities, for which those at temperature 1 are as good.
+        engine = RemoteEngine(
+            url, name, tokenizer, connection=connection, sampling=steps.sampling(), seed=seed, stops=stops,
+            keep_raw_logp=True,
+        )  # fmt: skip
     return TaskPolicy(engine, task, steps, chat=chat, on_progress=on_progress)
 
 

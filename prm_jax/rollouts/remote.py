@@ -1,215 +1,355 @@
-"""An engine whose model runs on a server with the completions API."""
+"""An engine whose model runs on a server that exchanges token ids: vLLM, SGLang or llama.cpp."""
 
 import dataclasses
-import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+import hashlib
+import itertools
+import logging
+import queue
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-
 from prm_jax.errors import UserError
-from prm_jax.rollouts.completion_answer import Completion, CompletionRequest
-from prm_jax.rollouts.completions import CompletionServer
-from prm_jax.rollouts.engine import End, EngineStats, Request, Response, Ticket, cancelled, check_request, first_stop
+from prm_jax.rollouts.dialects import Served, TokenAnswer, TokenRequest
+from prm_jax.rollouts.engine import MAX_PROMPT_ID, End, EngineStats, Request, Response, Ticket, check_request
+from prm_jax.rollouts.remote_responses import GroupWatch, RemoteResponse, RemoteRow, check_text, stop_position
+from prm_jax.rollouts.remote_server import Chosen, RemoteServer
 from prm_jax.rollouts.sampling_options import Connection, SamplingOptions
+from prm_jax.rollouts.server_client import Abandoned
+from prm_jax.rollouts.weight_updates import Probe, WeightUpdates
+
+_logger = logging.getLogger(__name__)
+_PARTIAL = 10.0
+"""Seconds to wait for what a server has written of an aborted request."""
+
+
+def warn(text: str) -> None:
+    """Logs a warning; the command line shows it."""
+    _logger.warning("%s", text)
 
 
 class RemoteEngine:
-    """Samples with a model on a server, of which only the tokenizer is read here.
+    """Samples with a model on a server that exchanges token ids.
 
-    A request ends at its stop set or at the end of text. Where a server does not say which of the two it was, it is
-    asked again without the strings that end only some requests, and its text is cut at the first of these.
-
-    Attributes:
-      context: None; the server knows it.
+    The seed of a request is a hash of the engine's seed, the version of the weights, `prompt_id` and `sample`, so that
+    no two samples share one. Whether the same seed gives the same response is up to the server.
 
     Args:
       url: the server's address.
-      tokenizer: of the model; encodes what the server writes.
-      model: name of the model, unless `connection` gives the server's own.
-      connection: how to talk to the server.
-      sampling: how tokens are chosen; `top_k` is not part of the API.
-      seed: of the sampling, for servers that accept one; in [0, 2**32).
+      model: name of the model on the server; "" for the only one that it serves.
+      tokenizer: of the model; finds stop strings, and servers with another tokenizer.
+      dialect: the server's interface; "auto" asks the server.
+      connection: how to talk to the server; `Connection.model` and `Connection.dialect` take precedence.
+      sampling: how tokens are chosen.
+      seed: of the sampling, in [0, 2**64).
       stops: stop sets, see `Engine`.
+      hold: stop sets whose responses `extend` may continue.
+      weights: hands new weights to the server; None for a server that keeps its own.
+      probe: compares the server's log-probabilities with the trainer's after each update.
+      mixed_versions: samples of one prompt may come from several versions of the weights.
+      keep_raw_logp: give log-probabilities at temperature 1 although another temperature is sampled at. By default
+        they are unknown (`Response.logp` is None), since importance weights computed from them would be wrong.
+      say: gets one-line warnings.
+
+    Attributes:
+      context: maximum length of a prompt with its response, None where the server does not say.
+      server: the server.
+      version: of the weights.
 
     Raises:
-      UserError: an address, key or option that cannot be used.
+      UserError: an address, key or option that cannot be used; no server, one of another kind, or with another model or
+        vocabulary.
     """
-
-    context: int | None = None
 
     def __init__(
         self,
         url: str,
+        model: str,
         tokenizer: Any,
         *,
-        model: str = "",
+        dialect: Chosen = "auto",
         connection: Connection = Connection(),
         sampling: SamplingOptions = SamplingOptions(),
         seed: int = 0,
         stops: Sequence[Sequence[str]] = ((),),
+        hold: Sequence[int] = (),
+        weights: WeightUpdates | None = None,
+        probe: Probe | None = None,
+        mixed_versions: bool = False,
+        keep_raw_logp: bool = False,
+        say: Callable[[str], None] = warn,
     ) -> None:
-        if sampling.top_k:
-            raise UserError("the completions API has no top_k: leave it at 0")
         self.tokenizer, self.sampling, self.seed, self.connection = tokenizer, sampling, seed, connection
         self.stops = tuple(tuple(strings) for strings in stops)
-        self.server = CompletionServer(
-            url, connection.model or model, any_model=connection.any_model, timeout=connection.timeout,
-            retries=connection.retries, backoff=connection.backoff, workers=connection.workers,
-            at_once=connection.at_once, logprobs=connection.logprobs, key=_key(connection),
+        self.version = 0
+        self._say, self._hold, self._mixed = say, frozenset(hold), mixed_versions
+        self.server = RemoteServer(
+            url, model, tokenizer, dialect=dialect, connection=connection, say=say
         )  # fmt: skip
-        self._common = set(self.stops[0]).intersection(*self.stops)
-        self._says_why = True
+        self.context: int | None = self.server.info.context
+        self._weights, self._probe = weights, probe
+        self._exact = self.server.dialect.tempered or sampling.temperature in (0, 1) or keep_raw_logp
+        if connection.logprobs and not self._exact:
+            say(
+                f"{self.server.info.description} sends log-probabilities at temperature 1 and tokens are sampled at "
+                f"{sampling.temperature:g}: the behaviour's log-probabilities are unknown, and no importance weights "
+                "can be computed from them"
+            )
+        self._ready: list[tuple[Ticket, Response]] = []
+        self._groups = GroupWatch(mixed=mixed_versions, greedy=sampling.temperature == 0, say=say)
+        self._rows: dict[Ticket, RemoteRow] = {}
+        self._held: dict[Ticket, RemoteRow] = {}
+        self._answers: queue.SimpleQueue[tuple[RemoteRow, TokenAnswer | Exception]] = queue.SimpleQueue()
+        self._failure: Exception | None = None
         self._pool: ThreadPoolExecutor | None = None
-        self._running: dict[Future[list[Response]], list[Ticket]] = {}
-        self._cancelled: set[Ticket] = set()
         self._stats = EngineStats()
+        self._name = uuid.uuid4().hex[:12]
+        self._numbers = itertools.count()
 
     def submit(self, requests: Iterable[Request]) -> list[Ticket]:
         """See `Engine`: sends the requests, at most `Connection.workers` at a time.
 
-        Consecutive samples of a prompt are one request to the server.
+        Raises:
+          UserError: a request that cannot be served, or two that ask for the same sample of the same prompt.
         """
         new = list(requests)
-        for request in new:
+        running = {row.seed for row in self._rows.values()}
+        rows = []
+        for number, request in enumerate(new, self._stats.requests):
             check_request(request, self)
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.connection.workers)
-        self.server.start()
-        first = self._stats.requests
-        self._stats.requests += len(new)
-        at = 0
-        for group in _groups(new, self.connection.at_once):
-            future = self._pool.submit(self._ask, group)
-            self._running[future] = list(range(first + at, first + at + len(group)))
-            at += len(group)
-        self._stats.calls += len(self._running)
-        return list(range(first, first + len(new)))
+            seed = self._seed(request)
+            if seed in running and self.sampling.temperature > 0:
+                raise UserError(
+                    f"sample {request.sample} of prompt {request.prompt_id} is asked for twice, with one seed: the "
+                    "samples of a group would be identical; give each its own number"
+                )
+            running.add(seed)
+            rows.append(RemoteRow(number, request, seed, request.max_new_tokens, self.version))
+        self._stats.requests += len(rows)
+        for row in rows:
+            self._send(row)
+        return [row.ticket for row in rows]
 
     def poll(self, *, timeout: float | None = None) -> list[tuple[Ticket, Response]]:
         """See `Engine`.
 
+        What has been completed before a failure is returned first; the failure is raised by the next call.
+
         Raises:
-          UserError: see `CompletionServer.complete`; all other requests are abandoned.
+          UserError: the server refused a request or failed, see `RemoteServer.ask`, or its answer cannot be used; all
+            other requests are abandoned.
         """
-        found: list[tuple[Ticket, Response]] = []
-        while self._running and not found:
+        found, self._ready = self._ready, []
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self._rows and not found and self._failure is None:
             try:
-                done, _ = wait(self._running, timeout, return_when=FIRST_COMPLETED)
-                if not done:
+                wait = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+                found += self._take(*self._answers.get(timeout=wait))
+                while True:
+                    found += self._take(*self._answers.get_nowait())
+            except queue.Empty:
+                if deadline is not None and time.monotonic() >= deadline:
                     break
-                for future in done:
-                    tickets = self._running.pop(future)
-                    found += zip(tickets, future.result(), strict=True)
             except BaseException:
                 self._abandon()
                 raise
-            found = [(ticket, one) for ticket, one in found if ticket not in self._cancelled]
-        self._stats.responses += len(found)
-        self._stats.tokens += sum(len(response.tokens) for _, response in found)
+        if not found and self._failure is not None:
+            failure, self._failure = self._failure, None
+            self._abandon()
+            raise failure
         return found
 
+    def extend(self, ticket: Ticket, tokens: Sequence[int], *, max_new_tokens: int) -> None:
+        """Continues a response of a stop set in `hold` after tokens that the model did not draw.
+
+        `poll` returns the ticket again, with the whole response. The server gets prompt, response and tokens as a new
+        request, so its cache of prefixes decides what that costs.
+
+        Args:
+          ticket: of a response that `poll` has returned with end "stop".
+          tokens: to append, at least one.
+          max_new_tokens: new maximum length of the whole response, these tokens included.
+
+        Raises:
+          UserError: no such response, or no room for the tokens.
+        """
+        if ticket not in self._held:
+            raise UserError(
+                f"response {ticket} cannot be extended: it must have ended with a stop string of a stop set in hold "
+                f"(found hold={sorted(self._hold)})"
+            )
+        row = self._held[ticket]
+        if not tokens or len(row.tokens) + len(tokens) >= max_new_tokens:
+            raise UserError(
+                f"a response of {len(row.tokens)} tokens is to be extended by {len(tokens)}, and max_new_tokens is "
+                f"{max_new_tokens}: give at least one token, and room for another"
+            )
+        check_request(dataclasses.replace(row.request, max_new_tokens=max_new_tokens), self)
+        del self._held[ticket]
+        row.version = self.version
+        row.force(tokens)
+        row.limit = max_new_tokens
+        self._send(row)
+
     def cancel(self, tickets: Iterable[Ticket]) -> list[tuple[Ticket, Response]]:
-        """See `Engine`; what the server has written so far is not known."""
-        running = {ticket for own in self._running.values() for ticket in own} - self._cancelled
-        gone = [ticket for ticket in tickets if ticket in running]
-        self._cancelled.update(gone)
-        for future, own in list(self._running.items()):
-            if self._cancelled.issuperset(own) and future.cancel():
-                del self._running[future]
-        self._stats.responses += len(gone)
-        return [(ticket, cancelled(0)) for ticket in gone]
+        """See `Engine`; ends the requests on the server too.
+
+        SGLang sends what it has written; from other servers only the parts before the last `extend` are known.
+        """
+        gone, dialect = set(tickets), self.server.dialect
+        for ticket in gone & set(self._held):
+            del self._held[ticket]
+        rows = [row for ticket, row in self._rows.items() if ticket in gone]
+        for row in rows:
+            row.cancelled = True
+            if dialect.sends_partials:
+                dialect.abort(self.server.client.call, row.request_id)
+            else:
+                row.handle.abandon()
+        if dialect.sends_partials:
+            self._receive(rows)
+        for row in rows:
+            row.handle.abandon()
+            self._rows.pop(row.ticket, None)
+        self._stats.responses += len(rows)
+        return [(row.ticket, row.response("cancelled", -1, exact=self._exact)) for row in rows]
 
     def update(self, params: Any, version: int) -> None:
-        """Refuses: a server behind this API keeps its own weights."""
-        raise UserError("a server behind the completions API cannot be given other weights: restart it with them")
+        """Hands the weights to the server and samples from them from now on.
+
+        Raises:
+          UserError: the engine was made without `weights`, requests are in progress and `mixed_versions` is False, the
+            server did not accept the weights, or the probe finds others on the server.
+        """
+        if self._weights is None:
+            raise UserError(
+                f"the engine at {self.server.url} has no way to hand weights to the server: make it with weights=, or "
+                "give --rollout.server.folder"
+            )
+        if self._rows and not self._mixed:
+            raise UserError(
+                f"{len(self._rows)} requests are in progress while the weights change, which would mix versions in a "
+                "group: poll or cancel them first, or allow it (mixed_versions=True)"
+            )
+        self.server.served = self._weights.publish(params, version, self.server)
+        self.version = version
+        if not self._mixed:
+            self._groups.clear()
+        if self._probe is not None:
+            self._check_weights(self._probe, params)
 
     def stats(self) -> EngineStats:
         """See `Engine`."""
         return dataclasses.replace(self._stats)
 
+    def close(self) -> None:
+        """Ends all requests, and a server that `weights` has started."""
+        self._abandon()
+        if self._weights is not None:
+            self._weights.close()
+
+    def _check_weights(self, probe: Probe, params: Any) -> None:
+        """Samples a response to each prompt of the probe; what else completes meanwhile is kept for `poll`."""
+        requests = [
+            Request(prompt, MAX_PROMPT_ID - i, 0, probe.max_new_tokens) for i, prompt in enumerate(probe.prompts)
+        ]
+        tickets = self.submit(requests)
+        found: dict[Ticket, Response] = {}
+        others: list[tuple[Ticket, Response]] = []
+        while len(found) < len(tickets):
+            for ticket, response in self.poll():
+                if ticket in tickets:
+                    found[ticket] = response
+                else:
+                    others.append((ticket, response))
+        self._ready += others
+        self._groups.clear()
+        at = (self.sampling.temperature or 1.0, 1.0)
+        temperature, other = at if self.server.dialect.tempered else at[::-1]
+        responses = [found[ticket] for ticket in tickets]
+        probe.check(params, responses, temperature=temperature, other=other, where=self.server.url)
+
+    def _seed(self, request: Request) -> int:
+        numbers = (self.seed, self.version, request.prompt_id, request.sample)
+        digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") >> 1
+
+    def _send(self, row: RemoteRow) -> None:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.connection.workers)
+        row.request_id = f"{self._name}-{next(self._numbers)}"
+        self._rows[row.ticket] = row
+        self._stats.calls += 1
+        self._pool.submit(self._work, row, self.server.served)
+
+    def _work(self, row: RemoteRow, served: Served) -> None:
+        """Runs in a thread of the pool."""
+        request = TokenRequest(
+            row.context, row.limit - len(row.tokens), self.stops[row.request.stop], self.sampling, row.seed,
+            row.request_id, logprobs=self.connection.logprobs, token_bytes=self.tokenizer.token_bytes,
+        )  # fmt: skip
+        try:
+            answer = self.server.ask(request, row.handle, served=served, wanted=lambda: not row.cancelled)
+            self._answers.put((row, answer))
+        except Abandoned:
+            self._answers.put((row, TokenAnswer((), None, "abort", "")))
+        except Exception as error:
+            self._answers.put((row, error))
+
+    def _take(self, row: RemoteRow, answer: TokenAnswer | Exception) -> list[tuple[Ticket, Response]]:
+        """A completed request: [] for one that is no longer wanted, or has failed."""
+        if self._rows.get(row.ticket) is not row:
+            return []
+        del self._rows[row.ticket]
+        if isinstance(answer, Exception):
+            self._failure = self._failure or answer
+            return []
+        try:
+            response = self._complete(row, answer)
+        except UserError as error:
+            self._failure = self._failure or error
+            return []
+        if response.end == "stop" and row.request.stop in self._hold:
+            self._held[row.ticket] = row
+        self._stats.responses += 1
+        self._stats.tokens += len(answer.tokens)
+        return [(row.ticket, response)]
+
+    def _complete(self, row: RemoteRow, answer: TokenAnswer) -> RemoteResponse:
+        where, index = self.server.url, -1
+        text = check_text(answer, self.tokenizer, where)
+        if answer.end == "stop":
+            index = stop_position(answer, text, self.stops[row.request.stop], where)
+        row.write(answer)
+        end: End = "cancelled" if answer.end == "abort" else answer.end
+        response = row.response(end, index, exact=self._exact)
+        self._groups.add(row.request, response)
+        return response
+
+    def _receive(self, rows: Sequence[RemoteRow]) -> None:
+        """Waits for what the server has written of cancelled requests."""
+        waiting = {row.ticket: row for row in rows}
+        others = []
+        deadline = time.monotonic() + _PARTIAL
+        while waiting:
+            try:
+                row, answer = self._answers.get(timeout=max(deadline - time.monotonic(), 0.0))
+            except queue.Empty:
+                break
+            if waiting.get(row.ticket) is not row:
+                others.append((row, answer))
+                continue
+            del waiting[row.ticket]
+            if isinstance(answer, TokenAnswer):
+                row.write(answer)
+        for one in others:
+            self._answers.put(one)
+
     def _abandon(self) -> None:
-        self.server.stop()
+        for row in self._rows.values():
+            row.handle.abandon()
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
-        self._running, self._pool = {}, None
-
-    def _ask(self, group: Sequence[Request]) -> list[Response]:
-        first, stop = group[0], self.stops[group[0].stop]
-        base = int(np.random.SeedSequence([self.seed, first.prompt_id]).generate_state(1)[0]) >> 2
-        request = CompletionRequest(
-            self._prompt(first.prompt), len(group), first.max_new_tokens, temperature=self.sampling.temperature,
-            top_p=self.sampling.top_p, seed=base + first.sample,
-        )  # fmt: skip
-        common = tuple(string for string in stop if string in self._common)
-        if common != stop and self._says_why:
-            found = self.server.ask(request._replace(stop=stop))
-            if all(one.end != "either" for one in found):
-                return [self._response(one, stop) for one in found]
-            self._says_why = False
-        return [self._response(one, stop) for one in self.server.ask(request._replace(stop=common))]
-
-    def _prompt(self, ids: Sequence[int]) -> str | list[int]:
-        if self.connection.prompts == "tokens":
-            return list(ids)
-        bos = self.tokenizer.special.bos_id  # the server adds its own
-        return self.tokenizer.decode(list(ids[1:] if ids and ids[0] == bos else ids))
-
-    def _response(self, one: Completion, stop: Sequence[str]) -> Response:
-        """A completion as tokens; a string of the stop set inside its text ends it there."""
-        text = one.text + (one.matched or "")
-        found = first_stop(text, stop)
-        if found is not None:
-            text = text[: found[1]]
-        end: End = "stop" if found is not None else "length" if one.end == "length" else "eos"
-        ids = self.tokenizer.encode(text) if text else []
-        pieces = [self.tokenizer.token_bytes(token) for token in ids]
-        if b"".join(pieces).decode(errors="replace") != text:
-            raise UserError(
-                f"the tokenizer does not reproduce {text[:40]!r}: its model cannot be used behind a server, because "
-                "steps are tokenised one by one"
-            )
-        eos = self.tokenizer.special.eos_id
-        if end == "eos" and eos is not None:
-            ids, pieces = [*ids, eos], [*pieces, b""]
-        logp = None if one.logps is None else _assign(one.logps, pieces, len(text) if found else None)
-        version = np.zeros(len(ids), np.int32)
-        return Response(np.array(ids, np.int32), logp, version, end, found[0] if found else -1)
-
-
-def _groups(requests: Sequence[Request], at_once: int) -> list[list[Request]]:
-    """Runs of consecutive samples of the same prompt, at most `at_once` long (0: any length)."""
-    groups: list[list[Request]] = []
-    for request in requests:
-        last = groups[-1] if groups else []
-        follows = last and request == dataclasses.replace(last[-1], sample=last[-1].sample + 1)
-        if follows and not (at_once and len(last) >= at_once):
-            last.append(request)
-        else:
-            groups.append([request])
-    return groups
-
-
-def _assign(logps: Sequence[tuple[str, float]], pieces: Sequence[bytes], characters: int | None) -> np.ndarray:
-    """[n] f32: each of the server's log-probabilities added to the token in which its text starts.
-
-    Those whose text starts after `characters` are left out.
-    """
-    total = np.zeros(len(pieces))
-    ends = np.cumsum([len(piece) for piece in pieces])
-    character, byte = 0, 0
-    for text, logp in logps:
-        if len(pieces) and (characters is None or character < characters):
-            total[min(int(np.searchsorted(ends, byte, side="right")), len(pieces) - 1)] += logp
-        character, byte = character + len(text), byte + len(text.encode(errors="replace"))
-    return total.astype(np.float32)
-
-
-def _key(connection: Connection) -> str:
-    if not connection.key_from:
-        return ""
-    key = os.environ.get(connection.key_from, "")
-    if not key:
-        raise UserError(f"--connection.key-from: there is no environment variable {connection.key_from!r}")
-    return key
+        self._rows, self._pool = {}, None

@@ -70,15 +70,20 @@ class Connection:
 
     model: str = ""
     """Name of the model on the server; empty: the name given here."""
+    dialect: Literal["auto", "vllm", "sglang", "llama.cpp", "text"] = "auto"
+    """What the server is. vllm, sglang and llama.cpp exchange token ids; text: any other server with the completions
+    API; auto: what it says it is."""
     any_model: bool = False
     """Accept answers in which the server names a different model."""
     prompts: Literal["text", "tokens"] = "text"
-    """Send prompts as text or as token ids, for servers that accept these."""
+    """Send prompts as text or as token ids, for servers that accept these (dialect text)."""
     logprobs: bool = True
     """Request log-probabilities; without them the scorer logp is unavailable and the priors of a tree are equal."""
+    logprobs_at: Literal["default", "one", "sampling"] = "default"
+    """The temperature of the server's log-probabilities. one: 1 whatever the sampling temperature; sampling: that of
+    the sampling; default: the dialect's, which is sampling for sglang and one for the others."""
     at_once: Annotated[int, at_least(0)] = 0
-    """Maximum number of completions per request, 0: all; use 1 for servers that return one at a time, and for llama.cpp
-    its number of slots."""
+    """Maximum number of completions per request, 0: all; use 1 for servers that return one at a time (dialect text)."""
     workers: Annotated[int, at_least(1)] = 16
     """Maximum number of concurrent requests."""
     timeout: Annotated[float, within(0, 86400, low_open=True)] = 300.0
@@ -87,5 +92,7 @@ class Connection:
     """How often a request is repeated when the server is busy, fails, or closes the connection."""
     backoff: Annotated[float, within(0, 86400)] = 0.5
     """Seconds before the first repetition; doubled for each further one."""
+    patience: Annotated[float, within(0, 86400)] = 60.0
+    """Seconds to wait for a server that has answered before and cannot be reached, while it restarts for example."""
     key_from: str = ""
     """Environment variable that holds the server's API key, if it needs one."""

@@ -111,12 +111,13 @@ def collectives(text: str) -> list[Collective]:
         compiler does not know counts once, and every branch of a conditional counts.
     """
     program = Program(text)
-    found: list[tuple[str | None, Collective]] = []
+    found: list[tuple[str, Collective]] = []
     for one in program.instructions():
         collective = _collective(one, program)
         if collective is not None:
-            chain = re.search(r'chain_id="(\d+)"', one.line)
-            found.append((chain.group(1) if chain else None, collective))
+            chain = re.search(r'chain_id="\d+"', one.line)
+            channel = re.search(r"channel_id=\d+", one.line)
+            found.append((f"{chain.group()} {channel and channel.group()}" if chain else "", collective))
     return list(_merged(found))
 
 
@@ -253,14 +254,17 @@ def _collective(one: Instruction, program: Program) -> Collective | None:
     return Collective(kind, payload, group, one.loops, tuple(shapes), one.name)
 
 
-def _merged(found: Sequence[tuple[str | None, Collective]]) -> Iterator[Collective]:
-    """Leaves one of the fusions into which the TPU compiler splits an asynchronous collective: they share a chain."""
-    largest: dict[object, Collective] = {}
+def _merged(found: Sequence[tuple[str, Collective]]) -> Iterator[Collective]:
+    """Leaves one of the fusions into which the TPU compiler splits an asynchronous collective: they share a chain.
+
+    Those in between may be in an inner loop, which the collective overlaps with and is not part of.
+    """
+    kept: dict[object, Collective] = {}
     for i, (chain, one) in enumerate(found):
-        key = i if chain is None else (chain, one.kind, one.loops, one.name)
-        if key not in largest or one.payload > largest[key].payload:
-            largest[key] = one
-    return iter(largest.values())
+        key = chain or i
+        if key not in kept or (one.times, -one.payload) < (kept[key].times, -kept[key].payload):
+            kept[key] = one
+    return iter(kept.values())
 
 
 def _group(line: str, devices: int) -> int:

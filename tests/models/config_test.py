@@ -153,13 +153,42 @@ def test_bad_rotary_scalings(scaling, message):
         ModelConfig.from_hf({**LLAMA_3_2_1B, "rope_scaling": scaling})
 
 
-def test_only_sliding_windows_in_use_are_refused():
+def test_sliding_windows_of_qwen_models():
     on = {**QWEN2_5_MATH_1_5B, "use_sliding_window": True}
-    with pytest.raises(UserError, match="sliding_window"):
-        ModelConfig.from_hf(on)
-    ModelConfig.from_hf({**on, "max_window_layers": 28})  # no layer is beyond the last
-    ModelConfig.from_hf({**on, "layer_types": ["full_attention"] * 28})
-    ModelConfig.from_hf({k: v for k, v in QWEN2_5_MATH_1_5B.items() if k != "use_sliding_window"})
+    assert ModelConfig.from_hf(on).layer_windows == (None,) * 21 + (4096,) * 7
+    named = {**on, "layer_types": ["sliding_attention", "full_attention"] * 14}
+    assert ModelConfig.from_hf(named).window_kinds == (4096, None)
+    for config in (on, named):
+        assert ModelConfig.from_hf(ModelConfig.from_hf(config).to_hf()) == ModelConfig.from_hf(config)
+    absent = {k: v for k, v in QWEN2_5_MATH_1_5B.items() if k != "use_sliding_window"}
+    for unused in (
+        absent, {**on, "max_window_layers": 28}, {**on, "layer_types": ["full_attention"] * 28},
+        {**on, "sliding_window": None}, {**named, "use_sliding_window": False},
+    ):  # fmt: skip
+        assert ModelConfig.from_hf(unused).layer_windows == ()
+    with pytest.raises(UserError, match="one per layer"):
+        ModelConfig.from_hf({**on, "layer_types": ["full_attention"] * 27})
+    nested = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
+    with pytest.raises(UserError, match="rope_parameters.sliding_attention"):
+        ModelConfig.from_hf({**on, "rope_parameters": nested})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layer_windows": (4,)}, "one entry for each of 28 layers, found 1"), ({"sliding_window": 0}, "found 0"),
+        ({"attn_softcap": -1.0}, "attn_softcap must be positive or None, found -1.0"),
+    ],
+)  # fmt: skip
+def test_bad_windows_and_soft_caps(change, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(ModelConfig.from_hf(QWEN2_5_MATH_1_5B), **change)
+
+
+def test_windows_and_soft_caps_that_a_family_lacks_are_not_written():
+    for base, change in ((LLAMA_3_2_1B, {"sliding_window": 8}), (QWEN3_0_6B, {"attn_softcap": 50.0})):
+        with pytest.raises(UserError, match="cannot hold"):
+            dataclasses.replace(ModelConfig.from_hf(base), **change).to_hf()
 
 
 def test_rotary_fields_nested_by_layer_type():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +17,8 @@ TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 12, (6, 5)), jnp.int32
 LENGTHS = jnp.array([5, 1, 3, 2, 4, 5])
 
 
-def _prefill(params=PARAMS):
-    return jax.jit(lambda p: decode.prefill(CONFIG, p, TOKENS, LENGTHS))(params)
+def _prefill(params=PARAMS, config=CONFIG):
+    return jax.jit(lambda p: decode.prefill(config, p, TOKENS, LENGTHS))(params)
 
 
 def test_prefill_gives_the_last_hidden_state_and_ignores_padding():
@@ -35,22 +37,25 @@ def test_prefill_in_parts_is_the_same(monkeypatch, at_once):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize("repack", [True, False])
-def test_a_step_is_the_next_column_of_an_uncached_pass(repack):
+WINDOWS = dataclasses.replace(CONFIG, layer_windows=(None, 3), attn_softcap=0.5)
+
+
+@pytest.mark.parametrize(("config", "repack"), [(CONFIG, True), (CONFIG, False), (WINDOWS, True)])
+def test_a_step_is_the_next_column_of_an_uncached_pass(config, repack):
     """Prompt p continues with two samples; each sees the prompt and its own tokens."""
     more = jnp.asarray(np.random.default_rng(1).integers(0, 12, (12, 3)), jnp.int32)
-    packed = decode.prepare(CONFIG, PARAMS, repack=repack)
-    _, prefix = _prefill()
-    suffix = decode.init_suffix(CONFIG, 12, 4)
-    step_fn = jax.jit(lambda suffix, tokens, step: decode.decode_step(CONFIG, packed, prefix, suffix, tokens, step))
+    packed = decode.prepare(config, PARAMS, repack=repack)
+    _, prefix = _prefill(config=config)
+    suffix = decode.init_suffix(config, 12, 4)
+    step_fn = jax.jit(lambda suffix, tokens, step: decode.decode_step(config, packed, prefix, suffix, tokens, step))
     rows = np.zeros((12, 8), np.int32)
     for row in range(12):
         prompt = np.asarray(TOKENS)[row // 2, : int(LENGTHS[row // 2])]
         rows[row, : len(prompt) + 3] = np.concatenate([prompt, more[row]])
-    full = hidden_states(CONFIG, PARAMS, jnp.asarray(rows))
+    full = hidden_states(config, PARAMS, jnp.asarray(rows))
     for step in range(3):
         hidden, suffix = step_fn(suffix, more[:, step], jnp.int32(step))
         expected = np.asarray(full)[np.arange(12), np.repeat(LENGTHS, 2) + step]
         np.testing.assert_allclose(hidden.T, expected, atol=1e-5)
-        scores = decode.next_logits(CONFIG, packed, hidden)
-        np.testing.assert_allclose(scores, logits(CONFIG, PARAMS, jnp.asarray(expected)), atol=1e-5)
+        scores = decode.next_logits(config, packed, hidden)
+        np.testing.assert_allclose(scores, logits(config, PARAMS, jnp.asarray(expected)), atol=1e-5)

@@ -30,7 +30,9 @@ def _rotate(x: np.ndarray, position: int, theta: float) -> np.ndarray:
     )
 
 
-def _attention(config: ModelConfig, params: dict[str, Any], x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def _attention(
+    config: ModelConfig, params: dict[str, Any], x: np.ndarray, positions: np.ndarray, window: int | None
+) -> np.ndarray:
     length, size = len(x), config.head_dim
     q = _linear(config, params["q"], x).reshape(length, config.num_heads, size)
     k = _linear(config, params["k"], x).reshape(length, config.num_kv_heads, size)
@@ -43,9 +45,12 @@ def _attention(config: ModelConfig, params: dict[str, Any], x: np.ndarray, posit
         shared = head // (config.num_heads // config.num_kv_heads)
         keys = np.stack([_rotate(k[t, shared], positions[t], config.rope_theta) for t in range(length)])
         for t in range(length):
-            scores = keys[: t + 1] @ _rotate(q[t, head], positions[t], config.rope_theta) / np.sqrt(size)
+            first = 0 if window is None else max(0, t + 1 - window)
+            scores = keys[first : t + 1] @ _rotate(q[t, head], positions[t], config.rope_theta) / np.sqrt(size)
+            if config.attn_softcap is not None:
+                scores = config.attn_softcap * np.tanh(scores / config.attn_softcap)
             weights = np.exp(scores - scores.max())
-            out[t, head] = weights / weights.sum() @ v[: t + 1, shared]
+            out[t, head] = weights / weights.sum() @ v[first : t + 1, shared]
     return _linear(config, params["o"], out.reshape(length, -1))
 
 
@@ -56,7 +61,7 @@ def hidden_states(config: ModelConfig, params: dict[str, Any], tokens: np.ndarra
     for i in range(config.num_layers):
         layer = _layer(params["layers"], i)
         normed = _rms_norm(x, layer["attn_norm"]["scale"], config.rms_norm_eps)
-        x = x + _attention(config, layer["attn"], normed, np.arange(len(tokens)))
+        x = x + _attention(config, layer["attn"], normed, np.arange(len(tokens)), config.windows[i])
         normed = _rms_norm(x, layer["mlp_norm"]["scale"], config.rms_norm_eps)
         gate = _linear(config, layer["mlp"]["gate"], normed)
         up = _linear(config, layer["mlp"]["up"], normed)

@@ -18,6 +18,7 @@ FAMILIES = {
     "llama": ModelConfig(**SHAPE),
     "qwen2": ModelConfig(**SHAPE, architecture="qwen2", attention_bias=True, tie_word_embeddings=True),
     "qwen3": ModelConfig(**SHAPE, architecture="qwen3", qk_norm=True),
+    "windows": ModelConfig(**SHAPE, layer_windows=(3, None), attn_softcap=0.5),
 }
 LLAMA = FAMILIES["llama"]
 TOKENS = np.random.default_rng(0).integers(23, size=(3, 9)).astype(np.int32)

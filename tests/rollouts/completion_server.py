@@ -17,10 +17,13 @@ class Answer(NamedTuple):
 
 
 @contextlib.contextmanager
-def serving(answer: Callable[[dict[str, Any], int], Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def serving(
+    answer: Callable[[dict[str, Any], int], Any], pages: Callable[[str], Any] | None = None, port: int = 0
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Runs a server that calls ``answer(request, number of the request)``; gives its address and the requests so far.
 
-    A result that is no `Answer` is a list of choices. None hangs up.
+    A result that is no `Answer` is a list of choices. None hangs up. With ``pages(path)`` the server also has pages to
+    get (None: 404), and requests have their path as "path".
     """
     requests: list[dict[str, Any]] = []
     lock = threading.Lock()
@@ -31,7 +34,13 @@ def serving(answer: Callable[[dict[str, Any], int], Any]) -> Iterator[tuple[str,
             with lock:
                 requests.append({**body, "path": self.path, "key": self.headers.get("Authorization")})
                 number = len(requests)
-            found = answer(body, number)
+            self.reply(answer(body if pages is None else {**body, "path": self.path}, number))
+
+        def do_GET(self) -> None:
+            found = None if pages is None else pages(self.path)
+            self.reply(Answer(404, {"error": "not found"}) if found is None else Answer(200, found))
+
+        def reply(self, found: Any) -> None:
             if found is None:
                 self.connection.close()
                 return
@@ -48,7 +57,10 @@ def serving(answer: Callable[[dict[str, Any], int], Any]) -> Iterator[tuple[str,
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(http.server.ThreadingHTTPServer):
+        request_queue_size = 128  # a full queue costs a client a second
+
+    server = Server(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

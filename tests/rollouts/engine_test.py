@@ -13,11 +13,11 @@ from prm_jax.rollouts import (
     Batching,
     Connection,
     LocalEngine,
-    RemoteEngine,
     Request,
     SamplingOptions,
     StepOptions,
     TaskPolicy,
+    TextEngine,
     generate_with,
     sample_all,
     stop_sets,
@@ -141,7 +141,7 @@ def answer(body, says_why=True, text="2;4#"):
 
 def remote(url, **options):
     connection = Connection(model="tiny", **options)
-    return RemoteEngine(url, TOKENIZER, connection=connection, seed=4, stops=(("#",), (";", "#")))
+    return TextEngine(url, TOKENIZER, connection=connection, seed=4, stops=(("#",), (";", "#")))
 
 
 @pytest.mark.parametrize("says_why", [True, False])
@@ -179,7 +179,7 @@ def test_log_probabilities_of_other_tokens_keep_their_sum():
         return [{"text": "2;4#", "finish_reason": "length", "logprobs": spelled}]
 
     with serving(merged) as (url, _):
-        (whole,) = sample_all(RemoteEngine(url, TOKENIZER, model="tiny"), [Request(encoded("1="), 0, 0, 8)])
+        (whole,) = sample_all(TextEngine(url, TOKENIZER, model="tiny"), [Request(encoded("1="), 0, 0, 8)])
     np.testing.assert_allclose(whole.logp, [-1, 0, -2, 0])
     with serving(lambda body, _: [{"text": "2", "finish_reason": "stop"}]) as (url, _):
         (bare,) = sample_all(remote(url, logprobs=False), [Request(encoded("1="), 0, 0, 8)])
@@ -201,11 +201,11 @@ def test_one_failure_ends_the_other_requests_and_the_engine_can_be_used_again():
 
 def test_what_a_server_cannot_do():
     with pytest.raises(UserError, match="has no top_k"):
-        RemoteEngine("http://localhost:1", TOKENIZER, sampling=SamplingOptions(top_k=4))
+        TextEngine("http://localhost:1", TOKENIZER, sampling=SamplingOptions(top_k=4))
     with pytest.raises(UserError, match="no environment variable 'NO_SUCH_KEY'"):
-        RemoteEngine("http://localhost:1", TOKENIZER, connection=Connection(key_from="NO_SUCH_KEY"))
+        TextEngine("http://localhost:1", TOKENIZER, connection=Connection(key_from="NO_SUCH_KEY"))
     with pytest.raises(UserError, match="cannot be given other weights"):
-        RemoteEngine("http://localhost:1", TOKENIZER).update({}, 1)
+        TextEngine("http://localhost:1", TOKENIZER).update({}, 1)
 
 
 def test_steps_of_a_policy_are_cut_as_the_task_cuts_them(model):

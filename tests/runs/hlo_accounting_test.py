@@ -41,6 +41,10 @@ _TPU = """HloModule jit_step, is_scheduled=true, replica_count=1, num_partitions
  dimensions={0}, frontend_attributes={chain_id="3"}
 }
 
+%inner_body (p: (f32[4,8])) -> (f32[4,8]) {
+  %f3 = f32[4,8]{1,0} fusion(%a), kind=kCustom, calls=%second
+}
+
 %second (p: f32[4,8]) -> f32[4,8] {
   %g = f32[64,8]{1,0} all-gather(%p), replica_groups=mesh['a'=4,'b'=4] {'a','b'},
  dimensions={0}, frontend_attributes={chain_id="3"}
@@ -49,7 +53,7 @@ _TPU = """HloModule jit_step, is_scheduled=true, replica_count=1, num_partitions
 ENTRY %main (a: f32[64,32]) -> f32[4,32] {
   %loop = (s32[], bf16[8,4]) while(%init), condition=%condition, body=%body
   %f1 = f32[4,8]{1,0} fusion(%a), kind=kCustom, calls=%first
-  %f2 = f32[4,8]{1,0} fusion(%a), kind=kCustom, calls=%second
+  %overlapped = (f32[4,8]) while(%f1), condition=%condition, body=%inner_body
   %send = (f32[4]{0}, f32[4]{0}, u32[]{:S(2)}, u32[]) collective-permute-start(%a), source_target_pairs={{0,1},{1,0}}
   ROOT %out = f32[4,32]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
 }

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from prm_jax.pallas.linear_logprob.api import linear_lse_and_target
 from prm_jax.pallas.linear_logprob.logprob_options import LogprobOptions
+from prm_jax.varying import mark
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Partition:
       mesh: the mesh.
       token_axes: mesh axes that split T; their product divides it.
       vocab_axis: the axis that splits V, or None.
-      gather_axes: axes that split D of the head, or none; each must be among ``token_axes``.
+      gather_axes: axes that split D of the head, outermost first, or none; each must be among ``token_axes``.
       gather_once: gather the device's columns of the head before the call, in hidden's dtype, instead of one block at
         a time inside it: V / vocab_axis * D values of memory, but the least communication where an implementation
         reads the head many times, and any implementation can be used.
@@ -105,8 +106,9 @@ def sharded_lse_and_target(
 
     def local(hidden: Any, head: Any, tokens: Any, mask: Any, bias: Any, temperatures: Any) -> tuple[jax.Array, ...]:
         if partition.gather_once and partition.gather_axes:
-            narrow = head.astype(hidden.dtype)
-            head = jax.lax.all_gather(narrow, partition.gather_axes, axis=layout.index("d"), tiled=True)
+            head = mark(frozenset(partition.token_axes))(head.astype(hidden.dtype))
+            for axis in reversed(partition.gather_axes):
+                head = jax.lax.all_gather(head, axis, axis=layout.index("d"), tiled=True)
         return linear_lse_and_target(
             hidden, head, tokens, mask=mask, temperature=temperatures if each else temperature,
             softcap=softcap, bias=bias, options=local_options,

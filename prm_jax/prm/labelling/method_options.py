@@ -4,10 +4,10 @@ import dataclasses
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from prm_jax.errors import UserError
-from prm_jax.option_ranges import check_ranges
+from prm_jax.option_ranges import at_least, check_ranges
 from prm_jax.prm.labelling.tree_options import PAIRS, TREE_LABELS, Count, StepValues, TreeOptions
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ class _Labeller:
     """Its kinds of labels."""
     calls: ClassVar[str] = "rollouts"
     """What `__call__` counts."""
+    uses_policy: ClassVar[bool] = True
+    """Whether it samples; else `__call__` gets a `Problems`."""
 
     labels: str = "hard"
     rollouts: Count = 8
@@ -123,7 +125,59 @@ class TreeLabelOptions(_Labeller):
         )
 
 
-LABELLERS: dict[str, Any] = {"omega": OmegaOptions, "every_step": EveryStepOptions, "tree": TreeLabelOptions}
+@dataclass(frozen=True)
+class Problems:
+    """A chunk of problems for a labeller that samples nothing.
+
+    Attributes:
+      task: of the problems.
+      problems: the current chunk.
+      first: number of its first problem.
+    """
+
+    task: Any
+    problems: Any = ()
+    first: int = 0
+
+    def check_prompts(self, problems: Any) -> None:
+        """Nothing is sampled, so no prompt is too long."""
+
+    def begin(self, problems: Any, first: int) -> None:
+        """Takes up the next chunk."""
+        object.__setattr__(self, "problems", problems)
+        object.__setattr__(self, "first", first)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MutateOptions(_Labeller):
+    """Edits of right programs, labelled by their tests."""
+
+    known = ("hard",)
+    calls = "programs"
+    uses_policy = False
+
+    mutations: Count = 8
+    refactors: Annotated[int, at_least(0)] = 2
+    seed: int = 0
+
+    def told(self) -> dict[str, Any]:
+        """See `_Labeller`."""
+        return {"mutations": self.mutations, "refactors": self.refactors}
+
+    def __call__(self, policy: Any, told: Any, values: Any = None) -> "tuple[list[StepRecord], int]":
+        """See `_Labeller`."""
+        from prm_jax.prm.labelling.mutations import mutation_records
+
+        return mutation_records(
+            policy.task, policy.problems, told, mutations=self.mutations, refactors=self.refactors, seed=self.seed,
+            first_problem=policy.first,
+        )  # fmt: skip
+
+
+LABELLERS: dict[str, Any] = {
+    "omega": OmegaOptions, "every_step": EveryStepOptions, "tree": TreeLabelOptions,
+    "mutate": MutateOptions,
+}
 """The ways to label by the names of ``prm-jax label --method``."""
 
 

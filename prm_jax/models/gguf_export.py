@@ -1,0 +1,132 @@
+"""Writes weights as GGUF files, in the form of an existing file of the same model."""
+
+import math
+import os
+import pathlib
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+
+from prm_jax.errors import UserError
+from prm_jax.models.checkpoint_layout import check_params, slots
+from prm_jax.models.config import ModelConfig
+from prm_jax.models.files import beside, sync_directory
+from prm_jax.models.gguf import GgufFile, read_gguf, read_raw_metadata
+from prm_jax.models.gguf_weights import GgufWeights, gguf_name, rows_for_gguf
+
+_FILE_TYPE = "general.file_type"
+_ALIGNMENT = 32
+_KINDS: dict[str, tuple[int, np.dtype]] = {"float32": (0, np.dtype("<f4")), "float16": (1, np.dtype("<f2"))}
+"""GGML's number of a tensor type, which is also the number of a file of that type, and its dtype."""
+
+
+def save_gguf(
+    path: str | pathlib.Path,
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    *,
+    like: str | pathlib.Path,
+    dtype: Literal["float32", "float16"] = "float16",
+) -> None:
+    """Writes a GGUF file that llama.cpp and ``load_weights`` read.
+
+    Metadata (tokenizer, chat template, hyperparameters) are those of `like`; the numbers are those of `params`. The
+    file is written under a temporary name and then renamed.
+
+    Args:
+      path: the file to write; an existing one is replaced.
+      config: the model.
+      params: its parameters, arrays of NumPy or JAX; with adapters merged.
+      like: a GGUF file of the same architecture and sizes, quantised or not.
+      dtype: of matrices; vectors are float32.
+
+    Raises:
+      UserError: `like` is another model, the parameters do not fit the config, or a write fails.
+    """
+    path = pathlib.Path(path)
+    template = read_gguf(like)
+    _check_same(config, GgufWeights(template), template)
+    found = check_params(config, params)
+    names = {gguf_name(name): name for slot in slots(config) for name in slot.names}
+    kinds = {name: _kind(info.shape, dtype) for name, info in template.tensors.items()}
+    metadata = read_raw_metadata(like)
+    metadata.pop("general.alignment", None)
+    if _FILE_TYPE in metadata:
+        metadata[_FILE_TYPE] = _entry(_FILE_TYPE, 4, struct.pack("<I", _KINDS[dtype][0]))
+    new = beside(path, "new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(new, "xb") as file:
+                _write_header(file, metadata, template, kinds)
+                for name, array in _arrays(config, found, template, names):
+                    data = np.ascontiguousarray(array, kinds[name][1])
+                    file.write(data.data)
+                    file.write(bytes(-data.nbytes % _ALIGNMENT))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, path)
+            sync_directory(path.parent)
+        finally:
+            new.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+
+
+def _check_same(config: ModelConfig, weights: GgufWeights, file: GgufFile) -> None:
+    """Refuses a template whose model computes something else; how numbers are stored may differ."""
+    same = (
+        "architecture", "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads",
+        "head_dim", "rope_theta", "rope_scaling", "rms_norm_eps", "tie_word_embeddings", "attention_bias", "out_bias",
+        "mlp_bias", "qk_norm",
+    )  # fmt: skip
+    for name in same:
+        own, theirs = getattr(config, name), getattr(weights.config, name)
+        if own != theirs:
+            raise UserError(f"{file.path} is another model: its {name} is {theirs}, the parameters' {own}")
+
+
+def _kind(shape: tuple[int, ...], dtype: str) -> tuple[int, np.dtype]:
+    return _KINDS["float32"] if len(shape) < 2 else _KINDS[dtype]
+
+
+def _entry(key: str, kind: int, value: bytes) -> bytes:
+    return struct.pack("<Q", len(key.encode())) + key.encode() + struct.pack("<I", kind) + value
+
+
+def _write_header(
+    file: BinaryIO, metadata: Mapping[str, bytes], template: GgufFile, kinds: Mapping[str, tuple[int, np.dtype]]
+) -> None:
+    file.write(b"GGUF" + struct.pack("<IQQ", 3, len(template.tensors), len(metadata)))
+    for entry in metadata.values():
+        file.write(entry)
+    offset = 0
+    for name in template.tensors:
+        shape = template.tensors[name].shape
+        number, kind = kinds[name]
+        spelled = name.encode()
+        file.write(struct.pack("<Q", len(spelled)) + spelled + struct.pack("<I", len(shape)))
+        file.write(struct.pack(f"<{len(shape)}Q", *shape[::-1]) + struct.pack("<IQ", number, offset))
+        size = math.prod(shape) * kind.itemsize
+        offset += size + -size % _ALIGNMENT
+    file.write(bytes(-file.tell() % _ALIGNMENT))
+
+
+def _arrays(
+    config: ModelConfig, found: Mapping[tuple[str, ...], Any], template: GgufFile, names: Mapping[str, str]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors in the template's order; what is no parameter (rotary factors) is copied from it."""
+    by_name = {name: (slot, i) for slot in slots(config) for i, name in enumerate(slot.names)}
+    held: dict[tuple[str, ...], np.ndarray] = {}
+    for own in template.tensors:
+        if own not in names:
+            yield own, template.read(own)
+            continue
+        slot, layer = by_name[names[own]]
+        if slot.path not in held:
+            held[slot.path] = np.asarray(found[slot.path])
+        leaf = held[slot.path]
+        part = leaf[layer] if slot.layers else leaf
+        yield own, rows_for_gguf(config, names[own], part.T if slot.transposed else part)

