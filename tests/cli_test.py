@@ -15,8 +15,9 @@ import pytest
 
 from prm_jax import cli, command_line, terminal
 from prm_jax.commands import train
-from prm_jax.errors import UserError
+from prm_jax.errors import StorageError, UnavailableError, UserError
 from prm_jax.prime import PRESETS, Options
+from prm_jax.runs.stopping import DivergedRun
 
 
 def _run(*words: str, **environment: str) -> subprocess.CompletedProcess:
@@ -247,6 +248,9 @@ def test_exit_codes(monkeypatch, tmp_path):
 
     code, _, err = _with_command(monkeypatch, fail(UserError("found x\nexpected y")))
     assert (code, err) == (2, "error: found x\nexpected y\n")
+    assert _with_command(monkeypatch, fail(StorageError("disk full")))[:2] == (74, "")
+    assert _with_command(monkeypatch, fail(UnavailableError("no answer")))[0] == 69
+    assert _with_command(monkeypatch, fail(DivergedRun("NaN")))[0] == 77
     assert _with_command(monkeypatch, fail(KeyboardInterrupt()))[0] == 130
     code, _, err = _with_command(monkeypatch, fail(ZeroDivisionError("oops")))
     assert code == 1 and "ZeroDivisionError: oops" in err and "Traceback" not in err

@@ -9,7 +9,8 @@ from tests.prime import outside_test
 from tests.rollouts import completions_test
 from tests.verifiers import math_pool_test, math_test
 
-PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
+TESTS = pathlib.Path(__file__).resolve().parent
+PAGE = TESTS.parent / "docs" / "reliability.md"
 
 
 def cases(function) -> int:
@@ -32,6 +33,19 @@ def test_every_exit_code_is_documented():
     assert documented == set(exit_codes.MEANINGS)
     final = {int(row.split("|")[1]) for row in table("Exit codes") if row.split("|")[3].strip().startswith("nothing")}
     assert final == exit_codes.FINAL
+
+
+def test_every_fault_has_its_tests():
+    rows = table("Faults of runs and checkpoints")
+    names = [re.findall(r"`([\w/]+)::(\w+)`", row.split("|")[3]) for row in rows]
+    text = PAGE.read_text()
+    assert f"{len(rows)} faults; {sum(map(bool, names))} of them have tests" in text
+    for row, tests in zip(rows, names, strict=True):
+        assert tests or "not applicable: " in row, row
+        for module, test in tests:
+            source = (TESTS / f"{module}.py").read_text()
+            inherited = "(Properties)" in source and test in (TESTS / "rl" / "methods.py").read_text()
+            assert re.search(rf"def {test}\(", source) or inherited, f"{module}::{test}"
 
 
 def test_the_counts_are_those_of_the_tests():

@@ -41,3 +41,6 @@ class ModelOptions:
     """Rank of the policy's LoRA adapters on the frozen base; 0: all parameters train."""
     lora_alpha: Annotated[float, above(0)] = 16.0
     """LoRA's alpha: adapters are scaled by alpha / rank."""
+    offload_reference: bool = False
+    """Keep the reference (the initial weights) in the host's pinned memory between its uses, where the backend has
+    it; not with LoRA, whose base is the reference and at work all the time."""

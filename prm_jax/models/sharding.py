@@ -230,7 +230,7 @@ def place(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
 
 
 def _axis(rule: Rule, name: str, axis: str | None, size: int, mesh: AnyMesh) -> str | None:
-    if axis is None or axis not in mesh.shape:
+    if axis is None or axis not in mesh.shape or size == 1:  # such as an optimiser's scales, one per row
         return None
     ways = mesh.shape[axis]
     if size % ways == 0:

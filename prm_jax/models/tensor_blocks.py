@@ -114,6 +114,7 @@ def _sliced(sizes: tuple[int, ...], stacked: bool, transposed: bool, dtype: str,
     import jax.numpy as jnp
 
     def cut(array: jax.Array, starts: tuple[jax.Array, ...]) -> jax.Array:
+        array = jax.device_put(array, jax.memory.Space.Device)  # from host memory, where it is offloaded
         part = jax.lax.dynamic_slice(array, starts, sizes)
         part = part[0] if stacked else part
         return (part.T if transposed else part).astype(jnp.dtype(dtype))

@@ -109,6 +109,12 @@ def _combinations(options: Options) -> list[str]:
             "--policy.kl-estimator k1 has a gradient of mean zero as a loss: choose k2 or k3, or "
             "--policy.kl-placement reward"
         )
+    adapted = [name for name, rank in (("model", options.model.lora_rank), ("prm", prm.lora_rank)) if rank]
+    if options.model.offload_reference and adapted:
+        found.append(
+            f"--model.offload-reference keeps the initial weights on the host, but --{adapted[0]}.lora-rank computes "
+            "with them all the time: leave one of the two out"
+        )
     if options.sft.steps and options.model.path:
         found.append("--sft.steps warms a fresh model up; with --model.path it must be 0")
     found += _best(options)

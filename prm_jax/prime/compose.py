@@ -7,15 +7,18 @@ import jax
 from jax.sharding import Mesh
 
 from prm_jax.models.local_copies import local_copy
-from prm_jax.models.sharding import placed_shapes, shard_batch, shard_params, shardings_for
+from prm_jax.models.sharding import placed_shapes, shard_batch
 from prm_jax.prime.batch import Batch, Frozen, State
 from prm_jax.prime.collect import Collected
 from prm_jax.prime.options import Options
 from prm_jax.prime.responses import ADAPTER_STREAM, Sampler
-from prm_jax.prime.sources import check_source, make_source
+from prm_jax.prime.sources import ImplicitPRM, check_source, make_source
+from prm_jax.prime.sources.critic import CriticSource
 from prm_jax.prime.start import Overrides, Start, frozen_arrays, make_setup
 from prm_jax.prime.step import Setup, Step, init_state
+from prm_jax.runs.host_memory import Places, offloaded, on_device
 from prm_jax.runs.learner import Params
+from prm_jax.runs.processes import to_global
 
 
 @dataclasses.dataclass
@@ -48,6 +51,7 @@ class Composed:
 
     def sampling_params(self, params: Params) -> Params:
         """Whole parameters on this process's own devices, where it samples; collective."""
+        params = on_device(params)
         return params if self.mesh is None else local_copy(params, self.mesh)
 
     def place(self, batch: Batch) -> Batch:
@@ -55,16 +59,36 @@ class Composed:
         return batch if self.mesh is None else shard_batch(batch, self.mesh)
 
     def place_state(self, state: State) -> State:
-        """A state on the mesh."""
-        return state if self.mesh is None else shard_params(state, self.mesh)
+        """A state on the mesh, and in host memory where it is offloaded; arrays that are there already stay."""
+        shardings = self._places()
+        if shardings is None:
+            return state
+        return jax.tree.map(lambda x, s: x if x.sharding == s else to_global(x, s), state, shardings)
 
     def target(self) -> State:
-        """Shapes, dtypes and, on a mesh, shardings of the state."""
-        return placed_shapes(jax.eval_shape(self.initial_state), self.shardings())
+        """Shapes, dtypes and, on a mesh or with offloading, shardings of the state."""
+        return placed_shapes(jax.eval_shape(self.initial_state), self._places())
 
     def shardings(self) -> State | None:
         """How the state is laid out on the mesh; None on one device."""
-        return None if self.mesh is None else shardings_for(jax.eval_shape(self.initial_state), self.mesh)
+        return None if self.mesh is None else self._places()
+
+    def _places(self) -> State | None:
+        """The sharding of every leaf, in the device's memory or the host's; None on one device without offloading."""
+        setup, source = self.setup, self.setup.source
+        shapes = jax.eval_shape(self.initial_state)
+        found: dict[str, Any] = {}
+        plain: State = Places(self.mesh).shardings(shapes)
+        if setup.policy.learner.offload:
+            found["policy_opt"] = offloaded(plain.policy_opt, shapes.policy_opt)
+        if setup.critic is not None and setup.critic.learner.offload:
+            found["critic_opt"] = offloaded(plain.critic_opt, shapes.critic_opt)
+        if isinstance(source, ImplicitPRM) and source.learner.offload:
+            opt = offloaded(plain.source.opt, shapes.source.opt)
+            found["source"] = dataclasses.replace(plain.source, opt=opt)
+        if isinstance(source, CriticSource) and source.critic.learner.offload:
+            found["source"] = (plain.source[0], offloaded(plain.source[1], shapes.source[1]))
+        return None if self.mesh is None and not found else dataclasses.replace(plain, **found)
 
     def step(self, compiled: Step) -> Any:
         """The step that `fit` calls: learns from a collected batch and keeps its rewards for the samples."""

@@ -32,9 +32,8 @@ class Critic:
 
     def init(self, reference: Params, head: Params, key: jax.Array) -> tuple[Params, Any]:
         """(trainable, optimiser state); `key` is consumed."""
-        trunk, _ = self.learner.init(reference, key)
-        critic = {"trunk": trunk, "head": head}
-        return critic, self.learner.optimizer.init(critic)
+        critic = {"trunk": self.learner.init_trainable(reference, key), "head": head}
+        return critic, self.learner.init_optimizer(critic)
 
     def after(self, critic: Params, reference: Params, batch: Batch) -> jax.Array:
         """Values [B, T] float32 after each token, prompt and padding included."""

@@ -15,6 +15,7 @@ from prm_jax.prime.responses import Responses, Sampler, concatenate
 from prm_jax.prime.sources import SavedPRM, SourceBatch
 from prm_jax.prime.sources.base import on_host
 from prm_jax.runs import processes
+from prm_jax.runs.host_memory import on_device
 
 
 def sample_in_batches(
@@ -204,7 +205,7 @@ def _compiled_step_scores(source: Any, num_steps: int) -> Callable[[Any, SourceB
     plain = source.for_warm_up(1) if hasattr(source, "for_warm_up") else source
 
     def score(state: Any, batch: SourceBatch) -> jax.Array:
-        rewards = plain.score(state, batch)
+        rewards = plain.score(state, on_device(batch))
         return rl.step_rewards(rewards, batch.step_ids, num_steps=num_steps, how="sum")[0]
 
     return jax.jit(score)

@@ -15,6 +15,7 @@ from prm_jax.prime.batch import Frozen, State
 from prm_jax.prime.collect import Collector
 from prm_jax.prime.compose import Composed
 from prm_jax.prime.evaluate import Evaluator, PRMProbe, make_probe
+from prm_jax.prime.hacking_watch import HackingWatch
 from prm_jax.prime.options import Options
 from prm_jax.prime.responses import EVAL_STREAM, Sampler
 from prm_jax.prime.samples import SampleWriter
@@ -98,7 +99,10 @@ def train_policy(
         run=run,
         options=_fit_options(options),
         evaluate=evaluate,
-        callbacks=[SampleWriter(sampler, options.sample_every), _FirstStep(frontend, options), *callbacks],
+        callbacks=[
+            SampleWriter(sampler, options.sample_every), _FirstStep(frontend, options),
+            HackingWatch(options.watch, frontend.say), *callbacks,
+        ],  # fmt: skip
         frontend=frontend,
         identity=_identity(frozen),
         target=composed.target(),

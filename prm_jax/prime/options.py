@@ -12,6 +12,7 @@ from prm_jax.config_io import OptionsOf
 from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.models.model_options import ModelOptions
 from prm_jax.option_ranges import above, at_least, within
+from prm_jax.prime.watch_options import WatchOptions
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -157,6 +158,11 @@ class PRMOptions:
     """AdamW's decoupled weight decay."""
     grad_clip: Annotated[float, above(0)] = 10.0
     """Maximum global norm of a gradient."""
+    moments: Literal["float32", "bfloat16", "int8"] = "float32"
+    """How Adam's moments are stored. float32: 8 bytes per parameter; bfloat16: the first moment in bfloat16, 6 bytes;
+    int8: both in 8 bits with a scale per row, 2 bytes."""
+    offload: bool = False
+    """Keep the optimiser's state in the host's pinned memory between updates, where the backend has it."""
     minibatches: Annotated[int, at_least(1)] = 1
     """Optimiser steps per pass over the batch (whole groups each)."""
     epochs: Annotated[int, at_least(1)] = 1
@@ -222,6 +228,11 @@ class PolicyOptions:
     """AdamW's second moment decay."""
     grad_clip: Annotated[float, above(0)] = 1.0
     """Maximum global norm of a gradient."""
+    moments: Literal["float32", "bfloat16", "int8"] = "float32"
+    """How Adam's moments are stored. float32: 8 bytes per parameter; bfloat16: the first moment in bfloat16, 6 bytes;
+    int8: both in 8 bits with a scale per row, 2 bytes."""
+    offload: bool = False
+    """Keep the optimiser's state in the host's pinned memory between updates, where the backend has it."""
     loss: str = "clipped"
     """clipped: the clipped surrogate; or package.module:function of (logp, old_logp, advantages, inputs)."""
     clip_low: Annotated[float, within(0, 1)] = 0.2
@@ -258,6 +269,11 @@ class CriticOptions:
     """Learning rate over the run: constant, linear to 0, or cosine to a tenth."""
     grad_clip: Annotated[float, above(0)] = 1.0
     """Maximum global norm of a gradient."""
+    moments: Literal["float32", "bfloat16", "int8"] = "float32"
+    """How Adam's moments are stored. float32: 8 bytes per parameter; bfloat16: the first moment in bfloat16, 6 bytes;
+    int8: both in 8 bits with a scale per row, 2 bytes."""
+    offload: bool = False
+    """Keep the optimiser's state in the host's pinned memory between updates, where the backend has it."""
     clip: Annotated[float | None, above(0)] = 0.2
     """Values move at most this far from the old ones in one update; none: unbounded."""
 
@@ -299,6 +315,7 @@ class Options:
     policy: PolicyOptions = field(default_factory=PolicyOptions)
     critic: CriticOptions = field(default_factory=CriticOptions)
     eval: EvalOptions = field(default_factory=EvalOptions)
+    watch: WatchOptions = field(default_factory=WatchOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     seed: Annotated[int, within(0, 2**32 - 1)] = 0
     """Seed of everything random."""

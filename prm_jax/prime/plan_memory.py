@@ -129,6 +129,11 @@ def bytes_per_device(shapes: Shapes, mesh: AbstractMesh) -> int:
     return total
 
 
+def optimizer_bytes(config: ModelConfig, learner: Learner, mesh: AbstractMesh, *, critic: bool = False) -> int:
+    """Bytes of a learner's optimiser state per device; in the host's memory where it is offloaded."""
+    return bytes_per_device(learner_shapes(config, learner, critic=critic)[1], mesh)
+
+
 def state_bytes(work: Workload) -> dict[str, float]:
     """Bytes per device of what lives during the whole run, by cause; exact."""
     found: dict[str, float] = {}
@@ -136,10 +141,12 @@ def state_bytes(work: Workload) -> dict[str, float]:
         trainable, opt = learner_shapes(config, learner, critic=name == "critic")
         lora = "" if learner.lora is None else " adapters"
         found[f"{name}{lora or ' parameters'}"] = bytes_per_device(trainable, work.mesh)
-        found[f"{name} optimiser"] = bytes_per_device(opt, work.mesh)
+        if not learner.offload:
+            found[f"{name} optimiser"] = bytes_per_device(opt, work.mesh)
     lora_policy = work.options.model.lora_rank > 0
     name = "base, also the reference" if lora_policy else "reference (initial weights)"
-    found[name] = bytes_per_device(param_shapes(work.config), work.mesh)
+    if not work.options.model.offload_reference:
+        found[name] = bytes_per_device(param_shapes(work.config), work.mesh)
     if work.online_prm and work.options.prm.path:
         found["PRM's initial weights"] = bytes_per_device(param_shapes(work.prm_config), work.mesh)
     return found
@@ -199,8 +206,10 @@ def _update(work: Workload, name: str, config: ModelConfig, learner: Learner) ->
     gathered = projection_params(config) * _itemsize(config) if work.mesh.shape["fsdp"] > 1 else 0
     stored = config.dtype if learner.lora is not None else "float32"
     casts = 0.0 if stored == config.compute_dtype else model_bytes(config, work.mesh, config.compute_dtype)
+    fetched = optimizer_bytes(config, learner, work.mesh, critic=name == "critic") if learner.offload else 0
     return {
         f"{name} gradient": gradient,
+        f"{name} optimiser, fetched from the host": fetched,
         f"{name} update before it is accepted": UPDATE_COPIES * gradient,
         f"{name} activations of one layer": activation_bytes(work, config, rows)[1] / width + gathered,
         f"{name} attention scores": sum(score_bytes(work, config, rows)) / width,

@@ -22,6 +22,7 @@ from prm_jax.prime.shaping import RewardFn, make_reward
 from prm_jax.prime.sizes import optimizer_steps
 from prm_jax.prime.sources.base import constants_of
 from prm_jax.prime.step import Setup
+from prm_jax.runs.host_memory import on_host
 from prm_jax.runs.learner import Learner, Params, make_optimizer
 
 T = TypeVar("T")
@@ -71,7 +72,14 @@ class Start:
         prm_base = base
         if self.prm_params is not None:
             prm_base = self.prm_params if mesh is None else shard_params(self.prm_params, mesh)
-        return dataclasses.replace(self, base=base, prm_base=prm_base, ways=ways, mesh=mesh)
+        if options.model.offload_reference:
+            shared, base = prm_base is base, on_host(base)
+            prm_base = base if shared else on_host(prm_base)
+        params = None if self.params is None else base
+        prm_params = None if self.prm_params is None else prm_base
+        return dataclasses.replace(
+            self, params=params, prm_params=prm_params, base=base, prm_base=prm_base, ways=ways, mesh=mesh
+        )
 
     def policy_learner(self, options: Options) -> Learner:
         """The policy's architecture, optimiser and adapters."""
@@ -79,9 +87,10 @@ class Start:
         optimizer = make_optimizer(
             policy.learning_rate, schedule=policy.schedule, warmup_steps=policy.warmup_steps,
             total_steps=optimizer_steps(options, policy.epochs, policy.minibatches), weight_decay=policy.weight_decay,
-            beta2=policy.beta2, grad_clip=policy.grad_clip,
+            beta2=policy.beta2, grad_clip=policy.grad_clip, moments=policy.moments,
         )  # fmt: skip
-        return Learner(self.config, optimizer, _lora(options.model.lora_rank, options.model.lora_alpha))
+        lora = _lora(options.model.lora_rank, options.model.lora_alpha)
+        return Learner(self.config, optimizer, lora, policy.offload)
 
     def prm_learner(self, options: Options) -> Learner:
         """The online PRM's."""
@@ -89,9 +98,9 @@ class Start:
         optimizer = make_optimizer(
             prm.learning_rate, schedule=prm.schedule, warmup_steps=prm.warmup_steps,
             total_steps=optimizer_steps(options, prm.epochs, prm.minibatches, warm_up=True),
-            weight_decay=prm.weight_decay, grad_clip=prm.grad_clip,
+            weight_decay=prm.weight_decay, grad_clip=prm.grad_clip, moments=prm.moments,
         )  # fmt: skip
-        return Learner(self.prm_config, optimizer, _lora(prm.lora_rank, options.model.lora_alpha))
+        return Learner(self.prm_config, optimizer, _lora(prm.lora_rank, options.model.lora_alpha), prm.offload)
 
     def critic_learner(self, options: Options, *, warm_up: bool = False) -> Learner:
         """A critic's; `warm_up` if it learns before the policy does."""
@@ -99,9 +108,10 @@ class Start:
         optimizer = make_optimizer(
             critic.learning_rate, schedule=critic.schedule,
             total_steps=optimizer_steps(options, policy.epochs, policy.minibatches, warm_up=warm_up),
-            grad_clip=critic.grad_clip,
+            grad_clip=critic.grad_clip, moments=critic.moments,
         )  # fmt: skip
-        return Learner(self.config, optimizer, _lora(options.model.lora_rank, options.model.lora_alpha))
+        lora = _lora(options.model.lora_rank, options.model.lora_alpha)
+        return Learner(self.config, optimizer, lora, critic.offload)
 
     def load_prover(self, options: Options, path: str) -> Params:
         """The parameters of another policy of the same architecture and vocabulary, which completes prefixes."""
@@ -163,6 +173,13 @@ def load_start(options: Options, task: Task | None = None, mesh: Mesh | None = N
         # Rewards of tokens need one vocabulary.
         check_same_vocabulary(tokenizer, prm_tokenizer, names=("the policy", "the PRM"))
     return Start(task, tokenizer, config, params, prm_config, prm_params)
+
+
+def offloads(options: Options) -> list[str]:
+    """The options that keep arrays in host memory, by their command-line names."""
+    given = {"policy": options.policy.offload, "prm": options.prm.offload, "critic": options.critic.offload}
+    found = [f"--{name}.offload" for name, wanted in given.items() if wanted]
+    return found + ["--model.offload-reference"] * options.model.offload_reference
 
 
 def uses_online_prm(options: Options) -> bool:

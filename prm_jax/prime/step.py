@@ -24,6 +24,7 @@ from prm_jax.prime.shaping import RewardFn
 from prm_jax.prime.sources.base import Judged, SourceBatch, judge
 from prm_jax.prime.sources.base import initial_state as initial_source
 from prm_jax.prime.sources.implicit import ImplicitPRM
+from prm_jax.runs.host_memory import on_device
 
 Step = Callable[[State, Frozen, Batch], tuple[State, Metrics, jax.Array]]
 
@@ -77,7 +78,7 @@ def make_step(setup: Setup, *, shardings: State | None = None) -> Step:
     """
 
     def step(state: State, frozen: Frozen, batch: Batch) -> tuple[State, Metrics, jax.Array]:
-        policy = setup.policy
+        policy, frozen = setup.policy, on_device(frozen)
         with jax.named_scope("score"):
             old_logp = policy.old_logp(state, frozen, batch)
         with jax.named_scope("source"):
@@ -111,7 +112,7 @@ def make_source_step(
     """Compiles a step in which the source alone learns, for its warm-up on rollouts of the initial policy."""
 
     def step(state: State, frozen: Frozen, batch: Batch) -> tuple[State, Metrics]:
-        judged, _, metrics = judge_phase(setup, state, frozen, batch)
+        judged, _, metrics = judge_phase(setup, state, on_device(frozen), batch)
         new = dataclasses.replace(state, source=judged.state)
         if shardings is not None:
             new = jax.lax.with_sharding_constraint(new, shardings)

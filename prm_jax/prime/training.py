@@ -32,7 +32,7 @@ from prm_jax.prime.responses import EVAL_STREAM, INIT_STREAM, Sampler
 from prm_jax.prime.shaping import RewardFn
 from prm_jax.prime.sizes import warm_up_rollouts, warm_up_steps
 from prm_jax.prime.sources import RewardSource
-from prm_jax.prime.start import Overrides, Start, load_start
+from prm_jax.prime.start import Overrides, Start, load_start, offloads
 from prm_jax.prime.traced import check_traceable
 from prm_jax.prime.warm_start import warm_start
 from prm_jax.prime.warm_up import is_warmed_up
@@ -41,6 +41,7 @@ from prm_jax.runs import processes, shared_files
 from prm_jax.runs.callbacks import Callback, Event
 from prm_jax.runs.console import Console, Phase
 from prm_jax.runs.fitting import Frontend
+from prm_jax.runs.host_memory import check_host_memory, on_device
 from prm_jax.runs.interrupts import Interrupts
 from prm_jax.runs.learner import Params
 from prm_jax.runs.run_dir import RunDir, open_run
@@ -52,7 +53,7 @@ BASELINE = "outcome_only"
 TITLES = {"prime": "PRIME", BASELINE: "outcome only"}
 
 SOFT_OPTIONS = (
-    "steps", "eval.*", "save_every", "keep_checkpoints", "sample_every", "max_*_steps", "watchdog*", "plots",
+    "steps", "eval.*", "save_every", "keep_checkpoints", "sample_every", "watch.*", "max_*_steps", "watchdog*", "plots",
     "baseline", "mesh.*", "*.learning_rate",
 )  # fmt: skip
 """Options that a resumed run may change."""
@@ -120,16 +121,16 @@ def train(
     overrides = _checked_overrides(Overrides(source, reward, advantage, policy_loss))
     callbacks = [*_named_callbacks(options), *callbacks]
     mesh = _mesh(options)
-    start = load_start(options, _task_of_a_run_that_fits(options, task, mesh), mesh)
+    task = _task_of_a_run_that_fits(options, task, mesh)
     if processes.count() > 1:
-        processes.agree("the task's problems", start.task.fingerprint)
+        processes.agree("the task's problems", task.fingerprint)
     main = "prime" if options.advantage.process_coef else BASELINE
     results: dict[str, Trained] = {}
-    composed = _composed(options, start, mesh, overrides)
+    composed = _composed(options, load_start(options, task, mesh), mesh, overrides)
     with _open(run_dir, options, resume) as run, Interrupts() as interrupts, _console(run) as console:
         console.plan(_plan(composed, main))
         frontend = Frontend(console, interrupts, watchdog=options.watchdog, watchdog_exit=options.watchdog_exit)
-        _introduce(start.task, options, frontend)
+        _introduce(task, options, frontend)
         composed = _warmed(composed, overrides, run, frontend)
         probe = _probe(composed)
         results[main] = train_policy(
@@ -251,15 +252,15 @@ def _composed(options: Options, start: Start, mesh: Mesh | None, overrides: Over
     """The parts of the run around the loaded or fresh policy, checked before anything is written."""
     rollout = options.rollout
     sampler = Sampler(start.task, start.tokenizer, start.config, rollout.max_prompt_tokens, rollout.max_new_tokens)
-    initial = _fresh(options, start) if start.params is None else start.params
+    initial = _fresh(options, start, mesh) if start.params is None else start.params
     composed = compose(options, start, initial, sampler, mesh, overrides)
     if _from_outside(options, overrides):
         check_traceable(composed)
     return composed
 
 
-def _fresh(options: Options, start: Start) -> Params:
-    return fresh_params(start.config, jax.random.fold_in(jax.random.key(options.seed), INIT_STREAM))
+def _fresh(options: Options, start: Start, mesh: Mesh | None) -> Params:
+    return fresh_params(start.config, jax.random.fold_in(jax.random.key(options.seed), INIT_STREAM), mesh=mesh)
 
 
 def _warmed(composed: Composed, overrides: Overrides, run: RunDir, frontend: Frontend) -> Composed:
@@ -324,6 +325,7 @@ def _task_of_a_run_that_fits(options: Options, task: Task | None, mesh: Mesh | N
     task = load_task(options.task.name, **options.task.options) if task is None else task
     config, prm_config = planned_configs(options, task=task)
     devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
+    check_host_memory(offloads(options), devices[0])
     check_fits(options, config, devices, prm_config=prm_config)
     return task
 
@@ -334,7 +336,7 @@ def _initial_policy(composed: Composed, run: RunDir, frontend: Frontend) -> Para
     if shared_files.is_dir(kept):
         _, params = load_weights(kept, mesh=composed.mesh)
         return jax.tree.map(jax.numpy.asarray, params) if composed.mesh is None else params
-    params = start.base
+    params = on_device(start.base)
     if options.sft.steps:
         params = warm_start(options, start, params, run=run, frontend=frontend, mesh=composed.mesh)
     save_weights(kept, start.config, params, tokenizer=start.tokenizer)

@@ -121,6 +121,11 @@ class OptimizerOptions:
     """AdamW's second moment decay."""
     grad_clip: Annotated[float, above(0)] = 1.0
     """Largest global norm of a gradient."""
+    moments: Literal["float32", "bfloat16", "int8"] = "float32"
+    """How Adam's moments are stored. float32: 8 bytes per parameter; bfloat16: the first moment in bfloat16, 6 bytes;
+    int8: both in 8 bits with a scale per row, 2 bytes."""
+    offload: bool = False
+    """Keep the optimiser's state in the host's pinned memory between updates, where the backend has it."""
     batch_size: Annotated[int, at_least(1)] = 64
     """Solutions per optimiser step; a pair counts as two, and losses on pairs take whole groups, at most this many
     solutions."""

@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from prm_jax import rl
 from prm_jax.models import LoRAConfig, init_lora, join
 from prm_jax.prm.rows import Batch
 from prm_jax.prm.spec import Spec, Weights
+from prm_jax.runs.host_memory import Places, offloaded, places_of
 from prm_jax.runs.learner import Params, accumulate_gradients, guarded_update
 
 
@@ -40,28 +42,45 @@ class PRMLearner:
       optimizer: turns gradients of ``TrainState.trainable`` into updates.
       lora: adapters; None where all parameters train, or none.
       head_only: the language model does not train.
+      offload: the optimiser's state is in pinned host memory between updates.
     """
 
     spec: Spec
     optimizer: optax.GradientTransformation
     lora: LoRAConfig | None = None
     head_only: bool = False
+    offload: bool = False
 
     def init(self, base: Params, key: jax.Array) -> TrainState:
         """The initial state: `base` with a new head, and adapters without effect if there are any.
 
-        `key` is consumed.
+        Where `base` is on a mesh, every device makes its own shards. `key` is consumed.
         """
-        first, second = jax.random.split(key)
-        head, fixed = self.spec.kind.init(self.spec, first)
-        model: Params = {}
-        if self.lora is not None:
-            model = init_lora(self.spec.config, base, second, self.lora)
-        elif not self.head_only:
-            # A copy: the state is donated to every step, and the base may remain as the reference.
-            model = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), base)
-        trainable = {"model": model, "head": head}
-        return TrainState(trainable, self.optimizer.init(trainable), fixed)
+
+        def make(base: Params, key: jax.Array) -> tuple[Params, Params]:
+            first, second = jax.random.split(key)
+            head, fixed = self.spec.kind.init(self.spec, first)
+            model: Params = {}
+            if self.lora is not None:
+                model = init_lora(self.spec.config, base, second, self.lora)
+            elif not self.head_only:
+                # A copy: the state is donated to every step, and the base may remain as the reference.
+                model = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), base)
+            return {"model": model, "head": head}, fixed
+
+        places = places_of(base)
+        trainable, fixed = places.make(make, base, key)
+        opt_state = dataclasses.replace(places, offload=self.offload).make(self.optimizer.init, trainable)
+        return TrainState(trainable, opt_state, fixed)
+
+    def shardings(self, shapes: TrainState, mesh: Mesh | None) -> TrainState | None:
+        """The sharding of every leaf of the state; None on one device without offloading."""
+        if mesh is None and not self.offload:
+            return None
+        found: TrainState = Places(mesh).shardings(shapes)
+        if not self.offload:
+            return found
+        return dataclasses.replace(found, opt_state=offloaded(found.opt_state, shapes.opt_state))
 
     def weights(self, trainable: Params, fixed: Params, base: Params | None) -> Weights:
         """The whole model's arrays; structure only, nothing is copied."""

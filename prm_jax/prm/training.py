@@ -26,7 +26,6 @@ from prm_jax.models.sharding import (
     placed_shapes,
     rows_over,
     shard_params,
-    shardings_for,
 )
 from prm_jax.prm.data import Plan, batch_of, make_plan, stack
 from prm_jax.prm.held_out import HeldOut
@@ -40,6 +39,7 @@ from prm_jax.runs import processes, shared_files
 from prm_jax.runs.console import Console
 from prm_jax.runs.console import Row as ConsoleRow
 from prm_jax.runs.fitting import FitOptions, Fitted, Frontend, fit, load_best
+from prm_jax.runs.host_memory import check_host_memory
 from prm_jax.runs.integrity import fingerprint
 from prm_jax.runs.interrupts import Interrupts
 from prm_jax.runs.learner import Params, make_optimizer
@@ -90,6 +90,7 @@ def train(
     check_options(options, needs_path=data is None)
     begun = time.monotonic()
     mesh = _mesh(options)
+    check_host_memory(["--train.offload"] * options.train.offload, jax.devices()[0])
     model = options.model
     config, base, tokenizer = load_model(ModelOptions(
         path=model.path, compute_dtype=model.compute_dtype, remat=model.remat, scan_unroll=model.scan_unroll,
@@ -159,10 +160,10 @@ class _Job:
         optimizer = make_optimizer(
             train.learning_rate, warmup_steps=round(train.warmup_fraction * self.steps),
             weight_decay=train.weight_decay, beta2=train.beta2, grad_clip=train.grad_clip, schedule=train.schedule,
-            total_steps=self.steps,
+            total_steps=self.steps, moments=train.moments,
         )  # fmt: skip
         lora = LoRAConfig(options.model.lora_rank, options.model.lora_alpha) if options.model.lora_rank else None
-        self.learner = PRMLearner(spec, optimizer, lora, head_only(options))
+        self.learner = PRMLearner(spec, optimizer, lora, head_only(options), train.offload)
         needs_base = head_only(options) or lora is not None or spec.kind.compares
         self.start: Params | None = base
         self.base = base if needs_base else None
@@ -172,8 +173,10 @@ class _Job:
     def run(self, run: RunDir, console: Console, interrupts: Interrupts) -> Fitted:
         """Trains to the last step."""
         options = self.options
-        shardings = None if self.mesh is None else shardings_for(self.shape, self.mesh)
-        compiled = make_step(self.learner, microbatches=options.train.microbatches, shardings=shardings)
+        shardings = self.learner.shardings(self.shape, self.mesh)
+        compiled = make_step(
+            self.learner, microbatches=options.train.microbatches, shardings=None if self.mesh is None else shardings
+        )  # fmt: skip
 
         def step(state: TrainState, batch: StepBatch) -> tuple[TrainState, dict[str, jax.Array]]:
             return compiled(state, self.base, batch.arrays, batch.extra)
@@ -200,7 +203,7 @@ class _Job:
 
     def best_state(self, run: RunDir) -> TrainState:
         """The state with the best held-out metric."""
-        shardings = None if self.mesh is None else shardings_for(self.shape, self.mesh)
+        shardings = self.learner.shardings(self.shape, self.mesh)
         state: TrainState = load_best(run, placed_shapes(self.shape, shardings))
         return state
 
@@ -214,7 +217,8 @@ class _Job:
             for piece in plan.microbatches(step)
         )
         state = dataclasses.replace(state, fixed=self.spec.kind.fit_fixed(self.spec, weights, batches))
-        return state if self.mesh is None else shard_params(state, self.mesh)
+        shardings = self.learner.shardings(self.shape, self.mesh)
+        return state if shardings is None else processes.to_global(state, shardings)
 
     def _let_go(self, event: Any) -> None:
         """What trains is a copy of the start; what stays frozen is the base."""

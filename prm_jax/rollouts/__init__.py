@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from prm_jax.rollouts.completion_answer import Completion, CompletionRequest
     from prm_jax.rollouts.completions import CompletionServer
     from prm_jax.rollouts.engine import Engine, EngineStats, Request, Response, Ticket, sample_all
+    from prm_jax.rollouts.environments import Environment, Episode, EpisodeStart, Feedback, Turn, TurnLimits, play
     from prm_jax.rollouts.loading import load_local_policy, load_remote_policy
     from prm_jax.rollouts.local import Batching, LocalEngine
     from prm_jax.rollouts.policy import STREAMS, TaskPolicy, step_boundary, stop_sets
@@ -37,6 +38,10 @@ _HOME = {
     "Connection": "sampling_options",
     "Engine": "engine",
     "EngineStats": "engine",
+    "Environment": "environments",
+    "Episode": "environments",
+    "EpisodeStart": "environments",
+    "Feedback": "environments",
     "Folder": "weight_updates",
     "FullUpdates": "weight_updates",
     "LocalEngine": "local",
@@ -59,6 +64,8 @@ _HOME = {
     "StepOptions": "sampling_options",
     "Task": "tasks",
     "TaskPolicy": "policy",
+    "Turn": "environments",
+    "TurnLimits": "environments",
     "TextEngine": "text_engine",
     "Ticket": "engine",
     "Verdict": "tasks",
@@ -67,11 +74,13 @@ _HOME = {
     "load_local_policy": "loading",
     "load_remote_policy": "loading",
     "sample_all": "engine",
+    "play": "environments",
     "step_boundary": "policy",
     "stop_sets": "policy",
 }
 
 __all__ = [
+    "STREAMS",
     "AdapterUpdates",
     "AnswerValues",
     "Batching",
@@ -81,6 +90,10 @@ __all__ = [
     "Connection",
     "Engine",
     "EngineStats",
+    "Environment",
+    "Episode",
+    "EpisodeStart",
+    "Feedback",
     "Folder",
     "FullUpdates",
     "LocalEngine",
@@ -92,7 +105,6 @@ __all__ = [
     "Response",
     "RestartUpdates",
     "Roller",
-    "STREAMS",
     "SamplingOptions",
     "ServerProcess",
     "SlotEngine",
@@ -105,11 +117,14 @@ __all__ = [
     "TaskPolicy",
     "TextEngine",
     "Ticket",
+    "Turn",
+    "TurnLimits",
     "Verdict",
     "count_correct",
     "generate_with",
     "load_local_policy",
     "load_remote_policy",
+    "play",
     "sample_all",
     "step_boundary",
     "stop_sets",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from prm_jax.errors import UserError
+from prm_jax.errors import UnavailableError, UserError
 from prm_jax.rollouts.completion_answer import Completion, CompletionRequest, read_answer
 from prm_jax.rollouts.http_client import HttpClient, NoServer, Refused, TryAgain, check_url
 
@@ -80,8 +80,8 @@ class CompletionServer:
           For each request its completions, in order.
 
         Raises:
-          UserError: nothing answers at the address, the server refuses a request, does not answer in time or fails even
-            when asked again, or its answer does not match the request.
+          UnavailableError: nothing answers at the address, or not in time, even when asked again.
+          UserError: the server refuses a request, or its answer does not match it.
         """
         pieces = [(i, piece) for i, request in enumerate(requests) for piece in self._pieces(request)]
         found: list[list[Completion]] = [[] for _ in requests]
@@ -151,12 +151,13 @@ class CompletionServer:
             except (NoServer, TryAgain) as error:
                 # Before its first answer the address is probably wrong; later the server may be restarting.
                 if isinstance(error, NoServer) and not self._answered:
-                    raise UserError(f"no server answers at {self.url} ({error}): is it running there?") from error
+                    what = f"no server answers at {self.url} ({error}): is it running there?"
+                    raise UnavailableError(what) from error
                 if isinstance(error, TryAgain) and error.answered:
                     self._answered = True
                 if attempt == self.retries:
                     tries = "once" if attempt == 0 else f"{attempt + 1} times"
-                    raise UserError(f"{self.url}: {error}; asked {tries}") from error
+                    raise UnavailableError(f"{self.url}: {error}; asked {tries}") from error
                 if self._stopped.wait(max(self.backoff * 2**attempt, getattr(error, "after", 0.0))):
                     raise UserError(f"{self.url}: another request failed") from error
         raise AssertionError

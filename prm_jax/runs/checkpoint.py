@@ -22,6 +22,7 @@ from prm_jax.errors import StorageError, UserError
 from prm_jax.pytree_paths import named_leaves
 from prm_jax.runs import checkpoint_document as documents
 from prm_jax.runs import integrity, processes
+from prm_jax.runs.host_memory import typed
 
 PyTree = Any
 _STATE, _META = "state", "meta"
@@ -302,7 +303,7 @@ class Checkpointer:
             args = ocp.args.PyTreeRestore(
                 specs, restore_args=ocp.checkpoint_utils.construct_restore_args(specs), partial_restore=True
             )
-            arrays = self._orbax_restore(step, **{_STATE: args})[_STATE]
+            arrays = typed(self._orbax_restore(step, **{_STATE: args})[_STATE])
         for name, digest in integrity.fingerprint(arrays).items():
             if document["leaves"][name]["hash"] != digest:
                 raise _DamagedError(f"the contents of leaf {name!r} differ from what was saved")

@@ -22,6 +22,7 @@ from prm_jax.errors import UnavailableError, UserError
 from prm_jax.runs import processes
 from prm_jax.runs.distributed_options import COORDINATOR, PROCESS_ID, PROCESSES, DistributedOptions
 from prm_jax.runs.processes import PREFIX, STATE, OtherProcessError
+from prm_jax.runs.stopping import InterruptedRun
 from prm_jax.runs.versions import library_versions
 
 _FAILURE, _ENDED = f"{PREFIX}/failure", f"{PREFIX}/ended"
@@ -116,12 +117,15 @@ def leave(code: int) -> int:
 
 @contextlib.contextmanager
 def failing_together() -> Iterator[None]:
-    """For scripts: an exception in one process ends all, with exit code 2 for a `UserError` and otherwise 1.
+    """For scripts: an exception in one process ends all, with the exit code of a `UserError` and otherwise 1.
 
-    In a run of one process the exception is raised as usual.
+    In a run of one process the exception is raised as usual. `InterruptedRun` ends all with exit code 75.
     """
     try:
         yield
+    except InterruptedRun as stopped:
+        _say(f"{stopped}; continue with --resume")
+        raise SystemExit(leave(exit_codes.INTERRUPTED)) from None
     except BaseException as error:
         if processes.count() == 1:
             raise

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prm_jax.pytree_paths import is_key, named_leaves
+from prm_jax.runs.host_memory import on_device
 
 PyTree = Any
 
@@ -36,7 +37,7 @@ def _data(leaf: Any) -> jax.Array:
 
 @jax.jit
 def _leaf_words(x: jax.Array) -> jax.Array:
-    words = _as_uint32(x)
+    words = _as_uint32(on_device(x))
     index = jnp.zeros(words.shape, jnp.uint32)
     stride = 1
     for axis in reversed(range(words.ndim)):

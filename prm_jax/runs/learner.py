@@ -11,6 +11,8 @@ import optax
 
 from prm_jax import rl
 from prm_jax.models import LoRAConfig, ModelConfig, init_lora, join
+from prm_jax.runs.eight_bit_adam import scale_by_adam_8bit
+from prm_jax.runs.host_memory import back_to, on_device, places_of
 
 Params = Any
 """A nested dict of arrays, as ``models`` describes it."""
@@ -29,23 +31,38 @@ class Learner:
       config: the model's architecture.
       optimizer: the transformation that turns gradients of the trainable arrays into updates.
       lora: adapters' rank, scale and targets; None when every parameter trains.
+      offload: the optimiser's state is in pinned host memory between updates.
     """
 
     config: ModelConfig
     optimizer: optax.GradientTransformation
     lora: LoRAConfig | None = None
+    offload: bool = False
 
     def init(self, base: Params, key: jax.Array) -> tuple[Params, Any]:
         """Returns (trainable, optimiser state): adapters initialised to have no effect, or a copy of `base`.
 
-        `key` is consumed only by the initialisation of adapters.
+        Where `base` is on a mesh, every device makes its own shards. `key` is consumed only by the initialisation of
+        adapters.
         """
-        if self.lora is not None:
-            trainable = init_lora(self.config, base, key, self.lora)
-        else:
+        trainable = self.init_trainable(base, key)
+        return trainable, self.init_optimizer(trainable)
+
+    def init_trainable(self, base: Params, key: jax.Array) -> Params:
+        """The trainable arrays alone."""
+
+        def make(base: Params, key: jax.Array) -> Params:
+            base = on_device(base)
+            if self.lora is not None:
+                return init_lora(self.config, base, key, self.lora)
             # A copy, because the training step donates its state and `base` remains in use as the reference.
-            trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), base)
-        return trainable, self.optimizer.init(trainable)
+            return jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), base)
+
+        return places_of(base).make(make, base, key)
+
+    def init_optimizer(self, trainable: Params) -> Any:
+        """The optimiser's state for trainable arrays, sharded like them."""
+        return places_of(trainable, offload=self.offload).make(self.optimizer.init, trainable)
 
     def params(self, trainable: Params, base: Params) -> Params:
         """The parameters of the whole model; no array is copied."""
@@ -53,6 +70,7 @@ class Learner:
 
 
 Schedule = Literal["constant", "linear", "cosine"]
+Moments = Literal["float32", "bfloat16", "int8"]
 
 
 def make_schedule(learning_rate: float, *, schedule: Schedule, warmup_steps: int, total_steps: int) -> optax.Schedule:
@@ -85,6 +103,7 @@ def make_optimizer(
     weight_decay: float = 0.0,
     beta2: float = 0.999,
     grad_clip: float = 1.0,
+    moments: Moments = "float32",
 ) -> optax.GradientTransformation:
     """AdamW with clipping of the gradient's global norm.
 
@@ -93,6 +112,8 @@ def make_optimizer(
       weight_decay: decoupled weight decay; norm scales and biases are excluded.
       beta2: decay of the second moment.
       grad_clip: maximum global norm.
+      moments: how Adam's moments are stored. bfloat16: the first one in bfloat16; int8: both in 8 bits, see
+        `scale_by_adam_8bit`.
     """
     rate = make_schedule(learning_rate, schedule=schedule, warmup_steps=warmup_steps, total_steps=total_steps)
 
@@ -101,10 +122,15 @@ def make_optimizer(
             lambda path, _: not path or getattr(path[-1], "key", None) not in _NOT_DECAYED, params
         )
 
-    return optax.chain(
-        optax.clip_by_global_norm(grad_clip),
-        optax.adamw(rate, b1=0.9, b2=beta2, weight_decay=weight_decay, mask=decayed),
-    )
+    if moments == "int8":
+        adamw = optax.chain(
+            scale_by_adam_8bit(0.9, beta2), optax.add_decayed_weights(weight_decay, decayed),
+            optax.scale_by_learning_rate(rate),
+        )  # fmt: skip
+    else:
+        mu_dtype = jnp.bfloat16 if moments == "bfloat16" else None
+        adamw = optax.adamw(rate, b1=0.9, b2=beta2, mu_dtype=mu_dtype, weight_decay=weight_decay, mask=decayed)
+    return optax.chain(optax.clip_by_global_norm(grad_clip), adamw)
 
 
 def split_rows(batch: Any, pieces: int, ways: int = 1) -> Any:
@@ -186,7 +212,8 @@ def guarded_update(
     array is checked too, because a learning rate that is far too large turns a finite gradient into non-finite
     parameters: it is unusable when it is not finite or its root mean square exceeds `ABSURD` times that of the array
     (plus 0.02), and the array then stays as it is. The check is per array, so that no second copy of all parameters
-    and moments has to wait for a norm over all of them.
+    and moments has to wait for a norm over all of them. An optimiser's state in host memory is transferred to the
+    device for the update and back.
 
     Returns:
       (params, optimiser state, {"grad_norm": before clipping, 0 if not finite; "skipped": 1 if the gradient or the
@@ -196,6 +223,7 @@ def guarded_update(
     finite = jnp.isfinite(norm)
     applied = finite & (norm > 0)
     safe = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), grads)
+    stored, opt_state = opt_state, on_device(opt_state)
     updates, new_state = optimizer.update(safe, opt_state, params)
     usable = jax.tree.map(_usable, updates, params)
 
@@ -203,9 +231,10 @@ def guarded_update(
         return jnp.where(applied & good, new, old)
 
     sound = functools.reduce(jnp.logical_and, jax.tree.leaves(usable), finite)
+    kept = jax.tree.map(lambda new, old: jnp.where(applied, new, old), new_state, opt_state)
     return (
         jax.tree.map(moved, optax.apply_updates(params, updates), params, usable),
-        jax.tree.map(lambda new, old: jnp.where(applied, new, old), new_state, opt_state),
+        back_to(kept, stored),
         {"grad_norm": jnp.where(finite, norm, 0.0), "skipped": 1.0 - sound.astype(jnp.float32)},
     )
 

@@ -13,19 +13,16 @@ Progress = Mapping[str, int]
 
 @dataclasses.dataclass(frozen=True)
 class RestartLimits:
-    """How often and how fast a job is restarted.
-
-    Attributes:
-      max_restarts: restarts in all.
-      max_stalled: consecutive restarts without a new checkpoint after which the job is given up.
-      delay: seconds before a restart; doubled by every further restart without a new checkpoint.
-      longest_delay: the most that doubling leads to.
-    """
+    """How often and how fast a job is restarted."""
 
     max_restarts: Annotated[int, at_least(0)] = 100
+    """Restarts in all."""
     max_stalled: Annotated[int, at_least(1)] = 2
+    """Consecutive restarts without a new checkpoint after which the job is given up."""
     delay: Annotated[float, at_least(0)] = 1.0
+    """Seconds before a restart; doubled by every further restart without a new checkpoint."""
     longest_delay: Annotated[float, above(0)] = 60.0
+    """The longest delay that doubling leads to."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prm_jax.runs import processes
+
 LARGEST = 1e18
 """No parameter and no moment of an optimiser reaches this size unless training has diverged."""
 
@@ -36,7 +38,7 @@ def complaint(state: Any) -> str:
 
 
 def keep_batch(folder: pathlib.Path, step: int, batch: Any) -> pathlib.Path | None:
-    """Writes the arrays of a batch that caused a non-finite update, for inspection.
+    """Writes the arrays of a batch that caused a non-finite update, for inspection; all processes must call it.
 
     Returns:
       The file; None where the batch has no arrays, in all processes but the first, and when the disk is full.
@@ -48,8 +50,10 @@ def keep_batch(folder: pathlib.Path, step: int, batch: Any) -> pathlib.Path | No
         values = dict(arrays)
     else:
         values = {f"leaf_{index}": leaf for index, leaf in enumerate(jax.tree.leaves(arrays))}
-    plain: dict[str, Any] = {name: np.asarray(value) for name, value in values.items() if hasattr(value, "shape")}
-    if not plain or jax.process_index():
+    plain: dict[str, Any] = {
+        name: np.asarray(processes.to_host(value)) for name, value in values.items() if hasattr(value, "shape")
+    }
+    if not plain or not processes.is_first():
         return None
     path = folder / f"step_{step}.npz"
     with contextlib.suppress(OSError):

@@ -20,6 +20,7 @@ from prm_jax.verifiers.math_pool import MathPool
 from prm_jax.verifiers.number import NumberVerifier
 from prm_jax.verifiers.number_text import parse_number, read_number
 from prm_jax.verifiers.program_text import find_program
+from prm_jax.verifiers.python_tool import PythonTool
 from prm_jax.verifiers.references import check_reference, check_references
 from prm_jax.verifiers.unit_test_quality import UnitTestVerifier
 from prm_jax.verifiers.verdict import NO_ANSWER, Mode, Status, Verdict, Verifier
@@ -35,6 +36,7 @@ __all__ = [
     "Mode",
     "NumberVerifier",
     "ProblemVerifier",
+    "PythonTool",
     "Status",
     "UnitTestVerifier",
     "Verdict",

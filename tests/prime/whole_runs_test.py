@@ -49,7 +49,7 @@ def records(path) -> list[dict]:
     "changes",
     [
         {"reward": {"source": "values", "rollouts": 2}, "advantage": {"credit": "value"},
-         "rollout": {"weights": "best_worst"}},
+         "rollout": {"weights": "best_worst"}, "policy": {"epochs": 2}},
         {"reward": {"source": "checker", "flip": 0.2}, "advantage": {"normalizer": "deviation", "credit": "step"}},
         {"reward": {"source": "critic", "shaping": ("progress",)}, "critic": {"schedule": "cosine"},
          "prm": {"pretrain_rollouts": 16}},

@@ -17,6 +17,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from prm_jax.errors import UserError
+from prm_jax.runs import checkpoint_document
 from prm_jax.runs.checkpoint import Checkpointer, CheckpointError
 from prm_jax.runs.integrity import fingerprint
 
@@ -259,6 +260,17 @@ def test_mismatched_leaves_are_refused_and_listed(tmp_path):
         assert checkpointer.restore(state).step == 1  # none of these counts as damage
 
 
+def test_a_checkpoint_in_another_format_is_refused(tmp_path, monkeypatch):
+    state = {"w": jnp.ones(2)}
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state, wait=True)
+        newer = checkpoint_document.FORMAT + 1
+        monkeypatch.setattr(checkpoint_document, "FORMAT", newer)
+        with pytest.raises(CheckpointError, match=f"has format {newer - 1}; this version .* reads format {newer}"):
+            checkpointer.restore(state)
+        assert checkpointer.steps() == [1], "nothing is set aside"
+
+
 def test_restoring_a_given_step_sets_later_ones_aside(tmp_path):
     with Checkpointer(tmp_path, max_to_keep=5) as checkpointer:
         for step in (1, 2, 3):
@@ -338,6 +350,7 @@ def test_a_full_disk_is_reported_and_older_steps_are_kept(tmp_path):
         with pytest.raises(CheckpointError, match="step 2 could not be written.*no space left") as caught:
             checkpointer.save(2, random)
             checkpointer.wait()
+        assert caught.value.exit_code == 74
         assert "Complete checkpoints there: 1" in str(caught.value) and len(str(caught.value)) < 500
         assert checkpointer.restore(small).step == 1
         assert checkpointer.save(3, small, wait=True)  # works again once there is space

@@ -92,6 +92,16 @@ def test_the_metrics_of_a_step_are_read_after_the_next_one_is_dispatched(tmp_pat
     assert events == ["dispatch", "dispatch", "read 1", "dispatch", "read 2", "read 3"]
 
 
+def test_a_clock_that_jumps_back_changes_no_duration(tmp_path, monkeypatch):
+    clock = iter(range(10**9, 0, -1000))
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    run_loop(tmp_path / "run")
+    records = read_metrics(tmp_path / "run")
+    seconds = [record["seconds"] for record in records]
+    assert seconds == sorted(seconds) and seconds[-1] < 600
+    assert all(0 <= record[name] < 600 for record in records for name in record if name.startswith("time/"))
+
+
 class Slow:
     """Batches that depend on the state and take 20 ms."""
 

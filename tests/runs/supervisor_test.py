@@ -1,6 +1,7 @@
 """The supervisor with workers of a few lines: deaths, restarts, signals, output, and nothing left behind."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -255,6 +256,22 @@ def test_progress_is_read_as_checkpoints_are(tmp_path):
         assert checkpoints.latest_step() == 7
     (tmp_path / "phases" / "warm_start" / "checkpoints" / "5" / "state").mkdir(parents=True)
     assert job.progress() == {str(tmp_path / "checkpoints"): 7}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int = 0
+
+
+def test_a_run_is_resumed_from_its_first_step_on(tmp_path):
+    from prm_jax.runs.run_dir import open_run
+
+    job = Job(("python",), ("--run-dir", "x"), run_dir=tmp_path / "run")
+    with open_run(tmp_path / "run", Config()) as run:
+        assert job.command() == ["python", "--run-dir", "x"], "this start must be repeated, not resumed"
+        run.claim()
+        assert job.command() == ["python", "--run-dir", "x", "--resume"]
+    assert Job(("python",), ("--resume",), run_dir=tmp_path / "run").command() == ["python", "--resume"]
 
 
 @pytest.mark.parametrize("words", [["--run-dir", "a"], ["--run-dir=a"], ["--run_dir", "a"], ["-x", "--run_dir=a", "b"]])
