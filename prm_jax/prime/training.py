@@ -325,7 +325,7 @@ def _task_of_a_run_that_fits(options: Options, task: Task | None, mesh: Mesh | N
     task = load_task(options.task.name, **options.task.options) if task is None else task
     config, prm_config = planned_configs(options, task=task)
     devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
-    check_host_memory(offloads(options), devices[0])
+    check_host_memory(offloads(options), jax.local_devices()[0])
     check_fits(options, config, devices, prm_config=prm_config)
     return task
 
