@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from prm_jax import cli, models
+from tests.rollouts.token_servers import FakeVllm
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,29 @@ def test_bad_requests(model, capsys, more, message):
     assert cli.main(_words(model, *more)) == 2
     captured = capsys.readouterr()
     assert message in captured.err and "Traceback" not in captured.err
+
+
+def test_a_server_in_place_of_the_model(model, capsys):
+    fake = FakeVllm()
+    tokenizer = models.Tokenizer.load(model)
+    ids = tokenizer.encode("12 3")
+
+    def change(answer):
+        logprobs = {"tokens": [], "token_logprobs": [-0.5] * 4}
+        choice = {"text": "12 3", "token_ids": ids, "finish_reason": "stop", "stop_reason": " 3", "logprobs": logprobs}
+        return {"model": "tiny", "choices": [choice]}
+
+    fake.change = change
+    with fake.running() as url:
+        server = ["--server", url, "--connection.model", "tiny"]
+        assert cli.main([*_words(model, "1+1=", "2+2=", "--stop", " 3", "--json"), *server]) == 0
+        records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [record["response"] for record in records] == ["12", "12"] and records[0]["logp"] == -2.0
+        asked = [tuple(request["prompt"]) for request in fake.asked]  # in any order
+        assert set(asked) == {tuple(tokenizer.encode("1+1=")), tuple(tokenizer.encode("2+2="))}
+        assert fake.asked[0]["seed"] != fake.asked[1]["seed"]
+        assert cli.main([*_words(model, "1+1=", "--min-p", "0.1"), *server]) == 2
+        assert "--min-p is not available with --server" in capsys.readouterr().err
 
 
 def test_missing_models_and_pickles(tmp_path, capsys):

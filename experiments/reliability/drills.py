@@ -256,17 +256,17 @@ def can_cut_links() -> str:
         return "network namespaces need Linux and root"
     if shutil.which("ip") is None:
         return "network namespaces need the command ip (iproute2)"
-    tried = subprocess.run(["ip", "netns", "add", "prmjax-try"], capture_output=True, text=True)
+    tried = subprocess.run(["ip", "netns", "add", f"prmjax-{os.getpid()}"], capture_output=True, text=True)
     if tried.returncode:
         return f"ip netns add: {tried.stderr.strip()}"
-    subprocess.run(["ip", "netns", "delete", "prmjax-try"], check=True)
+    subprocess.run(["ip", "netns", "delete", f"prmjax-{os.getpid()}"], check=True)
     return ""
 
 
 @contextlib.contextmanager
 def two_hosts() -> Iterator[tuple[list[str], list[str], Callable[[bool], None]]]:
     """Two network namespaces with one link; gives what runs a command in each, and what cuts or joins the link."""
-    names, host = ("prmjax-a", "prmjax-b"), os.uname().nodename
+    names, host = (f"prmjax-{os.getpid()}-a", f"prmjax-{os.getpid()}-b"), os.uname().nodename
     hosts = [pathlib.Path("/etc/netns") / name / "hosts" for name in names]
     try:
         for name, file, address in zip(names, hosts, ("10.213.0.1", "10.213.0.2"), strict=True):

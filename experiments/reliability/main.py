@@ -27,9 +27,9 @@ JOBS = {
     "fit": (str(drills.JOB), "--steps", "150", "--pause", "0.1", "--watchdog-exit", "6"),
     "train": tuple(
         "train --preset smoke --model.num-layers 1 --sft.steps 5 --prm.pretrain-rollouts 0 "
-        "--rollout.prompts-per-step 4 --rollout.filter none --steps 40 --save-every 2 --eval.every 0 --eval.problems 8 "
-        "--eval.prm-problems 0 --no-baseline --no-plots --mesh.data -1 --watchdog-exit 30 "
-        "--distributed.heartbeat 10".split()
+        "--rollout.prompts-per-step 4 --rollout.filter none --advantage.no-gate --steps 40 --save-every 2 "
+        "--eval.every 0 --eval.problems 8 --eval.prm-problems 0 --no-baseline --no-plots --mesh.data -1 "
+        "--watchdog-exit 30 --distributed.heartbeat 10".split()
     ),
 }  # fmt: skip
 OUTAGE = 10.0

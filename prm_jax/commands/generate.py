@@ -1,17 +1,21 @@
 """``prm-jax generate``: prompts in, responses and tokens per second out."""
 
+import dataclasses
 import json
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from prm_jax.commands.server_generation import before_stop, server_sampler
 from prm_jax.errors import UserError
 from prm_jax.option_ranges import at_least, check_ranges, within
+from prm_jax.rollouts.hint_options import HintOptions
+from prm_jax.rollouts.sampling_options import Connection
 from prm_jax.runs import processes
 from prm_jax.runs.distributed_options import DistributedOptions
 
@@ -58,27 +62,33 @@ class Options:
     """Dtype of parameters and computation."""
     json: bool = False
     """Write JSON lines with prompt, response, log-probability and token count."""
+    hint: HintOptions = field(default_factory=HintOptions)
+    """Problems of a task, answered with and without a hint; writes JSON lines."""
+    server: str = ""
+    """Address of a server that runs the model, as in prm-jax search; only the tokenizer is then read here."""
+    connection: Connection = field(default_factory=Connection)
+    """How to talk to that server."""
     distributed: DistributedOptions = field(default_factory=DistributedOptions)
     """Several processes that work together."""
 
 
 def run(options: Options) -> None:
     """Generates batch by batch, writing as it goes."""
-    import dataclasses
-
-    import jax
-
-    from prm_jax.models import Tokenizer, find_model, load_weights
+    from prm_jax.models import Tokenizer, find_model
 
     problems = check_ranges(options)
     if problems:
         raise UserError("\n".join(problems))
+    if options.hint.text:
+        if processes.count() > 1:
+            raise UserError("--hint.text works in one process: start one, or divide the problems by hand")
+        from prm_jax.commands.hinting import run_hints
+
+        return run_hints(options)
     prompts = processes.broadcast_from_first(list(_prompts(options)) if processes.is_first() else [], name="prompts")
     path = find_model(options.model)
-    config, params = load_weights(path, dtype=options.dtype)
-    config = dataclasses.replace(config, compute_dtype=options.dtype)
     tokenizer = Tokenizer.load(path)
-    key = jax.random.key(options.seed)
+    sample = (server_sampler if options.server else _local_sampler)(options, path, tokenizer)
     tokens, seconds = 0, 0.0
     for number, start in enumerate(range(0, len(prompts), options.batch_size)):
         batch = prompts[start : start + options.batch_size]
@@ -86,7 +96,7 @@ def run(options: Options) -> None:
         own = processes.share(len(batch))
         texts: list[_Text] = []
         if own.start < own.stop:
-            samples = _sample(options, config, params, tokenizer, batch[own], start + own.start, key)
+            samples = sample(batch[own], start + own.start)
             texts = _texts(tokenizer, samples, (own.stop - own.start) * options.samples)
         texts = [text for part in processes.gather(texts, name="responses") for text in part]
         written = sum(tokens for _, _, tokens in texts)
@@ -98,33 +108,30 @@ def run(options: Options) -> None:
         print(f"{tokens} tokens in {seconds:.1f} s: {tokens / seconds:.1f} tokens/s{note}", file=sys.stderr)
 
 
-def _sample(
-    options: Options, config: Any, params: Any, tokenizer: Any, batch: Sequence[Prompt], start: int, key: Any
-) -> Any:
-    from prm_jax.models import DecodeOptions, generate
+def _local_sampler(options: Options, path: pathlib.Path, tokenizer: Any) -> Callable[[Sequence[Prompt], int], Any]:
+    import jax
 
-    ready = [[{"role": "user", "content": p}] if options.chat and isinstance(p, str) else p for p in batch]
-    # A smaller last batch would be compiled again: it is filled with copies, which are not shown.
-    size = -(-options.batch_size // processes.count())
-    ready += [ready[-1]] * (size - len(batch) if start >= options.batch_size else 0)
-    return generate(
-        config,
-        params,
-        ready,
-        key,
-        samples_per_prompt=options.samples,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        stop=options.stop,
-        options=DecodeOptions(
-            tokenizer=tokenizer,
-            min_p=options.min_p,
-            keep_stop=False,
-            prompt_ids=range(start, start + len(ready)),
-        ),
-    )
+    from prm_jax.models import DecodeOptions, generate, load_weights
+
+    config, params = load_weights(path, dtype=options.dtype)
+    config = dataclasses.replace(config, compute_dtype=options.dtype)
+    key = jax.random.key(options.seed)
+
+    def sample(batch: Sequence[Prompt], start: int) -> Any:
+        ready = [[{"role": "user", "content": p}] if options.chat and isinstance(p, str) else p for p in batch]
+        # A smaller last batch would be compiled again: it is filled with copies, which are not shown.
+        size = -(-options.batch_size // processes.count())
+        ready += [ready[-1]] * (size - len(batch) if start >= options.batch_size else 0)
+        decode = DecodeOptions(
+            tokenizer=tokenizer, min_p=options.min_p, keep_stop=False, prompt_ids=range(start, start + len(ready))
+        )
+        return generate(
+            config, params, ready, key, samples_per_prompt=options.samples, max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, stop=options.stop,
+            options=decode,
+        )  # fmt: skip
+
+    return sample
 
 
 def _texts(tokenizer: Any, samples: Any, rows: int) -> list[_Text]:
@@ -145,6 +152,7 @@ def _texts(tokenizer: Any, samples: Any, rows: int) -> list[_Text]:
 def _write(options: Options, batch: Sequence[Prompt], texts: Sequence[_Text]) -> None:
     many = len(batch) * options.samples > 1
     for row, (text, logp, tokens) in enumerate(texts):
+        text = before_stop(text, options.stop)
         if options.json:
             record = {"prompt": batch[row // options.samples], "response": text, "logp": logp, "tokens": tokens}
             print(json.dumps(record, ensure_ascii=False), flush=True)

@@ -1,5 +1,6 @@
 """``prm-jax launch``: a command in several processes, restarted from its newest checkpoint when one of them dies."""
 
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -50,6 +51,8 @@ class Options:
 
 def run(options: Options, command: Sequence[str]) -> int:
     """Supervises the command; returns its exit code, or that of the reason for giving up."""
+    if os.name != "posix":
+        raise UserError("prm-jax launch needs Linux or macOS; elsewhere start each process with --distributed.*")
     problems = check_ranges(options)
     if problems:
         raise UserError("\n".join(problems))

@@ -11,7 +11,7 @@ from jax import lax
 from prm_jax.models import decode
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.responses import Samples
-from prm_jax.models.sampling import Sampling, row_uniforms, sample
+from prm_jax.models.sampling import Draw, Sampling, row_uniforms, sample
 from prm_jax.models.transformer import Params
 
 Array = jax.Array
@@ -44,6 +44,7 @@ class _Written:
     tokens: Array
     mask: Array
     logp: Array
+    log_mass: Array
     states: tuple[Array, ...]  # [B] i32 each: the state of each stop automaton
     done: Array  # [B] bool
 
@@ -79,8 +80,8 @@ def write_responses(
 
     def write(written: _Written, logits: Array, step: Array) -> tuple[_Written, Array]:
         uniform = lax.dynamic_index_in_dim(uniforms, step, keepdims=False)
-        token, logp = sample(logits, uniform, spec.sampling)
-        return _write(written, spec.tables, step, token, logp), token
+        drawn = sample(logits, uniform, spec.sampling)
+        return _write(written, spec.tables, step, drawn), drawn.tokens
 
     def more(carry: Any) -> Array:
         written, _, _, step = carry
@@ -95,7 +96,10 @@ def write_responses(
     written, token = write(_blank(spec, rows, empty), logits, jnp.int32(0))
     suffix = decode.init_suffix(config, rows, spec.steps)
     written, _, suffix, _ = lax.while_loop(more, body, (written, token, suffix, jnp.int32(1)))
-    return Samples(written.tokens.T, written.mask.T, written.logp.T, written.done & ~empty), suffix
+    samples = Samples(
+        written.tokens.T, written.mask.T, written.logp.T, written.done & ~empty, log_mass=written.log_mass.T
+    )
+    return samples, suffix
 
 
 def _blank(spec: ResponseSpec, rows: int, done: Array) -> _Written:
@@ -103,12 +107,14 @@ def _blank(spec: ResponseSpec, rows: int, done: Array) -> _Written:
         tokens=jnp.zeros((spec.steps, rows), jnp.int32),
         mask=jnp.zeros((spec.steps, rows), bool),
         logp=jnp.zeros((spec.steps, rows), jnp.float32),
+        log_mass=jnp.zeros((spec.steps, rows), jnp.float32),
         states=tuple(jnp.zeros((rows,), jnp.int32) for _ in spec.tables),
         done=done,
     )
 
 
-def _write(written: _Written, tables: tuple[Array, ...], step: Array, token: Array, logp: Array) -> _Written:
+def _write(written: _Written, tables: tuple[Array, ...], step: Array, drawn: Draw) -> _Written:
+    token, logp, log_mass = drawn
     live = ~written.done
     update = functools.partial(lax.dynamic_update_index_in_dim, index=step, axis=0)
     states = tuple(table[state, token] for table, state in zip(tables, written.states, strict=True))
@@ -119,6 +125,7 @@ def _write(written: _Written, tables: tuple[Array, ...], step: Array, token: Arr
         tokens=update(written.tokens, jnp.where(live, token, 0)),
         mask=update(written.mask, live),
         logp=update(written.logp, jnp.where(live, logp, 0.0)),
+        log_mass=update(written.log_mass, jnp.where(live, log_mass, 0.0)),
         states=states,
         done=done,
     )

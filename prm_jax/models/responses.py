@@ -25,12 +25,15 @@ class Samples:
       logp: [B, R] f32 <= 0, log-probability of each token under softmax(logits / temperature) before
         truncation (temperature 1 for greedy decoding); 0 where the mask is False.
       finished: [B] bool, False where the response was cut off at R tokens.
+      log_mass: [B, R] f32 <= 0, log of the probability that truncation keeps, so that ``logp - log_mass`` is the
+        log-probability with which a token was drawn; None when unknown.
     """
 
     tokens: Array
     mask: Array
     logp: Array
     finished: Array
+    log_mass: Array | None = None
 
 
 def pack(prompts: Sequence[Sequence[int]], samples: Samples, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -118,8 +121,10 @@ def drop_stop(
         if strings and tokenizer is not None:
             keep = min(keep, _before_string(ids, strings, tokenizer))
         mask[row, keep:] = False
-    tokens, logp = np.where(mask, tokens, 0), np.where(mask, np.asarray(samples.logp), 0.0)
-    return Samples(jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(logp), samples.finished)
+    log_mass = None if samples.log_mass is None else jnp.where(mask, samples.log_mass, 0.0)
+    return Samples(
+        jnp.where(mask, tokens, 0), jnp.asarray(mask), jnp.where(mask, samples.logp, 0.0), samples.finished, log_mass
+    )
 
 
 def pad_right(rows: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ Top-k: arXiv 1805.04833 section 5.4.  Top-p: arXiv 1904.09751 section 3.1.  Min-
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import chex
 import jax
@@ -110,7 +111,23 @@ def row_uniform(key: Array, prompt_id: Array, sample: Array, step: Array) -> Arr
     return jax.random.uniform(own, (2,))
 
 
-def sample(logits: Array, uniforms: Array, sampling: Sampling) -> tuple[Array, Array]:
+class Draw(NamedTuple):
+    """One token per row.
+
+    Attributes:
+      tokens: [B] i32.
+      logp: [B] f32, log-probability under softmax(logits / temperature) *before* any truncation (temperature 1 when
+        greedy).
+      log_mass: [B] f32 <= 0, log of the probability that truncation keeps: the token was drawn with probability
+        exp(logp - log_mass). 0 without truncation; equal to `logp` when greedy.
+    """
+
+    tokens: Array
+    logp: Array
+    log_mass: Array
+
+
+def sample(logits: Array, uniforms: Array, sampling: Sampling) -> Draw:
     """Draws one token per row.
 
     Args:
@@ -119,9 +136,7 @@ def sample(logits: Array, uniforms: Array, sampling: Sampling) -> tuple[Array, A
       sampling: what to draw from.
 
     Returns:
-      (tokens [B] i32, logp [B] f32): `logp` is the token's log-probability under softmax(logits /
-      temperature) *before* any truncation (temperature 1 when greedy), the behaviour log-probability of
-      a policy gradient at that temperature.
+      The tokens with their log-probabilities.
     """
     chex.assert_rank(logits, 2)
     chex.assert_shape(uniforms, (logits.shape[0], 2))
@@ -131,12 +146,16 @@ def sample(logits: Array, uniforms: Array, sampling: Sampling) -> tuple[Array, A
     top = logits.max(axis=-1, keepdims=True)
     weights = jnp.exp(logits - top)
     if sampling.temperature is None:
-        tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        total = weights.sum(axis=-1)
+        tokens, kept = jnp.argmax(logits, axis=-1).astype(jnp.int32), weights
     else:
-        tokens, total = _draw_with_total(weights, uniforms, sampling)
-    chosen = jnp.take_along_axis(logits - top, tokens[:, None], axis=-1)[:, 0]
-    return tokens, chosen - jnp.log(total)
+        kept = truncate(weights, sampling)
+        tokens = draw(kept, uniforms)
+    total = weights.sum(axis=-1)
+    logp = jnp.take_along_axis(logits - top, tokens[:, None], axis=-1)[:, 0] - jnp.log(total)
+    if sampling.temperature is None:
+        return Draw(tokens, logp, logp)
+    log_mass = jnp.zeros_like(logp) if kept is weights else jnp.log(kept.sum(axis=-1)) - jnp.log(total)
+    return Draw(tokens, logp, log_mass)
 
 
 def truncate(weights: Array, sampling: Sampling) -> Array:
@@ -182,10 +201,6 @@ def draw(weights: Array, uniforms: Array) -> Array:
     block = _invert(weights.sum(axis=-1), uniforms[:, 0])
     inside = jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0]
     return block * _BLOCK + _invert(inside, uniforms[:, 1])
-
-
-def _draw_with_total(weights: Array, uniforms: Array, sampling: Sampling) -> tuple[Array, Array]:
-    return draw(truncate(weights, sampling), uniforms), weights.sum(axis=-1)
 
 
 def _invert(weights: Array, uniform: Array) -> Array:

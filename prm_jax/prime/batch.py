@@ -17,7 +17,8 @@ class Batch:
 
     Attributes:
       tokens: [B, T] int32.
-      mask: [B, T] bool, True on response tokens including the first end token.
+      mask: [B, T] bool, True on response tokens that the model drew, including the first end token; text that it was
+        given within a response leaves holes.
       keep: [B] bool, False on rows that do not count: filtered groups, failed verifications.
       outcome: [B] float32 in [0, 1].
       group_ids: [B] int32 in [0, P), the prompt of each row.
@@ -28,6 +29,9 @@ class Batch:
       confidence: [B] float32 in [0, 1], the confidence that each response states (1/2: none), or None.
       weights: [B] float32 >= 0, the share of the policy's training signal that each response gets, mean 1 over a
         group; None: equal.
+      behaviour_logp: [B, T] float32, log-probability with which the sampler drew each token, NaN where unknown; None:
+        unknown.
+      version: [B, T] int32, version of the weights that drew each token; None: all the same.
       start: static; no response begins before this column, so that nothing before it goes through the head.
     """
 
@@ -42,6 +46,8 @@ class Batch:
     initial_value: jax.Array | None = None  # [B]
     confidence: jax.Array | None = None  # [B]
     weights: jax.Array | None = None  # [B]
+    behaviour_logp: jax.Array | None = None  # [B, T]
+    version: jax.Array | None = None  # [B, T]
     start: int = dataclasses.field(default=0, metadata={"static": True})
 
 
@@ -86,7 +92,7 @@ class RewardInputs:
 
     Attributes:
       tokens: [B, T] int32.
-      mask: [B, T] bool, True on response tokens.
+      mask: [B, T] bool, True on response tokens that the model drew.
       keep: [B] bool, False on rows that do not count.
       step_ids: [B, T] int32, -1 outside the response.
       outcome: [B] float32 in [0, 1].
@@ -101,6 +107,7 @@ class RewardInputs:
       entropy: [B, T] float32 of the learning policy, in the policy's loss only.
       confidence: [B] float32, see `Batch`.
       weights: [B] float32, see `Batch`.
+      behaviour_logp: [B, T] float32, see `Batch`.
       groups: static upper bound of `group_ids`, which a minibatch keeps; None: the number of rows.
     """
 
@@ -120,6 +127,7 @@ class RewardInputs:
     entropy: jax.Array | None = None
     confidence: jax.Array | None = None
     weights: jax.Array | None = None
+    behaviour_logp: jax.Array | None = None
     groups: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property

@@ -109,6 +109,14 @@ def _combinations(options: Options) -> list[str]:
             "--policy.kl-estimator k1 has a gradient of mean zero as a loss: choose k2 or k3, or "
             "--policy.kl-placement reward"
         )
+    off_policy = options.off_policy
+    if off_policy.low is not None and off_policy.low > off_policy.high:
+        found.append(f"--off-policy.low {off_policy.low} is greater than --off-policy.high {off_policy.high}")
+    if off_policy.objective == "bypass" and off_policy.weights not in ("auto", "none"):
+        found.append(
+            f"--off-policy.weights {off_policy.weights} corrects the decoupled objective, and --off-policy.objective "
+            "bypass already clips around the sampler's log-probs: leave the weights out"
+        )
     adapted = [name for name, rank in (("model", options.model.lora_rank), ("prm", prm.lora_rank)) if rank]
     if options.model.offload_reference and adapted:
         found.append(

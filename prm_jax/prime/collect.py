@@ -1,7 +1,8 @@
 """From prompts to the batch of one step: sample, verify, filter by solve rate, ask the source, lay out for training."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,9 +11,9 @@ import numpy as np
 from prm_jax import rl
 from prm_jax.data.pipeline import PromptBuffer, PromptStream
 from prm_jax.data.problems import Problem
-from prm_jax.data.selection import solve_rate_passes
 from prm_jax.errors import UserError
 from prm_jax.prime.batch import Batch
+from prm_jax.prime.group_stream import GroupStream
 from prm_jax.prime.options import RolloutOptions
 from prm_jax.prime.responses import (
     NOISE_STREAM,
@@ -22,7 +23,11 @@ from prm_jax.prime.responses import (
     Sampler,
     concatenate,
 )
+from prm_jax.prime.selection import Acceptance, Groups, passing_groups
 from prm_jax.prime.sources.base import observe, on_host
+from prm_jax.rollouts.engine import EngineStats
+from prm_jax.rollouts.sampling_options import SamplingOptions
+from prm_jax.runs import processes
 from prm_jax.runs.stopping import DivergedRun
 
 
@@ -37,9 +42,10 @@ def to_batch(
 ) -> Batch:
     """The training step's arrays; `keep` [P] says which groups count, the rest are fields of `Batch`."""
     size = responses.samples_per_prompt
+    mask = responses.mask if responses.sampled is None else responses.mask & responses.sampled
     arrays: dict[str, Any] = {
         "tokens": responses.tokens,
-        "mask": responses.mask,
+        "mask": mask,
         "keep": np.repeat(np.asarray(keep, bool), size) & responses.usable,
         "outcome": responses.outcome,
         "group_ids": np.repeat(np.arange(len(responses.problems), dtype=np.int32), size),
@@ -49,6 +55,8 @@ def to_batch(
         "initial_value": initial_value,
         "confidence": confidence,
         "weights": weights,
+        "behaviour_logp": responses.behaviour_logp,
+        "version": responses.version,
         "start": _floor_to_power_of_two(int(responses.mask.argmax(axis=1).min())),
     }
     return Batch(**arrays)
@@ -57,18 +65,6 @@ def to_batch(
 def _floor_to_power_of_two(column: int) -> int:
     """A static shape must not follow every prompt's length, or each would compile the step again."""
     return 1 << (column.bit_length() - 1) if column >= 8 else 0
-
-
-def passing_groups(responses: Responses, options: RolloutOptions) -> np.ndarray:
-    """[P] bool: solve rate within the bounds, and no cut-off response if `options` say so."""
-    shape = (len(responses.problems), responses.samples_per_prompt)
-    return solve_rate_passes(
-        responses.outcome.reshape(shape),
-        low=options.solve_rate_low,
-        high=options.solve_rate_high,
-        truncated=~responses.finished.reshape(shape) if options.drop_truncated else None,
-        usable=responses.usable.reshape(shape),
-    )
 
 
 @dataclasses.dataclass
@@ -153,8 +149,13 @@ class Collector:
     def collect(self, params: Any, step: int) -> Collected:
         """Rollouts of one step under the policy `params`: ``prompts_per_step * samples_per_prompt`` rows."""
         key = jax.random.fold_in(jax.random.fold_in(self.key, ROLLOUT_STREAM), step)
-        before = self.sampled
-        chosen, keep, passed, rates = self._chosen(params, key)
+        before = self._engine_stats()
+        groups, acceptance = self._groups(params, key)
+        after = self._engine_stats()
+        numbers, keep, passed = acceptance.choose()
+        chosen, rates = groups.responses.take(numbers), groups.rates
+        sampled = len(groups.responses.texts)
+        self.sampled += sampled
         weights = self._weights(chosen)
         observed = None
         if self.source is not None and on_host(self.source):
@@ -162,6 +163,7 @@ class Collector:
             observed = observe(self.source, chosen, self.sampler, params, source_key)
             self.sampled += observed.sampled
             self.for_source += observed.sampled
+            sampled += observed.sampled
         batch = to_batch(
             chosen, keep, weights=weights,
             process=None if observed is None else observed.process,
@@ -177,10 +179,19 @@ class Collector:
             "rollout/truncated": float(1.0 - chosen.finished.mean()),
             "rollout/verifier_errors": float(np.sum(~chosen.usable)),
             "rollout/unanswered": float(chosen.unanswered.mean()),
-            "rollout/sampled": float(self.sampled - before),
+            "rollout/sampled": float(sampled),
+            "rollout/wasted_tokens": float(groups.wasted),
             "rollouts": float(self.sampled),
         }
+        if after.slot_steps > before.slot_steps:
+            used = (after.tokens - before.tokens) / (after.slot_steps - before.slot_steps)
+            metrics["rollout/utilisation"] = used
+        if self.sampler.engines is not None:
+            metrics |= self.sampler.engines.metrics()
         return Collected(batch, chosen, metrics, empty=not np.asarray(batch.keep).any())
+
+    def _engine_stats(self) -> EngineStats:
+        return EngineStats() if self.sampler.engines is None else self.sampler.engines.stats()
 
     def position(self) -> dict[str, Any]:
         """Everything that a checkpoint needs, as JSON values."""
@@ -198,23 +209,71 @@ class Collector:
         self.sampled, self.too_long = position["sampled"], position["too_long"]
         self.for_source, self.empty_steps = position["for_source"], position["empty_steps"]
 
-    def _chosen(self, params: Any, key: jax.Array) -> tuple[Responses, np.ndarray, np.ndarray, np.ndarray]:
-        """(responses, groups that count [P], groups that pass the filter [P], solve rates of all groups drawn)."""
+    def _groups(self, params: Any, key: jax.Array) -> tuple[Groups, Acceptance]:
+        """The groups that the step uses, and which of them the batch has; the stream continues after the last."""
+        drawing = _Drawing(self)
+        engines = self.sampler.engines
+        if engines is not None and engines.streams and processes.count() == 1:
+            stream = GroupStream(self.sampler, self.options, self._key_of(key), drawing.next, self._flips(key))
+            groups, acceptance = stream.collect(params), stream.acceptance
+        else:
+            groups, acceptance = self._rounds(params, key, drawing)
+        self.buffer, self.too_long = drawing.after[acceptance.end - 1]
+        if self.options.filter == "resample" and acceptance.passes < acceptance.wanted:
+            self.say(
+                f"{acceptance.passes} of {acceptance.wanted} prompts pass the filter after {acceptance.end} prompts "
+                "(--rollout.max-resample-rounds)"
+            )
+        return groups, acceptance
+
+    def _rounds(self, params: Any, key: jax.Array, drawing: "_Drawing") -> tuple[Groups, Acceptance]:
+        """The same from whole rounds of prompts."""
+        options, acceptance, parts = self.options, Acceptance(self.options), []
+        flips, key_of, count = self._flips(key), self._key_of(key), 0
+        while not acceptance.complete:
+            problems = [drawing.next() for _ in range(acceptance.per_round)]
+            drawn = self.sampler.sample(
+                params, problems, key_of(count)[0], samples_per_prompt=options.samples_per_prompt,
+                sampling=SamplingOptions(options.temperature, options.top_k, options.top_p),
+            )  # fmt: skip
+            if flips is not None:
+                wrong = np.concatenate([flips(count + place) for place in range(len(problems))])
+                outcome = np.where(wrong, 1.0 - drawn.outcome, drawn.outcome).astype(np.float32)
+                drawn = dataclasses.replace(drawn, outcome=outcome)
+            for place, passed in enumerate(passing_groups(drawn, options).tolist()):
+                acceptance.decide(count + place, passed)
+            parts.append(drawn)
+            count += len(problems)
+        every = concatenate(parts)
+        used = every.take(list(range(acceptance.end)))
+        return Groups(used, used.solve_rates(), int(every.mask.sum() - used.mask.sum())), acceptance
+
+    def _key_of(self, key: jax.Array) -> Callable[[int], tuple[jax.Array, int]]:
+        """The randomness of each prompt of a step, see `GroupStream`."""
+        if self.options.filter != "resample":
+            return lambda number: (key, number)
+        size = self.options.prompts_per_step
+        turn_key = functools.cache(functools.partial(jax.random.fold_in, key))
+        return lambda number: (turn_key(number // size), number % size)
+
+    def _flips(self, key: jax.Array) -> Callable[[int], np.ndarray] | None:
+        """Outcomes that are flipped, by the number of the prompt in the step."""
         options = self.options
-        if options.filter == "resample":
-            chosen, keep, rates = self._resample(params, key)
-            return chosen, keep, keep, rates
-        factor = options.oversample_factor if options.filter == "oversample" else 1
-        _, problems = self._prompts(options.prompts_per_step * factor)
-        drawn = self._sample(params, problems, key)
-        passed, rates = passing_groups(drawn, options), drawn.solve_rates()
-        if options.filter == "oversample":
-            # Passing prompts first, otherwise in order; failing ones as filler, so that shapes are static.
-            order = np.argsort(~passed, kind="stable")[: options.prompts_per_step]
-            return drawn.take(order.tolist()), np.ones(len(order), bool), passed[order], rates
-        if options.filter == "none":
-            passed = np.ones(len(passed), bool)
-        return drawn, passed, passed, rates
+        if not options.outcome_noise:
+            return None
+        acceptance, key_of, size = Acceptance(options), self._key_of(key), options.samples_per_prompt
+
+        @functools.cache
+        def turn(first: int) -> np.ndarray:
+            own = jax.random.fold_in(jax.random.fold_in(key_of(first)[0], 0), NOISE_STREAM)
+            numbers = np.random.default_rng(np.asarray(jax.random.key_data(own)).tolist())
+            return numbers.random((acceptance.per_round, size)) < options.outcome_noise
+
+        def flips(number: int) -> np.ndarray:
+            place = number % acceptance.per_round
+            return turn(number - place)[place]
+
+        return flips
 
     def _weights(self, responses: Responses) -> np.ndarray | None:
         """[B] share of the training signal of each response, mean 1 over a group; None: equal."""
@@ -227,58 +286,28 @@ class Collector:
         )  # fmt: skip
         return np.asarray(shares) * size
 
-    def _prompts(self, count: int) -> tuple[list[int], list[Problem]]:
-        """(positions in the stream, problems) of the next prompts that are short enough."""
-        positions: list[int] = []
-        problems: list[Problem] = []
-        longest, skipped = self.sampler.max_prompt_tokens, 0
-        while len(problems) < count:
-            places, drawn, self.buffer = self.buffer.draw(self.stream, count - len(problems))
-            fitting = [index for index, problem in enumerate(drawn) if self.sampler.fits(problem)]
-            skipped += len(drawn) - len(fitting)
-            positions += [places[index] for index in fitting]
-            problems += [drawn[index] for index in fitting]
-            if not problems and skipped > len(self.stream.problems):
-                raise UserError(
-                    f"every prompt of the task {self.sampler.task.name!r} is longer than {longest} tokens; "
-                    "raise --rollout.max-prompt-tokens"
-                )
-        self.too_long += skipped
-        return positions, problems
 
-    def _sample(self, params: Any, problems: Sequence[Problem], key: jax.Array) -> Responses:
-        options = self.options
-        responses = self.sampler.sample(
-            params, problems, key, samples_per_prompt=options.samples_per_prompt,
-            temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
-        )  # fmt: skip
-        self.sampled += len(responses.texts)
-        if options.outcome_noise:
-            flip_key = np.asarray(jax.random.key_data(jax.random.fold_in(jax.random.fold_in(key, 0), NOISE_STREAM)))
-            flips = np.random.default_rng(flip_key.tolist()).random(len(responses.texts))
-            wrong = flips < options.outcome_noise
-            outcome = np.where(wrong, 1.0 - responses.outcome, responses.outcome).astype(np.float32)
-            responses = dataclasses.replace(responses, outcome=outcome)
-        return responses
+class _Drawing:
+    """Draws the prompts of one step from the stream, leaving out those that are too long.
 
-    def _resample(self, params: Any, key: jax.Array) -> tuple[Responses, np.ndarray, np.ndarray]:
-        """Samples rounds of prompts until enough pass; surplus passing prompts are put back."""
-        options, wanted = self.options, self.options.prompts_per_step
-        parts: list[Responses] = []
-        failed: list[Responses] = []
-        positions: list[int] = []  # of passing prompts
-        rates: list[np.ndarray] = []
-        for turn in range(options.max_resample_rounds):
-            places, problems = self._prompts(wanted)
-            drawn = self._sample(params, problems, jax.random.fold_in(key, turn))
-            passed = passing_groups(drawn, options)
-            rates.append(drawn.solve_rates())
-            parts.append(drawn.take(np.flatnonzero(passed).tolist()))
-            failed.append(drawn.take(np.flatnonzero(~passed).tolist()))
-            positions += np.asarray(places)[passed].tolist()
-            if len(positions) >= wanted:
-                break
-            self.say(f"{len(positions)} of {wanted} prompts pass the filter after {turn + 1} rounds")
-        self.buffer = self.buffer.put_back(positions[wanted:])
-        chosen = concatenate(parts + failed).take(list(range(wanted)))
-        return chosen, np.arange(wanted) < len(positions), np.concatenate(rates)
+    Attributes:
+      after: for each prompt, the buffer and the number of prompts left out so far once it is drawn.
+    """
+
+    def __init__(self, collector: Collector) -> None:
+        self.sampler, self.stream = collector.sampler, collector.stream
+        self.buffer, self.too_long = collector.buffer, collector.too_long
+        self.after: list[tuple[PromptBuffer, int]] = []
+
+    def next(self) -> Problem:
+        """The next prompt that is short enough."""
+        for _ in range(len(self.stream.problems) + 1):
+            _, (problem,), self.buffer = self.buffer.draw(self.stream, 1)
+            if self.sampler.fits(problem):
+                self.after.append((self.buffer, self.too_long))
+                return problem
+            self.too_long += 1
+        raise UserError(
+            f"every prompt of the task {self.sampler.task.name!r} is longer than {self.sampler.max_prompt_tokens} "
+            "tokens; raise --rollout.max-prompt-tokens"
+        )

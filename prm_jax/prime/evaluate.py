@@ -11,9 +11,10 @@ from prm_jax import rl, stats
 from prm_jax.data.problems import Problem, Task
 from prm_jax.prime.batch import Batch, Frozen, State
 from prm_jax.prime.options import EvalOptions
-from prm_jax.prime.responses import Responses, Sampler, concatenate
+from prm_jax.prime.responses import Responses, Sampler
 from prm_jax.prime.sources import SavedPRM, SourceBatch
 from prm_jax.prime.sources.base import on_host
+from prm_jax.rollouts.sampling_options import SamplingOptions
 from prm_jax.runs import processes
 from prm_jax.runs.host_memory import on_device
 
@@ -27,15 +28,10 @@ def sample_in_batches(
     batch_size: int,
     temperature: float,
 ) -> Responses:
-    """One response a problem; the last batch is filled up so that every batch has one shape."""
-    parts = []
-    for start in range(0, len(problems), batch_size):
-        batch = list(problems[start : start + batch_size])
-        real = len(batch)
-        batch += [batch[-1]] * (min(batch_size, len(problems)) - real)
-        responses = sampler.sample(params, batch, jax.random.fold_in(key, start), temperature=temperature)
-        parts.append(responses if real == len(batch) else responses.take(list(range(real))))
-    return concatenate(parts)
+    """One response per problem; ``models.generate`` samples `batch_size` at once, slots all together."""
+    return sampler.sample(
+        params, problems, key, sampling=SamplingOptions(temperature), chunk=min(batch_size, len(problems))
+    )
 
 
 def policy_metrics(task: Task, responses: Responses) -> dict[str, float]:

@@ -138,6 +138,7 @@ def _fit_options(options: Options) -> FitOptions:
         steps=options.steps, save_every=options.save_every, eval_every=options.eval.every,
         keep_checkpoints=options.keep_checkpoints, max_bad_steps=options.max_bad_steps, best=options.eval.keep_best,
         best_is="min" if options.eval.keep_best.endswith("loss") else "max", patience=options.eval.patience,
+        profile=options.profile,
     )  # fmt: skip
 
 

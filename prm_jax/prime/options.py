@@ -81,6 +81,18 @@ class RolloutOptions:
     far, and the rest of the batch is masked."""
     drop_truncated: bool = False
     """Groups with a response that reached max_new_tokens fail the filter."""
+    engine: Literal["auto", "generate", "slots"] = "auto"
+    """How responses share the model. generate: in rectangles that last as long as their longest response; slots: a
+    response that ends makes room for the next one. The batches are the same up to rounding. auto: slots, unless
+    --mesh.fsdp divides the parameters, of which slots need a whole copy per device (divided by --mesh.tensor)."""
+    slots: Annotated[int, at_least(0)] = 0
+    """Responses that each process decodes at the same time (engine=slots); 0: its share of a step's, up to 256."""
+    lookahead: Annotated[int, at_least(0)] = 0
+    """Prompts asked for beyond those that the step is known to need (engine=slots; filter resample or oversample). They
+    keep slots busy and are wasted when they are not needed."""
+    cut_groups: bool = False
+    """Stop sampling a group as soon as it can no longer pass (engine=slots, filter=resample); rates and lengths in the
+    metrics then depend on timing, the batch does not."""
     weights: Literal["none", "best_of_n", "best_random", "best_worst", "power"] = "none"
     """Share of the training signal that each response of a group gets by the rank of its outcome (PF-PPO)."""
     outcome_noise: Annotated[float, within(0, 0.5)] = 0.0
@@ -260,6 +272,25 @@ class PolicyOptions:
 
 
 @dataclass(frozen=True)
+class OffPolicyOptions:
+    """What the loss does about tokens that were drawn with other probabilities than the trainer computes."""
+
+    objective: Literal["decoupled", "bypass"] = "decoupled"
+    """decoupled: ratios are clipped around the trainer's own old log-probs, and --off-policy.weights correct for the
+    sampler; bypass: ratios are clipped around the sampler's log-probs, which also saves a forward pass where the
+    trainer's are needed."""
+    weights: Literal["auto", "none", "token", "sequence", "geometric"] = "auto"
+    """Importance weights of the sampler, of tokens, of whole responses (product), or of their geometric mean. auto: of
+    tokens, and none where the sampler computes what the trainer does: this process, float32, all tokens kept."""
+    low: Annotated[float | None, at_least(0)] = None
+    """Lower bound of the weights; none: no bound."""
+    high: Annotated[float, above(0)] = 2.0
+    """Upper bound of the weights."""
+    action: Literal["truncate", "mask"] = "truncate"
+    """Weights outside the bounds are clipped, or become 0."""
+
+
+@dataclass(frozen=True)
 class CriticOptions:
     """A value head on a copy of the policy's start: the critic of estimator=ppo, or reward.source=critic."""
 
@@ -313,6 +344,7 @@ class Options:
     prm: PRMOptions = field(default_factory=PRMOptions)
     advantage: AdvantageOptions = field(default_factory=AdvantageOptions)
     policy: PolicyOptions = field(default_factory=PolicyOptions)
+    off_policy: OffPolicyOptions = field(default_factory=OffPolicyOptions)
     critic: CriticOptions = field(default_factory=CriticOptions)
     eval: EvalOptions = field(default_factory=EvalOptions)
     watch: WatchOptions = field(default_factory=WatchOptions)
@@ -337,6 +369,8 @@ class Options:
     watchdog_exit: Annotated[float, at_least(0)] = 0.0
     """Seconds after which such a phase ends the process with exit code 76, so that a stuck process cannot hold the
     others for ever; 0: never."""
+    profile: Annotated[int, at_least(0)] = 0
+    """Step of which a trace for ui.perfetto.dev is written into profile/; 0: none. The first step compiles."""
     max_empty_steps: Annotated[int, at_least(1)] = 20
     """Consecutive steps without a prompt that passes the filter after which a run stops."""
     callbacks: tuple[str, ...] = ()

@@ -10,7 +10,8 @@ from prm_jax import rl
 from prm_jax.models import token_logprobs_and_entropy
 from prm_jax.prime.batch import Batch, Frozen, Metrics, RewardInputs, State
 from prm_jax.prime.checked import checked_loss
-from prm_jax.prime.options import PolicyOptions
+from prm_jax.prime.off_policy import correct, metrics
+from prm_jax.prime.options import OffPolicyOptions, PolicyOptions
 from prm_jax.prime.pieces import batch_logprobs, run_epochs, score_in_pieces, summarize
 from prm_jax.resolve import check_signature, resolve
 from prm_jax.runs.learner import Learner, Params, accumulate_gradients, guarded_update
@@ -80,6 +81,7 @@ class PolicyPhase:
       loss: the policy's loss.
       temperature: of the sampling, which log-probs use too.
       ways: number of devices that hold the rows.
+      off_policy: corrections for the sampler, with the kind of weights resolved.
     """
 
     learner: Learner
@@ -87,6 +89,7 @@ class PolicyPhase:
     loss: PolicyLoss
     temperature: float
     ways: int
+    off_policy: OffPolicyOptions = OffPolicyOptions(weights="none")
 
     def logp(self, policy: Params, frozen: Frozen, batch: Batch) -> jax.Array:
         """Log-probs [B, T] of the responses under the policy at the sampling temperature, in pieces."""
@@ -104,8 +107,9 @@ class PolicyPhase:
         )  # fmt: skip
 
     def old_logp(self, state: State, frozen: Frozen, batch: Batch) -> jax.Array | None:
-        """The sampling policy's log-probs, or None where the update's own forward pass gives the same numbers."""
-        single = self.options.epochs == 1 and self.options.minibatches == 1
+        """The policy's log-probs before the update; None where the update's own forward pass gives the same numbers."""
+        bypass = self.off_policy.objective == "bypass" and batch.behaviour_logp is not None
+        single = bypass or (self.options.epochs == 1 and self.options.minibatches == 1)
         if single and not (self.options.kl_coef and self.options.kl_placement == "reward"):
             return None
         return self.logp(state.policy, frozen, batch)
@@ -141,23 +145,24 @@ class PolicyPhase:
         if in_loss:
             data["ref_logp"] = self.reference_logp(frozen, batch)
 
-        def loss_fn(trainable: Params, piece: dict[str, Any]) -> tuple[rl.Loss, None]:
+        def loss_fn(trainable: Params, piece: dict[str, Any]) -> tuple[rl.Loss, dict[str, jax.Array]]:
             params, rows = self.learner.params(trainable, frozen.reference), piece["batch"]
             logp, entropy = token_logprobs_and_entropy(
                 self.learner.config, params, rows.tokens, rows.mask, temperature=self.temperature, start=rows.start
             )
             old = piece.get("old_logp", jax.lax.stop_gradient(logp))
             seen = dataclasses.replace(piece["inputs"], gate=inputs.gate, entropy=entropy)
-            loss = self.loss(logp, old, piece["advantages"], seen)
-            return with_regularizers(options, loss, logp, piece.get("ref_logp"), seen), None
+            corrected = correct(self.off_policy, old, piece["advantages"], seen)
+            loss = self.loss(logp, corrected.old_logp, corrected.advantages, seen)
+            return with_regularizers(options, loss, logp, piece.get("ref_logp"), seen), corrected.sums
 
         def update(carry: tuple[Params, Any], piece: dict[str, Any]) -> tuple[tuple[Params, Any], Metrics]:
             trainable, opt = carry
-            grads, loss, _ = accumulate_gradients(
+            grads, loss, sums = accumulate_gradients(
                 loss_fn, trainable, piece, pieces=options.microbatches, ways=self.ways
             )
             trainable, opt, health = guarded_update(self.learner.optimizer, grads, opt, trainable)
-            return (trainable, opt), {"loss": loss.mean(), **loss.summary(), **health}
+            return (trainable, opt), {"loss": loss.mean(), **loss.summary(), **metrics(sums), **health}
 
         carry = (state.policy, state.policy_opt)
         (policy, policy_opt), outs = run_epochs(update, carry, data, options, self.ways)

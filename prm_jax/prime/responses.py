@@ -1,14 +1,14 @@
 """Sampled and judged responses, and the sampler that makes them from a task, a tokenizer and a model.
 
 Of several processes, each samples and verifies its own share of the prompts, with the randomness of their numbers among
-all prompts, and all of them get all responses: everything behind the sampler is the same as with one process.
+all prompts, and all of them get all responses: everything after the sampler is the same as with one process.
 """
 
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +17,9 @@ from prm_jax.data.problems import Problem, Task
 from prm_jax.data.steps import step_ids_from_text
 from prm_jax.errors import UserError
 from prm_jax.models import DecodeOptions, ModelConfig, generate
+from prm_jax.rollouts.engine import Request, Response, behaviour_logp, drawn_tokens, wait_for
+from prm_jax.rollouts.sampling_options import SamplingOptions
+from prm_jax.rollouts.slot_source import EngineSource
 from prm_jax.runs import processes
 
 # Streams of randomness of one run, folded into its key, so that none depends on how often another is used.
@@ -31,12 +34,16 @@ class Responses:
       problems: the P prompts' problems.
       tokens: [B, T] int32, rows ``[prompt][response][padding]``.
       mask: [B, T] bool, True on response tokens.
-      step_ids: [B, T] int32, -1 off the response.
+      step_ids: [B, T] int32, -1 off the sampled tokens of the response.
       texts: B responses, without end tokens.
       outcome: [B] float32 in [0, 1].
       usable: [B] bool, False where the verifier itself failed.
       finished: [B] bool, False where the response was cut off at its maximum length.
       unanswered: [B] bool, True where the verifier found no answer in the response.
+      behaviour_logp: [B, T] float32, log-probability with which each token was drawn, truncation included; NaN where
+        unknown, 0 off the sampled tokens; None: unknown.
+      sampled: [B, T] bool, response tokens that the model drew; None: all.
+      version: [B, T] int32, version of the weights that drew each token, 0 off the response; None: all the same.
     """
 
     problems: Sequence[Problem]
@@ -48,6 +55,9 @@ class Responses:
     usable: np.ndarray  # [B]
     finished: np.ndarray  # [B]
     unanswered: np.ndarray  # [B]
+    behaviour_logp: np.ndarray | None = None  # [B, T]
+    sampled: np.ndarray | None = None  # [B, T]
+    version: np.ndarray | None = None  # [B, T]
 
     @property
     def samples_per_prompt(self) -> int:
@@ -58,17 +68,13 @@ class Responses:
         """The groups of these prompts, in this order."""
         size = self.samples_per_prompt
         rows = (np.asarray(prompts, np.int64)[:, None] * size + np.arange(size)).reshape(-1)
-        return Responses(
-            problems=[self.problems[p] for p in prompts],
-            tokens=self.tokens[rows],
-            mask=self.mask[rows],
-            step_ids=self.step_ids[rows],
-            texts=[self.texts[r] for r in rows],
-            outcome=self.outcome[rows],
-            usable=self.usable[rows],
-            finished=self.finished[rows],
-            unanswered=self.unanswered[rows],
-        )
+        arrays = {name: value[rows] for name, value in self.arrays().items()}
+        return Responses([self.problems[p] for p in prompts], texts=[self.texts[r] for r in rows], **arrays)
+
+    def arrays(self) -> dict[str, Any]:
+        """The arrays that are there, by name."""
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
 
     def confidences(self, pattern: str) -> np.ndarray:
         """[B] float32 in [0, 1]: the confidence that each response states, 1/2 where it states none.
@@ -96,12 +102,10 @@ def _last_number(texts: Sequence[str]) -> float:
 
 def concatenate(parts: Sequence[Responses]) -> Responses:
     """Joins the prompts of several responses; all must have the same G and T."""
-    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
+    names = set.intersection(*(set(part.arrays()) for part in parts))
+    joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     problems = [problem for part in parts for problem in part.problems]
     return Responses(problems=problems, texts=[t for part in parts for t in part.texts], **joined)
-
-
-_ARRAYS = ("tokens", "mask", "step_ids", "outcome", "usable", "finished", "unanswered")
 
 
 def divided(problems: Sequence[Problem], respond: Callable[[slice], Responses]) -> Responses:
@@ -120,10 +124,11 @@ def divided(problems: Sequence[Problem], respond: Callable[[slice], Responses]) 
     sent: dict[str, Any] | None = None
     if own.start < own.stop:
         made = respond(own)
-        sent = {"texts": made.texts, **{name: getattr(made, name) for name in _ARRAYS}}
+        sent = {"texts": made.texts, **made.arrays()}
     parts = [part for part in processes.gather(sent, name="responses") if part is not None]
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in _ARRAYS}
-    return Responses(problems=list(problems), texts=[text for part in parts for text in part["texts"]], **joined)
+    texts = [text for part in parts for text in part.pop("texts")]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return Responses(problems=list(problems), texts=texts, **joined)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +141,7 @@ class Sampler:
       config: the model's architecture.
       max_prompt_tokens: longest prompt; rows have ``max_prompt_tokens + max_new_tokens`` columns.
       max_new_tokens: longest response.
+      engines: what samples; None: ``models.generate``.
     """
 
     task: Task
@@ -143,6 +149,7 @@ class Sampler:
     config: ModelConfig
     max_prompt_tokens: int
     max_new_tokens: int
+    engines: EngineSource | None = None
 
     def encode(self, problem: Problem) -> list[int]:
         """The token ids of a problem's prompt."""
@@ -172,9 +179,8 @@ class Sampler:
         key: jax.Array,
         *,
         samples_per_prompt: int = 1,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        sampling: SamplingOptions = SamplingOptions(),
+        chunk: int | None = None,
     ) -> Responses:
         """Samples, decodes and judges; collective where there are several processes.
 
@@ -183,27 +189,15 @@ class Sampler:
           problems: P prompts, none longer than `max_prompt_tokens`.
           key: typed PRNG key, consumed.
           samples_per_prompt: G.
-          temperature, top_k, top_p: as `models.generate`; temperature 0 is greedy decoding.
+          sampling: temperature (0 is greedy decoding) and truncation.
+          chunk: number of prompts that ``models.generate`` samples at once, each chunk with a key of its own; None:
+            all with `key`.
         """
-        prompts = [self.encode(problem) for problem in problems]
-        longest = max(map(len, prompts))
-        if longest > self.max_prompt_tokens:
-            raise UserError(
-                f"a prompt has {longest} tokens, above the {self.max_prompt_tokens} of --rollout.max-prompt-tokens; "
-                "leave it out or raise that option"
-            )
-
-        def respond(own: slice) -> Responses:
-            samples = generate(
-                self.config, params, prompts[own], key, samples_per_prompt=samples_per_prompt,
-                max_new_tokens=self.max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-                stop=self.task.stop, options=self._decode_options(own),
-            )  # fmt: skip
-            response, response_mask, finished = jax.device_get((samples.tokens, samples.mask, samples.finished))
-            tokens, mask = self._rows(prompts[own], np.asarray(response), np.asarray(response_mask, bool))
-            return self._judge(problems[own], tokens, mask, np.asarray(finished, bool))
-
-        return divided(problems, respond)
+        prompts = self.prompts(problems)
+        draw = _Draws(prompts, [self.max_new_tokens] * len(prompts), key, chunk, samples_per_prompt, sampling)
+        return divided(
+            problems, lambda own: self.judge(problems[own], prompts[own], self._draw(params, draw, own))
+        )  # fmt: skip
 
     def complete(
         self,
@@ -213,9 +207,8 @@ class Sampler:
         key: jax.Array,
         *,
         samples_per_prefix: int,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        sampling: SamplingOptions = SamplingOptions(),
+        chunk: int | None = None,
     ) -> Responses:
         """Samples what follows partial responses, and judges the whole responses; collective as `sample` is.
 
@@ -225,43 +218,53 @@ class Sampler:
           prefixes: token ids of the part of the response that is already written, in the order of `problems`.
           key: typed PRNG key, consumed.
           samples_per_prefix: completions of each.
-          temperature, top_k, top_p: as `models.generate`.
+          sampling: temperature (0 is greedy decoding) and truncation.
+          chunk: see `sample`.
 
         Returns:
           Responses with the prefixes as their problems; a response is cut at `max_new_tokens`, prefix included.
         """
         own = [self.encode(problem) for problem in problems]
         prompts = [[*prompt, *prefix] for prompt, prefix in zip(own, prefixes, strict=True)]
+        limits = [self.max_new_tokens - len(prefix) for prefix in prefixes]
+        draw = _Draws(prompts, limits, key, chunk, samples_per_prefix, sampling)
 
         def respond(part: slice) -> Responses:
-            samples = generate(
-                self.config, params, prompts[part], key, samples_per_prompt=samples_per_prefix,
-                max_new_tokens=self.max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-                stop=self.task.stop, options=self._decode_options(part),
-            )  # fmt: skip
-            response, response_mask, finished = jax.device_get((samples.tokens, samples.mask, samples.finished))
-            wide = dataclasses.replace(self, max_prompt_tokens=self.max_prompt_tokens + self.max_new_tokens)
-            tokens, mask = wide._rows(prompts[part], np.asarray(response), np.asarray(response_mask, bool))
-            starts = np.repeat([len(prompt) for prompt in own[part]], samples_per_prefix)[:, None]
-            ends = np.repeat([len(prompt) for prompt in prompts[part]], samples_per_prefix)[:, None]
-            columns = np.arange(tokens.shape[1])[None, :]
-            mask |= (columns >= starts) & (columns < ends)
-            allowed = columns < starts + self.max_new_tokens
-            cut = (mask & ~allowed).any(axis=1)
-            return self._judge(problems[part], tokens, mask & allowed, np.asarray(finished, bool) & ~cut)
+            given = [list(prefix) for prefix in prefixes[part] for _ in range(samples_per_prefix)]
+            drawn = zip(self._draw(params, draw, part), given, strict=True)
+            whole = [one.after(prefix, self.max_new_tokens) for one, prefix in drawn]
+            return self.judge(problems[part], own[part], whole)
 
         return divided(problems, respond)
 
-    def _decode_options(self, part: slice) -> DecodeOptions:
-        """Prompts draw by their numbers among all, so that samples do not depend on how they are divided."""
-        return DecodeOptions(tokenizer=self.tokenizer, prompt_ids=range(part.start, part.stop))
+    def prompts(self, problems: Sequence[Problem]) -> list[list[int]]:
+        """The token ids of prompts.
 
-    def _judge(
-        self, problems: Sequence[Problem], tokens: np.ndarray, mask: np.ndarray, finished: np.ndarray
+        Raises:
+          UserError: one is longer than `max_prompt_tokens`.
+        """
+        prompts = [self.encode(problem) for problem in problems]
+        longest = max(map(len, prompts))
+        if longest > self.max_prompt_tokens:
+            raise UserError(
+                f"a prompt has {longest} tokens, above the {self.max_prompt_tokens} of --rollout.max-prompt-tokens; "
+                "leave it out or raise that option"
+            )
+        return prompts
+
+    def judge(
+        self, problems: Sequence[Problem], prompts: Sequence[Sequence[int]], drawn: Sequence["Drawn"]
     ) -> Responses:
-        """Cuts responses into steps and verifies their answers."""
+        """Lays responses out in rows ``[prompt][response][padding]``, cuts them into steps and verifies their answers.
+
+        Args:
+          problems: P.
+          prompts: their token ids.
+          drawn: P * G responses, prompt-major.
+        """
+        rows = _rows(prompts, drawn, self.max_prompt_tokens + self.max_new_tokens, self.tokenizer.pad_id or 0)
         step_ids, _, texts = step_ids_from_text(
-            tokens, mask, self.tokenizer.token_bytes, self.task.splitter,
+            rows["tokens"], rows["mask"], self.tokenizer.token_bytes, self.task.splitter,
             special_ids=tuple(self.tokenizer.special_ids),
         )  # fmt: skip
         size = len(texts) // max(len(problems), 1)
@@ -269,29 +272,144 @@ class Sampler:
         verdicts = self.task.verify_many(asked, texts)
         return Responses(
             problems=list(problems),
-            tokens=tokens,
-            mask=mask,
-            step_ids=step_ids,
+            step_ids=np.where(rows["sampled"], step_ids, -1).astype(np.int32),
             texts=texts,
             outcome=np.asarray([verdict.score for verdict in verdicts], np.float32),
             usable=np.asarray([verdict.usable for verdict in verdicts], bool),
-            finished=finished,
+            finished=np.asarray([one.finished for one in drawn], bool),
             unanswered=np.asarray(["no answer" in verdict.detail for verdict in verdicts], bool),
+            **rows,
         )
 
-    def _rows(
-        self, prompts: Sequence[Sequence[int]], response: np.ndarray, response_mask: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Lays ``[prompt][response][padding]`` out in rows of the fixed width."""
-        width = self.max_prompt_tokens + self.max_new_tokens
-        size = response.shape[0] // len(prompts)
-        lengths = np.repeat([len(prompt) for prompt in prompts], size)
-        tokens = np.full((response.shape[0], width), self.tokenizer.pad_id or 0, np.int32)
-        for index, prompt in enumerate(prompts):
-            tokens[index * size : (index + 1) * size, : len(prompt)] = prompt
-        counts = response_mask.sum(axis=1)
-        columns = np.arange(width)[None, :] - lengths[:, None]  # [B, T], position within the response
-        mask = (columns >= 0) & (columns < counts[:, None])
-        source = np.clip(columns, 0, response.shape[1] - 1)
-        tokens = np.where(mask, np.take_along_axis(response, source, axis=1), tokens)
-        return tokens, mask
+    def _draw(self, params: Any, draw: "_Draws", own: slice) -> list["Drawn"]:
+        """The responses to the prompts of a share, prompt-major."""
+        if self.engines is None:
+            return [one for chunk in draw.chunks(own) for one in self._generate(params, draw, chunk)]
+        engine = self.engines.prepare(params, draw.sampling)
+        tickets = []
+        for chunk in draw.chunks(own):
+            self.engines.draw_with(chunk.key)
+            requests = [
+                Request(tuple(draw.prompts[place]), place - chunk.first, sample, draw.limits[place])
+                for place in chunk.places
+                for sample in range(draw.count)
+            ]
+            tickets += engine.submit(requests)
+        return [Drawn.of(one) for one in wait_for(engine, tickets)]
+
+    def _generate(self, params: Any, draw: "_Draws", chunk: "_Chunk") -> list["Drawn"]:
+        """One call of ``models.generate``, filled up so that all calls of one process have one shape."""
+        places = [*chunk.places, *[chunk.places[-1]] * (chunk.size - len(chunk.places))]
+        samples = generate(
+            self.config, params, [draw.prompts[place] for place in places], chunk.key, samples_per_prompt=draw.count,
+            max_new_tokens=self.max_new_tokens, temperature=draw.sampling.temperature, top_k=draw.sampling.top_k,
+            top_p=draw.sampling.top_p, stop=self.task.stop,
+            options=DecodeOptions(tokenizer=self.tokenizer, prompt_ids=[place - chunk.first for place in places]),
+        )  # fmt: skip
+        arrays = jax.device_get((samples.tokens, samples.mask, samples.logp, samples.log_mass, samples.finished))
+        tokens, mask, logp, mass, finished = (np.asarray(x) for x in arrays)
+        return [
+            Drawn(tokens[row][mask[row]], (logp - mass)[row][mask[row]], bool(finished[row]))
+            for row in range(len(chunk.places) * draw.count)
+        ]
+
+
+class _Chunk(NamedTuple):
+    """Prompts that draw with one key.
+
+    Attributes:
+      key: typed PRNG key.
+      first: place whose prompt has number 0 under this key.
+      places: of the prompts.
+      size: number of prompts of a full chunk.
+    """
+
+    key: jax.Array
+    first: int
+    places: range
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draws:
+    """What is drawn: prompts with maximum lengths of their responses, see `Sampler.sample`."""
+
+    prompts: Sequence[Sequence[int]]
+    limits: Sequence[int]
+    key: jax.Array
+    chunk: int | None
+    count: int
+    sampling: SamplingOptions
+
+    def chunks(self, own: slice) -> Iterator[_Chunk]:
+        """The chunks of a share of the prompts."""
+        if self.chunk is None:
+            yield _Chunk(self.key, 0, range(own.start, own.stop), own.stop - own.start)
+            return
+        for first in range(own.start - own.start % self.chunk, own.stop, self.chunk):
+            places = range(max(first, own.start), min(first + self.chunk, own.stop))
+            size = min(self.chunk, own.stop - own.start)
+            yield _Chunk(jax.random.fold_in(self.key, first), first, places, size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """A response of n tokens before it is judged.
+
+    Attributes:
+      tokens: [n] int32.
+      logp: [n] float32, see `Responses.behaviour_logp`.
+      finished: whether it ended by itself.
+      sampled: [n] bool, tokens that the model drew; None: all.
+      version: [n] int32, of the weights; None: 0.
+    """
+
+    tokens: np.ndarray
+    logp: np.ndarray
+    finished: bool
+    sampled: np.ndarray | None = None
+    version: np.ndarray | None = None
+
+    @staticmethod
+    def of(response: Response) -> "Drawn":
+        """A response of an engine."""
+        return Drawn(
+            response.tokens, behaviour_logp(response), response.end in ("eos", "stop"), drawn_tokens(response),
+            response.version,
+        )  # fmt: skip
+
+    def after(self, prefix: Sequence[int], longest: int) -> "Drawn":
+        """The response with tokens before it, cut at a length."""
+        count = len(prefix)
+        own = np.ones(len(self.tokens), bool) if self.sampled is None else self.sampled
+        version = np.zeros(len(self.tokens), np.int32) if self.version is None else self.version
+        return Drawn(
+            np.concatenate([np.asarray(prefix, np.int32), self.tokens])[:longest],
+            np.concatenate([np.zeros(count, np.float32), self.logp])[:longest],
+            self.finished and count + len(self.tokens) <= longest,
+            np.concatenate([np.zeros(count, bool), own])[:longest],
+            np.concatenate([np.zeros(count, np.int32), version])[:longest],
+        )
+
+
+def _rows(prompts: Sequence[Sequence[int]], drawn: Sequence[Drawn], width: int, pad: int) -> dict[str, np.ndarray]:
+    """Rows ``[prompt][response][padding]`` of a fixed width: the arrays of `Responses` that need no verdict."""
+    size = len(drawn) // max(len(prompts), 1)
+    shape = (len(drawn), width)
+    rows: dict[str, np.ndarray] = {
+        "tokens": np.full(shape, pad, np.int32),
+        "mask": np.zeros(shape, bool),
+        "behaviour_logp": np.zeros(shape, np.float32),
+        "sampled": np.zeros(shape, bool),
+        "version": np.zeros(shape, np.int32),
+    }
+    for row, one in enumerate(drawn):
+        prompt = prompts[row // size]
+        own = slice(len(prompt), len(prompt) + len(one.tokens))
+        rows["tokens"][row, : own.start] = prompt
+        rows["tokens"][row, own] = one.tokens
+        rows["mask"][row, own] = True
+        rows["behaviour_logp"][row, own] = one.logp
+        rows["sampled"][row, own] = True if one.sampled is None else one.sampled
+        rows["version"][row, own] = 0 if one.version is None else one.version
+    return rows

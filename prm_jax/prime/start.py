@@ -16,6 +16,7 @@ from prm_jax.models.sharding import rows_over, shard_params
 from prm_jax.prime.advantages import AdvantageFn, make_advantage
 from prm_jax.prime.batch import Frozen
 from prm_jax.prime.critic import Critic
+from prm_jax.prime.off_policy import resolved
 from prm_jax.prime.options import Options
 from prm_jax.prime.policy import PolicyLoss, PolicyPhase, make_policy_loss
 from prm_jax.prime.shaping import RewardFn, make_reward
@@ -211,7 +212,7 @@ def make_setup(options: Options, start: Start, source: Any, overrides: Overrides
     """
     loss = overrides.policy_loss or make_policy_loss(options.policy)
     policy = PolicyPhase(
-        start.policy_learner(options), options.policy, loss, options.rollout.temperature, start.ways
+        start.policy_learner(options), options.policy, loss, options.rollout.temperature, start.ways, resolved(options)
     )
     critic = None
     if options.advantage.estimator == "ppo" and overrides.advantage is None:

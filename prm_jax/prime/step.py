@@ -171,7 +171,7 @@ def reward_inputs(
         outcome=jnp.asarray(batch.outcome, jnp.float32), group_ids=batch.group_ids, logp=logp, ref_logp=ref_logp,
         process=judged.rewards, gate=gate, initial_value=initial, values=values,
         penalty=setup.policy.kl_rewards(frozen, batch, old_logp), confidence=batch.confidence, weights=batch.weights,
-        groups=batch.mask.shape[0],
+        behaviour_logp=batch.behaviour_logp, groups=batch.mask.shape[0],
     )  # fmt: skip
 
 

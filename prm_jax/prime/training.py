@@ -22,6 +22,7 @@ from prm_jax.prime.advantages import AdvantageFn
 from prm_jax.prime.checked import checked_loss, checked_rewards, name_of
 from prm_jax.prime.checks import check_options
 from prm_jax.prime.compose import Composed, compose
+from prm_jax.prime.engines import make_engines
 from prm_jax.prime.evaluate import PRMProbe, can_be_probed, sample_in_batches
 from prm_jax.prime.loop import Trained, train_policy
 from prm_jax.prime.options import Options
@@ -53,8 +54,8 @@ BASELINE = "outcome_only"
 TITLES = {"prime": "PRIME", BASELINE: "outcome only"}
 
 SOFT_OPTIONS = (
-    "steps", "eval.*", "save_every", "keep_checkpoints", "sample_every", "watch.*", "max_*_steps", "watchdog*", "plots",
-    "baseline", "mesh.*", "*.learning_rate",
+    "steps", "eval.*", "save_every", "keep_checkpoints", "sample_every", "watch.*", "profile", "max_*_steps",
+    "watchdog*", "plots", "baseline", "mesh.*", "*.learning_rate",
 )  # fmt: skip
 """Options that a resumed run may change."""
 
@@ -243,15 +244,19 @@ def _introduce(task: Task, options: Options, frontend: Frontend) -> None:
         frontend.say(line)
     if options.rollout.top_k or options.rollout.top_p < 1:
         frontend.say(
-            "warning: --rollout.top-k and --rollout.top-p sample from a truncated distribution, but the policy's "
-            "log-probs and their ratios are those of the whole vocabulary, so that updates are slightly off-policy"
+            "warning: --rollout.top-k and --rollout.top-p sample from a truncated distribution, while the policy's "
+            "log-probs are those of the whole vocabulary: --off-policy.weights correct for it, but tokens left "
+            "out are never tried"
         )
 
 
 def _composed(options: Options, start: Start, mesh: Mesh | None, overrides: Overrides) -> Composed:
     """The parts of the run around the loaded or fresh policy, checked before anything is written."""
     rollout = options.rollout
-    sampler = Sampler(start.task, start.tokenizer, start.config, rollout.max_prompt_tokens, rollout.max_new_tokens)
+    sampler = Sampler(
+        start.task, start.tokenizer, start.config, rollout.max_prompt_tokens, rollout.max_new_tokens,
+        make_engines(options, start, mesh),
+    )  # fmt: skip
     initial = _fresh(options, start, mesh) if start.params is None else start.params
     composed = compose(options, start, initial, sampler, mesh, overrides)
     if _from_outside(options, overrides):

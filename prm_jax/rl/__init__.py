@@ -19,6 +19,7 @@ from prm_jax.rl.extraction import best_of_n_policy_loss, best_of_n_targets, cand
 from prm_jax.rl.filtering import passing_first, rows_of_groups, solve_rate_mask, truncation_mask
 from prm_jax.rl.halting import halting_distribution, halting_loss, quantile_exit
 from prm_jax.rl.imitation import advantage_weights, weighted_nll
+from prm_jax.rl.importance import mismatch_metrics, mismatch_sums, sampler_weights
 from prm_jax.rl.losses import (
     Loss,
     Mean,
@@ -221,4 +222,7 @@ __all__ = [
     "budget_allocation",
     "filter_weights",
     "importance_weights",
+    "mismatch_metrics",
+    "mismatch_sums",
+    "sampler_weights",
 ]

@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from prm_jax.rollouts.completions import CompletionServer
     from prm_jax.rollouts.engine import Engine, EngineStats, Request, Response, Ticket, sample_all
     from prm_jax.rollouts.environments import Environment, Episode, EpisodeStart, Feedback, Turn, TurnLimits, play
-    from prm_jax.rollouts.loading import load_local_policy, load_remote_policy
+    from prm_jax.rollouts.loading import engine_on_server, load_local_policy, load_remote_policy
     from prm_jax.rollouts.local import Batching, LocalEngine
     from prm_jax.rollouts.policy import STREAMS, TaskPolicy, step_boundary, stop_sets
     from prm_jax.rollouts.remote import RemoteEngine
     from prm_jax.rollouts.remote_responses import RemoteResponse
+    from prm_jax.rollouts.remote_source import RemoteSource
     from prm_jax.rollouts.samples import generate_with
     from prm_jax.rollouts.sampling_options import Connection, SamplingOptions, StepOptions
+    from prm_jax.rollouts.server_options import ServerOptions
     from prm_jax.rollouts.server_process import ServerProcess
     from prm_jax.rollouts.slot_options import SlotStats, SlotTuning
     from prm_jax.rollouts.slot_rows import SlotResponse
@@ -49,12 +51,14 @@ _HOME = {
     "Problem": "tasks",
     "RemoteEngine": "remote",
     "RemoteResponse": "remote_responses",
+    "RemoteSource": "remote_source",
     "Request": "engine",
     "Response": "engine",
     "RestartUpdates": "weight_updates",
     "Roller": "values",
     "STREAMS": "policy",
     "SamplingOptions": "sampling_options",
+    "ServerOptions": "server_options",
     "ServerProcess": "server_process",
     "SlotEngine": "slots",
     "SlotResponse": "slot_rows",
@@ -70,6 +74,7 @@ _HOME = {
     "Ticket": "engine",
     "Verdict": "tasks",
     "count_correct": "values",
+    "engine_on_server": "loading",
     "generate_with": "samples",
     "load_local_policy": "loading",
     "load_remote_policy": "loading",
@@ -101,11 +106,13 @@ __all__ = [
     "Problem",
     "RemoteEngine",
     "RemoteResponse",
+    "RemoteSource",
     "Request",
     "Response",
     "RestartUpdates",
     "Roller",
     "SamplingOptions",
+    "ServerOptions",
     "ServerProcess",
     "SlotEngine",
     "SlotResponse",
@@ -121,6 +128,7 @@ __all__ = [
     "TurnLimits",
     "Verdict",
     "count_correct",
+    "engine_on_server",
     "generate_with",
     "load_local_policy",
     "load_remote_policy",

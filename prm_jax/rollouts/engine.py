@@ -48,6 +48,9 @@ class Response:
       end: why the response ended: "eos", an end token; "stop", a string of the stop set; "length", `max_new_tokens`;
         "cancelled", by `Engine.cancel`.
       stop_index: position in the stop set of the string that ended it, -1 otherwise.
+
+    An engine that accepts forced tokens also gives ``sampled`` [n] bool, False for these, and one that truncates
+    ``log_mass`` [n] f32, log of the probability that truncation kept.
     """
 
     tokens: np.ndarray
@@ -136,7 +139,13 @@ def sample_all(
     Returns:
       The responses, in the order of the requests.
     """
-    tickets = engine.submit(requests)
+    return wait_for(engine, engine.submit(requests), on_progress)
+
+
+def wait_for(
+    engine: Engine, tickets: Sequence[Ticket], on_progress: OnProgress = lambda responses, tokens: None
+) -> list[Response]:
+    """The responses of all requests of an engine, in the order of `tickets`; see `sample_all`."""
     found: dict[Ticket, Response] = {}
     while len(found) < len(tickets):
         new = engine.poll()
@@ -170,6 +179,20 @@ def check_request(request: Request, engine: Engine) -> None:
             f"a prompt of {len(request.prompt)} tokens with a response of {request.max_new_tokens} exceeds the model's "
             f"context of {engine.context} tokens: shorten the prompt or the response"
         )
+
+
+def behaviour_logp(response: Response) -> np.ndarray:
+    """[n] f32: log-probability with which each token was drawn, truncation included; 0 where forced, NaN if unknown."""
+    if response.logp is None:
+        return np.full(len(response.tokens), np.nan, np.float32)
+    mass = getattr(response, "log_mass", None)
+    return response.logp if mass is None else response.logp - mass
+
+
+def drawn_tokens(response: Response) -> np.ndarray:
+    """[n] bool: False for tokens that the model did not draw."""
+    given = getattr(response, "sampled", None)
+    return np.ones(len(response.tokens), bool) if given is None else np.asarray(given, bool)
 
 
 def cancelled(version: int) -> Response:

@@ -54,12 +54,16 @@ class EpisodeStart:
       prompt: token ids, of what the environment said first and whatever surrounds it.
       prompt_id, sample: as in `Request`.
       step: answers to an action; ``Environment.step`` of an environment that has been reset.
+      prefix: tokens of the response that are there already; they belong to the first action.
+      max_new_tokens: of the whole response, prefix included; 0: that of the limits.
     """
 
     prompt: tuple[int, ...]
     prompt_id: int
     sample: int
     step: Callable[[str], Feedback]
+    prefix: tuple[int, ...] = ()
+    max_new_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -198,10 +202,10 @@ class _Table:
 
     def play(self, starts: Sequence[EpisodeStart]) -> list[Episode]:
         requests = [
-            Request(start.prompt, start.prompt_id, start.sample, self.limits.max_new_tokens, self.stop)
-            for start in starts
+            Request(start.prompt, start.prompt_id, start.sample, self._most(start), self.stop) for start in starts
         ]
-        tickets = self.engine.submit(requests)
+        prefixes = [start.prefix for start in starts]
+        tickets = self.engine.submit(requests, **({"prefixes": prefixes} if any(prefixes) else {}))
         self.playing = {ticket: _Playing(start) for ticket, start in zip(tickets, starts, strict=True)}
         while len(self.finished) < len(tickets):
             found = self.engine.poll(timeout=0.0 if self.waiting else None)
@@ -209,6 +213,9 @@ class _Table:
                 self._act(ticket, response)
             self._take_answers(wait=not found)
         return [self.finished[ticket] for ticket in tickets]
+
+    def _most(self, start: EpisodeStart) -> int:
+        return start.max_new_tokens or self.limits.max_new_tokens
 
     def _act(self, ticket: Ticket, response: Response) -> None:
         """A turn has ended: asks the environment."""
@@ -247,7 +254,7 @@ class _Table:
             return
         playing.turns[-1] = Turn(playing.turns[-1].action, feedback)
         tokens = list(self.tokenizer.encode(feedback.text))[: self.limits.max_answer_tokens] if feedback.text else []
-        room = self.limits.max_new_tokens - len(response.tokens) - len(tokens)
+        room = self._most(playing.start) - len(response.tokens) - len(tokens)
         if feedback.done or response.end != "stop" or not tokens:
             self._finish(ticket, response, "done" if feedback.done else "eos" if response.end == "eos" else "done")
         elif len(playing.turns) >= self.limits.max_turns:
@@ -257,7 +264,7 @@ class _Table:
         else:
             playing.answered = len(response.tokens) + len(tokens)
             playing.turn_ends.append(playing.answered)
-            self.engine.extend(ticket, tokens, max_new_tokens=self.limits.max_new_tokens)
+            self.engine.extend(ticket, tokens, max_new_tokens=self._most(playing.start))
 
     def _finish(self, ticket: Ticket, response: Response, end: EpisodeEnd, failure: str = "") -> None:
         if response.end == "stop":

@@ -1,6 +1,7 @@
 """Engines and policies from a model's name, as commands and experiments need them."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from prm_jax.errors import UserError
@@ -9,7 +10,7 @@ from prm_jax.rollouts.engine import Engine, OnProgress
 from prm_jax.rollouts.local import Batching, LocalEngine
 from prm_jax.rollouts.policy import STEP, TaskPolicy, stop_sets
 from prm_jax.rollouts.remote import RemoteEngine, warn
-from prm_jax.rollouts.sampling_options import Connection, StepOptions
+from prm_jax.rollouts.sampling_options import Connection, SamplingOptions, StepOptions
 from prm_jax.rollouts.server_client import ServerClient
 from prm_jax.rollouts.text_engine import TextEngine
 
@@ -112,21 +113,47 @@ def load_remote_policy(
     from prm_jax.models import Tokenizer
 
     _check(steps, seed)
-    tokenizer, name, stops = Tokenizer.load(path), connection.model or str(path), stop_sets(task)
+    engine = engine_on_server(
+        url, connection.model or str(path), Tokenizer.load(path), connection=connection, sampling=steps.sampling(),
+        seed=seed, stops=stop_sets(task),
+    )  # fmt: skip
+    return TaskPolicy(engine, task, steps, chat=chat, on_progress=on_progress)
+
+
+def engine_on_server(
+    url: str,
+    model: str,
+    tokenizer: Any,
+    *,
+    connection: Connection = Connection(),
+    sampling: SamplingOptions = SamplingOptions(),
+    seed: int = 0,
+    stops: Sequence[Sequence[str]] = ((),),
+) -> Engine:
+    """An engine on a server for other uses than training: by token ids where the server has them, otherwise by text.
+
+    Args:
+      url: the server's address.
+      model: name of the model on the server.
+      tokenizer: of the model.
+      connection: how to talk to the server.
+      sampling: how tokens are chosen.
+      seed: of the sampling.
+      stops: stop sets, see `Engine`.
+
+    Raises:
+      UserError: an address or option that cannot be used, no server, or one with another model.
+    """
     if connection.dialect == "auto":
         connection = dataclasses.replace(connection, dialect=detect(ServerClient(url, connection, warn).call))
-    engine: Engine
     if connection.dialect == "text":
-        engine = TextEngine(
-            url, tokenizer, model=name, connection=connection, sampling=steps.sampling(), seed=seed, stops=stops
+        return TextEngine(
+            url, tokenizer, model=model, connection=connection, sampling=sampling, seed=seed, stops=stops
         )
-    else:
-        # Searches rank by log-probabilities, for which those at temperature 1 are as good.
-        engine = RemoteEngine(
-            url, name, tokenizer, connection=connection, sampling=steps.sampling(), seed=seed, stops=stops,
-            keep_raw_logp=True,
-        )  # fmt: skip
-    return TaskPolicy(engine, task, steps, chat=chat, on_progress=on_progress)
+    # Searches rank by log-probabilities, for which those at temperature 1 are as good.
+    return RemoteEngine(
+        url, model, tokenizer, connection=connection, sampling=sampling, seed=seed, stops=stops, keep_raw_logp=True
+    )
 
 
 def _check(steps: StepOptions, seed: int) -> None:

@@ -90,15 +90,9 @@ class RemoteEngine:
         )  # fmt: skip
         self.context: int | None = self.server.info.context
         self._weights, self._probe = weights, probe
-        self._exact = self.server.dialect.tempered or sampling.temperature in (0, 1) or keep_raw_logp
-        if connection.logprobs and not self._exact:
-            say(
-                f"{self.server.info.description} sends log-probabilities at temperature 1 and tokens are sampled at "
-                f"{sampling.temperature:g}: the behaviour's log-probabilities are unknown, and no importance weights "
-                "can be computed from them"
-            )
+        self._keep_raw, self._warned = keep_raw_logp, False
         self._ready: list[tuple[Ticket, Response]] = []
-        self._groups = GroupWatch(mixed=mixed_versions, greedy=sampling.temperature == 0, say=say)
+        self._groups = GroupWatch(mixed=mixed_versions, say=say)
         self._rows: dict[Ticket, RemoteRow] = {}
         self._held: dict[Ticket, RemoteRow] = {}
         self._answers: queue.SimpleQueue[tuple[RemoteRow, TokenAnswer | Exception]] = queue.SimpleQueue()
@@ -107,6 +101,18 @@ class RemoteEngine:
         self._stats = EngineStats()
         self._name = uuid.uuid4().hex[:12]
         self._numbers = itertools.count()
+        self.draw_with(seed, sampling)
+
+    def draw_with(self, seed: int, sampling: SamplingOptions | None = None) -> None:
+        """Requests that are submitted from now on use this seed, and this sampling if it is not None."""
+        self.seed, self.sampling = seed, self.sampling if sampling is None else sampling
+        if self.connection.logprobs and not self._exact(self.sampling) and not self._warned:
+            self._warned = True
+            self._say(
+                f"{self.server.info.description} sends log-probabilities at temperature 1 and tokens are sampled at "
+                f"{self.sampling.temperature:g}: the behaviour's log-probabilities are unknown, and no importance "
+                "weights can be computed from them"
+            )
 
     def submit(self, requests: Iterable[Request]) -> list[Ticket]:
         """See `Engine`: sends the requests, at most `Connection.workers` at a time.
@@ -114,19 +120,19 @@ class RemoteEngine:
         Raises:
           UserError: a request that cannot be served, or two that ask for the same sample of the same prompt.
         """
-        new = list(requests)
+        new, sampling = list(requests), self.sampling
         running = {row.seed for row in self._rows.values()}
         rows = []
         for number, request in enumerate(new, self._stats.requests):
             check_request(request, self)
             seed = self._seed(request)
-            if seed in running and self.sampling.temperature > 0:
+            if seed in running and sampling.temperature > 0:
                 raise UserError(
                     f"sample {request.sample} of prompt {request.prompt_id} is asked for twice, with one seed: the "
                     "samples of a group would be identical; give each its own number"
                 )
             running.add(seed)
-            rows.append(RemoteRow(number, request, seed, request.max_new_tokens, self.version))
+            rows.append(RemoteRow(number, request, seed, request.max_new_tokens, self.version, sampling, self.seed))
         self._stats.requests += len(rows)
         for row in rows:
             self._send(row)
@@ -214,7 +220,7 @@ class RemoteEngine:
             row.handle.abandon()
             self._rows.pop(row.ticket, None)
         self._stats.responses += len(rows)
-        return [(row.ticket, row.response("cancelled", -1, exact=self._exact)) for row in rows]
+        return [(row.ticket, row.response("cancelled", -1, exact=self._exact(row.sampling))) for row in rows]
 
     def update(self, params: Any, version: int) -> None:
         """Hands the weights to the server and samples from them from now on.
@@ -237,21 +243,19 @@ class RemoteEngine:
         self.version = version
         if not self._mixed:
             self._groups.clear()
-        if self._probe is not None:
-            self._check_weights(self._probe, params)
+        self.check_weights(params)
 
-    def stats(self) -> EngineStats:
-        """See `Engine`."""
-        return dataclasses.replace(self._stats)
+    def check_weights(self, params: Any) -> None:
+        """Probes the server's weights, if the engine was made with a probe.
 
-    def close(self) -> None:
-        """Ends all requests, and a server that `weights` has started."""
-        self._abandon()
-        if self._weights is not None:
-            self._weights.close()
+        What else completes meanwhile is kept for `poll`.
 
-    def _check_weights(self, probe: Probe, params: Any) -> None:
-        """Samples a response to each prompt of the probe; what else completes meanwhile is kept for `poll`."""
+        Raises:
+          UserError: the server has other weights than these, see `Probe`.
+        """
+        probe = self._probe
+        if probe is None:
+            return
         requests = [
             Request(prompt, MAX_PROMPT_ID - i, 0, probe.max_new_tokens) for i, prompt in enumerate(probe.prompts)
         ]
@@ -271,6 +275,20 @@ class RemoteEngine:
         responses = [found[ticket] for ticket in tickets]
         probe.check(params, responses, temperature=temperature, other=other, where=self.server.url)
 
+    def stats(self) -> EngineStats:
+        """See `Engine`."""
+        return dataclasses.replace(self._stats)
+
+    def close(self) -> None:
+        """Ends all requests, and a server that `weights` has started."""
+        self._abandon()
+        if self._weights is not None:
+            self._weights.close()
+
+    def _exact(self, sampling: SamplingOptions) -> bool:
+        """Whether the server's log-probabilities are those of the sampling."""
+        return self.server.dialect.tempered or sampling.temperature in (0, 1) or self._keep_raw
+
     def _seed(self, request: Request) -> int:
         numbers = (self.seed, self.version, request.prompt_id, request.sample)
         digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
@@ -287,7 +305,7 @@ class RemoteEngine:
     def _work(self, row: RemoteRow, served: Served) -> None:
         """Runs in a thread of the pool."""
         request = TokenRequest(
-            row.context, row.limit - len(row.tokens), self.stops[row.request.stop], self.sampling, row.seed,
+            row.context, row.limit - len(row.tokens), self.stops[row.request.stop], row.sampling, row.seed,
             row.request_id, logprobs=self.connection.logprobs, token_bytes=self.tokenizer.token_bytes,
         )  # fmt: skip
         try:
@@ -324,8 +342,8 @@ class RemoteEngine:
             index = stop_position(answer, text, self.stops[row.request.stop], where)
         row.write(answer)
         end: End = "cancelled" if answer.end == "abort" else answer.end
-        response = row.response(end, index, exact=self._exact)
-        self._groups.add(row.request, response)
+        response = row.response(end, index, exact=self._exact(row.sampling))
+        self._groups.add(row, response)
         return response
 
     def _receive(self, rows: Sequence[RemoteRow]) -> None:

@@ -11,7 +11,10 @@ from prm_jax.errors import UserError
 from prm_jax.rollouts.dialects import TokenAnswer
 from prm_jax.rollouts.engine import End, Request, Response, Ticket, first_stop
 from prm_jax.rollouts.http_client import escape
+from prm_jax.rollouts.sampling_options import SamplingOptions
 from prm_jax.rollouts.server_client import Handle
+
+_MOST_GROUPS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,8 @@ class RemoteRow:
       seed: of the sampling.
       limit: maximum length of the response.
       version: of the weights that the request is sent to.
+      sampling: how its tokens are chosen.
+      group: seed of the engine; samples of a prompt with the same one are a group.
       tokens, logp, sampled, versions: of the response so far, before the running request.
       handle: of the running request.
       request_id: of the running request.
@@ -48,6 +53,8 @@ class RemoteRow:
     seed: int
     limit: int
     version: int
+    sampling: SamplingOptions
+    group: int
     tokens: list[int] = dataclasses.field(default_factory=list)
     logp: list[float] | None = dataclasses.field(default_factory=list)
     sampled: list[bool] = dataclasses.field(default_factory=list)
@@ -148,28 +155,30 @@ class GroupWatch:
 
     Args:
       mixed: samples of one prompt may come from several versions.
-      greedy: samples are the same by intention.
       say: gets warnings.
     """
 
-    def __init__(self, *, mixed: bool, greedy: bool, say: Callable[[str], None]) -> None:
-        self._mixed, self._greedy, self._say = mixed, greedy, say
-        self._groups: dict[tuple[tuple[int, ...], int], _Group] = {}
+    def __init__(self, *, mixed: bool, say: Callable[[str], None]) -> None:
+        self._mixed, self._say = mixed, say
+        self._groups: dict[tuple[tuple[int, ...], int, int], _Group] = {}
         self._warned = False
 
     def clear(self) -> None:
         """Forgets all groups, when new weights begin new groups."""
         self._groups.clear()
 
-    def add(self, request: Request, response: RemoteResponse) -> None:
+    def add(self, row: RemoteRow, response: RemoteResponse) -> None:
         """Takes a completed response into account.
 
         Raises:
           UserError: it comes from another version than the other samples of its prompt.
         """
-        key = request.prompt, request.prompt_id
+        request, greedy = row.request, row.sampling.temperature == 0
+        key = request.prompt, request.prompt_id, row.group
         group = self._groups.get(key)
         if group is None:
+            if len(self._groups) >= _MOST_GROUPS:
+                del self._groups[next(iter(self._groups))]
             self._groups[key] = _Group(response)
             return
         versions = {int(x) for one in (group.first, response) for x in one.version}
@@ -180,7 +189,7 @@ class GroupWatch:
             )
         group.count += 1
         group.differ |= not np.array_equal(group.first.tokens, response.tokens)
-        if not (group.differ or self._greedy or self._warned) and _too_alike(group):
+        if not (group.differ or greedy or self._warned) and _too_alike(group):
             self._warned = True
             self._say(
                 f"all {group.count} samples of prompt {request.prompt_id} are the same {len(response.tokens)} tokens: "

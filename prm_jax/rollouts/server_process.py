@@ -1,5 +1,6 @@
 """A server as a child process, which is started again with every new file of weights."""
 
+import atexit
 import contextlib
 import os
 import pathlib
@@ -14,7 +15,7 @@ _PLACE = "{model}"
 
 
 class ServerProcess:
-    """Starts a command for each file, and ends the one before.
+    """Starts a command for each file, and ends the one before; the last one ends with this process.
 
     Args:
       command: with ``{model}`` in place of the file; no shell reads it.
@@ -40,6 +41,7 @@ class ServerProcess:
         self._http = HttpClient(self._url, key="", timeout=5.0)
         self._log, self._seconds = log, seconds
         self._process: subprocess.Popen[bytes] | None = None
+        atexit.register(self.close)
 
     def __call__(self, model: str) -> str:
         """Starts the server with a file, and returns its address once it answers.

@@ -17,6 +17,9 @@ class SlotTuning:
       cache_dtype: of keys and values; None for the model's compute dtype. "bfloat16" halves the memory, and the
         log-probabilities are still those that tokens were drawn from.
       hold: stop sets whose responses keep their slots after a stop string, for `SlotEngine.extend`.
+      sizes: shares of the slots that are compiled too: when few responses are left, they are moved into fewer slots.
+        Pays where a step takes time in proportion to the slots. None for a quarter on a CPU, and for all slots only on
+        accelerators and over a mesh. With several sizes the last bits of a response depend on what else is asked.
     """
 
     steps_per_call: int = 32
@@ -24,6 +27,7 @@ class SlotTuning:
     prefill_tokens: int = 256
     cache_dtype: str | None = None
     hold: tuple[int, ...] = ()
+    sizes: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps_per_call", "prefill_tokens"):
@@ -31,22 +35,26 @@ class SlotTuning:
                 raise UserError(f"{name} is {getattr(self, name)}: expected at least 1")
         if not 0 <= self.refill_share <= 1:
             raise UserError(f"refill_share is {self.refill_share}: expected a number in [0, 1]")
+        if self.sizes is not None and not all(0 < share <= 1 for share in self.sizes):
+            raise UserError(f"sizes is {self.sizes}: expected shares in (0, 1] of the slots")
         if self.cache_dtype not in (None, "float32", "bfloat16", "float16"):
             raise UserError(f"cache_dtype is {self.cache_dtype!r}: expected float32, bfloat16, float16 or None")
 
 
 @dataclasses.dataclass
 class SlotStats(EngineStats):
-    """Counters of a `SlotEngine`; `slot_steps` are the decode steps times the slots.
+    """Counters of a `SlotEngine`; `slot_steps` are the decode steps times the slots in use.
 
     Attributes:
       steps: decode steps.
+      moves: changes of the number of slots in use.
       prefill_tokens: tokens read by prefills, padding included.
       forced_tokens: in completed responses, given by the caller.
       wasted_tokens: in cancelled responses, or dropped when the weights changed.
     """
 
     steps: int = 0
+    moves: int = 0
     prefill_tokens: int = 0
     forced_tokens: int = 0
     wasted_tokens: int = 0

@@ -46,6 +46,7 @@ class Slots:
       stop: index of the stop set.
       eos_state, text_state: of the automata.
       live: [B] bool, False for slots that are empty or whose response has ended.
+      key: [B, words] u32, data of the key from which the response draws.
     """
 
     prompt_id: Any
@@ -57,6 +58,7 @@ class Slots:
     eos_state: Any
     text_state: Any
     live: Any
+    key: Any
 
 
 COUNTERS = ("prompt_id", "sample", "position", "length", "limit", "stop", "eos_state", "text_state")
@@ -68,16 +70,16 @@ class Rules:
     """How tokens are drawn and when a response ends.
 
     Attributes:
-      key: typed PRNG key.
       sampling: see ``models.sampling``.
       eos_table: [states, V] i32 automaton of the end tokens, see ``models.stopping``.
       text_tables: [stop sets, states, V] i32, one automaton for the strings of each stop set.
+      key_impl: static, of the PRNG.
     """
 
-    key: Array
     sampling: Sampling
     eos_table: Any
     text_tables: Any
+    key_impl: Any = dataclasses.field(metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -89,12 +91,13 @@ class Written:
 
     Attributes:
       tokens: i32.
-      logp: f32, 0 for forced tokens.
+      logp, log_mass: f32, see ``models.sampling.Draw``; 0 for forced tokens.
       steps: [] i32, steps that were taken.
     """
 
     tokens: Array
     logp: Array
+    log_mass: Array
     steps: Array
 
 
@@ -134,6 +137,13 @@ def insert(cache: Cache, prefix: Cache, into: Array, source: Array, *, sharding:
     return _place(Cache(layers, hidden), sharding)
 
 
+@functools.partial(jax.jit, static_argnames="sharding")
+def gather(cache: Cache, rows: Array, *, sharding: NamedSharding | None) -> Cache:
+    """A cache whose slot i is slot `rows[i]`; rows [B'] i32."""
+    layers = jax.tree.map(lambda x: x[rows], cache.layers)
+    return _place(Cache(layers, cache.hidden[:, rows]), sharding)
+
+
 @functools.partial(jax.jit, static_argnames=("config", "sharding"), donate_argnums=2)
 def run(
     config: ModelConfig,
@@ -166,7 +176,8 @@ def run(
       (the cache, the counters, what was written).
     """
     columns = cache.layers[0].k.shape[-1]
-    blank = Written(jnp.zeros_like(forced), jnp.zeros(forced.shape, jnp.float32), jnp.int32(0))
+    zeros = jnp.zeros(forced.shape, jnp.float32)
+    blank = Written(jnp.zeros_like(forced), zeros, zeros, jnp.int32(0))
 
     def more(carry: tuple[Cache, Slots, Written]) -> Array:
         _, slots, written = carry
@@ -174,14 +185,16 @@ def run(
 
     def body(carry: tuple[Cache, Slots, Written]) -> tuple[Cache, Slots, Written]:
         cache, slots, written = carry
-        tokens, logp = _draw(config, packed, cache.hidden, slots, forced[written.steps], rules)
+        drawn = _draw(config, packed, cache.hidden, slots, forced[written.steps], rules)
+        tokens = drawn.tokens
         at = jnp.where(slots.live, slots.length, columns)
         hidden, layers = decode_rows.decode_rows(config, packed, cache.layers, tokens, at)
         hidden = jnp.where(slots.live, hidden, cache.hidden)  # a held slot continues from its last token
         slots = _advance(slots, tokens, forced[written.steps] != DRAW, rules)
         written = Written(
             lax.dynamic_update_index_in_dim(written.tokens, tokens, written.steps, 0),
-            lax.dynamic_update_index_in_dim(written.logp, logp, written.steps, 0),
+            lax.dynamic_update_index_in_dim(written.logp, drawn.logp, written.steps, 0),
+            lax.dynamic_update_index_in_dim(written.log_mass, drawn.log_mass, written.steps, 0),
             written.steps + 1,
         )
         return Cache(layers, hidden), slots, written
@@ -192,12 +205,15 @@ def run(
 
 def _draw(
     config: ModelConfig, packed: Params, hidden: Array, slots: Slots, forced: Array, rules: Rules
-) -> tuple[Array, Array]:
-    """The next token of each slot and its log-probability."""
-    uniform = jax.vmap(sampling.row_uniform, in_axes=(None, 0, 0, 0))
-    uniforms = uniform(rules.key, slots.prompt_id, slots.sample, slots.position)
-    tokens, logp = sampling.sample(decode.next_logits(config, packed, hidden), uniforms, rules.sampling)
-    return jnp.where(forced == DRAW, tokens, forced), jnp.where(forced == DRAW, logp, 0.0)
+) -> sampling.Draw:
+    """The next token of each slot."""
+    keys = jax.random.wrap_key_data(slots.key, impl=rules.key_impl)
+    uniforms = jax.vmap(sampling.row_uniform)(keys, slots.prompt_id, slots.sample, slots.position)
+    drawn = sampling.sample(decode.next_logits(config, packed, hidden), uniforms, rules.sampling)
+    mine = forced == DRAW
+    return sampling.Draw(
+        jnp.where(mine, drawn.tokens, forced), jnp.where(mine, drawn.logp, 0.0), jnp.where(mine, drawn.log_mass, 0.0)
+    )
 
 
 def _advance(slots: Slots, tokens: Array, forced: Array, rules: Rules) -> Slots:

@@ -16,9 +16,12 @@ class SlotResponse(Response):
 
     Attributes:
       sampled: [n] bool, False for tokens that the caller gave (a prefix, or `SlotEngine.extend`); their `logp` is 0.
+      log_mass: [n] f32 <= 0, log of the probability that truncation (top-k, top-p) kept: a token was drawn with
+        log-probability ``logp - log_mass``.
     """
 
     sampled: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
+    log_mass: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
 
 
 @dataclasses.dataclass
@@ -27,8 +30,9 @@ class Row:
 
     Attributes:
       ticket, request: whose response it is.
+      key: data of the key from which it draws.
       limit: maximum length of the response; `Request.max_new_tokens` until it is extended.
-      tokens, logp, version, sampled: of the response so far, see `SlotResponse`.
+      tokens, logp, log_mass, version, sampled: of the response so far, see `SlotResponse`.
       pending: forced tokens that are not in `tokens` yet.
       given: length of the response up to the last token that the caller gave.
       states: of the automata of end tokens and of stop strings.
@@ -37,9 +41,11 @@ class Row:
 
     ticket: Ticket
     request: Request
+    key: np.ndarray
     limit: int
     tokens: list[int] = dataclasses.field(default_factory=list)
     logp: list[float] = dataclasses.field(default_factory=list)
+    log_mass: list[float] = dataclasses.field(default_factory=list)
     version: list[int] = dataclasses.field(default_factory=list)
     sampled: list[bool] = dataclasses.field(default_factory=list)
     pending: list[int] = dataclasses.field(default_factory=list)
@@ -52,25 +58,38 @@ class Row:
         """Prompt and response so far."""
         return (*self.request.prompt, *self.tokens)
 
-    def write(self, tokens: Sequence[int], logp: Sequence[float], version: int) -> None:
+    def begin(self, start: "Sequence[int] | SlotResponse", automata: "Automata") -> None:
+        """Begins with tokens of the caller, or continues a partial response."""
+        if not isinstance(start, SlotResponse):
+            self.pending = [int(token) for token in start]
+            self.given = self.reported = len(self.pending)
+            return
+        for name in ("tokens", "logp", "log_mass", "version", "sampled"):
+            setattr(self, name, getattr(start, name).tolist())
+        self.given = int(np.flatnonzero(~start.sampled).max(initial=-1)) + 1
+        self.reported = len(self.tokens)
+        self.states = automata.after(self.tokens, (0, 0), self.request.stop)
+
+    def write(self, tokens: Sequence[int], logp: Sequence[float], log_mass: Sequence[float], version: int) -> None:
         """Appends what a run wrote; pending tokens come first."""
         forced = min(len(self.pending), len(tokens))
         self.pending = self.pending[forced:]
         self.tokens += tokens
         self.logp += logp
+        self.log_mass += log_mass
         self.version += [version] * len(tokens)
         self.sampled += [False] * forced + [True] * (len(tokens) - forced)
 
     def settle(self, version: int, automata: "Automata") -> None:
         """Takes pending tokens into the response, to be read with the prompt."""
         pending, count = self.pending, len(self.pending)
-        self.write(pending, [0.0] * count, version)
+        self.write(pending, [0.0] * count, [0.0] * count, version)
         self.states = automata.after(pending, self.states, self.request.stop)
 
     def restart(self, automata: "Automata") -> None:
         """Drops the tokens after the last one that the caller gave."""
         kept = min(self.given, len(self.tokens))
-        for values in (self.tokens, self.logp, self.version, self.sampled):
+        for values in (self.tokens, self.logp, self.log_mass, self.version, self.sampled):
             del values[kept:]
         self.states = automata.after(self.tokens, (0, 0), self.request.stop)
 
@@ -78,7 +97,7 @@ class Row:
         """The response as arrays."""
         return SlotResponse(
             np.array(self.tokens, np.int32), np.array(self.logp, np.float32), np.array(self.version, np.int32), end,
-            stop_index, np.array(self.sampled, bool),
+            stop_index, np.array(self.sampled, bool), np.array(self.log_mass, np.float32),
         )  # fmt: skip
 
 

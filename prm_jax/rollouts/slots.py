@@ -18,11 +18,13 @@ from prm_jax.models.generation import bucket, on_cpu
 from prm_jax.models.sampling import make_sampling
 from prm_jax.models.sharding import RULES, rows_over, shard_params
 from prm_jax.rollouts import slot_programs as programs
-from prm_jax.rollouts.engine import Request, Response, Ticket, check_request
+from prm_jax.rollouts.engine import Request, Response, Ticket
 from prm_jax.rollouts.sampling_options import SamplingOptions
+from prm_jax.rollouts.slot_cache import SlotCache, compiled_sizes
+from prm_jax.rollouts.slot_checks import check_shape, check_start
 from prm_jax.rollouts.slot_options import SlotStats, SlotTuning
 from prm_jax.rollouts.slot_pool import PrefillPool
-from prm_jax.rollouts.slot_rows import Automata, Row
+from prm_jax.rollouts.slot_rows import Automata, Row, SlotResponse
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -44,7 +46,7 @@ class SlotEngine:
         cannot shorten a batch.
       columns: C, maximum length of a prompt with its response. None for as many as the longest request so far needs,
         which compiles again when a longer one arrives.
-      key: typed PRNG key.
+      key: typed PRNG key; see `draw_with`.
       sampling: how tokens are chosen; None for temperature 1.
       eos_ids: end tokens; None for the tokenizer's.
       stops: stop sets, see `Engine`.
@@ -78,35 +80,50 @@ class SlotEngine:
         self.stops = tuple(tuple(strings) for strings in stops) or ((),)
         self.slots, self.columns, self._mesh = slots, columns, mesh if mesh is not None else _mesh_of(params)
         self.context: int | None = config.max_position_embeddings
-        self._check_shape()
+        check_shape(config, slots, columns, self._mesh)
         if eos_ids is None:
             eos_ids = () if tokenizer is None else tokenizer.eos_ids
         self._automata = Automata(self.stops, eos_ids, config.vocab_size, tokenizer)
-        chosen = sampling or SamplingOptions()
-        self._rules = programs.Rules(
-            key, make_sampling(temperature=chosen.temperature, top_k=chosen.top_k, top_p=chosen.top_p),
-            self._automata.eos_table, self._automata.text_tables,
-        )  # fmt: skip
-        self._dtype = tuning.cache_dtype or config.compute_dtype
-        self._sharding = programs.cache_sharding(self._mesh, config)
         self._stats = SlotStats()
         self._queue: collections.deque[Row] = collections.deque()
-        self._seats: list[Row | None] = [None] * slots
         self._held: dict[Ticket, tuple[Row, int | None]] = {}  # -> its slot while it has one
         self._done: list[tuple[Ticket, Response]] = []
-        self._width = columns or 0
-        self._cache: programs.Cache | None = None
+        self._cache = SlotCache(
+            config, self._sizes(params), tuning.cache_dtype or config.compute_dtype,
+            programs.cache_sharding(self._mesh, config),
+        )  # fmt: skip
+        self._seats: list[Row | None] = [None] * slots
+        self.draw_with(key, sampling or SamplingOptions())
         self._load(params)
         if columns is not None:
+            self._grow(columns)
             self._allocate()
 
-    def submit(self, requests: Iterable[Request], *, prefixes: Sequence[Sequence[int]] = ()) -> list[Ticket]:
+    def draw_with(self, key: jax.Array, sampling: SamplingOptions | None = None) -> None:
+        """Requests that are submitted from now on draw with another key.
+
+        Args:
+          key: typed PRNG key, of the kind of the first.
+          sampling: how tokens are chosen from now on, also those of responses in progress; None: as before.
+        """
+        self.key, self._key_data = key, np.asarray(jax.random.key_data(key))
+        if sampling is not None:
+            self.sampling = sampling
+            self._rules = programs.Rules(
+                make_sampling(temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p),
+                self._automata.eos_table, self._automata.text_tables, jax.random.key_impl(key),
+            )  # fmt: skip
+
+    def submit(
+        self, requests: Iterable[Request], *, prefixes: Sequence[Sequence[int] | SlotResponse] = ()
+    ) -> list[Ticket]:
         """See `Engine`.
 
         Args:
           requests: what to sample.
-          prefixes: for each request, response tokens to continue from; none when empty. They count towards
-            `max_new_tokens`, and the continuation is that of an uninterrupted response.
+          prefixes: for each request, response tokens to continue from, or the partial response that `cancel` returned
+            for the same request, which keeps its log-probabilities. They count towards `max_new_tokens`, and the
+            continuation is that of an uninterrupted response.
         """
         new = list(requests)
         starts = list(prefixes) or [()] * len(new)
@@ -115,9 +132,9 @@ class SlotEngine:
         first = self._stats.requests
         rows = []
         for i, (request, start) in enumerate(zip(new, starts, strict=True)):
-            self._check(request, start)
-            row = Row(first + i, request, request.max_new_tokens, pending=[int(token) for token in start])
-            row.given = row.reported = len(start)
+            self._check(request, start.tokens.tolist() if isinstance(start, SlotResponse) else start)
+            row = Row(first + i, request, self._key_data, request.max_new_tokens)
+            row.begin(start, self._automata)
             row.settle(self.version, self._automata)
             rows.append(row)
         self._grow(max((len(row.request.prompt) + row.limit for row in rows), default=0))
@@ -133,6 +150,7 @@ class SlotEngine:
         """
         begun = time.monotonic()
         while not self._done and (self._queue or any(self._running())):
+            self._resize()
             self._refill()
             self._run()
             if timeout is not None and time.monotonic() - begun >= timeout:
@@ -205,44 +223,40 @@ class SlotEngine:
 
     def warm(self, prompt_lengths: Iterable[int]) -> None:
         """Compiles what requests with prompts of these lengths need. Idle slots only."""
-        for length in prompt_lengths:
+        lengths = sorted(set(prompt_lengths))
+        for length in lengths:
             self._check(Request((0,) * length, 0, 0, 1), ())
-            self._grow(length + 1)
-            self._allocate()
-            prefix = self._pool.read([(0,) * length])[0]
-            self._insert([(self.slots, *prefix)])
-        self._allocate()
-        self._run()
+        self._grow(max(lengths, default=0) + 1)
+        if any(self._seats):
+            raise RuntimeError("the engine is not idle: warm it before the first request")
+        for size in self._cache.sizes[::-1]:
+            self._move(size)
+            for length in lengths:
+                prefix = self._pool.read([(0,) * length])[0]
+                self._cache.insert([(size, *prefix)])
+            self._run()
+        for size in self._cache.sizes:
+            for other in self._cache.sizes:
+                self._move(other)
+                self._move(size)
 
     def stats(self) -> SlotStats:
         """See `Engine`."""
         return dataclasses.replace(self._stats)
 
-    def _check_shape(self) -> None:
-        if self.slots < 1:
-            raise UserError(f"slots is {self.slots}: expected at least 1")
-        context = self.config.max_position_embeddings
-        if self.columns is not None and not 2 <= self.columns <= context:
-            raise UserError(f"columns is {self.columns}: expected 2 to {context}, the model's context")
-        ways = 1 if self._mesh is None else rows_over(self._mesh)
-        if self.slots % ways:
-            raise UserError(f"slots is {self.slots}: expected a multiple of {ways}, the devices that share the slots")
+    @property
+    def several_sizes(self) -> bool:
+        """Whether responses are moved into fewer slots, see `SlotTuning.sizes`."""
+        return len(self._cache.sizes) > 1
+
+    def _sizes(self, params: Any) -> tuple[int, ...]:
+        shares = self.tuning.sizes
+        if shares is None:
+            shares = (1.0, 0.25) if self._mesh is None and on_cpu(params) else (1.0,)
+        return compiled_sizes(self.slots, shares, 1 if self._mesh is None else rows_over(self._mesh))
 
     def _check(self, request: Request, start: Sequence[int]) -> None:
-        check_request(request, self)
-        total, vocab = len(request.prompt) + request.max_new_tokens, self.config.vocab_size
-        if self.columns is not None and total > self.columns:
-            raise UserError(
-                f"a prompt of {len(request.prompt)} tokens with a response of {request.max_new_tokens} exceeds the "
-                f"engine's {self.columns} columns: shorten the prompt or the response, or make the engine with more"
-            )
-        if len(start) >= request.max_new_tokens:
-            raise UserError(
-                f"{len(start)} response tokens are given and max_new_tokens is {request.max_new_tokens}: expected more"
-            )
-        for token in itertools.chain(request.prompt, start):
-            if not 0 <= token < vocab:
-                raise UserError(f"a request contains token {token}, but the vocabulary has tokens 0 to {vocab - 1}")
+        check_start(self, request, start, columns=self.columns, vocab=self.config.vocab_size)
 
     def _load(self, params: Any) -> None:
         if self._mesh is not None:
@@ -254,32 +268,20 @@ class SlotEngine:
 
     def _new_pool(self) -> PrefillPool:
         read = functools.partial(programs.prefill, self.config, self.params)
-        return PrefillPool(read, rows=self.slots, tokens=self.tuning.prefill_tokens, columns=self._width)
+        return PrefillPool(read, rows=self.slots, tokens=self.tuning.prefill_tokens, columns=self._cache.columns)
 
     def _grow(self, columns: int) -> None:
         """Makes room for longer requests, where `columns` was not given."""
-        if columns > self._width:
+        if columns > self._cache.columns:
             assert self.context is not None
             self._release_all(restart=False)
-            self._width, self._cache = bucket(columns, self.context), None
+            exact = self.columns is not None
+            self._cache.widen(columns if exact else bucket(columns, self.context))
+            self._seats = [None] * self._cache.size
             self._pool = self._new_pool()
 
-    def _allocate(self) -> programs.Cache:
-        if self._cache is None:
-            size = programs.cache_bytes(self.config, self.slots, self._width, self._dtype)
-            try:
-                self._cache = programs.empty_cache(
-                    self.config, slots=self.slots, columns=self._width, dtype=self._dtype, sharding=self._sharding
-                )
-                jax.block_until_ready(self._cache)
-            except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
-                    raise
-                raise UserError(
-                    f"{self.slots} slots of {self._width} columns need {size / 2**30:.2f} GiB for keys and values, "
-                    "which do not fit: use fewer slots or columns, or cache_dtype bfloat16"
-                ) from error
-        return self._cache
+    def _allocate(self) -> None:
+        _ = self._cache.arrays
 
     def _running(self) -> Iterator[tuple[int, Row]]:
         for slot, row in enumerate(self._seats):
@@ -298,13 +300,37 @@ class SlotEngine:
         for ticket in self._held:
             self._release(ticket)
         rows = [row for _, row in self._running()]
-        self._seats = [None] * self.slots
+        self._seats = [None] * self._cache.size
         for row in reversed(rows):
             if restart:
                 self._stats.wasted_tokens += sum(row.sampled[row.given :])
                 row.restart(self._automata)
             row.settle(self.version, self._automata)
             self._queue.appendleft(row)
+
+    def _resize(self) -> None:
+        """Uses fewer slots when few responses are left, more when there is enough to do again.
+
+        Responses that wait for a slot take less time than a much larger number of slots that are mostly empty.
+        """
+        taken = sum(row is not None for row in self._seats)
+        sizes, wanted = self._cache.sizes, taken + len(self._queue)
+        size = next((size for size in sizes if wanted < 2 * size and taken <= size), sizes[-1])
+        if size != self._cache.size:
+            self._move(size)
+
+    def _move(self, size: int) -> None:
+        kept = [slot for slot, row in enumerate(self._seats) if row is not None]
+        self._cache.resize(size, kept)
+        self._seats = [*(self._seats[slot] for slot in kept), *[None] * (size - len(kept))]
+        for slot, row in enumerate(self._seats):
+            if row is not None and row.ticket in self._held:
+                self._held[row.ticket] = row, slot
+        self._stats.moves += 1
+
+    def _fewer(self) -> int:
+        """The next smaller number of slots; 0 when there is none."""
+        return max((size for size in self._cache.sizes if size < self._cache.size), default=0)
 
     def _refill(self) -> None:
         free = [slot for slot, row in enumerate(self._seats) if row is None]
@@ -317,39 +343,22 @@ class SlotEngine:
         self._stats.prefill_tokens += self._pool.take_count()
         for slot, row in taken:
             self._seats[slot] = row
-        self._insert([(slot, *prefix) for (slot, _), prefix in zip(taken, found, strict=True)])
-
-    def _insert(self, places: Sequence[tuple[int, programs.Cache, int]]) -> None:
-        """Copies texts to slots, in calls of one shape per shape of the prefill."""
-        by_prefill: dict[int, list[tuple[int, programs.Cache, int]]] = {}
-        for place in places:
-            by_prefill.setdefault(id(place[1]), []).append(place)
-        lanes = min(self.slots, 8)
-        for group in by_prefill.values():
-            for start in range(0, len(group), lanes):
-                part = group[start : start + lanes]
-                rest = lanes - len(part)
-                into = np.array([slot for slot, _, _ in part] + [self.slots] * rest, np.int32)
-                source = np.array([index for _, _, index in part] + [0] * rest, np.int32)
-                self._cache = programs.insert(self._allocate(), part[0][1], into, source, sharding=self._sharding)
+        self._cache.insert([(slot, *prefix) for (slot, _), prefix in zip(taken, found, strict=True)])
 
     def _run(self) -> None:
         """One call: decodes, and takes what has ended out of the slots."""
-        steps, rows = self.tuning.steps_per_call, dict(self._running())
-        forced = np.full((steps, self.slots), programs.DRAW, np.int32)
+        steps, rows, size = self.tuning.steps_per_call, dict(self._running()), self._cache.size
+        forced = np.full((steps, size), programs.DRAW, np.int32)
         for slot, row in rows.items():
             forced[: len(row.pending), slot] = row.pending[:steps]
-        refill = max(1, int(self.slots * self.tuning.refill_share))
-        live_at = np.int32(max(0, len(rows) - refill) if self._queue else 0)
-        self._cache, after, written = programs.run(
-            self.config, self._packed, self._allocate(), self._counters(rows), forced, self._rules, live_at,
-            sharding=self._sharding,
-        )  # fmt: skip
-        after, written = jax.device_get((after, written))
+        live_at = max(0, self._fewer() - (size - self._seats.count(None) - len(rows)))
+        if self._queue:
+            live_at = max(0, len(rows) - max(1, int(size * self.tuning.refill_share)))
+        after, written = self._cache.run(self._packed, self._counters(rows), forced, self._rules, live_at)
         if rows:
             self._stats.calls += 1
             self._stats.steps += int(written.steps)
-            self._stats.slot_steps += int(written.steps) * self.slots
+            self._stats.slot_steps += int(written.steps) * size
         for slot, row in rows.items():
             count = int(after.position[slot]) - len(row.tokens)
             logp = written.logp[:count, slot]
@@ -359,22 +368,24 @@ class SlotEngine:
                     f"the model's output is not a number at token {at} of prompt {row.request.prompt_id}, sample "
                     f"{row.request.sample}: check its parameters"
                 )
-            row.write(written.tokens[:count, slot].tolist(), logp.tolist(), self.version)
+            mass = written.log_mass[:count, slot].tolist()
+            row.write(written.tokens[:count, slot].tolist(), logp.tolist(), mass, self.version)
             row.states = int(after.eos_state[slot]), int(after.text_state[slot])
             if not after.live[slot]:
                 self._finish(slot, row)
 
     def _counters(self, rows: dict[int, Row]) -> programs.Slots:
-        counters = np.zeros((8, self.slots), np.int32)
-        live = np.zeros(self.slots, bool)
+        size = self._cache.size
+        counters, keys = np.zeros((8, size), np.int32), np.zeros((size, *self._key_data.shape), np.uint32)
+        live = np.zeros(size, bool)
         for slot, row in rows.items():
             request, position = row.request, len(row.tokens)
             length = len(request.prompt) + position
             counters[:, slot] = (
                 request.prompt_id, request.sample, position, length, row.limit, request.stop, *row.states
             )  # fmt: skip
-            live[slot] = True
-        return programs.Slots(**dict(zip(programs.COUNTERS, counters, strict=True)), live=live)
+            live[slot], keys[slot] = True, row.key
+        return programs.Slots(**dict(zip(programs.COUNTERS, counters, strict=True)), live=live, key=keys)
 
     def _finish(self, slot: int, row: Row) -> None:
         end, index = self._automata.why(row.tokens, row.states, row.request.stop)

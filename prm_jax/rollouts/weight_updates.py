@@ -1,5 +1,6 @@
 """Hands new weights to a server: adapters, whole weights, or a restart with another file; and probes the result."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -17,6 +18,7 @@ from prm_jax.models.logprobs import token_logprobs
 from prm_jax.models.lora import merge, split
 from prm_jax.rollouts.dialects import Served
 from prm_jax.rollouts.remote_server import RemoteServer
+from prm_jax.rollouts.server_client import UnreachableError
 
 Precision = Literal["float32", "bfloat16", "quantized"]
 
@@ -92,12 +94,17 @@ class AdapterUpdates:
 
         name = f"policy-{version}"
         call, dialect = server.client.call, server.dialect
-        if name in self._loaded:  # the same version again, after a resumed run for example
-            self._loaded.remove(name)
-            dialect.unload_adapter(call, name)
         save_adapter(self._folder.fresh(name), self._config, params, base=self._base)
-        served = dialect.load_adapter(call, name, self._folder.on_server(name))
-        self._loaded.append(name)
+        place = self._folder.on_server(name)
+        try:
+            served = dialect.load_adapter(call, name, place)
+        except UnreachableError:
+            raise
+        except UserError:  # an earlier run may have loaded an adapter of this name
+            with contextlib.suppress(UserError):
+                dialect.unload_adapter(call, name)
+            served = dialect.load_adapter(call, name, place)
+        self._loaded = [one for one in self._loaded if one != name] + [name]
         while len(self._loaded) > self._folder.keep:
             old = self._loaded.pop(0)
             dialect.unload_adapter(call, old)
@@ -179,22 +186,26 @@ class RestartUpdates:
         self._restart = restart
         self._written: list[str] = []
 
-    def publish(self, params: Any, version: int, server: RemoteServer) -> Served:
-        """See `WeightUpdates`."""
+    def start(self, params: Any, version: int) -> str:
+        """Writes a version and starts a server with it; returns its address."""
         from prm_jax.models.gguf_export import save_gguf
 
         name = f"policy-v{version}.gguf"
         save_gguf(
             self._folder.path / name, self._config, _whole(self._config, params), like=self._like, dtype=self._dtype
         )
-        url = self._restart(self._folder.on_server(name))
+        self._written = [one for one in self._written if one != name] + [name]
+        return self._restart(self._folder.on_server(name))
+
+    def publish(self, params: Any, version: int, server: RemoteServer) -> Served:
+        """See `WeightUpdates`."""
+        url, name = self.start(params, version), f"policy-v{version}.gguf"
         server.reconnect(url)
         if server.info.label != name:
             raise UserError(
                 f"the server at {url} was started again and has the model {server.info.label!r} instead of {name!r}: "
                 "the command of --rollout.server.restart must start it with {model}"
             )
-        self._written = [one for one in self._written if one != name] + [name]
         while len(self._written) > self._folder.keep:
             self._folder.remove(self._written.pop(0))
         return Served("", label=name)

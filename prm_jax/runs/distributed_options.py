@@ -7,6 +7,8 @@ from prm_jax.option_ranges import above, at_least
 
 COORDINATOR, PROCESSES, PROCESS_ID = "PRM_JAX_COORDINATOR", "PRM_JAX_PROCESSES", "PRM_JAX_PROCESS_ID"
 """Environment variables that stand for the options of the same names; ``prm-jax launch`` sets them."""
+LAUNCHED = "PRM_JAX_LAUNCHED"
+"""Set by ``prm-jax launch``, which adds ``--resume`` by what it finds in the run directory."""
 
 
 @dataclass(frozen=True)

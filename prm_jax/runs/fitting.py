@@ -5,10 +5,11 @@ checkpoints, signals, metrics, progress, non-finite updates, evaluation, the bes
 The metrics of a step are read after the next one has been dispatched, so that the device never waits for the host.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -20,6 +21,7 @@ from prm_jax.runs.callbacks import Callback, Event
 from prm_jax.runs.checkpoint import Checkpointer
 from prm_jax.runs.console import Console
 from prm_jax.runs.interrupts import Interrupts
+from prm_jax.runs.profiling import span, trace_into
 from prm_jax.runs.run_dir import RunDir
 from prm_jax.runs.soundness import complaint, keep_batch
 from prm_jax.runs.stopping import DivergedRun, InterruptedRun
@@ -46,6 +48,8 @@ class FitOptions:
       max_bad_steps: the run stops after this many consecutive steps with a non-finite update.
       best: name of the evaluation metric whose best state is kept in ``best/``; empty: none.
       best_is: whether larger or smaller values of that metric are better.
+      profile: number of the step of which a trace is written into ``profile/`` of the run directory; 0: none. The first
+        step compiles, so a later one says more.
       patience: stop after this many consecutive evaluations without a new best; 0: never.
     """
 
@@ -57,6 +61,7 @@ class FitOptions:
     best: str = ""
     best_is: Literal["max", "min"] = "max"
     patience: int = 0
+    profile: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +198,7 @@ class _Loop:
         self.stop_reason = ""
         self.finished = 0.0
         self.needs_state = bool(getattr(batches, "needs_state", False))
-        self.watch = Watchdog(self.frontend.watchdog, exit_seconds=self.frontend.watchdog_exit).phase
+        self.watchdog = Watchdog(self.frontend.watchdog, exit_seconds=self.frontend.watchdog_exit)
 
     def run_from(self, state: Any, checkpoints: Checkpointer, target: Any) -> Fitted:
         state, done = self._start(state, checkpoints, target)
@@ -201,7 +206,10 @@ class _Loop:
         while done < self.options.steps and not self.stop_reason:
             if pending is not None and self.needs_state:
                 pending = self._wait(state, pending)
-            state, dispatched = self._dispatch(state, done)
+            if done + 1 == self.options.profile and self.run.writer:
+                state, pending, dispatched = self._profiled(state, pending, done)
+            else:
+                state, dispatched = self._dispatch(state, done)
             self._finish(pending)
             done, pending = done + 1, dispatched
             last = done == self.options.steps or bool(self.stop_reason)
@@ -231,6 +239,12 @@ class _Loop:
         if self.stop_reason:
             self.frontend.say(f"stopped after step {done}: {self.stop_reason}")
         return Fitted(state, done, self.before, self.after, self.best_step, self.best_value, early)
+
+    @contextlib.contextmanager
+    def watch(self, phase: str, kind: str) -> Iterator[None]:
+        """A phase under the watchdog, with its name in a trace."""
+        with span(phase), self.watchdog.phase(phase, kind):
+            yield
 
     # ------------------------------------------------------------------------------- start, resume
 
@@ -293,6 +307,15 @@ class _Loop:
             with self.watch(f"dispatching step {done + 1} ({self.frontend.title})", "dispatch"):
                 state, metrics = self.step(state, batch)
         return state, _Pending(done + 1, batch, metrics, begun, drawn)
+
+    def _profiled(self, state: Any, pending: _Pending | None, done: int) -> tuple[Any, _Pending | None, _Pending]:
+        """A step alone in a trace, from drawing its batch to its end on the device."""
+        pending = None if pending is None else self._wait(state, pending)
+        with trace_into(self.run.path / "profile"):
+            state, dispatched = self._dispatch(state, done)
+            dispatched = self._wait(state, dispatched)
+        self.frontend.say(f"the trace of step {done + 1} is in {self.run.path / 'profile'}; open it at ui.perfetto.dev")
+        return state, pending, dispatched
 
     def _wait(self, state: Any, pending: _Pending) -> _Pending:
         """Waits for the device."""
@@ -442,8 +465,11 @@ class _Loop:
 
     def _notify(self, kind: Any, step: int, metrics: dict[str, Any], state: Any, batch: Any = None) -> None:
         event = Event(kind, step, metrics, state, batch, self.run)
-        for callback in self.callbacks:
-            callback(event)
+        if not self.callbacks:
+            return
+        with self.watch(f"callbacks after step {step} ({self.frontend.title})", f"callbacks {kind}"):
+            for callback in self.callbacks:
+                callback(event)
         if event.stop_reason:
             self.stop_reason = event.stop_reason
 

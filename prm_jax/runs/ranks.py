@@ -134,6 +134,8 @@ class Ranks:
 
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:
     """Whether a process has ended, without taking its exit code: until then, its number belongs to it."""
+    if not hasattr(os, "waitid"):  # macOS before Python 3.13
+        return process.poll() is not None
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 

@@ -31,6 +31,7 @@ from typing import Any
 from prm_jax import config_io
 from prm_jax.errors import UserError, require
 from prm_jax.runs import processes, shared_files
+from prm_jax.runs.distributed_options import LAUNCHED
 from prm_jax.runs.locks import Lock
 from prm_jax.runs.metrics_log import (
     MetricsLog,
@@ -229,6 +230,8 @@ def open_run(
         have different options, or do not see the same directory. Raised in all processes.
       MissingExtraError: the package of a sink is not installed.
     """
+    if LAUNCHED in os.environ:  # launchers on several hosts look at the directory at slightly different times
+        resume = processes.broadcast_from_first(resume, name="whether to resume")
     path = check_path(path)
     processes.agree("options", {"run directory": str(path), "resume": resume, **config_io.flatten(config)})
 

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from prm_jax import exit_codes
-from prm_jax.runs.distributed_options import COORDINATOR, PROCESS_ID, PROCESSES
+from prm_jax.runs.distributed_options import COORDINATOR, LAUNCHED, PROCESS_ID, PROCESSES
 from prm_jax.runs.jobs import Job
 from prm_jax.runs.ranks import Ranks
 from prm_jax.runs.restarts import Decision, Ended, RestartLimits, Restarts, cause_of, grace_after
@@ -52,7 +52,7 @@ class Layout:
 
     def whole_environments(self) -> dict[int, dict[str, str]]:
         """Number of each process of this host -> its environment for one attempt."""
-        shared = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        shared = {**os.environ, "PYTHONUNBUFFERED": "1", LAUNCHED: "1"}
         if self.total > 1:
             shared[COORDINATOR] = self.coordinator or f"127.0.0.1:{_free_port()}"
             shared[PROCESSES] = str(self.total)

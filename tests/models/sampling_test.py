@@ -95,7 +95,7 @@ def test_blocks_have_the_right_frequencies():
 def test_sample_gives_the_log_probability_before_truncation(temperature, dtype):
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(8, 30)) * 4, dtype)
     uniforms = _uniforms(2, (8, 2))
-    tokens, logp = jax.jit(sample)(logits, uniforms, make_sampling(temperature=temperature, top_k=3, top_p=0.9))
+    tokens, logp, _ = jax.jit(sample)(logits, uniforms, make_sampling(temperature=temperature, top_k=3, top_p=0.9))
     expected = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
     np.testing.assert_allclose(logp, expected[jnp.arange(8), tokens], rtol=1e-5, atol=1e-6)
     assert logp.dtype == jnp.float32 and tokens.dtype == jnp.int32
@@ -105,14 +105,14 @@ def test_sample_gives_the_log_probability_before_truncation(temperature, dtype):
 
 def test_greedy_takes_the_most_probable_token_at_temperature_one():
     logits = jnp.asarray(np.random.default_rng(1).normal(size=(4, 9)), jnp.float32)
-    tokens, logp = sample(logits, jnp.zeros((4, 2)), make_sampling(temperature=0, top_k=2))
+    tokens, logp, _ = sample(logits, jnp.zeros((4, 2)), make_sampling(temperature=0, top_k=2))
     np.testing.assert_array_equal(tokens, logits.argmax(axis=-1))
     np.testing.assert_allclose(logp, jax.nn.log_softmax(logits).max(axis=-1), rtol=1e-6)
 
 
 def test_banned_tokens_are_never_drawn():
     logits = jnp.full((50, 6), -jnp.inf).at[:, 4].set(0.0).at[:, 2].set(-1.0)
-    tokens, logp = sample(logits, _uniforms(3, (50, 2)), make_sampling())
+    tokens, logp, _ = sample(logits, _uniforms(3, (50, 2)), make_sampling())
     assert set(np.asarray(tokens).tolist()) == {2, 4}
     assert np.isfinite(logp).all()
 

@@ -13,10 +13,16 @@ from prm_jax.data.steps import step_ids_from_text
 from prm_jax.errors import UserError
 from prm_jax.models import init_params
 from prm_jax.models.loading import fresh_config
-from prm_jax.prime.collect import Collector, passing_groups, to_batch
+from prm_jax.prime.collect import Collector, to_batch
+from prm_jax.prime.evaluate import sample_in_batches
 from prm_jax.prime.options import RolloutOptions
 from prm_jax.prime.responses import Responses, Sampler, concatenate
+from prm_jax.prime.selection import passing_groups
 from prm_jax.prime.sources import checker_rewards
+from prm_jax.prime.sources.values import PrefixValues
+from prm_jax.rollouts import SamplingOptions, SlotTuning
+from prm_jax.rollouts.slot_source import SlotSource
+from prm_jax.verifiers import Verdict
 
 PROMPTS, SIZE = 4, 4
 
@@ -103,7 +109,7 @@ def test_rows_are_prompt_response_padding_and_steps_cover_the_response(sampler, 
 
 def test_outcomes_are_the_tasks_verdicts(sampler, params, task):
     problems = list(task.train[:8])
-    responses = sampler.sample(params, problems, jax.random.key(2), temperature=0.0)
+    responses = sampler.sample(params, problems, jax.random.key(2), sampling=SamplingOptions(0.0))
     expected = [task.verify(p, t) for p, t in zip(problems, responses.texts, strict=True)]
     np.testing.assert_array_equal(responses.outcome, expected)
 
@@ -134,17 +140,17 @@ def test_oversample_puts_passing_prompts_first_and_fills_up_in_order(scripted):
     assert chosen.problems == [drawn[1], drawn[4], drawn[7], drawn[0]]
 
 
-def test_resample_goes_on_until_enough_pass_and_puts_the_surplus_back(scripted):
+def test_resample_goes_on_until_enough_pass_and_leaves_later_prompts_to_the_next_step(scripted):
     rates = [0, 0.5, 1, 0.5] + [0.5, 0.5, 0, 0.5] + [0.5] * 4
     collector = scripted(options_of("resample"), rates)
     found = collector.collect(None, 0)
     batch, chosen, metrics = found.arrays, found.responses, found.metrics
     first, second = scripted.asked
     assert chosen.problems == [first[1], first[3], second[0], second[1]] and batch.keep.all()
-    assert metrics["rollout/sampled"] == 2 * PROMPTS * SIZE
-    assert len(collector.buffer.pending) == 1
+    assert metrics["rollout/sampled"] == 6 * SIZE
+    assert metrics["rollout/wasted_tokens"] == 2 * SIZE * 3
     collector.collect(None, 1)
-    assert scripted.asked[2][0] == second[3]  # the surplus prompt is sampled anew, first
+    assert scripted.asked[2][:2] == second[2:]  # sampled again, failing or not
 
 
 def test_resample_gives_up_after_its_rounds_and_masks_what_failed(scripted):
@@ -193,6 +199,127 @@ def test_a_restored_collector_goes_on_as_if_never_stopped(sampler, params, task)
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         np.testing.assert_array_equal(a, b)
     assert second.sampled == whole.sampled
+
+
+@pytest.fixture(scope="module")
+def slots(sampler):
+    """The same sampler on slots: fewer than responses, and as many."""
+
+    def of(count: int, **tuning) -> Sampler:
+        source = SlotSource(
+            sampler.config, sampler.tokenizer, sampler.task.stop, slots=count, columns=18, tuning=SlotTuning(**tuning)
+        )
+        return dataclasses.replace(sampler, engines=source)
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def graded(sampler):
+    """The task with mixed outcomes that depend on the text alone: right if it holds an even number of digits."""
+
+    class Graded(CarryTask):
+        def verify_many(self, problems, responses):
+            del problems
+            even = [sum(c.isdigit() for c in text) % 2 == 0 for text in responses]
+            return [Verdict(float(right), "pass" if right else "fail", "") for right in even]
+
+    return Graded(2, 3, num_train=64, num_eval=16)
+
+
+def collected(sampler, task, options, params, steps=2):
+    """(collector, batches, metrics) of some steps."""
+    collector = Collector(sampler, PromptStream(task.train, 0), options, jax.random.key(5), lambda params: params)
+    found = [collector.collect(params, step) for step in range(steps)]
+    return collector, found
+
+
+FILTERS = [
+    {"kind": "mask"},
+    {"kind": "none", "outcome_noise": 0.3},
+    {"kind": "oversample", "oversample_factor": 3},
+    {"kind": "resample", "solve_rate_low": 0.4, "solve_rate_high": 0.6, "outcome_noise": 0.3},
+    {"kind": "resample", "solve_rate_low": 0.4, "solve_rate_high": 0.4, "max_resample_rounds": 2},
+]
+
+
+@pytest.mark.parametrize("options", FILTERS, ids=lambda options: "-".join(map(str, options.values())))
+def test_the_batch_depends_neither_on_the_engine_nor_on_slots_or_lookahead(sampler, slots, graded, params, options):
+    options = options_of(**options)
+    same = dataclasses.replace(sampler, task=graded)
+    first, expected = collected(same, graded, options, params)
+    ways = [(slots(8), 0), (slots(16, steps_per_call=3), 0), (slots(24, sizes=(1.0,)), 3)]
+    for made, lookahead in ways:
+        changed = dataclasses.replace(options, lookahead=lookahead)
+        second, found = collected(dataclasses.replace(made, task=graded), graded, changed, params)
+        for one, other in zip(found, expected, strict=True):
+            for field in dataclasses.fields(one.arrays):
+                a, b = getattr(one.arrays, field.name), getattr(other.arrays, field.name)
+                if field.name == "behaviour_logp":
+                    np.testing.assert_allclose(a, b, atol=1e-5)
+                elif a is not None:
+                    np.testing.assert_array_equal(a, b, err_msg=field.name)
+            for name in ("solve_rate", "sampled", "kept_groups", "truncated", "length"):
+                name = f"rollout/{name}"
+                assert one.metrics[name] == pytest.approx(other.metrics[name]), name
+            assert 0 < one.metrics["rollout/utilisation"] <= 1
+        assert second.position() == first.position()
+    if options.outcome_noise:
+        assert 0 < np.asarray(expected[0].arrays.keep).mean()
+
+
+def test_no_prompt_is_sampled_in_vain_without_lookahead(slots, graded, params):
+    options = options_of("resample", solve_rate_low=0.4, solve_rate_high=0.6)
+    _, found = collected(dataclasses.replace(slots(8), task=graded), graded, options, params, steps=3)
+    assert [one.metrics["rollout/wasted_tokens"] for one in found] == [0, 0, 0]
+    ahead = dataclasses.replace(options, lookahead=4)
+    _, found = collected(dataclasses.replace(slots(8), task=graded), graded, ahead, params, steps=3)
+    assert sum(one.metrics["rollout/wasted_tokens"] for one in found) > 0
+
+
+def test_a_group_that_cannot_pass_any_more_is_cut(slots, graded, params):
+    """With a cut-off response a group fails; the batch is the same but for the responses of failing groups."""
+    options = options_of("resample", drop_truncated=True, max_resample_rounds=2, solve_rate_low=0.0)
+    made = dataclasses.replace(slots(8, steps_per_call=2), task=graded)
+    _, whole = collected(made, graded, options, params)
+    _, cut = collected(made, graded, dataclasses.replace(options, cut_groups=True), params)
+    for one, other in zip(cut, whole, strict=True):
+        np.testing.assert_array_equal(one.arrays.keep, other.arrays.keep)
+        kept = np.asarray(one.arrays.keep)
+        np.testing.assert_array_equal(one.arrays.tokens[kept], other.arrays.tokens[kept])
+        assert not one.arrays.judged[~kept].any()
+    assert cut[0].metrics["rollout/wasted_tokens"] > 0
+
+
+def test_an_engine_can_be_used_again_after_a_verifier_has_failed(slots, graded, params):
+    options, calls = options_of("none"), []
+
+    class Failing(type(graded)):
+        def verify_many(self, problems, responses):
+            calls.append(len(responses))
+            if len(calls) == 2:
+                raise RuntimeError("the judge is ill")
+            return super().verify_many(problems, responses)
+
+    task = Failing(2, 3, num_train=64, num_eval=16)
+    made = dataclasses.replace(slots(8, steps_per_call=2), task=task)
+    with pytest.raises(RuntimeError, match="ill"):
+        collected(made, task, options, params, steps=1)
+    _, found = collected(made, task, options, params, steps=1)
+    _, expected = collected(dataclasses.replace(slots(8), task=graded), graded, options, params, steps=1)
+    np.testing.assert_array_equal(found[0].arrays.tokens, expected[0].arrays.tokens)
+
+
+def test_evaluation_and_values_are_the_same_from_slots(sampler, slots, task, params):
+    problems, key = list(task.eval[:10]), jax.random.key(4)
+    for temperature in (0.0, 1.0):
+        expected = sample_in_batches(sampler, params, problems, key, batch_size=4, temperature=temperature)
+        found = sample_in_batches(slots(8), params, problems, key, batch_size=4, temperature=temperature)
+        np.testing.assert_array_equal(found.tokens, expected.tokens)
+        np.testing.assert_array_equal(found.finished, expected.finished)
+    source = PrefixValues(rollouts=2, batch_size=3)
+    observed = source.observe(expected, sampler, params, key)
+    np.testing.assert_allclose(source.observe(expected, slots(8), params, key).process, observed.process)
 
 
 def test_prompts_that_do_not_fit_are_left_out_and_counted(sampler, task, scripted):

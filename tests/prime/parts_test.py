@@ -18,7 +18,7 @@ from prm_jax.prime.advantages import make_advantage
 from prm_jax.prime.collect import Collector
 from prm_jax.prime.critic import Critic
 from prm_jax.prime.options import RolloutOptions
-from prm_jax.prime.responses import Responses, Sampler
+from prm_jax.prime.responses import Drawn, Responses, Sampler
 from prm_jax.prime.samples import chosen_rows
 from prm_jax.prime.shaping import make_reward
 from prm_jax.prime.sources import (
@@ -284,14 +284,12 @@ def written(sampler: Sampler, count: int) -> Responses:
     problems = list(task.train[:count])
     prompts = [sampler.encode(problem) for problem in problems]
     answers = [[*tokenizer.encode(_solution(task, problem)), tokenizer.eos_id] for problem in problems]
-    width = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
-    tokens, mask = np.zeros((count, width), np.int32), np.zeros((count, width), bool)
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        tokens[row, : len(prompt) + len(answer)] = [*prompt, *answer]
-        mask[row, len(prompt) : len(prompt) + len(answer)] = True
-    cut = count - 1  # the last response is cut off before its end token
-    mask[cut, np.flatnonzero(mask[cut])[-1]] = False
-    return sampler._judge(problems, tokens, mask, np.arange(count) != cut)
+    answers[-1].pop()  # the last response is cut off before its end token
+    drawn = [
+        Drawn(np.array(answer, np.int32), np.zeros(len(answer), np.float32), index < count - 1)
+        for index, answer in enumerate(answers)
+    ]
+    return dataclasses.replace(sampler, max_new_tokens=20).judge(problems, prompts, drawn)
 
 
 def test_a_saved_prm_gives_the_rewards_of_the_training_step_and_ensembles_are_cautious(sampler, params, tmp_path):

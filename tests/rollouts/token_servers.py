@@ -5,12 +5,16 @@ They write by a rule: the tokens of a response follow from the request's seed, e
 
 import contextlib
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
+
 from prm_jax import models
 from prm_jax.data.carry import ALPHABET
+from prm_jax.rollouts import LocalEngine, Request, SamplingOptions, sample_all
 from tests.rollouts.completion_server import Answer, serving
 
 TOKENIZER = models.CharTokenizer(ALPHABET)
@@ -181,3 +185,62 @@ class FakeLlama(Fake):
             "stopping_word": word or "",
             "completion_probabilities": [{"id": i, "logprob": LOGP - len(ids) % 2 / 4} for i in known],
         }  # fmt: skip
+
+
+class ModelSglang(FakeSglang):
+    """Runs a model of this package: it reads the weights that it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = False
+        self.engines: dict[float, Any] = {}
+        self.model: Any = None
+        self.lock = threading.Lock()
+
+    def use(self, config: Any, params: Any) -> None:
+        self.model, self.engines = (config, params), {}
+
+    def load(self, path: Any) -> None:
+        self.use(*models.load_weights(path))
+
+    def respond(self, body: dict[str, Any]) -> Any:
+        sampling, prompt = body["sampling_params"], tuple(body["input_ids"])
+        stops = tuple(sampling["stop"])
+        with self.lock:
+            temperature = sampling["temperature"]
+            if temperature not in self.engines:
+                self.engines[temperature] = LocalEngine(
+                    *self.model, key=jax.random.key(0), sampling=SamplingOptions(temperature), stops=(stops,),
+                    tokenizer=TOKENIZER,
+                )  # fmt: skip
+            seed = sampling["sampling_seed"] % (1 << 31)
+            request = Request(prompt, seed, 0, sampling["max_new_tokens"])
+            (one,) = sample_all(self.engines[temperature], [request])
+        ids = one.tokens.tolist()
+        finish = {"type": "length"} if one.end == "length" else {"type": "stop", "matched": 1}
+        if one.end == "stop":
+            finish["matched"] = stops[one.stop_index]
+        meta = {
+            "id": body["rid"], "finish_reason": finish, "prompt_tokens": len(prompt), "weight_version": self.version,
+            "output_token_logprobs": [[x, i, None] for x, i in zip(one.logp.tolist(), ids, strict=True)],
+        }  # fmt: skip
+        return {"text": text_of(ids), "output_ids": ids, "meta_info": meta}
+
+    def other(self, path: str, body: dict[str, Any]) -> Any:
+        if path == "/update_weights_from_disk" and not self.frozen:
+            self.load(body["model_path"])
+        if path == "/load_lora_adapter" and body["lora_name"] in self.adapters:
+            return Answer(400, {"success": False, "error_message": "already loaded"})
+        if path == "/unload_lora_adapter":
+            self.adapters.remove(body["lora_name"])
+        return super().other(path, body)
+
+
+LLAMAS: list[tuple[FakeLlama, str]] = []
+"""The stand-in that `restart_llama` starts again, and its address."""
+
+
+def restart_llama(path: str) -> str:
+    fake, url = LLAMAS[0]
+    fake.file = path
+    return url

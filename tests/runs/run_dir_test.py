@@ -15,7 +15,7 @@ import pytest
 
 from prm_jax import config_io
 from prm_jax.errors import UserError
-from prm_jax.runs import locks
+from prm_jax.runs import locks, processes
 from prm_jax.runs.metrics_log import read_metrics
 from prm_jax.runs.run_dir import RunDir, Sample, git_state, open_run, unique_run_path
 
@@ -53,6 +53,17 @@ def test_a_new_run_records_its_origin(tmp_path):
     text = (path / "samples.txt").read_text()
     assert "  +0.2500 | 1+1=2" in text and "  -1.5000 | so 2\n          | indeed" in text and "plain" in text
     assert "--- answer: 2" in text
+
+
+def test_under_launchers_the_first_process_says_whether_to_resume(tmp_path, monkeypatch):
+    with open_run(tmp_path / "run", _Config()) as run:
+        run.claim()
+    monkeypatch.setattr(processes, "broadcast_from_first", lambda value, name: True)
+    with pytest.raises(UserError, match="already holds a run"):
+        open_run(tmp_path / "run", _Config())
+    monkeypatch.setenv("PRM_JAX_LAUNCHED", "1")
+    with open_run(tmp_path / "run", _Config()) as run:
+        assert run.resumed
 
 
 def test_existing_directories_are_not_overwritten(tmp_path):

@@ -13,6 +13,7 @@ from prm_jax import rl
 from prm_jax.data.problems import Problem
 from prm_jax.prime.responses import Responses, Sampler
 from prm_jax.prime.sources.base import Observed, Source
+from prm_jax.rollouts.sampling_options import SamplingOptions
 from prm_jax.runs.learner import Params
 
 
@@ -25,7 +26,7 @@ class PrefixValues(Source):
     Args:
       rollouts: completions sampled after each step.
       temperature, top_k, top_p: of the sampling of these completions.
-      batch_size: prefixes completed at once; fixed, so that one program serves all batches.
+      batch_size: prefixes that ``models.generate`` completes at once; slots complete all together.
       prover: parameters (of the policy's architecture) that complete; None: the current policy.
       best_of: the value of the best of this many completions, 1 - (1 - v)^k; 1: of a single one.
     """
@@ -37,7 +38,7 @@ class PrefixValues(Source):
         prover: Params | None = None, best_of: int = 1,
     ) -> None:  # fmt: skip
         self.rollouts, self.batch_size = rollouts, batch_size
-        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self.sampling = SamplingOptions(temperature, top_k, top_p)
         self.prover, self.best_of = prover, best_of
 
     def observe(self, responses: Responses, sampler: Sampler, params: Params, key: jax.Array) -> Observed:
@@ -56,20 +57,16 @@ class PrefixValues(Source):
     def _values(
         self, prefixes: list["_Prefix"], sampler: Sampler, params: Params, key: jax.Array
     ) -> list[float]:  # fmt: skip
-        values: list[float] = []
-        for start in range(0, len(prefixes), self.batch_size):
-            part = prefixes[start : start + self.batch_size]
-            filled = part + [part[-1]] * (self.batch_size - len(part))
-            found = sampler.complete(
-                params, [prefix.problem for prefix in filled], [prefix.tokens for prefix in filled],
-                jax.random.fold_in(key, start), samples_per_prefix=self.rollouts, temperature=self.temperature,
-                top_k=self.top_k, top_p=self.top_p,
-            )  # fmt: skip
-            right = np.where(found.usable, found.outcome, 0.0).reshape(len(filled), -1).sum(1)
-            known = found.usable.reshape(len(filled), -1).sum(1)
-            mean = np.where(known > 0, right / np.maximum(known, 1), 0.5)[: len(part)]
-            values += np.asarray(rl.best_of_k_value(mean, self.best_of)).tolist()
-        return values
+        if not prefixes:
+            return []
+        found = sampler.complete(
+            params, [prefix.problem for prefix in prefixes], [prefix.tokens for prefix in prefixes], key,
+            samples_per_prefix=self.rollouts, sampling=self.sampling, chunk=self.batch_size,
+        )  # fmt: skip
+        right = np.where(found.usable, found.outcome, 0.0).reshape(len(prefixes), -1).sum(1)
+        known = found.usable.reshape(len(prefixes), -1).sum(1)
+        mean = np.where(known > 0, right / np.maximum(known, 1), 0.5)
+        return np.asarray(rl.best_of_k_value(mean, self.best_of)).tolist()
 
 
 class _Prefix(NamedTuple):

@@ -1,0 +1,31 @@
+"""Options of hints. Importing this module imports nothing heavy."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from prm_jax.config_io import OptionsOf
+from prm_jax.option_ranges import at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class HintOptions:
+    """Hints inserted into responses, to find problems that a model solves with one and not without (START)."""
+
+    text: str = ""
+    """The hint, such as " Wait, maybe using Python here is a good idea. <python>". Empty: no hints."""
+    at: tuple[str, ...] = ()
+    """The hint comes after the first of these strings in a response; where none occurs, or without any, at its end."""
+    rounds: Annotated[int, at_least(1)] = 1
+    """Hints per problem, one after the other, while the answer is wrong."""
+    tool: Literal["none", "python"] = "none"
+    """Tool that the response may use after the hint."""
+    tool_calls: Annotated[int, at_least(1)] = 6
+    """Most calls of the tool in a response."""
+    task: str = ""
+    """Task with problems and verdicts: a built-in name, a data file, or package.module:function."""
+    task_options: Annotated[dict[str, str], OptionsOf("task")] = field(default_factory=dict)
+    """Options of that task as name value pairs."""
+    problems: Annotated[int, at_least(1)] = 64
+    """Number of training problems."""
+    slots: Annotated[int, at_least(1)] = 16
+    """Responses that are decoded at the same time."""
