@@ -11,9 +11,12 @@ printed with it.
 import argparse
 import dataclasses
 import json
+import os
 import pathlib
 import platform
 from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu is for the compiler's process
 
 import jax
 
@@ -114,11 +117,14 @@ def main() -> None:
     parser.add_argument("--programs", type=pathlib.Path, help="directory for the compiled programs")
     options = parser.parse_args()
     rows: dict[str, Any] = {}
+    if options.json and options.json.exists():
+        rows = json.loads(options.json.read_text())["cases"]  # cases that are compiled now replace those of the file
     for name in options.cases:
         print(f"{name}: {CASES[name].command()}", flush=True)
         keep = None if options.programs is None else options.programs / f"{name}.txt"
         rows[name] = figures(CASES[name], options.layers, keep=keep)
         print(line(name, rows[name]), flush=True)
+    print("\n".join([*HEADER, *(line(name, rows[name]) for name in CASES if name in rows)]))
     if options.json:
         setting = {"machine": platform.machine(), "python": platform.python_version(), "jax": jax.__version__}
         options.json.write_text(
@@ -153,19 +159,31 @@ def figures(case: Case, layers: int | None = None, *, keep: pathlib.Path | None 
     }
 
 
+HEADER = (
+    "| step | on | arguments + temporaries, GiB per device | sent, GiB (times the minimum) | TFLOP per device "
+    "(times the ideal) | kernels: attention, head | compiled in, s |",
+    "|---|---|--:|--:|--:|--:|--:|",
+)
+_LORA = {"": "full", "prm": "PRM with adapters", "both": "all with adapters"}
+
+
 def line(name: str, row: dict[str, Any]) -> str:
     """One row of the table."""
+    case = CASES[name]
+    device = f"{case.devices} x {case.device}, fsdp {case.mesh[1]}"
+    cells = [f"{case.model.upper()}, {case.rows} x {case.tokens:,}, {_LORA[case.lora]}", device]
     if row["refusal"]:
-        return f"| {name} | refused: {row['peak_bytes'] / GIB:.1f} of {row['device_bytes'] / GIB:.1f} |"
+        return (
+            f"| {' | '.join(cells)} | refused: {row['peak_bytes'] / GIB:.1f} of {row['device_bytes'] / GIB:.1f} |||||"
+        )
     memory, sent = row["memory"], sum(row["collectives"].values())
     kernels = {"attention": 0, "head": 0}
     for kernel, times in row["kernels"].items():
         kernels["head" if kernel.startswith("linear_logprob") else "attention"] += times
-    cells = [
-        name,
+    cells += [
         f"{memory['arguments'] / GIB:.2f} + {memory['temporaries'] / GIB:.2f} of {row['device_bytes'] / GIB:.2f}",
         f"{sent / GIB:.1f} ({row['sent_ratio']:.2f})",
-        f"{sum(row['operations'].values()) / 1e12:.0f} ({row['operations_ratio']:.2f})",
+        f"{sum(row['operations'].values()) / 1e12:,.0f} ({row['operations_ratio']:.2f})",
         f"{kernels['attention']}, {kernels['head']}",
         f"{row['seconds']:.0f}",
     ]

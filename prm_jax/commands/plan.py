@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -73,6 +74,8 @@ def defaults(words: Sequence[str]) -> Options:
 
 def run(options: Options) -> int:
     """Prints the plan; 3 when the run does not fit."""
+    # Shapes are all that is computed in this process; a TPU's or GPU's runtime would only be slow to start.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from prm_jax.errors import UserError
     from prm_jax.prime.accelerators import find_accelerator
     from prm_jax.prime.checks import check_options

@@ -223,13 +223,14 @@ def _variants(work: Workload) -> list[tuple[str, Callable[[Options], Options]]]:
     found = [
         ("--model.remat full", _change("model", remat="full")),
         ("--model.compute-dtype bfloat16", _change("model", compute_dtype="bfloat16")),
-        ("--model.attention blockwise", _change("model", attention="blockwise")),
+        ("--model.attention auto", _change("model", attention="auto")),
         (f"--model.lora-rank {rank}", _change("model", lora_rank=rank)),
         (f"--prm.lora-rank {rank}", _change("prm", lora_rank=rank)),
         ("--rollout.filter resample", _change("rollout", filter="resample")),
         (f"--mesh.fsdp {devices} --mesh.data 1 --mesh.tensor 1", _change("mesh", fsdp=devices, data=1, tensor=1)),
         (f"--mesh.data {devices} --mesh.fsdp 1 --mesh.tensor 1", _change("mesh", fsdp=1, data=devices, tensor=1)),
     ]
+    found += _smaller_states(work)
     if options.model.lora_rank:
         found = [(name, change) for name, change in found if not name.startswith("--model.lora")]
     if options.prm.lora_rank or not work.online_prm:
@@ -243,6 +244,20 @@ def _variants(work: Workload) -> list[tuple[str, Callable[[Options], Options]]]:
             f"--policy.microbatches {policy} --prm.microbatches {prm}",
             lambda given: _change("prm", microbatches=prm)(_change("policy", microbatches=policy)(given)),
         ))  # fmt: skip
+    return found
+
+
+def _smaller_states(work: Workload) -> list[tuple[str, Callable[[Options], Options]]]:
+    """Options that store optimiser states in fewer bytes, or in the host's memory."""
+    options, found = work.options, []
+    learning = [("policy", options.policy)] + [("prm", options.prm)] * work.online_prm
+    for name, part in learning:
+        if part.moments != "int8":
+            found.append((f"--{name}.moments int8", _change(name, moments="int8")))
+        if not part.offload and work.platform != "cpu":
+            found.append((f"--{name}.offload", _change(name, offload=True)))
+    if work.platform != "cpu" and not (options.model.lora_rank or options.prm.lora_rank):
+        found.append(("--model.offload-reference", _change("model", offload_reference=True)))
     return found
 
 

@@ -89,7 +89,7 @@ def _devices(topology: str) -> tuple[list[Any], str]:
 
 def _used(message: str) -> dict[str, float]:
     """{"used_bytes": what the program needs} from the compiler's refusal, as far as it says so."""
-    found = re.search(r"Used ([\d.]+)([KMGT]) of", message)
+    found = re.search(r"(?:Used |\()([\d.]+)([KMGT])(?: of|\) exceeds)", message)
     return {"used_bytes": float(found.group(1)) * 1024.0 ** ("KMGT".index(found.group(2)) + 1)} if found else {}
 
 

@@ -20,6 +20,7 @@ from prm_jax.errors import UserError
 from prm_jax.models import ModelConfig
 from prm_jax.prime.accelerators import Accelerator
 from prm_jax.prime.options import Options
+from prm_jax.prime.start import offloads
 
 SLICES = {
     "v5e": {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"},
@@ -146,6 +147,11 @@ def compile_step(
     reason = missing_compiler(device)
     if reason:
         raise UserError(f"the step cannot be compiled for {device.name}: {reason}")
+    away = offloads(options)
+    if away:
+        raise UserError(
+            f"{', '.join(away)}: steps with arrays in host memory are planned by arithmetic; leave --compile out"
+        )
     name = topology_of(device, devices, topology)
     with tempfile.TemporaryDirectory(prefix="prm_jax_plan_") as folder:
         directory = pathlib.Path(folder)

@@ -25,9 +25,10 @@ from prm_jax.runs.learner import Learner
 
 Shapes = Any
 
-UPDATE_COPIES = 3
-"""Copies of the trainable arrays during an update besides the gradient: the update and the optimiser's new moments. An
-upper bound: ``learner.guarded_update`` checks updates array by array, so that not all of them are alive at once."""
+UPDATE_COPIES = {"tpu": 1.0, "cpu": 3.0, "gpu": 3.0}
+"""Copies of the trainable arrays while an update is applied, besides the gradient: updates and new moments, which
+``learner.guarded_update`` makes array by array. Upper bounds of what compiled programs need: 0.9 on TPUs, 1.9 to 2.9 on
+CPUs; on GPUs it is not known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,17 +154,26 @@ def state_bytes(work: Workload) -> dict[str, float]:
 
 
 def update_bytes(work: Workload) -> dict[str, float]:
-    """Bytes per device that the largest update needs besides the state, by cause.
+    """Bytes per device that the largest moment of an update needs besides the state, by cause.
 
-    Activations that wait for a backward pass are those of policy and PRM together: the policy's forward pass depends
-    on nothing that the PRM's update computes, and the compiler runs it early.
+    The moments of each learner are its backward pass and the application of its update. Activations of the other
+    learners count in both: the policy's forward pass depends on nothing that the PRM's update computes, and the
+    compiler runs it early.
     """
-    learners = work.learners().items()
-    kept = {
-        f"{name} activations for the backward pass": _kept_bytes(work, name, config) for name, (config, _) in learners
-    }
-    phases = [_update(work, name, config, learner) for name, (config, learner) in learners]
-    return kept | max(phases, key=lambda causes: sum(causes.values()))
+    kept = {name: _kept_bytes(work, name, config) for name, (config, _) in work.learners().items()}
+    moments = []
+    for name, (config, learner) in work.learners().items():
+        for own, causes in (
+            (True, _backward(work, name, config, learner)),
+            (False, _applied(work, name, config, learner)),
+        ):
+            waiting = {
+                f"{other} activations for the backward pass": size
+                for other, size in kept.items()
+                if own or other != name
+            }
+            moments.append(waiting | causes)
+    return max(moments, key=lambda causes: sum(causes.values()))
 
 
 def rollout_bytes(work: Workload) -> dict[str, float]:
@@ -198,24 +208,37 @@ def _kept_bytes(work: Workload, name: str, config: ModelConfig) -> float:
     return activation_bytes(work, config, _piece_rows(work, name))[0] / work.mesh.shape["tensor"]
 
 
-def _update(work: Workload, name: str, config: ModelConfig, learner: Learner) -> dict[str, float]:
-    """What one learner's update needs besides its activations for the backward pass."""
-    trainable, _ = learner_shapes(config, learner, critic=name == "critic")
-    gradient = bytes_per_device(trainable, work.mesh)
+def _backward(work: Workload, name: str, config: ModelConfig, learner: Learner) -> dict[str, float]:
+    """What one learner's backward pass needs besides its activations."""
+    gradient = _gradient_bytes(work, name, config, learner)
     rows, width = _piece_rows(work, name), work.mesh.shape["tensor"]
     gathered = projection_params(config) * _itemsize(config) if work.mesh.shape["fsdp"] > 1 else 0
     stored = config.dtype if learner.lora is not None else "float32"
     casts = 0.0 if stored == config.compute_dtype else model_bytes(config, work.mesh, config.compute_dtype)
-    fetched = optimizer_bytes(config, learner, work.mesh, critic=name == "critic") if learner.offload else 0
     return {
         f"{name} gradient": gradient,
-        f"{name} optimiser, fetched from the host": fetched,
-        f"{name} update before it is accepted": UPDATE_COPIES * gradient,
+        f"{name} gradient of earlier pieces": gradient if work.pieces(name).microbatches > 1 else 0.0,
         f"{name} activations of one layer": activation_bytes(work, config, rows)[1] / width + gathered,
         f"{name} attention scores": sum(score_bytes(work, config, rows)) / width,
         f"{name} weights in the compute dtype": casts if config.remat == "none" else casts / config.num_layers,
         f"{name} logits blocks": logits_bytes(work, config, rows),
     }
+
+
+def _applied(work: Workload, name: str, config: ModelConfig, learner: Learner) -> dict[str, float]:
+    """What the application of one learner's update needs."""
+    gradient = _gradient_bytes(work, name, config, learner)
+    fetched = optimizer_bytes(config, learner, work.mesh, critic=name == "critic") if learner.offload else 0
+    return {
+        f"{name} gradient": gradient,
+        f"{name} optimiser, fetched from the host": fetched,
+        f"{name} update before it is accepted": UPDATE_COPIES[work.platform] * gradient,
+    }
+
+
+def _gradient_bytes(work: Workload, name: str, config: ModelConfig, learner: Learner) -> float:
+    trainable, _ = learner_shapes(config, learner, critic=name == "critic")
+    return bytes_per_device(trainable, work.mesh)
 
 
 def activation_bytes(work: Workload, config: ModelConfig, rows: int) -> tuple[float, float]:

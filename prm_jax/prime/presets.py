@@ -93,7 +93,7 @@ def _math() -> Options:
     """
     return Options(
         task=TaskOptions("gsm8k"),
-        model=ModelOptions(compute_dtype="bfloat16", remat="full", attention="blockwise"),
+        model=ModelOptions(compute_dtype="bfloat16", remat="full", attention="auto"),
         prm=PRMOptions(minibatches=4, microbatches=32),
         policy=PolicyOptions(minibatches=4, microbatches=32),
         eval=EvalOptions(every=16, problems=500, prm_problems=0),

@@ -13,6 +13,7 @@ from prm_jax.prime.plan import make_plan
 from prm_jax.prime.plan_child import _used
 from prm_jax.prime.plan_compile import CompiledStep, compile_step, missing_compiler, topology_of
 from prm_jax.prime.plan_table import fits, render, summary
+from tests.prime.conftest import replaced
 
 SMALL = ModelConfig(
     vocab_size=512, hidden_size=64, intermediate_size=192, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=16
@@ -91,6 +92,12 @@ def test_what_the_compilers_process_says_is_passed_on(monkeypatch):
         compile_step(PRESETS["smoke"], SMALL, ACCELERATORS["cpu"])
 
 
+def test_a_step_with_arrays_on_the_host_is_not_compiled():
+    options = replaced(PRESETS["smoke"], prm={"offload": True})
+    with pytest.raises(UserError, match="--prm.offload: .* by arithmetic"):
+        compile_step(options, SMALL, ACCELERATORS["cpu"])
+
+
 def test_options_of_the_compiler_need_it(capsys):
     assert main(["plan", "--preset", "smoke", "--vocab-size", "32", "--topology", "4x4x4"]) == 2
     assert "belong to --compile" in " ".join(capsys.readouterr().err.split())
@@ -99,6 +106,8 @@ def test_options_of_the_compiler_need_it(capsys):
 def test_a_refusal_of_the_compiler_is_a_plan_that_does_not_fit():
     message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 187.19G of 95.74G hbm. Exceeded by 91G"
     assert _used(message) == {"used_bytes": 187.19 * GIB} and _used("RESOURCE_EXHAUSTED: ?") == {}
+    other = "the total memory required for HLO temporaries (17.36G) exceeds available HBM (15.75G)."
+    assert _used(other) == {"used_bytes": 17.36 * GIB}
     found = make_plan(PRESETS["qwen2.5-7b-math-lora"], SMALL, devices=8)
     device = ACCELERATORS["v5p"]
     refused = CompiledStep("v5p:2x2x2", "libtpu", 3.0, used_bytes=187.19 * GIB, refusal=message)

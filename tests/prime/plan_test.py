@@ -159,7 +159,7 @@ def test_remedies_are_ordered_by_what_they_save_and_do_save_it():
     helps = remedies(found)
     assert [x.saves for x in helps] == sorted((x.saves for x in helps), reverse=True)
     names = [x.option for x in helps]
-    assert "--model.remat full" in names and "--model.attention blockwise" in names
+    assert "--model.remat full" in names and "--model.attention auto" in names
     in_preset = [x.option for x in remedies(make_plan(PRESETS["qwen2.5-7b-math"], QWEN_7B, devices=8))]
     assert "--prm.lora-rank 16" in in_preset and "--model.remat full" not in in_preset
     changed = make_plan(replaced(options, model={"remat": "full"}), QWEN_7B, devices=8)
@@ -171,6 +171,18 @@ def test_what_is_in_use_already_is_not_suggested():
     options = replaced(PRESETS["qwen2.5-7b-math-lora"], policy={"microbatches": 256}, prm={"microbatches": 256})
     names = " ".join(x.option for x in remedies(make_plan(options, QWEN_7B)))
     assert "lora" not in names and "microbatches" not in names and "bfloat16" not in names
+
+
+def test_small_and_offloaded_optimiser_states_are_remedies():
+    full = replaced(PRESETS["qwen2.5-7b-math"], rollout={"prompts_per_step": 8})
+    saved = {x.option: x.saves for x in remedies(make_plan(full, QWEN_7B, devices=8))}
+    # Moments in float32 have 7.1 GiB on each of eight devices; in 8 bits a quarter of that.
+    assert saved["--prm.moments int8"] == pytest.approx(0.75 * 56.8 / 8 * GIB, rel=0.05)
+    assert saved["--prm.offload"] > saved["--model.offload-reference"] > 0
+    small = replaced(full, prm={"moments": "int8", "offload": True}, policy={"moments": "int8", "offload": True})
+    names = [x.option for x in remedies(make_plan(small, QWEN_7B, devices=8))]
+    used = ("--policy.moments", "--prm.moments", "--policy.offload", "--prm.offload")
+    assert not any(name.startswith(used) for name in names)
 
 
 class Device:
