@@ -55,6 +55,15 @@ def test_batches_do_not_change_responses(model, tmp_path, capsys):
     assert len(found[0]) == 5 and found[0] == found[1]
 
 
+@pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")
+def test_several_devices_give_the_responses_of_one(model, capsys):
+    found = []
+    for more in ([], ["--mesh.data", "1", "--mesh.fsdp", "2"]):
+        assert cli.main(_words(model, "1+1=", "2+3=", "--json", *more)) == 0
+        found.append([json.loads(line)["response"] for line in capsys.readouterr().out.splitlines()])
+    assert len(found[0]) == 2 and found[0] == found[1]
+
+
 def test_the_standard_input_is_a_prompt(model, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("3+4=\n"))
     assert cli.main(_words(model)) == 0

@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from prm_jax.commands.devices import mesh_of
 from prm_jax.commands.server_generation import before_stop, server_sampler
 from prm_jax.errors import UserError
+from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.option_ranges import at_least, check_ranges, within
 from prm_jax.rollouts.hint_options import HintOptions
 from prm_jax.rollouts.sampling_options import Connection
@@ -60,6 +62,8 @@ class Options:
     """Prompts per batch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of parameters and computation."""
+    mesh: MeshOptions = field(default_factory=MeshOptions)
+    """Devices over which the model and the prompts are split."""
     json: bool = False
     """Write JSON lines with prompt, response, log-probability and token count."""
     hint: HintOptions = field(default_factory=HintOptions)
@@ -113,7 +117,7 @@ def _local_sampler(options: Options, path: pathlib.Path, tokenizer: Any) -> Call
 
     from prm_jax.models import DecodeOptions, generate, load_weights
 
-    config, params = load_weights(path, dtype=options.dtype)
+    config, params = load_weights(path, dtype=options.dtype, mesh=mesh_of(options.mesh))
     config = dataclasses.replace(config, compute_dtype=options.dtype)
     key = jax.random.key(options.seed)
 

@@ -12,6 +12,29 @@ Metrics = dict[str, jax.Array]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Packed:
+    """The responses of a batch packed into R rows of W columns, for the models alone; see `prime.layout`.
+
+    The B responses are consecutive chunks of `chunk`, and so are the packed rows: those of a chunk hold its responses,
+    each with its prompt as one segment.
+
+    Attributes:
+      tokens: [R, W] int32.
+      segment_ids: [R, W] int32, -1 on padding.
+      scored: [R, W] bool, True on response tokens.
+      place: [B] int32, first column of each response's segment, counted through the rows of its chunk.
+      chunk: static.
+    """
+
+    tokens: jax.Array  # [R, W]
+    segment_ids: jax.Array  # [R, W]
+    scored: jax.Array  # [R, W]
+    place: jax.Array  # [B]
+    chunk: int = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Batch:
     """Rollouts of one step; rows are ``[prompt][response][padding]``, the samples of a prompt are consecutive.
 
@@ -32,6 +55,7 @@ class Batch:
       behaviour_logp: [B, T] float32, log-probability with which the sampler drew each token, NaN where unknown; None:
         unknown.
       version: [B, T] int32, version of the weights that drew each token; None: all the same.
+      packed: the same responses in fewer rows, or None.
       start: static; no response begins before this column, so that nothing before it goes through the head.
     """
 
@@ -48,6 +72,7 @@ class Batch:
     weights: jax.Array | None = None  # [B]
     behaviour_logp: jax.Array | None = None  # [B, T]
     version: jax.Array | None = None  # [B, T]
+    packed: Packed | None = None
     start: int = dataclasses.field(default=0, metadata={"static": True})
 
 

@@ -7,9 +7,10 @@ import jax
 from jax.sharding import Mesh
 
 from prm_jax.models.local_copies import local_copy
-from prm_jax.models.sharding import placed_shapes, shard_batch
+from prm_jax.models.sharding import placed_shapes, rows_over, shard_batch
 from prm_jax.prime.batch import Batch, Frozen, State
 from prm_jax.prime.collect import Collected
+from prm_jax.prime.layout import Layout, make_layout
 from prm_jax.prime.options import Options
 from prm_jax.prime.responses import ADAPTER_STREAM, Sampler
 from prm_jax.prime.sources import ImplicitPRM, check_source, make_source
@@ -31,6 +32,7 @@ class Composed:
       setup, frozen: of the compiled step.
       sampler: samples and verifies.
       mesh: devices, or None for one.
+      layout: of its batches.
     """
 
     options: Options
@@ -39,6 +41,7 @@ class Composed:
     frozen: Frozen
     sampler: Sampler
     mesh: Mesh | None
+    layout: Layout
 
     def initial_state(self) -> State:
         """The state before any training."""
@@ -96,7 +99,10 @@ class Composed:
         def step(state: State, batch: Collected) -> tuple[State, dict[str, jax.Array]]:
             if batch.empty:  # an optimiser step without a gradient would still move the weights by their momentum
                 return state, {}
-            state, metrics, rewards = compiled(state, self.frozen, self.place(batch.arrays))
+            arrays, sizes = self.layout(batch.arrays)
+            state, metrics, rewards = compiled(state, self.frozen, self.place(arrays))
+            batch.metrics.update(sizes)
+            batch.responses = batch.responses.cut(arrays.mask.shape[1])  # as many columns as the rewards
             batch.rewards = None if self.setup.source is None else rewards
             return state, metrics
 
@@ -120,4 +126,5 @@ def compose(
     else:
         source = check_source(source, type(source).__name__)
     setup = make_setup(options, start, source, overrides)
-    return Composed(options, start, setup, frozen_arrays(start, source), sampler, mesh)
+    layout = make_layout(options, start.ways, 1 if mesh is None else rows_over(mesh))
+    return Composed(options, start, setup, frozen_arrays(start, source), sampler, mesh, layout)

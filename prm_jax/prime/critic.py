@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from prm_jax import rl
-from prm_jax.models import hidden_states, value_head
 from prm_jax.prime.batch import Batch, Metrics
 from prm_jax.prime.options import CriticOptions
-from prm_jax.prime.pieces import Pieces, run_epochs, score_in_pieces, summarize
+from prm_jax.prime.pieces import Pieces, batch_values, microbatches, run_epochs, score_in_pieces, summarize
 from prm_jax.runs.learner import Learner, Params, accumulate_gradients, guarded_update
 
 
@@ -38,8 +37,7 @@ class Critic:
     def after(self, critic: Params, reference: Params, batch: Batch) -> jax.Array:
         """Values [B, T] float32 after each token, prompt and padding included."""
         params = self.learner.params(critic["trunk"], reference)
-        hidden = hidden_states(self.learner.config, params, batch.tokens)
-        return value_head(critic["head"], hidden)[..., 0].astype(jnp.float32)
+        return batch_values(self.learner.config, params, critic["head"], batch)
 
     def before(self, critic: Params, reference: Params, batch: Batch) -> jax.Array:
         """Values [B, T]: entry t values the prefix before token t, 0 outside the response."""
@@ -72,7 +70,7 @@ class Critic:
         def update(carry: tuple[Params, Any], piece: dict[str, Any]) -> tuple[tuple[Params, Any], Metrics]:
             trainable, state = carry
             grads, loss, _ = accumulate_gradients(
-                loss_fn, trainable, piece, pieces=self.pieces.microbatches, ways=self.ways
+                loss_fn, trainable, piece, pieces=microbatches(self.pieces, piece["batch"], self.ways), ways=self.ways
             )
             trainable, state, health = guarded_update(self.learner.optimizer, grads, state, trainable)
             return (trainable, state), {"loss": loss.mean(), **health}

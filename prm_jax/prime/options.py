@@ -13,6 +13,8 @@ from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.models.model_options import ModelOptions
 from prm_jax.option_ranges import above, at_least, within
 from prm_jax.prime.watch_options import WatchOptions
+from prm_jax.rollouts.sampling_options import Connection
+from prm_jax.rollouts.server_options import ServerOptions
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -81,15 +83,26 @@ class RolloutOptions:
     far, and the rest of the batch is masked."""
     drop_truncated: bool = False
     """Groups with a response that reached max_new_tokens fail the filter."""
-    engine: Literal["auto", "generate", "slots"] = "auto"
-    """How responses share the model. generate: in rectangles that last as long as their longest response; slots: a
-    response that ends makes room for the next one. The batches are the same up to rounding. auto: slots, unless
-    --mesh.fsdp divides the parameters, of which slots need a whole copy per device (divided by --mesh.tensor)."""
+    engine: str = "auto"
+    """What samples. generate: rectangles that last as long as their longest response; slots: a response that ends makes
+    room for the next one, with the same batches up to rounding; auto: slots, unless --mesh.fsdp divides the parameters,
+    of which slots need a whole copy per device (divided by --mesh.tensor); or the address of a server that exchanges
+    token ids (vLLM, SGLang or llama.cpp), such as http://localhost:8000, see --rollout.server.* and --connection.*."""
+    server: ServerOptions = field(default_factory=ServerOptions)
+    """How that server gets the policy's weights."""
     slots: Annotated[int, at_least(0)] = 0
     """Responses that each process decodes at the same time (engine=slots); 0: its share of a step's, up to 256."""
     lookahead: Annotated[int, at_least(0)] = 0
     """Prompts asked for beyond those that the step is known to need (engine=slots; filter resample or oversample). They
     keep slots busy and are wasted when they are not needed."""
+    max_lag: Annotated[int, at_least(0)] = 0
+    """Maximum number of updates by which a response's weights may be older than those that learn from it. 0: sampling
+    and training take turns, and runs are reproducible; more: a thread samples while the policy trains."""
+    running: Literal["resume", "restart", "keep"] = "resume"
+    """What new weights do to responses in progress (max_lag). resume: their tokens are kept and read again; restart:
+    they are sampled again; keep: they continue on old keys and values."""
+    devices: Annotated[int, at_least(0)] = 0
+    """Devices that only sample (max_lag), the last ones; the others train (--mesh.*). 0: all do both."""
     cut_groups: bool = False
     """Stop sampling a group as soon as it can no longer pass (engine=slots, filter=resample); rates and lengths in the
     metrics then depend on timing, the batch does not."""
@@ -97,6 +110,18 @@ class RolloutOptions:
     """Share of the training signal that each response of a group gets by the rank of its outcome (PF-PPO)."""
     outcome_noise: Annotated[float, within(0, 0.5)] = 0.0
     """Share of training outcomes that are flipped at random, to study unreliable verifiers."""
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How the responses of a step are laid out for the models."""
+
+    length_buckets: Annotated[int, at_least(1)] = 4
+    """The columns of a batch are cut to the smallest of this many lengths that holds it, multiples of 128 tokens; each
+    length in use compiles the step once. 1: always max_prompt_tokens + max_new_tokens."""
+    pack: bool = False
+    """Put several responses into one row where they fit, so that the models read less padding. The numbers are those
+    of unpacked responses to rounding; each of up to 8 row counts in use compiles the step once."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +206,9 @@ class PRMOptions:
     """Passes over the batch."""
     microbatches: Annotated[int, at_least(1)] = 1
     """Pieces in which the gradient of one optimiser step is accumulated (exactly)."""
+    microbatch_tokens: Annotated[int, at_least(0)] = 0
+    """Instead: as many pieces as it takes for each to have at most this many tokens per device, padding included; 0:
+    microbatches."""
     pretrain_rollouts: Annotated[int, at_least(0)] = 0
     """Rollouts of the initial policy from which the PRM learns, by outcomes alone, before the policy does."""
     pretrain_epochs: Annotated[int, at_least(1)] = 4
@@ -269,6 +297,9 @@ class PolicyOptions:
     """Passes over the batch."""
     microbatches: Annotated[int, at_least(1)] = 1
     """Pieces in which the gradient of one optimiser step is accumulated (exactly)."""
+    microbatch_tokens: Annotated[int, at_least(0)] = 0
+    """Instead: as many pieces as it takes for each to have at most this many tokens per device, padding included; 0:
+    microbatches."""
 
 
 @dataclass(frozen=True)
@@ -340,6 +371,7 @@ class Options:
     model: ModelOptions = field(default_factory=ModelOptions)
     sft: SFTOptions = field(default_factory=SFTOptions)
     rollout: RolloutOptions = field(default_factory=RolloutOptions)
+    batch: BatchOptions = field(default_factory=BatchOptions)
     reward: RewardOptions = field(default_factory=RewardOptions)
     prm: PRMOptions = field(default_factory=PRMOptions)
     advantage: AdvantageOptions = field(default_factory=AdvantageOptions)
@@ -349,6 +381,8 @@ class Options:
     eval: EvalOptions = field(default_factory=EvalOptions)
     watch: WatchOptions = field(default_factory=WatchOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
+    connection: Connection = field(default_factory=Connection)
+    """How to talk to the server of --rollout.engine."""
     seed: Annotated[int, within(0, 2**32 - 1)] = 0
     """Seed of everything random."""
     steps: Annotated[int, at_least(0)] = 60

@@ -6,8 +6,9 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from prm_jax.models import ModelConfig, token_logprobs
+from prm_jax.models import ModelConfig, hidden_states, token_logprobs, token_logprobs_and_entropy, value_head
 from prm_jax.prime.batch import Batch, Metrics
+from prm_jax.prime.sizes import pieces_of_tokens
 from prm_jax.runs.learner import Params, merge_rows, split_rows
 
 
@@ -19,12 +20,80 @@ class Pieces(Protocol):
     @property
     def microbatches(self) -> int: ...
     @property
+    def microbatch_tokens(self) -> int: ...
+    @property
     def epochs(self) -> int: ...
 
 
 def batch_logprobs(config: ModelConfig, params: Params, batch: Batch, temperature: float = 1.0) -> jax.Array:
     """Log-probs [B, T] of the responses; 0 outside them."""
-    return token_logprobs(config, params, batch.tokens, batch.mask, temperature=temperature, start=batch.start)
+    if batch.packed is None:
+        return token_logprobs(config, params, batch.tokens, batch.mask, temperature=temperature, start=batch.start)
+    rows = batch.packed
+    logp = token_logprobs(
+        config, params, rows.tokens, rows.scored, temperature=temperature, segment_ids=rows.segment_ids
+    )
+    return unpacked(logp, batch)
+
+
+def batch_logprobs_and_entropy(
+    config: ModelConfig, params: Params, batch: Batch, temperature: float = 1.0
+) -> tuple[jax.Array, jax.Array]:
+    """`batch_logprobs`, and the entropy [B, T] of the distribution that each token was drawn from."""
+    if batch.packed is None:
+        return token_logprobs_and_entropy(
+            config, params, batch.tokens, batch.mask, temperature=temperature, start=batch.start
+        )
+    rows = batch.packed
+    logp, entropy = token_logprobs_and_entropy(
+        config, params, rows.tokens, rows.scored, temperature=temperature, segment_ids=rows.segment_ids
+    )
+    return unpacked(logp, batch), unpacked(entropy, batch)
+
+
+def batch_values(config: ModelConfig, params: Params, head: Params, batch: Batch) -> jax.Array:
+    """Values [B, T] float32 of a value head after each token; arbitrary and finite on padding."""
+    rows = batch.packed
+    if rows is None:
+        return value_head(head, hidden_states(config, params, batch.tokens))[..., 0].astype(jnp.float32)
+    hidden = hidden_states(config, params, rows.tokens, segment_ids=rows.segment_ids)
+    return unpacked(value_head(head, hidden)[..., 0].astype(jnp.float32), batch, masked=False)
+
+
+def unpacked(values: jax.Array, batch: Batch, *, masked: bool = True) -> jax.Array:
+    """Values [R, W] of packed rows as [B, T], one row per response.
+
+    Args:
+      values: of `batch.packed`.
+      batch: one that is packed.
+      masked: 0 outside the responses; otherwise what the packed rows have there.
+    """
+    assert batch.packed is not None
+    columns, chunk = batch.mask.shape[1], batch.packed.chunk
+    chunks = batch.mask.shape[0] // chunk
+    flat = jnp.pad(values.reshape(chunks, -1), ((0, 0), (0, columns)))  # a slice may reach beyond the last row
+    place = batch.packed.place.reshape(chunks, chunk)
+
+    def of_chunk(flat: jax.Array, place: jax.Array) -> jax.Array:
+        return jax.vmap(lambda first: jax.lax.dynamic_slice_in_dim(flat, first, columns))(place)
+
+    rows = jax.vmap(of_chunk)(flat, place).reshape(batch.mask.shape)
+    return jnp.where(batch.mask, rows, 0.0) if masked else rows
+
+
+def microbatches(pieces: Pieces, batch: Batch, ways: int) -> int:
+    """Pieces in which the gradient of a minibatch is accumulated: `microbatches`, or as `microbatch_tokens` asks.
+
+    Args:
+      pieces: options of the update.
+      batch: a minibatch.
+      ways: number of devices that hold its rows.
+    """
+    if not pieces.microbatch_tokens:
+        return pieces.microbatches
+    rows = batch.tokens if batch.packed is None else batch.packed.tokens
+    units = batch.tokens.shape[0] // (1 if batch.packed is None else batch.packed.chunk)
+    return pieces_of_tokens(units // ways, rows.size // units, pieces.microbatch_tokens)
 
 
 def score_in_pieces(score: Callable[[Batch], jax.Array], batch: Batch, pieces: Pieces, ways: int) -> jax.Array:
@@ -33,11 +102,11 @@ def score_in_pieces(score: Callable[[Batch], jax.Array], batch: Batch, pieces: P
     Scoring then needs no more memory than training, and equal parameters give equal bits in both, which products of
     other shapes would not.
     """
-    if pieces.minibatches * pieces.microbatches == 1:
+    if pieces.minibatches == 1 and microbatches(pieces, batch, ways) == 1:
         return jax.lax.stop_gradient(score(batch))
 
     def minibatch(rows: Batch) -> jax.Array:
-        return merge_rows(jax.lax.map(score, split_rows(rows, pieces.microbatches, ways)), ways)
+        return merge_rows(jax.lax.map(score, split_rows(rows, microbatches(pieces, rows, ways), ways)), ways)
 
     scores = jax.lax.map(minibatch, split_rows(batch, pieces.minibatches, ways))
     return jax.lax.stop_gradient(merge_rows(scores, ways))

@@ -120,14 +120,14 @@ def collective_minimum(work: Workload) -> float:
     for name, (config, learner) in work.learners().items():
         pieces = work.pieces(name)
         whole = model_bytes(config, _unsharded(work), config.compute_dtype)
-        passes = 2 * pieces.epochs * pieces.minibatches * pieces.microbatches
+        passes = 2 * pieces.epochs * pieces.minibatches * work.microbatches(name)
         total += passes * whole * (shards - 1) / shards
         if learner.lora is None:  # adapters are too small to count
             steps = pieces.epochs * pieces.minibatches
             total += whole * steps * ((shards - 1) / shards + 2 * (replicas - 1) / replicas / shards)
     if work.online_prm:
         whole = model_bytes(work.prm_config, _unsharded(work), work.prm_config.compute_dtype)
-        total += whole * work.options.prm.minibatches * work.options.prm.microbatches * (shards - 1) / shards
+        total += whole * work.options.prm.minibatches * work.microbatches("PRM") * (shards - 1) / shards
     return total
 
 

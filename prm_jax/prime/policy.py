@@ -7,12 +7,18 @@ from typing import Any
 import jax
 
 from prm_jax import rl
-from prm_jax.models import token_logprobs_and_entropy
 from prm_jax.prime.batch import Batch, Frozen, Metrics, RewardInputs, State
 from prm_jax.prime.checked import checked_loss
 from prm_jax.prime.off_policy import correct, metrics
 from prm_jax.prime.options import OffPolicyOptions, PolicyOptions
-from prm_jax.prime.pieces import batch_logprobs, run_epochs, score_in_pieces, summarize
+from prm_jax.prime.pieces import (
+    batch_logprobs,
+    batch_logprobs_and_entropy,
+    microbatches,
+    run_epochs,
+    score_in_pieces,
+    summarize,
+)
 from prm_jax.resolve import check_signature, resolve
 from prm_jax.runs.learner import Learner, Params, accumulate_gradients, guarded_update
 
@@ -147,9 +153,7 @@ class PolicyPhase:
 
         def loss_fn(trainable: Params, piece: dict[str, Any]) -> tuple[rl.Loss, dict[str, jax.Array]]:
             params, rows = self.learner.params(trainable, frozen.reference), piece["batch"]
-            logp, entropy = token_logprobs_and_entropy(
-                self.learner.config, params, rows.tokens, rows.mask, temperature=self.temperature, start=rows.start
-            )
+            logp, entropy = batch_logprobs_and_entropy(self.learner.config, params, rows, self.temperature)
             old = piece.get("old_logp", jax.lax.stop_gradient(logp))
             seen = dataclasses.replace(piece["inputs"], gate=inputs.gate, entropy=entropy)
             corrected = correct(self.off_policy, old, piece["advantages"], seen)
@@ -159,7 +163,7 @@ class PolicyPhase:
         def update(carry: tuple[Params, Any], piece: dict[str, Any]) -> tuple[tuple[Params, Any], Metrics]:
             trainable, opt = carry
             grads, loss, sums = accumulate_gradients(
-                loss_fn, trainable, piece, pieces=options.microbatches, ways=self.ways
+                loss_fn, trainable, piece, pieces=microbatches(options, piece["batch"], self.ways), ways=self.ways
             )
             trainable, opt, health = guarded_update(self.learner.optimizer, grads, opt, trainable)
             return (trainable, opt), {"loss": loss.mean(), **loss.summary(), **metrics(sums), **health}

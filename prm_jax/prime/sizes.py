@@ -1,4 +1,6 @@
-"""Numbers of steps and rollouts that follow from a run's options."""
+"""Numbers of steps, rollouts and pieces that follow from a run's options."""
+
+import math
 
 from prm_jax.prime.options import Options
 
@@ -23,3 +25,26 @@ def warm_up_steps(options: Options) -> int:
 def optimizer_steps(options: Options, epochs: int, minibatches: int, *, warm_up: bool = False) -> int:
     """Optimiser steps of a whole run, over which a learning rate decays; those of the warm-up included."""
     return options.steps * epochs * minibatches + (warm_up_steps(options) if warm_up else 0)
+
+
+def pieces_of_tokens(units: int, tokens: int, budget: int) -> int:
+    """The smallest number of equal pieces that have at most `budget` tokens each; all units where none is so small.
+
+    Args:
+      units: rows, or chunks of packed rows, on one device.
+      tokens: of one unit.
+      budget: tokens per piece and device.
+    """
+    return next((n for n in range(1, units) if units % n == 0 and units // n * tokens <= budget), units)
+
+
+def chunk_rows(options: Options, ways: int, devices: int = 1) -> int:
+    """Responses per chunk: those of the smallest piece of any update on one device.
+
+    0 where the pieces of two updates have no common part; ``checks`` refuses that.
+    """
+    rollout, policy, prm = options.rollout, options.policy, options.prm
+    pieces = math.lcm(policy.minibatches * policy.microbatches, prm.minibatches * prm.microbatches)
+    chunks = math.lcm(ways * pieces, devices)
+    rows = rollout.prompts_per_step * rollout.samples_per_prompt
+    return rows // chunks if rows % chunks == 0 else 0

@@ -55,7 +55,8 @@ TITLES = {"prime": "PRIME", BASELINE: "outcome only"}
 
 SOFT_OPTIONS = (
     "steps", "eval.*", "save_every", "keep_checkpoints", "sample_every", "watch.*", "profile", "max_*_steps",
-    "watchdog*", "plots", "baseline", "mesh.*", "*.learning_rate",
+    "watchdog*", "plots", "baseline", "mesh.*", "*.learning_rate", "rollout.engine", "rollout.server.*",
+    "connection.*",
 )  # fmt: skip
 """Options that a resumed run may change."""
 

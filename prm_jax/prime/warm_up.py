@@ -55,7 +55,7 @@ def warm_up(
     with run.phase(PHASE) as phase:
         fitted = fit(
             lambda: state,
-            lambda current, batch: compiled(current, composed.frozen, composed.place(batch)),
+            lambda current, batch: compiled(current, composed.frozen, composed.place(composed.layout.cut(batch))),
             _Batches(composed, frontend, batch_prompts),
             run=phase,
             options=FitOptions(

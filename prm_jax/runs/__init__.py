@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from prm_jax.runs.console import Console
     from prm_jax.runs.distributed import failing_together, initialize
     from prm_jax.runs.distributed_options import DistributedOptions
+    from prm_jax.runs.eight_bit_adam import scale_by_adam_8bit
     from prm_jax.runs.fitting import FitOptions, Fitted, Frontend, fit, load_best
     from prm_jax.runs.integrity import fingerprint
     from prm_jax.runs.interrupts import Interrupts
@@ -58,6 +59,7 @@ _HOMES = {
     "make_schedule": "learner",
     "open_run": "run_dir",
     "read_metrics": "metrics_log",
+    "scale_by_adam_8bit": "eight_bit_adam",
     "supervise": "supervisor",
     "unique_run_path": "run_dir",
 }
@@ -95,6 +97,7 @@ __all__ = [
     "make_schedule",
     "open_run",
     "read_metrics",
+    "scale_by_adam_8bit",
     "supervise",
     "unique_run_path",
 ]

@@ -69,6 +69,17 @@ def test_state_of_7b_at_full_fine_tuning():
     assert sum(state_bytes(on_eight).values()) == pytest.approx((85 + 85 + 14.2) / 8 * GIB, rel=0.02)
 
 
+def test_each_process_samples_with_weights_on_its_own_devices():
+    options = replaced(PRESETS["qwen2.5-7b-math"], mesh={"fsdp": 64})
+    alone, shared = (make_plan(options, QWEN_7B, devices=64, processes=n) for n in (1, 16))
+    assert shared.state == alone.state and shared.update == alone.update
+    assert alone.rollout["rollout weights on each process's devices"] == 0
+    assert shared.rollout["rollout weights on each process's devices"] == pytest.approx(28.4 * GIB / 4, rel=0.01)
+    assert shared.rollout["rollout cache"] == pytest.approx(alone.rollout["rollout cache"])  # 256 prompts, 64 devices
+    with pytest.raises(UserError, match="--processes 3: 64 devices cannot be shared evenly"):
+        make_plan(options, QWEN_7B, devices=64, processes=3)
+
+
 def test_outcome_only_training_keeps_no_prm():
     options = replaced(PRESETS["tiny"], advantage={"process_coef": 0.0})
     assert not any("PRM" in cause for cause, _ in make_plan(options, SMALL).causes())

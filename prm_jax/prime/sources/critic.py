@@ -43,7 +43,7 @@ class CriticSource(Source):
 
     def for_warm_up(self, ways: int) -> "CriticSource":
         """The same critic, learning in one pass and one optimiser step per batch."""
-        pieces = _Once(microbatches=self.microbatches)
+        pieces = _Once(microbatches=self.microbatches, microbatch_tokens=self.critic.pieces.microbatch_tokens)
         return CriticSource(dataclasses.replace(self.critic, pieces=pieces, ways=ways), self.base)
 
     def score(self, state: Any, batch: SourceBatch) -> jax.Array:
@@ -99,5 +99,6 @@ class _Once:
     """One optimiser step per batch."""
 
     microbatches: int
+    microbatch_tokens: int
     minibatches: int = 1
     epochs: int = 1

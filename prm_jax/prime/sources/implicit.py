@@ -13,7 +13,7 @@ from prm_jax import rl
 from prm_jax.models import ModelConfig
 from prm_jax.prime.batch import Batch, Metrics
 from prm_jax.prime.options import PRMOptions
-from prm_jax.prime.pieces import batch_logprobs, masked_mean, run_epochs, score_in_pieces, summarize
+from prm_jax.prime.pieces import batch_logprobs, masked_mean, microbatches, run_epochs, score_in_pieces, summarize
 from prm_jax.prime.sources.base import Judged, Source, SourceBatch
 from prm_jax.runs.learner import Learner, Params, accumulate_gradients, guarded_update, merge_rows
 
@@ -171,7 +171,7 @@ class ImplicitPRM(Source):
         def update(carry: tuple[Params, Any], piece: dict[str, Any]) -> tuple[tuple[Params, Any], Any]:
             trainable, opt = carry
             grads, loss, logp = accumulate_gradients(
-                loss_fn, trainable, piece, pieces=options.microbatches, ways=self.ways
+                loss_fn, trainable, piece, pieces=microbatches(options, piece["batch"], self.ways), ways=self.ways
             )
             trainable, opt, health = guarded_update(self.learner.optimizer, grads, opt, trainable)
             return (trainable, opt), (logp, {"loss": loss.mean(), **loss.summary(), **health})
