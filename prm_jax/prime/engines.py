@@ -1,7 +1,8 @@
 """What a run samples with, from its options."""
 
 import jax
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import AxisType, Mesh
 
 from prm_jax.errors import UserError
 from prm_jax.models.sharding import rows_over
@@ -31,6 +32,30 @@ def make_engines(options: Options, start: Start, mesh: Mesh | None) -> EngineSou
     return SlotSource(
         start.config, start.tokenizer, start.task.stop, slots=slots,
         columns=rollout.max_prompt_tokens + rollout.max_new_tokens,
+    )  # fmt: skip
+
+
+def background_engines(options: Options, start: Start, mesh: Mesh | None) -> SlotSource:
+    """The engine of ``--rollout.max-lag``: on the devices that only sample, or on those of the run.
+
+    Raises:
+      UserError: more devices than there are, or some that train too.
+    """
+    rollout, own = options.rollout, mesh
+    if rollout.devices:
+        training = set(jax.devices()[:1]) if mesh is None else set(mesh.devices.flat)
+        sampling = jax.devices()[-rollout.devices :]
+        if len(sampling) < rollout.devices or training & set(sampling):
+            raise UserError(
+                f"--rollout.devices {rollout.devices} needs as many devices that do not train: there are "
+                f"{len(jax.devices())}, and --mesh.* uses {len(training)}"
+            )
+        own = Mesh(
+            np.array(sampling).reshape(-1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3
+        )  # fmt: skip
+    return SlotSource(
+        start.config, start.tokenizer, start.task.stop, slots=slots_of(options, own),
+        columns=rollout.max_prompt_tokens + rollout.max_new_tokens, mesh=own,
     )  # fmt: skip
 
 

@@ -11,9 +11,11 @@ import numpy as np
 
 from prm_jax.data.pipeline import PromptStream
 from prm_jax.errors import UserError
+from prm_jax.prime.background import BackgroundCollector
 from prm_jax.prime.batch import Frozen, State
 from prm_jax.prime.collect import Collector
 from prm_jax.prime.compose import Composed
+from prm_jax.prime.engines import background_engines
 from prm_jax.prime.evaluate import Evaluator, PRMProbe, make_probe
 from prm_jax.prime.hacking_watch import HackingWatch
 from prm_jax.prime.options import Options
@@ -23,6 +25,7 @@ from prm_jax.prime.sizes import warm_up_rollouts
 from prm_jax.prime.sources import ImplicitPRM
 from prm_jax.prime.step import make_step
 from prm_jax.prime.warm_up import PHASE, is_warmed_up, warm_up
+from prm_jax.runs import processes
 from prm_jax.runs.callbacks import Callback, Event
 from prm_jax.runs.fitting import FitOptions, Frontend, fit, load_best
 from prm_jax.runs.integrity import fingerprint
@@ -73,11 +76,15 @@ def train_policy(
         composed.start.task, sampler, options.eval, _eval_problems(options, sampler), options.rollout.temperature,
         jax.random.fold_in(key, EVAL_STREAM), composed.policy_params, judge_source,
     )  # fmt: skip
-    collector = Collector(
+    kind = BackgroundCollector if options.rollout.max_lag else Collector
+    collector = kind(
         sampler, PromptStream(composed.start.task.train, options.seed), options.rollout, key, composed.policy_params,
         source=setup.source, max_empty_steps=options.max_empty_steps, say=frontend.say,
         confidence_pattern=options.reward.confidence_pattern if "confidence" in options.reward.shaping else "",
     )  # fmt: skip
+    if isinstance(collector, BackgroundCollector):
+        collector.engines = background_engines(options, composed.start, composed.mesh)
+        _say_lag(options, frontend)
     warms_up = is_warmed_up(options, setup.source)
     if warms_up:
         collector.sampled += warm_up_rollouts(options)
@@ -110,6 +117,17 @@ def train_policy(
         fitted.before, fitted.after, warmed_up, collector.sampled, composed.policy_params(state), prm,
         fitted.best_step, collector.for_source,
     )  # fmt: skip
+
+
+def _say_lag(options: Options, frontend: Frontend) -> None:
+    if processes.count() > 1:
+        raise UserError("--rollout.max-lag is for one process: leave it out, or start one process")
+    frontend.say(
+        f"sampling and training at the same time, with weights at most {options.rollout.max_lag} updates old "
+        "(--rollout.max-lag); the run is not reproducible"
+    )
+    if jax.default_backend() == "cpu" and not options.rollout.devices:
+        frontend.say("warning: on a CPU sampling and training compete for the same cores, so nothing is gained")
 
 
 class _FirstStep:
