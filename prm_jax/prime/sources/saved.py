@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from prm_jax import prm as prms
 from prm_jax import rl
@@ -27,17 +28,18 @@ class SavedPRM(Source):
       pessimism: coefficient of the standard deviation of an ensemble.
       reference: directory of the reference of an implicit PRM that was saved without one.
       max_tokens: tokens in one batch of scoring.
+      mesh: devices to load the models onto, shard by shard; None: the default device.
     """
 
     on_host = True
 
     def __init__(
         self, paths: Sequence[str | pathlib.Path], *, pessimism: float = 1.0, reference: str | None = None,
-        max_tokens: int = 8192,
+        max_tokens: int = 8192, mesh: Mesh | None = None,
     ) -> None:  # fmt: skip
         if not paths:
             raise UserError("--reward.source model needs --reward.path: the directory of a saved PRM")
-        self.models = [prms.load(path, reference=reference) for path in paths]
+        self.models = [prms.load(path, reference=reference, mesh=mesh) for path in paths]
         self.pessimism, self.max_tokens = pessimism, max_tokens
 
     def observe(self, responses: Responses, sampler: Sampler, params: Params, key: jax.Array) -> Observed:
