@@ -90,7 +90,8 @@ def train(
     check_options(options, needs_path=data is None)
     begun = time.monotonic()
     mesh = _mesh(options)
-    check_host_memory(["--train.offload"] * options.train.offload, jax.local_devices()[0])
+    offloads = {"--train.offload": options.train.moments} if options.train.offload else {}
+    check_host_memory(offloads, jax.local_devices()[0])
     model = options.model
     config, base, tokenizer = load_model(ModelOptions(
         path=model.path, compute_dtype=model.compute_dtype, remat=model.remat, scan_unroll=model.scan_unroll,
