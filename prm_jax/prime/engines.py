@@ -11,6 +11,7 @@ from prm_jax.prime.responses import Sampler
 from prm_jax.prime.start import Start
 from prm_jax.rollouts.remote_source import RemoteSource
 from prm_jax.rollouts.server_options import is_url
+from prm_jax.rollouts.slot_options import SlotTuning
 from prm_jax.rollouts.slot_source import EngineSource, SlotSource, default_slots
 
 
@@ -31,7 +32,7 @@ def make_engines(options: Options, start: Start, mesh: Mesh | None) -> EngineSou
     slots = slots_of(options, mesh)
     return SlotSource(
         start.config, start.tokenizer, start.task.stop, slots=slots,
-        columns=rollout.max_prompt_tokens + rollout.max_new_tokens,
+        columns=rollout.max_prompt_tokens + rollout.max_new_tokens, tuning=_tuning(options),
     )  # fmt: skip
 
 
@@ -56,6 +57,7 @@ def background_engines(options: Options, start: Start, mesh: Mesh | None) -> Slo
     return SlotSource(
         start.config, start.tokenizer, start.task.stop, slots=slots_of(options, own),
         columns=rollout.max_prompt_tokens + rollout.max_new_tokens, mesh=own,
+        tuning=_tuning(options),
     )  # fmt: skip
 
 
@@ -63,6 +65,11 @@ def slots_of(options: Options, mesh: Mesh | None) -> int:
     """The number of slots of a run: ``--rollout.slots``, or as many as suit the responses of a step."""
     rollout, ways = options.rollout, 1 if mesh is None else rows_over(mesh)
     return rollout.slots or default_slots(rollout.prompts_per_step * rollout.samples_per_prompt, ways)
+
+
+def _tuning(options: Options) -> SlotTuning:
+    kind = options.rollout.cache_dtype
+    return SlotTuning(cache_dtype=None if kind == "auto" else kind)
 
 
 def _server(options: Options, start: Start) -> RemoteSource:
