@@ -43,6 +43,10 @@ class SlotCache:
         """Makes room for longer texts; what the slots held is lost."""
         self._cache, self.columns, self.size = None, columns, self.sizes[-1]
 
+    def free(self) -> None:
+        """Frees the memory until the next use; what the slots held is lost."""
+        self._cache, self.size = None, self.sizes[-1]
+
     @property
     def arrays(self) -> programs.Cache:
         """The cache, allocated when it is first used.
