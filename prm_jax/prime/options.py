@@ -94,7 +94,7 @@ class RolloutOptions:
     turns: TurnOptions = field(default_factory=TurnOptions)
     """Environments and tools that answer the policy."""
     slots: Annotated[int, at_least(0)] = 0
-    """Responses that are decoded at the same time (engine=slots); 0: as many as a step has, up to 256."""
+    """Responses that each process decodes at the same time (engine=slots); 0: its share of a step's, up to 256."""
     lookahead: Annotated[int, at_least(0)] = 0
     """Prompts asked for beyond those that the step is known to need (engine=slots; filter resample or oversample). They
     keep slots busy and are wasted when they are not needed."""
