@@ -143,7 +143,14 @@ def _combinations(options: Options) -> list[str]:
             "--policy.kl-estimator k1 has a gradient of mean zero as a loss: choose k2 or k3, or "
             "--policy.kl-placement reward"
         )
-    off_policy = options.off_policy
+    rollout, off_policy = options.rollout, options.off_policy
+    if rollout.max_lag and rollout.engine not in ("auto", "slots"):
+        found.append(
+            f"--rollout.max-lag {rollout.max_lag} samples in slots, but --rollout.engine is {rollout.engine}: leave "
+            "one of the two out"
+        )
+    if rollout.devices and not rollout.max_lag:
+        found.append("--rollout.devices are idle while the others train: give --rollout.max-lag 1 or more")
     if off_policy.low is not None and off_policy.low > off_policy.high:
         found.append(f"--off-policy.low {off_policy.low} is greater than --off-policy.high {off_policy.high}")
     if off_policy.objective == "bypass" and off_policy.weights not in ("auto", "none"):

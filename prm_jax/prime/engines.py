@@ -1,7 +1,8 @@
 """What a run samples with, from its options."""
 
 import jax
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import AxisType, Mesh
 
 from prm_jax.errors import UserError
 from prm_jax.models.sharding import rows_over
@@ -11,6 +12,7 @@ from prm_jax.prime.start import Start
 from prm_jax.rollouts.remote_source import RemoteSource
 from prm_jax.rollouts.server_options import is_url
 from prm_jax.rollouts.slot_source import EngineSource, SlotSource, default_slots
+from prm_jax.runs import processes
 
 
 def make_engines(options: Options, start: Start, mesh: Mesh | None) -> EngineSource | None:
@@ -34,10 +36,41 @@ def make_engines(options: Options, start: Start, mesh: Mesh | None) -> EngineSou
     )  # fmt: skip
 
 
+def background_engines(options: Options, start: Start, mesh: Mesh | None) -> SlotSource:
+    """The engine of ``--rollout.max-lag``: on the devices that only sample, or on those of the run.
+
+    Raises:
+      UserError: more devices than there are, or some that train too.
+    """
+    rollout, own = options.rollout, mesh
+    if processes.count() > 1:
+        raise UserError(
+            f"--rollout.max-lag samples in the background of one process, and {processes.count()} train: leave it out, "
+            "or train in one"
+        )
+    if rollout.devices:
+        training = set(jax.devices()[:1]) if mesh is None else set(mesh.devices.flat)
+        sampling = jax.devices()[-rollout.devices :]
+        if len(sampling) < rollout.devices or training & set(sampling):
+            raise UserError(
+                f"--rollout.devices {rollout.devices} needs as many devices that do not train: there are "
+                f"{len(jax.devices())}, and --mesh.* uses {len(training)}"
+            )
+        own = Mesh(
+            np.array(sampling).reshape(-1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3
+        )  # fmt: skip
+    return SlotSource(
+        start.config, start.tokenizer, start.task.stop, slots=slots_of(options, own),
+        columns=rollout.max_prompt_tokens + rollout.max_new_tokens, mesh=own,
+    )  # fmt: skip
+
+
 def slots_of(options: Options, mesh: Mesh | None) -> int:
-    """The number of slots of a run: ``--rollout.slots``, or as many as suit the responses of a step."""
-    rollout, ways = options.rollout, 1 if mesh is None else rows_over(mesh)
-    return rollout.slots or default_slots(rollout.prompts_per_step * rollout.samples_per_prompt, ways)
+    """The number of slots per process: ``--rollout.slots``, or as many as suit its share of a step's responses."""
+    rollout, count = options.rollout, processes.count()
+    ways = 1 if mesh is None else max(1, rows_over(mesh) // count)
+    rows = rollout.prompts_per_step * rollout.samples_per_prompt
+    return rollout.slots or default_slots(-(-rows // count), ways)
 
 
 def _server(options: Options, start: Start) -> RemoteSource:

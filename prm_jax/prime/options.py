@@ -91,10 +91,18 @@ class RolloutOptions:
     server: ServerOptions = field(default_factory=ServerOptions)
     """How that server gets the policy's weights."""
     slots: Annotated[int, at_least(0)] = 0
-    """Responses that are decoded at the same time (engine=slots); 0: as many as a step has, up to 256."""
+    """Responses that each process decodes at the same time (engine=slots); 0: its share of a step's, up to 256."""
     lookahead: Annotated[int, at_least(0)] = 0
     """Prompts asked for beyond those that the step is known to need (engine=slots; filter resample or oversample). They
     keep slots busy and are wasted when they are not needed."""
+    max_lag: Annotated[int, at_least(0)] = 0
+    """Maximum number of updates by which a response's weights may be older than those that learn from it. 0: sampling
+    and training take turns, and runs are reproducible; more: a thread samples while the policy trains."""
+    running: Literal["resume", "restart", "keep"] = "resume"
+    """What new weights do to responses in progress (max_lag). resume: their tokens are kept and read again; restart:
+    they are sampled again; keep: they continue on old keys and values."""
+    devices: Annotated[int, at_least(0)] = 0
+    """Devices that only sample (max_lag), the last ones; the others train (--mesh.*). 0: all do both."""
     cut_groups: bool = False
     """Stop sampling a group as soon as it can no longer pass (engine=slots, filter=resample); rates and lengths in the
     metrics then depend on timing, the batch does not."""
