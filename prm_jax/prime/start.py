@@ -11,6 +11,7 @@ from prm_jax.data.problems import Task
 from prm_jax.errors import UserError
 from prm_jax.models import LoRAConfig, ModelConfig, check_same_vocabulary
 from prm_jax.models.loading import fresh_config, load_model
+from prm_jax.models.local_copies import local_copy
 from prm_jax.models.sharding import rows_over, shard_params
 from prm_jax.prime.advantages import AdvantageFn, make_advantage
 from prm_jax.prime.batch import Frozen
@@ -122,7 +123,7 @@ class Start:
                 f"the prover {path} (--reward.path) has another architecture than the policy; completions are "
                 "sampled by the policy's program, so both must have the same"
             )
-        return params
+        return params if self.mesh is None else local_copy(params, self.mesh)
 
 
 @dataclasses.dataclass(frozen=True)
