@@ -10,7 +10,7 @@ began, over the bytes of the model. Fake devices are memory of the host, so that
   save, whole     every leaf gathered into one NumPy array, which JAX keeps (what saving did before)
   save, blocks    save_weights(path, config, params)
 
-What was measured is in weights_memory.json and docs/scale.md.
+What was measured is in weights_memory.json and docs/models.md.
 """
 
 import argparse

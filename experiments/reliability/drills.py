@@ -58,7 +58,8 @@ class Setting:
         count = str(self.processes if processes is None else processes)
         return [
             sys.executable, "-m", "prm_jax", "launch", "--nproc", count, "--devices-per-process", str(self.devices),
-            "--delay", "0.2", "--max-stalled", "6", *options, "--", *self.words, "--run-dir", str(self.run_dir(name)),
+            "--delay", "0.2", "--longest-delay", "1", "--max-stalled", "99",
+            *options, "--", *self.words, "--run-dir", str(self.run_dir(name)),
         ]  # fmt: skip
 
 
@@ -152,10 +153,16 @@ def undisturbed(setting: Setting) -> dict[str, Any]:
     return {"seconds": time.monotonic() - begun, "digest": digest(setting.run_dir("undisturbed"))}
 
 
-def kills(setting: Setting, count: int, seconds: float, seed: int) -> dict[str, Any]:
+def kills(setting: Setting, count: int, seconds: float | None, seed: int) -> dict[str, Any]:
     """Random processes are killed at random moments within `seconds` of the start of an attempt.
 
     A job that finishes before its next kill is followed by another one, until there were `count` kills.
+
+    Args:
+      setting: the job.
+      count: number of kills.
+      seconds: the latest moment of a kill; None: 1.5 times what the first attempt takes to its first checkpoint.
+      seed: of processes and moments.
     """
     chance = random.Random(seed)
     found: list[dict[str, Any]] = []
@@ -163,6 +170,8 @@ def kills(setting: Setting, count: int, seconds: float, seed: int) -> dict[str, 
     while len(found) < count:
         path = setting.run_dir(f"kills-{seed}-{len(ends)}")
         with launched(setting, path.name) as launcher:
+            if seconds is None:
+                seconds = 1.5 * launcher.wait_for(lambda path=path: newest_step(path) >= 0, "first checkpoint")
             for attempt in range(1, count - len(found) + 1):
                 kill = _kill_one(launcher, setting, path, attempt, chance, seconds)
                 if kill is None:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import time
 
@@ -56,7 +57,11 @@ def main() -> None:
         found = train(options, path, words["resume"], words["watchdog_exit"], faults)
         result = {"sha256": found}
         if words["compare"]:
-            result["undisturbed"] = train(options, path.with_name(f"{path.name}.undisturbed"), False, 0.0, Faults())
+            other = path.with_name(f"{path.name}.undisturbed")
+            if processes.is_first():
+                shutil.rmtree(other, ignore_errors=True)  # of an attempt that was killed in it
+            processes.barrier("room for the undisturbed run")
+            result["undisturbed"] = train(options, other, False, 0.0, Faults())
         if processes.is_first():
             (path / "result.json").write_text(json.dumps(result) + "\n")
 
@@ -125,6 +130,7 @@ def train(options: Options, path: pathlib.Path, resume: bool, watchdog_exit: flo
         runs.open_run(path, options, resume=resume, writer=processes.is_first()) as run,
         runs.Interrupts() as interrupts,
     ):
+        processes.barrier("the run directory is open")  # before any process writes into it
         fitted = runs.fit(
             jax.jit(initial, out_shardings=place), compiled, batch_of, run=run, target=target,
             options=runs.FitOptions(steps=options.steps, save_every=options.save_every),

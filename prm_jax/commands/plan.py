@@ -20,8 +20,9 @@ from prm_jax.prime.presets import PRESETS
 from prm_jax.terminal import print_warning
 
 COMMON_OPTIONS = (
-    "preset", "config", "device", "devices", "compile", "vocab-size", "json", "model.path", "model.hidden-size",
-    "model.intermediate-size", "model.num-layers", "model.lora-rank", "model.compute-dtype", "model.remat",
+    "preset", "config", "device", "devices", "processes", "compile", "vocab-size", "json", "model.path",
+    "model.hidden-size", "model.intermediate-size", "model.num-layers", "model.lora-rank", "model.compute-dtype",
+    "model.remat",
     "model.attention", "prm.path", "prm.lora-rank", "prm.microbatches", "policy.microbatches",
     "rollout.prompts-per-step", "rollout.samples-per-prompt", "rollout.max-prompt-tokens", "rollout.max-new-tokens",
     "mesh.data", "mesh.fsdp", "mesh.tensor",
@@ -45,6 +46,8 @@ class Options:
     """Kind of device: v5e, v5p, v6e, a100, h100, h200 or cpu."""
     devices: Annotated[int, at_least(1)] = 1
     """Number of devices; --mesh.* must multiply to it, with -1 for the rest."""
+    processes: Annotated[int, at_least(1)] = 1
+    """Processes that share the devices, such as one per host of a pod; each samples on its own devices."""
     vocab_size: Annotated[int, at_least(0)] = 0
     """Vocabulary of a fresh model; 0: that of the task's tokenizer."""
     json: bool = False
@@ -90,8 +93,9 @@ def run(options: Options) -> int:
     check_options(options.training)
     config, prm_config = planned_configs(options.training, vocab_size=options.vocab_size)
     found = make_plan(
-        options.training, config, devices=options.devices, platform=device.platform, prm_config=prm_config
-    )
+        options.training, config, devices=options.devices, platform=device.platform, prm_config=prm_config,
+        processes=options.processes,
+    )  # fmt: skip
     compiled, why = None, ""
     if options.compile:
         why = missing_compiler(device) or ""

@@ -44,11 +44,13 @@ def row_axes(mesh: AnyMesh, rows: int) -> tuple[str, ...]:
     return axes
 
 
-def split_over_rows(x: jax.Array) -> jax.Array:
-    """Constrains the leading dimension of an array on a mesh to be split over "data" and "fsdp"; no other one is."""
+def split_over_rows(x: jax.Array, axis: int = 0) -> jax.Array:
+    """Constrains one dimension of an array on a mesh to be split over "data" and "fsdp"; no other one is."""
     mesh = mesh_of(x)
-    axes = () if mesh is None else row_axes(mesh, x.shape[0])
-    return _constrained(x, NamedSharding(mesh, P(axes))) if mesh is not None and axes else x
+    axes = () if mesh is None else row_axes(mesh, x.shape[axis])
+    if mesh is None or not axes:
+        return x
+    return _constrained(x, NamedSharding(mesh, P(*(None,) * axis, axes)))
 
 
 def embed(table: jax.Array, tokens: jax.Array, dtype: Any = None) -> jax.Array:

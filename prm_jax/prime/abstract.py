@@ -44,6 +44,8 @@ def abstract_batch(options: Options, rows: int, columns: int, *, process: bool =
         process=array(np.float32, rows, columns) if process else None,
         weights=array(np.float32, rows) if options.rollout.weights != "none" else None,
         confidence=array(np.float32, rows) if "confidence" in options.reward.shaping else None,
+        behaviour_logp=array(np.float32, rows, columns),
+        version=array(np.int32, rows, columns),
     )
 
 

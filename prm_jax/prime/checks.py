@@ -7,6 +7,7 @@ from prm_jax.option_ranges import check_ranges
 from prm_jax.prime.options import Options
 from prm_jax.prime.sizes import chunk_rows
 from prm_jax.resolve import nearest
+from prm_jax.rollouts.server_options import is_url
 
 POLICY_METRICS = ("accuracy", "step_accuracy", "length", "finished")
 """What an evaluation measures of a policy, see `evaluate.policy_metrics`."""
@@ -26,6 +27,7 @@ def check_options(options: Options) -> None:
         *_combinations(options),
         *_rewards(options),
         *_pattern(options),
+        *_engine(options),
     ]
     if problems:
         raise UserError("these options cannot work:\n" + "\n".join(f"  - {text}" for text in problems))
@@ -141,7 +143,14 @@ def _combinations(options: Options) -> list[str]:
             "--policy.kl-estimator k1 has a gradient of mean zero as a loss: choose k2 or k3, or "
             "--policy.kl-placement reward"
         )
-    off_policy = options.off_policy
+    rollout, off_policy = options.rollout, options.off_policy
+    if rollout.max_lag and rollout.engine not in ("auto", "slots"):
+        found.append(
+            f"--rollout.max-lag {rollout.max_lag} samples in slots, but --rollout.engine is {rollout.engine}: leave "
+            "one of the two out"
+        )
+    if rollout.devices and not rollout.max_lag:
+        found.append("--rollout.devices are idle while the others train: give --rollout.max-lag 1 or more")
     if off_policy.low is not None and off_policy.low > off_policy.high:
         found.append(f"--off-policy.low {off_policy.low} is greater than --off-policy.high {off_policy.high}")
     if off_policy.objective == "bypass" and off_policy.weights not in ("auto", "none"):
@@ -190,6 +199,30 @@ def _pattern(options: Options) -> list[str]:
     if groups != 1:
         return [f"--reward.confidence-pattern {pattern!r} has {groups} groups; expected 1, the number (see (?:...))"]
     return []
+
+
+def _engine(options: Options) -> list[str]:
+    """What samples, and what a server needs."""
+    engine, server = options.rollout.engine, options.rollout.server
+    if engine in ("auto", "generate", "slots"):
+        return []
+    if not is_url(engine):
+        return [
+            f"--rollout.engine {engine!r} is unknown: expected auto, generate, slots, or the address of a server, such "
+            "as http://localhost:8000"
+        ]
+    found = []
+    if not server.folder:
+        found.append(
+            f"--rollout.engine {engine} needs --rollout.server.folder: a folder for the policy's weights, which the "
+            "server must see too"
+        )
+    if options.connection.dialect == "text":
+        found.append("--connection.dialect text: training needs a server that exchanges token ids")
+    if not options.connection.logprobs and server.probe:
+        found.append("--connection.no-logprobs leaves nothing to probe the server's weights with: give "
+                     "--rollout.server.probe 0 too")  # fmt: skip
+    return found
 
 
 def _rewards(options: Options) -> list[str]:

@@ -1,7 +1,6 @@
 """From prompts to the batch of one step: sample, verify, filter by solve rate, ask the source, lay out for training."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +9,12 @@ import numpy as np
 
 from prm_jax import rl
 from prm_jax.data.pipeline import PromptBuffer, PromptStream
-from prm_jax.data.problems import Problem
-from prm_jax.errors import UserError
 from prm_jax.prime.batch import Batch
+from prm_jax.prime.drawing import Drawing, flips_of, keys_of_step
+from prm_jax.prime.group_pool import KeyOf
 from prm_jax.prime.group_stream import GroupStream
 from prm_jax.prime.options import RolloutOptions
 from prm_jax.prime.responses import (
-    NOISE_STREAM,
     ROLLOUT_STREAM,
     SOURCE_STREAM,
     Responses,
@@ -148,9 +146,8 @@ class Collector:
 
     def collect(self, params: Any, step: int) -> Collected:
         """Rollouts of one step under the policy `params`: ``prompts_per_step * samples_per_prompt`` rows."""
-        key = jax.random.fold_in(jax.random.fold_in(self.key, ROLLOUT_STREAM), step)
         before = self._engine_stats()
-        groups, acceptance = self._groups(params, key)
+        groups, acceptance = self._groups(params, step)
         after = self._engine_stats()
         numbers, keep, passed = acceptance.choose()
         chosen, rates = groups.responses.take(numbers), groups.rates
@@ -188,10 +185,16 @@ class Collector:
             metrics["rollout/utilisation"] = used
         if self.sampler.engines is not None:
             metrics |= self.sampler.engines.metrics()
+        if self.sampler.turns is not None:
+            metrics |= self.sampler.turns.metrics()
+        metrics |= self._more_metrics(groups, step)
         return Collected(batch, chosen, metrics, empty=not np.asarray(batch.keep).any())
 
     def _engine_stats(self) -> EngineStats:
         return EngineStats() if self.sampler.engines is None else self.sampler.engines.stats()
+
+    def _more_metrics(self, groups: Groups, step: int) -> dict[str, float]:
+        return {}
 
     def position(self) -> dict[str, Any]:
         """Everything that a checkpoint needs, as JSON values."""
@@ -209,15 +212,17 @@ class Collector:
         self.sampled, self.too_long = position["sampled"], position["too_long"]
         self.for_source, self.empty_steps = position["for_source"], position["empty_steps"]
 
-    def _groups(self, params: Any, key: jax.Array) -> tuple[Groups, Acceptance]:
+    def _groups(self, params: Any, step: int) -> tuple[Groups, Acceptance]:
         """The groups that the step uses, and which of them the batch has; the stream continues after the last."""
-        drawing = _Drawing(self)
+        key = jax.random.fold_in(jax.random.fold_in(self.key, ROLLOUT_STREAM), step)
+        drawing = Drawing(self.sampler, self.stream, self.buffer, self.too_long)
+        key_of = keys_of_step(self.options, key)
         engines = self.sampler.engines
-        if engines is not None and engines.streams and processes.count() == 1:
-            stream = GroupStream(self.sampler, self.options, self._key_of(key), drawing.next, self._flips(key))
+        if engines is not None and engines.streams and self.sampler.turns is None and processes.count() == 1:
+            stream = GroupStream(self.sampler, self.options, key_of, drawing.next, flips_of(self.options, key_of))
             groups, acceptance = stream.collect(params), stream.acceptance
         else:
-            groups, acceptance = self._rounds(params, key, drawing)
+            groups, acceptance = self._rounds(params, key_of, drawing)
         self.buffer, self.too_long = drawing.after[acceptance.end - 1]
         if self.options.filter == "resample" and acceptance.passes < acceptance.wanted:
             self.say(
@@ -226,10 +231,10 @@ class Collector:
             )
         return groups, acceptance
 
-    def _rounds(self, params: Any, key: jax.Array, drawing: "_Drawing") -> tuple[Groups, Acceptance]:
+    def _rounds(self, params: Any, key_of: KeyOf, drawing: Drawing) -> tuple[Groups, Acceptance]:
         """The same from whole rounds of prompts."""
         options, acceptance, parts = self.options, Acceptance(self.options), []
-        flips, key_of, count = self._flips(key), self._key_of(key), 0
+        flips, count = flips_of(options, key_of), 0
         while not acceptance.complete:
             problems = [drawing.next() for _ in range(acceptance.per_round)]
             drawn = self.sampler.sample(
@@ -248,33 +253,6 @@ class Collector:
         used = every.take(list(range(acceptance.end)))
         return Groups(used, used.solve_rates(), int(every.mask.sum() - used.mask.sum())), acceptance
 
-    def _key_of(self, key: jax.Array) -> Callable[[int], tuple[jax.Array, int]]:
-        """The randomness of each prompt of a step, see `GroupStream`."""
-        if self.options.filter != "resample":
-            return lambda number: (key, number)
-        size = self.options.prompts_per_step
-        turn_key = functools.cache(functools.partial(jax.random.fold_in, key))
-        return lambda number: (turn_key(number // size), number % size)
-
-    def _flips(self, key: jax.Array) -> Callable[[int], np.ndarray] | None:
-        """Outcomes that are flipped, by the number of the prompt in the step."""
-        options = self.options
-        if not options.outcome_noise:
-            return None
-        acceptance, key_of, size = Acceptance(options), self._key_of(key), options.samples_per_prompt
-
-        @functools.cache
-        def turn(first: int) -> np.ndarray:
-            own = jax.random.fold_in(jax.random.fold_in(key_of(first)[0], 0), NOISE_STREAM)
-            numbers = np.random.default_rng(np.asarray(jax.random.key_data(own)).tolist())
-            return numbers.random((acceptance.per_round, size)) < options.outcome_noise
-
-        def flips(number: int) -> np.ndarray:
-            place = number % acceptance.per_round
-            return turn(number - place)[place]
-
-        return flips
-
     def _weights(self, responses: Responses) -> np.ndarray | None:
         """[B] share of the training signal of each response, mean 1 over a group; None: equal."""
         if self.options.weights == "none":
@@ -285,29 +263,3 @@ class Collector:
             kind=self.options.weights, mask=responses.usable,
         )  # fmt: skip
         return np.asarray(shares) * size
-
-
-class _Drawing:
-    """Draws the prompts of one step from the stream, leaving out those that are too long.
-
-    Attributes:
-      after: for each prompt, the buffer and the number of prompts left out so far once it is drawn.
-    """
-
-    def __init__(self, collector: Collector) -> None:
-        self.sampler, self.stream = collector.sampler, collector.stream
-        self.buffer, self.too_long = collector.buffer, collector.too_long
-        self.after: list[tuple[PromptBuffer, int]] = []
-
-    def next(self) -> Problem:
-        """The next prompt that is short enough."""
-        for _ in range(len(self.stream.problems) + 1):
-            _, (problem,), self.buffer = self.buffer.draw(self.stream, 1)
-            if self.sampler.fits(problem):
-                self.after.append((self.buffer, self.too_long))
-                return problem
-            self.too_long += 1
-        raise UserError(
-            f"every prompt of the task {self.sampler.task.name!r} is longer than {self.sampler.max_prompt_tokens} "
-            "tokens; raise --rollout.max-prompt-tokens"
-        )

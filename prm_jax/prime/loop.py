@@ -11,9 +11,11 @@ import numpy as np
 
 from prm_jax.data.pipeline import PromptStream
 from prm_jax.errors import UserError
+from prm_jax.prime.background import BackgroundCollector
 from prm_jax.prime.batch import Frozen, State
 from prm_jax.prime.collect import Collector
 from prm_jax.prime.compose import Composed
+from prm_jax.prime.engines import background_engines
 from prm_jax.prime.evaluate import Evaluator, PRMProbe, make_probe
 from prm_jax.prime.hacking_watch import HackingWatch
 from prm_jax.prime.options import Options
@@ -23,6 +25,7 @@ from prm_jax.prime.sizes import warm_up_rollouts
 from prm_jax.prime.sources import ImplicitPRM
 from prm_jax.prime.step import make_step
 from prm_jax.prime.warm_up import PHASE, is_warmed_up, warm_up
+from prm_jax.runs import processes
 from prm_jax.runs.callbacks import Callback, Event
 from prm_jax.runs.fitting import FitOptions, Frontend, fit, load_best
 from prm_jax.runs.integrity import fingerprint
@@ -69,15 +72,23 @@ def train_policy(
     judge_source = make_probe(
         probe, setup.source, sampler, frozen, composed.policy_params, batch_size=options.eval.batch_size
     )
+
+    def sampling_params(state: State) -> Params:
+        return composed.sampling_params(composed.policy_params(state))
+
     evaluate = Evaluator(
         composed.start.task, sampler, options.eval, _eval_problems(options, sampler), options.rollout.temperature,
-        jax.random.fold_in(key, EVAL_STREAM), composed.policy_params, judge_source,
+        jax.random.fold_in(key, EVAL_STREAM), sampling_params, judge_source,
     )  # fmt: skip
-    collector = Collector(
-        sampler, PromptStream(composed.start.task.train, options.seed), options.rollout, key, composed.policy_params,
+    kind = BackgroundCollector if options.rollout.max_lag else Collector
+    collector = kind(
+        sampler, PromptStream(composed.start.task.train, options.seed), options.rollout, key, sampling_params,
         source=setup.source, max_empty_steps=options.max_empty_steps, say=frontend.say,
         confidence_pattern=options.reward.confidence_pattern if "confidence" in options.reward.shaping else "",
     )  # fmt: skip
+    if isinstance(collector, BackgroundCollector):
+        collector.engines = background_engines(options, composed.start, composed.mesh)
+        _say_lag(options, frontend)
     warms_up = is_warmed_up(options, setup.source)
     if warms_up:
         collector.sampled += warm_up_rollouts(options)
@@ -110,6 +121,17 @@ def train_policy(
         fitted.before, fitted.after, warmed_up, collector.sampled, composed.policy_params(state), prm,
         fitted.best_step, collector.for_source,
     )  # fmt: skip
+
+
+def _say_lag(options: Options, frontend: Frontend) -> None:
+    if processes.count() > 1:
+        raise UserError("--rollout.max-lag is for one process: leave it out, or start one process")
+    frontend.say(
+        f"sampling and training at the same time, with weights at most {options.rollout.max_lag} updates old "
+        "(--rollout.max-lag); the run is not reproducible"
+    )
+    if jax.default_backend() == "cpu" and not options.rollout.devices:
+        frontend.say("warning: on a CPU sampling and training compete for the same cores, so nothing is gained")
 
 
 class _FirstStep:
@@ -152,9 +174,9 @@ def _identity(frozen: Frozen) -> str:
 
 
 def _last_probe(run: RunDir) -> dict[str, float]:
-    path = run.path / "phases" / PHASE
-    if not (path / "metrics.jsonl").is_file():
-        return {}
-    records = [record for record in read_metrics(path) if any(name.startswith("prm_eval/") for name in record)]
-    found = records[-1] if records else {}
-    return {name: value for name, value in found.items() if name.startswith("prm_eval/") and np.isfinite(value)}
+    path, found = run.path / "phases" / PHASE, {}
+    if processes.is_first() and (path / "metrics.jsonl").is_file():
+        records = [record for record in read_metrics(path) if any(name.startswith("prm_eval/") for name in record)]
+        last = records[-1] if records else {}
+        found = {name: value for name, value in last.items() if name.startswith("prm_eval/") and np.isfinite(value)}
+    return processes.broadcast_from_first(found, name="the probe after the warm-up")

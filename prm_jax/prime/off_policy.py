@@ -11,13 +11,13 @@ from prm_jax.prime.options import OffPolicyOptions, Options
 
 
 def resolved(options: Options) -> OffPolicyOptions:
-    """The options with "auto" replaced: token weights, unless sampler and trainer compute the same in float32."""
+    """The options with "auto" replaced: weights of tokens, unless sampler and trainer compute the same in float32."""
     chosen, rollout = options.off_policy, options.rollout
     if chosen.weights != "auto":
         return chosen
     whole = rollout.top_k == 0 and rollout.top_p == 1
     local = rollout.engine in ("auto", "generate", "slots")
-    same = whole and local and options.model.compute_dtype == "float32"
+    same = whole and rollout.max_lag == 0 and local and options.model.compute_dtype == "float32"
     return dataclasses.replace(chosen, weights="none" if same else "token")
 
 

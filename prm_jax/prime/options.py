@@ -13,6 +13,9 @@ from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.models.model_options import ModelOptions
 from prm_jax.option_ranges import above, at_least, within
 from prm_jax.prime.watch_options import WatchOptions
+from prm_jax.rollouts.sampling_options import Connection
+from prm_jax.rollouts.server_options import ServerOptions
+from prm_jax.rollouts.turn_options import TurnOptions
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -81,15 +84,28 @@ class RolloutOptions:
     far, and the rest of the batch is masked."""
     drop_truncated: bool = False
     """Groups with a response that reached max_new_tokens fail the filter."""
-    engine: Literal["auto", "generate", "slots"] = "auto"
-    """How responses share the model. generate: in rectangles that last as long as their longest response; slots: a
-    response that ends makes room for the next one. The batches are the same up to rounding. auto: slots, unless
-    --mesh.fsdp divides the parameters, of which slots need a whole copy per device (divided by --mesh.tensor)."""
+    engine: str = "auto"
+    """What samples. generate: rectangles that last as long as their longest response; slots: a response that ends makes
+    room for the next one, with the same batches up to rounding; auto: slots, unless --mesh.fsdp divides the parameters,
+    of which slots need a whole copy per device (divided by --mesh.tensor); or the address of a server that exchanges
+    token ids (vLLM, SGLang or llama.cpp), such as http://localhost:8000, see --rollout.server.* and --connection.*."""
+    server: ServerOptions = field(default_factory=ServerOptions)
+    """How that server gets the policy's weights."""
+    turns: TurnOptions = field(default_factory=TurnOptions)
+    """Environments and tools that answer the policy."""
     slots: Annotated[int, at_least(0)] = 0
-    """Responses that are decoded at the same time (engine=slots); 0: as many as a step has, up to 256."""
+    """Responses that each process decodes at the same time (engine=slots); 0: its share of a step's, up to 256."""
     lookahead: Annotated[int, at_least(0)] = 0
     """Prompts asked for beyond those that the step is known to need (engine=slots; filter resample or oversample). They
     keep slots busy and are wasted when they are not needed."""
+    max_lag: Annotated[int, at_least(0)] = 0
+    """Maximum number of updates by which a response's weights may be older than those that learn from it. 0: sampling
+    and training take turns, and runs are reproducible; more: a thread samples while the policy trains."""
+    running: Literal["resume", "restart", "keep"] = "resume"
+    """What new weights do to responses in progress (max_lag). resume: their tokens are kept and read again; restart:
+    they are sampled again; keep: they continue on old keys and values."""
+    devices: Annotated[int, at_least(0)] = 0
+    """Devices that only sample (max_lag), the last ones; the others train (--mesh.*). 0: all do both."""
     cut_groups: bool = False
     """Stop sampling a group as soon as it can no longer pass (engine=slots, filter=resample); rates and lengths in the
     metrics then depend on timing, the batch does not."""
@@ -368,6 +384,8 @@ class Options:
     eval: EvalOptions = field(default_factory=EvalOptions)
     watch: WatchOptions = field(default_factory=WatchOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
+    connection: Connection = field(default_factory=Connection)
+    """How to talk to the server of --rollout.engine."""
     seed: Annotated[int, within(0, 2**32 - 1)] = 0
     """Seed of everything random."""
     steps: Annotated[int, at_least(0)] = 60

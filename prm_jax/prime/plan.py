@@ -79,6 +79,7 @@ def make_plan(
     platform: str = "tpu",
     prm_config: ModelConfig | None = None,
     online_prm: bool | None = None,
+    processes: int = 1,
 ) -> Plan:
     """The memory of a run.
 
@@ -90,12 +91,13 @@ def make_plan(
       platform: "tpu", "gpu" or "cpu", which decides how attention and log-probs are computed.
       prm_config: the PRM's architecture where it has one of its own.
       online_prm: whether an implicit PRM learns; None: what the options say.
+      processes: that share the devices evenly.
 
     Raises:
       UserError: a mesh that does not have that many devices, or that does not divide a dimension of the model.
     """
     mesh = planned_mesh(options.mesh, devices)
-    work = make_workload(options, config, prm_config, mesh, platform, online_prm)
+    work = make_workload(options, config, prm_config, mesh, platform, online_prm, processes)
     return Plan(work, plan_memory.state_bytes(work), plan_memory.update_bytes(work), plan_memory.rollout_bytes(work))
 
 
@@ -237,16 +239,30 @@ def _variants(work: Workload) -> list[tuple[str, Callable[[Options], Options]]]:
         found = [(name, change) for name, change in found if not name.startswith("--prm.lora")]
     if options.rollout.filter != "oversample":
         found = [(name, change) for name, change in found if not name.startswith("--rollout.filter")]
+    return found + _smaller_pieces(work)
+
+
+def _smaller_pieces(work: Workload) -> list[tuple[str, Callable[[Options], Options]]]:
+    """Options that divide updates into pieces of fewer rows."""
+    budgets = (work.options.policy.microbatch_tokens, work.options.prm.microbatch_tokens)
+    if any(budgets):
+        if max(budgets) <= work.columns:
+            return []
+        least = work.columns
+        change = _both_learners(microbatches=1, microbatch_tokens=least)
+        return [(f"--policy.microbatch-tokens {least} --prm.microbatch-tokens {least}", change)]
     pieces = _most_pieces(work)
-    if pieces:
-        policy, prm = pieces
-        found.append((
-            f"--policy.microbatches {policy} --prm.microbatches {prm}",
-            lambda given: _change("prm", microbatches=prm, microbatch_tokens=0)(
-                _change("policy", microbatches=policy, microbatch_tokens=0)(given)
-            ),
-        ))  # fmt: skip
-    return found
+    if not pieces:
+        return []
+    policy, prm = pieces
+    return [(
+        f"--policy.microbatches {policy} --prm.microbatches {prm}",
+        lambda given: _change("prm", microbatches=prm)(_change("policy", microbatches=policy)(given)),
+    )]  # fmt: skip
+
+
+def _both_learners(**fields: Any) -> Callable[[Options], Options]:
+    return lambda given: _change("prm", **fields)(_change("policy", **fields)(given))
 
 
 def _smaller_states(work: Workload) -> list[tuple[str, Callable[[Options], Options]]]:
@@ -292,7 +308,7 @@ def _replanned(current: Plan, change: Callable[[Options], Options]) -> Plan | No
     try:
         return make_plan(
             options, work.config, devices=math.prod(work.mesh.shape.values()), platform=work.platform,
-            prm_config=work.prm_config, online_prm=work.online_prm,
+            prm_config=work.prm_config, online_prm=work.online_prm, processes=work.processes,
         )  # fmt: skip
     except UserError:
         return None

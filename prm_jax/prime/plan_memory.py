@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
+from prm_jax.errors import UserError
 from prm_jax.models import ModelConfig, init_params, init_value_head
 from prm_jax.models.attention_choice import resolve
 from prm_jax.models.blockwise_attention import block_size
@@ -42,6 +43,7 @@ class Workload:
       mesh: axes "data", "fsdp" and "tensor".
       platform: "tpu", "gpu" or "cpu".
       online_prm: whether an implicit PRM learns during the run.
+      processes: that share the devices evenly; each samples its own prompts on its own devices.
     """
 
     options: Options
@@ -50,6 +52,7 @@ class Workload:
     mesh: AbstractMesh
     platform: str
     online_prm: bool
+    processes: int = 1
 
     @property
     def rows(self) -> int:
@@ -187,23 +190,36 @@ def update_bytes(work: Workload) -> dict[str, float]:
 def rollout_bytes(work: Workload) -> dict[str, float]:
     """Bytes per device that sampling needs besides the state, by cause.
 
-    The weights count twice: the loop over tokens reads each layer from a copy of its own.
+    The loop over tokens reads each layer from a copy of its own. Several processes need another copy of the weights
+    first: each gathers them to its own devices.
     """
-    config, rollout, mesh = work.config, work.options.rollout, work.mesh
+    config, rollout, mesh = work.config, work.options.rollout, process_mesh(work)
     factor = rollout.oversample_factor if rollout.filter == "oversample" else 1
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    prompts = math.ceil(rollout.prompts_per_step * factor / shards)
+    prompts = math.ceil(math.ceil(rollout.prompts_per_step * factor / work.processes) / shards)
     rows = prompts * rollout.samples_per_prompt
     per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * _itemsize(config)
     cache = per_token * (prompts * rollout.max_prompt_tokens + rows * rollout.max_new_tokens)
     dtype = config.dtype if work.options.model.lora_rank else "float32"
+    copy = model_bytes(config, mesh, dtype) if work.processes > 1 else 0
     if work.platform == "cpu":
         dtype = config.compute_dtype
     return {
         "rollout cache": cache / _kv_shards(config, mesh),
+        "rollout weights on each process's devices": copy,
         "rollout weights (copy by layer)": model_bytes(config, mesh, dtype, layers_only=True),
         "rollout logits": 3 * rows * config.vocab_size * 4,
     }
+
+
+def process_mesh(work: Workload) -> AbstractMesh:
+    """The mesh on which one process samples: "tensor", then "fsdp", as far as its devices go; the rest is "data"."""
+    if work.processes == 1:
+        return work.mesh
+    shape, each = work.mesh.shape, work.mesh.size // work.processes
+    tensor = math.gcd(shape["tensor"], each)
+    fsdp = math.gcd(shape["fsdp"], each // tensor)
+    return AbstractMesh((each // (tensor * fsdp), fsdp, tensor), work.mesh.axis_names)
 
 
 def _piece_rows(work: Workload, name: str) -> int:
@@ -225,7 +241,7 @@ def _backward(work: Workload, name: str, config: ModelConfig, learner: Learner) 
     casts = 0.0 if stored == config.compute_dtype else model_bytes(config, work.mesh, config.compute_dtype)
     return {
         f"{name} gradient": gradient,
-        f"{name} gradient of earlier pieces": gradient if work.pieces(name).microbatches > 1 else 0.0,
+        f"{name} gradient of earlier pieces": gradient if work.microbatches(name) > 1 else 0.0,
         f"{name} activations of one layer": activation_bytes(work, config, rows)[1] / width + gathered,
         f"{name} attention scores": sum(score_bytes(work, config, rows)) / width,
         f"{name} weights in the compute dtype": casts if config.remat == "none" else casts / config.num_layers,
@@ -236,7 +252,8 @@ def _backward(work: Workload, name: str, config: ModelConfig, learner: Learner) 
 def _applied(work: Workload, name: str, config: ModelConfig, learner: Learner) -> dict[str, float]:
     """What the application of one learner's update needs."""
     gradient = _gradient_bytes(work, name, config, learner)
-    fetched = optimizer_bytes(config, learner, work.mesh, critic=name == "critic") if learner.offload else 0
+    # Compilers keep the whole old state and the whole new one on the device: 2.2 times the state on TPU v5e.
+    fetched = 2 * optimizer_bytes(config, learner, work.mesh, critic=name == "critic") if learner.offload else 0
     return {
         f"{name} gradient": gradient,
         f"{name} optimiser, fetched from the host": fetched,
@@ -305,9 +322,15 @@ def _itemsize(config: ModelConfig) -> int:
 
 def make_workload(
     options: Options, config: ModelConfig, prm_config: ModelConfig | None, mesh: AbstractMesh, platform: str,
-    online_prm: bool | None = None,
+    online_prm: bool | None = None, processes: int = 1,
 ) -> Workload:  # fmt: skip
-    """A workload; the configurations get the options' run-time fields. `online_prm` None: what the options say."""
+    """A workload; the configurations get the options' run-time fields. `online_prm` None: what the options say.
+
+    Raises:
+      UserError: processes that cannot have equally many devices each.
+    """
+    if processes < 1 or mesh.size % processes:
+        raise UserError(f"--processes {processes}: {mesh.size} devices cannot be shared evenly by so many processes")
     learns = uses_online_prm(options) if online_prm is None else online_prm
     model = options.model
 
@@ -317,4 +340,6 @@ def make_workload(
             lora_alpha=model.lora_alpha,
         )  # fmt: skip
 
-    return Workload(options, with_runtime(config), with_runtime(prm_config or config), mesh, platform, learns)
+    return Workload(
+        options, with_runtime(config), with_runtime(prm_config or config), mesh, platform, learns, processes
+    )

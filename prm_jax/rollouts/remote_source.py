@@ -27,11 +27,6 @@ from prm_jax.rollouts.weight_updates import (
 )
 
 
-def is_url(engine: str) -> bool:
-    """Whether the name of an engine is the address of a server."""
-    return engine.startswith(("http://", "https://"))
-
-
 class RemoteSource:
     """An ``EngineSource`` of one `RemoteEngine`.
 
@@ -52,9 +47,6 @@ class RemoteSource:
     Raises:
       UserError: options that cannot work together.
     """
-
-    streams = True
-    ordered = False
 
     def __init__(
         self,
@@ -82,6 +74,16 @@ class RemoteSource:
         self._engine: RemoteEngine | None = None
         self._leaves: list[Any] = []
         self._seconds = 0.0
+
+    @property
+    def streams(self) -> bool:
+        """See ``EngineSource``."""
+        return True
+
+    @property
+    def ordered(self) -> bool:
+        """See ``EngineSource``: batches on the server depend on time in any case."""
+        return False
 
     def prepare(self, params: Any, sampling: SamplingOptions) -> RemoteEngine:
         """See ``EngineSource``.

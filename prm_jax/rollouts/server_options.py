@@ -32,3 +32,8 @@ class ServerOptions:
     none."""
     start_seconds: Annotated[float, within(0, 86400, low_open=True)] = 300.0
     """Seconds until a restarted server must answer."""
+
+
+def is_url(engine: str) -> bool:
+    """Whether the name of an engine is the address of a server."""
+    return engine.startswith(("http://", "https://"))

@@ -204,6 +204,12 @@ class SlotEngine:
             self._stats.wasted_tokens += sum(row.sampled[row.reported :])
         return [(row.ticket, row.response("cancelled")) for row in rows]
 
+    def peek(self, tickets: Iterable[Ticket]) -> dict[Ticket, SlotResponse]:
+        """What requests in progress have produced so far, as `cancel` would return it; they continue."""
+        wanted = set(tickets)
+        rows = itertools.chain(self._queue, (row for _, row in self._running()))
+        return {row.ticket: row.response("cancelled") for row in rows if row.ticket in wanted}
+
     def update(self, params: Any, version: int, *, running: Running = "resume") -> None:
         """Samples from these parameters from now on.
 

@@ -11,6 +11,7 @@ import optax
 
 from prm_jax import rl
 from prm_jax.models import LoRAConfig, ModelConfig, init_lora, join
+from prm_jax.models.rows import split_over_rows
 from prm_jax.runs.eight_bit_adam import scale_by_adam_8bit
 from prm_jax.runs.host_memory import back_to, on_device, places_of
 
@@ -134,7 +135,7 @@ def make_optimizer(
 
 
 def split_rows(batch: Any, pieces: int, ways: int = 1) -> Any:
-    """Divides the rows of every leaf: [B, ...] -> [pieces, B / pieces, ...].
+    """Divides the rows of every leaf: [B, ...] -> [pieces, B / pieces, ...], each piece split over a mesh's devices.
 
     Args:
       batch: pytree whose leaves have the leading axis B, a multiple of `pieces`.
@@ -145,7 +146,8 @@ def split_rows(batch: Any, pieces: int, ways: int = 1) -> Any:
 
     def split(x: jax.Array) -> jax.Array:
         shape = (ways, pieces, x.shape[0] // (ways * pieces), *x.shape[1:])
-        return jnp.reshape(x, shape).swapaxes(0, 1).reshape(pieces, x.shape[0] // pieces, *x.shape[1:])
+        x = jnp.reshape(x, shape).swapaxes(0, 1).reshape(pieces, x.shape[0] // pieces, *x.shape[1:])
+        return split_over_rows(x, axis=1)
 
     return jax.tree.map(split, batch)
 
@@ -155,7 +157,7 @@ def merge_rows(split: Any, ways: int = 1) -> Any:
 
     def merge(x: jax.Array) -> jax.Array:
         shape = (x.shape[0], ways, x.shape[1] // ways, *x.shape[2:])
-        return x.reshape(shape).swapaxes(0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+        return split_over_rows(x.reshape(shape).swapaxes(0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:]))
 
     return jax.tree.map(merge, split)
 

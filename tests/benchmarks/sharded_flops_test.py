@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from experiments.benchmarks import sharded_flops
-from experiments.benchmarks.sharded_flops import CONFIG, MESHES, PROGRAMS, ROWS, TOKENS, measure
+from experiments.benchmarks.sharded_flops import CONFIG, MESHES, PROGRAMS, ROWS, TOKENS, measure, minimum
 
 pytestmark = pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")
 _ALONE: dict = {}
@@ -24,6 +24,18 @@ def _check(name, sizes):
     columns = CONFIG.vocab_size // sizes[2]
     logits = [math.prod(shape) for _, shape in found.arrays if shape[-1] in (columns, CONFIG.vocab_size)]
     assert max(logits) <= max(rows * TOKENS * columns, CONFIG.vocab_size * CONFIG.hidden_size)
+    _check_communication(name, sizes, found)
+
+
+def _check_communication(name, sizes, found):
+    """Bytes near the minimum; outside of loops nothing is gathered but the head, token ids and a device's own rows."""
+    assert found.sent <= 1.1 * minimum(name, sizes) + 2**16  # norms and biases
+    columns = -(-CONFIG.vocab_size // sizes[2])
+    stream = ROWS // (sizes[0] * sizes[1]) * TOKENS * CONFIG.hidden_size
+    for one in found.collectives:
+        if one.kind == "all-gather" and not one.loops:
+            (_, shape), *_ = one.shapes
+            assert sorted(shape) == sorted((columns, CONFIG.hidden_size)) or math.prod(shape) <= stream, one
 
 
 @pytest.mark.parametrize("sizes", [m for m in MESHES if math.prod(m) == 8 or m in ((1, 2, 1), (1, 4, 1), (1, 1, 4))])

@@ -45,7 +45,7 @@ def test_a_process_that_hangs_is_ended_by_the_watchdogs(setting):
 
 @pytest.mark.slow
 def test_eight_kills_of_random_processes_at_random_moments(setting):
-    found = drills.kills(setting, 8, 10.0, seed=3)
+    found = drills.kills(setting, 8, None, seed=3)
     assert len(found["kills"]) == 8 and {kill["process"] for kill in found["kills"]} == {0, 1}
     for end in found["ends"]:
         assert end["code"] == 0

@@ -1,15 +1,20 @@
 """Layers under ``shard_map``: the numbers of one device, what is gathered, and what cannot be split."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from prm_jax import models
+from prm_jax.errors import UserError
+from prm_jax.models import gathers, manual_layers
 from prm_jax.models.sharding import make_mesh, shard_batch, shard_params
 from prm_jax.pytree_paths import named_leaves
+from prm_jax.runs.hlo_accounting import collectives
 
 pytestmark = pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")
 
@@ -60,6 +65,8 @@ def _both(config, sizes, *, rank=0, columns=12, packed=False):
         (LLAMA, (1, 4, 2), {"columns": 13}),  # tokens that "tensor" does not divide
         (dataclasses.replace(QWEN3, remat="none"), (1, 1, 8), {}),
         (dataclasses.replace(QWEN3, remat="dots", scan_unroll=2), (2, 2, 2), {}),
+        # Layers of two kinds.
+        (dataclasses.replace(QWEN3, remat="attention", layer_windows=(3, None)), (1, 8, 1), {}),
     ],
 )
 def test_gradients_are_those_of_one_device(config, sizes, more):
@@ -69,3 +76,60 @@ def test_gradients_are_those_of_one_device(config, sizes, more):
     for name, found in named_leaves(spread[1]).items():
         scale = float(jnp.abs(expected[name]).max())
         np.testing.assert_allclose(found, expected[name], rtol=1e-5, atol=1e-5 * scale, err_msg=name)
+
+
+def test_gathers_in_two_steps_and_gathered_weights_are_not_kept(monkeypatch):
+    monkeypatch.setattr(gathers, "outer_size", lambda mesh: 2)
+    config = dataclasses.replace(BASE, remat="none", num_layers=3)
+    alone, spread = _both(config, (1, 8, 1))
+    np.testing.assert_allclose(spread[0], alone[0], rtol=1e-6)
+    for found, expected in zip(jax.tree.leaves(spread[1]), jax.tree.leaves(alone[1]), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * float(jnp.abs(expected).max()))
+    mesh = make_mesh(1, 8, 1)
+    params = shard_params(models.init_params(config, jax.random.key(0)), mesh)
+    tokens = shard_batch(jnp.zeros((8, 12), jnp.int32), mesh)
+    run = jax.jit(jax.grad(lambda params: models.token_logprobs(config, params, tokens).sum()))
+    text = run.lower(params).compile().as_text()
+    steps = {one.group for one in collectives(text) if one.kind in ("all-gather", "reduce-scatter")}
+    assert steps == {8, 4, 2} or steps == {4, 2}
+    kept = f"[{config.num_layers},{config.hidden_size},{config.intermediate_size}]"
+    assert kept not in text  # all layers' weights, whole
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rows", "message"),
+    [
+        ((2, 4, 1), 12, "12 rows cannot be split over data 2 x fsdp 4; 8 must divide them"),
+        ((1, 1, 3), 12, r"8 heads and 2 key-value heads cannot be split over tensor 3; .* among \[1, 2, 4, 8\]"),
+    ],
+)
+def test_what_cannot_be_split_is_left_to_constraints_or_refused(sizes, rows, message):
+    mesh = make_mesh(*sizes).abstract_mesh
+    assert not manual_layers.applies(BASE, mesh, rows)
+    manual = dataclasses.replace(BASE, layers="manual")
+    with pytest.raises(UserError, match=f"--model.layers manual: {message}, or use --model.layers auto"):
+        manual_layers.applies(manual, mesh, rows)
+    assert manual_layers.applies(manual, make_mesh(1, 4, 2).abstract_mesh, rows)
+    assert not manual_layers.applies(manual, None, rows)
+    assert not manual_layers.applies(dataclasses.replace(BASE, layers="constraints"), mesh, 24)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "outer"),
+    [
+        ("TPU v5", (1, 64, 1), 4),  # 4x4x4
+        ("TPU v5", (1, 512, 1), 8),  # 8x8x8
+        ("TPU v5", (4, 16, 1), 4),  # a plane of 4x4x4
+        ("TPU v5 lite", (1, 16, 1), 4),
+        ("TPU v6 lite", (1, 64, 1), 8),
+        ("TPU v6 lite", (1, 8, 1), 1),
+        ("TPU v5", (1, 24, 1), 1),
+        ("", (1, 64, 1), 1),
+    ],
+)
+def test_steps_follow_the_torus(kind, sizes, outer):
+    device = AbstractDevice(kind, None, "tpu") if kind else None
+    types = (AxisType.Auto,) * 3
+    mesh = AbstractMesh(sizes, ("data", "fsdp", "tensor"), axis_types=types, abstract_device=device)
+    assert gathers.outer_size(mesh) == outer
+    assert math.prod(gathers.Gathers(mesh).mesh.shape.values()) == math.prod(sizes)

@@ -17,9 +17,9 @@ def make_mesh(*sizes):
     return jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
 
 
-def check(partition, *, layout="vd", **given):
+def check(partition, *, layout="vd", vocab=VOCAB, **given):
     """Outputs and all three gradients against float64, with all arguments and options."""
-    hidden, head, tokens, bias = problem(COUNT, WIDTH, VOCAB)
+    hidden, head, tokens, bias = problem(COUNT, WIDTH, vocab)
     tokens = tokens.at[1:5].set(jnp.array([10, 11, 21, 22]))  # borders of four and of two devices' columns
     mask = jnp.arange(COUNT) % 5 < 3
     cotangents = jax.random.normal(jax.random.key(9), (3, COUNT))
@@ -59,6 +59,12 @@ def test_vocabulary_parallel(shape, implementation):
 )
 def test_rows_over_data_and_fsdp_and_a_head_split_both_ways(shape, layout, compact):
     check(Partition(make_mesh(*shape)), layout=layout, compact=compact)
+
+
+@pytest.mark.parametrize(("vocab", "layout"), [(128, "vd"), (VOCAB, "vd"), (128, "dv")])
+def test_a_head_gathered_before_the_call(vocab, layout):
+    """A head [V, D] is turned first where implementations can read it [D, V]."""
+    check(Partition(make_mesh(2, 2, 2), gather_once=True), layout=layout, vocab=vocab)
 
 
 def test_the_head_is_never_whole():

@@ -95,7 +95,7 @@ def test_rows_that_do_not_count_have_no_weight_and_unknown_log_probabilities_wei
 def test_auto_weights_a_sampler_that_computes_something_else():
     exact = Options()
     assert resolved(exact).weights == "none"
-    changes = ({"rollout": {"top_p": 0.9}}, {"rollout": {"top_k": 5}}, {"model": {"compute_dtype": "bfloat16"}})
+    changes = ({"rollout": {"top_p": 0.9}}, {"rollout": {"max_lag": 1}}, {"model": {"compute_dtype": "bfloat16"}})
     assert all(resolved(replaced(exact, **change)).weights == "token" for change in changes)
     chosen = replaced(exact, rollout={"top_k": 5}, off_policy={"weights": "none"})
     assert resolved(chosen).weights == "none"

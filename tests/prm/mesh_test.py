@@ -51,9 +51,11 @@ def test_a_mesh_gives_the_losses_of_one_device(kind, rank, share, sizes, options
     options = dataclasses.replace(
         options, prm=kind, model=dataclasses.replace(options.model, lora_rank=rank),
         data=dataclasses.replace(options.data, eval_fraction=share),
+        train=dataclasses.replace(options.train, moments="float32" if rank else "bfloat16"),
     )  # fmt: skip
     alone = train(options, tmp_path / "one")
-    spread = dataclasses.replace(options, mesh=MeshOptions(**sizes))
+    offloaded = dataclasses.replace(options.train, offload=True)
+    spread = dataclasses.replace(options, mesh=MeshOptions(**sizes), train=offloaded)
     over = train(spread, tmp_path / "mesh")
     assert len(losses(tmp_path / "one")) == alone["steps"] >= 1
     np.testing.assert_allclose(losses(tmp_path / "mesh"), losses(tmp_path / "one"), rtol=1e-4)

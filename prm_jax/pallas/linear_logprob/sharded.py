@@ -1,6 +1,7 @@
 """The op over a mesh: rows, vocabulary and features of the head split over its axes."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -42,13 +43,16 @@ class Partition:
 
     def check(self, what: str, size: int, axes: tuple[str, ...]) -> None:
         """Raises ValueError for axes that the mesh lacks, or that do not divide ``size``."""
-        parts = 1
         for axis in axes:
             if axis not in self.mesh.shape:
                 raise ValueError(f"the mesh has axes {tuple(self.mesh.shape)}, not {axis!r}, which should split {what}")
-            parts *= self.mesh.shape[axis]
+        parts = self.parts(axes)
         if size % parts:
             raise ValueError(f"{what}={size} cannot be split into {parts} equal parts (axes {axes})")
+
+    def parts(self, axes: tuple[str, ...]) -> int:
+        """Into how many parts the axes split a dimension."""
+        return math.prod(self.mesh.shape[axis] for axis in axes)
 
     def head_spec(self, layout: str) -> P:
         """Of the head."""
@@ -101,14 +105,20 @@ def sharded_lse_and_target(
     partition.check("V", head.shape[layout.index("v")], vocab)
     partition.check("D", head.shape[layout.index("d")], partition.gather_axes)
     inside = () if partition.gather_once else partition.gather_axes
-    local_options = dataclasses.replace(options, vocab_axis=partition.vocab_axis, gather_axes=inside)
+    whole_first = partition.gather_once and bool(partition.gather_axes)
+    # A reduce-scatter over the minor dimension becomes an all-reduce of twice the bytes on TPUs.
+    turned = whole_first and layout == "vd" and head.shape[0] // partition.parts(vocab) % 64 == 0
+    local_options = dataclasses.replace(
+        options, vocab_axis=partition.vocab_axis, gather_axes=inside, head_layout="dv" if turned else layout
+    )
     each = jnp.ndim(temperature) > 0
 
     def local(hidden: Any, head: Any, tokens: Any, mask: Any, bias: Any, temperatures: Any) -> tuple[jax.Array, ...]:
-        if partition.gather_once and partition.gather_axes:
+        if whole_first:
             head = mark(frozenset(partition.token_axes))(head.astype(hidden.dtype))
+            head = head.T if turned else head
             for axis in reversed(partition.gather_axes):
-                head = jax.lax.all_gather(head, axis, axis=layout.index("d"), tiled=True)
+                head = jax.lax.all_gather(head, axis, axis=local_options.head_layout.index("d"), tiled=True)
         return linear_lse_and_target(
             hidden, head, tokens, mask=mask, temperature=temperatures if each else temperature,
             softcap=softcap, bias=bias, options=local_options,

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import jax
+
 from prm_jax.errors import UserError
 from prm_jax.prime.checked import call_named
 from prm_jax.prime.critic import Critic
@@ -89,9 +91,10 @@ def _implicit(options: Options, start: "Start") -> ImplicitPRM:
 
 def _saved(options: Options, start: "Start") -> SavedPRM:
     reward = options.reward
+    mesh = start.mesh if jax.process_count() == 1 else None  # of several processes, each scores its share by itself
     return start.once(
         "saved PRM",
-        lambda: SavedPRM(reward.path, pessimism=reward.pessimism, reference=reward.reference or None),
+        lambda: SavedPRM(reward.path, pessimism=reward.pessimism, reference=reward.reference or None, mesh=mesh),
     )
 
 

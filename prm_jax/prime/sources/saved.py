@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from prm_jax import prm as prms
 from prm_jax import rl
@@ -12,6 +13,7 @@ from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import UserError
 from prm_jax.prime.responses import Responses, Sampler
 from prm_jax.prime.sources.base import Observed, Source
+from prm_jax.runs import processes
 from prm_jax.runs.learner import Params
 
 
@@ -26,21 +28,22 @@ class SavedPRM(Source):
       pessimism: coefficient of the standard deviation of an ensemble.
       reference: directory of the reference of an implicit PRM that was saved without one.
       max_tokens: tokens in one batch of scoring.
+      mesh: devices to load the models onto, shard by shard; None: the default device.
     """
 
     on_host = True
 
     def __init__(
         self, paths: Sequence[str | pathlib.Path], *, pessimism: float = 1.0, reference: str | None = None,
-        max_tokens: int = 8192,
+        max_tokens: int = 8192, mesh: Mesh | None = None,
     ) -> None:  # fmt: skip
         if not paths:
             raise UserError("--reward.source model needs --reward.path: the directory of a saved PRM")
-        self.models = [prms.load(path, reference=reference) for path in paths]
+        self.models = [prms.load(path, reference=reference, mesh=mesh) for path in paths]
         self.pessimism, self.max_tokens = pessimism, max_tokens
 
     def observe(self, responses: Responses, sampler: Sampler, params: Params, key: jax.Array) -> Observed:
-        """Scores the steps of all responses."""
+        """Scores the steps of all responses; of several processes, each scores its share."""
         del params, key
         process = np.zeros(responses.mask.shape, np.float32)
         written = [row for row, text in enumerate(responses.texts) if len(sampler.task.splitter(text))]
@@ -49,8 +52,10 @@ class SavedPRM(Source):
         records = [_record(responses, row, sampler) for row in written]
         per_model = []
         for model in self.models:
-            scored = prms.score_solutions(model, records, max_tokens=self.max_tokens)
-            per_model.append([solution.steps for solution in scored])
+            own = records[processes.share(len(records))]
+            scored = prms.score_solutions(model, own, max_tokens=self.max_tokens) if own else []
+            parts = processes.gather([list(solution.steps) for solution in scored], name="scores")
+            per_model.append([steps for part in parts for steps in part])
         for place, row in enumerate(written):
             members = np.asarray([steps[place] for steps in per_model], np.float32)  # [E, S]
             scores = members[0]
