@@ -1,5 +1,6 @@
 """An engine whose model runs on a server that exchanges token ids: vLLM, SGLang or llama.cpp."""
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -192,6 +193,11 @@ class RemoteEngine:
                 f"a response of {len(row.tokens)} tokens is to be extended by {len(tokens)}, and max_new_tokens is "
                 f"{max_new_tokens}: give at least one token, and room for another"
             )
+        if row.versions[0] != self.version and not self._mixed:
+            raise UserError(
+                f"response {ticket} was begun with the weights of version {row.versions[0]}, and those of version "
+                f"{self.version} would continue it: end responses before an update, or allow it (mixed_versions=True)"
+            )
         check_request(dataclasses.replace(row.request, max_new_tokens=max_new_tokens), self)
         del self._held[ticket]
         row.version = self.version
@@ -208,14 +214,16 @@ class RemoteEngine:
         for ticket in gone & set(self._held):
             del self._held[ticket]
         rows = [row for ticket, row in self._rows.items() if ticket in gone]
+        aborted = []
         for row in rows:
             row.cancelled = True
-            if dialect.sends_partials:
-                dialect.abort(self.server.client.call, row.request_id)
-            else:
-                row.handle.abandon()
-        if dialect.sends_partials:
-            self._receive(rows)
+            with contextlib.suppress(UserError):  # a server that fails has written nothing
+                if dialect.sends_partials and row.handle.begun:
+                    dialect.abort(self.server.client.call, row.request_id)
+                    aborted.append(row)
+                    continue
+            row.handle.abandon()
+        self._receive(aborted)
         for row in rows:
             row.handle.abandon()
             self._rows.pop(row.ticket, None)

@@ -35,6 +35,11 @@ class Handle:
         self._exchange: Exchange | None = None
         self.abandoned = threading.Event()
 
+    @property
+    def begun(self) -> bool:
+        """Whether the request has been sent."""
+        return self._exchange is not None
+
     def begin(self) -> Exchange:
         """A connection for the next attempt.
 

@@ -107,7 +107,8 @@ class _Supervisor:
     def attempt(self, number: int) -> Ended:
         """Runs all processes until none is left."""
         command = self._job.command()
-        steps = ", ".join(f"{pathlib.Path(name).name} at {step}" for name, step in self._job.progress().items())
+        place = "" if self._job.run_dir is None else f"{self._job.run_dir}{os.sep}"
+        steps = ", ".join(f"{name.removeprefix(place)} at {step}" for name, step in self._job.progress().items())
         first, last = self._layout.first, self._layout.first + self._layout.count - 1
         which = f"process {first}" if first == last else f"processes {first} to {last}"
         self.say(f"attempt {number + 1}: {which} of {self._layout.total}" + (f"; {steps}" if steps else ""))

@@ -256,6 +256,20 @@ def test_cancelled_requests_end_on_the_server():
         assert made.cancel(tickets) == [] and made.stats().responses == 3
 
 
+def test_requests_that_were_not_sent_yet_are_cancelled_at_once():
+    fake = FakeSglang()
+    fake.slowly = True
+    with fake.running() as url:
+        made = engine(url, connection={"workers": 1})
+        tickets = made.submit(asked(3))
+        while not fake.slow:
+            time.sleep(0.01)
+        begun = time.monotonic()
+        found = dict(made.cancel(tickets))
+        assert time.monotonic() - begun < 5 and len(fake.asked) == 1
+        assert [len(found[ticket].tokens) for ticket in tickets] == [1, 0, 0]
+
+
 def test_cancelling_closes_the_connection():
     release = threading.Event()
     fake = FakeVllm()

@@ -119,6 +119,12 @@ def test_versions_do_not_mix_in_a_group(tmp_path, params):
         made.submit([Request(PROMPT, 0, 0, 6)])
         with pytest.raises(UserError, match="1 requests are in progress while the weights change"):
             made.update(params, 1)
+        held = engine(url, weights=weights, stops=(tuple("0123456789"),), hold=(0,))
+        (ticket,) = held.submit([Request(PROMPT, 5, 2, 6)])
+        assert held.poll()[0][1].end == "stop"
+        held.update(params, 1)
+        with pytest.raises(UserError, match="begun with the weights of version 0, and those of version 1 would"):
+            held.extend(ticket, [5], max_new_tokens=12)
         mixed = engine(url, weights=weights, mixed_versions=True)
         sample_all(mixed, [Request(PROMPT, 0, 0, 6)])
         mixed.update(params, 1)
