@@ -5,7 +5,7 @@
     python experiments/benchmarks/sharded_flops.py --layers constraints --mesh 1 8 1
 
 Programs are compiled for fake CPU devices and not run; FLOPs are those of XLA's cost analysis, in which the body of a
-loop counts once. What was measured is in sharded_flops.json and docs/training.md.
+loop counts once. What was measured is in sharded_flops.json, sharded_flops_constraints.json and docs/training.md.
 """
 
 import argparse
