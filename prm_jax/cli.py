@@ -156,19 +156,25 @@ def run_command(module: ModuleType | Any, name: str, words: Sequence[str]) -> in
     cls = module.options_class(words) if hasattr(module, "options_class") else module.Options
     options = command_line.parse(cls, words, prog=f"prm-jax {name}", default=default, common=common)
     if hasattr(options, "distributed"):
-        _join(options.distributed)
+        _join(name, options)
     return (module.run(options) if rest is None else module.run(options, rest)) or 0
 
 
-def _join(options: Any) -> None:
+def _join(name: str, options: Any) -> None:
     """Joins the processes of the run before anything uses a device; only the first one prints results."""
+    from prm_jax import config_io
     from prm_jax.option_ranges import check_ranges
     from prm_jax.runs import distributed, processes
 
-    problems = check_ranges(options, "distributed.")
+    problems = check_ranges(options.distributed, "distributed.")
     if problems:
         raise UserError("\n".join(problems))
-    distributed.initialize(options)
+    distributed.initialize(options.distributed)
+    if processes.count() == 1:
+        return
+    values = config_io.flatten(options).items()
+    alike = {option: value for option, value in values if not option.startswith("distributed.")}
+    processes.agree("options", {"command": name, **alike})
     if not processes.is_first():
         discard_output()
 

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from prm_jax.errors import UserError
 from prm_jax.models.mesh_options import MeshOptions
 
 if TYPE_CHECKING:
@@ -10,10 +9,12 @@ if TYPE_CHECKING:
 
 
 def mesh_of(sizes: MeshOptions) -> "Mesh | None":
-    """The devices that the options name; None for one.
+    """The devices of this process that the options name; None for one.
+
+    Of several processes each works on its own share of the data, with its own devices.
 
     Raises:
-      UserError: there are not so many, or several processes share them.
+      UserError: there are not so many.
     """
     if (sizes.data, sizes.fsdp, sizes.tensor) == (1, 1, 1):
         return None
@@ -21,9 +22,4 @@ def mesh_of(sizes: MeshOptions) -> "Mesh | None":
 
     from prm_jax.models.sharding import make_mesh
 
-    if jax.process_count() > 1:
-        raise UserError(
-            f"--mesh: {jax.process_count()} processes run; this command works in one, with all its devices: give each "
-            "process a part of the data and devices of its own"
-        )
-    return make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+    return make_mesh(sizes.data, sizes.fsdp, sizes.tensor, devices=jax.local_devices())

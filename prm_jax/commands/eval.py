@@ -58,12 +58,15 @@ def run(options: Options) -> None:
     from prm_jax.prm.judge import judge_scores
     from prm_jax.prm.judge_page import results_page
     from prm_jax.prm.page import model_name
+    from prm_jax.runs import processes
     from prm_jax.runs.metrics_log import atomic_write
 
     files = _subsets(options.data)
     _check(options, files)
     make_directory(options.out)
     subsets, output = _read(options, files) if options.scored else _score(options, files)
+    if not processes.is_first():
+        return
     results = judge_scores(
         subsets, output=output, threshold_on=options.threshold_on, false_discovery=options.false_discovery,
         resamples=options.resamples, seed=options.seed,
@@ -127,6 +130,7 @@ def _score(options: Options, files: Mapping[str, pathlib.Path]) -> "tuple[dict[s
     """Scores all subsets; the scores of each are kept in a file of their own."""
     from prm_jax.prm.cases import case_of
     from prm_jax.prm.score_log import ScoreLog, identity_of, score_logged
+    from prm_jax.runs import processes
 
     records: dict[str, list[StepRecord]] = {name: read(path, options.scoring) for name, path in files.items()}
     chooser = options.threshold_on
@@ -139,9 +143,10 @@ def _score(options: Options, files: Mapping[str, pathlib.Path]) -> "tuple[dict[s
         identity = identity_of(options.model, options.scoring, found)
         with ScoreLog(folder / f"{name}.partial.jsonl", identity, resume=options.scoring.resume) as log:
             scored = score_logged(prm, found, log, options.scoring, on_batch=Meter(name))
-            write_scores(folder / f"{name}.jsonl", scored)
+            if processes.is_first():
+                write_scores(folder / f"{name}.jsonl", scored)
             # The log stays until all subsets are scored, so that an interrupted call continues with the next one.
             subsets[name] = scored
-    for name in files:
+    for name in files if processes.is_first() else ():
         (folder / f"{name}.partial.jsonl").unlink(missing_ok=True)
     return {name: [case_of(one) for one in scored] for name, scored in subsets.items()}, prm.output

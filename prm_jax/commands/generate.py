@@ -18,9 +18,12 @@ from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.option_ranges import at_least, check_ranges, within
 from prm_jax.rollouts.hint_options import HintOptions
 from prm_jax.rollouts.sampling_options import Connection
+from prm_jax.runs import processes
 from prm_jax.runs.distributed_options import DistributedOptions
 
 Prompt = str | Sequence[Any]
+_Text = tuple[str, float, int]
+"""A response, its log-probability and its number of tokens."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,12 @@ def run(options: Options) -> None:
     if problems:
         raise UserError("\n".join(problems))
     if options.hint.text:
+        if processes.count() > 1:
+            raise UserError("--hint.text works in one process: start one, or divide the problems by hand")
         from prm_jax.commands.hinting import run_hints
 
         return run_hints(options)
-    prompts = list(_prompts(options))
+    prompts = processes.broadcast_from_first(list(_prompts(options)) if processes.is_first() else [], name="prompts")
     path = find_model(options.model)
     tokenizer = Tokenizer.load(path)
     sample = (server_sampler if options.server else _local_sampler)(options, path, tokenizer)
@@ -92,13 +97,17 @@ def run(options: Options) -> None:
     for number, start in enumerate(range(0, len(prompts), options.batch_size)):
         batch = prompts[start : start + options.batch_size]
         begun = time.monotonic()
-        samples = sample(batch, start)
-        rows = len(batch) * options.samples
-        written = int(samples.mask[:rows].sum())
-        _write(options, tokenizer, batch, samples)
+        own = processes.share(len(batch))
+        texts: list[_Text] = []
+        if own.start < own.stop:
+            samples = sample(batch[own], start + own.start)
+            texts = _texts(tokenizer, samples, (own.stop - own.start) * options.samples)
+        texts = [text for part in processes.gather(texts, name="responses") for text in part]
+        written = sum(tokens for _, _, tokens in texts)
+        _write(options, batch, texts)
         if number or len(prompts) <= options.batch_size:  # the first of several batches holds the compilation
             tokens, seconds = tokens + written, seconds + time.monotonic() - begun
-    if seconds:
+    if seconds and processes.is_first():
         note = ", compilation included" if len(prompts) <= options.batch_size and not options.server else ""
         print(f"{tokens} tokens in {seconds:.1f} s: {tokens / seconds:.1f} tokens/s{note}", file=sys.stderr)
 
@@ -115,7 +124,8 @@ def _local_sampler(options: Options, path: pathlib.Path, tokenizer: Any) -> Call
     def sample(batch: Sequence[Prompt], start: int) -> Any:
         ready = [[{"role": "user", "content": p}] if options.chat and isinstance(p, str) else p for p in batch]
         # A smaller last batch would be compiled again: it is filled with copies, which are not shown.
-        ready += [ready[-1]] * (options.batch_size - len(batch) if start else 0)
+        size = -(-options.batch_size // processes.count())
+        ready += [ready[-1]] * (size - len(batch) if start >= options.batch_size else 0)
         decode = DecodeOptions(
             tokenizer=tokenizer, min_p=options.min_p, keep_stop=False, prompt_ids=range(start, start + len(ready))
         )
@@ -128,17 +138,28 @@ def _local_sampler(options: Options, path: pathlib.Path, tokenizer: Any) -> Call
     return sample
 
 
-def _write(options: Options, tokenizer: Any, batch: Sequence[Prompt], samples: Any) -> None:
+def _texts(tokenizer: Any, samples: Any, rows: int) -> list[_Text]:
+    """The first rows as text."""
     import numpy as np
 
     tokens, mask, logp = (np.asarray(x) for x in (samples.tokens, samples.mask, samples.logp))
+    return [
+        (
+            tokenizer.decode(tokens[row][mask[row]].tolist(), skip_special=True),
+            float(logp[row][mask[row]].sum()),
+            int(mask[row].sum()),
+        )
+        for row in range(rows)
+    ]
+
+
+def _write(options: Options, batch: Sequence[Prompt], texts: Sequence[_Text]) -> None:
     many = len(batch) * options.samples > 1
-    for row in range(len(batch) * options.samples):
-        prompt = batch[row // options.samples]
-        text = before_stop(tokenizer.decode(tokens[row][mask[row]].tolist(), skip_special=True), options.stop)
+    for row, (text, logp, tokens) in enumerate(texts):
+        text = before_stop(text, options.stop)
         if options.json:
-            record = {"prompt": prompt, "response": text, "logp": float(logp[row][mask[row]].sum())}
-            print(json.dumps({**record, "tokens": int(mask[row].sum())}, ensure_ascii=False), flush=True)
+            record = {"prompt": batch[row // options.samples], "response": text, "logp": logp, "tokens": tokens}
+            print(json.dumps(record, ensure_ascii=False), flush=True)
         else:
             print(text + ("\n---" if many else ""), flush=True)
 

@@ -1,5 +1,6 @@
 """``prm-jax label``: step labels from a policy's rollouts or search trees, for ``prm-jax train-prm``."""
 
+import functools
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,13 +8,14 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from prm_jax.commands import label_files, results
+from prm_jax.commands import divided, label_files, results
 from prm_jax.commands.policy import PolicyOptions, load_policy, load_problems, settings_of
 from prm_jax.commands.progress import Progress
 from prm_jax.errors import UserError
 from prm_jax.option_ranges import at_least
 from prm_jax.prm.labelling.method_options import Problems, make_labeller
 from prm_jax.prm.labelling.tree_options import TreeOptions
+from prm_jax.runs import processes, shared_files
 
 Count = Annotated[int, at_least(1)]
 COMMON_OPTIONS = (
@@ -65,19 +67,25 @@ def run(options: Options) -> None:
     labeller = _check(options)
     task, problems = load_problems(options, "train")
     first = results.header(settings_of(options), task.fingerprint)
-    if options.resume and options.out.exists():
-        label_files.check_finished(options.out, first, _provenance(options, labeller))
+    partial, starts = options.out.with_name(options.out.name + ".partial"), range(0, len(problems), options.chunk)
+    if options.resume and shared_files.is_file(options.out):
+        check = functools.partial(label_files.check_finished, options.out, first, _provenance(options, labeller))
+        shared_files.by_first(check, what=f"read {options.out}")
         print(f"{options.out} is finished")
         return
-    partial = options.out.with_name(options.out.name + ".partial")
-    if not options.resume and not results.unstarted(partial):
-        raise UserError(f"{partial} exists from an interrupted run: continue with --resume, or remove it")
-    starts = range(0, len(problems), options.chunk)
-    done = results.read(partial, first)
-    label_files.check_chunks(partial, done, len(starts))
+
+    def begun() -> list[dict[str, Any]]:
+        if not options.resume and not results.unstarted(partial):
+            raise UserError(f"{partial} exists from an interrupted run: continue with --resume, or remove it")
+        done = results.read(partial, first)
+        label_files.check_chunks(partial, done, len(starts))
+        return done
+
+    done = divided.known(begun)
     if len(done) < len(starts):
         _label(options, labeller, task, problems, partial, first, done)
-    label_files.finish(options.out, partial, done, len(problems), labeller.calls)
+    if processes.is_first():
+        label_files.finish(options.out, partial, done, len(problems), labeller.calls)
 
 
 def _label(
@@ -92,15 +100,21 @@ def _label(
     values = _step_values(options) if getattr(labeller, "tree", None) and labeller.tree.uses_model else None
     policy.check_prompts(problems)
     if not done:
-        results.begin(partial, first)
+        divided.begin(partial, first)
+
+    def labelled(own: Sequence[Any], number: int) -> dict[str, Any]:
+        policy.begin(own, number)
+        records, calls = labeller(policy, _provenance(options, labeller), values)
+        return {"calls": calls, "records": [to_json(record) for record in records]}
+
     with results.kept(partial), progress:
         for number in range(len(done), -(-len(problems) // options.chunk)):
             start = number * options.chunk
             chunk = problems[start : start + options.chunk]
-            policy.begin(chunk, options.first_problem + start)
-            records, calls = labeller(policy, _provenance(options, labeller), values)
-            done.append({"calls": calls, "records": [to_json(record) for record in records]})
-            results.append(partial, first, number, done[-1:])
+            parts = divided.shares(chunk, options.first_problem + start, labelled)
+            records = [record for part in parts for record in part["records"]]
+            done.append({"calls": sum(part["calls"] for part in parts), "records": records})
+            divided.append(partial, first, number, done[-1:])
             progress.update(start + len(chunk), f"{sum(len(one['records']) for one in done)} records")
 
 
@@ -110,11 +124,15 @@ def _check(options: Options) -> Any:
     if (options.model == "none") == labeller.uses_policy:
         need = "needs a policy" if labeller.uses_policy else "samples nothing: give none as the policy"
         raise UserError(f"--method {options.method} {need}; found {options.model!r}")
+    shared_files.by_first(functools.partial(_check_out, options), what=f"write {options.out}")
+    return labeller
+
+
+def _check_out(options: Options) -> None:
     if options.out.is_dir():
         raise UserError(f"{options.out} is a directory: give the name of a file")
     if options.out.exists() and not options.resume:
         raise UserError(f"{options.out} exists: give another name, or remove it")
-    return labeller
 
 
 def _step_values(options: Options) -> Any:

@@ -1,5 +1,6 @@
 """Progress of a command over many problems: a bar on a terminal, plain lines elsewhere, on standard error."""
 
+import io
 import sys
 import time
 from types import TracebackType
@@ -26,6 +27,10 @@ class Progress:
     ) -> None:
         import rich.console
 
+        from prm_jax.runs import processes
+
+        if file is None and not processes.is_first():
+            file = io.StringIO()
         output = cast(TextIO, Forgiving(file or sys.stderr))
         self._console = rich.console.Console(file=output, highlight=False, soft_wrap=True)
         terminal = self._console.is_terminal and not self._console.is_dumb_terminal

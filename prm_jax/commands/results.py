@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prm_jax.errors import UserError
+from prm_jax.runs import processes
 from prm_jax.terminal import print_warning
 
 OPTIONS_OF_THE_FILE = ("out", "resume")
@@ -105,7 +106,7 @@ def kept(path: pathlib.Path | None) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, UserError):
-        if path is not None and not unstarted(path):
+        if path is not None and processes.is_first() and not unstarted(path):
             print_warning(f"the results so far are kept in {path}: the same command with --resume continues")
         raise
 

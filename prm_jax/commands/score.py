@@ -43,6 +43,7 @@ def run(options: Options) -> None:
     from prm_jax.prm.calibrate import calibrated, read_map
     from prm_jax.prm.page import model_name, scores_page
     from prm_jax.prm.score_log import ScoreLog, identity_of, score_logged
+    from prm_jax.runs import processes
     from prm_jax.runs.metrics_log import atomic_write
 
     problems = check_ranges(options)
@@ -57,6 +58,8 @@ def run(options: Options) -> None:
     identity = identity_of(options.model, options.scoring, records)
     with ScoreLog(options.out / "scores.partial.jsonl", identity, resume=options.scoring.resume) as log:
         scored = score_logged(prm, records, log, options.scoring, on_batch=Meter(options.data.name))
+        if not processes.is_first():
+            return
         output: str = prm.output
         if platt is not None:
             scored = calibrated(scored, platt, output=output, how=options.scoring.aggregate or prm.aggregate)

@@ -45,6 +45,10 @@ def write_scores(path: pathlib.Path, scored: "Sequence[Scored]") -> None:
 
 def make_directory(path: pathlib.Path) -> None:
     """Makes the directory for results, before anything takes long."""
+    from prm_jax.runs import processes
+
+    if not processes.is_first():
+        return
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -79,8 +83,11 @@ class Meter:
 
     def __call__(self, done: int, total: int) -> None:
         """Called after every batch, and once before the first."""
+        from prm_jax.runs import processes
         from prm_jax.runs.console import duration
 
+        if not processes.is_first():
+            return
         live, now = sys.stderr.isatty(), time.monotonic() - self.begun
         if self.shown < 0:
             self.first = done

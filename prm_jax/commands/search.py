@@ -1,10 +1,11 @@
 """``prm-jax search``: a language model's answers by search over its steps, with accuracy, tokens and calls."""
 
 import pathlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from prm_jax.commands import results
+from prm_jax.commands import divided, results
 from prm_jax.commands.policy import PolicyOptions, load_policy, load_problems, settings_of
 from prm_jax.commands.progress import Progress
 from prm_jax.commands.scoring import load
@@ -79,12 +80,13 @@ class Options(PolicyOptions):
 def run(options: Options) -> None:
     """Searches chunk by chunk, writing the results as they come, and prints the table."""
     from prm_jax.prm.search_results import check_results, results_table, search_problems
+    from prm_jax.runs import processes
 
     searcher = _check(options)
     task, problems = load_problems(options, "eval")
     settings = {name: value for name, value in settings_of(options).items() if name not in _NOT_SETTINGS}
     first = results.header(settings, task.fingerprint)
-    done = results.begin_or_resume(options.out, first, resume=options.resume)
+    done = divided.known(lambda: results.begin_or_resume(options.out, first, resume=options.resume))
     ids = [problem.id for problem in problems]
     check_results(done, ids, str(options.out), solutions=options.solutions is not None)
     progress = Progress(len(problems), len(done))
@@ -92,19 +94,25 @@ def run(options: Options) -> None:
     scorer, final = _scorers(options, searcher, policy)
     policy.check_prompts(problems)
     if options.out is not None and not done:
-        results.begin(options.out, first)
+        divided.begin(options.out, first)
+
+    def searched(own: Sequence[Any], number: int) -> list[dict[str, Any]]:
+        policy.begin(own, number)
+        return list(search_problems(policy, searcher, scorer, final, solutions=options.solutions is not None))
+
     with results.kept(options.out), progress:
         for start in range(0, len(problems), options.chunk):
             chunk = problems[start : start + options.chunk]
             if start + len(chunk) <= len(done):
                 continue
             del done[start:]  # a chunk is computed again as a whole, so that lines stay in order
-            policy.begin(chunk, options.first_problem + start)
-            lines = list(search_problems(policy, searcher, scorer, final, solutions=options.solutions is not None))
+            lines = sum(divided.shares(chunk, options.first_problem + start, searched), [])
             done += lines
             if options.out is not None:
-                results.append(options.out, first, start, lines)
+                divided.append(options.out, first, start, lines)
             progress.update(len(done), f"accuracy {sum(line['correct'] for line in done) / len(done):.3f}")
+    if not processes.is_first():
+        return
     if options.solutions is not None:
         results.write(options.solutions, [results.dump(record) for line in done for record in line["solutions"]])
     print(f"{options.method}, scored by {options.scorer}", results_table(done), sep="\n")
@@ -113,6 +121,7 @@ def run(options: Options) -> None:
 def _check(options: Options) -> Searcher:
     """Checks the options and returns the search that they describe."""
     from prm_jax.prm.search_results import check_budget
+    from prm_jax.runs import shared_files
 
     options.check()
     searcher = make_searcher(options.method, asdict(options))
@@ -120,7 +129,7 @@ def _check(options: Options) -> Searcher:
     too_large = check_budget(searcher, scorers)
     if too_large:
         raise UserError(too_large)
-    if options.solutions is not None and options.solutions.exists() and not options.resume:
+    if options.solutions is not None and not options.resume and shared_files.exists(options.solutions):
         raise UserError(f"{options.solutions} exists: give another --solutions")
     if options.scorer == "logp" and getattr(searcher, "gate", -1.0) >= 0:
         raise UserError(

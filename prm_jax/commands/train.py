@@ -68,10 +68,10 @@ def defaults(words: Sequence[str]) -> Options:
 def run(options: Options) -> int:
     """Trains; an interrupted run is saved and exits with 75, one that diverged with 77."""
     from prm_jax.prime.training import train
-    from prm_jax.runs.run_dir import unique_run_path
+    from prm_jax.runs.run_dir import shared_run_path
     from prm_jax.runs.stopping import DivergedRun, InterruptedRun
 
-    path = options.run_dir or unique_run_path("runs", options.preset or options.training.task.name)
+    path = options.run_dir or shared_run_path("runs", options.preset or options.training.task.name)
     try:
         train(options.training, path, resume=options.resume)
     except InterruptedRun as stopped:

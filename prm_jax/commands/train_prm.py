@@ -79,10 +79,10 @@ def defaults(words: Sequence[str]) -> Options:
 def run(options: Options) -> int:
     """Trains; an interrupted run is saved and returns 75, one that diverged 77."""
     from prm_jax.prm.training import train
-    from prm_jax.runs.run_dir import unique_run_path
+    from prm_jax.runs.run_dir import shared_run_path
     from prm_jax.runs.stopping import DivergedRun, InterruptedRun
 
-    path = options.run_dir or unique_run_path("runs", f"prm-{options.training.prm.kind}")
+    path = options.run_dir or shared_run_path("runs", f"prm-{options.training.prm.kind}")
     try:
         summary = train(options.training, path, resume=options.resume)
     except InterruptedRun as stopped:

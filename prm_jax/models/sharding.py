@@ -88,6 +88,21 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=used)
 
 
+def check_spans_processes(mesh: Mesh) -> None:
+    """Checks that a mesh uses all devices of all processes of the run, so that none of them is idle or left out.
+
+    Raises:
+      UserError: it does not.
+    """
+    processes, devices = jax.process_count(), jax.device_count()
+    if processes > 1 and mesh.size != devices:
+        sizes = ", ".join(f"--mesh.{name} {size}" for name, size in mesh.shape.items())
+        raise UserError(
+            f"{processes} processes with {devices} devices run together, but {sizes} uses {mesh.size} of them: the "
+            f"product must be {devices}. Give one of them as -1 (all remaining devices), such as --mesh.fsdp -1"
+        )
+
+
 def partition_spec(name: str, shape: Sequence[int], mesh: AnyMesh, rules: Sequence[Rule] = RULES) -> PartitionSpec:
     """The spec of the first rule that matches a leaf, or an empty one (replicated).
 
@@ -143,8 +158,8 @@ def shard_params(params: PyTree, mesh: Mesh, rules: Sequence[Rule] = RULES) -> P
     """Places parameters (or an optimiser's state) on the mesh.
 
     Args:
-      params: pytree of arrays (typed keys included), on the host or on a device; with several processes the same
-        in each.
+      params: pytree of arrays (typed keys included), on the host, on a device or on a mesh; with several processes the
+        same in each.
       mesh: from ``make_mesh``.
       rules: see ``partition_spec``.
 
@@ -154,7 +169,7 @@ def shard_params(params: PyTree, mesh: Mesh, rules: Sequence[Rule] = RULES) -> P
     shardings = shardings_for(params, mesh, rules)
     if jax.process_count() == 1:
         return jax.device_put(params, shardings)
-    return jax.tree.map(_place, params, shardings)
+    return jax.tree.map(place, params, shardings)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -171,8 +186,8 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     """Places a batch on the mesh, with its rows split.
 
     Args:
-      batch: pytree of arrays with one leading dimension of rows; in a run of several processes each holds its own
-        consecutive part of the rows.
+      batch: pytree of arrays with one leading dimension of rows; in a run of several processes each holds all rows, and
+        copies those of its own devices.
       mesh: from ``make_mesh``.
 
     Raises:
@@ -181,7 +196,7 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     sharding = batch_sharding(mesh)
     ways = rows_over(mesh)
     for name, leaf in named_leaves(batch).items():
-        rows = leaf.shape[0] * jax.process_count()
+        rows = leaf.shape[0]
         if rows % ways:
             raise UserError(
                 f"{rows} rows of {name} cannot be split over {ways} devices (data {mesh.shape['data']} x fsdp "
@@ -189,7 +204,7 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
             )
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+    return jax.tree.map(lambda x: place(x, sharding), batch)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -197,12 +212,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def _place(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    """``device_put`` for shardings that include other processes' devices."""
+def place(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """``device_put`` of one array for shardings that include other processes' devices.
+
+    Args:
+      leaf: an array that every process holds as a whole, or one that spans processes (then the call is collective).
+      sharding: of the result.
+    """
     if is_key(leaf):
-        return jax.random.wrap_key_data(_place(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
+        return jax.random.wrap_key_data(place(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
     if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
         return leaf
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
     host = np.asarray(leaf)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from prm_jax.models.local_copies import local_copy
 from prm_jax.models.sharding import placed_shapes, rows_over, shard_batch
 from prm_jax.prime.batch import Batch, Frozen, State
 from prm_jax.prime.collect import Collected
@@ -16,7 +17,7 @@ from prm_jax.prime.sources import ImplicitPRM, check_source, make_source
 from prm_jax.prime.sources.critic import CriticSource
 from prm_jax.prime.start import Overrides, Start, frozen_arrays, make_setup
 from prm_jax.prime.step import Setup, Step, init_state
-from prm_jax.runs.host_memory import Places, offloaded
+from prm_jax.runs.host_memory import Places, offloaded, on_device
 from prm_jax.runs.learner import Params
 from prm_jax.runs.processes import to_global
 
@@ -50,6 +51,11 @@ class Composed:
     def policy_params(self, state: State) -> Params:
         """The policy's whole parameters."""
         return self.setup.policy.learner.params(state.policy, self.frozen.reference)
+
+    def sampling_params(self, params: Params) -> Params:
+        """Whole parameters on this process's own devices, where it samples; collective."""
+        params = on_device(params)
+        return params if self.mesh is None else local_copy(params, self.mesh)
 
     def place(self, batch: Batch) -> Batch:
         """A batch on the mesh."""

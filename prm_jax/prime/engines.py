@@ -12,6 +12,7 @@ from prm_jax.prime.start import Start
 from prm_jax.rollouts.remote_source import RemoteSource
 from prm_jax.rollouts.server_options import is_url
 from prm_jax.rollouts.slot_source import EngineSource, SlotSource, default_slots
+from prm_jax.runs import processes
 
 
 def make_engines(options: Options, start: Start, mesh: Mesh | None) -> EngineSource | None:
@@ -42,6 +43,11 @@ def background_engines(options: Options, start: Start, mesh: Mesh | None) -> Slo
       UserError: more devices than there are, or some that train too.
     """
     rollout, own = options.rollout, mesh
+    if processes.count() > 1:
+        raise UserError(
+            f"--rollout.max-lag samples in the background of one process, and {processes.count()} train: leave it out, "
+            "or train in one"
+        )
     if rollout.devices:
         training = set(jax.devices()[:1]) if mesh is None else set(mesh.devices.flat)
         sampling = jax.devices()[-rollout.devices :]
@@ -60,9 +66,11 @@ def background_engines(options: Options, start: Start, mesh: Mesh | None) -> Slo
 
 
 def slots_of(options: Options, mesh: Mesh | None) -> int:
-    """The number of slots of a run: ``--rollout.slots``, or as many as suit the responses of a step."""
-    rollout, ways = options.rollout, 1 if mesh is None else rows_over(mesh)
-    return rollout.slots or default_slots(rollout.prompts_per_step * rollout.samples_per_prompt, ways)
+    """The number of slots per process: ``--rollout.slots``, or as many as suit its share of a step's responses."""
+    rollout, count = options.rollout, processes.count()
+    ways = 1 if mesh is None else max(1, rows_over(mesh) // count)
+    rows = rollout.prompts_per_step * rollout.samples_per_prompt
+    return rollout.slots or default_slots(-(-rows // count), ways)
 
 
 def _server(options: Options, start: Start) -> RemoteSource:

@@ -15,6 +15,7 @@ from prm_jax.prime.responses import Responses, Sampler
 from prm_jax.prime.sources import SavedPRM, SourceBatch
 from prm_jax.prime.sources.base import on_host
 from prm_jax.rollouts.sampling_options import SamplingOptions
+from prm_jax.runs import processes
 from prm_jax.runs.host_memory import on_device
 
 
@@ -186,7 +187,7 @@ def make_probe(
             for start in range(0, len(probe.responses.texts), batch_size):
                 rows = _rows(probe.responses, slice(start, start + batch_size))
                 given = SourceBatch(rows, policy_params(state), frozen.reference, frozen.constants)
-                parts.append(np.asarray(score(state.source, given)))
+                parts.append(np.asarray(processes.to_host(score(state.source, given))))
             return _named(probe.evaluate(np.concatenate(parts)))
 
         return evaluate

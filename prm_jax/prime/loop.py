@@ -72,13 +72,17 @@ def train_policy(
     judge_source = make_probe(
         probe, setup.source, sampler, frozen, composed.policy_params, batch_size=options.eval.batch_size
     )
+
+    def sampling_params(state: State) -> Params:
+        return composed.sampling_params(composed.policy_params(state))
+
     evaluate = Evaluator(
         composed.start.task, sampler, options.eval, _eval_problems(options, sampler), options.rollout.temperature,
-        jax.random.fold_in(key, EVAL_STREAM), composed.policy_params, judge_source,
+        jax.random.fold_in(key, EVAL_STREAM), sampling_params, judge_source,
     )  # fmt: skip
     kind = BackgroundCollector if options.rollout.max_lag else Collector
     collector = kind(
-        sampler, PromptStream(composed.start.task.train, options.seed), options.rollout, key, composed.policy_params,
+        sampler, PromptStream(composed.start.task.train, options.seed), options.rollout, key, sampling_params,
         source=setup.source, max_empty_steps=options.max_empty_steps, say=frontend.say,
         confidence_pattern=options.reward.confidence_pattern if "confidence" in options.reward.shaping else "",
     )  # fmt: skip
@@ -170,9 +174,9 @@ def _identity(frozen: Frozen) -> str:
 
 
 def _last_probe(run: RunDir) -> dict[str, float]:
-    path = run.path / "phases" / PHASE
-    if not (path / "metrics.jsonl").is_file():
-        return {}
-    records = [record for record in read_metrics(path) if any(name.startswith("prm_eval/") for name in record)]
-    found = records[-1] if records else {}
-    return {name: value for name, value in found.items() if name.startswith("prm_eval/") and np.isfinite(value)}
+    path, found = run.path / "phases" / PHASE, {}
+    if processes.is_first() and (path / "metrics.jsonl").is_file():
+        records = [record for record in read_metrics(path) if any(name.startswith("prm_eval/") for name in record)]
+        last = records[-1] if records else {}
+        found = {name: value for name, value in last.items() if name.startswith("prm_eval/") and np.isfinite(value)}
+    return processes.broadcast_from_first(found, name="the probe after the warm-up")

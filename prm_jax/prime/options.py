@@ -91,7 +91,7 @@ class RolloutOptions:
     server: ServerOptions = field(default_factory=ServerOptions)
     """How that server gets the policy's weights."""
     slots: Annotated[int, at_least(0)] = 0
-    """Responses that are decoded at the same time (engine=slots); 0: as many as a step has, up to 256."""
+    """Responses that each process decodes at the same time (engine=slots); 0: its share of a step's, up to 256."""
     lookahead: Annotated[int, at_least(0)] = 0
     """Prompts asked for beyond those that the step is known to need (engine=slots; filter resample or oversample). They
     keep slots busy and are wasted when they are not needed."""

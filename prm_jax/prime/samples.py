@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from prm_jax.prime.collect import Collected
 from prm_jax.prime.responses import Responses, Sampler
+from prm_jax.runs import processes
 from prm_jax.runs.callbacks import Event
 from prm_jax.runs.run_dir import Sample
 
@@ -31,7 +31,7 @@ class SampleWriter:
         if event.kind != "step" or (event.step - 1) % self.every:
             return
         collected: Collected = event.batch
-        rewards = None if collected.rewards is None else np.asarray(jax.device_get(collected.rewards))
+        rewards = None if collected.rewards is None else np.asarray(processes.to_host(collected.rewards))
         rows = chosen_rows(collected.responses, rewards)
         event.run.log_samples(event.step, [self._sample(collected.responses, row, rewards) for row in rows])
 

@@ -11,6 +11,7 @@ from prm_jax.data.problems import Task
 from prm_jax.errors import UserError
 from prm_jax.models import LoRAConfig, ModelConfig, check_same_vocabulary
 from prm_jax.models.loading import fresh_config, load_model
+from prm_jax.models.local_copies import local_copy
 from prm_jax.models.sharding import rows_over, shard_params
 from prm_jax.prime.advantages import AdvantageFn, make_advantage
 from prm_jax.prime.batch import Frozen
@@ -122,7 +123,7 @@ class Start:
                 f"the prover {path} (--reward.path) has another architecture than the policy; completions are "
                 "sampled by the policy's program, so both must have the same"
             )
-        return params
+        return params if self.mesh is None else local_copy(params, self.mesh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,11 +176,18 @@ def load_start(options: Options, task: Task | None = None, mesh: Mesh | None = N
     return Start(task, tokenizer, config, params, prm_config, prm_params)
 
 
-def offloads(options: Options) -> list[str]:
-    """The options that keep arrays in host memory, by their command-line names."""
-    given = {"policy": options.policy.offload, "prm": options.prm.offload, "critic": options.critic.offload}
-    found = [f"--{name}.offload" for name, wanted in given.items() if wanted]
-    return found + ["--model.offload-reference"] * options.model.offload_reference
+def offloads(options: Options) -> dict[str, str]:
+    """The options that keep arrays in host memory -> the moments that these are, "" for a reference."""
+    found: dict[str, str] = {}
+    if options.policy.offload:
+        found["--policy.offload"] = options.policy.moments
+    if options.prm.offload:
+        found["--prm.offload"] = options.prm.moments
+    if options.critic.offload:
+        found["--critic.offload"] = options.critic.moments
+    if options.model.offload_reference:
+        found["--model.offload-reference"] = ""
+    return found
 
 
 def uses_online_prm(options: Options) -> bool:

@@ -1,6 +1,7 @@
 """`prime.train`: warm start, PRIME, the outcome-only baseline and the report, in one resumable run directory."""
 
 import dataclasses
+import io
 import pathlib
 import shutil
 import time
@@ -16,7 +17,7 @@ from prm_jax.data.problems import Task
 from prm_jax.errors import UserError
 from prm_jax.models import load_weights, merge, save_weights
 from prm_jax.models.loading import fresh_params
-from prm_jax.models.sharding import make_mesh
+from prm_jax.models.sharding import check_spans_processes, make_mesh
 from prm_jax.prime.advantages import AdvantageFn
 from prm_jax.prime.checked import checked_loss, checked_rewards, name_of
 from prm_jax.prime.checks import check_options
@@ -37,6 +38,7 @@ from prm_jax.prime.traced import check_traceable
 from prm_jax.prime.warm_start import warm_start
 from prm_jax.prime.warm_up import is_warmed_up
 from prm_jax.resolve import check_signature, resolve
+from prm_jax.runs import processes, shared_files
 from prm_jax.runs.callbacks import Callback, Event
 from prm_jax.runs.console import Console, Phase
 from prm_jax.runs.fitting import Frontend
@@ -53,7 +55,7 @@ TITLES = {"prime": "PRIME", BASELINE: "outcome only"}
 
 SOFT_OPTIONS = (
     "steps", "eval.*", "save_every", "keep_checkpoints", "sample_every", "watch.*", "profile", "max_*_steps",
-    "watchdog*", "plots", "baseline", "*.learning_rate", "rollout.engine", "rollout.server.*",
+    "watchdog*", "plots", "baseline", "mesh.*", "*.learning_rate", "rollout.engine", "rollout.server.*",
     "connection.*",
 )  # fmt: skip
 """Options that a resumed run may change."""
@@ -122,10 +124,12 @@ def train(
     callbacks = [*_named_callbacks(options), *callbacks]
     mesh = _mesh(options)
     task = _task_of_a_run_that_fits(options, task, mesh)
+    if processes.count() > 1:
+        processes.agree("the task's problems", task.fingerprint)
     main = "prime" if options.advantage.process_coef else BASELINE
     results: dict[str, Trained] = {}
     composed = _composed(options, load_start(options, task, mesh), mesh, overrides)
-    with _open(run_dir, options, resume) as run, Interrupts() as interrupts, Console(str(run.path)) as console:
+    with _open(run_dir, options, resume) as run, Interrupts() as interrupts, _console(run) as console:
         console.plan(_plan(composed, main))
         frontend = Frontend(console, interrupts, watchdog=options.watchdog, watchdog_exit=options.watchdog_exit)
         _introduce(task, options, frontend)
@@ -142,7 +146,10 @@ def train(
             results[main] = _without_arrays(results[main])
             results[BASELINE] = _train_baseline(composed, overrides, run, frontend, results[main].for_source)
         run.note(finished=True)
-    summary = write_report(run.path, options, results, seconds=time.monotonic() - begun)
+    seconds = time.monotonic() - begun
+    summary = shared_files.by_first(lambda: write_report(run.path, options, results, seconds=seconds), what="report")
+    summary = processes.broadcast_from_first(summary, name="the report")
+    assert summary is not None
     return Result(run.path, summary, run.path / "policy", kept, results[main].before, results[main].after)
 
 
@@ -214,6 +221,11 @@ def _open(path: str | pathlib.Path, options: Options, resume: bool) -> RunDir:
     )
 
 
+def _console(run: RunDir) -> Console:
+    """Progress on the standard output, of the first process alone."""
+    return Console(str(run.path), file=None if run.writer else io.StringIO())
+
+
 def _plan(composed: Composed, main: str) -> list[Phase]:
     options, phases, extra = composed.options, [], 0
     if composed.start.params is None and options.sft.steps:
@@ -275,9 +287,9 @@ def _train_baseline(
 ) -> Trained:
     """The same policy from the same start with outcomes only, in a folder of its own."""
     plain, path = outcome_only(composed.options, extra), run.path / BASELINE
-    begun_before = (path / "run.json").is_file() and (path / "config.yaml").is_file()
-    if not begun_before:
-        shutil.rmtree(path, ignore_errors=True)  # what a kill left while the directory was being made
+    begun_before = shared_files.is_file(path / "run.json") and shared_files.is_file(path / "config.yaml")
+    if not begun_before:  # a kill may have left something while the directory was being made
+        shared_files.by_first(lambda: shutil.rmtree(path, ignore_errors=True), what=f"empty {path}")
     overrides = dataclasses.replace(overrides, source=None, reward=None)
     start = dataclasses.replace(composed.start, prm_params=None)
     alone = compose(plain, start, composed.start.base, composed.sampler, composed.mesh, overrides)
@@ -300,9 +312,10 @@ def outcome_only(options: Options, extra: int = 0) -> Options:
 
 def _mesh(options: Options) -> Mesh | None:
     sizes = options.mesh
-    if (sizes.data, sizes.fsdp, sizes.tensor) == (1, 1, 1):
+    if (sizes.data, sizes.fsdp, sizes.tensor) == (1, 1, 1) and processes.count() == 1:
         return None
     mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+    check_spans_processes(mesh)
     rows = options.rollout.prompts_per_step * options.rollout.samples_per_prompt
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % ways:
@@ -318,7 +331,7 @@ def _task_of_a_run_that_fits(options: Options, task: Task | None, mesh: Mesh | N
     task = load_task(options.task.name, **options.task.options) if task is None else task
     config, prm_config = planned_configs(options, task=task)
     devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
-    check_host_memory(offloads(options), devices[0])
+    check_host_memory(offloads(options), jax.local_devices()[0])
     check_fits(options, config, devices, prm_config=prm_config)
     return task
 
@@ -326,14 +339,15 @@ def _task_of_a_run_that_fits(options: Options, task: Task | None, mesh: Mesh | N
 def _initial_policy(composed: Composed, run: RunDir, frontend: Frontend) -> Params:
     """A fresh model after its warm start, kept in ``start/`` for a resumed run."""
     options, start, kept = composed.options, composed.start, run.path / "start"
-    if kept.is_dir():
-        _, params = load_weights(kept)
-        return jax.tree.map(jax.numpy.asarray, params)
-    params = start.base if composed.mesh is None else _fresh(options, start, None)
+    if shared_files.is_dir(kept):
+        _, params = load_weights(kept, mesh=composed.mesh)
+        return jax.tree.map(jax.numpy.asarray, params) if composed.mesh is None else params
+    params = on_device(start.base)
     if options.sft.steps:
-        params = warm_start(options, start, params, run=run, frontend=frontend)
+        params = warm_start(options, start, params, run=run, frontend=frontend, mesh=composed.mesh)
     save_weights(kept, start.config, params, tokenizer=start.tokenizer)
-    shutil.rmtree(run.path / "phases" / "warm_start" / "checkpoints", ignore_errors=True)
+    if run.writer:
+        shutil.rmtree(run.path / "phases" / "warm_start" / "checkpoints", ignore_errors=True)
     return params
 
 
@@ -347,7 +361,7 @@ def _probe(composed: Composed) -> PRMProbe | None:
         return None
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(options.seed), EVAL_STREAM), 1)
     responses = sample_in_batches(
-        sampler, on_device(start.base), problems, key, batch_size=options.eval.batch_size,
+        sampler, composed.sampling_params(start.base), problems, key, batch_size=options.eval.batch_size,
         temperature=options.rollout.temperature,
     )  # fmt: skip
     return PRMProbe.build(start.task, responses)
@@ -355,17 +369,13 @@ def _probe(composed: Composed) -> PRMProbe | None:
 
 def _save_models(run: RunDir, options: Options, start: Start, trained: Trained) -> None:
     """The trained models as Hugging Face directories, adapters merged; the PRM says its kind, beta and reference."""
-    save_weights(
-        run.path / "policy", start.config, merge(start.config, trained.policy), tokenizer=start.tokenizer,
-        overwrite=True,
-    )  # fmt: skip
+    of_policy = options.prm.reference == "policy"
+    policy = merge(start.config, trained.policy)
+    save_weights(run.path / "policy", start.config, policy, tokenizer=start.tokenizer, overwrite=True)
     if trained.prm is None:
         return
-    of_policy = options.prm.reference == "policy"
     prms.save_implicit(
         run.path / "prm", start.prm_config, merge(start.prm_config, trained.prm),
         start.config if of_policy else start.prm_config, trained.policy if of_policy else start.prm_base,
         start.tokenizer, beta=options.prm.beta, overwrite=True,
     )  # fmt: skip
-
-

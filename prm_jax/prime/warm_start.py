@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from prm_jax import rl
 from prm_jax.data.pipeline import BatchStream
 from prm_jax.errors import UserError
 from prm_jax.models import ModelConfig, token_logprobs
+from prm_jax.models.sharding import placed_shapes, rows_over, shard_batch, shard_params, shardings_for
 from prm_jax.prime.options import Options
 from prm_jax.prime.start import Start
 from prm_jax.runs.fitting import FitOptions, Frontend, fit
@@ -29,11 +31,11 @@ def nll_loss(config: ModelConfig, params: Params, tokens: jax.Array, mask: jax.A
 
 
 def make_sft_step(
-    learner: Learner, *, pieces: int = 1
+    learner: Learner, *, pieces: int = 1, shardings: Any = None
 ) -> Callable[[Params, Any, Params | None, jax.Array, jax.Array], tuple[Params, Any, dict[str, jax.Array]]]:
     """Compiles ``(trainable, opt_state, base, tokens, mask) -> (trainable, opt_state, metrics)``.
 
-    The first two arguments are donated.
+    The first two arguments are donated. `shardings`: of the new (trainable, opt_state) on a mesh; None on one device.
     """
 
     def step(
@@ -44,22 +46,25 @@ def make_sft_step(
 
         grads, loss, _ = accumulate_gradients(loss_fn, trainable, (tokens, mask), pieces=pieces)
         trainable, opt_state, health = guarded_update(learner.optimizer, grads, opt_state, trainable)
+        if shardings is not None:
+            trainable, opt_state = jax.lax.with_sharding_constraint((trainable, opt_state), shardings)
         return trainable, opt_state, {"sft/loss": loss.mean(), **{f"sft/{k}": v for k, v in health.items()}}
 
     return jax.jit(step, donate_argnums=(0, 1))
 
 
 def warm_start(
-    options: Options, start: Start, params: Params, *, run: RunDir, frontend: Frontend
+    options: Options, start: Start, params: Params, *, run: RunDir, frontend: Frontend, mesh: Mesh | None = None
 ) -> Params:
     """Trains all parameters of a fresh model on the task's demonstrations.
 
     Args:
       options: of the run; `options.sft` has the optimiser and the number of steps.
       start: task, tokenizer, architecture.
-      params: initial parameters; left as they are.
+      params: initial parameters, on `mesh` where there is one; left as they are.
       run: the run directory; the phase ``warm_start`` of it is used, so that an interrupted warm start resumes.
       frontend: console and signals.
+      mesh: devices, or None for one.
 
     Returns:
       The trained parameters.
@@ -70,21 +75,29 @@ def warm_start(
         total_steps=sft.steps, weight_decay=sft.weight_decay, beta2=sft.beta2, grad_clip=sft.grad_clip,
     )  # fmt: skip
     learner = Learner(start.config, optimizer)
-    compiled = make_sft_step(learner)
 
-    def step(state: Any, batch: tuple[np.ndarray, np.ndarray]) -> tuple[Any, dict[str, jax.Array]]:
-        tokens, mask = map(jnp.asarray, batch)
+    def initial() -> Any:
+        return learner.init(params, jax.random.key(0))  # no adapters: the key is not used
+
+    shapes = jax.eval_shape(initial)
+    shardings = None if mesh is None else shardings_for(shapes, mesh)
+    compiled = make_sft_step(learner, shardings=shardings)
+    split = mesh is not None and sft.batch_size % rows_over(mesh) == 0
+
+    def step(state: Any, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
+        tokens, mask = shard_batch(batch, mesh) if mesh is not None and split else (batch[0], batch[1])
         trainable, opt_state, metrics = compiled(state[0], state[1], None, tokens, mask)
         return (trainable, opt_state), metrics
 
     with run.phase("warm_start") as phase:
         fitted = fit(
-            lambda: learner.init(params, jax.random.key(0)),  # no adapters: the key is not used
+            lambda: initial() if mesh is None else shard_params(initial(), mesh),
             step,
             BatchStream(demonstration_batches(options, start), sft.steps),
             run=phase,
             options=FitOptions(sft.steps, save_every=SAVE_EVERY, max_bad_steps=1, keep_checkpoints=1),
             frontend=dataclasses.replace(frontend, title="warm start", hint="Lower --sft.learning-rate"),
+            target=placed_shapes(shapes, shardings),
         )
     return fitted.state[0]
 

@@ -16,7 +16,6 @@ from prm_jax.prime.responses import PRETRAIN_STREAM
 from prm_jax.prime.sizes import warm_up_prompts, warm_up_rollouts, warm_up_steps
 from prm_jax.prime.step import make_source_step
 from prm_jax.runs.fitting import FitOptions, Frontend, fit
-from prm_jax.runs.host_memory import on_device
 from prm_jax.runs.run_dir import RunDir
 from prm_jax.runs.stopping import InterruptedRun
 
@@ -79,6 +78,7 @@ class _Batches:
             options, composed.start, composed.frozen, composed.sampler, composed.setup.source,
         )  # fmt: skip
         self.frontend, self.batch_prompts = frontend, batch_prompts
+        self.sampling_params = composed.sampling_params
         self.prompts = warm_up_rollouts(options) // options.rollout.samples_per_prompt
         self.data: Batch | None = None
 
@@ -116,10 +116,10 @@ class _Batches:
         collector = Collector(
             self.sampler, stream, rollout, key, policy_params=lambda params: params, source=self.source
         )
+        params = self.sampling_params(self.frozen.reference)
         parts: list[Batch] = []
-        policy = on_device(self.frozen.reference)
         for index in range(-(-self.prompts // rollout.prompts_per_step)):
-            parts.append(collector.collect(policy, index).arrays)
+            parts.append(collector.collect(params, index).arrays)
             done = min((index + 1) * rollout.prompts_per_step, self.prompts) * size
             self.frontend.say(f"PRM warm-up: {done} of {self.prompts * size} rollouts")
             interrupts = self.frontend.interrupts

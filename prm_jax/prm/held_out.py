@@ -15,6 +15,7 @@ from prm_jax.prm.rows import Batch, Row, collate
 from prm_jax.prm.spec import Spec
 from prm_jax.prm.step import TrainState
 from prm_jax.prm.train_options import TrainPRMOptions
+from prm_jax.runs import processes
 from prm_jax.runs.learner import Params
 
 Scorer = Callable[[TrainState, Params | None, Batch], tuple[jax.Array, rl.Loss]]
@@ -75,7 +76,7 @@ class HeldOut:
             members = [rows[i] for i in plan.microbatches(step)[0]]
             batch = self.place(collate(members, plan.shape, packed=plan.packed))
             scores, loss = self.scorer(state, self.base, batch)
-            found.append((members, np.asarray(scores), jax.device_get(loss)))
+            found.append((members, np.asarray(processes.to_host(scores)), processes.to_host(loss)))
         return found
 
 

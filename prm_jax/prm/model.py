@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -29,6 +29,7 @@ from prm_jax.prm.reward_model_options import POLICY_LAYOUT, Aggregate, Conventio
 from prm_jax.prm.score import PRM
 from prm_jax.prm.spec import Kind, Spec, Weights
 from prm_jax.prm.train_options import kind_class, refuse_options_of_other_kinds
+from prm_jax.runs import processes, shared_files
 from prm_jax.runs.learner import Params
 
 FORMAT = 2
@@ -56,19 +57,32 @@ def save(path: str | pathlib.Path, prm: PRM, *, overwrite: bool = False) -> None
       prm: the model, adapters merged.
       overwrite: replace a model that an earlier call wrote there.
 
+    If any weight spans several processes, all of them call this with the same arguments, and the first one writes.
+
     Raises:
-      UserError: a path in use, or a failed write.
+      UserError: a path in use, or a failed write, in every process.
     """
     path = pathlib.Path(path)
-    _check_target(path, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = beside(path, "new")
-    try:
-        save_weights(new, prm.spec.config, prm.weights.model, tokenizer=prm.tokenizer)
+    if all(getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(prm.weights)):
+        _save(path, prm, overwrite, lambda work: work(), beside(path, "new"))
+        return
+    new = processes.broadcast_from_first(str(beside(path, "new")), name="saving a reward model")
+    small = processes.to_host((prm.weights.head, prm.weights.fixed))
+    prm = dataclasses.replace(prm, weights=dataclasses.replace(prm.weights, head=small[0], fixed=small[1]))
+    _save(path, prm, overwrite, lambda work: shared_files.by_first(work, what=f"write {path}"), pathlib.Path(new))
+
+
+def _save(
+    path: pathlib.Path, prm: PRM, overwrite: bool, alone: Callable[[Callable[[], None]], None], new: pathlib.Path
+) -> None:
+    """Writes to `new` and renames; `alone` calls a function in the process that writes."""
+
+    def begin() -> None:
+        _check_target(path, overwrite)
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def finish() -> None:
         _write_head(new, {"head": prm.weights.head, "fixed": prm.weights.fixed})
-        if prm.weights.reference is not None:
-            config = prm.spec.reference_config or prm.spec.config
-            save_weights(new / REFERENCE, config, prm.weights.reference, tokenizer=prm.tokenizer)
         write_json(new / "config.json", {**read_json(new / "config.json"), KEY: describe(prm)})
         sync_directory(new)
         if path.exists():
@@ -78,10 +92,19 @@ def save(path: str | pathlib.Path, prm: PRM, *, overwrite: bool = False) -> None
             shutil.rmtree(aside, ignore_errors=True)
         else:
             os.rename(new, path)
+
+    try:
+        alone(begin)
+        save_weights(new, prm.spec.config, prm.weights.model, tokenizer=prm.tokenizer)
+        if prm.weights.reference is not None:
+            config = prm.spec.reference_config or prm.spec.config
+            save_weights(new / REFERENCE, config, prm.weights.reference, tokenizer=prm.tokenizer)
+        alone(finish)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}") from error
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        if processes.is_first():
+            shutil.rmtree(new, ignore_errors=True)
 
 
 def save_implicit(

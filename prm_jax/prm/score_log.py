@@ -1,10 +1,13 @@
-"""Scores that are written as they come, so that an interrupted call continues where it stopped."""
+"""Scores that are written as they come, so that an interrupted call continues where it stopped.
+
+Of several processes each scores its share of the solutions, and the first one writes.
+"""
 
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -14,12 +17,17 @@ from prm_jax.data.step_data import StepRecord, to_json
 from prm_jax.errors import UserError
 from prm_jax.models.hub import find_model
 from prm_jax.prm.reward_model_options import ScoringOptions
+from prm_jax.prm.rows import Row
 from prm_jax.prm.score import PRM, Raw, Scored, check_aggregate, raw_scores, rows_to_score, summarise
+from prm_jax.runs import processes
 from prm_jax.runs.metrics_log import atomic_write
+
+_ROUND = 64
+"""Solutions that each of several processes scores before they exchange what they have; an interruption loses these."""
 
 
 class ScoreLog:
-    """Raw scores of solutions in a file of JSON lines; a context manager.
+    """Raw scores of solutions in a file of JSON lines; a context manager. Only the first process reads and writes it.
 
     Attributes:
       known: number of the record -> what an earlier call with the same identity has scored.
@@ -32,7 +40,10 @@ class ScoreLog:
 
     def __init__(self, path: pathlib.Path, identity: str, *, resume: bool) -> None:
         self.path = path
-        self.known: dict[int, Raw] = _read(path, identity) if resume else {}
+        self.known: dict[int, Raw] = _read(path, identity) if resume and processes.is_first() else {}
+        self._file: Any = None
+        if not processes.is_first():
+            return
         try:
             with atomic_write(path) as file:  # without a last line that was cut off
                 file.write(json.dumps({"identity": identity}) + "\n")
@@ -49,18 +60,22 @@ class ScoreLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Closes the file, which stays for the next call."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def add(self, found: Mapping[int, Raw]) -> None:
         """Appends the scores of a batch."""
+        if self._file is None:
+            return
         for index, raw in found.items():
             self._file.write(_line(index, raw))
         self._file.flush()
 
     def finish(self) -> None:
         """Removes the file: everything that it holds is written elsewhere."""
-        self._file.close()
-        self.path.unlink(missing_ok=True)
+        if self._file is not None:
+            self._file.close()
+            self.path.unlink(missing_ok=True)
 
 
 def score_logged(
@@ -73,6 +88,8 @@ def score_logged(
 ) -> list[Scored]:
     """As ``score_solutions``, writing what is scored into a log and leaving out what the log knows already.
 
+    Collective with several processes, which divide the solutions and all get all scores.
+
     Args:
       prm: the model.
       records: at least one.
@@ -82,14 +99,44 @@ def score_logged(
     """
     check_aggregate(prm, options.aggregate)
     rows = rows_to_score(prm, records, skip_long=options.skip_long)
-    found: dict[int, Raw] = {row.record: log.known[row.record] for row in rows if row.record in log.known}
+    known = _sent(processes.broadcast_from_first(_plain(log.known), name="scores of an earlier call"))
+    found: dict[int, Raw] = {row.record: known[row.record] for row in rows if row.record in known}
     on_batch(len(found), len(rows))
     left = [row for row in rows if row.record not in found]
-    for part in raw_scores(prm, left, records, max_tokens=options.max_tokens):
+    if processes.count() > 1:
+        left.sort(key=lambda row: -len(row.tokens))  # a round has solutions of similar length
+    for part in _rounds(prm, left, records, options.max_tokens):
         log.add(part)
         found |= part
         on_batch(len(found), len(rows))
     return summarise(prm, records, found, aggregate=options.aggregate, cumulative=options.cumulative)
+
+
+def _rounds(
+    prm: PRM, rows: Sequence[Row], records: Sequence[StepRecord], max_tokens: int
+) -> Iterator[dict[int, Raw]]:
+    """Raw scores, batch by batch; with several processes in rounds, of which each process scores its share."""
+    if processes.count() == 1:
+        yield from raw_scores(prm, rows, records, max_tokens=max_tokens)
+        return
+    size = _ROUND * processes.count()
+    for start in range(0, len(rows), size):
+        members = rows[start : start + size]
+        own: dict[int, Raw] = {}
+        for part in raw_scores(prm, members[processes.share(len(members))], records, max_tokens=max_tokens):
+            own |= part
+        found: dict[int, Raw] = {}
+        for sent in processes.gather(_plain(own), name="scores"):
+            found |= _sent(sent)
+        yield found
+
+
+def _plain(found: Mapping[int, Raw]) -> list[Any]:
+    return [(index, np.asarray(scores), dict(facts)) for index, (scores, facts) in found.items()]
+
+
+def _sent(plain: Sequence[Any]) -> dict[int, Raw]:
+    return {index: (scores, facts) for index, scores, facts in plain}
 
 
 def identity_of(model: str, options: ScoringOptions, records: Sequence[StepRecord]) -> str:

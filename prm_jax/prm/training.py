@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import pathlib
 import time
@@ -18,7 +19,14 @@ from prm_jax.errors import MissingExtraError, UserError
 from prm_jax.models import LoRAConfig, check_fits
 from prm_jax.models.loading import load_model
 from prm_jax.models.model_options import ModelOptions
-from prm_jax.models.sharding import BATCH, make_mesh, placed_shapes, rows_over, shard_params
+from prm_jax.models.sharding import (
+    BATCH,
+    check_spans_processes,
+    make_mesh,
+    placed_shapes,
+    rows_over,
+    shard_params,
+)
 from prm_jax.prm.data import Plan, batch_of, make_plan, stack
 from prm_jax.prm.held_out import HeldOut
 from prm_jax.prm.model import finished, save
@@ -27,6 +35,7 @@ from prm_jax.prm.rows import Batch, collate
 from prm_jax.prm.spec import Spec
 from prm_jax.prm.step import PRMLearner, TrainState, make_scorer, make_step
 from prm_jax.prm.train_options import TrainPRMOptions, check_options, head_only
+from prm_jax.runs import processes, shared_files
 from prm_jax.runs.console import Console
 from prm_jax.runs.console import Row as ConsoleRow
 from prm_jax.runs.fitting import FitOptions, Fitted, Frontend, fit, load_best
@@ -39,7 +48,7 @@ from prm_jax.runs.run_dir import RunDir, open_run
 
 SOFT_OPTIONS = (
     "eval_every", "save_every", "keep_checkpoints", "max_bad_steps", "max_steps", "watchdog*", "patience", "plots",
-    "train.learning_rate",
+    "mesh.*", "train.learning_rate",
 )  # fmt: skip
 """Options that may be changed when a run is resumed."""
 
@@ -81,7 +90,8 @@ def train(
     check_options(options, needs_path=data is None)
     begun = time.monotonic()
     mesh = _mesh(options)
-    check_host_memory(["--train.offload"] * options.train.offload, jax.devices()[0])
+    offloads = {"--train.offload": options.train.moments} if options.train.offload else {}
+    check_host_memory(offloads, jax.local_devices()[0])
     model = options.model
     config, base, tokenizer = load_model(ModelOptions(
         path=model.path, compute_dtype=model.compute_dtype, remat=model.remat, scan_unroll=model.scan_unroll,
@@ -96,7 +106,7 @@ def train(
             run_dir, options, resume=resume, soft=SOFT_OPTIONS, tensorboard=options.tensorboard, wandb=options.wandb
         ) as run,
         Interrupts() as interrupts,
-        Console(str(run.path), rows=ROWS) as console,
+        Console(str(run.path), rows=ROWS, file=None if run.writer else io.StringIO()) as console,
     ):
         for name, note in prepared.notes.items():
             console.message(f"{name}: {note}")
@@ -105,12 +115,16 @@ def train(
         weights = job.learner.weights(state.trainable, state.fixed, job.base)
         save(run.path / "model", finished(job.spec, weights, tokenizer, options.text), overwrite=True)
         summary = _summary(options, prepared, fitted) | {"seconds": round(time.monotonic() - begun, 1)}
-        with atomic_write(run.path / "result.json") as file:
-            json.dump(summary, file, indent=2)
-            file.write("\n")
-        run.note(finished=True)
-        if options.plots:
-            _draw(run.path, console)
+
+        def write() -> None:
+            with atomic_write(run.path / "result.json") as file:
+                json.dump(summary, file, indent=2)
+                file.write("\n")
+            run.note(finished=True)
+            if options.plots:
+                _draw(run.path, console)
+
+        shared_files.by_first(write, what=f"write {run.path / 'result.json'}")
     return summary
 
 
@@ -205,7 +219,7 @@ class _Job:
         )
         state = dataclasses.replace(state, fixed=self.spec.kind.fit_fixed(self.spec, weights, batches))
         shardings = self.learner.shardings(self.shape, self.mesh)
-        return state if shardings is None else jax.device_put(state, shardings)
+        return state if shardings is None else processes.to_global(state, shardings)
 
     def _let_go(self, event: Any) -> None:
         """What trains is a copy of the start; what stays frozen is the base."""
@@ -225,7 +239,7 @@ class _Job:
         """A batch on the mesh, `axis` of every leaf split."""
         if self.mesh is None:
             return batch
-        return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec(*([None] * axis), BATCH)))
+        return processes.to_global(batch, NamedSharding(self.mesh, PartitionSpec(*([None] * axis), BATCH)))
 
     def _fingerprint(self, base: Params) -> str:
         """Of the start and of the rows."""
@@ -252,13 +266,10 @@ def _summary(options: TrainPRMOptions, data: Prepared, fitted: Fitted) -> dict[s
 
 def _mesh(options: TrainPRMOptions) -> Mesh | None:
     sizes, train = options.mesh, options.train
-    if (sizes.data, sizes.fsdp, sizes.tensor) == (1, 1, 1):
+    if (sizes.data, sizes.fsdp, sizes.tensor) == (1, 1, 1) and processes.count() == 1:
         return None
-    if jax.process_count() > 1:
-        raise UserError(
-            f"--mesh: a reward model trains in one process with all its devices, found {jax.process_count()} processes"
-        )
     mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+    check_spans_processes(mesh)
     piece, ways = train.batch_size // train.microbatches, rows_over(mesh)
     if piece % ways:
         raise UserError(

@@ -16,13 +16,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
 from prm_jax.errors import StorageError, UserError
 from prm_jax.pytree_paths import named_leaves
 from prm_jax.runs import checkpoint_document as documents
-from prm_jax.runs import integrity
+from prm_jax.runs import integrity, processes
 from prm_jax.runs.host_memory import typed
 
 PyTree = Any
@@ -93,8 +92,8 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(self.directory, options=_options(max_to_keep, read_only))
 
     def steps(self) -> list[int]:
-        """Complete steps on disk in ascending order; damage is detected only by ``restore``."""
-        return sorted(step for step, complete in self._numbered().items() if complete)
+        """Complete steps on disk in ascending order, as process 0 sees them; damage is detected only by ``restore``."""
+        return processes.broadcast_from_first(self._steps_here(), name="steps of checkpoints")
 
     def latest_step(self) -> int | None:
         """The newest complete step, or None."""
@@ -237,6 +236,10 @@ class Checkpointer:
         except CheckpointError as later:  # must not mask the error that ended the block
             _LOG.warning("%s", later)
 
+    def _steps_here(self) -> list[int]:
+        """`steps` as this process sees them."""
+        return sorted(step for step, complete in self._numbered().items() if complete)
+
     def _numbered(self) -> dict[int, bool]:
         found = {}
         for path in self.directory.iterdir():
@@ -248,30 +251,32 @@ class Checkpointer:
         probe = self.directory / ".writable"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            if jax.process_index() == 0:
+            if processes.is_first():
                 probe.touch()
                 probe.unlink()
         except OSError as error:
             raise CheckpointError(f"cannot write checkpoints to {self.directory}: {error.strerror}") from error
         self._empty_trash()
-        self._set_aside({step: "incomplete" for step, complete in self._numbered().items() if not complete})
+        incomplete = [step for step, complete in self._numbered().items() if not complete]
+        incomplete = processes.broadcast_from_first(incomplete, name="incomplete checkpoints")
+        self._set_aside(dict.fromkeys(incomplete, "incomplete"))
 
     def _set_aside(self, reasons: Mapping[int, str]) -> None:
         if self._read_only or not reasons:
             return
         for step, reason in reasons.items():
             _LOG.warning("checkpoint of step %d in %s is %s: moved to %s/", step, self.directory, reason, _ASIDE)
-            if jax.process_index() == 0:
+            if processes.is_first():
                 home = self.directory / _ASIDE
                 home.mkdir(exist_ok=True)
                 count = sum(1 for _ in home.glob(f"{step}-{reason}*"))
                 (self.directory / str(step)).rename(home / f"{step}-{reason}{f'-{count}' if count else ''}")
-        _barrier("prm_jax:set_aside")
+        processes.barrier("setting checkpoints aside")
         if self._manager is not None:
             self._manager.reload()
 
     def _empty_trash(self) -> None:
-        if not self._read_only and jax.process_index() == 0:
+        if not self._read_only and processes.is_first():
             shutil.rmtree(self.directory / _TRASH, ignore_errors=True)
 
     def _save_error(self, error: Exception) -> CheckpointError:
@@ -282,7 +287,7 @@ class Checkpointer:
         free = shutil.disk_usage(self.directory).free / 2**20
         why = f"no space left on the device ({free:.0f} MiB free)" if full else one_line(error)
         self._manager.reload()  # forgets the failed step and keeps the earlier ones
-        kept = ", ".join(map(str, self.steps())) or "none"
+        kept = ", ".join(map(str, self._steps_here())) or "none"  # other processes may be elsewhere
         return CheckpointWriteError(
             f"checkpoint of step {step} could not be written to {self.directory}: {why}. "
             f"Complete checkpoints there: {kept}."
@@ -346,7 +351,7 @@ class Checkpointer:
                     f"checkpoint {self.directory}/{step} cannot be read: {one_line(error)}"
                 ) from error
             problem = one_line(error)
-        if _anywhere(bool(problem)):
+        if processes.any_true(bool(problem), name="reading a checkpoint"):
             raise _DamagedError(f"it cannot be read: {problem}" if problem else "another process could not read it")
         return result
 
@@ -367,18 +372,3 @@ def _options(max_to_keep: int, read_only: bool) -> ocp.CheckpointManagerOptions:
         cleanup_tmp_directories=True,
         enable_async_checkpointing=True,
     )
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
-
-
-def _anywhere(flag: bool) -> bool:
-    if jax.process_count() == 1:
-        return flag
-    from jax.experimental import multihost_utils
-
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import jax
 
 from prm_jax.errors import UserError
+from prm_jax.runs import shared_files
 from prm_jax.runs.batches import Batches, as_batches
 from prm_jax.runs.callbacks import Callback, Event
 from prm_jax.runs.checkpoint import Checkpointer
@@ -415,7 +416,7 @@ class _Loop:
 
     def _rewind_best(self) -> None:
         """Sets best states aside that are newer than the restored checkpoint."""
-        if not (self.run.path / BEST).is_dir():
+        if not shared_files.is_dir(self.run.path / BEST):
             self.best_step, self.best_value = -1, math.nan
             return
         with Checkpointer(self.run.path / BEST, max_to_keep=2) as best:
@@ -483,7 +484,7 @@ def load_best(run: RunDir, target: Any) -> Any:
     Returns:
       The state, or None when none was kept.
     """
-    if not (run.path / BEST).is_dir():
+    if not shared_files.is_dir(run.path / BEST):
         return None
     with Checkpointer(run.path / BEST, read_only=True) as best:
         restored = best.restore(target)

@@ -1,7 +1,7 @@
 """State in pinned host memory between its uses, and state that is made where it stays."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,21 +14,26 @@ PyTree = Any
 PINNED = "pinned_host"
 
 
-def check_host_memory(options: Iterable[str], device: jax.Device) -> None:
-    """Refuses options that keep arrays in pinned host memory where the backend has none.
+def check_host_memory(options: Mapping[str, str], device: jax.Device) -> None:
+    """Refuses options that keep arrays in pinned host memory where the backend has none, or cannot copy them.
 
     Args:
-      options: those that are set, by their command-line names.
+      options: command-line name of each option that is set -> the moments that it keeps there ("int8"), or "".
       device: one of the run's devices.
 
     Raises:
       UserError: naming the options, the backend and the memories that it has.
     """
-    names = list(options)
     kinds = [memory.kind for memory in device.addressable_memories()]
-    if names and PINNED not in kinds:
+    small = [name for name, moments in options.items() if moments == "int8"]
+    if small and device.platform == "tpu":
         raise UserError(
-            f"{', '.join(names)}: keeps arrays in pinned host memory, which the backend {device.platform!r} does not "
+            f"{', '.join(small)}: the TPU compiler cannot copy 8-bit arrays to host memory; leave it out, since 8-bit "
+            "moments take 2 bytes per parameter, or choose --*.moments bfloat16"
+        )
+    if options and PINNED not in kinds:
+        raise UserError(
+            f"{', '.join(options)}: keeps arrays in pinned host memory, which the backend {device.platform!r} does not "
             f"have (it has {', '.join(kinds)}): leave it out; --*.moments int8 makes optimiser states smaller"
         )
 

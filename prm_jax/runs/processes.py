@@ -11,10 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-import numpy as np
-
 from prm_jax.errors import UnavailableError, UserError
-from prm_jax.runs import wire
 
 T = TypeVar("T")
 PREFIX = "prm_jax"
@@ -97,6 +94,8 @@ def gather(value: T, *, name: str = "data", seconds: float | None = None) -> lis
     """
     if count() == 1:
         return [value]
+    from prm_jax.runs import wire  # NumPy is imported only where it is needed
+
     seconds = STATE.patience if seconds is None else seconds
     deadline = time.monotonic() + seconds
     STATE.sequence += 1
@@ -109,7 +108,7 @@ def gather(value: T, *, name: str = "data", seconds: float | None = None) -> lis
     for process in range(1, count()):
         parts.append(_get(f"{key}/{process}", deadline, f"process {process} at {name!r}", seconds))
         client().key_value_delete(f"{key}/{process}")
-    joined = wire.encode([np.frombuffer(part, np.uint8) for part in parts])
+    joined = wire.encode([wire.as_array(part) for part in parts])
     client().key_value_set_bytes(f"{key}/all", joined)
     if STATE.sequence > 1:  # all processes are here, so they have read the previous one
         client().key_value_delete(f"{PREFIX}/gather/{STATE.sequence - 1}/all")
@@ -173,12 +172,14 @@ def to_global(tree: Any, shardings: Any) -> Any:
     """
     import jax
 
+    from prm_jax.models.sharding import place
+
     if count() == 1:
         return jax.device_put(tree, shardings)
     if isinstance(shardings, jax.sharding.Sharding):
         one = shardings
         shardings = jax.tree.map(lambda leaf: one, tree)
-    return jax.tree.map(_place, tree, shardings)
+    return jax.tree.map(place, tree, shardings)
 
 
 def to_host(tree: Any) -> Any:
@@ -188,23 +189,13 @@ def to_host(tree: Any) -> Any:
     return jax.tree.map(_fetch, tree) if count() > 1 else jax.device_get(tree)
 
 
-def _place(leaf: Any, sharding: Any) -> Any:
-    import jax
-
-    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        data = _place(jax.random.key_data(leaf), sharding)
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-    host = np.asarray(leaf)
-    return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
-
-
 def _fetch(leaf: Any) -> Any:
     import jax
 
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
         return jax.device_get(leaf)
     if leaf.is_fully_replicated:
-        return np.asarray(leaf.addressable_data(0))
+        return jax.device_get(leaf.addressable_data(0))
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(leaf, tiled=True)
@@ -236,6 +227,8 @@ def _by_process(values: Sequence[Any]) -> str:
 
 
 def _of_one_name(parts: Sequence[Any]) -> list[Any]:
+    from prm_jax.runs import wire
+
     pairs = [wire.decode(part.tobytes()) for part in parts]
     names = [name for name, _ in pairs]
     if len(set(names)) > 1:

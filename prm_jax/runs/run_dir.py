@@ -30,7 +30,7 @@ from typing import Any
 
 from prm_jax import config_io
 from prm_jax.errors import UserError, require
-from prm_jax.runs import processes
+from prm_jax.runs import processes, shared_files
 from prm_jax.runs.distributed_options import LAUNCHED
 from prm_jax.runs.locks import Lock
 from prm_jax.runs.metrics_log import (
@@ -75,7 +75,7 @@ class RunDir:
     """An open run directory, returned by ``open_run``; a context manager that releases the lock on exit."""
 
     def __init__(self, path: pathlib.Path, *, resumed: bool, writer: bool) -> None:
-        """For internal use: call ``open_run``."""
+        """For internal use: call ``open_run``. `writer`: False in all processes but the first."""
         self.path = path
         self.resumed = resumed
         self.writer = writer
@@ -103,11 +103,12 @@ class RunDir:
     def phase(self, name: str) -> "RunDir":
         """Opens a phase of the run with its own metrics and checkpoints in RUN/phases/NAME; close it after use."""
         path = self.path / "phases" / name
-        inner = RunDir(path, resumed=self.resumed and path.is_dir(), writer=self.writer)
+        inner = RunDir(path, resumed=self.resumed and shared_files.is_dir(path), writer=self.writer)
         inner._parent, inner._claimed = self, self._claimed
         if self.writer:
             path.mkdir(parents=True, exist_ok=True)
             inner._metrics = MetricsLog(path / "metrics.jsonl")
+        processes.barrier(f"phase {name}")
         return inner
 
     @property
@@ -203,10 +204,12 @@ def open_run(
     soft: Sequence[str] = (),
     tensorboard: bool = False,
     wandb: bool = False,
-    writer: bool = True,
     command: Sequence[str] | None = None,
 ) -> RunDir:
     """Creates a run directory, or opens an existing one to resume its run.
+
+    Of several processes all call this with the same arguments; the first one writes, and the others, which must see the
+    same directory, only read.
 
     Args:
       path: the directory.
@@ -216,7 +219,6 @@ def open_run(
         is then rewritten, and run.json records the change. Any other difference is refused.
       tensorboard: copy metrics to TensorBoard events in RUN/tensorboard (extra tb).
       wandb: copy metrics to Weights & Biases (extra wandb).
-      writer: False in all but one of several processes: nothing is written, and ``log`` only converts.
       command: the command line to record; default: that of this process.
 
     Returns:
@@ -224,15 +226,39 @@ def open_run(
 
     Raises:
       UserError: the directory is not empty (without `resume`) or holds no run (with it), was made with a different
-        configuration (the differences are listed), is in use by another job, or cannot be written.
+        configuration (the differences are listed), is in use by another job, or cannot be written; or the processes
+        have different options, or do not see the same directory. Raised in all processes.
       MissingExtraError: the package of a sink is not installed.
     """
     if LAUNCHED in os.environ:  # launchers on several hosts look at the directory at slightly different times
         resume = processes.broadcast_from_first(resume, name="whether to resume")
     path = check_path(path)
-    run = RunDir(path, resumed=resume, writer=writer)
-    if not writer:
-        return run
+    processes.agree("options", {"run directory": str(path), "resume": resume, **config_io.flatten(config)})
+
+    def opened() -> RunDir:
+        return _opened(path, config, resume, soft, tensorboard, wandb, command)
+
+    run = shared_files.by_first(opened, what=f"open the run directory {path}")
+    run = RunDir(path, resumed=resume, writer=False) if run is None else run
+    with contextlib.ExitStack() as on_failure:
+        on_failure.push(run)
+        if processes.count() > 1:
+            shared_files.check_seen(path)
+        on_failure.pop_all()
+    return run
+
+
+def _opened(
+    path: pathlib.Path,
+    config: Any,
+    resume: bool,
+    soft: Sequence[str],
+    tensorboard: bool,
+    wandb: bool,
+    command: Sequence[str] | None,
+) -> RunDir:
+    """``open_run`` in the process that writes."""
+    run = RunDir(path, resumed=resume, writer=True)
     if tensorboard:
         require("tensorboardX", "tb")
     if wandb:
@@ -273,6 +299,12 @@ def unique_run_path(root: str | pathlib.Path, stem: str) -> pathlib.Path:
     while path.exists():
         path, number = base.with_name(f"{base.name}-{number}"), number + 1
     return path
+
+
+def shared_run_path(root: str | pathlib.Path, stem: str) -> pathlib.Path:
+    """``unique_run_path`` of the first process, in every process."""
+    path = str(unique_run_path(root, stem)) if processes.is_first() else ""
+    return pathlib.Path(processes.broadcast_from_first(path, name="name of the run directory"))
 
 
 def git_state(directory: str | pathlib.Path) -> dict[str, Any] | None:

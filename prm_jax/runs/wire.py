@@ -35,6 +35,11 @@ def decode(content: bytes) -> Any:
     return value
 
 
+def as_array(content: bytes) -> np.ndarray:
+    """Bytes as an array, which can be encoded."""
+    return np.frombuffer(content, np.uint8)
+
+
 def _described(value: Any, arrays: list[bytes]) -> Any:
     """The value as JSON; contents of arrays are appended to `arrays` in order."""
     if value is None or isinstance(value, bool | int | float | str):

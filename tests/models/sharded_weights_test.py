@@ -15,6 +15,7 @@ from prm_jax.errors import UserError
 from prm_jax.models import load_weights, make_mesh, save_weights, shardings_for
 from prm_jax.models import tensor_blocks as blocks_module
 from prm_jax.models.checkpoint_layout import leaves, slots
+from prm_jax.models.loading import fresh_params
 from prm_jax.models.safetensors_files import Shards
 from prm_jax.models.sharded_assembly import assemble_sharded
 from prm_jax.models.tensor_blocks import tensor_blocks
@@ -123,6 +124,11 @@ class TestLoading:
         mesh, config = make_mesh(1, 4, 2), CONFIGS["llama"]
         write_gguf(tmp_path / "m.gguf", config, random_params(config))
         assert same_bits(load_weights(tmp_path / "m.gguf", mesh=mesh)[1], load_weights(tmp_path / "m.gguf")[1])
+
+    def test_a_fresh_model_made_in_shards_has_the_bits_of_one_made_whole(self):
+        config, mesh, key = CONFIGS["qwen2"], make_mesh(1, 4, 2), jax.random.key(3)
+        params = fresh_params(config, key, mesh=mesh)
+        assert _lies_as_planned(params, mesh) and same_bits(params, fresh_params(config, key))
 
     def test_a_mesh_and_the_host_contradict(self, tmp_path):
         with pytest.raises(ValueError, match="not both"):

@@ -31,9 +31,15 @@ def assert_same_bits(a, b) -> None:
 def test_a_backend_without_host_memory_is_refused_by_name():
     device = types.SimpleNamespace(platform="tin", addressable_memories=lambda: [types.SimpleNamespace(kind="device")])
     with pytest.raises(UserError, match=r"--prm.offload: .*'tin' does not have \(it has device\).*int8"):
-        check_host_memory(["--prm.offload"], device)
-    check_host_memory([], device)
-    check_host_memory(["--prm.offload"], jax.devices()[0])
+        check_host_memory({"--prm.offload": "float32"}, device)
+    check_host_memory({}, device)
+    check_host_memory({"--prm.offload": "int8"}, jax.devices()[0])
+    tpu = types.SimpleNamespace(
+        platform="tpu", addressable_memories=lambda: [types.SimpleNamespace(kind="pinned_host")]
+    )
+    check_host_memory({"--prm.offload": "bfloat16", "--model.offload-reference": ""}, tpu)
+    with pytest.raises(UserError, match=r"^--prm.offload: the TPU compiler cannot copy 8-bit arrays"):
+        check_host_memory({"--policy.offload": "bfloat16", "--prm.offload": "int8"}, tpu)
 
 
 @pytest.fixture(scope="module")

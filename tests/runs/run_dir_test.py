@@ -207,7 +207,7 @@ def test_a_refused_start_leaves_the_owner_running(tmp_path):
 
 
 def test_only_the_writer_writes(tmp_path):
-    with open_run(tmp_path / "run", _Config(), writer=False) as run:
+    with RunDir(tmp_path / "run", resumed=False, writer=False) as run:
         assert run.log(1, {"v": jnp.int32(3)}) == {"v": 3}
         run.log_samples(1, _samples())
         run.rewind(0)

@@ -25,7 +25,7 @@ from prm_jax.models.sharding import make_mesh, shard_batch, shard_params
 
 mesh = make_mesh()
 assert mesh.shape["data"] == 4
-rows = shard_batch({"w": np.arange(4 * rank, 4 * rank + 4, dtype=np.float32)}, mesh)
+rows = shard_batch({"w": np.arange(8, dtype=np.float32)}, mesh)
 state = {**rows, **shard_params({"key": jax.random.key(3), "whole": np.arange(3)}, mesh)}
 step = jax.jit(lambda s: {**s, "w": s["w"] + 1}, donate_argnums=0)
 with Interrupts() as interrupts, Checkpointer(directory, max_to_keep=2) as checkpointer:

@@ -13,6 +13,7 @@ from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import UserError
 from prm_jax.prime.responses import Responses, Sampler
 from prm_jax.prime.sources.base import Observed, Source
+from prm_jax.runs import processes
 from prm_jax.runs.learner import Params
 
 
@@ -42,7 +43,7 @@ class SavedPRM(Source):
         self.pessimism, self.max_tokens = pessimism, max_tokens
 
     def observe(self, responses: Responses, sampler: Sampler, params: Params, key: jax.Array) -> Observed:
-        """Scores the steps of all responses."""
+        """Scores the steps of all responses; of several processes, each scores its share."""
         del params, key
         process = np.zeros(responses.mask.shape, np.float32)
         written = [row for row, text in enumerate(responses.texts) if len(sampler.task.splitter(text))]
@@ -51,8 +52,10 @@ class SavedPRM(Source):
         records = [_record(responses, row, sampler) for row in written]
         per_model = []
         for model in self.models:
-            scored = prms.score_solutions(model, records, max_tokens=self.max_tokens)
-            per_model.append([solution.steps for solution in scored])
+            own = records[processes.share(len(records))]
+            scored = prms.score_solutions(model, own, max_tokens=self.max_tokens) if own else []
+            parts = processes.gather([list(solution.steps) for solution in scored], name="scores")
+            per_model.append([steps for part in parts for steps in part])
         for place, row in enumerate(written):
             members = np.asarray([steps[place] for steps in per_model], np.float32)  # [E, S]
             scores = members[0]

@@ -17,6 +17,7 @@ from prm_jax.prm.forward import apply_head, at_last, init_head, read_hidden
 from prm_jax.prm.reward_model_options import BaseOptions, OptimizerOptions
 from prm_jax.prm.rows import Batch, Row
 from prm_jax.prm.spec import HeadedKind, Needs, Output, Spec, Weights
+from prm_jax.runs import processes
 from prm_jax.runs.learner import Params
 
 
@@ -74,7 +75,7 @@ class Armo(HeadedKind):
         forward = jax.jit(self.forward, static_argnums=0)
         features, targets, known = [], [], []
         for batch, count in batches:
-            features.append(forward(spec, weights, batch)["features"][:count])
+            features.append(processes.to_host(forward(spec, weights, batch)["features"])[:count])
             targets.append(batch.objectives[:count])
             known.append(batch.objective_mask[:count])
         return self.fit(spec, *(jnp.concatenate(parts) for parts in (features, targets, known)))

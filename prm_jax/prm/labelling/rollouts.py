@@ -3,6 +3,7 @@
 OmegaPRM: arXiv 2406.06592. Every step: arXiv 2312.08935.
 """
 
+import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,10 +70,12 @@ def every_step_records(
     requests = [PrefixRequest(b, r.steps[:i]) for b, r in sampled for i in range(1, len(r.steps))]
     counts = iter([count_correct(found) for found in roller(requests, rollouts)])
     records = []
-    for number, (b, rollout) in enumerate(sampled):
+    numbers = collections.Counter[int]()  # of a problem's own solutions, so that names do not depend on the others
+    for b, rollout in sampled:
         correct = bool(rollout.correct)
         own = [next(counts) for _ in rollout.steps[:-1]] + [(int(correct), 1)]
-        records.append(_record(policy, told, b, rollout.steps, own, labels, f"sample/{number}", float(correct)))
+        records.append(_record(policy, told, b, rollout.steps, own, labels, f"sample/{numbers[b]}", float(correct)))
+        numbers[b] += 1
     return [record for record in records if record is not None], roller.calls
 
 

@@ -1,0 +1,127 @@
+"""PRIME with several processes: the curve of one process, one run directory, and a restore on any number of them."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from prm_jax import config_io, prime
+from prm_jax.models.mesh_options import MeshOptions
+from prm_jax.runs.checkpoint import Checkpointer
+from prm_jax.runs.metrics_log import read_metrics
+from tests.prime.conftest import replaced
+from tests.several import run_together
+
+
+@pytest.fixture(scope="module")
+def options(run_options) -> prime.Options:
+    """Two steps on eight devices, whose outcomes differ by noise."""
+    small = replaced(
+        run_options, sft={"steps": 2, "batch_size": 8}, rollout={"outcome_noise": 0.4}, policy={"learning_rate": 1e-2},
+        eval={"problems": 7, "prm_problems": 2},
+    )  # fmt: skip
+    return dataclasses.replace(small, steps=2, mesh=MeshOptions(data=2, fsdp=4))
+
+
+@pytest.fixture(scope="module")
+def alone(options, tmp_path_factory) -> pathlib.Path:
+    """The run of one process."""
+    path = tmp_path_factory.mktemp("alone") / "run"
+    prime.train(options, path)
+    return path
+
+
+def together(options, path, count, *words, **more):
+    """The same run by several processes, which share eight devices."""
+    file = path.with_suffix(".yaml")
+    file.write_text(config_io.to_yaml(options))
+    command = ["-m", "prm_jax", "train", "--config", str(file), "--run-dir", str(path), *words]
+    return run_together([command] * count, devices=8 // count, seconds=500, **more)
+
+
+def check_equal(found: pathlib.Path, expected: pathlib.Path) -> None:
+    """The same curves within 1e-5, the same whole numbers, and the same samples."""
+    for phase in (".", "phases/warm_start", "phases/prm_warm_up"):
+        ours, theirs = read_metrics(found / phase), read_metrics(expected / phase)
+        assert [record.keys() for record in ours] == [record.keys() for record in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            names = [name for name in one if not name.startswith("time/") and name != "seconds"]
+            np.testing.assert_allclose(
+                [one[name] for name in names], [other[name] for name in names], rtol=1e-5, atol=1e-5, err_msg=phase
+            )
+    ours, theirs = ([json.loads(line) for line in (path / "samples.jsonl").open()] for path in (found, expected))
+    assert [sample["response"] for sample in ours] == [sample["response"] for sample in theirs]
+
+
+def check_one_directory(path: pathlib.Path, like: pathlib.Path, steps: int) -> None:
+    """What one process leaves, with whole arrays in the checkpoint."""
+    assert {entry.name for entry in path.iterdir()} == {entry.name for entry in like.iterdir()}
+    assert len(json.loads((path / "run.json").read_text())["launches"]) == 1
+    with Checkpointer(path / "checkpoints", read_only=True) as ours:
+        assert ours.latest_step() == steps
+
+
+def test_two_processes_train_as_one_and_either_number_continues(options, alone, tmp_path):
+    path = tmp_path / "run"
+    first, second = together(options, path, 2)
+    assert first.code == 0 and second.code == 0, first.err[-3000:] + second.err[-3000:]
+    assert "greedy accuracy" in first.out and second.out == ""
+    check_equal(path, alone)
+    check_one_directory(path, alone, 2)
+    longer = dataclasses.replace(options, steps=3, mesh=MeshOptions(data=4))
+    for run in (path, alone):  # one process with four devices takes up the checkpoints
+        prime.train(longer, run, resume=True)
+    check_equal(path, alone)
+
+
+@pytest.mark.slow
+def test_four_processes_train_as_one_and_take_up_its_checkpoint(options, alone, tmp_path):
+    begun = read_metrics(alone)[-1]["step"]
+    path, longer = tmp_path / "run", dataclasses.replace(options, steps=int(begun))
+    ended = together(longer, path, 4)
+    assert [one.code for one in ended] == [0] * 4, ended[0].err[-3000:]
+    check_equal(path, alone)
+    longer = dataclasses.replace(options, steps=int(begun) + 1)
+    ended = together(longer, alone, 4, "--resume")
+    assert [one.code for one in ended] == [0] * 4, ended[0].err[-3000:]
+    prime.train(longer, path, resume=True)
+    check_equal(path, alone)
+
+
+def test_processes_that_disagree_all_end_with_the_difference(options, tmp_path):
+    commands = []
+    for seed in (0, 1):
+        file = tmp_path / f"{seed}.yaml"
+        file.write_text(config_io.to_yaml(dataclasses.replace(options, seed=seed)))
+        commands.append(["-m", "prm_jax", "train", "--config", str(file), "--run-dir", str(tmp_path / "run")])
+    ended = run_together(commands, devices=4, seconds=120)
+    for one in ended:
+        assert one.code == 2 and "  training.seed: 0 in process 0, 1 in process 1\n" in one.err, one.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mesh_must_use_the_devices_of_all_processes(options, tmp_path):
+    ended = together(dataclasses.replace(options, mesh=MeshOptions(data=4)), tmp_path / "run", 2)
+    for one in ended:
+        assert one.code == 2, one.err
+        assert "2 processes with 8 devices run together, but --mesh.data 4, --mesh.fsdp 1, --mesh.tensor 1" in one.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_that_only_one_process_sees_is_refused(options, tmp_path):
+    file, here = tmp_path / "options.yaml", [tmp_path / "a", tmp_path / "b"]
+    file.write_text(config_io.to_yaml(options))
+    code = (
+        "import os, sys; os.chdir(sys.argv.pop(1)); from prm_jax.runs import shared_files; "
+        "shared_files.SEEN_WITHIN = 1.0; from prm_jax.cli import main; sys.exit(main())"
+    )
+    for path in here:
+        path.mkdir()
+    words = ["train", "--config", str(file), "--run-dir", "run"]  # relative: each in its own directory
+    ended = run_together([["-c", code, str(path), *words] for path in here], devices=4, seconds=120)
+    for one in ended:
+        assert one.code == 2, one.err
+        assert "is not visible in process 1 on " in one.err and "all processes share" in one.err
+    assert not any(list(path.iterdir()) for path in here)
