@@ -180,11 +180,15 @@ class Collector:
             "rollout/wasted_tokens": float(groups.wasted),
             "rollouts": float(self.sampled),
         }
+        if self.sampler.engines is not None:
+            self.sampler.engines.release()  # keys and values must not take memory while the policy learns
         if after.slot_steps > before.slot_steps:
             used = (after.tokens - before.tokens) / (after.slot_steps - before.slot_steps)
             metrics["rollout/utilisation"] = used
         if self.sampler.engines is not None:
             metrics |= self.sampler.engines.metrics()
+        if self.sampler.turns is not None:
+            metrics |= self.sampler.turns.metrics()
         metrics |= self._more_metrics(groups, step)
         return Collected(batch, chosen, metrics, empty=not np.asarray(batch.keep).any())
 
@@ -216,7 +220,7 @@ class Collector:
         drawing = Drawing(self.sampler, self.stream, self.buffer, self.too_long)
         key_of = keys_of_step(self.options, key)
         engines = self.sampler.engines
-        if engines is not None and engines.streams and processes.count() == 1:
+        if engines is not None and engines.streams and self.sampler.turns is None and processes.count() == 1:
             stream = GroupStream(self.sampler, self.options, key_of, drawing.next, flips_of(self.options, key_of))
             groups, acceptance = stream.collect(params), stream.acceptance
         else:
@@ -227,7 +231,9 @@ class Collector:
                 f"{acceptance.passes} of {acceptance.wanted} prompts pass the filter after {acceptance.end} prompts "
                 "(--rollout.max-resample-rounds)"
             )
-        return groups, acceptance
+        version = np.where(groups.responses.mask, step, 0).astype(np.int32)  # whatever the engine counts
+        responses = dataclasses.replace(groups.responses, version=version)
+        return dataclasses.replace(groups, responses=responses), acceptance
 
     def _rounds(self, params: Any, key_of: KeyOf, drawing: Drawing) -> tuple[Groups, Acceptance]:
         """The same from whole rounds of prompts."""

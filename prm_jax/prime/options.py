@@ -15,6 +15,7 @@ from prm_jax.option_ranges import above, at_least, within
 from prm_jax.prime.watch_options import WatchOptions
 from prm_jax.rollouts.sampling_options import Connection
 from prm_jax.rollouts.server_options import ServerOptions
+from prm_jax.rollouts.turn_options import TurnOptions
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -90,8 +91,13 @@ class RolloutOptions:
     token ids (vLLM, SGLang or llama.cpp), such as http://localhost:8000, see --rollout.server.* and --connection.*."""
     server: ServerOptions = field(default_factory=ServerOptions)
     """How that server gets the policy's weights."""
+    turns: TurnOptions = field(default_factory=TurnOptions)
+    """Environments and tools that answer the policy."""
     slots: Annotated[int, at_least(0)] = 0
     """Responses that each process decodes at the same time (engine=slots); 0: its share of a step's, up to 256."""
+    cache_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """Type of the slots' keys and values: int8 takes about a quarter of float32's memory and moves log-probs slightly,
+    for which --off-policy.weights correct. auto: the model's compute type."""
     lookahead: Annotated[int, at_least(0)] = 0
     """Prompts asked for beyond those that the step is known to need (engine=slots; filter resample or oversample). They
     keep slots busy and are wasted when they are not needed."""
