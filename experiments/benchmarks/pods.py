@@ -56,7 +56,7 @@ class Case:
       mesh: sizes of data, fsdp and tensor.
       rows, tokens: of the batch.
       lora: "" for full fine-tuning; "prm" for adapters on the PRM, "both" for adapters on the policy too.
-      microbatches: pieces of the update.
+      microbatch_tokens: per device and piece of the update; 0: one piece.
       most_sent: largest allowed multiple of the least communication.
     """
 
@@ -67,7 +67,7 @@ class Case:
     rows: int
     tokens: int
     lora: str = ""
-    microbatches: int = 1
+    microbatch_tokens: int = 0
     most_sent: float = 1.1
 
     def options(self) -> Options:
@@ -82,8 +82,8 @@ class Case:
             rollout=change(
                 base.rollout, prompts_per_step=self.rows // 4, max_prompt_tokens=1024, max_new_tokens=self.tokens - 1024
             ),
-            prm=change(base.prm, minibatches=1, microbatches=self.microbatches, lora_rank=rank[1]),
-            policy=change(base.policy, minibatches=1, microbatches=self.microbatches),
+            prm=change(base.prm, minibatches=1, microbatch_tokens=self.microbatch_tokens, lora_rank=rank[1]),
+            policy=change(base.policy, minibatches=1, microbatch_tokens=self.microbatch_tokens),
             mesh=change(base.mesh, data=data, fsdp=fsdp, tensor=tensor),
         )  # fmt: skip
 
@@ -93,7 +93,8 @@ class Case:
         words = [f"prm-jax plan --compile --device {self.device} --devices {self.devices}"]
         words += [f"--preset qwen2.5-{self.model}-math --model.path CONFIG --model.attention auto"]
         words += [f"--rollout.prompts-per-step {self.rows // 4} --rollout.max-new-tokens {self.tokens - 1024}"]
-        words += [f"--{part}.minibatches 1 --{part}.microbatches {self.microbatches}" for part in ("prm", "policy")]
+        tokens = self.microbatch_tokens
+        words += [f"--{part}.minibatches 1 --{part}.microbatch-tokens {tokens}" for part in ("prm", "policy")]
         words += ["--prm.lora-rank 16"] if self.lora else []
         words += ["--model.lora-rank 16"] if self.lora == "both" else []
         return " ".join([*words, f"--mesh.data {data} --mesh.fsdp {fsdp} --mesh.tensor {tensor}"])

@@ -185,6 +185,8 @@ class Collector:
             metrics["rollout/utilisation"] = used
         if self.sampler.engines is not None:
             metrics |= self.sampler.engines.metrics()
+        if self.sampler.turns is not None:
+            metrics |= self.sampler.turns.metrics()
         metrics |= self._more_metrics(groups, step)
         return Collected(batch, chosen, metrics, empty=not np.asarray(batch.keep).any())
 
@@ -216,7 +218,7 @@ class Collector:
         drawing = Drawing(self.sampler, self.stream, self.buffer, self.too_long)
         key_of = keys_of_step(self.options, key)
         engines = self.sampler.engines
-        if engines is not None and engines.streams and processes.count() == 1:
+        if engines is not None and engines.streams and self.sampler.turns is None and processes.count() == 1:
             stream = GroupStream(self.sampler, self.options, key_of, drawing.next, flips_of(self.options, key_of))
             groups, acceptance = stream.collect(params), stream.acceptance
         else:

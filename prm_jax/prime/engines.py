@@ -9,10 +9,33 @@ from prm_jax.models.sharding import rows_over
 from prm_jax.prime.options import Options
 from prm_jax.prime.responses import Sampler
 from prm_jax.prime.start import Start
+from prm_jax.prime.turns import Turns, make_turns
 from prm_jax.rollouts.remote_source import RemoteSource
 from prm_jax.rollouts.server_options import is_url
+from prm_jax.rollouts.slot_options import SlotTuning
 from prm_jax.rollouts.slot_source import EngineSource, SlotSource, default_slots
 from prm_jax.runs import processes
+
+
+def sampling_parts(options: Options, start: Start, mesh: Mesh | None) -> tuple[EngineSource | None, Turns | None]:
+    """(the engines of a run, what answers to the policy's actions); see `Sampler`.
+
+    Raises:
+      UserError: turns without slots.
+    """
+    rollout = options.rollout
+    turns = make_turns(rollout.turns, start.task, rollout.max_new_tokens)
+    if turns is None:
+        return make_engines(options, start, mesh), None
+    if rollout.engine not in ("auto", "slots") or rollout.max_lag:
+        raise UserError(
+            f"responses in turns (an environment of the task, or --rollout.turns.tool) are sampled in slots: found "
+            f"--rollout.engine {rollout.engine} and --rollout.max-lag {rollout.max_lag}, expected slots and 0"
+        )
+    return SlotSource(
+        start.config, start.tokenizer, turns.stop, slots=slots_of(options, mesh),
+        columns=rollout.max_prompt_tokens + rollout.max_new_tokens, tuning=SlotTuning(hold=(0,)),
+    ), turns  # fmt: skip
 
 
 def make_engines(options: Options, start: Start, mesh: Mesh | None) -> EngineSource | None:

@@ -15,6 +15,7 @@ from prm_jax.option_ranges import above, at_least, within
 from prm_jax.prime.watch_options import WatchOptions
 from prm_jax.rollouts.sampling_options import Connection
 from prm_jax.rollouts.server_options import ServerOptions
+from prm_jax.rollouts.turn_options import TurnOptions
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -90,6 +91,8 @@ class RolloutOptions:
     token ids (vLLM, SGLang or llama.cpp), such as http://localhost:8000, see --rollout.server.* and --connection.*."""
     server: ServerOptions = field(default_factory=ServerOptions)
     """How that server gets the policy's weights."""
+    turns: TurnOptions = field(default_factory=TurnOptions)
+    """Environments and tools that answer the policy."""
     slots: Annotated[int, at_least(0)] = 0
     """Responses that each process decodes at the same time (engine=slots); 0: its share of a step's, up to 256."""
     lookahead: Annotated[int, at_least(0)] = 0

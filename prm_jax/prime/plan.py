@@ -239,16 +239,30 @@ def _variants(work: Workload) -> list[tuple[str, Callable[[Options], Options]]]:
         found = [(name, change) for name, change in found if not name.startswith("--prm.lora")]
     if options.rollout.filter != "oversample":
         found = [(name, change) for name, change in found if not name.startswith("--rollout.filter")]
+    return found + _smaller_pieces(work)
+
+
+def _smaller_pieces(work: Workload) -> list[tuple[str, Callable[[Options], Options]]]:
+    """Options that divide updates into pieces of fewer rows."""
+    budgets = (work.options.policy.microbatch_tokens, work.options.prm.microbatch_tokens)
+    if any(budgets):
+        if max(budgets) <= work.columns:
+            return []
+        least = work.columns
+        change = _both_learners(microbatches=1, microbatch_tokens=least)
+        return [(f"--policy.microbatch-tokens {least} --prm.microbatch-tokens {least}", change)]
     pieces = _most_pieces(work)
-    if pieces:
-        policy, prm = pieces
-        found.append((
-            f"--policy.microbatches {policy} --prm.microbatches {prm}",
-            lambda given: _change("prm", microbatches=prm, microbatch_tokens=0)(
-                _change("policy", microbatches=policy, microbatch_tokens=0)(given)
-            ),
-        ))  # fmt: skip
-    return found
+    if not pieces:
+        return []
+    policy, prm = pieces
+    return [(
+        f"--policy.microbatches {policy} --prm.microbatches {prm}",
+        lambda given: _change("prm", microbatches=prm)(_change("policy", microbatches=policy)(given)),
+    )]  # fmt: skip
+
+
+def _both_learners(**fields: Any) -> Callable[[Options], Options]:
+    return lambda given: _change("prm", **fields)(_change("policy", **fields)(given))
 
 
 def _smaller_states(work: Workload) -> list[tuple[str, Callable[[Options], Options]]]:

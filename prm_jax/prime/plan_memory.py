@@ -241,7 +241,7 @@ def _backward(work: Workload, name: str, config: ModelConfig, learner: Learner) 
     casts = 0.0 if stored == config.compute_dtype else model_bytes(config, work.mesh, config.compute_dtype)
     return {
         f"{name} gradient": gradient,
-        f"{name} gradient of earlier pieces": gradient if work.pieces(name).microbatches > 1 else 0.0,
+        f"{name} gradient of earlier pieces": gradient if work.microbatches(name) > 1 else 0.0,
         f"{name} activations of one layer": activation_bytes(work, config, rows)[1] / width + gathered,
         f"{name} attention scores": sum(score_bytes(work, config, rows)) / width,
         f"{name} weights in the compute dtype": casts if config.remat == "none" else casts / config.num_layers,

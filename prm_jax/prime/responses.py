@@ -17,7 +17,9 @@ from prm_jax.data.problems import Problem, Task
 from prm_jax.data.steps import step_ids_from_text
 from prm_jax.errors import UserError
 from prm_jax.models import DecodeOptions, ModelConfig, generate
+from prm_jax.prime.turns import Turns
 from prm_jax.rollouts.engine import Request, Response, behaviour_logp, drawn_tokens, wait_for
+from prm_jax.rollouts.environments import Episode, EpisodeStart
 from prm_jax.rollouts.sampling_options import SamplingOptions
 from prm_jax.rollouts.slot_source import EngineSource
 from prm_jax.runs import processes
@@ -147,6 +149,7 @@ class Sampler:
       max_prompt_tokens: longest prompt; rows have ``max_prompt_tokens + max_new_tokens`` columns.
       max_new_tokens: longest response.
       engines: what samples; None: ``models.generate``.
+      turns: what answers to the actions of a response; None: responses have no turns.
     """
 
     task: Task
@@ -155,6 +158,7 @@ class Sampler:
     max_prompt_tokens: int
     max_new_tokens: int
     engines: EngineSource | None = None
+    turns: Turns | None = None
 
     def encode(self, problem: Problem) -> list[int]:
         """The token ids of a problem's prompt."""
@@ -199,7 +203,8 @@ class Sampler:
             all with `key`.
         """
         prompts = self.prompts(problems)
-        draw = _Draws(prompts, [self.max_new_tokens] * len(prompts), key, chunk, samples_per_prompt, sampling)
+        limits = [self.max_new_tokens] * len(prompts)
+        draw = _Draws(problems, prompts, limits, key, chunk, samples_per_prompt, sampling)
         return divided(
             problems, lambda own: self.judge(problems[own], prompts[own], self._draw(params, draw, own))
         )  # fmt: skip
@@ -229,10 +234,12 @@ class Sampler:
         Returns:
           Responses with the prefixes as their problems; a response is cut at `max_new_tokens`, prefix included.
         """
+        if self.turns is not None:
+            raise UserError("a part of a response in turns cannot be continued: choose another --reward.source")
         own = [self.encode(problem) for problem in problems]
         prompts = [[*prompt, *prefix] for prompt, prefix in zip(own, prefixes, strict=True)]
         limits = [self.max_new_tokens - len(prefix) for prefix in prefixes]
-        draw = _Draws(prompts, limits, key, chunk, samples_per_prefix, sampling)
+        draw = _Draws(problems, prompts, limits, key, chunk, samples_per_prefix, sampling)
 
         def respond(part: slice) -> Responses:
             given = [list(prefix) for prefix in prefixes[part] for _ in range(samples_per_prefix)]
@@ -280,7 +287,7 @@ class Sampler:
             step_ids=np.where(rows["sampled"], step_ids, -1).astype(np.int32),
             texts=texts,
             outcome=np.asarray([verdict.score for verdict in verdicts], np.float32),
-            usable=np.asarray([verdict.usable for verdict in verdicts], bool),
+            usable=np.asarray([v.usable and not one.lost for v, one in zip(verdicts, drawn, strict=True)], bool),
             finished=np.asarray([one.finished for one in drawn], bool),
             unanswered=np.asarray(["no answer" in verdict.detail for verdict in verdicts], bool),
             **rows,
@@ -291,6 +298,8 @@ class Sampler:
         if self.engines is None:
             return [one for chunk in draw.chunks(own) for one in self._generate(params, draw, chunk)]
         engine = self.engines.prepare(params, draw.sampling)
+        if self.turns is not None:
+            return self._play(engine, draw, own)
         tickets = []
         for chunk in draw.chunks(own):
             self.engines.draw_with(chunk.key)
@@ -301,6 +310,22 @@ class Sampler:
             ]
             tickets += engine.submit(requests)
         return [Drawn.of(one) for one in wait_for(engine, tickets)]
+
+    def _play(self, engine: Any, draw: "_Draws", own: slice) -> list["Drawn"]:
+        """The same in turns, each response with an environment of its own."""
+        assert self.turns is not None and self.engines is not None
+        found = []
+        for chunk in draw.chunks(own):
+            self.engines.draw_with(chunk.key)
+            starts = [
+                EpisodeStart(
+                    tuple(draw.prompts[place]), place - chunk.first, sample, self.turns.start(draw.problems[place])
+                )
+                for place in chunk.places
+                for sample in range(draw.count)
+            ]
+            found += [Drawn.played(one) for one in self.turns.draw(engine, self.tokenizer, starts)]
+        return found
 
     def _generate(self, params: Any, draw: "_Draws", chunk: "_Chunk") -> list["Drawn"]:
         """One call of ``models.generate``, filled up so that all calls of one process have one shape."""
@@ -339,6 +364,7 @@ class _Chunk(NamedTuple):
 class _Draws:
     """What is drawn: prompts with maximum lengths of their responses, see `Sampler.sample`."""
 
+    problems: Sequence[Problem]
     prompts: Sequence[Sequence[int]]
     limits: Sequence[int]
     key: jax.Array
@@ -367,6 +393,7 @@ class Drawn:
       finished: whether it ended by itself.
       sampled: [n] bool, tokens that the model drew; None: all.
       version: [n] int32, of the weights; None: 0.
+      lost: its environment failed, so that nothing can be learned from it.
     """
 
     tokens: np.ndarray
@@ -374,6 +401,16 @@ class Drawn:
     finished: bool
     sampled: np.ndarray | None = None
     version: np.ndarray | None = None
+    lost: bool = False
+
+    @staticmethod
+    def played(episode: Episode) -> "Drawn":
+        """A response in turns."""
+        logp = np.full(len(episode.tokens), np.nan, np.float32) if episode.logp is None else episode.logp
+        return Drawn(
+            episode.tokens, logp, episode.end in ("done", "eos"), episode.sampled, episode.version,
+            episode.end == "failed",
+        )  # fmt: skip
 
     @staticmethod
     def of(response: Response) -> "Drawn":

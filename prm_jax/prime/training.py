@@ -22,7 +22,7 @@ from prm_jax.prime.advantages import AdvantageFn
 from prm_jax.prime.checked import checked_loss, checked_rewards, name_of
 from prm_jax.prime.checks import check_options
 from prm_jax.prime.compose import Composed, compose
-from prm_jax.prime.engines import make_engines
+from prm_jax.prime.engines import sampling_parts
 from prm_jax.prime.evaluate import PRMProbe, can_be_probed, sample_in_batches
 from prm_jax.prime.loop import Trained, train_policy
 from prm_jax.prime.options import Options
@@ -256,7 +256,7 @@ def _composed(options: Options, start: Start, mesh: Mesh | None, overrides: Over
     rollout = options.rollout
     sampler = Sampler(
         start.task, start.tokenizer, start.config, rollout.max_prompt_tokens, rollout.max_new_tokens,
-        make_engines(options, start, mesh),
+        *sampling_parts(options, start, mesh),
     )  # fmt: skip
     initial = _fresh(options, start, mesh) if start.params is None else start.params
     composed = compose(options, start, initial, sampler, mesh, overrides)

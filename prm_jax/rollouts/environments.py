@@ -223,7 +223,7 @@ class _Table:
         if response.end in ("length", "cancelled"):
             self._finish(ticket, response, "length")
             return
-        action = self.tokenizer.decode([int(token) for token in response.tokens[playing.answered :]])
+        action = self.tokenizer.decode([int(token) for token in response.tokens[playing.answered :]], skip_special=True)
         call = _Call(playing.start.step, action, self.answered)
         playing.turns.append(Turn(action, Feedback()))
         self.waiting[ticket] = (call, response, time.monotonic() + self.limits.seconds)

@@ -62,6 +62,7 @@ class Sample:
       outcome: the verifier's score in [0, 1].
       steps: (text, process reward) of each step of the response; empty without process rewards.
       info: further facts for the reader: the expected answer, step labels, advantages.
+      forced: spans of characters of the response that the model did not write, such as outputs of tools.
     """
 
     prompt: str
@@ -69,6 +70,7 @@ class Sample:
     outcome: float
     steps: Sequence[tuple[str, float]] = ()
     info: Mapping[str, Any] = field(default_factory=dict)
+    forced: Sequence[tuple[int, int]] = ()
 
 
 class RunDir:

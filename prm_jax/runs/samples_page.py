@@ -1,7 +1,7 @@
 """Samples of a run as one HTML page: each response with its steps coloured by their process rewards."""
 
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _LIMIT = 400
@@ -22,7 +22,9 @@ article { border: 1px solid var(--line); border-radius: 6px; padding: .6rem .8re
 header { color: var(--soft); font-size: .9rem; } .right { color: var(--right); }
 .wrong { color: var(--wrong); } .prompt { color: var(--soft); }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0; font: 14px/1.5 ui-monospace, monospace; }
-.step { border-radius: 3px; padding: 0 .15em; } .step small { color: var(--soft); font-size: .75em; }
+.step { border-radius: 3px; padding: 0 .15em; }
+mark { background: none; color: inherit; border: 1px dashed var(--soft); border-radius: 3px; }
+.step small { color: var(--soft); font-size: .75em; }
 """.strip()
 
 
@@ -64,18 +66,34 @@ def _article(record: Mapping[str, Any], scale: float) -> str:
     facts = "".join(f" · {html.escape(str(k))}: {html.escape(str(v))}" for k, v in record["info"].items())
     if scale and not record["steps"]:
         facts += " · not scored"
-    steps = "".join(_step(text, _number(reward), scale) for text, reward in record["steps"])
-    body = steps or html.escape(record["response"])
+    forced = [(int(start), int(end)) for start, end in record.get("forced", ())]
+    if forced:
+        facts += " · boxed text was not written by the model"
+    steps, position = [], 0
+    for text, reward in record["steps"]:
+        steps.append(_step(_marked(text, position, forced), _number(reward), scale))
+        position += len(text)
+    body = "".join(steps) or _marked(record["response"], 0, forced)
     return (
         f'<article><header><span class="{verdict}">{verdict} ({outcome:g})</span>{facts}</header>\n'
         f"<pre class='prompt'>{html.escape(record['prompt'].rstrip())}</pre>\n<pre>{body}</pre></article>"
     )
 
 
-def _step(text: str, reward: float, scale: float) -> str:
+def _marked(text: str, start: int, forced: Sequence[tuple[int, int]]) -> str:
+    """Escaped text that begins at a character of the response, with the forced spans in boxes."""
+    parts, position = [], 0
+    for begin, end in forced:
+        first, last = max(begin - start, position), min(end - start, len(text))
+        if first < last:
+            parts += [html.escape(text[position:first]), f"<mark>{html.escape(text[first:last])}</mark>"]
+            position = last
+    return "".join([*parts, html.escape(text[position:])])
+
+
+def _step(shown: str, reward: float, scale: float) -> str:
     strength = min(1.0, abs(reward) / scale) if scale else 0.0
     colour = "46, 160, 67" if reward >= 0 else "248, 81, 73"
-    shown = html.escape(text)
     tail = "\n" if shown.endswith("\n") else ""
     return (
         f'<span class="step" style="background: rgba({colour}, {0.5 * strength:.2f})" title="{reward:+.4f}">'

@@ -25,6 +25,7 @@ def test_the_step_fits_sends_little_and_repeats_nothing(name, layers):
     assert not found["refusal"]
     assert found["peak_bytes"] <= found["device_bytes"]
     assert found["operations_ratio"] <= 1.1
+    assert found["peak_bytes"] / 2 <= found["arithmetic_update_bytes"] <= 2 * found["peak_bytes"]
     assert any(kernel.startswith("linear_logprob") for kernel in found["kernels"])
     assert any("splash" in kernel for kernel in found["kernels"])
     if layers is None:  # with few layers, embedding and head weigh more

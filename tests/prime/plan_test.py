@@ -179,9 +179,21 @@ def test_remedies_are_ordered_by_what_they_save_and_do_save_it():
 
 
 def test_what_is_in_use_already_is_not_suggested():
-    options = replaced(PRESETS["qwen2.5-7b-math-lora"], policy={"microbatches": 256}, prm={"microbatches": 256})
+    least = {"microbatch_tokens": 4096}
+    options = replaced(PRESETS["qwen2.5-7b-math-lora"], policy=least, prm=least)
     names = " ".join(x.option for x in remedies(make_plan(options, QWEN_7B)))
-    assert "lora" not in names and "microbatches" not in names and "bfloat16" not in names
+    assert "lora" not in names and "microbatch" not in names and "bfloat16" not in names
+
+
+def test_smaller_pieces_are_spelled_as_the_run_asks_for_them():
+    by_tokens = replaced(PRESETS["qwen2.5-7b-math"], rollout={"prompts_per_step": 64})
+    plain = {"microbatches": 4, "microbatch_tokens": 0}
+    by_count = replaced(by_tokens, policy=plain, prm=plain)
+    for options, spelled in (
+        (by_tokens, "--policy.microbatch-tokens 4096 --prm.microbatch-tokens 4096"),
+        (by_count, "--policy.microbatches 64 --prm.microbatches 64"),
+    ):
+        assert spelled in [x.option for x in remedies(make_plan(options, QWEN_7B))]
 
 
 def test_small_and_offloaded_optimiser_states_are_remedies():

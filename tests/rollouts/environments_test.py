@@ -42,7 +42,7 @@ def starts(step, count=6):
 
 
 def text_of(tokens):
-    return TOKENIZER.decode([int(token) for token in tokens])
+    return TOKENIZER.decode([int(token) for token in tokens], skip_special=True)
 
 
 def test_answers_are_forced_and_turns_are_numbered(engine):
