@@ -1,12 +1,13 @@
 """Attention in blocks against one array of scores: gradient of `token_logprobs`, and of attention alone, on a CPU.
 
     python experiments/benchmarks/attention.py                     # SmolLM2-135M's sizes, random weights; many minutes
-    python experiments/benchmarks/attention.py --layers 6 --lengths 256 1024
+    python experiments/benchmarks/attention.py --layers 1 4 --lengths 1024     # less work: extrapolated to 30 layers
     python experiments/benchmarks/attention.py --smoke             # seconds, only to see that it runs
 
 Both implementations are compiled once and take turns within each repeat. Seconds are processor time, which other work
 on the machine changes least; a ratio is taken within each repeat, and its median, least and most are printed. Temporary
-memory is the compiler's figure. What was measured is in docs/models.md.
+memory is the compiler's figure. With two numbers of layers, the medians are extrapolated to 30 on a line, since all
+layers do the same. What was measured is in docs/models.md.
 """
 
 import argparse
@@ -39,23 +40,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024, 2048, 4096])
     parser.add_argument("--rows", type=int, default=1)
-    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--layers", type=int, nargs="+", default=[30], help="one number, or two to extrapolate from")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=pathlib.Path, help="write the numbers as JSON; lengths that are there stay")
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
-    config = dataclasses.replace(SMOLLM2, num_layers=options.layers)
+    config = SMOLLM2
     if options.smoke:
-        options.lengths, options.repeats = [40], 1
-        config = dataclasses.replace(config, vocab_size=64, hidden_size=64, intermediate_size=64, num_layers=2)
+        options.lengths, options.layers, options.repeats = [40], [1, 2], 1
+        config = dataclasses.replace(config, vocab_size=64, hidden_size=64, intermediate_size=64)
     kept = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
     for length in options.lengths:
-        found = measure(config, options.rows, length, options.repeats)
-        found["setting"] = setting(options)
-        kept[f"{options.rows} x {length}, {config.num_layers} layers"] = found
-        print(row(options.rows, length, config.num_layers, found), flush=True)
+        found = {}
+        for layers in options.layers:
+            own = dataclasses.replace(config, num_layers=layers)
+            found[layers] = {**measure(own, options.rows, length, options.repeats), "setting": setting(options)}
+            kept[f"{options.rows} x {length}, {layers} layers"] = found[layers]
+            print(row(options.rows, length, layers, found[layers]), flush=True)
+        if len(found) == 2:
+            kept[f"{options.rows} x {length}, extrapolated"] = whole = extrapolated(found, SMOLLM2.num_layers)
+            seconds = whole["seconds"]
+            print(
+                f"| {options.rows} x {length:,} | {SMOLLM2.num_layers}, extrapolated | {seconds['naive']:.2f} | "
+                f"{seconds['blockwise']:.2f} | {whole['ratio']:.2f} | |", flush=True,
+            )  # fmt: skip
         if options.out:
             options.out.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def extrapolated(found: dict[int, dict[str, Any]], layers: int) -> dict[str, Any]:
+    """Median seconds of both implementations with `layers` layers, on the line through two measured numbers."""
+    (few, less), (many, more) = found.items()
+    seconds = {}
+    for name in NAMES:
+        low, high = (statistics.median(one["seconds"][name]) for one in (less, more))
+        seconds[name] = high + (layers - many) * (high - low) / (many - few)
+    return {"layers": layers, "seconds": seconds, "ratio": seconds["blockwise"] / seconds["naive"]}
 
 
 def measure(config: ModelConfig, rows: int, length: int, repeats: int) -> dict[str, Any]:

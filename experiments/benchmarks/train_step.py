@@ -203,16 +203,30 @@ def check_agreement(config: Config, rows: Sequence[Contender]) -> dict[str, dict
     return table
 
 
-def time_all(config: Config, rows: Sequence[Contender]) -> dict[str, list[float]]:
-    """Seconds a step: the rows take turns, and another one begins each round."""
+def time_all(config: Config, rows: Sequence[Contender]) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """(wall, processor) seconds a step: the rows take turns, and another one begins each round."""
     seconds: dict[str, list[float]] = {row.name: [] for row in rows}
+    processor: dict[str, list[float]] = {row.name: [] for row in rows}
     for i in range(config.repeats):
         for row in [*rows[i % len(rows) :], *rows[: i % len(rows)]]:
-            began = time.perf_counter()
+            began, used = time.perf_counter(), time.process_time()
             for _ in range(config.steps):
                 jax.block_until_ready(row.step())
+            processor[row.name].append((time.process_time() - used) / config.steps)
             seconds[row.name].append((time.perf_counter() - began) / config.steps)
-    return seconds
+    return seconds, processor
+
+
+def processor_ratios(rows: Sequence[Contender], processor: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Processor time of each peer over this project's row of the same group, within each repeat."""
+    table = {}
+    for row in rows:
+        for peer in (other for other in rows if other.group == row.group and rows.index(other) > rows.index(row)):
+            ratios = [b / a for a, b in zip(processor[row.name], processor[peer.name], strict=True)]
+            table[f"{peer.name} over {row.name}"] = {
+                "processor time, median ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios),
+            }  # fmt: skip
+    return table
 
 
 def vocabulary_arrays(text: str, elements: int) -> int:
@@ -234,7 +248,7 @@ def run(config: Config) -> dict[str, Any]:
     """All numbers: agreement, and per row seconds, temporary memory and arrays over the vocabulary."""
     rows, missing = contenders(config)
     agreement = check_agreement(config, rows)
-    seconds = time_all(config, rows)
+    seconds, processor = time_all(config, rows)
     elements = config.rows * config.response_tokens * config.vocab_size
     base = statistics.median(seconds[rows[0].name])
     table = {}
@@ -244,11 +258,13 @@ def run(config: Config) -> dict[str, Any]:
             "ms a step (median)": 1e3 * statistics.median(times),
             "least": 1e3 * min(times),
             "most": 1e3 * max(times),
+            "CPU s a step (median)": statistics.median(processor[row.name]),
             "times the first row": statistics.median(times) / base,
             "temporary MiB": max(p.memory_analysis().temp_size_in_bytes for p in row.programs) / 2**20,
             "arrays over [B, R, V]": sum(vocabulary_arrays(p.as_text(), elements) for p in row.programs),
         }
-    return {"missing": missing, "agreement": agreement, "rows": table}
+    ratios = processor_ratios(rows, processor)
+    return {"missing": missing, "agreement": agreement, "rows": table, "processor": ratios}
 
 
 def machine() -> str:
@@ -296,6 +312,8 @@ def main() -> None:
         print(result["missing"] + "\n")
     if result["agreement"]:
         print(f"Largest differences between the two\n\n{markdown(result['agreement'])}\n")
+    if result["processor"]:
+        print(f"{markdown(result['processor'])}\n")
     print(f"{markdown(result['rows'])}\n\n{config.repeats} x {config.steps} steps in turn; {result['machine']}")
     print(config)
     if arguments.json is not None:

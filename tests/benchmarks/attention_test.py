@@ -12,7 +12,9 @@ from experiments.benchmarks import attention
 def test_blocks_against_one_array_of_scores(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["attention", "--smoke", "--out", str(tmp_path / "out.json")])
     attention.main()
-    found = json.loads((tmp_path / "out.json").read_text())["1 x 40, 2 layers"]
+    kept = json.loads((tmp_path / "out.json").read_text())
+    found = kept["1 x 40, 2 layers"]
+    assert kept["1 x 40, extrapolated"]["layers"] == 30
     assert found["ratio"]["least"] <= found["ratio"]["median"] <= found["ratio"]["most"]
     assert all(len(seconds) == 1 for seconds in found["seconds"].values())
     assert "| 1 x 40 | 2 |" in capsys.readouterr().out

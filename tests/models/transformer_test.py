@@ -89,7 +89,10 @@ def test_keys_and_values_of_every_layer_are_collected(changes):
     np.testing.assert_allclose(keys[:, :, :5], shorter[1], atol=1e-5)  # later tokens change nothing
 
 
-@pytest.mark.parametrize("changes", [{"remat": "full"}, {"remat": "dots"}, {"scan_unroll": 2}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"remat": "full"}, {"remat": "dots"}, {"remat": "attention", "attention": "blockwise"}, {"scan_unroll": 2}],
+)
 def test_rematerialisation_and_unrolling_change_no_gradient(changes):
     params = noisy(LLAMA)
 
