@@ -336,7 +336,7 @@ def make_workload(
 
     def with_runtime(given: ModelConfig) -> ModelConfig:
         return dataclasses.replace(
-            given, compute_dtype=model.compute_dtype, remat=model.remat, attention=model.attention,
+            given, compute_dtype=model.compute_dtype, remat=model.remat, attention=model.attention, layers=model.layers,
             lora_alpha=model.lora_alpha,
         )  # fmt: skip
 
