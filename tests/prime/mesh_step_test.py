@@ -48,7 +48,7 @@ def _two_steps(options, config, params, sizes, *, lora=False):
     [
         ((2, 2, 2), False, "full", {"policy": {"microbatches": 2}, "prm": {"microbatches": 2}}),
         ((1, 4, 2), True, "full", {}),
-        ((2, 4, 1), False, "none", {"advantage": {"estimator": "ppo"}}),
+        pytest.param((2, 4, 1), False, "none", {"advantage": {"estimator": "ppo"}}, marks=pytest.mark.slow),
     ],
 )
 def test_rewards_and_gradients_are_those_of_one_device(options, params, sizes, lora, remat, groups):
@@ -64,7 +64,7 @@ def test_rewards_and_gradients_are_those_of_one_device(options, params, sizes, l
     assert np.abs(alone[1][1]).max() > 0
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_rewards_are_exactly_zero_at_first_in_half_precision(options, params, lora):
     half = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
     (metrics, first), (_, second) = _two_steps(options, half, params, (2, 2, 2), lora=lora)
