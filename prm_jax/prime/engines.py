@@ -94,7 +94,9 @@ def slots_of(options: Options, mesh: Mesh | None) -> int:
     rollout, count = options.rollout, processes.count()
     ways = 1 if mesh is None else max(1, rows_over(mesh) // count)
     rows = rollout.prompts_per_step * rollout.samples_per_prompt
-    return rollout.slots or default_slots(-(-rows // count), ways)
+    # On a CPU a step takes time in proportion to the slots, so that those of a few long responses are dear.
+    most = 64 if jax.default_backend() == "cpu" else 256
+    return rollout.slots or default_slots(-(-rows // count), ways, most=most)
 
 
 def _tuning(options: Options) -> SlotTuning:

@@ -122,6 +122,12 @@ def test_processes_exchange_data_and_notice_that_they_differ():
         assert '"another place" in process 0' in one["places"]
 
 
+def test_processes_with_other_versions_are_refused():
+    for one in _results(_run("versions", 2)):
+        assert one["error"].startswith("UserError: the processes of this run disagree on versions:\n  jax: ")
+        assert '"0.0.1" in process 1' in one["error"] and "python" not in one["error"]
+
+
 def test_arrays_are_placed_and_fetched_across_processes():
     import jax
 
