@@ -58,7 +58,7 @@ class Setting:
         count = str(self.processes if processes is None else processes)
         return [
             sys.executable, "-m", "prm_jax", "launch", "--nproc", count, "--devices-per-process", str(self.devices),
-            "--delay", "0.2", "--longest-delay", "1", "--max-stalled", "99",
+            "--delay", "0.2", "--longest-delay", "1", "--max-stalled", "3",
             *options, "--", *self.words, "--run-dir", str(self.run_dir(name)),
         ]  # fmt: skip
 
@@ -169,7 +169,8 @@ def kills(setting: Setting, count: int, seconds: float | None, seed: int) -> dic
     ends: list[dict[str, Any]] = []
     while len(found) < count:
         path = setting.run_dir(f"kills-{seed}-{len(ends)}")
-        with launched(setting, path.name) as launcher:
+        # Kills may all come before the first checkpoint.
+        with launched(setting, path.name, "--max-stalled", str(count + 1)) as launcher:
             if seconds is None:
                 seconds = 1.5 * launcher.wait_for(lambda path=path: newest_step(path) >= 0, "first checkpoint")
             for attempt in range(1, count - len(found) + 1):

@@ -127,10 +127,9 @@ def train(options: Options, path: pathlib.Path, resume: bool, watchdog_exit: flo
         return processes.to_global({"x": x, "y": np.sin(x[:, :4])}, rows)
 
     with (
-        runs.open_run(path, options, resume=resume, writer=processes.is_first()) as run,
+        runs.open_run(path, options, resume=resume) as run,
         runs.Interrupts() as interrupts,
     ):
-        processes.barrier("the run directory is open")  # before any process writes into it
         fitted = runs.fit(
             jax.jit(initial, out_shardings=place), compiled, batch_of, run=run, target=target,
             options=runs.FitOptions(steps=options.steps, save_every=options.save_every),

@@ -1,6 +1,8 @@
 """Incremental decoding of rows that differ in length: each row has its own columns of keys and values."""
 
+import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +14,42 @@ from prm_jax.models.decode import KeyValues
 from prm_jax.models.transformer import Params
 
 Array = jax.Array
-Layers = tuple[KeyValues, ...]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RoundedKeyValues:
+    """Keys and values in 8 bits, with one scale per row, head and column: x is about `x8 * scale`, to scale / 2.
+
+    Attributes:
+      k: [N, K, head_dim, S] i8, keys after rotation.
+      v: [N, K, S, head_dim] i8.
+      k_scale, v_scale: [N, K, S] f32, the largest absolute entry divided by 127.
+    """
+
+    k: Array
+    v: Array
+    k_scale: Array
+    v_scale: Array
+
+
+Layers = tuple[KeyValues | RoundedKeyValues, ...]
 
 
 def init_columns(config: ModelConfig, rows: int, columns: int, dtype: str) -> Layers:
-    """Zeros for the keys and values of B = `rows` rows of at most C = `columns` tokens: N = B and S = C."""
+    """Zeros for the keys and values of B = `rows` rows of at most C = `columns` tokens: N = B and S = C.
+
+    `dtype` "int8" gives `RoundedKeyValues`.
+    """
     heads, size = config.num_kv_heads, config.head_dim
-
-    def layer() -> KeyValues:
-        return KeyValues(jnp.zeros((rows, heads, size, columns), dtype), jnp.zeros((rows, heads, columns, size), dtype))
-
-    return tuple(layer() for _ in range(config.num_layers))
+    k, v = (rows, heads, size, columns), (rows, heads, columns, size)
+    if dtype == "int8":
+        scale = (rows, heads, columns)
+        return tuple(
+            RoundedKeyValues(jnp.zeros(k, dtype), jnp.zeros(v, dtype), jnp.zeros(scale), jnp.zeros(scale))
+            for _ in range(config.num_layers)
+        )
+    return tuple(KeyValues(jnp.zeros(k, dtype), jnp.zeros(v, dtype)) for _ in range(config.num_layers))
 
 
 def copy_columns(layers: Layers, prefix: Layers, into: Array, source: Array) -> Layers:
@@ -36,13 +63,24 @@ def copy_columns(layers: Layers, prefix: Layers, into: Array, source: Array) -> 
     """
     columns = prefix[0].k.shape[-1]
 
-    def copy(own: KeyValues, new: KeyValues) -> KeyValues:
+    def copy(own: KeyValues, new: Any) -> KeyValues:
         k, v = new.k[source].astype(own.k.dtype), new.v[source].astype(own.v.dtype)
         return KeyValues(
             own.k.at[into, :, :, :columns].set(k, mode="drop"), own.v.at[into, :, :columns].set(v, mode="drop")
         )
 
-    return tuple(copy(own, new) for own, new in zip(layers, prefix, strict=True))
+    def rounded(own: RoundedKeyValues, new: Any) -> RoundedKeyValues:
+        (k, k_scale), (v, v_scale) = _round(new.k[source], 2), _round(new.v[source], 3)
+        return RoundedKeyValues(
+            own.k.at[into, :, :, :columns].set(k, mode="drop"), own.v.at[into, :, :columns].set(v, mode="drop"),
+            own.k_scale.at[into, :, :columns].set(k_scale, mode="drop"),
+            own.v_scale.at[into, :, :columns].set(v_scale, mode="drop"),
+        )  # fmt: skip
+
+    return tuple(
+        rounded(own, new) if isinstance(own, RoundedKeyValues) else copy(own, new)
+        for own, new in zip(layers, prefix, strict=True)
+    )
 
 
 def decode_rows(
@@ -67,23 +105,49 @@ def decode_rows(
     grown = []
 
     def mix(layer: int, q: Array, k: Array, v: Array) -> Array:
-        own = layers[layer]
-        own = KeyValues(
-            own.k.at[rows, :, :, columns].set(k.astype(own.k.dtype), mode="drop", unique_indices=True),
-            own.v.at[rows, :, columns].set(v.astype(own.v.dtype), mode="drop", unique_indices=True),
-        )
+        own = _append(layers[layer], k, v, rows, columns)
         grown.append(own)
         return _attend(config, q, own, seen[config.windows[layer]]).astype(q.dtype)
 
     return decode.run_layers(config, params, tokens, columns, mix), tuple(grown)
 
 
-def _attend(config: ModelConfig, q: Array, own: KeyValues, seen: Array) -> Array:
+def _append(
+    own: KeyValues | RoundedKeyValues, k: Array, v: Array, rows: Array, columns: Array
+) -> KeyValues | RoundedKeyValues:
+    """Writes k and v [B, K, head_dim] of each row's token at its column."""
+    if isinstance(own, RoundedKeyValues):
+        (k, k_scale), (v, v_scale) = _round(k, 2), _round(v, 2)
+        return RoundedKeyValues(
+            own.k.at[rows, :, :, columns].set(k, mode="drop", unique_indices=True),
+            own.v.at[rows, :, columns].set(v, mode="drop", unique_indices=True),
+            own.k_scale.at[rows, :, columns].set(k_scale, mode="drop", unique_indices=True),
+            own.v_scale.at[rows, :, columns].set(v_scale, mode="drop", unique_indices=True),
+        )
+    return KeyValues(
+        own.k.at[rows, :, :, columns].set(k.astype(own.k.dtype), mode="drop", unique_indices=True),
+        own.v.at[rows, :, columns].set(v.astype(own.v.dtype), mode="drop", unique_indices=True),
+    )
+
+
+def _round(x: Array, axis: int) -> tuple[Array, Array]:
+    """(i8, scale without the axis): symmetric, so that the largest absolute entry along the axis is 127."""
+    x = x.astype(jnp.float32)
+    scale = jnp.abs(x).max(axis, keepdims=True) / 127
+    return jnp.round(x / jnp.where(scale > 0, scale, 1.0)).astype(jnp.int8), scale.squeeze(axis)
+
+
+def _attend(config: ModelConfig, q: Array, own: KeyValues | RoundedKeyValues, seen: Array) -> Array:
     """Attention of q [B, H, head_dim] over its row's columns where seen [B, C] -> [B, H * head_dim]."""
     rows, heads, size = q.shape
     kv_heads = own.k.shape[1]
-    grouped = (q / math.sqrt(size)).astype(own.k.dtype).reshape(rows, kv_heads, heads // kv_heads, size)
-    scores = jnp.einsum("bkqd,bkdc->bkqc", grouped, own.k, preferred_element_type=jnp.float32)
+    dtype = q.dtype if isinstance(own, RoundedKeyValues) else own.k.dtype
+    grouped = (q / math.sqrt(size)).astype(dtype).reshape(rows, kv_heads, heads // kv_heads, size)
+    scores = jnp.einsum("bkqd,bkdc->bkqc", grouped, own.k.astype(dtype), preferred_element_type=jnp.float32)
+    if isinstance(own, RoundedKeyValues):
+        scores = scores * own.k_scale[:, :, None]
     scores = jnp.where(seen[:, None, None], soft_capped(scores, config.attn_softcap), NEGATIVE)
-    weights = jax.nn.softmax(scores, axis=-1).astype(own.v.dtype)
-    return jnp.einsum("bkqc,bkcd->bkqd", weights, own.v).reshape(rows, heads * size)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if isinstance(own, RoundedKeyValues):
+        weights = weights * own.v_scale[:, :, None]
+    return jnp.einsum("bkqc,bkcd->bkqd", weights.astype(dtype), own.v.astype(dtype)).reshape(rows, heads * size)

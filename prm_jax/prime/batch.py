@@ -54,7 +54,7 @@ class Batch:
         group; None: equal.
       behaviour_logp: [B, T] float32, log-probability with which the sampler drew each token, NaN where unknown; None:
         unknown.
-      version: [B, T] int32, version of the weights that drew each token; None: all the same.
+      version: [B, T] int32, number of completed updates of the weights that drew each token; None: unknown.
       packed: the same responses in fewer rows, or None.
       start: static; no response begins before this column, so that nothing before it goes through the head.
     """

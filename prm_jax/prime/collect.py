@@ -180,6 +180,8 @@ class Collector:
             "rollout/wasted_tokens": float(groups.wasted),
             "rollouts": float(self.sampled),
         }
+        if self.sampler.engines is not None:
+            self.sampler.engines.release()  # keys and values must not take memory while the policy learns
         if after.slot_steps > before.slot_steps:
             used = (after.tokens - before.tokens) / (after.slot_steps - before.slot_steps)
             metrics["rollout/utilisation"] = used
@@ -229,7 +231,9 @@ class Collector:
                 f"{acceptance.passes} of {acceptance.wanted} prompts pass the filter after {acceptance.end} prompts "
                 "(--rollout.max-resample-rounds)"
             )
-        return groups, acceptance
+        version = np.where(groups.responses.mask, step, 0).astype(np.int32)  # whatever the engine counts
+        responses = dataclasses.replace(groups.responses, version=version)
+        return dataclasses.replace(groups, responses=responses), acceptance
 
     def _rounds(self, params: Any, key_of: KeyOf, drawing: Drawing) -> tuple[Groups, Acceptance]:
         """The same from whole rounds of prompts."""

@@ -55,7 +55,7 @@ def make_engines(options: Options, start: Start, mesh: Mesh | None) -> EngineSou
     slots = slots_of(options, mesh)
     return SlotSource(
         start.config, start.tokenizer, start.task.stop, slots=slots,
-        columns=rollout.max_prompt_tokens + rollout.max_new_tokens,
+        columns=rollout.max_prompt_tokens + rollout.max_new_tokens, tuning=_tuning(options),
     )  # fmt: skip
 
 
@@ -85,6 +85,7 @@ def background_engines(options: Options, start: Start, mesh: Mesh | None) -> Slo
     return SlotSource(
         start.config, start.tokenizer, start.task.stop, slots=slots_of(options, own),
         columns=rollout.max_prompt_tokens + rollout.max_new_tokens, mesh=own,
+        tuning=_tuning(options),
     )  # fmt: skip
 
 
@@ -94,6 +95,11 @@ def slots_of(options: Options, mesh: Mesh | None) -> int:
     ways = 1 if mesh is None else max(1, rows_over(mesh) // count)
     rows = rollout.prompts_per_step * rollout.samples_per_prompt
     return rollout.slots or default_slots(-(-rows // count), ways)
+
+
+def _tuning(options: Options) -> SlotTuning:
+    kind = options.rollout.cache_dtype
+    return SlotTuning(cache_dtype=None if kind == "auto" else kind)
 
 
 def _server(options: Options, start: Start) -> RemoteSource:

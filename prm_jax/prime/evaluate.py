@@ -160,6 +160,8 @@ class Evaluator:
             )  # fmt: skip
             found = policy_metrics(self.task, responses)
             metrics |= {f"eval/{name}_{metric}": value for metric, value in found.items()}
+        if self.sampler.engines is not None:
+            self.sampler.engines.release()
         return metrics if self.probe is None else metrics | self.probe(state)
 
 

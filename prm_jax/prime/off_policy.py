@@ -17,6 +17,7 @@ def resolved(options: Options) -> OffPolicyOptions:
         return chosen
     whole = rollout.top_k == 0 and rollout.top_p == 1
     local = rollout.engine in ("auto", "generate", "slots")
+    whole = whole and rollout.cache_dtype in ("auto", "float32")
     same = whole and rollout.max_lag == 0 and local and options.model.compute_dtype == "float32"
     return dataclasses.replace(chosen, weights="none" if same else "token")
 

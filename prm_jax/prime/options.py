@@ -95,6 +95,9 @@ class RolloutOptions:
     """Environments and tools that answer the policy."""
     slots: Annotated[int, at_least(0)] = 0
     """Responses that each process decodes at the same time (engine=slots); 0: its share of a step's, up to 256."""
+    cache_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """Type of the slots' keys and values: int8 takes about a quarter of float32's memory and moves log-probs slightly,
+    for which --off-policy.weights correct. auto: the model's compute type."""
     lookahead: Annotated[int, at_least(0)] = 0
     """Prompts asked for beyond those that the step is known to need (engine=slots; filter resample or oversample). They
     keep slots busy and are wasted when they are not needed."""

@@ -114,6 +114,9 @@ class RemoteSource:
         words = np.asarray(jax.random.key_data(key)).ravel().tolist()
         self._engine.draw_with(int.from_bytes(np.array(words, np.uint32).tobytes(), "little"))
 
+    def release(self) -> None:
+        """See ``EngineSource``: nothing of the engine is in this process."""
+
     def stats(self) -> EngineStats:
         """See ``EngineSource``."""
         return EngineStats() if self._engine is None else self._engine.stats()

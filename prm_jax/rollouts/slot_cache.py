@@ -43,6 +43,10 @@ class SlotCache:
         """Makes room for longer texts; what the slots held is lost."""
         self._cache, self.columns, self.size = None, columns, self.sizes[-1]
 
+    def free(self) -> None:
+        """Frees the memory until the next use; what the slots held is lost."""
+        self._cache, self.size = None, self.sizes[-1]
+
     @property
     def arrays(self) -> programs.Cache:
         """The cache, allocated when it is first used.
@@ -62,7 +66,7 @@ class SlotCache:
                 size = programs.cache_bytes(self.config, self.size, self.columns, self.dtype)
                 raise UserError(
                     f"{self.size} slots of {self.columns} columns need {size / 2**30:.2f} GiB for keys and values, "
-                    "which do not fit: use fewer slots or columns, or cache_dtype bfloat16"
+                    "which do not fit: use fewer slots or columns, or cache_dtype bfloat16 or int8"
                 ) from error
         return self._cache
 

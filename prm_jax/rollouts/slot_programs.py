@@ -103,8 +103,9 @@ class Written:
 
 def cache_bytes(config: ModelConfig, slots: int, columns: int, dtype: str) -> int:
     """Memory of the keys and values of all slots."""
-    numbers = 2 * config.num_layers * config.num_kv_heads * config.head_dim * slots * columns
-    return numbers * jnp.dtype(dtype).itemsize
+    vectors = 2 * config.num_layers * config.num_kv_heads * slots * columns
+    scale = 4 if dtype == "int8" else 0
+    return vectors * (config.head_dim * jnp.dtype(dtype).itemsize + scale)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "slots", "columns", "dtype", "sharding"))

@@ -37,6 +37,10 @@ class EngineSource(Protocol):
         """Requests that are submitted from now on draw from this key."""
         ...
 
+    def release(self) -> None:
+        """Frees the memory of an idle engine until it is prepared again."""
+        ...
+
     def stats(self) -> EngineStats:
         """Counters of the engine."""
         ...
@@ -98,6 +102,12 @@ class SlotSource:
         """See `EngineSource`."""
         assert self._engine is not None, "prepare the engine first"
         self._engine.draw_with(key)
+
+    def release(self) -> None:
+        """See `EngineSource`."""
+        if self._engine is not None:
+            self._engine.release()
+            self._leaves = []
 
     def stats(self) -> EngineStats:
         """See `EngineSource`."""

@@ -227,6 +227,17 @@ class SlotEngine:
             self._release_all(restart=running == "restart")
         self.version = version
 
+    def release(self) -> None:
+        """Frees the memory of weights, keys and values of an idle engine; `update` makes it usable again."""
+        if self._queue or any(self._running()):
+            raise RuntimeError("the engine is not idle: poll or cancel its requests before it is released")
+        for ticket in self._held:
+            self._release(ticket)
+        self._cache.free()
+        self._seats = [None] * self._cache.size
+        self.params = self._packed = None
+        self._pool = self._new_pool()
+
     def warm(self, prompt_lengths: Iterable[int]) -> None:
         """Compiles what requests with prompts of these lengths need. Idle slots only."""
         lengths = sorted(set(prompt_lengths))

@@ -45,9 +45,9 @@ def initialize(options: DistributedOptions | None = None) -> None:
     When not all processes come in time, JAX cannot give up the connection, and the process ends with exit code 69.
     """
     options = DistributedOptions() if options is None else options
-    STATE.patience = options.patience
     if processes.client() is not None:
         return
+    STATE.patience = options.patience
     coordinator, number, process_id = _given(options)
     if number == 1 or (not coordinator and _alone()):
         return

@@ -10,7 +10,15 @@ from jax.sharding import AxisType, PartitionSpec
 from prm_jax import models
 from prm_jax.errors import UserError
 from prm_jax.models import sharding as meshes
-from prm_jax.models.sharding import batch_sharding, make_mesh, partition_spec, shard_batch, shard_params, shardings_for
+from prm_jax.models.sharding import (
+    batch_sharding,
+    check_spans_processes,
+    make_mesh,
+    partition_spec,
+    shard_batch,
+    shard_params,
+    shardings_for,
+)
 from prm_jax.pytree_paths import named_leaves
 
 P = PartitionSpec
@@ -164,3 +172,12 @@ def test_batches():
     with pytest.raises(UserError, match=r"6 rows of a cannot be split over 4 devices \(data 2 x fsdp 2\)"):
         shard_batch({"a": np.arange(6)}, mesh)
     assert meshes.replicated(mesh).spec == P()
+
+
+def test_a_mesh_must_use_the_devices_of_all_processes(monkeypatch):
+    small, whole = make_mesh(2, 2), make_mesh(2, -1)
+    check_spans_processes(small)  # of one process any
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    check_spans_processes(whole)
+    with pytest.raises(UserError, match="2 processes with 8 devices .*--mesh.data 2, .* uses 4 of them"):
+        check_spans_processes(small)

@@ -322,6 +322,15 @@ def test_evaluation_and_values_are_the_same_from_slots(sampler, slots, task, par
     np.testing.assert_allclose(source.observe(expected, slots(8), params, key).process, observed.process)
 
 
+def test_slots_take_no_memory_while_the_policy_learns(slots, graded, params):
+    made = dataclasses.replace(slots(8), task=graded)
+    collector, first = collected(made, graded, options_of("none"), params, steps=1)
+    engine = made.engines._engine
+    assert engine.params is None and engine._packed is None and engine._cache._cache is None
+    second = collector.collect(params, 0)  # and it can be used again
+    assert second.arrays.tokens.shape == first[0].arrays.tokens.shape
+
+
 def test_prompts_that_do_not_fit_are_left_out_and_counted(sampler, task, scripted):
     short = dataclasses.replace(sampler, max_prompt_tokens=5)  # 2 operands fit, 3 do not
     collector = scripted(options_of("none"), [0.5] * PROMPTS)

@@ -100,28 +100,3 @@ def test_processes_that_disagree_all_end_with_the_difference(options, tmp_path):
     for one in ended:
         assert one.code == 2 and "  training.seed: 0 in process 0, 1 in process 1\n" in one.err, one.err
     assert not (tmp_path / "run").exists()
-
-
-def test_a_mesh_must_use_the_devices_of_all_processes(options, tmp_path):
-    ended = together(dataclasses.replace(options, mesh=MeshOptions(data=4)), tmp_path / "run", 2)
-    for one in ended:
-        assert one.code == 2, one.err
-        assert "2 processes with 8 devices run together, but --mesh.data 4, --mesh.fsdp 1, --mesh.tensor 1" in one.err
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_directory_that_only_one_process_sees_is_refused(options, tmp_path):
-    file, here = tmp_path / "options.yaml", [tmp_path / "a", tmp_path / "b"]
-    file.write_text(config_io.to_yaml(options))
-    code = (
-        "import os, sys; os.chdir(sys.argv.pop(1)); from prm_jax.runs import shared_files; "
-        "shared_files.SEEN_WITHIN = 1.0; from prm_jax.cli import main; sys.exit(main())"
-    )
-    for path in here:
-        path.mkdir()
-    words = ["train", "--config", str(file), "--run-dir", "run"]  # relative: each in its own directory
-    ended = run_together([["-c", code, str(path), *words] for path in here], devices=4, seconds=120)
-    for one in ended:
-        assert one.code == 2, one.err
-        assert "is not visible in process 1 on " in one.err and "all processes share" in one.err
-    assert not any(list(path.iterdir()) for path in here)

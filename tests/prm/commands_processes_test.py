@@ -71,6 +71,7 @@ def check_close(found, expected) -> None:
         assert found == expected
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_results_of_one(policy, model_path, data_path, tmp_path, capsys):
     both, alone = tmp_path / "both", tmp_path / "alone"
     given = json.dumps(calls(both, policy, model_path, data_path))

@@ -132,6 +132,20 @@ def test_arrays_are_placed_and_fetched_across_processes():
         assert one["key"] == jax.random.key_data(jax.random.key(3)).tolist()
 
 
+def test_a_run_directory_is_written_by_one_process_and_seen_by_all(tmp_path):
+    found = _results(run_together([[WORKER, "run_directory", str(tmp_path)]] * 2))
+    assert [one["writer"] for one in found] == [True, False]
+    for one in found:
+        assert "is not visible in process 1 on " in one["unseen"] and "all processes share" in one["unseen"]
+        assert one["left"] == []
+        assert "disagree on options:\n  seed: 0 in process 0, 1 in process 1\n" in one["options"]
+        assert "already holds a run" in one["again"]
+        assert "No such file" in one["failed"]
+        assert one["metrics"] == [1, 1] and one["resumed"]
+    assert found[0]["failed"].startswith("FileNotFoundError: ")
+    assert found[1]["failed"].startswith("UserError: process 0 could not touch it: ")
+
+
 def test_a_process_that_fails_ends_all_others_within_seconds():
     ended = _run("fail", 4, seconds=90)
     assert ended[1].code == 2 and "the problem of process 1" in ended[1].err

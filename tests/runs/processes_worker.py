@@ -1,15 +1,19 @@
 """What the processes of tests/runs/processes_test.py run."""
 
+import dataclasses
 import json
+import os
+import pathlib
 import sys
 import time
 
 import numpy as np
 
 from prm_jax.errors import UserError
-from prm_jax.runs import processes
+from prm_jax.runs import processes, shared_files
 from prm_jax.runs.distributed import failing_together, initialize
 from prm_jax.runs.distributed_options import DistributedOptions
+from prm_jax.runs.run_dir import open_run
 
 
 def exchange() -> dict[str, object]:
@@ -61,6 +65,46 @@ def arrays() -> dict[str, object]:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int = 0
+
+
+def run_directory() -> dict[str, object]:
+    """In a directory of its own, and then in one that all processes see."""
+    initialize()
+    shared_files.SEEN_WITHIN = 1.0
+    here, found = pathlib.Path(sys.argv[2]), {}
+    own = here / str(processes.index())
+    own.mkdir()
+    os.chdir(own)  # relative: the same name, but another directory in each process
+    found["unseen"] = _error(lambda: open_run("run", Config()))
+    found["left"] = [path.name for path in own.iterdir()]
+    os.chdir(here)
+    found["options"] = _error(lambda: open_run("run", Config(seed=processes.index())))
+    with open_run("run", Config()) as run:
+        run.claim()
+        found["writer"] = run.writer
+        run.log(1, {"loss": 0.5})
+        with run.phase("first") as phase:
+            phase.log(1, {"loss": 1.0 + processes.index()})
+        found["again"] = _error(lambda: open_run("run", Config()))
+    found["failed"] = _error(lambda: shared_files.by_first(lambda: (here / "no" / "file").touch(), what="touch it"))
+    processes.barrier("everything is written")
+    found["metrics"] = [len(path.read_text().splitlines()) for path in sorted(here.rglob("metrics.jsonl"))]
+    with open_run("run", Config(), resume=True) as run:
+        found["resumed"] = run.resumed and run.phase("first").resumed
+    return found
+
+
+def _error(call) -> str:
+    try:
+        call()
+    except (UserError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
 def fail() -> dict[str, object]:
     """Process 1 fails while process 0 waits in an exchange, process 2 in a collective, and process 3 sleeps."""
     initialize()
@@ -92,4 +136,5 @@ if __name__ == "__main__":
             print(json.dumps({"late": str(error)}), flush=True)
         time.sleep(6 if processes.index() == 0 else 0)
     else:
-        print(json.dumps({"exchange": exchange, "arrays": arrays, "fail": fail}[mode]()), flush=True)
+        modes = {"exchange": exchange, "arrays": arrays, "fail": fail, "run_directory": run_directory}
+        print(json.dumps(modes[mode]()), flush=True)
