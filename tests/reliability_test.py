@@ -6,7 +6,7 @@ import re
 from prm_jax import exit_codes
 from tests.models import chat_test, tokenizer_test
 from tests.prime import outside_test
-from tests.rollouts import completions_test
+from tests.rollouts import completions_test, remote_test
 from tests.verifiers import math_pool_test, math_test
 
 TESTS = pathlib.Path(__file__).resolve().parent
@@ -59,6 +59,7 @@ def test_the_counts_are_those_of_the_tests():
         len(math_pool_test.SLOW),
         len(math_pool_test.PROGRAMS),
         cases(completions_test.test_answers_that_cannot_be_used),
+        cases(remote_test.test_answers_that_cannot_be_used),
         cases(completions_test.test_broken_http),
         cases(completions_test.test_the_key_does_not_follow_redirects),
         cases(completions_test.test_the_deadline_is_for_the_whole_answer),

@@ -2,9 +2,10 @@
 
     python experiments/benchmarks/sharded_flops.py                 # all 20 meshes, three programs: 20 minutes
     python experiments/benchmarks/sharded_flops.py --mesh 1 8 1    # data, fsdp, tensor; may be repeated
+    python experiments/benchmarks/sharded_flops.py --layers constraints --mesh 1 8 1
 
 Programs are compiled for fake CPU devices and not run; FLOPs are those of XLA's cost analysis, in which the body of a
-loop counts once. What was measured is in sharded_flops.json and docs/training.md.
+loop counts once. What was measured is in sharded_flops.json, sharded_flops_constraints.json and docs/training.md.
 """
 
 import argparse
@@ -83,24 +84,26 @@ def main() -> None:
     axes = ("DATA", "FSDP", "TENSOR")
     parser.add_argument("--mesh", type=int, nargs=3, action="append", metavar=axes, help="only this mesh; repeatable")
     parser.add_argument("--programs", nargs="+", choices=list(PROGRAMS), default=list(PROGRAMS))
+    parser.add_argument("--layers", choices=["manual", "constraints"], default="manual", help="see ModelConfig.layers")
     parser.add_argument("--json", type=pathlib.Path, help="write the figures to this file")
     options = parser.parse_args()
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name in options.programs:
-        found[name] = _table(name, [tuple(sizes) for sizes in options.mesh or MESHES])
+        found[name] = _table(name, [tuple(sizes) for sizes in options.mesh or MESHES], options.layers)
     if options.json:
         setting = {"machine": platform.machine(), "python": platform.python_version(), "jax": jax.__version__}
-        figures = {"setting": setting, "rows": ROWS, "tokens": TOKENS, "programs": found}
+        figures = {"setting": setting, "layers": options.layers, "rows": ROWS, "tokens": TOKENS, "programs": found}
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def _table(name: str, meshes: Any) -> dict[str, dict[str, float]]:
-    alone = measure(PROGRAMS[name], (1, 1, 1))
+def _table(name: str, meshes: Any, layers: Any) -> dict[str, dict[str, float]]:
+    config = dataclasses.replace(CONFIG, layers=layers)
+    alone = measure(PROGRAMS[name], (1, 1, 1), config)
     titles = f"{'FLOPs / ideal':>15}{'scores':>12}{'temporaries, MiB':>18}{'sent, MiB':>11}{'/ minimum':>11}"
     print(f"{name}\n  {'data, fsdp, tensor':20}{titles}")
     rows = {}
     for sizes in meshes:
-        one = measure(PROGRAMS[name], sizes)
+        one = measure(PROGRAMS[name], sizes, config)
         least = minimum(name, sizes)
         row = {
             "ratio": round(one.flops * math.prod(sizes) / alone.flops, 3),
@@ -115,9 +118,11 @@ def _table(name: str, meshes: Any) -> dict[str, dict[str, float]]:
     return rows
 
 
-def measure(program: Callable[[Any], Program], sizes: tuple[int, int, int]) -> Measured:
+def measure(
+    program: Callable[..., Program], sizes: tuple[int, int, int], config: models.ModelConfig = CONFIG
+) -> Measured:
     """Compiles a program for a mesh (data, fsdp, tensor) of fake devices."""
-    run, arguments = program(models.make_mesh(*sizes))
+    run, arguments = program(models.make_mesh(*sizes), config)
     compiled = run.lower(*arguments).compile()  # type: ignore[attr-defined]
     text = compiled.as_text()
     arrays = re.findall(r"= (\w+)\[([\d,]+)\]\S* (?!parameter)", text)
@@ -160,7 +165,7 @@ def gradient(mesh: Any, config: models.ModelConfig = CONFIG) -> Program:
     return run, (params, _rows(mesh, jnp.int32, TOKENS), _rows(mesh, jnp.bool_, TOKENS))
 
 
-def prime_step(mesh: Any, rank: int = 0, config: models.ModelConfig = CONFIG) -> Program:
+def prime_step(mesh: Any, config: models.ModelConfig = CONFIG, rank: int = 0) -> Program:
     """The PRIME step with an online PRM, full or with adapters of this rank, and its abstract arguments."""
     params = _params(config, mesh)
     lora = models.LoRAConfig(rank=rank, alpha=16.0) if rank else None
@@ -178,10 +183,10 @@ def prime_step(mesh: Any, rank: int = 0, config: models.ModelConfig = CONFIG) ->
     return step, (_placed(state, shardings), prime.Frozen(params, params), batch)
 
 
-PROGRAMS: dict[str, Callable[[Any], Program]] = {
+PROGRAMS: dict[str, Callable[..., Program]] = {
     "gradient": gradient,
     "step": prime_step,
-    "step-lora": lambda mesh: prime_step(mesh, rank=16),
+    "step-lora": lambda mesh, config: prime_step(mesh, config, rank=16),
 }
 
 

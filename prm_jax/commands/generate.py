@@ -108,7 +108,7 @@ def run(options: Options) -> None:
         if number or len(prompts) <= options.batch_size:  # the first of several batches holds the compilation
             tokens, seconds = tokens + written, seconds + time.monotonic() - begun
     if seconds and processes.is_first():
-        note = ", compilation included" if len(prompts) <= options.batch_size else ""
+        note = ", compilation included" if len(prompts) <= options.batch_size and not options.server else ""
         print(f"{tokens} tokens in {seconds:.1f} s: {tokens / seconds:.1f} tokens/s{note}", file=sys.stderr)
 
 

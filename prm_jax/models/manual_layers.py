@@ -170,4 +170,7 @@ def _rematerialised(config: ModelConfig, body: Callable[..., Any], *, gathered: 
 
 
 def _all_but_gathered_weights(primitive: Any, *_: Any, **params: Any) -> bool:
-    return not (primitive.name == "all_gather" and "tensor" not in params["axis_name"])
+    """Whether a value may be kept: not the steps of ``Gathers.weights``, to which transposes of matrices belong."""
+    if primitive.name == "all_gather":
+        return "tensor" in params["axis_name"]
+    return params.get("permutation") != (1, 0)

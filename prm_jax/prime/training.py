@@ -15,7 +15,7 @@ from prm_jax import prm as prms
 from prm_jax.data import describe_task, load_task
 from prm_jax.data.problems import Task
 from prm_jax.errors import UserError
-from prm_jax.models import load_weights, merge, save_weights
+from prm_jax.models import load_weights, manual_layers, merge, save_weights
 from prm_jax.models.loading import fresh_params
 from prm_jax.models.sharding import check_spans_processes, make_mesh
 from prm_jax.prime.advantages import AdvantageFn
@@ -331,6 +331,10 @@ def _task_of_a_run_that_fits(options: Options, task: Task | None, mesh: Mesh | N
     task = load_task(options.task.name, **options.task.options) if task is None else task
     config, prm_config = planned_configs(options, task=task)
     devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
+    if mesh is not None:
+        update = options.policy
+        rows = options.rollout.prompts_per_step * options.rollout.samples_per_prompt
+        manual_layers.applies(config, mesh.abstract_mesh, rows // (update.minibatches * update.microbatches))
     check_host_memory(offloads(options), jax.local_devices()[0])
     check_fits(options, config, devices, prm_config=prm_config)
     return task

@@ -214,15 +214,15 @@ class RemoteEngine:
         for ticket in gone & set(self._held):
             del self._held[ticket]
         rows = [row for ticket, row in self._rows.items() if ticket in gone]
-        aborted = []
         for row in rows:
             row.cancelled = True
+            if not (dialect.sends_partials and row.handle.begun):
+                row.handle.abandon()
+        # Only then the others: when they end, the next ones in line must not be sent.
+        aborted = [row for row in rows if not row.handle.abandoned.is_set()]
+        for row in aborted:
             with contextlib.suppress(UserError):  # a server that fails has written nothing
-                if dialect.sends_partials and row.handle.begun:
-                    dialect.abort(self.server.client.call, row.request_id)
-                    aborted.append(row)
-                    continue
-            row.handle.abandon()
+                dialect.abort(self.server.client.call, row.request_id)
         self._receive(aborted)
         for row in rows:
             row.handle.abandon()

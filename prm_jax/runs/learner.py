@@ -13,7 +13,8 @@ from prm_jax import rl
 from prm_jax.models import LoRAConfig, ModelConfig, init_lora, join
 from prm_jax.models.rows import split_over_rows
 from prm_jax.runs.eight_bit_adam import scale_by_adam_8bit
-from prm_jax.runs.host_memory import back_to, on_device, places_of
+from prm_jax.runs.host_memory import in_host_memory, on_device, places_of
+from prm_jax.runs.update_in_turn import update_in_turn
 
 Params = Any
 """A nested dict of arrays, as ``models`` describes it."""
@@ -215,7 +216,7 @@ def guarded_update(
     parameters: it is unusable when it is not finite or its root mean square exceeds `ABSURD` times that of the array
     (plus 0.02), and the array then stays as it is. The check is per array, so that no second copy of all parameters
     and moments has to wait for a norm over all of them. An optimiser's state in host memory is transferred to the
-    device for the update and back.
+    device for the update and back, array by array.
 
     Returns:
       (params, optimiser state, {"grad_norm": before clipping, 0 if not finite; "skipped": 1 if the gradient or the
@@ -225,20 +226,25 @@ def guarded_update(
     finite = jnp.isfinite(norm)
     applied = finite & (norm > 0)
     safe = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), grads)
-    stored, opt_state = opt_state, on_device(opt_state)
-    updates, new_state = optimizer.update(safe, opt_state, params)
-    usable = jax.tree.map(_usable, updates, params)
 
-    def moved(new: jax.Array, old: jax.Array, good: jax.Array) -> jax.Array:
-        return jnp.where(applied & good, new, old)
+    def finish(
+        param: jax.Array, update: jax.Array, new: list[jax.Array], old: list[jax.Array]
+    ) -> tuple[jax.Array, list[jax.Array], jax.Array]:
+        good = _usable(update, param)
+        moved = jnp.where(applied & good, optax.apply_updates(param, update), param)
+        return moved, [jnp.where(applied, one, other) for one, other in zip(new, old, strict=True)], good
 
-    sound = functools.reduce(jnp.logical_and, jax.tree.leaves(usable), finite)
-    kept = jax.tree.map(lambda new, old: jnp.where(applied, new, old), new_state, opt_state)
-    return (
-        jax.tree.map(moved, optax.apply_updates(params, updates), params, usable),
-        back_to(kept, stored),
-        {"grad_norm": jnp.where(finite, norm, 0.0), "skipped": 1.0 - sound.astype(jnp.float32)},
-    )
+    if any(map(in_host_memory, jax.tree.leaves(opt_state))):
+        params, opt_state, usable = update_in_turn(optimizer, safe, opt_state, params, finish)
+    else:
+        updates, new_state = optimizer.update(safe, opt_state, params)
+        found = jax.tree.map(lambda param, update: finish(param, update, [], []), params, updates)
+        opt_state = jax.tree.map(lambda new, old: jnp.where(applied, new, old), new_state, opt_state)
+        params, _, good = jax.tree.transpose(jax.tree.structure(params), jax.tree.structure((0, [], 0)), found)
+        usable = jax.tree.leaves(good)
+    sound = functools.reduce(jnp.logical_and, usable, finite)
+    health = {"grad_norm": jnp.where(finite, norm, 0.0), "skipped": 1.0 - sound.astype(jnp.float32)}
+    return params, opt_state, health
 
 
 def _usable(update: jax.Array, param: jax.Array) -> jax.Array:

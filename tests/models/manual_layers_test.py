@@ -91,9 +91,9 @@ def test_gathers_in_two_steps_and_gathered_weights_are_not_kept(monkeypatch):
     run = jax.jit(jax.grad(lambda params: models.token_logprobs(config, params, tokens).sum()))
     text = run.lower(params).compile().as_text()
     steps = {one.group for one in collectives(text) if one.kind in ("all-gather", "reduce-scatter")}
-    assert steps == {8, 4, 2} or steps == {4, 2}
-    kept = f"[{config.num_layers},{config.hidden_size},{config.intermediate_size}]"
-    assert kept not in text  # all layers' weights, whole
+    assert {4, 2} <= steps <= {8, 4, 2}  # token ids are gathered over all 8
+    for one in ((config.hidden_size, config.intermediate_size), (config.intermediate_size, config.hidden_size)):
+        assert f"[{config.num_layers},{one[0]},{one[1]}]" not in text  # all layers' weights, whole
 
 
 @pytest.mark.parametrize(

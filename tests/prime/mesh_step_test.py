@@ -44,16 +44,17 @@ def _two_steps(options, config, params, sizes, *, lora=False):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "lora", "groups"),
+    ("sizes", "lora", "remat", "groups"),
     [
-        ((2, 2, 2), False, {"policy": {"microbatches": 2}, "prm": {"microbatches": 2}}),
-        ((1, 4, 2), True, {}),
-        ((2, 4, 1), False, {"advantage": {"estimator": "ppo"}}),
+        ((2, 2, 2), False, "full", {"policy": {"microbatches": 2}, "prm": {"microbatches": 2}}),
+        ((1, 4, 2), True, "full", {}),
+        pytest.param((2, 4, 1), False, "none", {"advantage": {"estimator": "ppo"}}, marks=pytest.mark.slow),
     ],
 )
-def test_rewards_and_gradients_are_those_of_one_device(options, params, sizes, lora, groups):
-    changed = replaced(options, **groups)
-    alone, spread = (_two_steps(changed, CONFIG, params, one, lora=lora) for one in (None, sizes))
+def test_rewards_and_gradients_are_those_of_one_device(options, params, sizes, lora, remat, groups):
+    changed, config = replaced(options, **groups), dataclasses.replace(CONFIG, remat=remat)
+    alone, spread = (_two_steps(changed, config, params, one, lora=lora) for one in (None, sizes))
+    np.testing.assert_array_equal(spread[0][1], 0.0)  # the PRM still equals its reference
     for (metrics, rewards), (expected, wanted) in zip(spread, alone, strict=True):
         norms = [name for name in expected if name.endswith(("grad_norm", "loss"))]
         assert {"prm/grad_norm", "policy/grad_norm"} <= set(norms)
@@ -63,7 +64,7 @@ def test_rewards_and_gradients_are_those_of_one_device(options, params, sizes, l
     assert np.abs(alone[1][1]).max() > 0
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_rewards_are_exactly_zero_at_first_in_half_precision(options, params, lora):
     half = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
     (metrics, first), (_, second) = _two_steps(options, half, params, (2, 2, 2), lora=lora)

@@ -201,9 +201,6 @@ def test_small_and_offloaded_optimiser_states_are_remedies():
     saved = {x.option: x.saves for x in remedies(make_plan(full, QWEN_7B, devices=8))}
     # Moments in float32 have 7.1 GiB on each of eight devices; in 8 bits a quarter of that.
     assert saved["--prm.moments int8"] == pytest.approx(0.75 * 56.8 / 8 * GIB, rel=0.05)
-    assert "--prm.offload" not in saved  # the update is the peak, and has the old and the new state on the device
-    longer = remedies(make_plan(PRESETS["qwen2.5-7b-math"], QWEN_7B, devices=8))
-    saved = {x.option: x.saves for x in longer}
     assert saved["--prm.offload"] > saved["--model.offload-reference"] > 0
     small = replaced(full, prm={"moments": "int8", "offload": True}, policy={"moments": "int8", "offload": True})
     names = [x.option for x in remedies(make_plan(small, QWEN_7B, devices=8))]

@@ -324,6 +324,7 @@ def test_gradients_that_never_are_finite_stop_the_run_and_keep_the_batch(run_opt
         ({"policy": {"kl_coef": 0.1, "kl_estimator": "k1"}}, "k1"),
         ({"prm": {"update": "none", "pretrain_rollouts": 0}}, "prm.update none"),
         ({"mesh": {"data": 3}}, "cannot be split over 3 devices"),
+        ({"mesh": {"tensor": 8}, "model": {"layers": "manual"}}, "2 heads and 1 key-value heads cannot be split"),
         ({"eval": {"problems": 0}}, "eval.problems"),
         ({"advantage": {"process_coef": 0.0, "outcome_coef": 0.0}}, "nothing would be learned"),
         ({"reward": {"source": "checker"}, "advantage": {"gate": True}}, "with --reward.source checker there is none"),
