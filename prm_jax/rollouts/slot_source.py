@@ -118,10 +118,7 @@ class SlotSource:
         return {}
 
 
-def default_slots(rows: int, ways: int = 1) -> int:
-    """The number of slots for this many responses per step: as many, up to 256, in multiples of 8 and of `ways`.
-
-    More than 256 rarely make a step faster than it takes to fill them; fewer take more steps.
-    """
+def default_slots(rows: int, ways: int = 1, *, most: int = 256) -> int:
+    """The number of slots for this many responses: as many, up to `most`, in multiples of 8 and of `ways`."""
     step = math.lcm(8, ways)
-    return -(-min(rows, 256) // step) * step
+    return -(-min(rows, most) // step) * step

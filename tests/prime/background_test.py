@@ -1,6 +1,8 @@
 """Sampling in a thread: what may be old, what is kept in a checkpoint, and other devices."""
 
 import dataclasses
+import os
+import signal
 
 import jax
 import numpy as np
@@ -10,11 +12,15 @@ from prm_jax.data.carry import CarryTask
 from prm_jax.data.pipeline import PromptStream
 from prm_jax.models import init_params, token_logprobs
 from prm_jax.models.loading import fresh_config
+from prm_jax.models.sharding import make_mesh
+from prm_jax.prime import train
 from prm_jax.prime.background import BackgroundCollector
 from prm_jax.prime.options import RolloutOptions
 from prm_jax.prime.responses import Sampler
 from prm_jax.rollouts import SlotTuning
 from prm_jax.rollouts.slot_source import SlotSource
+from prm_jax.runs.metrics_log import read_metrics
+from prm_jax.runs.stopping import InterruptedRun
 
 OPTIONS = RolloutOptions(
     prompts_per_step=2, samples_per_prompt=4, max_new_tokens=12, max_prompt_tokens=8, filter="none", max_lag=1
@@ -101,8 +107,6 @@ def test_what_is_running_is_saved_and_continued(sampler, weights):
 
 
 def test_other_devices_sample(sampler, weights):
-    from prm_jax.models.sharding import make_mesh
-
     mesh = make_mesh(2, 1, 1)
     spare = jax.sharding.Mesh(
         np.array(jax.devices()[-2:]).reshape(2, 1, 1), mesh.axis_names, axis_types=mesh.axis_types
@@ -116,6 +120,25 @@ def test_other_devices_sample(sampler, weights):
         assert placed[0].devices() == set(jax.devices()[-2:])
     finally:
         collector.close()
+
+
+def test_a_run_with_a_lag_stops_and_continues(run_options, tmp_path):
+    options = dataclasses.replace(
+        run_options, steps=3, rollout=dataclasses.replace(run_options.rollout, max_lag=1),
+        prm=dataclasses.replace(run_options.prm, pretrain_rollouts=0),
+    )  # fmt: skip
+
+    def stop(event):
+        if event.kind == "step" and event.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(InterruptedRun):
+        train(options, tmp_path / "run", callbacks=[stop])
+    train(options, tmp_path / "run", resume=True)
+    steps = [record for record in read_metrics(tmp_path / "run") if "rollout/max_lag" in record]
+    assert [record["step"] for record in steps] == [1, 2, 3]
+    assert all(record["rollout/max_lag"] <= 1 for record in steps)
+    assert all(record["policy/mismatch_kl"] >= 0 for record in steps if "policy/loss" in record)
 
 
 def test_a_failing_verifier_ends_the_run(sampler, weights):

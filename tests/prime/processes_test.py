@@ -77,6 +77,7 @@ def test_two_processes_train_as_one_and_either_number_continues(options, alone, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # eight processes' worth of imports and compilations on few cores
 def test_four_processes_train_as_one_and_take_up_its_checkpoint(options, alone, tmp_path):
     begun = read_metrics(alone)[-1]["step"]
     path, longer = tmp_path / "run", dataclasses.replace(options, steps=int(begun))

@@ -122,6 +122,12 @@ def test_processes_exchange_data_and_notice_that_they_differ():
         assert '"another place" in process 0' in one["places"]
 
 
+def test_processes_with_other_versions_are_refused():
+    for one in _results(_run("versions", 2)):
+        assert one["error"].startswith("UserError: the processes of this run disagree on versions:\n  jax: ")
+        assert '"0.0.1" in process 1' in one["error"] and "python" not in one["error"]
+
+
 def test_arrays_are_placed_and_fetched_across_processes():
     import jax
 
@@ -165,4 +171,4 @@ def test_missing_processes_are_reported_at_the_deadline():
     code = "from prm_jax import runs; runs.initialize(runs.DistributedOptions(timeout=1.0))"
     (ended,) = run_together([["-c", code]], number=2)
     assert ended.code == 69
-    assert "not all 2 processes have come to 127.0.0.1:" in ended.err and "--distributed.timeout" in ended.err
+    assert "not all 2 processes have connected to 127.0.0.1:" in ended.err and "--distributed.timeout" in ended.err

@@ -10,10 +10,11 @@ import time
 import numpy as np
 
 from prm_jax.errors import UserError
-from prm_jax.runs import processes, shared_files
+from prm_jax.runs import distributed, processes, shared_files
 from prm_jax.runs.distributed import failing_together, initialize
 from prm_jax.runs.distributed_options import DistributedOptions
 from prm_jax.runs.run_dir import open_run
+from prm_jax.runs.versions import library_versions
 
 
 def exchange() -> dict[str, object]:
@@ -97,6 +98,13 @@ def run_directory() -> dict[str, object]:
     return found
 
 
+def versions() -> dict[str, object]:
+    """Process 1 has another version of JAX."""
+    if os.environ["PRM_JAX_PROCESS_ID"] == "1":
+        distributed.library_versions = lambda: library_versions() | {"jax": "0.0.1"}
+    return {"error": _error(initialize)}
+
+
 def _error(call) -> str:
     try:
         call()
@@ -136,5 +144,7 @@ if __name__ == "__main__":
             print(json.dumps({"late": str(error)}), flush=True)
         time.sleep(6 if processes.index() == 0 else 0)
     else:
-        modes = {"exchange": exchange, "arrays": arrays, "fail": fail, "run_directory": run_directory}
+        modes = {
+            "exchange": exchange, "arrays": arrays, "fail": fail, "run_directory": run_directory, "versions": versions
+        }  # fmt: skip
         print(json.dumps(modes[mode]()), flush=True)
