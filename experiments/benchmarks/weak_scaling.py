@@ -8,6 +8,7 @@ iterations. The figures and the plot are those of docs/pods.md.
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -54,6 +55,7 @@ def options_of(sizes: tuple[int, int, int]) -> Options:
     )  # fmt: skip
 
 
+@functools.cache
 def measure(sizes: tuple[int, int, int]) -> dict[str, float]:
     """Compiles the step for a mesh; figures of one device."""
     options, count = options_of(sizes), sizes[0] * sizes[1] * sizes[2]
@@ -113,7 +115,7 @@ def draw(found: dict[str, dict[int, dict[str, float]]], path: pathlib.Path) -> N
         least = [rows[n]["sent_minimum"] / 2**20 for n in counts]
         right.plot(counts, least, linestyle=":", color=curve.get_color())
     left.set(ylabel="operations per device / ideal", ylim=(0, 1.5))
-    right.set(ylabel="MiB sent per device and step (dotted: least)", ylim=(0, None))
+    right.set(ylabel="MiB sent per device (dotted: least)", ylim=(0, None))
     for axes in (left, right):
         axes.set(xlabel="devices", xscale="log", xticks=COUNTS, xticklabels=[str(n) for n in COUNTS])
         axes.minorticks_off()

@@ -29,7 +29,7 @@ class Options:
     """Run a command in several processes, and restart all of them from the newest checkpoint when one dies.
 
     prm-jax launch [OPTIONS] -- COMMAND ...: any prm-jax command, or a Python file. A run directory that holds a run is
-    continued, so that the same line starts a job and takes it up again. Stops when a restart cannot help.
+    continued, so that the same line starts a job and continues it. Stops when a restart cannot help.
     """
 
     nproc: Annotated[int, at_least(1)] = 1

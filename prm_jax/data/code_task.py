@@ -29,8 +29,8 @@ class CodeOptions:
       train: file with training problems, whatever ``rows.read_rows`` reads. Evaluation problems are taken from it, by
         hash, when `eval` is empty.
       eval: file with evaluation problems. A prompt in both files is left out of training.
-      format: of the files; ``"auto"``: told from the fields of the first row. ``"prime"`` holds mathematics and code
-        in one file, and each row is judged by its own verifier.
+      format: of the files; ``"auto"``: recognised by the fields of the first row. ``"prime"`` holds mathematics and
+        code in one file, and each row is judged by its own verifier.
       template: text in which ``{prompt}`` is replaced by a text prompt, to add instructions.
       chat: give a text prompt as one chat message.
       score: ``"all"``: 1 when every test passes, else 0; ``"fraction"``: the share of tests that pass.

@@ -102,7 +102,7 @@ class EnvironmentTask:
             if feedback.done or not rest.startswith(feedback.text):
                 break
             rest = rest[len(feedback.text) :]
-            labels += [True] * len(self.splitter(feedback.text))  # what the environment says is no step of the model's
+            labels += [True] * len(self.splitter(feedback.text))  # its text is not a step of the model
         steps = len(self.splitter(response))
         return (labels + [False] * steps)[:steps]
 

@@ -10,7 +10,7 @@ _RELATIONS = "pqrst"
 
 
 class Lookup:
-    """Facts ``a.p = b`` that are drawn anew for every episode, and a question such as ``A.p.q?``.
+    """Facts ``a.p = b`` that are drawn for every episode, and a question such as ``A.p.q?``.
 
     Actions end with a new line: ``A.p`` looks a fact up, and the answer is the entity; ``!B`` answers the question and
     ends the episode, with reward 1 when it is right. Anything else is answered by ``?``.

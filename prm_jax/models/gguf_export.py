@@ -117,7 +117,7 @@ def _write_header(
 def _arrays(
     config: ModelConfig, found: Mapping[tuple[str, ...], Any], template: GgufFile, names: Mapping[str, str]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors in the template's order; what is no parameter (rotary factors) is copied from it."""
+    """The tensors in the template's order; what is not a parameter (rotary factors) is copied from it."""
     by_name = {name: (slot, i) for slot in slots(config) for i, name in enumerate(slot.names)}
     held: dict[tuple[str, ...], np.ndarray] = {}
     for own in template.tensors:

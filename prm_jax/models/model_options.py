@@ -43,4 +43,4 @@ class ModelOptions:
     """LoRA's alpha: adapters are scaled by alpha / rank."""
     offload_reference: bool = False
     """Keep the reference (the initial weights) in the host's pinned memory between its uses, where the backend has
-    it; not with LoRA, whose base is the reference and at work all the time."""
+    it; not with LoRA, whose base is the reference and always in use."""

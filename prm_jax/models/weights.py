@@ -59,8 +59,8 @@ def load_weights(
         keeps it apart, joined to the parameters as float32 ``lora_a`` and ``lora_b`` (see ``split``), and sets
         the config's ``lora_alpha``.
       mesh: devices to load onto, those of other processes included. Each process reads the parts of the files that its
-        own devices hold, and at most 1 GiB of shards (or one shard) waits on the host; GGUF files and adapters are
-        read tensor by tensor. None: the default device.
+        own devices hold, and at most 1 GiB of shards (or one shard) is buffered on the host; GGUF files and adapters
+        are read tensor by tensor. None: the default device.
       rules: how leaves are split over the mesh; None: ``sharding.RULES``.
 
     Returns:

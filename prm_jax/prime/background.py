@@ -123,7 +123,7 @@ class _Thread:
         self.thread.start()
 
     def renew(self, params: Any, version: int) -> None:
-        """Hands over new weights, which the thread takes up between two calls; the caller may donate `params`."""
+        """Hands over new weights, loaded between two calls of the engine; the caller may donate `params`."""
         if version > self.version:
             copied = jax.tree.map(jnp.copy, params)
             jax.block_until_ready(copied)

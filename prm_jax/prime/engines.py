@@ -68,8 +68,8 @@ def background_engines(options: Options, start: Start, mesh: Mesh | None) -> Slo
     rollout, own = options.rollout, mesh
     if processes.count() > 1:
         raise UserError(
-            f"--rollout.max-lag samples in the background of one process, and {processes.count()} train: leave it out, "
-            "or train in one"
+            f"--rollout.max-lag samples in the background of one process, but {processes.count()} train: leave it out, "
+            "or train in one process"
         )
     if rollout.devices:
         training = set(jax.devices()[:1]) if mesh is None else set(mesh.devices.flat)
@@ -108,8 +108,8 @@ def _server(options: Options, start: Start) -> RemoteSource:
     """The server of the run, probed with the task's first prompts."""
     if jax.process_count() > 1:
         raise UserError(
-            f"--rollout.engine {options.rollout.engine} serves one process, and {jax.process_count()} train: sample in "
-            "the processes themselves (slots or generate), or train in one"
+            f"--rollout.engine {options.rollout.engine} serves one process, but {jax.process_count()} train: sample in "
+            "the processes themselves (slots or generate), or train in one process"
         )
     rollout = options.rollout
     sampler = Sampler(start.task, start.tokenizer, start.config, rollout.max_prompt_tokens, rollout.max_new_tokens)

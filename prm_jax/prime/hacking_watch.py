@@ -1,4 +1,4 @@
-"""Signs that a policy earns its reward in a way that nobody wants, looked for while it trains.
+"""Signs, looked for during training, that a policy earns its reward in an unintended way.
 
 A reward that rises while accuracy on held-out problems falls, responses that grow or repeat themselves, a reward model
 that has become worse than chance on what the policy now writes, and checks that fail: each is reported once when it

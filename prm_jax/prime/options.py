@@ -85,10 +85,11 @@ class RolloutOptions:
     drop_truncated: bool = False
     """Groups with a response that reached max_new_tokens fail the filter."""
     engine: str = "auto"
-    """What samples. generate: rectangles that last as long as their longest response; slots: a response that ends makes
-    room for the next one, with the same batches up to rounding; auto: slots, unless --mesh.fsdp divides the parameters,
-    of which slots need a whole copy per device (divided by --mesh.tensor); or the address of a server that exchanges
-    token ids (vLLM, SGLang or llama.cpp), such as http://localhost:8000, see --rollout.server.* and --connection.*."""
+    """Sampling engine. generate: rectangles that last as long as their longest response; slots: a response that ends
+    makes room for the next one, with the same batches up to rounding; auto: slots, unless --mesh.fsdp divides the
+    parameters, of which slots need a whole copy per device (divided by --mesh.tensor); or the address of a
+    server that exchanges token ids (vLLM, SGLang or llama.cpp), such as http://localhost:8000, see --rollout.server.*
+    and --connection.*."""
     server: ServerOptions = field(default_factory=ServerOptions)
     """How that server gets the policy's weights."""
     turns: TurnOptions = field(default_factory=TurnOptions)
@@ -214,8 +215,7 @@ class PRMOptions:
     microbatches: Annotated[int, at_least(1)] = 1
     """Pieces in which the gradient of one optimiser step is accumulated (exactly)."""
     microbatch_tokens: Annotated[int, at_least(0)] = 0
-    """Instead: as many pieces as it takes for each to have at most this many tokens per device, padding included; 0:
-    microbatches."""
+    """Instead of that number: microbatches of at most this many tokens per device, padding included; 0: the number."""
     pretrain_rollouts: Annotated[int, at_least(0)] = 0
     """Rollouts of the initial policy from which the PRM learns, by outcomes alone, before the policy does."""
     pretrain_epochs: Annotated[int, at_least(1)] = 4
@@ -305,13 +305,12 @@ class PolicyOptions:
     microbatches: Annotated[int, at_least(1)] = 1
     """Pieces in which the gradient of one optimiser step is accumulated (exactly)."""
     microbatch_tokens: Annotated[int, at_least(0)] = 0
-    """Instead: as many pieces as it takes for each to have at most this many tokens per device, padding included; 0:
-    microbatches."""
+    """Instead of that number: microbatches of at most this many tokens per device, padding included; 0: the number."""
 
 
 @dataclass(frozen=True)
 class OffPolicyOptions:
-    """What the loss does about tokens that were drawn with other probabilities than the trainer computes."""
+    """Corrections for tokens that were drawn with other probabilities than those that the trainer computes."""
 
     objective: Literal["decoupled", "bypass"] = "decoupled"
     """decoupled: ratios are clipped around the trainer's own old log-probs, and --off-policy.weights correct for the

@@ -25,4 +25,4 @@ class WatchOptions:
     deviations: Annotated[float, above(0)] = 5.0
     """A wrong response whose reward is this many standard deviations above the mean is kept in suspicious.jsonl."""
     stop: bool = False
-    """End the run when a sign appears; without it the run warns and goes on."""
+    """End the run when a sign appears; without it the run warns and continues."""

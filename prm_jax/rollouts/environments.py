@@ -1,4 +1,4 @@
-"""Responses in turns: a model acts, an environment answers, and the model goes on.
+"""Responses in turns: a model acts, an environment answers, and the model continues.
 
 What the environment says becomes tokens of the response that the model did not draw: they are part of the context, and
 not of any loss or statistic of the model's tokens.

@@ -14,13 +14,13 @@ class HintOptions:
     text: str = ""
     """The hint, such as " Wait, maybe using Python here is a good idea. <python>". Empty: no hints."""
     at: tuple[str, ...] = ()
-    """The hint comes after the first of these strings in a response; where none occurs, or without any, at its end."""
+    """Insert the hint after the first of these strings in a response; without any, or where none occurs, at its end."""
     rounds: Annotated[int, at_least(1)] = 1
     """Hints per problem, one after the other, while the answer is wrong."""
     tool: Literal["none", "python"] = "none"
     """Tool that the response may use after the hint."""
     tool_calls: Annotated[int, at_least(1)] = 6
-    """Most calls of the tool in a response."""
+    """Maximum number of calls of the tool in a response."""
     task: str = ""
     """Task with problems and verdicts: a built-in name, a data file, or package.module:function."""
     task_options: Annotated[dict[str, str], OptionsOf("task")] = field(default_factory=dict)

@@ -67,7 +67,7 @@ def respond_with_hints(
       tokenizer: of the model.
       hint: text that is inserted.
       limits: of the plain response, and of what follows each hint.
-      at: the hint follows the first of these strings; where none occurs, it stands at the end of the response.
+      at: the hint follows the first of these strings; where none occurs, it is put at the end of the response.
       rounds: hints, one after the other, while the answer is wrong.
       step: the tool: answers to a turn, ``done`` where it calls nothing.
       first_prompt: ``prompt_id`` of the first prompt.

@@ -71,8 +71,8 @@ class Connection:
     model: str = ""
     """Name of the model on the server; empty: the name given here."""
     dialect: Literal["auto", "vllm", "sglang", "llama.cpp", "text"] = "auto"
-    """What the server is. vllm, sglang and llama.cpp exchange token ids; text: any other server with the completions
-    API; auto: what it says it is."""
+    """Kind of server. vllm, sglang and llama.cpp exchange token ids; text: any other server with the completions
+    API; auto: detected."""
     any_model: bool = False
     """Accept answers in which the server names a different model."""
     prompts: Literal["text", "tokens"] = "text"

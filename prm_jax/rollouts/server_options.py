@@ -18,10 +18,10 @@ class ServerOptions:
     """Path of that folder on the server; empty: the same."""
     weights: Literal["auto", "adapter", "full", "restart"] = "auto"
     """What is written there. adapter: LoRA adapters (with --model.lora-rank); full: whole weights, which the running
-    server reads; restart: a GGUF file with which it is started again; auto: restart with --rollout.server.restart,
+    server reads; restart: a GGUF file that the server is restarted with; auto: restart with --rollout.server.restart,
     otherwise adapter with --model.lora-rank, otherwise full."""
     restart: str = ""
-    """How a llama.cpp server is started again: a command with {model} where the file belongs, such as "llama-server -m
+    """How a llama.cpp server is restarted: a command with {model} in place of the file, such as "llama-server -m
     {model} --port 8080"; or package.module:function or file.py:function, from the file's path to the address."""
     like: str = ""
     """GGUF file of the same model, from which the files for the server take the tokenizer; empty: --model.path."""

@@ -12,7 +12,7 @@ class TurnOptions:
 
     tool: Literal["none", "python"] = "none"
     """python: what the policy writes between <python> and </python> is run in the sandbox, and the output is put after
-    it. Its tokens are read and not learned."""
+    it. Its tokens are context and are not learned from."""
     max_turns: Annotated[int, at_least(1)] = 8
     """Actions of a response, or calls of the tool."""
     max_answer_tokens: Annotated[int, at_least(1)] = 256

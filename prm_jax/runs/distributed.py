@@ -217,9 +217,9 @@ def _deadline(seconds: float, coordinator: str, number: int | None) -> Iterator[
     def give_up() -> None:
         many = "all" if number is None else f"all {number}"
         _say(
-            f"error: not {many} processes have come to {coordinator} within {seconds:g} s. Start the missing ones with "
-            "the same --distributed.coordinator and --distributed.processes and their own --distributed.process-id, "
-            "or raise --distributed.timeout"
+            f"error: not {many} processes have connected to {coordinator} within {seconds:g} s. Start the missing ones "
+            "with the same --distributed.coordinator and --distributed.processes and their own "
+            "--distributed.process-id, or raise --distributed.timeout"
         )
         _exit(exit_codes.UNAVAILABLE)
 
@@ -241,10 +241,10 @@ def _nothing_found(error: Exception) -> bool:
 def _start_error(error: Exception, coordinator: str) -> str:
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if "must be called before" in text:
-        return "runs.initialize() comes too late: call it before anything that uses a device"
+        return "runs.initialize() is called too late: call it before anything that uses a device"
     where = f" at {coordinator}" if coordinator else ""
     return (
-        f"the processes of this run cannot be joined{where}: {text[:300]}. Check that the port is free in process 0, "
+        f"the processes of this run cannot join{where}: {text[:300]}. Check that the port is free in process 0, "
         "or give --distributed.processes 1 to run alone"
     )
 

@@ -6,9 +6,9 @@ from typing import Annotated
 from prm_jax.option_ranges import above, at_least
 
 COORDINATOR, PROCESSES, PROCESS_ID = "PRM_JAX_COORDINATOR", "PRM_JAX_PROCESSES", "PRM_JAX_PROCESS_ID"
-"""Environment variables that stand for the options of the same names; ``prm-jax launch`` sets them."""
+"""Environment variables used in place of the options of the same names; ``prm-jax launch`` sets them."""
 LAUNCHED = "PRM_JAX_LAUNCHED"
-"""Set by ``prm-jax launch``, which adds ``--resume`` by what it finds in the run directory."""
+"""Set by ``prm-jax launch``, which adds ``--resume`` where the run directory holds a run."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class DistributedOptions:
     process_id: Annotated[int | None, at_least(0)] = None
     """Number of this process, from 0; none: $PRM_JAX_PROCESS_ID, or found."""
     timeout: Annotated[float, above(0)] = 300.0
-    """Seconds in which all processes must have started."""
+    """Seconds within which all processes must have started."""
     patience: Annotated[float, above(0)] = 3600.0
     """Seconds that a process waits for the others between two steps, for instance while they verify answers."""
     heartbeat: Annotated[int, at_least(2)] = 30

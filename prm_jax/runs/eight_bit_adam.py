@@ -1,4 +1,4 @@
-"""Adam's moments in 8 bits: a logarithmic code per element, a scale per row, and rounding that is right on average.
+"""Adam's moments in 8 bits: a logarithmic code per element, a scale per row, and unbiased rounding.
 
 Dettmers et al., 8-bit Optimizers via Block-wise Quantization (arXiv 2110.02861), store both moments in a non-linear
 8-bit code with one scale per block. Here the code is logarithmic, so that the relative error is the same at every

@@ -89,7 +89,7 @@ def gather(value: T, *, name: str = "data", seconds: float | None = None) -> lis
 
     Raises:
       UnavailableError: not all processes came before the deadline, or process 0 has gone.
-      UserError: a process is at another place of the program.
+      UserError: a process is at another point of the program.
       OtherProcessError: another process has failed.
     """
     if count() == 1:
@@ -233,7 +233,7 @@ def _of_one_name(parts: Sequence[Any]) -> list[Any]:
     names = [name for name, _ in pairs]
     if len(set(names)) > 1:
         raise UserError(
-            f"the processes of this run are at different places of the program: {_by_process(names)}. They must run "
+            f"the processes of this run are at different points of the program: {_by_process(names)}. They must run "
             "the same command with the same options, files and code"
         )
     return [value for _, value in pairs]
@@ -253,7 +253,7 @@ def _get(key: str, deadline: float, whom: str, seconds: float) -> bytes:
                 raise UnavailableError(what) from error
         if time.monotonic() >= deadline:
             raise UnavailableError(
-                f"process {index()} has waited {seconds:g} s for {whom}: it may hang, or work on other things. See its "
+                f"process {index()} has waited {seconds:g} s for {whom}: it may hang, or still be working. See its "
                 "output; --distributed.patience is the limit"
             )
 

@@ -77,7 +77,7 @@ def supervise(
       job: what every process runs.
       layout: the processes of this host.
       limits: of restarts.
-      finish_seconds: how long the other processes may go on after one has finished; they then count as stuck.
+      finish_seconds: how long the other processes may continue after one has finished; they then count as stuck.
       log: file for the supervisor's own lines; None: ``launch.log`` in the run directory, once that exists.
 
     Returns:

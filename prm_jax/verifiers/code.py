@@ -28,7 +28,7 @@ class CodeVerifier:
 
     References are JSON, made by ``call_reference`` and ``io_reference`` or by the task ``code``. Expected values never
     enter the process of a program. Before the first program, and every `canary_every` programs, programs of known
-    results are run; when one of them gives another result, nothing is judged any more.
+    results are run; when one of them gives another result, no further program is judged.
 
     Args:
       score: ``"all"``: 1 when every test passes, else 0; ``"fraction"``: the share of tests that pass.

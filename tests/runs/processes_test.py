@@ -171,4 +171,4 @@ def test_missing_processes_are_reported_at_the_deadline():
     code = "from prm_jax import runs; runs.initialize(runs.DistributedOptions(timeout=1.0))"
     (ended,) = run_together([["-c", code]], number=2)
     assert ended.code == 69
-    assert "not all 2 processes have come to 127.0.0.1:" in ended.err and "--distributed.timeout" in ended.err
+    assert "not all 2 processes have connected to 127.0.0.1:" in ended.err and "--distributed.timeout" in ended.err

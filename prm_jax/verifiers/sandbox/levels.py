@@ -74,7 +74,7 @@ def choose_level(wanted: str = "auto") -> Level:
         f"model-written programs are run only in a sandbox, and this machine has none ({reasons}): {advice}; or name a "
         "server, as http://HOST:PORT, in its place"
         if wanted == "auto"
-        else f"the sandbox level {wanted!r} is not to be had here ({reasons}): {advice}, or choose auto"
+        else f"the sandbox level {wanted!r} is not available here ({reasons}): {advice}, or choose auto"
     )
 
 

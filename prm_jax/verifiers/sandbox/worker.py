@@ -30,7 +30,7 @@ class Worker:
       level: of isolation.
       interpreter: what programs run on.
       slot: number of this worker.
-      recycle_after: programs after which the sandbox itself is made anew.
+      recycle_after: programs after which the sandbox itself is recreated.
     """
 
     def __init__(self, level: Level, interpreter: Interpreter, slot: int, recycle_after: int = 2000) -> None:
