@@ -38,7 +38,7 @@ class Options(PolicyOptions):
     """JSON-lines file to write."""
     method: Literal["omega", "every_step", "tree", "mutate"] = "omega"
     """omega: binary search for the first errors of wrong rollouts (OmegaPRM); every_step: rollouts after every step of
-    sampled solutions; tree: Monte-Carlo tree search over steps; mutate: edits of right programs, labelled by their
+    sampled solutions; tree: Monte-Carlo tree search over steps; mutate: edits of correct programs, labelled by their
     tests (PRLCoder), with "none" as the policy."""
     labels: Literal["soft", "hard", "vstar", "q", "quality", "best_worst", "first_error", "top_bottom"] = "hard"
     """soft: the share of correct rollouts, or of correct answers below the step; hard: whether any was correct; vstar:

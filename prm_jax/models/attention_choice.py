@@ -52,10 +52,7 @@ def resolve(
     if implementation != "auto":
         objection = objections.get(implementation)
         if objection:
-            raise UserError(
-                f"attention {implementation!r} {objection}; choose another implementation "
-                "(--model.attention auto, naive or blockwise) or change that"
-            )
+            raise UserError(f"attention {implementation!r} {objection}; use --model.attention auto, naive or blockwise")
         return implementation
     if length < _NAIVE_BELOW.get(platform, _NAIVE_BELOW["cpu"]):
         short: Implementation = "naive"

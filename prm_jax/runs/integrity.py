@@ -27,8 +27,14 @@ def fingerprint(tree: PyTree) -> dict[str, str]:
       {path: 16 hex digits} with paths as in ``named_leaves``. Equal bits give equal fingerprints whatever the sharding;
       an array without elements gives zeros. Shape and dtype are not included.
     """
-    words = {name: _leaf_words(_data(leaf)) for name, leaf in named_leaves(tree).items()}
+    words = {name: _in_turn(_leaf_words(_data(leaf))) for name, leaf in named_leaves(tree).items()}
     return {name: f"{int(w[0]):08x}{int(w[1]):08x}" for name, w in jax.device_get(words).items()}
+
+
+def _in_turn(x: jax.Array) -> jax.Array:
+    """Waits for a result of several CPU devices: programs with collectives that run at the same time can block."""
+    devices = x.devices()
+    return jax.block_until_ready(x) if len(devices) > 1 and next(iter(devices)).platform == "cpu" else x
 
 
 def _data(leaf: Any) -> jax.Array:
