@@ -125,12 +125,14 @@ def main() -> None:
         keep = None if options.programs is None else options.programs / f"{name}.txt"
         rows[name] = figures(CASES[name], options.layers, keep=keep)
         print(line(name, rows[name]), flush=True)
+        if options.json:
+            _write(options.json, options.layers, rows)
     print("\n".join([*HEADER, *(line(name, rows[name]) for name in CASES if name in rows)]))
-    if options.json:
-        setting = {"machine": platform.machine(), "python": platform.python_version(), "jax": jax.__version__}
-        options.json.write_text(
-            json.dumps({"setting": setting, "layers": options.layers, "cases": rows}, indent=1) + "\n"
-        )
+
+
+def _write(path: pathlib.Path, layers: int | None, rows: dict[str, Any]) -> None:
+    setting = {"machine": platform.machine(), "python": platform.python_version(), "jax": jax.__version__}
+    path.write_text(json.dumps({"setting": setting, "layers": layers, "cases": rows}, indent=1) + "\n")
 
 
 def figures(case: Case, layers: int | None = None, *, keep: pathlib.Path | None = None) -> dict[str, Any]:
