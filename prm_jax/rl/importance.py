@@ -103,10 +103,10 @@ def mismatch_metrics(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """How far the sampler is from the policy.
 
     Args:
-      sums: from `mismatch_sums`, of all responses.
+      sums: [B] float32 each, from `mismatch_sums`, of all responses.
 
     Returns:
-      Scalars: mismatch_kl, the mean over tokens of k3 = r - 1 - log r with r = pi_old / mu, an estimate of
+      float32 scalars: mismatch_kl, the mean over tokens of k3 = r - 1 - log r with r = pi_old / mu, an estimate of
       KL(mu || pi_old); mismatch_max, the largest |log r|; weights_bounded, the share of tokens whose weight was bounded
       or removed; effective_samples, (sum w)^2 / (n * sum w^2) of the weights w, 1 when all are equal. 0 without tokens.
     """
