@@ -19,7 +19,8 @@ from tests.several import run_together
 def options(run_options) -> prime.Options:
     """Two steps on eight devices, whose outcomes differ by noise."""
     small = replaced(
-        run_options, sft={"steps": 2, "batch_size": 8}, rollout={"outcome_noise": 0.4}, policy={"learning_rate": 1e-2},
+        run_options, sft={"steps": 2, "batch_size": 8}, rollout={"outcome_noise": 0.4, "engine": "generate"},
+        policy={"learning_rate": 1e-2},
         eval={"problems": 7, "prm_problems": 2, "every": 1},
     )  # fmt: skip
     return dataclasses.replace(small, steps=2, mesh=MeshOptions(data=2, fsdp=4))
