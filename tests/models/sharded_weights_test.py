@@ -120,8 +120,7 @@ class TestLoading:
                 tracemalloc.stop()
             peaks[host_bytes] = min(measured)
             assert same_bits(params, random_params(config))
-        kernel = 16 * 512 * 256 * 4
-        assert peaks[1] < kernel < peaks[1 << 30] < total, (peaks, kernel, total)
+        assert peaks[1] < total / 2 and peaks[1 << 30] < total, (peaks, total)
 
     def test_gguf_and_adapters(self, tmp_path):
         mesh, config = make_mesh(1, 4, 2), CONFIGS["llama"]
