@@ -101,7 +101,8 @@ class TestLoading:
 
     def test_host_memory_holds_shards_and_never_a_leaf(self, tmp_path, monkeypatch):
         put = jax.device_put  # a CPU device may otherwise keep NumPy's memory as its own
-        monkeypatch.setattr(jax, "device_put", lambda x, device: put(x, device, may_alias=False))
+        copied = lambda x, device: jax.block_until_ready(put(x, device, may_alias=False))  # noqa: E731
+        monkeypatch.setattr(jax, "device_put", copied)  # a copy still under way would keep the host's memory
         config = dataclasses.replace(WIDE, num_layers=16)
         save_weights(tmp_path / "m", config, random_params(config))
         source, mesh = Shards(tmp_path / "m"), make_mesh(1, 8)
@@ -120,7 +121,8 @@ class TestLoading:
                 tracemalloc.stop()
             peaks[host_bytes] = min(measured)
             assert same_bits(params, random_params(config))
-        assert peaks[1] < total / 2 and peaks[1 << 30] < total, (peaks, total)
+        kernel = 16 * 512 * 256 * 4
+        assert peaks[1] < kernel < peaks[1 << 30] < total, (peaks, kernel, total)
 
     def test_gguf_and_adapters(self, tmp_path):
         mesh, config = make_mesh(1, 4, 2), CONFIGS["llama"]
