@@ -11,7 +11,7 @@ from typing import Any
 from prm_jax.verifiers.sandbox.levels import Level, choose_level, find_interpreter
 from prm_jax.verifiers.sandbox.limits import Limits
 from prm_jax.verifiers.sandbox.outcome import Run, TestResult
-from prm_jax.verifiers.sandbox.tests_of_code import CallTests, IOTests, Tests, same_output
+from prm_jax.verifiers.sandbox.tests_of_code import CallTests, IOTests, Tests, judge_output
 from prm_jax.verifiers.sandbox.worker import SandboxFailure, Worker, as_run
 
 ATTEMPTS = 3
@@ -134,12 +134,7 @@ class LocalSandbox:
     def _io(self, worker: Worker, code: str, tests: IOTests, stop_at_failure: bool) -> Iterator[TestResult]:
         for given, expected in zip(tests.inputs, tests.outputs, strict=True):
             run = self._script(worker, code, given, self.limits)
-            if run.state != "ok":
-                result = TestResult(run.state, run.detail)
-            elif same_output(run.stdout, expected):
-                result = TestResult("pass")
-            else:
-                result = TestResult("fail", f"printed {run.stdout[:80]!r}, expected {expected[:80]!r}")
+            result = judge_output(run, expected)
             yield result
             if stop_at_failure and result.state != "pass":
                 return

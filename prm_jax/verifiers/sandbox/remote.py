@@ -12,7 +12,7 @@ from typing import Any
 from prm_jax.errors import UserError
 from prm_jax.verifiers.sandbox.limits import Limits
 from prm_jax.verifiers.sandbox.outcome import Run, TestResult
-from prm_jax.verifiers.sandbox.tests_of_code import IOTests, Tests, same_output
+from prm_jax.verifiers.sandbox.tests_of_code import IOTests, Tests, judge_output
 
 ATTEMPTS = 3
 _MAX_ANSWER = 16 << 20
@@ -79,12 +79,7 @@ class RemoteSandbox:
         results: list[TestResult] = []
         for given, expected in zip(tests.inputs, tests.outputs, strict=True):
             run = self.run(code, given)
-            if run.state != "ok":
-                results.append(TestResult(run.state, run.detail))
-            elif same_output(run.stdout, expected):
-                results.append(TestResult("pass"))
-            else:
-                results.append(TestResult("fail", f"printed {run.stdout[:80]!r}, expected {expected[:80]!r}"))
+            results.append(judge_output(run, expected))
             if stop_at_failure and results[-1].state != "pass":
                 break
         return results

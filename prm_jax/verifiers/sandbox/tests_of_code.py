@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from prm_jax.errors import UserError
+from prm_jax.verifiers.sandbox.outcome import Run, TestResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,20 @@ class IOTests:
 
 
 Tests = CallTests | IOTests
+
+
+def judge_output(run: Run, expected: str) -> TestResult:
+    """The result of one test of input and output.
+
+    Args:
+      run: of the program on the test's input.
+      expected: standard output.
+    """
+    if run.state != "ok":
+        return TestResult(run.state, run.detail)
+    if same_output(run.stdout, expected):
+        return TestResult("pass")
+    return TestResult("fail", f"printed {run.stdout[:80]!r}, expected {expected[:80]!r}")
 
 
 def same_output(found: str, expected: str) -> bool:
