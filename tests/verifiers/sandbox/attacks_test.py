@@ -168,7 +168,7 @@ def test_nothing_stays_behind(sandbox):
     hostile = [code for code, states in EXHAUSTING.values() if "timeout" not in states]
     sandbox.run_many([(hostile[index % len(hostile)], "") for index in range(40)] + [("print(1)", "")] * 160)
     assert state() == before
-    assert sandbox.pids() == pids  # no sandbox had to be made anew
+    assert sandbox.pids() == pids  # no sandbox had to be replaced
     assert sandbox.failures == 0
     assert not {name for name in set(os.listdir("/tmp")) - files if "attack" in name}
 
