@@ -17,6 +17,7 @@ NAMES = (
     "judged_inputs",
     "multi_objective",
     "omega_labels",
+    "programs",
     "provers",
     "quantile_values",
     "reward_hacking",
