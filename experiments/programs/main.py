@@ -8,6 +8,7 @@ figure.png beside this file.
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 from experiments import report
 from experiments.arms import curve, curves, folder_of, run_folder, steps_to, train_arms
@@ -30,11 +31,14 @@ class Config:
     prompts_per_step: int = 16
     problems: int = 128
     every: int = 5
+    arms: tuple[str, ...] = tuple(ARMS)
     runs: str = "runs/programs"
     seeds: int = 5
 
 
-SMOKE = Config(steps=2, sft_steps=3, prompts_per_step=2, problems=4, every=2, runs="", seeds=1)
+SMOKE = Config(
+    steps=2, sft_steps=3, prompts_per_step=2, problems=4, every=2, arms=("outcome only", "PRIME"), runs="", seeds=1
+)
 
 
 def settings(config: Config, seed: int) -> Options:
@@ -55,16 +59,16 @@ def run(config: Config) -> report.Tables:
     with run_folder(config.runs) as root:
         folders = [root / f"seed{seed}" for seed in range(config.seeds)]
         for seed, path in enumerate(folders):
-            train_arms(settings(config, seed), ARMS, path)
-        return tables(folders)
+            train_arms(settings(config, seed), {arm: ARMS[arm] for arm in config.arms}, path)
+        return tables(folders, config.arms)
 
 
-def tables(folders: list[pathlib.Path]) -> report.Tables:
-    """Curves of both accuracies, and where they end."""
+def tables(folders: Sequence[pathlib.Path], arms: Sequence[str]) -> report.Tables:
+    """Curves of both accuracies, and where they end; the first arm is what the others are compared with."""
     ends = []
     for folder in folders:
         rows = {}
-        for arm in ARMS:
+        for arm in arms:
             greedy = curve(folder / folder_of(arm), "eval/greedy_accuracy")
             sampled = curve(folder / folder_of(arm), "eval/sampled_accuracy")
             rows[arm] = {
@@ -72,15 +76,15 @@ def tables(folders: list[pathlib.Path]) -> report.Tables:
                 "sampled": list(sampled.values())[-1],
                 f"steps to {LEVEL:.0%} greedy": steps_to(greedy, LEVEL),
             }
-        base = rows["outcome only"]
+        base = rows[arms[0]]
         for row in rows.values():
-            row["greedy, minus outcome only"] = row["greedy"] - base["greedy"]
-            row["sampled, minus outcome only"] = row["sampled"] - base["sampled"]
+            row[f"greedy, minus {arms[0]}"] = row["greedy"] - base["greedy"]
+            row[f"sampled, minus {arms[0]}"] = row["sampled"] - base["sampled"]
         ends.append(rows)
     return {
         "at the end": report.average(ends),
-        "greedy accuracy": curves(folders, list(ARMS), "eval/greedy_accuracy"),
-        "sampled accuracy": curves(folders, list(ARMS), "eval/sampled_accuracy"),
+        "greedy accuracy": curves(folders, arms, "eval/greedy_accuracy"),
+        "sampled accuracy": curves(folders, arms, "eval/sampled_accuracy"),
     }
 
 
