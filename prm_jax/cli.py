@@ -35,6 +35,7 @@ COMMANDS = {
     "search": "answer a task by search over the steps of a model",
     "label": "label steps by rollouts: OmegaPRM, or every prefix",
     "plot": "draw the curves of one run, or compare runs with their seeds as bands",
+    "claims": "write the page of claims from the results of experiments",
     "generate": "sample from a model",
     "convert": "turn a GGUF file or a Hugging Face directory into a Hugging Face directory",
     "doctor": "show versions, devices, memory, extras and the sandbox of this machine",

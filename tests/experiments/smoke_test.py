@@ -17,6 +17,7 @@ NAMES = (
     "judged_inputs",
     "multi_objective",
     "omega_labels",
+    pytest.param("prm_kinds", marks=pytest.mark.slow),
     "provers",
     "quantile_values",
     "reward_hacking",
