@@ -34,6 +34,7 @@ COMMANDS = {
     "eval": "judge a process reward model: first wrong step, best of n, calibration",
     "search": "answer a task by search over the steps of a model",
     "label": "label steps by rollouts: OmegaPRM, or every prefix",
+    "critique": "judge the steps of solutions with a language model that writes critiques",
     "plot": "draw the curves of one run, or compare runs with their seeds as bands",
     "claims": "write the page of claims from the results of experiments",
     "generate": "sample from a model",
