@@ -14,7 +14,8 @@ fails when the intervals no longer support a verdict.
 
 {counts}
 
-"Reproduced" means that the effect was seen here, in the setting of the experiment. Claims marked * rest on fewer than {seeds} seeds.
+"Reproduced" means that the effect was seen here, in the setting of the experiment. Claims marked * rest on fewer than
+{seeds} seeds.
 """
 
 
@@ -54,7 +55,7 @@ def _section(item: Measured, to_results: str) -> str:
     claim = item.claim
     seeds = "one seed" if item.seeds == 1 else f"{item.seeds} seeds"
     few = f" Only {seeds}, which are too few to settle it." if item.few_seeds else ""
-    folder = pathlib.PurePosixPath(claim.results).parent
+    folder = pathlib.PurePosixPath(claim.results).parts[0]
     rows = "".join(f"| {label} | {_cell(value)} |\n" for label, value in item.values.items())
     return (
         f"\n### {claim.id}\n\n{claim.claim} ({claim.source}).\n\n"
