@@ -40,7 +40,7 @@ def applies(config: ModelConfig, mesh: AbstractMesh | None, rows: int) -> bool:
     """
     if mesh is None or config.layers == "constraints":
         return False
-    reason = _obstacle(config, mesh, rows)
+    reason = obstacle(config, mesh, rows)
     if reason and config.layers == "manual":
         raise UserError(f"--model.layers manual: {reason}, or use --model.layers auto")
     return not reason
@@ -122,7 +122,8 @@ def remat_policy(config: ModelConfig) -> Callable[..., Any] | None:
     }[config.remat]
 
 
-def _obstacle(config: ModelConfig, mesh: AbstractMesh, rows: int) -> str:
+def obstacle(config: ModelConfig, mesh: AbstractMesh, rows: int) -> str:
+    """Why B rows on this mesh cannot run under ``shard_map``, with a remedy; empty where they can."""
     unknown = set(mesh.axis_names) - set(AXES)
     if unknown:
         return f"the mesh has axes {sorted(unknown)}; make it with models.make_mesh"
