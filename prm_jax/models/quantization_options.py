@@ -10,6 +10,9 @@ Scheme = Literal["symmetric", "asymmetric", "progressive", "balanced", "centred"
 Fit = Literal["largest", "mse", "normal"]
 Transform = Literal["hadamard"]
 
+PREFIX = "--model."
+"""Of the options' names on the command line, in commands whose model has options of its own."""
+
 _GROUP = 32
 """Inputs per scale in 4 and 2 bits, unless the options say otherwise."""
 
@@ -40,9 +43,9 @@ class QuantizationOptions:
             return None if bits == 8 else _GROUP
         return self.group or None
 
-    def problems(self, bits: int) -> list[str]:
-        """What does not fit together, spelled as on the command line."""
-        found, name = [], "--model.quantization"
+    def problems(self, bits: int, prefix: str = PREFIX) -> list[str]:
+        """What does not fit together; `prefix` as the options are spelled on the command line."""
+        found, name = [], f"{prefix}quantization"
         if bits not in (8, 4, 2):
             found.append(f"{bits} bits are not supported: choose 8, 4 or 2")
         if self.scheme == "progressive" and (bits != 4 or self.group_of(bits) is None):
