@@ -1,7 +1,7 @@
 """Quantised copies of frozen parameters: which leaves, in which form, with what correction of the error.
 
 Low-rank compensation is that of ZeroQuant-V2 (arXiv:2303.08302), Hadamard blocks are those of QuEST (arXiv:2502.05003);
-for schemes see ``rounding``.
+for transforms that neighbouring layers absorb see ``folded_transforms``, for schemes ``rounding``.
 """
 
 import functools
@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from prm_jax.errors import UserError
 from prm_jax.models.config import ModelConfig
+from prm_jax.models.folded_transforms import fold_transforms
 from prm_jax.models.qtensor import QTensor, dequantize, hadamard_block, is_quantized, rotate
 from prm_jax.models.quantization_options import (
     PREFIX,
@@ -50,14 +51,15 @@ def quantize(
       bits: 8, 4 or 2, of the layers' kernels.
       group: neighbouring inputs that share a scale; None: all inputs of an output.
       rank: of the low-rank correction of the rounding error, in bfloat16; 0 for none.
-      transform: hadamard: kernels are stored rotated, and activations are rotated before the product; None: neither.
+      transform: hadamard: kernels are stored rotated, and activations are rotated before the product; folded: scales
+        and rotations that neighbouring layers absorb (see ``fold_transforms``); None: neither.
       scheme: see ``rounding.round_matrix``.
       fit: see ``rounding.round_matrix``.
       embeddings: the embedding and the head too, in 8 bits with a scale per row.
 
     Returns:
-      Parameters whose norms, biases and (without `embeddings`) embedding and head are shared with `params`; on the
-      same mesh, if they are on one.
+      Parameters whose norms, biases and (without `embeddings`) embedding and head are shared with `params`, except
+      where "folded" changes them; on the same mesh, if they are on one.
 
     Raises:
       UserError: options that do not fit each other or the model's sizes, a tree with adapters, or a quantised one.
@@ -67,6 +69,8 @@ def quantize(
         embeddings=embeddings,
     )  # fmt: skip
     check_quantizable(params, bits, options)
+    if transform == "folded":
+        params = fold_transforms(config, params, bits=bits, group=group, scheme=scheme)
     layers = params["layers"]
     blocks = {name: dict(block) for name, block in layers.items()}
     for home, name in KERNELS:

@@ -8,7 +8,7 @@ from prm_jax.option_ranges import at_least
 Bits = Literal["none", "int8", "int4", "int2"]
 Scheme = Literal["symmetric", "asymmetric", "progressive", "balanced", "centred"]
 Fit = Literal["largest", "mse", "normal"]
-Transform = Literal["hadamard"]
+Transform = Literal["hadamard", "folded"]
 
 PREFIX = "--model."
 """Of the options' names on the command line, in commands whose model has options of its own."""
@@ -30,8 +30,9 @@ class QuantizationOptions:
     fit: Literal["largest", "mse", "normal"] = "largest"
     """Of the scales. largest: the largest weight is representable; mse: least squared error among clipping ratios;
     normal: optimal for normal weights, with the scheme centred (QuEST)."""
-    transform: Literal["none", "hadamard"] = "none"
-    """Before rounding. hadamard: rotate kernels and activations in blocks (QuEST)."""
+    transform: Literal["none", "hadamard", "folded"] = "none"
+    """Before rounding. hadamard: rotate kernels and activations in blocks (QuEST); folded: scales and rotations that
+    neighbouring layers absorb, fitted to the rounding error (OSTQuant)."""
     rank: Annotated[int, at_least(0)] = 0
     """Rank of a low-rank correction of the rounding error (ZeroQuant-V2); 0: none."""
     embeddings: bool = False
