@@ -40,7 +40,7 @@ ROWS, COLUMNS = 16, 256
 # ------------------------------------------------------------------------------------------- state
 
 
-@pytest.mark.parametrize("variant", ["full", "lora", "quantised", "critic"])
+@pytest.mark.parametrize("variant", ["full", "lora", "quantised", "critic", "replay"])
 def test_state_bytes_are_those_of_a_real_state(run_options, variant):
     groups = {
         "full": {},
@@ -48,6 +48,7 @@ def test_state_bytes_are_those_of_a_real_state(run_options, variant):
         "quantised": {"model": {"quantize": "int4", "quantization": QuantizationOptions(group=8, rank=2)},
                       "prm": {"lora_rank": 4}},
         "critic": {"advantage": {"estimator": "ppo"}},
+        "replay": {"prm": {"replay": 20, "replay_warm_up": 0.5}},
     }  # fmt: skip
     options = replaced(run_options, **groups[variant])
     start = load_start(options)
