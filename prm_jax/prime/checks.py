@@ -3,6 +3,7 @@
 import re
 
 from prm_jax.errors import UserError
+from prm_jax.models.quantization_options import bits_of
 from prm_jax.option_ranges import check_ranges
 from prm_jax.prime.options import Options
 from prm_jax.prime.sizes import chunk_rows
@@ -165,6 +166,15 @@ def _combinations(options: Options) -> list[str]:
             f"--model.offload-reference keeps the initial weights on the host, but --{adapted[0]}.lora-rank computes "
             "with them all the time: leave one of the two out"
         )
+    bits = bits_of(options.model.quantize)
+    if bits is not None:
+        found += options.model.quantization.problems(bits)
+        implicit = advantage.process_coef != 0 and options.reward.source == "implicit"
+        if implicit and not prm.lora_rank:
+            found.append(
+                f"--model.quantize {options.model.quantize} is for weights that stay frozen, but the whole PRM trains: "
+                "give it adapters with --prm.lora-rank"
+            )
     if options.sft.steps and options.model.path:
         found.append("--sft.steps warms a fresh model up; with --model.path it must be 0")
     found += _best(options)
