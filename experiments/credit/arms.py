@@ -109,7 +109,8 @@ def arm_options(task: str, arm: str, seed: int, start: str, *, rate: float, smok
     """An arm from the start in the directory `start`."""
     groups = {name: dict(fields) for name, fields in ARMS[arm].groups.items()}
     if "pretrain_rollouts" in groups.get("prm", {}):
-        groups["prm"]["pretrain_task_options"] = {"min_operands": "3", "max_operands": str(TASKS[task].easy)}
+        easy = {"min_operands": "3", "max_operands": str(TASKS[task].easy), "num_eval": "32"}
+        groups["prm"]["pretrain_task_options"] = easy
         if smoke:
             groups["prm"] |= {"pretrain_rollouts": 64, "pretrain_batch": 32, "pretrain_epochs": 1, "replay": 64}
     options = _changed(base_options(task, seed, smoke=smoke), groups)

@@ -17,6 +17,7 @@ import time
 from typing import Any
 
 from experiments.credit.arms import ARMS, TASKS, arm_options, start_options
+from experiments.credit.report import report, write
 from prm_jax.prime.options import Options
 from prm_jax.runs.metrics_log import read_metrics
 
@@ -65,25 +66,19 @@ def curves(path: pathlib.Path, options: Options) -> dict[str, Any]:
     return {"warm_up_rollouts": before, **{name: value for name, value in found.items() if value != []}}
 
 
-def add(record: dict[str, Any], target: pathlib.Path) -> None:
-    """Adds a finished run to the file of results; several processes may do so."""
-    target.touch()
-    with target.open("r+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        text = file.read()
-        results = json.loads(text) if text else {"runs": []}
+def add(record: dict[str, Any], target: pathlib.Path, runs: pathlib.Path) -> None:
+    """Adds a finished run to the file of results; several processes may do so, if `runs` is the same folder."""
+    with (runs / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        results = json.loads(target.read_text()) if target.is_file() else {"seeds": [], "runs": []}
         results["runs"].append(record)
         results["seeds"] = sorted({one["seed"] for one in results["runs"]})
-        lines = ",\n".join("  " + json.dumps(one) for one in results["runs"])
-        file.seek(0)
-        file.write(f'{{\n "seeds": {json.dumps(results["seeds"])},\n "runs": [\n{lines}\n ]\n}}\n')
-        file.truncate()
+        write(results, target)
 
 
 def finished(target: pathlib.Path) -> set[tuple[str, str, int, float]]:
     """The runs in the file of results."""
-    text = target.read_text() if target.is_file() else ""
-    runs = json.loads(text)["runs"] if text else []
+    runs = json.loads(target.read_text())["runs"] if target.is_file() else []
     return {(one["task"], one["arm"], one["seed"], one["rate"]) for one in runs}
 
 
@@ -93,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         for arm in args.arms:
             rate = ARMS[arm].rate if args.rate is None else args.rate
             if (args.task, arm, seed, rate) not in finished(args.results):
-                add(run_arm(args.task, arm, seed, rate, args.runs, args.smoke), args.results)
+                add(run_arm(args.task, arm, seed, rate, args.runs, args.smoke), args.results, args.runs)
 
 
 def parsed() -> argparse.Namespace:
@@ -115,6 +110,4 @@ if __name__ == "__main__":
     if arguments.action == "run":
         run(arguments)
     if arguments.action == "report" or arguments.smoke:
-        from experiments.credit.report import report
-
         report(arguments.results)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.report import COLORS, Estimate, estimate, render
+from experiments.report import COLORS, Estimate, estimate, machine, plain, render
 
 BASE = "outcome"
 LEVELS = {"long": 0.3, "short": 0.7}
@@ -95,11 +95,22 @@ def summary(runs: Runs, task: str) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def report(results: pathlib.Path) -> None:
-    """Prints the tables and draws figure.png beside the results."""
-    tasks = list(dict.fromkeys(one["task"] for one in json.loads(results.read_text())["runs"]))
+    """Prints the tables, adds them to the results, and draws figure.png beside them."""
+    record = json.loads(results.read_text())
+    tasks = list(dict.fromkeys(one["task"] for one in record["runs"]))
+    tables: dict[str, Any] = {}
     for task in tasks:
-        print(render(summary(load(results, task), task)), end="\n\n")
+        tables |= summary(load(results, task), task)
+    print(render(tables))
+    write({**record, "machine": machine(), "tables": plain(tables)}, results)
     draw(results, tasks, results.parent / "figure.png")
+
+
+def write(record: dict[str, Any], target: pathlib.Path) -> None:
+    """The results as JSON, one line per run."""
+    parts = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in record.items() if name != "runs"]
+    lines = ",\n".join("  " + json.dumps(one) for one in record["runs"])
+    target.write_text("{\n" + ",\n".join([*parts, f' "runs": [\n{lines}\n ]']) + "\n}\n")
 
 
 def draw(results: pathlib.Path, tasks: list[str], target: pathlib.Path) -> None:
