@@ -202,9 +202,10 @@ class PRMOptions:
     label_threshold: float | None = None
     """That threshold; none: the one at which as many of the responses that the PRM learns from have such a step as have
     failed, averaged over about ten updates."""
-    label_trust: bool = False
+    label_trust: Annotated[float | None, within(0, 1)] = None
     """Multiply the labels by how much better than chance they tell failed responses from others: the share of failed
-    responses that have one, minus that of the others, over about ten updates."""
+    responses that have one, minus that of the others, over about ten updates; below this number they are left out.
+    none: labels count as they are."""
     include_last: bool = True
     """The response's last token gets a process reward, too."""
     learning_rate: Annotated[float, at_least(0)] = 1e-6
