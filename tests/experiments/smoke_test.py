@@ -18,6 +18,7 @@ NAMES = (
     "judged_inputs",
     "multi_objective",
     "omega_labels",
+    pytest.param("prm_kinds", marks=pytest.mark.slow),
     "programs",
     "provers",
     "quantile_values",
