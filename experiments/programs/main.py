@@ -18,7 +18,6 @@ ARMS = {
     "outcome only": {"advantage": {"process_coef": 0.0}},
     "PRIME": {"advantage": {"gate": False}},
     "PRIME, gated": {"advantage": {"gate": True}},
-    "PRIME, pair loss": {"advantage": {"gate": False}, "prm": {"loss": "dpo"}},
 }
 LEVEL = 0.8
 
