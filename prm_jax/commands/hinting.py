@@ -11,7 +11,7 @@ from prm_jax.rollouts.environments import Feedback, TurnLimits
 from prm_jax.rollouts.forced_text import text_spans
 from prm_jax.rollouts.hinted import Hinted, respond_with_hints
 from prm_jax.rollouts.prompt_tokens import encode_prompt
-from prm_jax.verifiers.tool_calls import make_tool
+from prm_jax.verifiers.tools import make_tool
 
 
 def run_hints(options: Any) -> None:

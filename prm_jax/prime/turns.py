@@ -8,7 +8,7 @@ from prm_jax.data.problems import Problem, Task
 from prm_jax.errors import UserError
 from prm_jax.rollouts.environments import Episode, EpisodeStart, Feedback, TurnLimits, play
 from prm_jax.rollouts.turn_options import TurnOptions
-from prm_jax.verifiers.tool_calls import make_tool
+from prm_jax.verifiers.tools import make_tool
 
 Step = Callable[[str], Feedback]
 

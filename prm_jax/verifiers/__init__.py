@@ -23,7 +23,8 @@ from prm_jax.verifiers.number_text import parse_number, read_number
 from prm_jax.verifiers.program_text import find_program
 from prm_jax.verifiers.python_tool import PythonTool
 from prm_jax.verifiers.references import check_reference, check_references
-from prm_jax.verifiers.tool_calls import Markers, make_tool
+from prm_jax.verifiers.tool_calls import Markers
+from prm_jax.verifiers.tools import make_tool
 from prm_jax.verifiers.unit_test_quality import UnitTestVerifier
 from prm_jax.verifiers.verdict import NO_ANSWER, Mode, Status, Verdict, Verifier
 
