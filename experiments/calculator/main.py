@@ -33,11 +33,11 @@ class Config:
 
     digits: int = 3
     calls: float = 0.1
-    steps: int = 20
+    steps: int = 40
     sft_steps: int = 250
     prompts_per_step: int = 16
     problems: int = 128
-    every: int = 4
+    every: int = 5
     hinted: int = 256
     hint_steps: int = 30
     runs: str = "runs/calculator"

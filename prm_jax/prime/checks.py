@@ -3,6 +3,7 @@
 import re
 
 from prm_jax.errors import UserError
+from prm_jax.models.quantization_options import bits_of
 from prm_jax.option_ranges import check_ranges
 from prm_jax.prime.options import Options
 from prm_jax.prime.sizes import chunk_rows
@@ -175,6 +176,15 @@ def _combinations(options: Options) -> list[str]:
             "--sft.loaded trains all parameters, and --model.lora-rank keeps the policy's base as it is: fine-tune "
             "first, with --steps 0, and continue with the start/ of that run as --model.path"
         )
+    bits = bits_of(options.model.quantize)
+    if bits is not None:
+        found += options.model.quantization.problems(bits)
+        implicit = advantage.process_coef != 0 and options.reward.source == "implicit"
+        if implicit and not prm.lora_rank:
+            found.append(
+                f"--model.quantize {options.model.quantize} is for weights that stay frozen, but the whole PRM trains: "
+                "give it adapters with --prm.lora-rank"
+            )
     found += _best(options)
     if options.eval.patience and not options.eval.keep_best:
         found.append("--eval.patience needs --eval.keep-best: the metric that should improve")
@@ -311,8 +321,11 @@ def _online_prm(options: Options) -> list[str]:
         found.append(f"--prm.replay-warm-up {prm.replay_warm_up} needs the rollouts of --prm.pretrain-rollouts")
     if prm.pretrain_task_options and not prm.pretrain_rollouts:
         found.append("--prm.pretrain-task-options are those of --prm.pretrain-rollouts, which is 0")
-    if prm.label_threshold is not None and prm.reading == "raw":
-        found.append("--prm.label-threshold needs --prm.reading labels or failed_labels")
+    found += [
+        f"--prm.{name} needs --prm.reading labels or failed_labels"
+        for name, set_ in (("label-threshold", prm.label_threshold is not None), ("label-trust", prm.label_trust))
+        if set_ and prm.reading == "raw"
+    ]
     if prm.reading != "raw" and prm.label_threshold is None and prm.update == "none" and not prm.pretrain_rollouts:
         found.append(
             f"--prm.reading {prm.reading} finds its threshold while the PRM learns, and with --prm.update none it "
