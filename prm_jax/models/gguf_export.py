@@ -128,5 +128,5 @@ def _arrays(
         if slot.path not in held:
             held[slot.path] = np.asarray(found[slot.path])
         leaf = held[slot.path]
-        part = leaf[layer] if slot.layers else leaf
+        part = leaf[slot.places[layer]]
         yield own, rows_for_gguf(config, names[own], part.T if slot.transposed else part)

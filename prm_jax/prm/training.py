@@ -98,7 +98,7 @@ def train(
         layers=model.layers, lora_rank=model.lora_rank, lora_alpha=model.lora_alpha,
     ), mesh=mesh)  # fmt: skip
     check_fits(tokenizer, config)
-    prepared = prepare(options, tokenizer, limit=config.max_position_embeddings, records=data)
+    prepared = prepare(options, tokenizer, limit=config.context, records=data)
     job = _Job(options, Spec(options.prm, config, objectives=prepared.objectives), base, prepared, mesh)
     del base
     with (
