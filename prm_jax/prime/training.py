@@ -132,7 +132,7 @@ def train(
     with _open(run_dir, options, resume) as run, Interrupts() as interrupts, _console(run) as console:
         console.plan(_plan(composed, main))
         frontend = Frontend(console, interrupts, watchdog=options.watchdog, watchdog_exit=options.watchdog_exit)
-        _introduce(task, options, frontend)
+        _introduce(composed, options, frontend)
         composed = _warmed(composed, overrides, run, frontend)
         probe = _probe(composed)
         results[main] = train_policy(
@@ -239,10 +239,15 @@ def _plan(composed: Composed, main: str) -> list[Phase]:
     return phases
 
 
-def _introduce(task: Task, options: Options, frontend: Frontend) -> None:
-    """Says how answers are judged, with one worked example, before anything is trained."""
-    for line in describe_task(task).splitlines():
+def _introduce(composed: Composed, options: Options, frontend: Frontend) -> None:
+    """Says how answers are judged, with one worked example, and what to be aware of, before anything is trained."""
+    for line in describe_task(composed.start.task).splitlines():
         frontend.say(line)
+    config, mesh = composed.start.config, composed.mesh
+    if mesh is not None and config.layers == "auto":
+        reason = manual_layers.obstacle(config, mesh.abstract_mesh, _microbatch_rows(options))
+        if reason:
+            frontend.say(f"warning: --model.layers constraints, which repeats work on the devices, because {reason}")
     if options.rollout.top_k or options.rollout.top_p < 1:
         frontend.say(
             "warning: --rollout.top-k and --rollout.top-p sample from a truncated distribution, while the policy's "
@@ -326,15 +331,18 @@ def _mesh(options: Options) -> Mesh | None:
     return mesh
 
 
+def _microbatch_rows(options: Options) -> int:
+    rows = options.rollout.prompts_per_step * options.rollout.samples_per_prompt
+    return rows // (options.policy.minibatches * options.policy.microbatches)
+
+
 def _task_of_a_run_that_fits(options: Options, task: Task | None, mesh: Mesh | None) -> Task:
     """The task; what cannot fit into memory is refused, before any weights are read."""
     task = load_task(options.task.name, **options.task.options) if task is None else task
     config, prm_config = planned_configs(options, task=task)
     devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
     if mesh is not None:
-        update = options.policy
-        rows = options.rollout.prompts_per_step * options.rollout.samples_per_prompt
-        manual_layers.applies(config, mesh.abstract_mesh, rows // (update.minibatches * update.microbatches))
+        manual_layers.applies(config, mesh.abstract_mesh, _microbatch_rows(options))
     check_host_memory(offloads(options), jax.local_devices()[0])
     check_fits(options, config, devices, prm_config=prm_config)
     return task
