@@ -22,6 +22,23 @@ class ExpertNames:
     down: str = "mlp.experts.{}.down_proj"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GgufForm:
+    """How GGUF files hold a family.
+
+    Attributes:
+      architecture: ``general.architecture``.
+      interleaved: rows of queries and keys are in the order for rotating adjacent features.
+      keys: metadata that ``read`` interprets; any other one that would change the computation is refused.
+      read: from metadata by key, and the fields of ``config.json`` that all families have, to further fields.
+    """
+
+    architecture: str
+    interleaved: bool = False
+    keys: tuple[str, ...] = ()
+    read: Callable[[Given], Fields] = lambda given: {}
+
+
 def _nothing(config: Given) -> Fields:
     del config
     return {}
@@ -53,6 +70,7 @@ class Family:
       mlp_bias: whether the file may ask for biases in the MLP.
       fused: tensor -> the projections that it holds, one after the other.
       experts: tensors of sparse layers, or None.
+      gguf: how GGUF files hold the family, or None if they are not read.
     """
 
     name: str
@@ -74,3 +92,4 @@ class Family:
     mlp_bias: bool = False
     fused: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     experts: ExpertNames | None = None
+    gguf: GgufForm | None = None

@@ -3,9 +3,9 @@
 import math
 
 from prm_jax.errors import UserError
-from prm_jax.models.families.description import Family, Fields, Given
-from prm_jax.models.families.fields import cap, number, refuse
-from prm_jax.models.families.windows import typed_windows, written_windows
+from prm_jax.models.families.description import Family, Fields, GgufForm, Given
+from prm_jax.models.families.fields import cap, integer, number, refuse
+from prm_jax.models.families.windows import FULL, SLIDING, typed_windows, written_windows
 
 NORMS = {
     "attn_norm": "input_layernorm",
@@ -14,6 +14,10 @@ NORMS = {
     "mlp_post_norm": "post_feedforward_layernorm",
 }
 """Of Gemma 2 and 3."""
+READS = (
+    "query_pre_attn_scalar", "use_bidirectional_attention", "sliding_window_pattern", "attn_logit_softcapping",
+    "final_logit_softcapping",
+)  # fmt: skip
 CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 ACTIVATIONS = ("gelu_pytorch_tanh",)
 
@@ -28,6 +32,13 @@ def read_common(config: Given) -> Fields:
         "attn_softcap": cap(config, CAPS[0]),
         "logit_softcap": cap(config, CAPS[1]),
     }
+
+
+def read_windows(config: Given, *, pattern: int) -> Fields:
+    """The windows: every ``pattern``-th layer has none, unless the file says otherwise."""
+    every = integer(config, "sliding_window_pattern", default=pattern)
+    asked = config.get("sliding_window") is not None
+    return {"layer_windows": typed_windows(config, lambda layer: (layer + 1) % every != 0, asked=asked)}
 
 
 def write_common(fields: Given) -> Fields:
@@ -53,8 +64,29 @@ def _whole(value: float) -> float | int:
 
 
 def _read(config: Given) -> Fields:
-    windows = typed_windows(config, lambda layer: layer % 2 == 0, asked=config.get("sliding_window") is not None)
-    return read_common(config) | {"layer_windows": windows}
+    return read_common(config) | read_windows(config, pattern=2)
+
+
+
+GGUF_KEYS = (
+    "attention.sliding_window", "attention.sliding_window_pattern", "attn_logit_softcapping",
+    "final_logit_softcapping",
+)  # fmt: skip
+
+
+def read_gguf(given: Given, *, largest: int) -> Fields:
+    """Windows, caps and the scale of scores, which files leave to the number of layers of the largest model."""
+    heads = given["num_attention_heads"]
+    largest_model = given["num_hidden_layers"] == largest
+    scalar = given["hidden_size"] // heads if largest_model else given["head_dim"]
+    found = {"sliding_window": given.get("attention.sliding_window") or None, "query_pre_attn_scalar": scalar}
+    found |= {name: given.get(name) for name in CAPS}
+    pattern = given.get("attention.sliding_window_pattern")
+    if isinstance(pattern, list):
+        found["layer_types"] = [SLIDING if one else FULL for one in pattern]
+    elif pattern:
+        found["sliding_window_pattern"] = pattern
+    return found
 
 
 FAMILY = Family(
@@ -65,7 +97,7 @@ FAMILY = Family(
         "max_position_embeddings": 8192, "num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True,
         "sliding_window": 4096,
     },
-    reads=("query_pre_attn_scalar", "use_bidirectional_attention", *CAPS),
+    reads=READS,
     read=_read,
     write=write_common,
     holds=("layer_windows", "attn_softcap", "logit_softcap", "attn_scale", "embed_scale"),
@@ -74,4 +106,5 @@ FAMILY = Family(
     activation="gelu_tanh",
     norms=NORMS,
     norm_offset=1.0,
+    gguf=GgufForm(architecture="gemma2", keys=GGUF_KEYS, read=lambda given: read_gguf(given, largest=46)),
 )  # fmt: skip

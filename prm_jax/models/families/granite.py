@@ -1,10 +1,11 @@
 """Granite 3: a Llama with constant factors on embeddings, residual branches, scores and logits (arXiv:2405.04324)."""
 
-from prm_jax.models.families.description import Family, Fields, Given
+from prm_jax.models.families.description import Family, Fields, GgufForm, Given
 from prm_jax.models.families.fields import number
 from prm_jax.models.families.windows import no_windows
 
 _MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
+_GGUF_KEYS = ("embedding_scale", "residual_scale", "attention.scale", "logit_scale")
 
 
 def _read(config: Given) -> Fields:
@@ -19,6 +20,11 @@ def _write(fields: Given) -> Fields:
     return dict(zip(_MULTIPLIERS, values, strict=True))
 
 
+
+def _read_gguf(given: Given) -> Fields:
+    return {name: given[key] for key, name in zip(_GGUF_KEYS, _MULTIPLIERS, strict=True) if given.get(key)}
+
+
 FAMILY = Family(
     name="granite",
     classes=("GraniteForCausalLM",),
@@ -29,4 +35,5 @@ FAMILY = Family(
     write=_write,
     holds=("embed_scale", "residual_scale", "attn_scale", "logit_divisor"),
     mlp_bias=True,
+    gguf=GgufForm(architecture="granite", interleaved=True, keys=_GGUF_KEYS, read=_read_gguf),
 )

@@ -1,6 +1,6 @@
 """Llama 2, 3 and their relatives, SmolLM2 among them (arXiv:2302.13971, arXiv:2407.21783)."""
 
-from prm_jax.models.families.description import Family, Fields, Given
+from prm_jax.models.families.description import Family, Fields, GgufForm, Given
 from prm_jax.models.families.windows import no_windows
 
 
@@ -16,4 +16,5 @@ FAMILY = Family(
     defaults={"max_position_embeddings": 2048},
     read=_read,
     mlp_bias=True,
+    gguf=GgufForm(architecture="llama", interleaved=True),
 )

@@ -1,6 +1,6 @@
 """Mixtral: a Mistral whose MLPs are sparse mixtures of experts (arXiv:2401.04088)."""
 
-from prm_jax.models.families.description import ExpertNames, Family, Fields, Given
+from prm_jax.models.families.description import ExpertNames, Family, Fields, GgufForm, Given
 from prm_jax.models.families.fields import integer
 from prm_jax.models.families.mistral import write_window
 from prm_jax.models.families.windows import shared_window
@@ -17,6 +17,11 @@ def _read(config: Given) -> Fields:
 def _write(fields: Given) -> Fields:
     experts = {"num_local_experts": fields["num_experts"], "num_experts_per_tok": fields["experts_per_token"]}
     return write_window(fields) | experts
+
+
+
+def _read_gguf(given: Given) -> Fields:
+    return {"num_local_experts": given.get("expert_count"), "num_experts_per_tok": given.get("expert_used_count")}
 
 
 FAMILY = Family(
@@ -36,5 +41,8 @@ FAMILY = Family(
         gate="block_sparse_moe.experts.{}.w1",
         up="block_sparse_moe.experts.{}.w3",
         down="block_sparse_moe.experts.{}.w2",
+    ),
+    gguf=GgufForm(
+        architecture="llama", interleaved=True, keys=("expert_count", "expert_used_count"), read=_read_gguf
     ),
 )  # fmt: skip

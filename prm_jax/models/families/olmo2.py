@@ -1,6 +1,6 @@
 """OLMo 2: norms after attention and MLP, and over all heads of queries and keys at once (arXiv:2501.00656)."""
 
-from prm_jax.models.families.description import Family, Fields, Given
+from prm_jax.models.families.description import Family, Fields, GgufForm, Given
 from prm_jax.models.families.windows import no_windows
 
 
@@ -17,4 +17,5 @@ FAMILY = Family(
     read=_read,
     norms={"attn_post_norm": "post_attention_layernorm", "mlp_post_norm": "post_feedforward_layernorm"},
     qk_norm="width",
+    gguf=GgufForm(architecture="olmo2"),
 )

@@ -1,6 +1,6 @@
 """Qwen2 and Qwen2.5: biases on queries, keys and values (arXiv:2407.10671)."""
 
-from prm_jax.models.families.description import Family, Fields, Given
+from prm_jax.models.families.description import Family, Fields, GgufForm, Given
 from prm_jax.models.families.windows import optional_windows, written_windows
 
 
@@ -28,4 +28,5 @@ FAMILY = Family(
     holds=("layer_windows",),
     attention_bias="always",
     out_bias=False,
+    gguf=GgufForm(architecture="qwen2"),
 )

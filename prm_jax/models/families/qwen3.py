@@ -1,6 +1,6 @@
 """Qwen3: norms over each query and key head (arXiv:2505.09388)."""
 
-from prm_jax.models.families.description import Family
+from prm_jax.models.families.description import Family, GgufForm
 from prm_jax.models.families.qwen2 import read_windows, write_windows
 
 FAMILY = Family(
@@ -12,4 +12,5 @@ FAMILY = Family(
     write=write_windows,
     holds=("layer_windows",),
     qk_norm="head",
+    gguf=GgufForm(architecture="qwen3"),
 )

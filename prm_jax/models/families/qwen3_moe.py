@@ -1,6 +1,6 @@
 """Qwen3 with sparse mixtures of experts in every layer (arXiv:2505.09388)."""
 
-from prm_jax.models.families.description import ExpertNames, Family, Fields, Given
+from prm_jax.models.families.description import ExpertNames, Family, Fields, GgufForm, Given
 from prm_jax.models.families.fields import boolean, integer, refuse
 from prm_jax.models.families.windows import shared_window
 
@@ -33,6 +33,15 @@ def _write(fields: Given) -> Fields:
     }
 
 
+
+_GGUF_KEYS = ("expert_count", "expert_used_count", "expert_feed_forward_length")
+
+
+def _read_gguf(given: Given) -> Fields:
+    names = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
+    return dict(zip(names, (given.get(key) for key in _GGUF_KEYS), strict=True)) | {"norm_topk_prob": True}
+
+
 FAMILY = Family(
     name="qwen3_moe",
     classes=("Qwen3MoeForCausalLM",),
@@ -47,4 +56,5 @@ FAMILY = Family(
     holds=("sliding_window", "norm_topk"),
     qk_norm="head",
     experts=ExpertNames(),
+    gguf=GgufForm(architecture="qwen3moe", keys=_GGUF_KEYS, read=_read_gguf),
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """SmolLM3: a Llama whose every fourth layer has no rotary positions (arXiv:2501.18795)."""
 
-from prm_jax.models.families.description import Family, Fields, Given
+from prm_jax.models.families.description import Family, Fields, GgufForm, Given
 from prm_jax.models.families.fields import integer, refuse
 from prm_jax.models.families.windows import optional_windows, written_windows
 
@@ -39,4 +39,5 @@ FAMILY = Family(
     write=_write,
     holds=("unrotated_layers", "layer_windows"),
     mlp_bias=True,
+    gguf=GgufForm(architecture="smollm3", interleaved=True),
 )  # fmt: skip
