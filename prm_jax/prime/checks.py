@@ -313,8 +313,11 @@ def _online_prm(options: Options) -> list[str]:
         found.append(f"--prm.replay-warm-up {prm.replay_warm_up} needs the rollouts of --prm.pretrain-rollouts")
     if prm.pretrain_task_options and not prm.pretrain_rollouts:
         found.append("--prm.pretrain-task-options are those of --prm.pretrain-rollouts, which is 0")
-    if prm.label_threshold is not None and prm.reading == "raw":
-        found.append("--prm.label-threshold needs --prm.reading labels or failed_labels")
+    found += [
+        f"--prm.{name} needs --prm.reading labels or failed_labels"
+        for name, set_ in (("label-threshold", prm.label_threshold is not None), ("label-trust", prm.label_trust))
+        if set_ and prm.reading == "raw"
+    ]
     if prm.reading != "raw" and prm.label_threshold is None and prm.update == "none" and not prm.pretrain_rollouts:
         found.append(
             f"--prm.reading {prm.reading} finds its threshold while the PRM learns, and with --prm.update none it "
