@@ -65,13 +65,16 @@ def save_weights(
     specs: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
     for slot in checkpoint_layout.slots(config):
         kind = DTYPES[dtype_name(found[slot.path].dtype if dtype is None else dtype)]
-        specs |= dict.fromkeys(slot.names, (slot.shape, kind))
+        specs |= dict.fromkeys(slot.names, (slot.tensor_shape, kind))
     kinds = {kind.name for _, kind in specs.values()}
     config = dataclasses.replace(config, dtype=kinds.pop() if len(kinds) == 1 else "float32")  # type: ignore[arg-type]
     blocks = (
         block
-        for slot in checkpoint_layout.slots(config)
-        for block in tensor_blocks(slot, found[slot.path], specs[slot.names[0]][1])
+        for group in _sharing(checkpoint_layout.slots(config))
+        # Tensors that hold several leaves are written one by one, the others leaf by leaf.
+        for only in ([None] if len(group) == 1 else range(len(group[0].names)))
+        for slot in group
+        for block in tensor_blocks(slot, found[slot.path], specs[slot.names[0]][1], only=only)
     )
 
     def write() -> None:
@@ -82,6 +85,14 @@ def save_weights(
         _write_together(path, write, blocks)
     else:
         write()
+
+
+def _sharing(slots: list[checkpoint_layout.Slot]) -> list[list[checkpoint_layout.Slot]]:
+    """Leaves grouped by the tensors that hold them."""
+    groups: dict[str, list[checkpoint_layout.Slot]] = {}
+    for slot in slots:
+        groups.setdefault(slot.name, []).append(slot)
+    return list(groups.values())
 
 
 def _save_quantized(

@@ -105,7 +105,7 @@ def train(
             f"{model.path} holds quantised weights, and without adapters all of them would train: give "
             "--model.lora-rank, or --train.trains head"
         )
-    prepared = prepare(options, tokenizer, limit=config.max_position_embeddings, records=data)
+    prepared = prepare(options, tokenizer, limit=config.context, records=data)
     job = _Job(options, Spec(options.prm, config, objectives=prepared.objectives), base, prepared, mesh)
     del base
     with (
