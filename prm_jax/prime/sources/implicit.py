@@ -194,7 +194,7 @@ class ImplicitPRM(Source):
         metrics = {"prm/label_threshold": jnp.where(jnp.isfinite(threshold), threshold, 0.0), "prm/flagged": flagged}
         if options.reading == "failed_labels":
             labels = jnp.where(failed[:, None], labels, 0.0)
-        if counts is not None:
+        if counts is not None and options.label_trust is not None:
             trust = label_trust(counts)
             labels = jnp.where(trust >= options.label_trust, trust, 0.0) * labels
             metrics["prm/label_trust"] = trust
