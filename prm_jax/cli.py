@@ -36,6 +36,7 @@ COMMANDS = {
     "label": "label steps by rollouts: OmegaPRM, or every prefix",
     "critique": "judge the steps of solutions with a language model that writes critiques",
     "plot": "draw the curves of one run, or compare runs with their seeds as bands",
+    "claims": "write the page of claims from the results of experiments",
     "generate": "sample from a model",
     "convert": "turn a GGUF file or a Hugging Face directory into a Hugging Face directory",
     "doctor": "show versions, devices, memory, extras and the sandbox of this machine",
