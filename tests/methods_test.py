@@ -4,6 +4,7 @@ import json
 import pathlib
 import re
 import shlex
+import shutil
 
 import jax
 import numpy as np
@@ -109,7 +110,7 @@ def workplace(tmp_path_factory):
 
 def solutions(task, problem, rng):
     """A right, a wrong, and two careless solutions to a problem."""
-    texts = [problem.metadata["solution"], *(task.demonstration(problem, rng) for _ in range(2))]
+    texts = [right(problem), *(task.demonstration(problem, rng) for _ in range(2))]
     texts.append(re.sub(r"#\d+", "#1", texts[0]))
     for index, text in enumerate(texts):
         steps = tuple(text[a:b] for a, b in task.splitter(text))
@@ -122,7 +123,19 @@ def solutions(task, problem, rng):
         yield StepRecord(problem.prompt, steps, labels, task.verify(problem, text), problem.id, name, told)
 
 
+def right(problem):
+    """The running totals of a sum, and its answer."""
+    total, *others = (int(number) for number in problem.prompt.rstrip("=").split("+"))
+    steps = []
+    for number in others:
+        steps.append(f"{total}+{number}={total + number}")
+        total += number
+    return ";".join(steps) + f"#{total}"
+
+
 def run(words, folder):
+    if "runs/step-dpo/model" in words and not (folder / words[2]).exists():
+        shutil.copytree(folder / "policy", folder / words[2])
     if "--interval-from" in words:
         assert cli.main(["score", "prm", "solutions.jsonl", "--out", "known"]) == 0
         (folder / "known" / "scores.jsonl").rename(folder / "known.jsonl")

@@ -3,17 +3,17 @@
 BRAIn: arXiv 2402.02479; GPO, general preference optimisation: arXiv 2410.02197; SPPO: arXiv 2405.00675.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from prm_jax import rl
 from prm_jax.prime.batch import RewardInputs
+from prm_jax.prime.options import PolicyOptions
 
-if TYPE_CHECKING:
-    from prm_jax.prime.options import PolicyOptions
-    from prm_jax.prime.policy import PolicyLoss
+SampleLoss = Callable[[jax.Array, jax.Array, jax.Array, RewardInputs], rl.Loss]
+"""As ``policy.PolicyLoss``."""
 
 NAMES = ("brain", "gpo", "sppo")
 """Losses that compare the samples of a prompt, so that a piece of an update must hold whole groups."""
@@ -28,7 +28,7 @@ def response_rewards(advantages: jax.Array, inputs: RewardInputs) -> jax.Array:
     return jnp.where(counted, advantages, 0.0).sum(-1) / jnp.maximum(counted.sum(-1), 1)
 
 
-def brain_policy_loss(options: "PolicyOptions") -> "PolicyLoss":
+def brain_policy_loss(options: PolicyOptions) -> SampleLoss:
     """Cross-entropy to the reward-conditioned posterior of the policy's start, over the samples of a prompt."""
 
     def loss(logp: jax.Array, old_logp: jax.Array, advantages: jax.Array, inputs: RewardInputs) -> rl.Loss:
@@ -43,7 +43,7 @@ def brain_policy_loss(options: "PolicyOptions") -> "PolicyLoss":
     return loss
 
 
-def gpo_policy_loss(options: "PolicyOptions") -> "PolicyLoss":
+def gpo_policy_loss(options: PolicyOptions) -> SampleLoss:
     """Squared distance of the log-ratio to the preference over the policy that sampled.
 
     gpo: the preference of a response is its reward less the mean of the group's others, and log Z is estimated from
