@@ -27,10 +27,10 @@ SMALL = {
         "--rollout.prompts-per-step 2 --rollout.samples-per-prompt 2 --prm.pretrain-rollouts 0 --rollout.filter none"
     ),
     "train-prm": "--max-steps 1 --train.batch-size 8 --data.max-length 64 --eval-every 0 --no-plots --text.separator=",
-    "label": "--problems 2 --sampling.max-new-tokens 24 --task-options max_operands 3",
+    "label": "--problems 4 --rollouts 6 --sampling.max-new-tokens 40 --task-options max_operands 4",
     "search": (
-        "--problems 1 --samples 2 --width 2 --simulations 2 --max-steps 2 --sampling.step-tokens 8 "
-        "--sampling.max-new-tokens 12 --task-options max_operands 3"
+        "--problems 1 --samples 4 --width 2 --simulations 2 --max-steps 2 --sampling.step-tokens 8 "
+        "--sampling.max-new-tokens 12 --task-options max_operands 4"
     ),
     "critique": "--max-new-tokens 4",
     "eval": "--resamples 5",

@@ -127,5 +127,5 @@ def _without_problem(prompt: Prompt) -> Prompt:
         return ""
     last = prompt[-1] if prompt else None
     if isinstance(last, Mapping):
-        return (*prompt[:-1], {**last, "content": ""})  # type: ignore[return-value]
+        return (*prompt[:-1], {**last, "content": ""})
     raise UserError("--mask problem takes away the text of problems, but these prompts are lists of token ids")

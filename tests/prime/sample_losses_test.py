@@ -140,7 +140,7 @@ def test_a_critic_s_features_are_kept_apart(options, tiny_config, tiny_params, t
     [
         ({"policy": {"loss": "brain", "microbatches": 8}}, "would cut through groups"),
         ({"policy": {"loss": "gpo"}, "rollout": {"samples_per_prompt": 1, "filter": "none"}}, "sample at least 2"),
-        ({"policy": {"loss": "brane"}}, ""),
+        ({"policy": {"loss": "brane"}}, "unknown policy loss 'brane'"),
         ({"reward": {"shaping": ("verifier",)}}, "--advantage.outcome-coef 0, or the outcome counts twice"),
         ({"reward": {"shaping": ("verifier", "clip")}, "advantage": {"outcome_coef": 0.0}}, "name it last"),
         ({"critic": {"rank_penalty": 0.1}}, "--critic.rank-penalty is for the critic of --advantage.estimator ppo"),
