@@ -1,5 +1,7 @@
 # make run   trains the tiny preset end to end (a few minutes on two cores) and draws its plots
 # make test  checks style and types, then runs the whole test suite
+# make claims        writes docs/claims.md from the results of the experiments
+# make claims-check  runs the quick experiments again and compares every number (ten minutes)
 # make aot   compiles kernels and training steps for TPU slices that are not there (libtpu; Linux; an hour on two cores)
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +9,7 @@ BIN := $(VENV)/bin
 EXTRAS ?= dev
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
-.PHONY: run test fast aot lint facts venv clean
+.PHONY: run test fast aot lint facts claims claims-check venv clean
 
 venv: $(VENV)/.installed
 
@@ -34,6 +36,13 @@ fast: venv
 aot:
 	$(MAKE) VENV=.venv-aot EXTRAS=dev,tpu venv
 	.venv-aot/bin/python -m pytest tests/pallas/aot_tpu_test.py tests/prime/aot_step_test.py
+
+claims: venv
+	$(BIN)/prm-jax claims
+
+claims-check: venv
+	$(BIN)/prm-jax claims --check
+	$(BIN)/prm-jax claims --rerun exact cheap
 
 facts: venv
 	$(BIN)/python -m tools.facts

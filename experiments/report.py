@@ -5,7 +5,8 @@ tables, and the panels of its picture. Run one from the root of the repository:
 
     python -m experiments.<name>.main [--smoke] [--out DIRECTORY]
 
-with a flag for every setting. `--out` keeps `results.json` and `figure.png` there.
+with a flag for every setting. `--out` keeps `results.json` and `figure.png` there; `experiments/claims.yaml` says which
+numbers `docs/claims.md` shows.
 """
 
 import dataclasses
@@ -22,7 +23,9 @@ from typing import Any, Literal, TypeVar
 import jax
 import numpy as np
 import tyro
-from scipy import stats
+
+from prm_jax import stats
+from prm_jax.runs.claims import stamp
 
 Config = TypeVar("Config")
 Table = Mapping[str, Mapping[str, float]]
@@ -85,7 +88,7 @@ def main(run: Callable[[Config], Tables], full: Config, smoke: Config, panels: S
     print(f"\n{took:.1f} s on {machine()}; {config}")
     if target is not None:
         target.mkdir(parents=True, exist_ok=True)
-        record = {"config": dataclasses.asdict(config), "machine": machine(), "seconds": round(took, 1)}
+        record = {**stamp(), "config": dataclasses.asdict(config), "machine": machine(), "seconds": round(took, 1)}
         text = json.dumps({**record, "tables": plain(tables)}, indent=1)
         (target / "results.json").write_text(text + "\n")
         if panels:
@@ -103,12 +106,9 @@ def machine() -> str:
 
 def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
     """Mean of independent repeats and its 95 % interval by Student's t; one repeat has an interval of width 0."""
-    x = np.asarray(values, np.float64)
-    mean = float(x.mean())
-    half = 0.0
-    if x.size > 1:
-        half = float(stats.t.ppf(0.975, x.size - 1) * x.std(ddof=1) / np.sqrt(x.size))
-    return Estimate(mean, mean - half, mean + half)
+    if len(values) == 1:
+        return Estimate(float(values[0]), float(values[0]), float(values[0]))
+    return Estimate(*stats.interval(values))
 
 
 def average(found: Sequence[Table]) -> dict[str, dict[str, float]]:

@@ -1,19 +1,18 @@
 """Attention in blocks against one array of scores: gradient of `token_logprobs`, and of attention alone, on a CPU.
 
-    python experiments/benchmarks/attention.py                     # SmolLM2-135M's sizes, random weights; many minutes
-    python experiments/benchmarks/attention.py --layers 1 4 --lengths 1024     # less work: extrapolated to 30 layers
-    python experiments/benchmarks/attention.py --smoke             # seconds, only to see that it runs
+    python experiments/benchmarks/attention.py             # SmolLM2-135M's sizes, random weights; half an hour
+    python experiments/benchmarks/attention.py --alone     # attention by itself; a minute
+    python experiments/benchmarks/attention.py --smoke     # seconds, only to see that it runs
 
 Both implementations are compiled once and take turns within each repeat. Seconds are processor time, which other work
 on the machine changes least; a ratio is taken within each repeat, and its median, least and most are printed. Temporary
-memory is the compiler's figure. With two numbers of layers, the medians are extrapolated to 30 on a line, since all
-layers do the same. What was measured is in docs/models.md.
+memory is the compiler's figure. Without recomputation (`--remat full`), one array of scores needs 45 GB for 30 layers
+at 2,048 tokens. What was measured is in docs/models.md.
 """
 
 import argparse
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import platform
@@ -40,42 +39,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024, 2048, 4096])
     parser.add_argument("--rows", type=int, default=1)
-    parser.add_argument("--layers", type=int, nargs="+", default=[30], help="one number, or two to extrapolate from")
+    parser.add_argument("--layers", type=int, default=SMOLLM2.num_layers)
+    parser.add_argument("--remat", choices=["none", "full"], default="none", help="full: layers are recomputed")
+    parser.add_argument("--alone", action="store_true", help="attention by itself, forward and gradient")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=pathlib.Path, help="write the numbers as JSON; lengths that are there stay")
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
-    config = SMOLLM2
+    config = dataclasses.replace(SMOLLM2, num_layers=options.layers, remat=options.remat)
     if options.smoke:
-        options.lengths, options.layers, options.repeats = [40], [1, 2], 1
-        config = dataclasses.replace(config, vocab_size=64, hidden_size=64, intermediate_size=64)
+        options.lengths, options.repeats = [40], 1
+        config = dataclasses.replace(config, vocab_size=64, hidden_size=64, intermediate_size=64, num_layers=2)
     kept = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
     for length in options.lengths:
-        found = {}
-        for layers in options.layers:
-            own = dataclasses.replace(config, num_layers=layers)
-            found[layers] = {**measure(own, options.rows, length, options.repeats), "setting": setting(options)}
-            kept[f"{options.rows} x {length}, {layers} layers"] = found[layers]
-            print(row(options.rows, length, layers, found[layers]), flush=True)
-        if len(found) == 2:
-            kept[f"{options.rows} x {length}, extrapolated"] = whole = extrapolated(found, SMOLLM2.num_layers)
-            seconds = whole["seconds"]
-            print(
-                f"| {options.rows} x {length:,} | {SMOLLM2.num_layers}, extrapolated | {seconds['naive']:.2f} | "
-                f"{seconds['blockwise']:.2f} | {whole['ratio']:.2f} | |", flush=True,
-            )  # fmt: skip
+        shape = f"{options.rows} x {length}"
+        if options.alone:
+            found = measure_alone(config, options.rows, length, options.repeats)
+            name, line = f"{shape}, alone", row_alone(options.rows, length, found)
+        else:
+            found = measure(config, options.rows, length, options.repeats)
+            name = f"{shape}, {config.num_layers} layers" + (", recomputed" if options.remat == "full" else "")
+            line = row(options.rows, length, config.num_layers, found)
+        kept[name] = {**found, "setting": setting(options)}
+        print(line, flush=True)
         if options.out:
             options.out.write_text(json.dumps(kept, indent=1) + "\n")
-
-
-def extrapolated(found: dict[int, dict[str, Any]], layers: int) -> dict[str, Any]:
-    """Median seconds of both implementations with `layers` layers, on the line through two measured numbers."""
-    (few, less), (many, more) = found.items()
-    seconds = {}
-    for name in NAMES:
-        low, high = (statistics.median(one["seconds"][name]) for one in (less, more))
-        seconds[name] = high + (layers - many) * (high - low) / (many - few)
-    return {"layers": layers, "seconds": seconds, "ratio": seconds["blockwise"] / seconds["naive"]}
 
 
 def measure(config: ModelConfig, rows: int, length: int, repeats: int) -> dict[str, Any]:
@@ -88,6 +76,29 @@ def measure(config: ModelConfig, rows: int, length: int, repeats: int) -> dict[s
         gradient = jax.jit(jax.grad(lambda p, t, own=own: token_logprobs(own, p, t).mean()))
         compiled = gradient.lower(params, tokens).compile()
         runs[name] = lambda compiled=compiled: compiled(params, tokens)
+    temporary = {name: _temporary_bytes(_alone(config, rows, length, name, gradient=True)) for name in NAMES}
+    return {**_in_turn(runs, repeats), "temporary_bytes_of_attention": temporary}
+
+
+def measure_alone(config: ModelConfig, rows: int, length: int, repeats: int) -> dict[str, Any]:
+    """One layer's attention: seconds forward and of the gradient, and temporary bytes of the gradient."""
+    arrays = [
+        jax.random.normal(jax.random.key(i), shape.shape, shape.dtype)
+        for i, shape in enumerate(_shapes(config, rows, length))
+    ]
+    found: dict[str, Any] = {}
+    for gradient in (False, True):
+        programs = {name: _alone(config, rows, length, name, gradient=gradient) for name in NAMES}
+        runs = {name: lambda program=program: program(*arrays) for name, program in programs.items()}
+        for run in runs.values():
+            jax.block_until_ready(run())
+        found["gradient" if gradient else "forward"] = _in_turn(runs, repeats)
+    found["temporary_bytes"] = {name: _temporary_bytes(program) for name, program in programs.items()}
+    return found
+
+
+def _in_turn(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Any]:
+    """Processor seconds of each run, and ratios within a repeat."""
     seconds: dict[str, list[float]] = {name: [] for name in NAMES}
     for repeat in range(repeats):
         for name in NAMES[:: 1 if repeat % 2 else -1]:
@@ -95,11 +106,8 @@ def measure(config: ModelConfig, rows: int, length: int, repeats: int) -> dict[s
             jax.block_until_ready(runs[name]())
             seconds[name].append(time.process_time() - begun)
     ratios = [b / a for a, b in zip(*(seconds[name] for name in NAMES), strict=True)]
-    return {
-        "seconds": seconds,
-        "ratio": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
-        "temporary_bytes_of_attention": {name: _attention_bytes(config, rows, length, name) for name in NAMES},
-    }
+    spread = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+    return {"seconds": seconds, "ratio": spread}
 
 
 def row(rows: int, length: int, layers: int, found: dict[str, Any]) -> str:
@@ -113,6 +121,17 @@ def row(rows: int, length: int, layers: int, found: dict[str, Any]) -> str:
     )
 
 
+def row_alone(rows: int, length: int, found: dict[str, Any]) -> str:
+    """One line of the table of attention alone in docs/models.md."""
+    ratios = [found[name]["ratio"] for name in ("forward", "gradient")]
+    temporary = found["temporary_bytes"]
+    return (
+        f"| {rows} x {length:,} | "
+        + " | ".join(f"{ratio['median']:.2f} ({ratio['least']:.2f} - {ratio['most']:.2f})" for ratio in ratios)
+        + f" | {temporary['blockwise'] / 2**20:.0f} instead of {temporary['naive'] / 2**20:.0f} MiB |"
+    )
+
+
 def setting(options: argparse.Namespace) -> dict[str, Any]:
     """Machine, versions and options."""
     return {
@@ -121,16 +140,27 @@ def setting(options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _attention_bytes(config: ModelConfig, rows: int, length: int, name: str) -> int:
-    """Temporary bytes of the gradient of one layer's attention."""
-    shapes = [(rows, length, heads, config.head_dim) for heads in (config.num_heads, *(config.num_kv_heads,) * 2)]
-    q, k, v = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+def _shapes(config: ModelConfig, rows: int, length: int) -> list[jax.ShapeDtypeStruct]:
+    """Of queries, keys and values."""
+    heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+    return [jax.ShapeDtypeStruct((rows, length, count, config.head_dim), jnp.float32) for count in heads]
+
+
+def _alone(config: ModelConfig, rows: int, length: int, name: str, *, gradient: bool) -> Any:
+    """The compiled attention of one layer, or its gradient."""
+    shapes = _shapes(config, rows, length)
+
+    def run(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return attend(q, k, v, implementation=name)  # type: ignore[arg-type]
 
     def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return (attend(q, k, v, implementation=name) ** 2).sum() / math.prod(q.shape)  # type: ignore[arg-type]
+        return (run(q, k, v) ** 2).mean()
 
-    compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, v).compile()
-    analysis = compiled.memory_analysis()
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)) if gradient else run).lower(*shapes).compile()
+
+
+def _temporary_bytes(program: Any) -> int:
+    analysis = program.memory_analysis()
     return int(analysis.temp_size_in_bytes) if analysis is not None else 0
 
 

@@ -15,6 +15,7 @@ import shutil
 import sys
 
 from prm_jax.prime import PRESETS
+from prm_jax.runs.claims import stamp
 
 HERE = pathlib.Path(__file__).resolve().parent
 KEPT = (
@@ -39,7 +40,8 @@ def report(args: argparse.Namespace) -> None:
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     kept = [{name: round(row[name], 4) for name in KEPT if name in row} for row in rows]
     facts = json.loads((args.out / "run.json").read_text())["launches"][-1]
-    (HERE / "results.json").write_text(json.dumps({"versions": facts["versions"], "steps": kept}, indent=1) + "\n")
+    record = {**stamp(), "versions": facts["versions"], "steps": kept}
+    (HERE / "results.json").write_text(json.dumps(record, indent=1) + "\n")
     from prm_jax.runs.plots import plot_runs
 
     pictures = plot_runs([args.out], args.out / "plots")

@@ -20,6 +20,7 @@ import numpy as np
 
 from prm_jax.prime import PRESETS, Options
 from prm_jax.prime.options import TaskOptions
+from prm_jax.runs.claims import stamp
 
 HERE = pathlib.Path(__file__).resolve().parent
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
@@ -223,7 +224,7 @@ def report(args: argparse.Namespace) -> None:
             ]
             print(f"| {arm} | " + " | ".join(cells) + " |")
     target = args.out if args.smoke else HERE
-    (target / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (target / "results.json").write_text(json.dumps({**stamp(), **summary}, indent=1) + "\n")
     draw(args.out, list(summary), target / "curves.png")
 
 

@@ -27,6 +27,7 @@ from prm_jax.data.step_data import StepRecord, write_step_data
 from prm_jax.prm import compiled
 from prm_jax.prm.cases import Case, halves, read_cases, table
 from prm_jax.prm.judge import bootstrap_f1, process_bench, step_quality
+from prm_jax.runs.claims import stamp
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -175,7 +176,7 @@ def main() -> None:
         return
     tables = judge(options)
     print(reports.render(tables))
-    record = {"machine": reports.machine(), "tables": reports.plain(tables)}
+    record = {**stamp(), "machine": reports.machine(), "tables": reports.plain(tables)}
     (options.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
     reports.draw(tables, [reports.Panel("first wrong step", ("F1",))], options.out / "figure.png")
 

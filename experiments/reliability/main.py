@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from experiments.reliability import drills
+from prm_jax.runs.claims import stamp
 from prm_jax.runs.versions import library_versions
 
 JOBS = {
@@ -123,7 +124,8 @@ def main() -> None:
             "cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version(),
             "versions": library_versions(), "load": os.getloadavg()[0],
         }  # fmt: skip
-        document = {"job": JOBS[given.job], "seed": given.seed, "machine": machine, "drills": found, "failures": wrong}
+        document = {**stamp(), "job": JOBS[given.job], "seed": given.seed, "machine": machine, "drills": found}
+        document["failures"] = wrong
         document["seconds"] = time.monotonic() - begun
         given.out.mkdir(parents=True, exist_ok=True)
         (given.out / f"{given.job}.json").write_text(json.dumps(document, indent=2) + "\n")

@@ -1,18 +1,16 @@
 """``prm-jax generate``: prompts in, responses and tokens per second out."""
 
-import dataclasses
 import json
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from prm_jax.commands.devices import mesh_of
-from prm_jax.commands.server_generation import before_stop, server_sampler
+from prm_jax.commands.samplers import before_stop, local_sampler, server_sampler
 from prm_jax.errors import UserError
 from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.option_ranges import at_least, check_ranges, within
@@ -92,7 +90,7 @@ def run(options: Options) -> None:
     prompts = processes.broadcast_from_first(list(_prompts(options)) if processes.is_first() else [], name="prompts")
     path = find_model(options.model)
     tokenizer = Tokenizer.load(path)
-    sample = (server_sampler if options.server else _local_sampler)(options, path, tokenizer)
+    sample = (server_sampler if options.server else local_sampler)(options, path, tokenizer)
     tokens, seconds = 0, 0.0
     for number, start in enumerate(range(0, len(prompts), options.batch_size)):
         batch = prompts[start : start + options.batch_size]
@@ -110,32 +108,6 @@ def run(options: Options) -> None:
     if seconds and processes.is_first():
         note = ", compilation included" if len(prompts) <= options.batch_size and not options.server else ""
         print(f"{tokens} tokens in {seconds:.1f} s: {tokens / seconds:.1f} tokens/s{note}", file=sys.stderr)
-
-
-def _local_sampler(options: Options, path: pathlib.Path, tokenizer: Any) -> Callable[[Sequence[Prompt], int], Any]:
-    import jax
-
-    from prm_jax.models import DecodeOptions, generate, load_weights
-
-    config, params = load_weights(path, dtype=options.dtype, mesh=mesh_of(options.mesh))
-    config = dataclasses.replace(config, compute_dtype=options.dtype)
-    key = jax.random.key(options.seed)
-
-    def sample(batch: Sequence[Prompt], start: int) -> Any:
-        ready = [[{"role": "user", "content": p}] if options.chat and isinstance(p, str) else p for p in batch]
-        # A smaller last batch would be compiled again: it is filled with copies, which are not shown.
-        size = -(-options.batch_size // processes.count())
-        ready += [ready[-1]] * (size - len(batch) if start >= options.batch_size else 0)
-        decode = DecodeOptions(
-            tokenizer=tokenizer, min_p=options.min_p, keep_stop=False, prompt_ids=range(start, start + len(ready))
-        )
-        return generate(
-            config, params, ready, key, samples_per_prompt=options.samples, max_new_tokens=options.max_new_tokens,
-            temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, stop=options.stop,
-            options=decode,
-        )  # fmt: skip
-
-    return sample
 
 
 def _texts(tokenizer: Any, samples: Any, rows: int) -> list[_Text]:

@@ -16,10 +16,10 @@ def load_task(spec: str | Mapping[str, Any], **options: Any) -> Task:
     """Makes a task from its name and options, as a configuration file or command line gives them.
 
     Args:
-      spec: ``"carry"``, ``"arithmetic"``, ``"gsm8k"``, ``"code"``, ``"rooms"``, ``"lookup"``, ``"jsonl"``; a data file
-        or directory (see ``rows.read_rows``), the same as ``"jsonl"`` with ``train`` set to it; ``"gym:NAME"`` or NAME
-        alone for a data set of reasoning-gym; ``"package.module:make"`` or ``"path/file.py:make"`` for a function or
-        class that makes a task; or a mapping with ``"name"`` and options.
+      spec: ``"carry"``, ``"arithmetic"``, ``"gsm8k"``, ``"code"``, ``"programs"``, ``"rooms"``, ``"lookup"``,
+        ``"jsonl"``; a data file or directory (see ``rows.read_rows``), the same as ``"jsonl"`` with ``train`` set to
+        it; ``"gym:NAME"`` or NAME alone for a data set of reasoning-gym; ``"package.module:make"`` or
+        ``"path/file.py:make"`` for a function or class that makes a task; or a mapping with ``"name"`` and options.
       **options: of the task: the parameters of its maker; they override those of a mapping. Text is converted to the
         types that the maker declares. An option with a dot belongs to a part of the task: ``splitter.pattern`` sets
         ``pattern`` in ``splitter_options``.
@@ -102,6 +102,7 @@ def _makers() -> dict[str, Callable[..., Any]]:
     from prm_jax.data.code_task import CodeOptions
     from prm_jax.data.file_task import FileOptions, Gsm8kOptions
     from prm_jax.data.lookup import lookup_task
+    from prm_jax.data.programs import ProgramsTask
     from prm_jax.data.rooms import rooms_task
 
     return {
@@ -111,6 +112,7 @@ def _makers() -> dict[str, Callable[..., Any]]:
         "gsm8k": Gsm8kOptions,
         "jsonl": FileOptions,
         "lookup": lookup_task,
+        "programs": ProgramsTask,
         "rooms": rooms_task,
     }
 

@@ -21,6 +21,7 @@ from prm_jax.models.attention_choice import resolve
 from prm_jax.models.attention_spec import NEGATIVE, soft_capped
 from prm_jax.models.blockwise_attention import block_size
 from prm_jax.models.config import ModelConfig
+from prm_jax.models.qtensor import QTensor, dequantize, product, take
 from prm_jax.models.transformer import Params, head_matrix, keys_and_values
 from prm_jax.target_device import platform_and_kind
 
@@ -188,7 +189,9 @@ def run_layers(config: ModelConfig, params: Params, tokens: Array, positions: Ar
       hidden [D, B] after the final norm.
     """
     rotation = rope.table(config, positions[:, None])
-    x = jnp.take(params["embed"]["embedding"], tokens, axis=0).astype(config.compute_dtype).T
+    table = params["embed"]["embedding"]
+    rows = take(table, tokens, config.compute_dtype) if isinstance(table, QTensor) else jnp.take(table, tokens, axis=0)
+    x = rows.astype(config.compute_dtype).T
     for number, layer in enumerate(params["layers"]):
         q, k, v = _project(config, layer["attn"], _norm(config, layer["attn_norm"], x), rotation)
         x = x + _linear(config, layer["attn"], _O, mix(number, q, k, v).T)
@@ -220,7 +223,11 @@ def _prefill(config: ModelConfig, params: Params, prompts: tuple[Array, Array]) 
 
 
 def _cast(config: ModelConfig, params: Params) -> Params:
-    return {name: leaf.astype(config.compute_dtype) for name, leaf in params.items()}
+    return {name: _plain(leaf, config.compute_dtype) for name, leaf in params.items()}
+
+
+def _plain(matrix: Any, dtype: Any) -> Array:
+    return dequantize(matrix, dtype) if isinstance(matrix, QTensor) else matrix.astype(dtype)
 
 
 def _repack(config: ModelConfig, layers: Params) -> Params:
@@ -238,7 +245,7 @@ def _fuse(config: ModelConfig, parts: Sequence[Params]) -> Params | None:
     dtype = jnp.dtype(config.compute_dtype)
     kernels = []
     for part in parts:
-        kernel = part["kernel"].astype(dtype)
+        kernel = _plain(part["kernel"], dtype)
         if "lora_a" in part:
             if dtype != jnp.float32:
                 return None  # in half precision the adapters would be lost in the sum
@@ -272,15 +279,16 @@ def _linear(config: ModelConfig, params: Params, names: tuple[str, ...], x: Arra
 
 
 def _single(config: ModelConfig, params: Params, x: Array) -> Array:
-    def product(kernel: Array, x: Array) -> Array:
+    def dense(kernel: Array, x: Array) -> Array:
         return lax.dot_general(kernel.astype(x.dtype), x, (((0,), (0,)), ((), ())))
 
-    y = product(params["kernel"], x)
+    quantized = isinstance(params["kernel"], QTensor)
+    y = product(x.T, params["kernel"]).T if quantized else dense(params["kernel"], x)
     if "bias" in params:
         y = y + params["bias"].astype(x.dtype)[:, None]
     if "lora_a" in params:
         scale = config.lora_alpha / params["lora_a"].shape[-1]
-        y = y + product(params["lora_b"], product(params["lora_a"], x)) * scale
+        y = y + dense(params["lora_b"], dense(params["lora_a"], x)) * scale
     return y
 
 

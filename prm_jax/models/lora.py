@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from prm_jax.errors import UserError
 from prm_jax.models.config import ModelConfig
+from prm_jax.models.qtensor import QTensor, dequantize
 from prm_jax.models.transformer import Params
 
 _HOMES = {
@@ -108,18 +109,20 @@ def split(params: Params) -> tuple[Params, Params]:
 
 
 def merge(config: ModelConfig, params: Params) -> Params:
-    """The equivalent plain model: ``kernel + lora_a lora_b alpha / r``, summed in float32.
+    """The equivalent plain model: ``kernel + lora_a lora_b alpha / r``, summed in float32; quantised leaves expanded.
 
     Args:
       config: gives ``lora_alpha``.
       params: a joined tree.
 
     Returns:
-      A tree without adapters, kernels in their own dtype; other leaves are shared with ``params``.
+      A tree without adapters, kernels in their own dtype (float32 where they were quantised); other leaves are shared
+      with ``params``.
     """
     merged: Params = {}
     for name, value in params.items():
         if name not in _LEAVES:
+            value = dequantize(value) if isinstance(value, QTensor) else value
             merged[name] = merge(config, value) if isinstance(value, dict) else value
     if "lora_a" in params:
         merged["kernel"] = _fold(config, params)
@@ -128,6 +131,7 @@ def merge(config: ModelConfig, params: Params) -> Params:
 
 def _fold(config: ModelConfig, linear: dict[str, Any]) -> jax.Array:
     kernel, lora_a, lora_b = linear["kernel"], linear["lora_a"], linear["lora_b"]
+    kernel = dequantize(kernel) if isinstance(kernel, QTensor) else kernel
     product = jnp.einsum(
         "...ir,...ro->...io",
         lora_a.astype(jnp.float32),

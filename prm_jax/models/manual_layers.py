@@ -18,6 +18,7 @@ from prm_jax.errors import UserError
 from prm_jax.models.attention_spec import SAVED
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.gathers import Gathers
+from prm_jax.models.qtensor import PARTS
 from prm_jax.models.rows import row_axes
 from prm_jax.models.sharding import AXES, BATCH, partition_spec
 from prm_jax.models.tensor_split import TensorSplit
@@ -40,7 +41,7 @@ def applies(config: ModelConfig, mesh: AbstractMesh | None, rows: int) -> bool:
     """
     if mesh is None or config.layers == "constraints":
         return False
-    reason = _obstacle(config, mesh, rows)
+    reason = obstacle(config, mesh, rows)
     if reason and config.layers == "manual":
         raise UserError(f"--model.layers manual: {reason}, or use --model.layers auto")
     return not reason
@@ -84,7 +85,8 @@ def run_layers(
     def whole(layer: Any) -> Any:
         leaves = []
         for (name, spec), leaf in zip(specs.items(), jax.tree.leaves(layer), strict=True):
-            leaf = gathers.weights(leaf, P(*spec[1:]), x.dtype)
+            packed = name.rpartition("/")[2] in PARTS  # parts of quantised kernels keep their dtypes
+            leaf = gathers.weights(leaf, P(*spec[1:]), leaf.dtype if packed else x.dtype)
             if repeated and _of_key_heads(name, spec):
                 leaf = _own_key_head(leaf, config, ways)
             leaves.append(leaf)
@@ -122,7 +124,8 @@ def remat_policy(config: ModelConfig) -> Callable[..., Any] | None:
     }[config.remat]
 
 
-def _obstacle(config: ModelConfig, mesh: AbstractMesh, rows: int) -> str:
+def obstacle(config: ModelConfig, mesh: AbstractMesh, rows: int) -> str:
+    """Why B rows on this mesh cannot run under ``shard_map``, with a remedy; empty where they can."""
     unknown = set(mesh.axis_names) - set(AXES)
     if unknown:
         return f"the mesh has axes {sorted(unknown)}; make it with models.make_mesh"

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from prm_jax.models import manual_layers, rope
 from prm_jax.models.attention import attend
 from prm_jax.models.config import ModelConfig
+from prm_jax.models.qtensor import QTensor, dequantize, product
 from prm_jax.models.rows import embed, mesh_of, split_over_rows
 from prm_jax.models.tensor_split import TensorSplit
 
@@ -46,6 +47,7 @@ class Linear(nn.Module):
     """``x @ kernel (+ bias)``, plus ``(x @ lora_a) @ lora_b * lora_alpha / rank`` where there are adapters.
 
     With ``split``, each device has some of the rows of ``kernel``, and the products are summed over the devices.
+    The kernel may be a `QTensor`.
     """
 
     config: ModelConfig
@@ -57,11 +59,14 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width, dtype = x.shape[-1], jnp.dtype(self.config.dtype)
-        initializer = nn.initializers.normal(self.gain / math.sqrt(width))
-        kernel = self.param("kernel", initializer, (width, self.features), dtype)
         # Matrix products instead of products of [B, T, D], for which XLA on CPU takes twice as long in the gradient.
         shape, x = x.shape, x.reshape(-1, width)
-        y = x @ kernel.astype(x.dtype)
+        stored: Any = self.get_variable("params", "kernel")
+        if isinstance(stored, QTensor):
+            y = product(x, stored)
+        else:
+            initializer = nn.initializers.normal(self.gain / math.sqrt(width))
+            y = x @ self.param("kernel", initializer, (width, self.features), dtype).astype(x.dtype)
         bias = None
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), dtype).astype(x.dtype)
@@ -170,6 +175,9 @@ class _Embed(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         config = self.config
+        stored: Any = self.get_variable("params", "embedding")
+        if isinstance(stored, QTensor):
+            return embed(stored, tokens, config.compute_dtype)
         initializer = nn.initializers.normal(1.0 / math.sqrt(config.hidden_size))
         shape = (config.vocab_size, config.hidden_size)
         embedding = self.param("embedding", initializer, shape, jnp.dtype(config.dtype))
@@ -331,8 +339,9 @@ def _hidden_states(
 
 
 def head_matrix(config: ModelConfig, params: Params) -> jax.Array:
-    """The output head [V, D]: the embedding matrix when the two are tied."""
-    return params["embed"]["embedding"] if config.tie_word_embeddings else params["head"]["kernel"]
+    """The output head [V, D]: the embedding matrix when the two are tied; a quantised one in the compute dtype."""
+    head = params["embed"]["embedding"] if config.tie_word_embeddings else params["head"]["kernel"]
+    return dequantize(head, config.compute_dtype) if isinstance(head, QTensor) else head
 
 
 def logits(config: ModelConfig, params: Params, hidden: jax.Array) -> jax.Array:

@@ -189,8 +189,18 @@ class PRMOptions:
     loss: Literal["ce", "dpo", "detached", "detached_bon_rm", "detached_bon_acc"] = "ce"
     """Cross-entropy on the outcome, DPO over all pairs of a right and a wrong response of a group, or the released
     detached pair losses."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Factors of the cross-entropy. balanced: right and wrong responses of a batch weigh equally."""
+    label_smoothing: Annotated[float, within(0, 0.5, high_open=True)] = 0.0
+    """Share of outcomes that the cross-entropy believes to be wrong, such as the verifier's error rate."""
     beta: Annotated[float, above(0)] = 0.05
     """Scale of the log-ratio."""
+    reading: Literal["raw", "labels", "failed_labels"] = "raw"
+    """What rewards are made of the PRM's. raw: as they are; labels: -1 on the first step whose reward is below a
+    threshold, 0 elsewhere; failed_labels: the same, but only in responses whose outcome is below 1/2."""
+    label_threshold: float | None = None
+    """That threshold; none: the one at which as many of the responses that the PRM learns from have such a step as have
+    failed, averaged over about ten updates."""
     include_last: bool = True
     """The response's last token gets a process reward, too."""
     learning_rate: Annotated[float, at_least(0)] = 1e-6
@@ -216,8 +226,21 @@ class PRMOptions:
     """Pieces in which the gradient of one optimiser step is accumulated (exactly)."""
     microbatch_tokens: Annotated[int, at_least(0)] = 0
     """Instead of that number: microbatches of at most this many tokens per device, padding included; 0: the number."""
+    replay: Annotated[int, at_least(0)] = 0
+    """Recent rollouts that are kept, on every device and in checkpoints, for the PRM to learn from again (loss=ce); 0:
+    none."""
+    replay_batches: Annotated[int, at_least(1)] = 1
+    """Additional optimiser steps per training step, each on as many replayed rollouts as a step samples."""
+    replay_age: Annotated[int, at_least(0)] = 0
+    """Steps after which a rollout is no longer replayed; 0: when newer ones replace it."""
+    replay_warm_up: Annotated[float, within(0, 1)] = 0.0
+    """Share of the replayed rollouts that comes from those of the warm-up (--prm.pretrain-rollouts), which are then
+    kept as well."""
     pretrain_rollouts: Annotated[int, at_least(0)] = 0
     """Rollouts of the initial policy from which the PRM learns, by outcomes alone, before the policy does."""
+    pretrain_task_options: dict[str, str] = field(default_factory=dict)
+    """Options of the task of these rollouts that differ from --task.options, as name value pairs: easier problems, from
+    which outcomes teach more."""
     pretrain_epochs: Annotated[int, at_least(1)] = 4
     """Passes over them."""
     pretrain_batch: Annotated[int, at_least(1)] = 128

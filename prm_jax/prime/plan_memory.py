@@ -20,7 +20,8 @@ from prm_jax.models.blockwise_attention import block_size
 from prm_jax.models.rows import row_axes
 from prm_jax.models.sharding import partition_spec
 from prm_jax.prime.options import Options
-from prm_jax.prime.sizes import pieces_of_tokens
+from prm_jax.prime.sizes import pieces_of_tokens, replay_places
+from prm_jax.prime.sources.replay import empty_replay
 from prm_jax.prime.start import Start, uses_online_prm
 from prm_jax.pytree_paths import named_leaves
 from prm_jax.runs.learner import Learner
@@ -155,6 +156,10 @@ def state_bytes(work: Workload) -> dict[str, float]:
         found[f"{name}{lora or ' parameters'}"] = bytes_per_device(trainable, work.mesh)
         if not learner.offload:
             found[f"{name} optimiser"] = bytes_per_device(opt, work.mesh)
+    recent, kept = replay_places(work.options)
+    if work.online_prm and recent:
+        shapes = jax.eval_shape(lambda: empty_replay(recent, kept, work.columns, jax.random.key(0)))
+        found["PRM's replay buffer (--prm.replay)"] = bytes_per_device(shapes, work.mesh)
     lora_policy = work.options.model.lora_rank > 0
     name = "base, also the reference" if lora_policy else "reference (initial weights)"
     if not work.options.model.offload_reference:

@@ -65,6 +65,22 @@ def _smoke() -> Options:
     )
 
 
+def _programs() -> Options:
+    """Programs of a few statements, judged in the sandbox."""
+    tiny = _tiny()
+    return dataclasses.replace(
+        tiny,
+        task=TaskOptions(
+            "programs",
+            {"min_operations": "3", "max_operations": "4", "reversals": "0.5", "careless": "0.7", "num_eval": "256"},
+        ),
+        sft=SFTOptions(steps=200),
+        rollout=dataclasses.replace(tiny.rollout, prompts_per_step=16, max_new_tokens=36, max_prompt_tokens=16),
+        prm=dataclasses.replace(tiny.prm, pretrain_rollouts=512),
+        eval=EvalOptions(every=10, problems=128, prm_problems=128, batch_size=256),
+    )
+
+
 def _smollm2() -> Options:
     return Options(
         task=TaskOptions("arithmetic", {"operation": "add", "digits": "2", "terms": "2", "shots": "2"}),
@@ -121,6 +137,7 @@ PRESETS = {
     "tiny": _tiny(),
     "tiny-long": _tiny_long(),
     "smoke": _smoke(),
+    "programs": _programs(),
     "smollm2": _smollm2(),
     "qwen2.5-1.5b-math": _math(),
     "qwen2.5-1.5b-math-lora": _math_lora(),

@@ -98,7 +98,9 @@ class Start:
         prm = options.prm
         optimizer = make_optimizer(
             prm.learning_rate, schedule=prm.schedule, warmup_steps=prm.warmup_steps,
-            total_steps=optimizer_steps(options, prm.epochs, prm.minibatches, warm_up=True),
+            total_steps=optimizer_steps(
+                options, prm.epochs, prm.minibatches, warm_up=True, replayed=prm.replay_batches if prm.replay else 0
+            ),
             weight_decay=prm.weight_decay, grad_clip=prm.grad_clip, moments=prm.moments,
         )  # fmt: skip
         return Learner(self.prm_config, optimizer, _lora(prm.lora_rank, options.model.lora_alpha), prm.offload)

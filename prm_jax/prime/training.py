@@ -36,7 +36,7 @@ from prm_jax.prime.sources import RewardSource
 from prm_jax.prime.start import Overrides, Start, load_start, offloads
 from prm_jax.prime.traced import check_traceable
 from prm_jax.prime.warm_start import warm_start
-from prm_jax.prime.warm_up import is_warmed_up
+from prm_jax.prime.warm_up import is_warmed_up, warm_up_task
 from prm_jax.resolve import check_signature, resolve
 from prm_jax.runs import processes, shared_files
 from prm_jax.runs.callbacks import Callback, Event
@@ -119,6 +119,10 @@ def train(
     """
     options = _with_source(options, source)
     check_options(options)
+    if task is not None and options.prm.pretrain_task_options:
+        raise UserError(
+            "--prm.pretrain-task-options change --task.options, which task= replaces: leave one of them out"
+        )
     begun = time.monotonic()
     overrides = _checked_overrides(Overrides(source, reward, advantage, policy_loss))
     callbacks = [*_named_callbacks(options), *callbacks]
@@ -132,7 +136,7 @@ def train(
     with _open(run_dir, options, resume) as run, Interrupts() as interrupts, _console(run) as console:
         console.plan(_plan(composed, main))
         frontend = Frontend(console, interrupts, watchdog=options.watchdog, watchdog_exit=options.watchdog_exit)
-        _introduce(task, options, frontend)
+        _introduce(composed, options, frontend)
         composed = _warmed(composed, overrides, run, frontend)
         probe = _probe(composed)
         results[main] = train_policy(
@@ -239,10 +243,15 @@ def _plan(composed: Composed, main: str) -> list[Phase]:
     return phases
 
 
-def _introduce(task: Task, options: Options, frontend: Frontend) -> None:
-    """Says how answers are judged, with one worked example, before anything is trained."""
-    for line in describe_task(task).splitlines():
+def _introduce(composed: Composed, options: Options, frontend: Frontend) -> None:
+    """Says how answers are judged, with one worked example, and what to be aware of, before anything is trained."""
+    for line in describe_task(composed.start.task).splitlines():
         frontend.say(line)
+    config, mesh = composed.start.config, composed.mesh
+    if mesh is not None and config.layers == "auto":
+        reason = manual_layers.obstacle(config, mesh.abstract_mesh, _microbatch_rows(options))
+        if reason:
+            frontend.say(f"warning: --model.layers constraints, which repeats work on the devices, because {reason}")
     if options.rollout.top_k or options.rollout.top_p < 1:
         frontend.say(
             "warning: --rollout.top-k and --rollout.top-p sample from a truncated distribution, while the policy's "
@@ -260,6 +269,8 @@ def _composed(options: Options, start: Start, mesh: Mesh | None, overrides: Over
     )  # fmt: skip
     initial = _fresh(options, start, mesh) if start.params is None else start.params
     composed = compose(options, start, initial, sampler, mesh, overrides)
+    if is_warmed_up(options, composed.setup.source):
+        warm_up_task(options, start)  # its options are checked before anything is written
     if _from_outside(options, overrides):
         check_traceable(composed)
     return composed
@@ -282,9 +293,7 @@ def _without_arrays(trained: Trained) -> Trained:
     return dataclasses.replace(trained, policy=None, prm=None)
 
 
-def _train_baseline(
-    composed: Composed, overrides: Overrides, run: RunDir, frontend: Frontend, extra: int
-) -> Trained:
+def _train_baseline(composed: Composed, overrides: Overrides, run: RunDir, frontend: Frontend, extra: int) -> Trained:
     """The same policy from the same start with outcomes only, in a folder of its own."""
     plain, path = outcome_only(composed.options, extra), run.path / BASELINE
     begun_before = shared_files.is_file(path / "run.json") and shared_files.is_file(path / "config.yaml")
@@ -326,15 +335,18 @@ def _mesh(options: Options) -> Mesh | None:
     return mesh
 
 
+def _microbatch_rows(options: Options) -> int:
+    rows = options.rollout.prompts_per_step * options.rollout.samples_per_prompt
+    return rows // (options.policy.minibatches * options.policy.microbatches)
+
+
 def _task_of_a_run_that_fits(options: Options, task: Task | None, mesh: Mesh | None) -> Task:
     """The task; what cannot fit into memory is refused, before any weights are read."""
     task = load_task(options.task.name, **options.task.options) if task is None else task
     config, prm_config = planned_configs(options, task=task)
     devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
     if mesh is not None:
-        update = options.policy
-        rows = options.rollout.prompts_per_step * options.rollout.samples_per_prompt
-        manual_layers.applies(config, mesh.abstract_mesh, rows // (update.minibatches * update.microbatches))
+        manual_layers.applies(config, mesh.abstract_mesh, _microbatch_rows(options))
     check_host_memory(offloads(options), jax.local_devices()[0])
     check_fits(options, config, devices, prm_config=prm_config)
     return task

@@ -13,7 +13,8 @@ from prm_jax.option_values import suggest
 from prm_jax.prm import compiled
 from prm_jax.prm.judge_calibration import as_logit
 from prm_jax.prm.reward_model_options import Aggregate
-from prm_jax.prm.score import Scored, pad_table
+from prm_jax.prm.rows import pad_table
+from prm_jax.prm.score import Scored
 
 
 def read_map(path: str | pathlib.Path, subset: str = "") -> tuple[float, float]:

@@ -12,7 +12,8 @@ import numpy as np
 from prm_jax.data import records as lines
 from prm_jax.data.problems import problem_hash
 from prm_jax.errors import UserError
-from prm_jax.prm.score import Scored, pad_table
+from prm_jax.prm.rows import pad_table
+from prm_jax.prm.score import Scored
 
 
 @dataclasses.dataclass(frozen=True)

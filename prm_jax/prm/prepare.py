@@ -61,7 +61,7 @@ def prepare(
         records, held_out = split_by_problem(records, given.eval_fraction)
         if not records:
             raise UserError(f"--data.eval-fraction {given.eval_fraction} takes all problems: none is left to train")
-    length = min(given.max_length, limit)
+    length, layout = min(given.max_length, limit), options.prm.layout(options.text)
     notes: dict[str, str] = {}
     if skipped:
         notes["skipped"] = f"{len(skipped)} bad records; the first is {skipped[0]}"
@@ -77,8 +77,9 @@ def prepare(
     if held_out:
         notes["evaluation"] = f"{len(held_out)} solutions"
         try:
-            eval_rows, eval_report = build_rows(held_out, tokenizer, options.text, max_length=length, whole=True)
-            notes["evaluation"] = str(eval_report)
+            if not options.prm.generates:
+                eval_rows, eval_report = build_rows(held_out, tokenizer, layout, max_length=length, whole=True)
+                notes["evaluation"] = str(eval_report)
             eval_loss_rows, _ = _rows_of(options, held_out, tokenizer, length)
         except UserError as error:
             if not eval_rows:
@@ -93,7 +94,7 @@ def _rows_of(
     """The rows that the loss learns from, and what was left out."""
     kind = options.prm
     rows, report = build_rows(
-        kind.select_records(records), tokenizer, options.text, max_length=length, whole=kind.whole,
+        kind.select_records(records), tokenizer, kind.layout(options.text), max_length=length, whole=kind.whole,
         only_last=kind.only_last,
     )  # fmt: skip
     return select(kind.select_labels(rows), kind.needs, report), report

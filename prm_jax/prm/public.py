@@ -21,7 +21,7 @@ from prm_jax.models.sharded_assembly import assemble_sharded
 from prm_jax.models.sharding import shard_params
 from prm_jax.models.weights import DTYPES
 from prm_jax.option_values import suggest
-from prm_jax.prm.kinds import Implicit, Token
+from prm_jax.prm.kinds import Generative, Implicit, Token
 from prm_jax.prm.reward_model_options import Convention, TextLayout
 from prm_jax.prm.score import PRM
 from prm_jax.prm.spec import HeadedKind, Kind, Spec, Weights
@@ -77,6 +77,9 @@ def eurus_card_tokens(prompt: Prompt, steps: Sequence[str], tokenizer: Any) -> T
     return Tokens(np.asarray(ids, np.int32), step_ids, np.asarray(reads[1:], np.int32))
 
 
+CRITIQUES = TextLayout(chat="response", separator="", pieces="prompt", end=True)
+"""An instruction as the user's message, a critique as the assistant's."""
+
 LAYOUTS: dict[str, PublicLayout] = {
     # Qwen2.5-Math-PRM: two linear layers with ReLU; <extra_0> after every step; right is class 1.
     "qwen_prm": PublicLayout(
@@ -111,6 +114,10 @@ LAYOUTS: dict[str, PublicLayout] = {
         TextLayout(chat="response", strip=True, separator="\n\n", last_separator=False),
         card=eurus_card_tokens,
     ),
+    # Language models that write critiques; the instruction is that of the format.
+    "thinkprm": PublicLayout(Generative(critique="thinkprm", max_new_tokens=4096), CRITIQUES),
+    "genprm": PublicLayout(Generative(critique="genprm", max_new_tokens=2048), CRITIQUES),
+    "r_prm": PublicLayout(Generative(critique="r_prm", max_new_tokens=2048), CRITIQUES),
 }
 """Name -> layout."""
 

@@ -11,7 +11,10 @@ Convention = Literal["own", "card"]
 Aggregate = Literal["last", "min", "prod", "mean", "max", "sum", "gmean", "mean_logit", "mean_odds", "softmin"]
 
 
-LayoutName = Literal["auto", "qwen_prm", "token_classification", "math_shepherd", "rlhflow", "eurus_prm"]
+LayoutName = Literal[
+    "auto", "qwen_prm", "token_classification", "math_shepherd", "rlhflow", "eurus_prm",
+    "thinkprm", "genprm", "r_prm",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

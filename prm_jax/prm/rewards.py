@@ -19,8 +19,13 @@ def check_gives_step_scores(spec: Spec) -> None:
     Raises:
       UserError: naming the kinds that score steps.
     """
+    if spec.kind.generates:
+        raise UserError(
+            f"a reward model of kind {spec.kind.kind} scores by sampling text, which cannot be part of a compiled "
+            "step: score solutions with it (PRM.score), or use --reward.source model"
+        )
     if not spec.kind.step_scores:
-        good = ", ".join(name for name, kind in KINDS.items() if kind.step_scores)
+        good = ", ".join(name for name, kind in KINDS.items() if kind.step_scores and not kind.generates)
         raise UserError(
             f"a reward model of kind {spec.kind.kind} is trained to score whole responses, not steps, so that it gives "
             f"no process rewards: use a model of kind {good}"
@@ -60,6 +65,8 @@ def step_scores(
     Returns:
       ([B, S] float32, 0 where there is no step; [B, S] bool, True on steps that exist).
     """
+    if spec.kind.generates:
+        check_gives_step_scores(spec)
     batch = rows_batch(tokens, mask, step_ids, num_steps=num_steps)
     return spec.kind.scores(spec, spec.kind.forward(spec, weights, batch), batch), batch.step_mask
 

@@ -277,6 +277,15 @@ def collate(rows: Sequence[Row], shape: Shape, *, packed: bool = True) -> Batch:
     )
 
 
+def pad_table(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(values [B, S] float32, mask [B, S] bool) of rows of different lengths, 0 behind their ends."""
+    width = max(map(len, rows))
+    table, mask = np.zeros((len(rows), width), np.float32), np.zeros((len(rows), width), bool)
+    for index, values in enumerate(rows):
+        table[index, : len(values)], mask[index, : len(values)] = values, True
+    return table, mask
+
+
 def _cut(row: Row, kept: int, *, only_last: bool) -> Row:
     """The row up to its first `kept` steps; `only_last`: only the last of them owns its tokens."""
     length = int(row.reads[kept - 1]) + 1

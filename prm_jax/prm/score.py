@@ -18,7 +18,7 @@ from prm_jax.models.sharding import batch_sharding, rows_over
 from prm_jax.prm import compiled
 from prm_jax.prm.reward_model_options import Aggregate, TextLayout
 from prm_jax.prm.rewards import step_scores
-from prm_jax.prm.rows import Batch, Row, Shape, build_rows, collate
+from prm_jax.prm.rows import Batch, Row, Shape, build_rows, collate, pad_table
 from prm_jax.prm.spec import Output, Spec, Weights
 from prm_jax.prm.text_layout import Reader
 
@@ -184,7 +184,13 @@ def raw_scores(
       UserError: scores that are not finite.
     """
     mesh = _mesh_under(prm.weights)
-    for batch, members in batches(rows, max_tokens=max_tokens, ways=1 if mesh is None else rows_over(mesh)):
+    ways = 1 if mesh is None else rows_over(mesh)
+    if prm.spec.kind.generates:
+        own = [records[row.record] for row in rows]
+        for row, sampled in zip(rows, prm.spec.kind.sampled_scores(prm, own, ways=ways), strict=True):
+            yield {row.record: (sampled, {})}
+        return
+    for batch, members in batches(rows, max_tokens=max_tokens, ways=ways):
         if mesh is not None:
             batch = jax.device_put(batch, batch_sharding(mesh))
         values, facts = jax.device_get(_compiled(prm.spec)(prm.weights, batch))
@@ -246,9 +252,8 @@ def rows_to_score(prm: PRM, records: Sequence[StepRecord], *, skip_long: bool = 
     limit = prm.spec.config.max_position_embeddings
     if not records:
         raise UserError("there are no solutions to score")
-    rows, _ = build_rows(
-        records, prm.tokenizer, prm.layout, max_length=limit, whole=True, reader=prm.reader
-    )  # fmt: skip
+    reader = prm.reader or prm.spec.kind.reader(prm.layout)
+    rows, _ = build_rows(records, prm.tokenizer, prm.layout, max_length=limit, whole=True, reader=reader)
     if len(rows) < len(records) and not skip_long:
         have = {row.record for row in rows}
         first = next(index for index in range(len(records)) if index not in have)
@@ -293,15 +298,6 @@ def _compiled(spec: Spec) -> Callable[[Weights, Batch], tuple[jax.Array, dict[st
         return spec.kind.scores(spec, found, batch), spec.kind.response_facts(spec, found, batch)
 
     return jax.jit(run)
-
-
-def pad_table(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(values [B, S] float32, mask [B, S] bool) of rows of different lengths, 0 behind their ends."""
-    width = max(map(len, rows))
-    table, mask = np.zeros((len(rows), width), np.float32), np.zeros((len(rows), width), bool)
-    for index, values in enumerate(rows):
-        table[index, : len(values)], mask[index, : len(values)] = values, True
-    return table, mask
 
 
 def _check_finite(values: np.ndarray, record: StepRecord) -> None:

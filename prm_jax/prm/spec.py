@@ -5,7 +5,7 @@ specific to a kind is in these methods; no other code depends on which kind it i
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import jax
@@ -17,8 +17,9 @@ from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import UserError
 from prm_jax.models import ModelConfig
 from prm_jax.option_ranges import at_least
-from prm_jax.prm.reward_model_options import Aggregate, BaseOptions, OptimizerOptions
+from prm_jax.prm.reward_model_options import Aggregate, BaseOptions, OptimizerOptions, TextLayout
 from prm_jax.prm.rows import Batch, Row, Shape
+from prm_jax.prm.text_layout import Reader
 from prm_jax.runs.learner import Params
 
 Needs = Literal["labels", "outcome", "groups", "either", "objectives", "step_pairs"]
@@ -44,6 +45,7 @@ class Kind:
       compares: the forward pass compares the model with a reference.
       whole: learns from the end of a solution, so that a solution that does not fit is left out instead of cut.
       only_last: only the last step of a record has tokens of its own.
+      generates: scores solutions by sampling text (`sampled_scores`), which is not done while it trains.
     """
 
     kind: str = ""
@@ -52,7 +54,7 @@ class Kind:
     outcomes; step_q: step-wise DPO, from steps that share a prefix; outcome: the outcome at the end of the response;
     bradley_terry: a score from preferences within a group; gpm: embeddings whose preferences may be cyclic; armo:
     several objectives on frozen features with a gate; digi_q: twin Q and V on frozen features by temporal differences;
-    b_coder: a duelling Q from the model's own logits."""
+    b_coder: a duelling Q from the model's own logits; generative: critiques with verdicts, from critiques or labels."""
     aggregate: Aggregate | None = None
     """How step scores become the response's score; none: what suits the kind."""
 
@@ -64,6 +66,7 @@ class Kind:
     compares: ClassVar[bool] = False
     whole: ClassVar[bool] = True
     only_last: ClassVar[bool] = False
+    generates: ClassVar[bool] = False
 
     @property
     def needs(self) -> Needs:
@@ -95,6 +98,10 @@ class Kind:
         """What is wrong with these options, alone or in combination with the rest of a run's; [] for nothing."""
         del model, train
         return []
+
+    def layout(self, text: TextLayout) -> TextLayout:
+        """How prompts and steps become text, where the kind decides part of it."""
+        return text
 
     def select_records(self, records: Sequence[StepRecord]) -> list[StepRecord]:
         """The records that rows are made of."""
@@ -157,6 +164,21 @@ class Kind:
 
     def scores(self, spec: "Spec", found: Any, batch: Batch) -> jax.Array:
         """[R, S] float32, higher is better; 0 where there is no step."""
+        raise NotImplementedError
+
+    def reader(self, layout: TextLayout) -> Reader | None:
+        """Makes the tokens of a solution to score, whose length is checked; None: they are those of the layout."""
+        del layout
+        return None
+
+    def sampled_scores(self, prm: Any, records: Sequence[StepRecord], *, ways: int = 1) -> Iterator[np.ndarray]:
+        """[S] float32 for each solution in order, of a kind that `generates`.
+
+        Args:
+          prm: the whole model, a ``score.PRM``.
+          records: the solutions.
+          ways: devices that divide the samples.
+        """
         raise NotImplementedError
 
     def response_facts(self, spec: "Spec", found: Any, batch: Batch) -> dict[str, jax.Array]:

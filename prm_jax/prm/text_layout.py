@@ -58,7 +58,7 @@ def lay_out(prompt: Prompt, steps: Sequence[str], layout: TextLayout, tokenizer:
 
     Args:
       prompt: text, chat messages (always through the chat template), or token ids (kept as they are).
-      steps: at least one.
+      steps: at least one; none for the prompt alone (not with chat turns).
       layout: see there.
       tokenizer: its chat template is used where a chat is wanted.
 
@@ -89,6 +89,12 @@ def lay_out(prompt: Prompt, steps: Sequence[str], layout: TextLayout, tokenizer:
         cuts.append(len(text))
     apart = {"one": (), "prompt": (len(head),), "steps": tuple(cuts)}[layout.pieces]
     return LaidText(text, len(head), tuple(ends), begin, prefix, apart)
+
+
+def prompt_tokens(prompt: Prompt, layout: TextLayout, tokenizer: Any) -> list[int]:
+    """The tokens of a prompt alone, as they precede the steps where prompt and steps are tokenised apart."""
+    laid = lay_out(prompt, (), layout, tokenizer)
+    return [*laid.prefix, *_encode(laid, tokenizer)[0]]
 
 
 def tokenize(laid: LaidText, tokenizer: Any, *, end: bool = False) -> Tokens:

@@ -113,7 +113,8 @@ def train(
         fitted = job.run(run, console, interrupts)
         state = job.best_state(run) if options.best else fitted.state
         weights = job.learner.weights(state.trainable, state.fixed, job.base)
-        save(run.path / "model", finished(job.spec, weights, tokenizer, options.text), overwrite=True)
+        model_found = finished(job.spec, weights, tokenizer, options.prm.layout(options.text))
+        save(run.path / "model", model_found, overwrite=True)
         summary = _summary(options, prepared, fitted) | {"seconds": round(time.monotonic() - begun, 1)}
 
         def write() -> None:

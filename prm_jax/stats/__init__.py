@@ -1,7 +1,7 @@
 """Statistics of scores: calibration, conformal selection, correlations, rankings, quantiles, over-optimisation.
 
-Pure functions on arrays with bool masks; results are float32; every function works under jit, vmap and grad. Rewards,
-advantages and losses are in `prm_jax.rl`.
+Pure functions on arrays with bool masks; results are float32; every function works under jit, vmap and grad, except
+`interval`, which computes on the host. Rewards, advantages and losses are in `prm_jax.rl`.
 """
 
 from prm_jax.stats.accuracy import min_at_last_rate, outcome_accuracy, pass_at_k, roc_auc, vote_totals
@@ -36,6 +36,7 @@ from prm_jax.stats.correlation import midranks, pearson, r_squared, spearman
 from prm_jax.stats.debiasing import debias_transform, decorrelate
 from prm_jax.stats.ensembles import EnsembleMoments, ensemble_moments, ensemble_uncertainty, penalized_rewards
 from prm_jax.stats.gated_selection import GatedSelection, gated_selection
+from prm_jax.stats.intervals import Interval, interval
 from prm_jax.stats.isotonic import IsotonicFit, apply_isotonic, fit_isotonic, isotonic_regression, venn_abers
 from prm_jax.stats.quantiles import aggregate_quantiles, crossing_penalty, monotone_quantiles, pinball_loss
 from prm_jax.stats.ranking import plackett_luce_loss, ranking_metrics
@@ -91,6 +92,9 @@ __all__ = [
     # gated selection
     "GatedSelection",
     "gated_selection",
+    # intervals
+    "Interval",
+    "interval",
     # isotonic
     "IsotonicFit",
     "apply_isotonic",

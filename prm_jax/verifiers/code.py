@@ -76,7 +76,7 @@ class CodeVerifier:
         return self.verify_many([response], [gold])[0]
 
     def verify_many(self, responses: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
-        """One verdict per response.
+        """One verdict per response; equal programs with equal tests run once.
 
         Args:
           responses: any texts; ``find_program`` says what their program is.
@@ -104,9 +104,11 @@ class CodeVerifier:
                 continue
             jobs.append((program, tests))
             verdicts.append(None)
-        results = iter(self.sandbox.check_many(jobs, stop_at_failure=self.stop_at_failure))
-        sizes = iter([_count(tests) for _, tests in jobs])
-        return [self._verdict(next(results), next(sizes)) if given is None else given for given in verdicts]
+        different = list(dict.fromkeys(jobs))
+        found = self.sandbox.check_many(different, stop_at_failure=self.stop_at_failure)
+        known = {job: self._verdict(results, _count(job[1])) for job, results in zip(different, found, strict=True)}
+        judged = iter([known[job] for job in jobs])
+        return [next(judged) if given is None else given for given in verdicts]
 
     def check_references(self, golds: Sequence[str]) -> list[str]:
         """What is wrong with each reference; "" for nothing."""

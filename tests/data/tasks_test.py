@@ -23,7 +23,7 @@ def test_by_name_and_by_mapping():
     ("spec", "options", "message"),
     [
         ("cary", {}, r"unknown task 'cary'; did you mean 'carry'\?"),
-        ("zzz", {}, r"unknown task 'zzz'; a task is arithmetic, carry, code, gsm8k, jsonl, lookup, rooms, a data file"),
+        ("zzz", {}, r"unknown task 'zzz'; a task is arithmetic, carry, code, gsm8k, jsonl, lookup, programs, rooms, a"),
         ("carry", {"min_operand": 3}, r"the task 'carry' has no option 'min_operand'; did you mean 'min_operands'\?"),
         ("carry", {"min_operands": "three"}, r"'min_operands' of the task 'carry': expected a whole number"),
         ("carry", {"min_operands": 3.5}, r"expected a whole number, found 3.5"),

@@ -39,12 +39,13 @@ ROWS, COLUMNS = 16, 256
 # ------------------------------------------------------------------------------------------- state
 
 
-@pytest.mark.parametrize("variant", ["full", "lora", "critic"])
+@pytest.mark.parametrize("variant", ["full", "lora", "critic", "replay"])
 def test_state_bytes_are_those_of_a_real_state(run_options, variant):
     groups = {
         "full": {},
         "lora": {"model": {"lora_rank": 2}, "prm": {"lora_rank": 4}},
         "critic": {"advantage": {"estimator": "ppo"}},
+        "replay": {"prm": {"replay": 20, "replay_warm_up": 0.5}},
     }
     options = replaced(run_options, **groups[variant])
     start = load_start(options)

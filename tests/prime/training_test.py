@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 from prm_jax.errors import UserError
 from prm_jax.models import load_weights
 from prm_jax.models.mesh_options import MeshOptions
+from prm_jax.models.sharding import make_mesh
 from prm_jax.prime import loop as loop_module
 from prm_jax.prime import training, warm_start, warm_up
 from prm_jax.prime.options import TaskOptions
@@ -371,3 +373,13 @@ def test_a_demonstration_longer_than_the_row_is_refused(run_options):
     options = dataclasses.replace(run_options, task=TaskOptions("carry", {"min_operands": "9", "max_operands": "9"}))
     with pytest.raises(UserError, match="max-new-tokens"):
         demonstration_batches(options, load_start(options))(0)
+
+
+def test_layers_that_a_mesh_cannot_divide_are_said_to_be_left_to_the_compiler(run_options):
+    start, said = load_start(run_options), []
+    frontend = types.SimpleNamespace(say=said.append)
+    for tensor in (1, start.config.num_heads, 2 * start.config.num_heads):
+        mesh = make_mesh(8 // tensor, 1, tensor)
+        training._introduce(types.SimpleNamespace(start=start, mesh=mesh), run_options, frontend)
+    warnings = [line for line in said if "--model.layers constraints" in line]
+    assert len(warnings) == 1 and f"cannot be split over tensor {2 * start.config.num_heads}" in warnings[0]

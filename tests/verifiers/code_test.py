@@ -51,6 +51,20 @@ def test_a_response_may_continue_the_prompt():
 
 
 @needs_sandbox
+def test_equal_programs_run_once(verifier, monkeypatch):
+    runs = []
+    check_many = verifier.sandbox.check_many
+    monkeypatch.setattr(
+        verifier.sandbox, "check_many", lambda jobs, **kw: runs.append(len(jobs)) or check_many(jobs, **kw)
+    )
+    right, wrong = "def square(x): return x * x", "def square(x): return x + x"
+    cube = call_reference(CallTests(("assert square(2) == 8",)))
+    responses, golds = [right, wrong, right, "no code", right], [SQUARE, SQUARE, SQUARE, SQUARE, cube]
+    verdicts = verifier.verify_many(responses, golds)
+    assert [verdict.score for verdict in verdicts] == [1.0, 0.0, 1.0, 0.0, 0.0] and runs == [3]
+
+
+@needs_sandbox
 def test_scores(verifier):
     half = "```python\ndef square(x): return 9 if x == 3 else 0\n```"
     verdict = verifier.verify(half, SQUARE)

@@ -1,19 +1,21 @@
-"""What ``prm-jax generate`` does with a server in place of a model in this process."""
+"""Where ``prm-jax generate`` takes its samples from: a model in this process, or a server."""
 
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from prm_jax.commands.devices import mesh_of
 from prm_jax.errors import UserError
+from prm_jax.runs import processes
 
 if TYPE_CHECKING:
     from prm_jax.models import Samples, Tokenizer
 
+    Sample = Callable[[Sequence[Any], int], Samples]
 
-def server_sampler(
-    options: Any, path: pathlib.Path, tokenizer: "Tokenizer"
-) -> "Callable[[Sequence[Any], int], Samples]":
+
+def server_sampler(options: Any, path: pathlib.Path, tokenizer: "Tokenizer") -> "Sample":
     """Connects to the server of ``--server``.
 
     Args:
@@ -49,6 +51,37 @@ def server_sampler(
         return generate_with(
             engine, prompts, samples_per_prompt=options.samples, max_new_tokens=options.max_new_tokens,
             prompt_ids=range(start, start + len(prompts)),
+        )  # fmt: skip
+
+    return sample
+
+
+def local_sampler(options: Any, path: pathlib.Path, tokenizer: "Tokenizer") -> "Sample":
+    """Loads the model; arguments and result as those of `server_sampler`.
+
+    Raises:
+      UserError: weights that cannot be read, or a mesh that does not fit.
+    """
+    import jax
+
+    from prm_jax.models import DecodeOptions, generate, load_weights
+
+    config, params = load_weights(path, dtype=options.dtype, mesh=mesh_of(options.mesh))
+    config = dataclasses.replace(config, compute_dtype=options.dtype)
+    key = jax.random.key(options.seed)
+
+    def sample(batch: Sequence[Any], start: int) -> "Samples":
+        ready = [[{"role": "user", "content": p}] if options.chat and isinstance(p, str) else p for p in batch]
+        # A smaller last batch would be compiled again: it is filled with copies, which are not shown.
+        size = -(-options.batch_size // processes.count())
+        ready += [ready[-1]] * (size - len(batch) if start >= options.batch_size else 0)
+        decode = DecodeOptions(
+            tokenizer=tokenizer, min_p=options.min_p, keep_stop=False, prompt_ids=range(start, start + len(ready))
+        )
+        return generate(
+            config, params, ready, key, samples_per_prompt=options.samples, max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, stop=options.stop,
+            options=decode,
         )  # fmt: skip
 
     return sample
