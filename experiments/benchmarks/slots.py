@@ -148,9 +148,11 @@ class _Work:
         return self._generate(range(len(self.prompts)))
 
     def chunks(self) -> list[np.ndarray]:
+        return [row for which in self._chunks() for row in self._generate(which)]
+
+    def _chunks(self) -> list[range]:
         size = max(1, self.options.slots // self.options.samples)
-        starts = range(0, len(self.prompts), size)
-        return [row for i in starts for row in self._generate(range(i, min(i + size, len(self.prompts))))]
+        return [range(i, min(i + size, len(self.prompts))) for i in range(0, len(self.prompts), size)]
 
     def slots(self, name: str) -> list[np.ndarray]:
         count = self.options.samples
@@ -161,27 +163,34 @@ class _Work:
         ]
         return [one.tokens for one in sample_all(self.engines[name], requests)]
 
+    def compile(self) -> None:
+        """Compiles all programs: batches whose every token ends a response, and idle slots."""
+        ends = range(self.config.vocab_size)
+        if "rectangle" in self.options.contenders:
+            self._generate(range(len(self.prompts)), ends)
+        if "chunks" in self.options.contenders:
+            for which in self._chunks():
+                self._generate(which, ends)
+        for engine in self.engines.values():
+            engine.warm(map(len, self.prompts))
+
     def positions(self) -> dict[str, int]:
         """Token positions that each way computes."""
         per_chunk = max(1, self.options.slots // self.options.samples) * self.options.samples
         chunks = [self.lengths[i : i + per_chunk] for i in range(0, len(self.lengths), per_chunk)]
-        used = {}
-        for name, engine in self.engines.items():
-            before = engine.stats().slot_steps
-            self.slots(name)
-            used[name] = engine.stats().slot_steps - before
+        used = {name: engine.stats().slot_steps // self.options.repeats for name, engine in self.engines.items()}
         return {
             "rectangle": len(self.lengths) * int(self.lengths.max()),
             "chunks": sum(len(chunk) * int(chunk.max()) for chunk in chunks),
             **used,
         }
 
-    def _generate(self, which: range) -> list[np.ndarray]:
+    def _generate(self, which: range, ends: Sequence[int] = ()) -> list[np.ndarray]:
         count = self.options.samples
         own = self.lengths[which.start * count : which.stop * count]
         found = generate(
             self.config, self.params, [self.prompts[i] for i in which], KEY, samples_per_prompt=count,
-            max_new_tokens=int(own.max()), options=DecodeOptions(prompt_ids=list(which)),
+            max_new_tokens=int(own.max()), options=DecodeOptions(prompt_ids=list(which), eos_ids=ends),
         )  # fmt: skip
         return [row[:length] for row, length in zip(np.asarray(found.tokens), own, strict=True)]
 
@@ -207,23 +216,25 @@ def _config(options: argparse.Namespace) -> ModelConfig:
 
 def _measure(work: _Work) -> dict[str, Any]:
     runs = work.runs()
-    first = {name: run() for name, run in runs.items()}  # compiles
-    ours = next(iter(first.values()))
-    positions, tokens = work.positions(), int(work.lengths.sum())
+    work.compile()
+    tokens = int(work.lengths.sum())
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    found: dict[str, Sequence[np.ndarray]] = {}
     for repeat in range(work.options.repeats):
         for name in list(runs) if repeat % 2 == 0 else list(runs)[::-1]:
             begun = work.seconds()
-            runs[name]()
+            found[name] = runs[name]()
             seconds[name].append(work.seconds() - begun)
+            print(f"{name}: {seconds[name][-1]:.1f} s of processor time", flush=True)
     base = next(iter(runs))
+    positions = work.positions()
     return {
         name: {
             "cpu_seconds": [round(one, 3) for one in own],
             "tokens_per_cpu_second": round(tokens / statistics.median(own), 1),
             f"times_{base}": round(statistics.median(a / b for a, b in zip(own, seconds[base], strict=True)), 3),
             **_counted(positions.get(name), tokens),
-            "equal_responses": sum(np.array_equal(a, b) for a, b in zip(first[name], ours, strict=True)),
+            "equal_responses": sum(np.array_equal(a, b) for a, b in zip(found[name], found[base], strict=True)),
         }
         for name, own in seconds.items()
     }
