@@ -16,6 +16,8 @@ _HOME = {
     "hidden_states": "transformer",
     "head_matrix": "transformer",
     "logits": "transformer",
+    "finished_logits": "transformer",
+    "expert_balance": "transformer",
     "token_logprobs": "logprobs",
     "token_logprobs_and_entropy": "logprobs",
     "LoRAConfig": "lora",
@@ -66,6 +68,8 @@ __all__ = [
     "hidden_states",
     "head_matrix",
     "logits",
+    "finished_logits",
+    "expert_balance",
     "token_logprobs",
     "token_logprobs_and_entropy",
     "LoRAConfig",
@@ -112,6 +116,8 @@ if TYPE_CHECKING:
     from prm_jax.models.rope_scaling import RopeScaling
     from prm_jax.models.transformer import (
         Transformer,
+        expert_balance,
+        finished_logits,
         head_matrix,
         hidden_states,
         init_params,

@@ -1,20 +1,31 @@
 """Quantised copies of frozen parameters: which leaves, in which form, with what correction of the error.
 
 Low-rank compensation is that of ZeroQuant-V2 (arXiv:2303.08302), Hadamard blocks are those of QuEST (arXiv:2502.05003);
-for schemes see ``rounding``.
+for transforms that neighbouring layers absorb see ``folded_transforms``, for schemes ``rounding``.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from prm_jax.errors import UserError
 from prm_jax.models.config import ModelConfig
+from prm_jax.models.folded_transforms import fold_transforms
 from prm_jax.models.qtensor import QTensor, dequantize, hadamard_block, is_quantized, rotate
-from prm_jax.models.quantization_options import Fit, QuantizationOptions, Scheme, Transform
+from prm_jax.models.quantization_options import (
+    PREFIX,
+    Bits,
+    Fit,
+    QuantizationOptions,
+    Scheme,
+    Transform,
+    bits_of,
+)
 from prm_jax.models.rounding import round_matrix, round_table
-from prm_jax.models.transformer import Params
+from prm_jax.models.sharding import shard_params
+from prm_jax.models.transformer import Params, init_params
 
 KERNELS = (("attn", "q"), ("attn", "k"), ("attn", "v"), ("attn", "o"), ("mlp", "gate"), ("mlp", "up"), ("mlp", "down"))
 """Places of the kernels in the layers, which are quantised."""
@@ -40,13 +51,15 @@ def quantize(
       bits: 8, 4 or 2, of the layers' kernels.
       group: neighbouring inputs that share a scale; None: all inputs of an output.
       rank: of the low-rank correction of the rounding error, in bfloat16; 0 for none.
-      transform: hadamard: kernels are stored rotated, and activations are rotated before the product; None: neither.
+      transform: hadamard: kernels are stored rotated, and activations are rotated before the product; folded: scales
+        and rotations that neighbouring layers absorb (see ``fold_transforms``); None: neither.
       scheme: see ``rounding.round_matrix``.
       fit: see ``rounding.round_matrix``.
       embeddings: the embedding and the head too, in 8 bits with a scale per row.
 
     Returns:
-      Parameters whose norms, biases and (without `embeddings`) embedding and head are shared with `params`.
+      Parameters whose norms, biases and (without `embeddings`) embedding and head are shared with `params`, except
+      where "folded" changes them; on the same mesh, if they are on one.
 
     Raises:
       UserError: options that do not fit each other or the model's sizes, a tree with adapters, or a quantised one.
@@ -55,7 +68,9 @@ def quantize(
         group=0 if group is None else group, rank=rank, transform=transform or "none", scheme=scheme, fit=fit,
         embeddings=embeddings,
     )  # fmt: skip
-    check_quantizable(config, params, bits, options)
+    check_quantizable(params, bits, options)
+    if transform == "folded":
+        params = fold_transforms(config, params, bits=bits, group=group, scheme=scheme)
     layers = params["layers"]
     blocks = {name: dict(block) for name, block in layers.items()}
     for home, name in KERNELS:
@@ -69,25 +84,73 @@ def quantize(
         quantized["embed"] = {"embedding": _quantize_table(params["embed"]["embedding"])}
         if not config.tie_word_embeddings:
             quantized["head"] = {"kernel": _quantize_table(params["head"]["kernel"])}
-    return quantized
+    mesh = _mesh_under(params)
+    return quantized if mesh is None else shard_params(quantized, mesh)
 
 
-def quantize_with(config: ModelConfig, params: Params, bits: int, options: QuantizationOptions) -> Params:
-    """``quantize`` as the options of a command say."""
-    return quantize(
-        config, params, bits=bits, group=options.group_of(bits), rank=options.rank,
-        transform=None if options.transform == "none" else options.transform, scheme=options.scheme, fit=options.fit,
-        embeddings=options.embeddings,
-    )  # fmt: skip
+def quantize_as(
+    config: ModelConfig, params: Params, name: Bits, options: QuantizationOptions, *, prefix: str = PREFIX
+) -> Params:
+    """``quantize`` as the options of a command say; parameters that are quantised already must have that form.
+
+    Args:
+      config: the model.
+      params: see ``quantize``; with "none" returned as they are.
+      name: "int8", "int4", "int2" or "none".
+      options: how.
+      prefix: of the options' names, in errors.
+
+    Raises:
+      UserError: see ``quantize``; parameters that were quantised with other options.
+    """
+    bits = bits_of(name)
+    if bits is None:
+        return params
+
+    def make(params: Params) -> Params:
+        return quantize(
+            config, params, bits=bits, group=options.group_of(bits), rank=options.rank,
+            transform=None if options.transform == "none" else options.transform, scheme=options.scheme,
+            fit=options.fit, embeddings=options.embeddings,
+        )  # fmt: skip
+
+    if is_quantized(params):
+        _check_same_form(params, jax.eval_shape(lambda: make(init_params(config, jax.random.key(0)))), name, prefix)
+        return params
+    check_quantizable(params, bits, options, prefix=prefix)
+    return make(params)
 
 
-def check_quantizable(config: ModelConfig, params: Params, bits: int, options: QuantizationOptions) -> None:
-    """Refuses what cannot be quantised, before anything is computed.
+def _check_same_form(params: Params, wanted: Params, name: Bits, prefix: str) -> None:
+    """Compares quantised parameters with abstract ones."""
+    for home, kernel in KERNELS:
+        found, asked = (tree["layers"][home][kernel]["kernel"] for tree in (params, wanted))
+        shapes = [jax.tree.map(lambda x: (tuple(x.shape), str(x.dtype)), one) for one in (found, asked)]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"{prefix}quantize {name}: these weights are quantised already, with other options: {home}.{kernel} is "
+                f"{_form(found)}, and the options ask for {_form(asked)}. Leave {prefix}quantize out to use them as "
+                "they are, or quantise the model that they were made from"
+            )
+
+
+def _form(q: QTensor) -> str:
+    """The form of a quantised matrix in words."""
+    group = q.shape[-2] // q.scales.shape[-2]
+    parts = [f"int{q.bits}", "one scale per output" if q.scales.shape[-2] == 1 else f"groups of {group}"]
+    parts += ["progressive"] if q.coarse is not None else ["asymmetric"] if q.zeros is not None else []
+    parts += [{"five": "balanced"}.get(q.grid, q.grid)] if q.grid != "integer" else []
+    parts += [f"rank {q.left.shape[-1]}"] if q.left is not None else []
+    return ", ".join(parts + ["hadamard"] * bool(q.block))
+
+
+def check_quantizable(params: Params, bits: int, options: QuantizationOptions, *, prefix: str = PREFIX) -> None:
+    """Refuses what cannot be quantised, before anything is computed; `prefix` of the options' names.
 
     Raises:
       UserError: see ``quantize``.
     """
-    problems = options.problems(bits)
+    problems = options.problems(bits, prefix)
     if problems:
         raise UserError("\n".join(problems))
     if is_quantized(params):
@@ -104,11 +167,11 @@ def check_quantizable(config: ModelConfig, params: Params, bits: int, options: Q
         if width % group:
             raise UserError(
                 f"groups of {group} inputs do not divide the {width} inputs of {home}.{name}: choose "
-                f"--model.quantization.group among {_divisors(width)}"
+                f"{prefix}quantization.group among {_divisors(width)}"
             )
         if group % (8 // bits) and options.scheme != "balanced":
             raise UserError(
-                f"--model.quantization.group {group}: in {bits} bits, {8 // bits} integers share a byte, so that it "
+                f"{prefix}quantization.group {group}: in {bits} bits, {8 // bits} integers share a byte, so that it "
                 f"must be a multiple of {8 // bits}"
             )
 
@@ -152,6 +215,15 @@ def _low_rank(error: jax.Array, rank: int) -> tuple[jax.Array, jax.Array]:
             return left, (left.astype(jnp.float32).T @ error).astype(jnp.bfloat16)
         right = jnp.linalg.eigh(error.T @ error)[1][:, -rank:].T.astype(jnp.bfloat16)
         return (error @ right.astype(jnp.float32).T).astype(jnp.bfloat16), right
+
+
+def _mesh_under(params: Params) -> Mesh | None:
+    """The mesh of concrete parameters on several devices."""
+    for leaf in jax.tree.leaves(params):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+            mesh = getattr(leaf.sharding, "mesh", None)
+            return mesh if isinstance(mesh, Mesh) else None
+    return None
 
 
 def _divisors(width: int) -> list[int]:

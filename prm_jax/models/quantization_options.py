@@ -8,7 +8,10 @@ from prm_jax.option_ranges import at_least
 Bits = Literal["none", "int8", "int4", "int2"]
 Scheme = Literal["symmetric", "asymmetric", "progressive", "balanced", "centred"]
 Fit = Literal["largest", "mse", "normal"]
-Transform = Literal["hadamard"]
+Transform = Literal["hadamard", "folded"]
+
+PREFIX = "--model."
+"""Of the options' names on the command line, in commands whose model has options of its own."""
 
 _GROUP = 32
 """Inputs per scale in 4 and 2 bits, unless the options say otherwise."""
@@ -27,8 +30,9 @@ class QuantizationOptions:
     fit: Literal["largest", "mse", "normal"] = "largest"
     """Of the scales. largest: the largest weight is representable; mse: least squared error among clipping ratios;
     normal: optimal for normal weights, with the scheme centred (QuEST)."""
-    transform: Literal["none", "hadamard"] = "none"
-    """Before rounding. hadamard: rotate kernels and activations in blocks (QuEST)."""
+    transform: Literal["none", "hadamard", "folded"] = "none"
+    """Before rounding. hadamard: rotate kernels and activations in blocks (QuEST); folded: scales and rotations that
+    neighbouring layers absorb, fitted to the rounding error (OSTQuant)."""
     rank: Annotated[int, at_least(0)] = 0
     """Rank of a low-rank correction of the rounding error (ZeroQuant-V2); 0: none."""
     embeddings: bool = False
@@ -40,9 +44,9 @@ class QuantizationOptions:
             return None if bits == 8 else _GROUP
         return self.group or None
 
-    def problems(self, bits: int) -> list[str]:
-        """What does not fit together, spelled as on the command line."""
-        found, name = [], "--model.quantization"
+    def problems(self, bits: int, prefix: str = PREFIX) -> list[str]:
+        """What does not fit together; `prefix` as the options are spelled on the command line."""
+        found, name = [], f"{prefix}quantization"
         if bits not in (8, 4, 2):
             found.append(f"{bits} bits are not supported: choose 8, 4 or 2")
         if self.scheme == "progressive" and (bits != 4 or self.group_of(bits) is None):

@@ -3,6 +3,7 @@
 import re
 
 from prm_jax.errors import UserError
+from prm_jax.models.quantization_options import bits_of
 from prm_jax.option_ranges import check_ranges
 from prm_jax.prime.options import Options
 from prm_jax.prime.sizes import chunk_rows
@@ -165,6 +166,15 @@ def _combinations(options: Options) -> list[str]:
             f"--model.offload-reference keeps the initial weights on the host, but --{adapted[0]}.lora-rank computes "
             "with them all the time: leave one of the two out"
         )
+    bits = bits_of(options.model.quantize)
+    if bits is not None:
+        found += options.model.quantization.problems(bits)
+        implicit = advantage.process_coef != 0 and options.reward.source == "implicit"
+        if implicit and not prm.lora_rank:
+            found.append(
+                f"--model.quantize {options.model.quantize} is for weights that stay frozen, but the whole PRM trains: "
+                "give it adapters with --prm.lora-rank"
+            )
     if options.sft.steps and options.model.path:
         found.append("--sft.steps warms a fresh model up; with --model.path it must be 0")
     found += _best(options)
@@ -303,8 +313,11 @@ def _online_prm(options: Options) -> list[str]:
         found.append(f"--prm.replay-warm-up {prm.replay_warm_up} needs the rollouts of --prm.pretrain-rollouts")
     if prm.pretrain_task_options and not prm.pretrain_rollouts:
         found.append("--prm.pretrain-task-options are those of --prm.pretrain-rollouts, which is 0")
-    if prm.label_threshold is not None and prm.reading == "raw":
-        found.append("--prm.label-threshold needs --prm.reading labels or failed_labels")
+    found += [
+        f"--prm.{name} needs --prm.reading labels or failed_labels"
+        for name, set_ in (("label-threshold", prm.label_threshold is not None), ("label-trust", prm.label_trust))
+        if set_ and prm.reading == "raw"
+    ]
     if prm.reading != "raw" and prm.label_threshold is None and prm.update == "none" and not prm.pretrain_rollouts:
         found.append(
             f"--prm.reading {prm.reading} finds its threshold while the PRM learns, and with --prm.update none it "

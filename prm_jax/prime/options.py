@@ -184,8 +184,9 @@ class PRMOptions:
     update: Literal["none", "after", "before", "reverse"] = "after"
     """When the PRM learns from a batch. after: rewards come from the training pass itself; before: update, then score
     again; reverse: score whole groups first, then as after (for the detached losses); none: never."""
-    rows: Literal["kept", "judged"] = "kept"
-    """Rows that the PRM learns from. kept: those that pass --rollout.filter; judged: all with a known outcome."""
+    rows: Literal["kept", "judged", "mixed"] = "kept"
+    """Rows that the PRM learns from. kept: those that pass --rollout.filter; judged: all with a known outcome; mixed:
+    those of them whose group has different outcomes, so that the PRM does not learn which problems are hard."""
     loss: Literal["ce", "dpo", "detached", "detached_bon_rm", "detached_bon_acc"] = "ce"
     """Cross-entropy on the outcome, DPO over all pairs of a right and a wrong response of a group, or the released
     detached pair losses."""
@@ -201,6 +202,9 @@ class PRMOptions:
     label_threshold: float | None = None
     """That threshold; none: the one at which as many of the responses that the PRM learns from have such a step as have
     failed, averaged over about ten updates."""
+    label_trust: bool = False
+    """Multiply the labels by how much better than chance they tell failed responses from others: the share of failed
+    responses that have one, minus that of the others, over about ten updates."""
     include_last: bool = True
     """The response's last token gets a process reward, too."""
     learning_rate: Annotated[float, at_least(0)] = 1e-6

@@ -17,6 +17,7 @@ from prm_jax.data.problems import Task
 from prm_jax.errors import UserError
 from prm_jax.models import load_weights, manual_layers, merge, save_weights
 from prm_jax.models.loading import fresh_params
+from prm_jax.models.qtensor import is_quantized
 from prm_jax.models.sharding import check_spans_processes, make_mesh
 from prm_jax.prime.advantages import AdvantageFn
 from prm_jax.prime.checked import checked_loss, checked_rewards, name_of
@@ -358,7 +359,8 @@ def _initial_policy(composed: Composed, run: RunDir, frontend: Frontend) -> Para
     if shared_files.is_dir(kept):
         _, params = load_weights(kept, mesh=composed.mesh)
         return jax.tree.map(jax.numpy.asarray, params) if composed.mesh is None else params
-    params = on_device(start.base)
+    # A quantised base is made from the weights after the warm start.
+    params = _fresh(options, start, composed.mesh) if is_quantized(start.base) else on_device(start.base)
     if options.sft.steps:
         params = warm_start(options, start, params, run=run, frontend=frontend, mesh=composed.mesh)
     save_weights(kept, start.config, params, tokenizer=start.tokenizer)

@@ -13,7 +13,7 @@ from prm_jax.errors import UserError
 from prm_jax.prime.batch import Frozen
 from prm_jax.prime.checks import check_options
 from prm_jax.prime.sources import SourceBatch
-from prm_jax.prime.sources.implicit import step_label_rewards
+from prm_jax.prime.sources.implicit import label_trust, step_label_rewards
 from prm_jax.prime.sources.replay import draw, empty_replay, keep, remember
 from prm_jax.prime.step import init_state, make_source_step
 from tests.prime.conftest import make_batch, replaced, setup_of
@@ -94,6 +94,21 @@ def test_a_replayed_update_is_one_on_the_drawn_rows(options, tiny_config, tiny_p
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
 
 
+def test_mixed_rows_are_those_of_groups_with_different_outcomes(options, tiny_config, tiny_params):
+    batch = make_batch()
+    judged = np.ones(16, bool)
+    judged[4] = False  # the only right one of its group
+    outcome = np.array([1, 0, 0, 0, 1, 0, 0, 0, 1, 1, 1, 1, 0.5, 0.5, 0.25, 0.5], np.float32)
+    batch = dataclasses.replace(batch, judged=judged, outcome=outcome, keep=np.zeros(16, bool))
+    source = setup_of(replaced(options, prm={"rows": "mixed"}), tiny_config, tiny_params).source
+    found = jax.jit(source._learned)(batch)
+    expected = [
+        bool(judged[i]) and len({float(outcome[j]) for j in range(16) if j // 4 == i // 4 and judged[j]}) > 1
+        for i in range(16)
+    ]
+    assert found.tolist() == expected and 0 < sum(expected) < 16
+
+
 def test_step_labels_are_those_of_a_loop():
     rng, batch = np.random.default_rng(3), make_batch(2)
     rewards = np.where(batch.mask, rng.normal(size=batch.mask.shape), 9.0).astype(np.float32)
@@ -111,8 +126,22 @@ def test_step_labels_are_those_of_a_loop():
 
 
 @pytest.mark.parametrize(
+    ("counts", "trust"),
+    [
+        ([[8, 1], [10, 4]], 0.8 - 0.25),  # 8 of 10 failed responses have a label, 1 of 4 others
+        ([[2, 3], [10, 4]], 0.0),  # worse than chance
+        ([[9, 0], [10, 0]], 0.0),  # whether right ones have labels, nobody knows
+        ([[0, 0], [0, 0]], 0.0),
+    ],
+)
+def test_labels_are_trusted_as_far_as_they_tell_failed_responses_from_others(counts, trust):
+    np.testing.assert_allclose(label_trust(jnp.array(counts, jnp.float32)), trust, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"prm": {"label_trust": True}}, "--prm.label-trust needs --prm.reading"),
         ({"prm": {"replay": 8}}, "--prm.replay 8 is smaller than the 16 responses of a step"),
         ({"prm": {"replay": 16, "loss": "dpo"}}, "--prm.replay is for --prm.loss ce"),
         ({"prm": {"replay": 16, "update": "none"}}, "--prm.replay 16 is never learned from"),
@@ -146,7 +175,7 @@ def test_a_run_with_replay_of_easier_problems_resumes_with_the_same_bits(run_opt
         prm={
             "pretrain_task_options": {"min_operands": "2", "max_operands": "2"}, "replay": 24, "replay_batches": 2,
             "replay_warm_up": 0.5, "rows": "judged", "reading": "labels", "class_weights": "balanced",
-            "pretrain_rollouts": 20,
+            "label_trust": True, "pretrain_rollouts": 20,
         },
         advantage={"credit": "step", "normalizer": "none"},
     )  # fmt: skip
@@ -157,7 +186,8 @@ def test_a_run_with_replay_of_easier_problems_resumes_with_the_same_bits(run_opt
     lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "run")]
     first, second = (json.loads(text[-1]) for text in lines)
     names = [name for name in first if name.startswith(("prm", "policy", "advantage"))]
-    assert {"prm/replayed/loss", "prm/label_threshold", "prm/flagged", "prm_eval/fresh_step_auc"} <= set(names)
+    read = {"prm/label_threshold", "prm/flagged", "prm/label_trust"}
+    assert read | {"prm/replayed/loss", "prm_eval/fresh_step_auc"} <= set(names)
     for name in names:
         assert first[name] == second[name], name
     assert first["rollouts"] == 20 + 3 * 16

@@ -37,12 +37,15 @@ class PRMState:
       trainable, opt: its trainable arrays and its optimiser's state.
       replay: past rollouts; None without replay.
       threshold: [2] float32, running sum and weight of the thresholds of step labels; None where none is learned.
+      agreement: [2, 2] float32, running counts of (failed, other) responses, of those with a label and of all; None
+        unless labels are scaled by it.
     """
 
     trainable: Params
     opt: Any
     replay: Replay | None = None
     threshold: jax.Array | None = None
+    agreement: jax.Array | None = None
 
 
 class ImplicitPRM(Source):
@@ -74,7 +77,10 @@ class ImplicitPRM(Source):
         if options.replay:
             replay = empty_replay(options.replay, self.kept, self.columns, jax.random.fold_in(key, 1))
         finds = options.reading != "raw" and options.label_threshold is None
-        return PRMState(*self.learner.init(self.constants, key), replay, jnp.zeros(2) if finds else None)
+        return PRMState(
+            *self.learner.init(self.constants, key), replay, jnp.zeros(2) if finds else None,
+            jnp.zeros((2, 2)) if options.label_trust else None,
+        )  # fmt: skip
 
     def params(self, state: PRMState, constants: Params | None = None) -> Params:
         """The PRM's whole parameters."""
@@ -133,7 +139,8 @@ class ImplicitPRM(Source):
             "before": lambda: self._score(new.trainable, batch),
         }[how]()
         raw = jax.lax.stop_gradient(self._rewards(scored, ref_logp, batch))
-        rewards, flagged = self._read(raw, batch, state.threshold)
+        rewards, agreement, flagged = self._read(raw, batch, state)
+        new = dataclasses.replace(new, agreement=agreement)
         counted = batch.mask & batch.rows.keep[:, None]
         metrics = (
             metrics | {"prm/log_ratio": masked_mean(jnp.where(counted, scored - ref_logp, 0.0), counted)} | flagged
@@ -170,39 +177,56 @@ class ImplicitPRM(Source):
     def _response_scores(self, logp: jax.Array, ref_logp: jax.Array, rows: Batch) -> jax.Array:
         return self.options.beta * jnp.where(rows.mask, logp - ref_logp, 0.0).sum(axis=-1)
 
-    def _read(self, raw: jax.Array, batch: SourceBatch, average: jax.Array | None) -> tuple[jax.Array, Metrics]:
-        """(process rewards [B, T] as `options.reading` takes them from the raw ones, metrics)."""
-        options = self.options
+    def _read(
+        self, raw: jax.Array, batch: SourceBatch, state: PRMState
+    ) -> tuple[jax.Array, jax.Array | None, Metrics]:  # fmt: skip
+        """(process rewards [B, T] as `options.reading` takes them from the raw ones, new `agreement`, metrics)."""
+        options, average, counts = self.options, state.threshold, state.agreement
         if options.reading == "raw":
-            return raw, {}
+            return raw, None, {}
         if average is None:
             threshold = jnp.asarray(options.label_threshold, jnp.float32)
         else:
             threshold = jnp.where(average[1] > 0, average[0] / jnp.where(average[1] > 0, average[1], 1.0), -jnp.inf)
         labels, found = step_label_rewards(raw, batch.step_ids, batch.mask, threshold)
-        if options.reading == "failed_labels":
-            labels = jnp.where(batch.outcome[:, None] < 0.5, labels, 0.0)
-        rows = batch.judged
+        failed, rows = batch.outcome < 0.5, batch.judged
         flagged = jnp.where(rows, found, False).sum() / jnp.maximum(rows.sum(), 1)
-        known = jnp.where(jnp.isfinite(threshold), threshold, 0.0)
-        return labels, {"prm/label_threshold": known, "prm/flagged": flagged}
+        metrics = {"prm/label_threshold": jnp.where(jnp.isfinite(threshold), threshold, 0.0), "prm/flagged": flagged}
+        if options.reading == "failed_labels":
+            labels = jnp.where(failed[:, None], labels, 0.0)
+        if counts is not None:
+            trust = label_trust(counts)
+            labels, metrics = trust * labels, metrics | {"prm/label_trust": trust}
+            members = jnp.stack([failed, ~failed]) & rows
+            fresh = jnp.stack([(members & found).sum(-1), members.sum(-1)]).astype(jnp.float32)
+            counts = _MEMORY * counts + fresh
+        return labels, counts, metrics
 
     # ------------------------------------------------------------------------------------ learning
 
     def _learned(self, rows: Batch) -> jax.Array:
-        """[B] bool, the rows that the PRM learns from."""
-        return rows.keep if self.options.rows == "kept" or rows.judged is None else rows.judged
+        """[B] bool, the rows of a step that the PRM learns from."""
+        judged = rows.keep if rows.judged is None else rows.judged
+        if self.options.rows == "mixed":
+            groups = rows.mask.shape[0]
+            extremes = [
+                jax.ops.segment_max(jnp.where(judged, sign * rows.outcome, -jnp.inf), rows.group_ids, groups)
+                for sign in (1.0, -1.0)
+            ]
+            return judged & (extremes[0] > -extremes[1])[rows.group_ids]
+        return rows.keep if self.options.rows == "kept" else judged
 
     def loss(
         self, logp: jax.Array, ref_logp: jax.Array, rows: Batch, opponents: jax.Array | None, num_groups: int,
-        weights: jax.Array | None = None,
+        *, learned: jax.Array | None = None, weights: jax.Array | None = None,
     ) -> rl.Loss:  # fmt: skip
         """The loss of `options.loss` on log-probs [B, T]; gradients flow into `logp` alone.
 
-        `opponents` are the scores of the detached losses, `weights` [B] the factors of the cross-entropy.
+        `opponents` are the scores of the detached losses, `learned` [B] the rows that count (None: as `options.rows`
+        says) and `weights` [B] their factors in the cross-entropy.
         """
         options = self.options
-        learned = self._learned(rows)
+        learned = self._learned(rows) if learned is None else learned
         mask = rows.mask & learned[:, None]
         if options.loss == "ce":
             rewards = rl.implicit_token_rewards(logp, ref_logp, mask, beta=options.beta)
@@ -221,7 +245,7 @@ class ImplicitPRM(Source):
         self, state: PRMState, batch: SourceBatch, ref_logp: jax.Array, opponents: jax.Array | None
     ) -> tuple[PRMState, jax.Array, Metrics]:
         """Epochs of minibatches: (state, log-probs harvested in the first epoch, metrics)."""
-        data = self._data(batch.rows, ref_logp)
+        data = self._data(batch.rows, ref_logp, self._learned(batch.rows))
         if opponents is not None:
             data["opponents"] = opponents
         carry = (state.trainable, state.opt)
@@ -230,7 +254,7 @@ class ImplicitPRM(Source):
         logp = merge_rows(outs[0][0], self.ways)  # of the first epoch: before the PRM has seen the row
         threshold = state.threshold
         if not self.options.replay:  # otherwise it follows the replayed rollouts, which have more of both outcomes
-            threshold = self._followed(threshold, logp, ref_logp, batch.rows)
+            threshold = self._followed(threshold, logp, data)
         new = dataclasses.replace(state, trainable=trainable, opt=opt, threshold=threshold)
         return new, logp, summarize("prm", outs[1])
 
@@ -246,21 +270,23 @@ class ImplicitPRM(Source):
             drawn, reference = draw(
                 replay, rows, age=options.replay_age, share_kept=options.replay_warm_up, number=number
             )
-            new, (logp, found) = update(learner, self._data(drawn, reference))
+            data = self._data(drawn, reference, drawn.keep)
+            new, (logp, found) = update(learner, data)
             there = drawn.keep.any()  # an optimiser step without a gradient would still move the weights
             new = jax.tree.map(lambda x, y: jnp.where(there, x, y), new, learner)
-            return (new, self._followed(threshold, logp, reference, drawn)), found
+            return (new, self._followed(threshold, logp, data)), found
 
         carry = ((state.trainable, state.opt), state.threshold)
         ((trainable, opt), threshold), outs = jax.lax.scan(again, carry, jnp.arange(options.replay_batches))
         found = summarize("prm/replayed", {name: outs[name] for name in ("loss", "skipped")})
-        return PRMState(trainable, opt, replay, threshold), found
+        new = dataclasses.replace(state, trainable=trainable, opt=opt, replay=replay, threshold=threshold)
+        return new, found
 
-    def _data(self, rows: Batch, ref_logp: jax.Array) -> dict[str, Any]:
+    def _data(self, rows: Batch, ref_logp: jax.Array, learned: jax.Array) -> dict[str, Any]:
         """What an update is given; factors of classes are those of the whole batch."""
-        data: dict[str, Any] = {"batch": rows, "ref_logp": ref_logp}
+        data: dict[str, Any] = {"batch": rows, "ref_logp": ref_logp, "learned": learned}
         if self.options.class_weights == "balanced":
-            data["weights"] = rl.class_weights(rows.outcome, self._learned(rows))
+            data["weights"] = rl.class_weights(rows.outcome, learned)
         return data
 
     def _update(self, constants: Params, num_groups: int) -> Callable[[Any, dict[str, Any]], tuple[Any, Any]]:
@@ -270,8 +296,9 @@ class ImplicitPRM(Source):
         def loss_fn(trainable: Params, piece: dict[str, Any]) -> tuple[rl.Loss, jax.Array]:
             logp = self._logp(trainable, constants, piece["batch"])
             loss = self.loss(
-                logp, piece["ref_logp"], piece["batch"], piece.get("opponents"), num_groups, piece.get("weights")
-            )
+                logp, piece["ref_logp"], piece["batch"], piece.get("opponents"), num_groups, learned=piece["learned"],
+                weights=piece.get("weights"),
+            )  # fmt: skip
             return rl.Loss(loss.total, loss.weight, {}), jax.lax.stop_gradient(logp)
 
         def update(carry: tuple[Params, Any], piece: dict[str, Any]) -> tuple[tuple[Params, Any], Any]:
@@ -285,17 +312,30 @@ class ImplicitPRM(Source):
         return update
 
     def _followed(
-        self, average: jax.Array | None, logp: jax.Array, ref_logp: jax.Array, rows: Batch
+        self, average: jax.Array | None, logp: jax.Array, data: dict[str, Any]
     ) -> jax.Array | None:  # fmt: skip
-        """The running average of thresholds, moved by those rows if they have both outcomes."""
+        """The running average of thresholds, moved by the learned rows if they have both outcomes."""
         if average is None:
             return None
-        mask = rows.mask & self._learned(rows)[:, None]
-        rewards = rl.implicit_token_rewards(logp, ref_logp, mask, beta=self.options.beta)
+        rows = data["batch"]
+        mask = rows.mask & data["learned"][:, None]
+        rewards = rl.implicit_token_rewards(logp, data["ref_logp"], mask, beta=self.options.beta)
         steps, present = rl.step_rewards(rewards, jnp.where(mask, rows.step_ids, -1), num_steps=mask.shape[1])
         found, known = rl.outcome_threshold(steps, present, rows.outcome)
         moved = _MEMORY * average + (1 - _MEMORY) * jnp.stack([found, jnp.ones(())])
         return jnp.where(known, moved, average)
+
+
+def label_trust(counts: jax.Array) -> jax.Array:
+    """How much better than chance labels tell failed responses from others, in [0, 1]; 0 as long as either is missing.
+
+    The share of failed responses with a label, minus that of the others (Youden's index).
+
+    Args:
+      counts: [2, 2] float, see `PRMState.agreement`.
+    """
+    shares = counts[0] / jnp.maximum(counts[1], 1e-6)
+    return jnp.where((counts[1] > 0).all(), jnp.clip(shares[0] - shares[1], 0.0, 1.0), 0.0)
 
 
 def step_label_rewards(
