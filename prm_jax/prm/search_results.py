@@ -41,7 +41,10 @@ def search_problems(
       ("any_correct"), the number of "candidates", and the "tokens", "proposals" and "scored" prefixes that it took;
       plain JSON values.
     """
-    found = searcher(policy.propose, scorer, len(policy.problems), final)
+    answers: dict[str, Any] = {}
+    if searcher.reads_answers:
+        answers["answers"] = lambda partials: [read_answer(policy.task, policy.text(partial)) for partial in partials]
+    found = searcher(policy.propose, scorer, len(policy.problems), final, **answers)
     rollers = [one.roller for one in (scorer, final) if one is not None and one.roller is not None]
     for b in range(len(policy.problems)):
         line = _result(policy, searcher, scorer, found, b, solutions)
