@@ -18,6 +18,7 @@ NAMES = (
     "implicit_rewards",
     "judged_inputs",
     "multi_objective",
+    "mutation_labels",
     "omega_labels",
     pytest.param("prm_kinds", marks=pytest.mark.slow),
     pytest.param("programs", marks=pytest.mark.slow),
@@ -34,7 +35,7 @@ NAMES = (
 )
 
 
-NEED_A_SANDBOX = ("programs",)
+NEED_A_SANDBOX = ("mutation_labels", "programs")
 
 
 @pytest.mark.parametrize("name", NAMES)
