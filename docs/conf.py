@@ -42,11 +42,22 @@ python_use_unqualified_type_names = True
 suppress_warnings = ["ref.python"]  # rooms have classes of equal names; signatures are written as in the source
 
 
+SECTIONS = {"docs/rl/README": "*", "docs/stats/README": "*", "experiments/README": "*/*"}
+"""Pages that list the pages of their folder in a table -> those pages."""
+
+
 def setup(app: Sphinx) -> None:
-    """Copies the gallery's pages, which are complete documents, once the site is built."""
+    """Connects what Sphinx calls while it builds."""
+    app.connect("source-read", add_toctree)
     app.connect("build-finished", copy_gallery)
 
 
+def add_toctree(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Puts the pages of a section into the navigation, without a directive that readers of the repository would see."""
+    if docname in SECTIONS:
+        source[0] += f"\n```{{toctree}}\n:hidden:\n:glob:\n\n{SECTIONS[docname]}\n```\n"
+
+
 def copy_gallery(app: Sphinx, error: Exception | None) -> None:
-    """Into the place that links expect."""
+    """Copies the gallery's pages, which are complete documents, to where links expect them."""
     shutil.copytree(ROOT / "docs" / "gallery", pathlib.Path(app.outdir) / "docs" / "gallery", dirs_exist_ok=True)

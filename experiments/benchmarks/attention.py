@@ -6,8 +6,8 @@
 
 Both implementations are compiled once and take turns within each repeat. Seconds are processor time, which other work
 on the machine changes least; a ratio is taken within each repeat, and its median, least and most are printed. Temporary
-memory is the compiler's figure. Without recomputation (`--remat full`), one array of scores needs 45 GB for 30 layers
-at 2,048 tokens. What was measured is in docs/models.md.
+memory is the compiler's figure. Without recomputation (`--remat full`), the arrays of scores of 30 layers need 45 GB
+at 4,096 tokens. What was measured is in docs/models.md.
 """
 
 import argparse

@@ -1,12 +1,13 @@
 """``prm-jax convert``: converts a model to a Hugging Face directory."""
 
 import pathlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import tyro
 
 from prm_jax.errors import UserError
+from prm_jax.models.quantization_options import QuantizationOptions
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,10 @@ class Options:
     """Directory to write: config.json, model.safetensors, tokenizer files."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Dtype of the parameters; none: as stored (float32 for GGUF)."""
+    quantize: Literal["none", "int8", "int4", "int2"] = "none"
+    """Write weights in so many bits, which commands of prm-jax alone read."""
+    quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
+    """How they are quantised."""
     overwrite: bool = False
     """Replace an existing model in the target directory."""
 
@@ -26,6 +31,7 @@ class Options:
 def run(options: Options) -> None:
     """Converts, and prints what was written."""
     from prm_jax.models import Tokenizer, find_model, load_weights, save_weights
+    from prm_jax.models.quantization import quantize_as
 
     source = find_model(options.source)
     config, params = load_weights(source, dtype=options.dtype, host=True)
@@ -33,6 +39,8 @@ def run(options: Options) -> None:
         tokenizer = Tokenizer.load(source)
     except UserError as error:
         raise UserError(f"{error}\nThe weights were read, but a model without its tokenizer cannot be used") from error
+    params = quantize_as(config, params, options.quantize, options.quantization, prefix="--")
     save_weights(options.target, config, params, tokenizer=tokenizer, overwrite=options.overwrite)
     size = sum(entry.stat().st_size for entry in options.target.iterdir()) / 2**20
-    print(f"{options.target}: {config.architecture}, {config.num_layers} layers, {config.dtype}, {size:.0f} MiB")
+    form = config.dtype if options.quantize == "none" else options.quantize
+    print(f"{options.target}: {config.architecture}, {config.num_layers} layers, {form}, {size:.0f} MiB")

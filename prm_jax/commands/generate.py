@@ -13,6 +13,7 @@ import tyro
 from prm_jax.commands.samplers import before_stop, local_sampler, server_sampler
 from prm_jax.errors import UserError
 from prm_jax.models.mesh_options import MeshOptions
+from prm_jax.models.quantization_options import QuantizationOptions
 from prm_jax.option_ranges import at_least, check_ranges, within
 from prm_jax.rollouts.hint_options import HintOptions
 from prm_jax.rollouts.sampling_options import Connection
@@ -60,6 +61,10 @@ class Options:
     """Prompts per batch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of parameters and computation."""
+    quantize: Literal["none", "int8", "int4", "int2"] = "none"
+    """Keep weights in so many bits."""
+    quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
+    """How they are quantised."""
     mesh: MeshOptions = field(default_factory=MeshOptions)
     """Devices over which the model and the prompts are split."""
     json: bool = False

@@ -57,9 +57,10 @@ def make_directory(path: pathlib.Path) -> None:
 
 def load_for(model: str, options: ScoringOptions) -> "PRM":
     """The model on the devices that the options name."""
-    return load(
-        model, options.layout, options.reference, options.dtype, options.mesh, convention=options.convention
-    )  # fmt: skip
+    from prm_jax.prm.model import quantized
+
+    prm = load(model, options.layout, options.reference, options.dtype, options.mesh, convention=options.convention)
+    return quantized(prm, options.quantize, options.quantization, prefix="--")
 
 
 def load(

@@ -16,6 +16,8 @@ _HOME = {
     "hidden_states": "transformer",
     "head_matrix": "transformer",
     "logits": "transformer",
+    "finished_logits": "transformer",
+    "expert_balance": "transformer",
     "token_logprobs": "logprobs",
     "token_logprobs_and_entropy": "logprobs",
     "LoRAConfig": "lora",
@@ -23,6 +25,9 @@ _HOME = {
     "join": "lora",
     "split": "lora",
     "merge": "lora",
+    "QTensor": "qtensor",
+    "quantize": "quantization",
+    "dequantized": "qtensor",
     "init_value_head": "heads",
     "value_head": "heads",
     "load_weights": "weights",
@@ -63,6 +68,8 @@ __all__ = [
     "hidden_states",
     "head_matrix",
     "logits",
+    "finished_logits",
+    "expert_balance",
     "token_logprobs",
     "token_logprobs_and_entropy",
     "LoRAConfig",
@@ -70,6 +77,9 @@ __all__ = [
     "join",
     "split",
     "merge",
+    "QTensor",
+    "quantize",
+    "dequantized",
     "init_value_head",
     "value_head",
     "load_weights",
@@ -115,6 +125,8 @@ if TYPE_CHECKING:
     from prm_jax.models.model_options import ModelOptions
     from prm_jax.models.peft_export import save_adapter
     from prm_jax.models.prefixes import PrefixStore
+    from prm_jax.models.qtensor import QTensor, dequantized
+    from prm_jax.models.quantization import quantize
     from prm_jax.models.responses import Samples, pack, response_texts
     from prm_jax.models.rope_scaling import RopeScaling
     from prm_jax.models.sharding import batch_sharding, make_mesh, shard_batch, shard_params, shardings_for
@@ -122,7 +134,15 @@ if TYPE_CHECKING:
     from prm_jax.models.special_tokens import SpecialTokens
     from prm_jax.models.text_stream import TextStream
     from prm_jax.models.tokenizer import CharTokenizer, Tokenizer, check_fits, check_same_vocabulary
-    from prm_jax.models.transformer import Transformer, head_matrix, hidden_states, init_params, logits
+    from prm_jax.models.transformer import (
+        Transformer,
+        expert_balance,
+        finished_logits,
+        head_matrix,
+        hidden_states,
+        init_params,
+        logits,
+    )
     from prm_jax.models.weights import load_weights
     from prm_jax.models.weights_writing import save_weights
 

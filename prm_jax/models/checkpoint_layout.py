@@ -1,14 +1,15 @@
 """Which tensor of a Hugging Face checkpoint is which leaf of the parameter tree."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
 from prm_jax.errors import UserError
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.files import short
+from prm_jax.models.tensor_file import Index
 
 Params = dict[str, Any]
 # Buffers of old exports, which the configuration determines.
@@ -16,69 +17,137 @@ _IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
 TIED_HEAD = "lm_head.weight"
 
 
+class ReadPart(Protocol):
+    """From a tensor's Hugging Face name and slices of its leading dimensions to the numbers of that part."""
+
+    def __call__(self, name: str, index: Index | None = None, /) -> np.ndarray: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """A leaf of the parameter tree, and the tensor, or tensors (one per layer), that it is stored as.
+    """A leaf of the parameter tree, and the tensors that it is stored as: one, one per layer, or one per expert.
 
     Attributes:
       path: keys to the leaf in the parameter tree.
-      name: of the tensor; ``{}`` stands for the layer.
-      shape: of one tensor in the file; leaves of the layers have an additional leading axis L.
+      name: of the tensor; ``{}`` stands for the layer, a second one for the expert.
+      shape: of one tensor in the file, or of the leaf's part of it.
       transposed: the leaf holds ``[in, out]`` kernels, the file ``[out, in]``.
-      layers: L, or 0 for a leaf outside the layers.
+      stack: leading axes of the leaf: (), (L,) or (L, E).
+      first_row: of the leaf's part of a tensor that holds several leaves.
+      rows: of that tensor; None where the leaf is all of it.
     """
 
     path: tuple[str, ...]
     name: str
     shape: tuple[int, ...]
     transposed: bool = False
-    layers: int = 0
+    stack: tuple[int, ...] = ()
+    first_row: int = 0
+    rows: int | None = None
 
     @property
     def names(self) -> list[str]:
-        """The tensors' names, in the order of the leading axis."""
-        return [self.name.format(i) for i in range(self.layers)] if self.layers else [self.name]
+        """The tensors' names, in the order of the leading axes."""
+        return [self.name.format(*index) for index in self.places]
+
+    @property
+    def places(self) -> list[tuple[int, ...]]:
+        """Each tensor's place in the leading axes."""
+        return list(np.ndindex(self.stack))
+
+    @property
+    def tensor_shape(self) -> tuple[int, ...]:
+        """Shape of one tensor in the file."""
+        return self.shape if self.rows is None else (self.rows, *self.shape[1:])
+
+    def index(self, *sides: slice) -> tuple[slice, ...]:
+        """Where the given rows and columns of the leaf's part are in the tensor."""
+        rows, *rest = sides or (slice(0, self.shape[0]),)
+        return (slice(rows.start + self.first_row, rows.stop + self.first_row), *rest)
 
     @property
     def leaf_shape(self) -> tuple[int, ...]:
         """Shape of the leaf."""
         shape = self.shape[::-1] if self.transposed else self.shape
-        return (self.layers, *shape) if self.layers else shape
+        return (*self.stack, *shape)
 
 
 def slots(config: ModelConfig) -> list[Slot]:
     """Every leaf of the model's parameters, in the order in which they are used."""
-    width, heads, groups = config.hidden_size, config.num_heads, config.num_kv_heads
-    inner = config.intermediate_size
-    head_out, group_out = heads * config.head_dim, groups * config.head_dim
-    embedding = (config.vocab_size, width)
-    attention = {
-        "q": (head_out, width),
-        "k": (group_out, width),
-        "v": (group_out, width),
-        "o": (width, head_out),
-    }
-    mlp = {"gate": (inner, width), "up": (inner, width), "down": (width, inner)}
+    width, embedding = config.hidden_size, (config.vocab_size, config.hidden_size)
+    norms = config.family.norms
+
+    def norm(name: str) -> list[Slot]:
+        return [_in_layers(config, (name, "scale"), f"{norms[name]}.weight", (width,))] if name in norms else []
+
     found = [Slot(("embed", "embedding"), "model.embed_tokens.weight", embedding)]
-
-    def layer(path: tuple[str, ...], name: str, shape: tuple[int, ...], *, transposed: bool = False) -> None:
-        found.append(Slot(("layers", *path), f"model.layers.{{}}.{name}", shape, transposed, config.num_layers))
-
-    layer(("attn_norm", "scale"), "input_layernorm.weight", (width,))
-    for key, shape in attention.items():
-        layer(("attn", key, "kernel"), f"self_attn.{key}_proj.weight", shape, transposed=True)
-        if config.out_bias if key == "o" else config.attention_bias:
-            layer(("attn", key, "bias"), f"self_attn.{key}_proj.bias", shape[:1])
-    for key in ("q", "k") if config.qk_norm else ():
-        layer(("attn", f"{key}_norm", "scale"), f"self_attn.{key}_norm.weight", (config.head_dim,))
-    layer(("mlp_norm", "scale"), "post_attention_layernorm.weight", (width,))
-    for key, shape in mlp.items():
-        layer(("mlp", key, "kernel"), f"mlp.{key}_proj.weight", shape, transposed=True)
-        if config.mlp_bias:
-            layer(("mlp", key, "bias"), f"mlp.{key}_proj.bias", shape[:1])
+    found += norm("attn_norm") + _attention(config) + norm("attn_post_norm")
+    found += norm("mlp_norm") + (_experts(config) if config.num_experts else _mlp(config)) + norm("mlp_post_norm")
     found.append(Slot(("final_norm", "scale"), "model.norm.weight", (width,)))
     if not config.tie_word_embeddings:
         found.append(Slot(("head", "kernel"), TIED_HEAD, embedding))
+    return found
+
+
+def _in_layers(
+    config: ModelConfig, path: tuple[str, ...], name: str, shape: tuple[int, ...], **more: Any
+) -> Slot:
+    return Slot(("layers", *path), f"model.layers.{{}}.{name}", shape, **{"stack": (config.num_layers,), **more})
+
+
+def _attention(config: ModelConfig) -> list[Slot]:
+    width = config.hidden_size
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    shapes = {"q": (queries, width), "k": (keys, width), "v": (keys, width), "o": (width, queries)}
+    found = []
+    for key, shape in shapes.items():
+        found.append(_kernel(config, "attn", key, f"self_attn.{key}_proj", shapes))
+        if config.out_bias if key == "o" else config.attention_bias:
+            found.append(_in_layers(config, ("attn", key, "bias"), f"self_attn.{key}_proj.bias", shape[:1]))
+    spans = {"head": (config.head_dim, config.head_dim), "width": (queries, keys), None: ()}[config.family.qk_norm]
+    for key, span in zip("qk", spans, strict=False):
+        found.append(_in_layers(config, ("attn", f"{key}_norm", "scale"), f"self_attn.{key}_norm.weight", (span,)))
+    return found
+
+
+def _mlp(config: ModelConfig) -> list[Slot]:
+    shapes = _mlp_shapes(config)
+    found = []
+    for key, shape in shapes.items():
+        found.append(_kernel(config, "mlp", key, f"mlp.{key}_proj", shapes))
+        if config.mlp_bias:
+            found.append(_in_layers(config, ("mlp", key, "bias"), f"mlp.{key}_proj.bias", shape[:1]))
+    return found
+
+
+def _mlp_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    width, inner = config.hidden_size, config.intermediate_size
+    return {"gate": (inner, width), "up": (inner, width), "down": (width, inner)}
+
+
+def _kernel(
+    config: ModelConfig, block: str, key: str, name: str, shapes: Mapping[str, tuple[int, int]]
+) -> Slot:
+    """A projection: a tensor of its own, or rows of one that the family fuses."""
+    for fused, parts in config.family.fused.items():
+        if key in parts:
+            sizes = [shapes[part][0] for part in parts]
+            place = parts.index(key)
+            return _in_layers(
+                config, (block, key, "kernel"), f"{fused}.weight", shapes[key], transposed=True,
+                first_row=sum(sizes[:place]), rows=sum(sizes),
+            )  # fmt: skip
+    return _in_layers(config, (block, key, "kernel"), f"{name}.weight", shapes[key], transposed=True)
+
+
+def _experts(config: ModelConfig) -> list[Slot]:
+    names, stack = config.family.experts, (config.num_layers, config.num_experts)
+    assert names is not None
+    router = (config.num_experts, config.hidden_size)
+    found = [_in_layers(config, ("mlp", "router", "kernel"), f"{names.router}.weight", router, transposed=True)]
+    for key, shape in _mlp_shapes(config).items():
+        name = f"{getattr(names, key)}.weight"
+        found.append(_in_layers(config, ("mlp", key, "kernel"), name, shape, transposed=True, stack=stack))
     return found
 
 
@@ -108,7 +177,7 @@ def check_tensors(
             f"{source} holds LoRA adapters that were not merged ({first(adapted, 1)}); save it with PEFT's "
             "merge_and_unload(), or save the adapter alone and load its directory"
         )
-    expected = {name: slot.shape for slot in slots(config) for name in slot.names}
+    expected = {name: slot.tensor_shape for slot in slots(config) for name in slot.names}
     wrong = [f"{spell(name)} is missing" for name in expected if name not in shapes]
     wrong += [
         f"{spell(name)} has shape {list(shapes[name])}, expected {list(shape)}"
@@ -126,7 +195,7 @@ def check_tensors(
 
 def assemble(
     config: ModelConfig,
-    read: Callable[[str], np.ndarray],
+    read: ReadPart,
     *,
     dtype: np.dtype,
     place: Callable[[np.ndarray], Any],
@@ -135,7 +204,7 @@ def assemble(
 
     Args:
       config: the model.
-      read: from a tensor's Hugging Face name to its numbers.
+      read: reads tensors, or parts of them.
       dtype: of the leaves.
       place: receives each finished leaf, for example to transfer it to a device; besides its results, one leaf and
         one tensor are held in memory at a time.
@@ -146,10 +215,9 @@ def assemble(
     params: Params = {}
     for slot in slots(config):
         leaf = np.empty(slot.leaf_shape, dtype)
-        rows: Iterable[np.ndarray] = leaf if slot.layers else (leaf,)
-        for row, name in zip(rows, slot.names, strict=True):
-            tensor = read(name)
-            copy_into(row, tensor.T if slot.transposed else tensor)
+        for place_in_leaf, name in zip(slot.places, slot.names, strict=True):
+            tensor = read(name) if slot.rows is None else read(name, slot.index())
+            copy_into(leaf[place_in_leaf], tensor.T if slot.transposed else tensor)
         node = params
         for key in slot.path[:-1]:
             node = node.setdefault(key, {})

@@ -1,14 +1,21 @@
-"""Architecture of a decoder language model: one frozen dataclass for the Llama, Qwen2 and Qwen3 families."""
+"""Architecture of a decoder language model: one frozen dataclass for all families."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from prm_jax.errors import UserError
 from prm_jax.models import hf_config
+from prm_jax.models.families import FAMILIES, Family
 from prm_jax.models.rope_scaling import RopeScaling
 
-Architecture = Literal["llama", "qwen2", "qwen3"]
+Architecture = Literal[
+    "llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "olmo2", "granite", "smollm3", "phi3", "qwen3_moe",
+    "mixtral",
+]  # fmt: skip
+Rotation = Literal["plain", "local", "none"]
+"""Rotary positions of a layer: with the model's frequencies, with ``rope_local_theta``, or none."""
 Implementation = Literal["auto", "naive", "blockwise", "splash", "cudnn"]
 """Of attention, see ``attention.attend``."""
 DType = Literal["float32", "bfloat16", "float16"]
@@ -26,19 +33,23 @@ class ModelConfig:
     controls how it is computed and may be changed freely with ``dataclasses.replace``.
 
     Attributes:
-      architecture: family; decides the names in files and which projections have biases (Qwen2: q, k, v but not o).
+      architecture: family, see ``families``; decides the names in files, which norms and biases there are, and the
+        activation.
       vocab_size: V.
       hidden_size: D.
-      intermediate_size: width of the gated feed-forward layer.
+      intermediate_size: width of the gated feed-forward layer, or of each expert.
       num_layers: L.
       num_heads: query heads.
       num_kv_heads: key and value heads; divides ``num_heads`` (grouped-query attention).
       head_dim: features per head, even; need not be ``hidden_size / num_heads``.
       rope_theta: base of the rotary frequencies.
       rope_scaling: None for plain rotary embeddings.
+      rope_local_theta: base of the unscaled rotary frequencies in layers with a window; None: as in the others.
+      rotary_dim: features per head that are rotated, the first ones, even; None for all.
+      unrotated_layers: layers without rotary positions.
       rms_norm_eps: added to the mean square.
       tie_word_embeddings: the head is the embedding matrix.
-      qk_norm: RMS norm over each query and key head before the rotation (Qwen3).
+      qk_norm: RMS norm over queries and keys before the rotation, per head or over all heads by the family.
       attention_bias: biases on the attention projections.
       mlp_bias: biases in the feed-forward layer.
       max_position_embeddings: context length of the pretrained model.
@@ -46,6 +57,14 @@ class ModelConfig:
         name; None for all.
       layer_windows: () or one window per layer, None for a layer without one.
       attn_softcap: c of ``c * tanh(score / c)`` on attention scores, or None.
+      logit_softcap: c of the same function on logits, or None.
+      attn_scale: factor of attention scores; None for ``1 / sqrt(head_dim)``.
+      embed_scale: factor of embeddings, rounded to the compute dtype.
+      residual_scale: factor of what attention and MLP add to the residual stream.
+      logit_divisor: logits are divided by it.
+      num_experts: experts per layer, E; 0 for a dense model.
+      experts_per_token: experts that process a token.
+      norm_topk: whether the weights of a token's experts sum to 1.
       dtype: of new parameters.
       compute_dtype: of activations and matrix products; norms, softmax, rotations and log-sum-exps are
         float32.
@@ -70,6 +89,9 @@ class ModelConfig:
     head_dim: int
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    rope_local_theta: float | None = None
+    rotary_dim: int | None = None
+    unrotated_layers: tuple[int, ...] = ()
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
     qk_norm: bool = False
@@ -79,6 +101,14 @@ class ModelConfig:
     sliding_window: int | None = None
     layer_windows: tuple[int | None, ...] = ()
     attn_softcap: float | None = None
+    logit_softcap: float | None = None
+    attn_scale: float | None = None
+    embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_divisor: float = 1.0
+    num_experts: int = 0
+    experts_per_token: int = 0
+    norm_topk: bool = True
 
     dtype: DType = "float32"
     compute_dtype: DType = "float32"
@@ -89,7 +119,7 @@ class ModelConfig:
     lora_alpha: float = 16.0
 
     def __post_init__(self) -> None:
-        _choice("architecture", self.architecture, hf_config.ARCHITECTURES)
+        _choice("architecture", self.architecture, tuple(FAMILIES))
         _choice("dtype", self.dtype, _DTYPES)
         _choice("compute_dtype", self.compute_dtype, _DTYPES)
         _choice("remat", self.remat, _REMAT)
@@ -108,12 +138,7 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise UserError(f"model config: head_dim must be even (rotary embeddings), found {self.head_dim}")
-        if self.qk_norm != (self.architecture == "qwen3"):
-            raise UserError(f"model config: qk_norm={self.qk_norm} does not fit architecture {self.architecture!r}")
-        if self.architecture == "qwen2" and not self.attention_bias:
-            raise UserError("model config: qwen2 always has attention_bias")
-        if self.mlp_bias and self.architecture != "llama":
-            raise UserError(f"model config: mlp_bias does not exist in architecture {self.architecture!r}")
+        self._check_family()
         if self.attention == "cudnn" and self.compute_dtype == "float32":
             raise UserError("model config: attention='cudnn' needs compute_dtype bfloat16 or float16")
         self._check_windows()
@@ -129,8 +154,41 @@ class ModelConfig:
                 raise UserError(
                     f"model config: an attention window must be a positive integer or None, found {window!r}"
                 )
-        if self.attn_softcap is not None and not self.attn_softcap > 0:
-            raise UserError(f"model config: attn_softcap must be positive or None, found {self.attn_softcap!r}")
+        for name in ("attn_softcap", "logit_softcap", "attn_scale", "rope_local_theta"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"model config: {name} must be positive or None, found {value!r}")
+
+        if self.logit_softcap is not None and self.logit_divisor != 1:
+            raise UserError("model config: logit_softcap with logit_divisor is not supported; no family has both")
+        scaling = self.rope_scaling
+        if scaling is not None and scaling.short_factor:
+            pairs, found = (self.rotary_dim or self.head_dim) // 2, len(scaling.short_factor)
+            if found != pairs:
+                raise UserError(f"model config: rope_scaling.short_factor needs {pairs} entries, found {found}")
+
+    def _check_family(self) -> None:
+        """Refuses fields that contradict the family."""
+        family = self.family
+        if self.qk_norm != (family.qk_norm is not None):
+            raise UserError(f"model config: qk_norm={self.qk_norm} does not fit architecture {self.architecture!r}")
+        if self.attention_bias != (family.attention_bias == "always") and family.attention_bias != "option":
+            raise UserError(f"model config: {self.architecture} {family.attention_bias} has attention_bias")
+        if self.mlp_bias and not family.mlp_bias:
+            raise UserError(f"model config: mlp_bias does not exist in architecture {self.architecture!r}")
+        if (self.num_experts > 0) != (family.experts is not None) or self.num_experts < 0:
+            raise UserError(
+                f"model config: num_experts={self.num_experts} does not fit architecture {self.architecture!r}"
+            )
+        if not 0 <= self.experts_per_token <= self.num_experts or (self.num_experts and not self.experts_per_token):
+            raise UserError(
+                f"model config: experts_per_token must be 1 to {self.num_experts}, the experts, found "
+                f"{self.experts_per_token}"
+            )
+        if self.rotary_dim is not None and (self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim):
+            raise UserError(
+                f"model config: rotary_dim must be even and at most head_dim={self.head_dim}, found {self.rotary_dim}"
+            )
 
     @property
     def windows(self) -> tuple[int | None, ...]:
@@ -143,26 +201,63 @@ class ModelConfig:
         return tuple(dict.fromkeys(self.windows))
 
     @property
+    def family(self) -> Family:
+        """What distinguishes the architecture from others."""
+        return FAMILIES[self.architecture]
+
+    @property
     def out_bias(self) -> bool:
         """Whether the attention's output projection has a bias."""
-        return self.attention_bias and self.architecture != "qwen2"
+        return self.attention_bias and self.family.out_bias
+
+    @property
+    def score_scale(self) -> float:
+        """Factor of attention scores."""
+        return 1.0 / math.sqrt(self.head_dim) if self.attn_scale is None else self.attn_scale
+
+    @property
+    def rotations(self) -> tuple[Rotation, ...]:
+        """The rotary positions of every layer."""
+
+        def of(layer: int, window: int | None) -> Rotation:
+            if layer in self.unrotated_layers:
+                return "none"
+            return "plain" if window is None or self.rope_local_theta is None else "local"
+
+        return tuple(of(layer, window) for layer, window in enumerate(self.windows))
+
+    @property
+    def rotation_kinds(self) -> tuple[Rotation, ...]:
+        """The distinct ones of ``rotations``, in order of appearance."""
+        return tuple(dict.fromkeys(self.rotations))
+
+    @property
+    def context(self) -> int:
+        """Tokens per row at most: the context of the pretrained model, as far as this package computes it."""
+        return min(self.max_position_embeddings, self.longest_row or self.max_position_embeddings)
+
+    @property
+    def longest_row(self) -> int | None:
+        """Tokens per row up to which rotations do not depend on the row's length; None for any number."""
+        scaling = self.rope_scaling
+        if scaling is None or scaling.kind not in ("dynamic", "longrope"):
+            return None
+        return self.max_position_embeddings if scaling.kind == "dynamic" else scaling.original_max_position_embeddings
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "ModelConfig":
         """Reads a Hugging Face ``config.json``.
 
         Args:
-          config: the parsed JSON of a ``LlamaForCausalLM`` (SmolLM2 is one), ``Qwen2ForCausalLM``,
-            ``Qwen3ForCausalLM`` or ``MistralForCausalLM``.  A Mistral model is read as a Llama whose context is
-            its attention window, since within the window the two compute the same.
+          config: the parsed JSON of a causal language model of one of ``families.FAMILIES`` (SmolLM2 is a Llama).
 
         Returns:
           The configuration with every run-time field (dtypes, remat, ...) at its default.
 
         Raises:
-          UserError: naming a field that this package would compute differently: another architecture, sliding
-            windows in use, experts, partial rotary embeddings, an unknown rotary scaling, field of one, or
-            activation, quantised weights, and so on.
+          UserError: naming a field that this package would compute differently: another architecture, or windows,
+            experts, multipliers, partial rotary embeddings or an activation that the family does not have, an unknown
+            rotary scaling or field of one, quantised weights, and so on.
         """
         return cls(**hf_config.read(config))
 

@@ -7,7 +7,6 @@ matrix on its left, which is fastest on a CPU when B is small.
 
 import dataclasses
 import functools
-import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +20,16 @@ from prm_jax.models.attention_choice import resolve
 from prm_jax.models.attention_spec import NEGATIVE, soft_capped
 from prm_jax.models.blockwise_attention import block_size
 from prm_jax.models.config import ModelConfig
-from prm_jax.models.transformer import Params, head_matrix, keys_and_values
+from prm_jax.models.experts import activate, mix_experts, route
+from prm_jax.models.qtensor import QTensor, dequantize, product, take
+from prm_jax.models.transformer import (
+    Params,
+    finished_logits,
+    head_matrix,
+    keys_and_values,
+    norm_factor,
+    scaled,
+)
 from prm_jax.target_device import platform_and_kind
 
 Array = jax.Array
@@ -187,21 +195,27 @@ def run_layers(config: ModelConfig, params: Params, tokens: Array, positions: Ar
     Returns:
       hidden [D, B] after the final norm.
     """
-    rotation = rope.table(config, positions[:, None])
-    x = jnp.take(params["embed"]["embedding"], tokens, axis=0).astype(config.compute_dtype).T
+    rotations = {kind: rope.table(config, positions[:, None], kind) for kind in config.rotation_kinds}
+    table = params["embed"]["embedding"]
+    rows = take(table, tokens, config.compute_dtype) if isinstance(table, QTensor) else jnp.take(table, tokens, axis=0)
+    x = scaled(rows.astype(config.compute_dtype).T, config.embed_scale)
     for number, layer in enumerate(params["layers"]):
-        q, k, v = _project(config, layer["attn"], _norm(config, layer["attn_norm"], x), rotation)
-        x = x + _linear(config, layer["attn"], _O, mix(number, q, k, v).T)
-        gate_up = _linear(config, layer["mlp"], _GATE_UP, _norm(config, layer["mlp_norm"], x))
-        gate, up = jnp.split(gate_up, 2)
-        x = x + _linear(config, layer["mlp"], _DOWN, jax.nn.silu(gate) * up)
+
+        def normed(name: str, y: Array, layer: Params = layer) -> Array:
+            return _norm(config, layer[name], y) if name in config.family.norms else y
+
+        q, k, v = _project(config, layer["attn"], normed("attn_norm", x), rotations[config.rotations[number]])
+        y = _linear(config, layer["attn"], _O, mix(number, q, k, v).T)
+        x = x + scaled(normed("attn_post_norm", y), config.residual_scale)
+        y = _mlp(config, layer["mlp"], normed("mlp_norm", x))
+        x = x + scaled(normed("mlp_post_norm", y), config.residual_scale)
     return _norm(config, params["final_norm"], x)
 
 
 def next_logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
     """Logits of the next token: [D, B] -> [B, V] f32."""
     head = head_matrix(config, params).astype(hidden.dtype)
-    scores = jnp.dot(head, hidden, preferred_element_type=jnp.float32)
+    scores = finished_logits(config, jnp.dot(head, hidden, preferred_element_type=jnp.float32))
     # Equal to scores.T, but written so that XLA does not swap the factors of the product to save the copy: with
     # the large matrix on the right a CPU takes twice as long.
     vocab, rows = scores.shape
@@ -220,13 +234,18 @@ def _prefill(config: ModelConfig, params: Params, prompts: tuple[Array, Array]) 
 
 
 def _cast(config: ModelConfig, params: Params) -> Params:
-    return {name: leaf.astype(config.compute_dtype) for name, leaf in params.items()}
+    return {name: _plain(leaf, config.compute_dtype) for name, leaf in params.items()}
+
+
+def _plain(matrix: Any, dtype: Any) -> Array:
+    return dequantize(matrix, dtype) if isinstance(matrix, QTensor) else matrix.astype(dtype)
 
 
 def _repack(config: ModelConfig, layers: Params) -> Params:
     """Adds fused kernels, which `_linear` prefers to single ones, to stacked layers."""
     blocks = dict(layers)
-    for block, names in (("attn", _QKV), ("attn", _O), ("mlp", _GATE_UP), ("mlp", _DOWN)):
+    dense = () if config.num_experts else (("mlp", _GATE_UP), ("mlp", _DOWN))
+    for block, names in (("attn", _QKV), ("attn", _O), *dense):
         fused = _fuse(config, [layers[block][name] for name in names])
         if fused is not None:
             blocks[block] = {**blocks[block], "+".join(names): fused}
@@ -238,7 +257,7 @@ def _fuse(config: ModelConfig, parts: Sequence[Params]) -> Params | None:
     dtype = jnp.dtype(config.compute_dtype)
     kernels = []
     for part in parts:
-        kernel = part["kernel"].astype(dtype)
+        kernel = _plain(part["kernel"], dtype)
         if "lora_a" in part:
             if dtype != jnp.float32:
                 return None  # in half precision the adapters would be lost in the sum
@@ -254,11 +273,21 @@ def _fuse(config: ModelConfig, parts: Sequence[Params]) -> Params | None:
     return fused
 
 
+def _mlp(config: ModelConfig, mlp: Params, x: Array) -> Array:
+    """The MLP, or the experts, of one layer: [D, B] -> [D, B]."""
+    if config.num_experts:
+        routing = route(config, mlp["router"]["kernel"], x.T)
+        kernels = {name: mlp[name]["kernel"] for name in ("gate", "up", "down")}
+        return mix_experts(config, kernels, routing, x.T).T
+    gate, up = jnp.split(_linear(config, mlp, _GATE_UP, x), 2)
+    return _linear(config, mlp, _DOWN, activate(config, gate) * up)
+
+
 def _norm(config: ModelConfig, params: Params, x: Array, axis: int = 0) -> Array:
     """RMS norm over the feature axis."""
     wide = x.astype(jnp.float32)
     factor = lax.rsqrt(jnp.mean(wide * wide, axis=axis, keepdims=True) + config.rms_norm_eps)
-    scale = params["scale"].astype(jnp.float32)
+    scale = norm_factor(params["scale"], config.family.norm_offset)
     return (wide * factor * (scale[:, None] if axis == 0 else scale)).astype(x.dtype)
 
 
@@ -272,15 +301,16 @@ def _linear(config: ModelConfig, params: Params, names: tuple[str, ...], x: Arra
 
 
 def _single(config: ModelConfig, params: Params, x: Array) -> Array:
-    def product(kernel: Array, x: Array) -> Array:
+    def dense(kernel: Array, x: Array) -> Array:
         return lax.dot_general(kernel.astype(x.dtype), x, (((0,), (0,)), ((), ())))
 
-    y = product(params["kernel"], x)
+    quantized = isinstance(params["kernel"], QTensor)
+    y = product(x.T, params["kernel"]).T if quantized else dense(params["kernel"], x)
     if "bias" in params:
         y = y + params["bias"].astype(x.dtype)[:, None]
     if "lora_a" in params:
         scale = config.lora_alpha / params["lora_a"].shape[-1]
-        y = y + product(params["lora_b"], product(params["lora_a"], x)) * scale
+        y = y + dense(params["lora_b"], dense(params["lora_a"], x)) * scale
     return y
 
 
@@ -289,7 +319,12 @@ def _project(config: ModelConfig, attn: Params, x: Array, rotation: Any) -> tupl
     heads, kv_heads = config.num_heads, config.num_kv_heads
     qkv = _linear(config, attn, _QKV, x).reshape(-1, config.head_dim, x.shape[1]).transpose(2, 0, 1)
     q, k, v = jnp.split(qkv, [heads, heads + kv_heads], axis=1)
-    if config.qk_norm:
+    if config.family.qk_norm == "width":
+        q, k = (
+            _norm(config, attn[name], y.reshape(len(y), -1), -1).reshape(y.shape)
+            for name, y in (("q_norm", q), ("k_norm", k))
+        )
+    if config.family.qk_norm == "head":
         q, k = _norm(config, attn["q_norm"], q, -1), _norm(config, attn["k_norm"], k, -1)
     cos, sin = rotation
     turned = rope.rotate(jnp.concatenate([q, k], axis=1)[:, None], cos, sin)[:, 0]
@@ -302,7 +337,7 @@ def _attend(config: ModelConfig, q: Array, caches: tuple[KeyValues, KeyValues], 
     prompts, kv_heads, head_dim, columns = shared.k.shape
     rows, heads, _ = q.shape
     groups, share = rows // prompts, heads // kv_heads
-    q = q / math.sqrt(head_dim)
+    q = q * config.score_scale
     # Samples of a prompt are further queries to the same keys: [P, K, G * share, Hd].
     flat = q.reshape(rows, kv_heads, share, head_dim)
     gathered = flat.reshape(prompts, groups, kv_heads, share * head_dim).swapaxes(1, 2)

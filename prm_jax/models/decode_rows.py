@@ -1,7 +1,6 @@
 """Incremental decoding of rows that differ in length: each row has its own columns of keys and values."""
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -142,7 +141,7 @@ def _attend(config: ModelConfig, q: Array, own: KeyValues | RoundedKeyValues, se
     rows, heads, size = q.shape
     kv_heads = own.k.shape[1]
     dtype = q.dtype if isinstance(own, RoundedKeyValues) else own.k.dtype
-    grouped = (q / math.sqrt(size)).astype(dtype).reshape(rows, kv_heads, heads // kv_heads, size)
+    grouped = (q * config.score_scale).astype(dtype).reshape(rows, kv_heads, heads // kv_heads, size)
     scores = jnp.einsum("bkqd,bkdc->bkqc", grouped, own.k.astype(dtype), preferred_element_type=jnp.float32)
     if isinstance(own, RoundedKeyValues):
         scores = scores * own.k_scale[:, :, None]

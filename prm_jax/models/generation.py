@@ -174,7 +174,7 @@ def _generate(
     """``generate`` on token ids."""
     _check_prompts(config, prompts, spec.steps)
     ids = _check_prompt_ids(options.prompt_ids, len(prompts))
-    columns = bucket(max(map(len, prompts)), config.max_position_embeddings)
+    columns = bucket(max(map(len, prompts)), config.context)
     repack = on_cpu(params)
     if options.reuse is not None:
         return options.reuse.generate(config, params, prompts, columns, ids, key, spec, repack=repack)
@@ -196,7 +196,7 @@ def _encode(index: int, prompt: Prompt, tokenizer: Tokenizer | None) -> list[int
 def _check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     if not prompts:
         raise UserError("there are no prompts; expected at least one")
-    context, vocab = config.max_position_embeddings, config.vocab_size
+    context, vocab = config.context, config.vocab_size
     for index, prompt in enumerate(prompts):
         if not prompt:
             raise UserError(f"prompt {index} is empty; give at least one token, for example <bos>")

@@ -14,7 +14,8 @@ from prm_jax.models.checkpoint_layout import check_params, slots
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.files import beside, sync_directory
 from prm_jax.models.gguf import GgufFile, read_gguf, read_raw_metadata
-from prm_jax.models.gguf_weights import GgufWeights, gguf_name, rows_for_gguf
+from prm_jax.models.gguf_names import gguf_name
+from prm_jax.models.gguf_weights import GgufWeights, rows_for_gguf
 
 _FILE_TYPE = "general.file_type"
 _ALIGNMENT = 32
@@ -49,7 +50,7 @@ def save_gguf(
     template = read_gguf(like)
     _check_same(config, GgufWeights(template), template)
     found = check_params(config, params)
-    names = {gguf_name(name): name for slot in slots(config) for name in slot.names}
+    names = {gguf_name(config.family, name): name for slot in slots(config) for name in slot.names}
     kinds = {name: _kind(info.shape, dtype) for name, info in template.tensors.items()}
     metadata = read_raw_metadata(like)
     metadata.pop("general.alignment", None)
@@ -80,8 +81,11 @@ def _check_same(config: ModelConfig, weights: GgufWeights, file: GgufFile) -> No
     same = (
         "architecture", "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads",
         "head_dim", "rope_theta", "rope_scaling", "rms_norm_eps", "tie_word_embeddings", "attention_bias", "out_bias",
-        "mlp_bias", "qk_norm",
+        "mlp_bias", "qk_norm", "windows", "rotations", "score_scale", "attn_softcap", "logit_softcap", "embed_scale",
+        "residual_scale", "logit_divisor", "rope_local_theta",
     )  # fmt: skip
+    if config.family.fused or config.num_experts:
+        raise UserError(f"GGUF files of {config.architecture} models are read and not written; use save_weights")
     for name in same:
         own, theirs = getattr(config, name), getattr(weights.config, name)
         if own != theirs:
@@ -128,5 +132,5 @@ def _arrays(
         if slot.path not in held:
             held[slot.path] = np.asarray(found[slot.path])
         leaf = held[slot.path]
-        part = leaf[layer] if slot.layers else leaf
+        part = leaf[slot.places[layer]]
         yield own, rows_for_gguf(config, names[own], part.T if slot.transposed else part)

@@ -8,34 +8,23 @@ import numpy as np
 
 from prm_jax.errors import UserError
 from prm_jax.models.config import ModelConfig
+from prm_jax.models.families import FAMILIES, Family
 from prm_jax.models.files import short
 from prm_jax.models.gguf import GgufFile
+from prm_jax.models.gguf_names import Stored, hf_names
 from prm_jax.models.tensor_file import Index
 
-_ARCHITECTURES = ("llama", "qwen2", "qwen3")
-_ROPE_FACTORS = "rope_freqs.weight"
-_WHOLE = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-_IN_LAYER = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-# Keys that change the computation, with the values that leave it as it is.
+_ROPE_FACTORS, _SHORT, _LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
+# Keys that change the computation, with the values that leave it as it is; families name those that they read.
 _HARMLESS = {
     "expert_count": (0,),
+    "expert_shared_count": (0,),
+    "expert_group_count": (0, 1),
+    "expert_weights_scale": (0.0, 1.0),
+    "expert_weights_norm": (True,),
+    "expert_gating_func": (0, 1),
     "attention.sliding_window": (0,),
+    "attention.sliding_window_pattern": (),
     "attention.scale": (0.0,),
     "attention.clamp_kqv": (0.0,),
     "attention.max_alibi_bias": (0.0,),
@@ -49,6 +38,7 @@ _HARMLESS = {
     "nextn_predict_layers": (0,),
     "rope.scaling.alpha": (0.0, 1.0),
     "rope.scaling.attn_factor": (1.0,),
+    "rope.freq_base_swa": (),
     "rope.scaling.yarn_attn_factor": (1.0,),
     "rope.scaling.yarn_ext_factor": (1.0,),
     "rope.scaling.yarn_log_multiplier": (0.0, 0.1),
@@ -68,75 +58,107 @@ class GgufWeights:
 
     def __init__(self, file: GgufFile):
         self._file = file
-        self._names = {_hf_name(name): name for name in file.tensors if name != _ROPE_FACTORS}
-        self.shapes = {hf: file.tensors[name].shape for hf, name in self._names.items()}
+        self._family = self._read_family()
+        self._last: tuple[str, np.ndarray] | None = None
+        buffers = (_ROPE_FACTORS, _SHORT, _LONG)
+        experts = int(self._optional("expert_count") or 0)
+        self._stored = {
+            hf: stored
+            for name in file.tensors
+            if name not in buffers
+            for hf, stored in hf_names(self._family, name, experts).items()
+        }
+        self.shapes = {hf: self._shape(stored) for hf, stored in self._stored.items()}
         self.config = ModelConfig.from_hf(self._hf_config())
 
     def spell(self, name: str) -> str:
         """The name of a tensor in the file."""
-        return self._names.get(name, name)
+        return self._stored[name].name if name in self._stored else name
 
     def read(self, name: str, index: Index | None = None) -> np.ndarray:
         """The numbers of a tensor, with rows in the order of rotate-half embeddings, or the part at `index`.
 
-        The whole tensor is dequantised in either case.
+        The whole tensor is dequantised in either case, and kept until another one is read: it may hold all experts.
         """
-        tensor = self._file.read(self._names[name])
-        projection = re.search(r"self_attn\.([qk])_proj", name)
-        if projection and self.config.architecture == "llama":
-            heads = self.config.num_heads if projection[1] == "q" else self.config.num_kv_heads
-            # Stored for rotation of adjacent features: [heads, pairs, 2, ...] instead of [heads, 2, pairs, ...].
-            pairs = tensor.reshape(heads, self.config.head_dim // 2, 2, *tensor.shape[1:])
-            tensor = pairs.swapaxes(1, 2).reshape(tensor.shape)
+        stored = self._stored[name]
+        if self._last is None or self._last[0] != stored.name:
+            self._last = stored.name, self._file.read(stored.name)
+        tensor = self._last[1] if stored.expert is None else self._last[1][stored.expert]
+        tensor = rows_from_gguf(self.config, name, tensor)
         return tensor if index is None else tensor[index]
 
-    def _hf_config(self) -> dict[str, Any]:
+    def _shape(self, stored: Stored) -> tuple[int, ...]:
+        shape = self._file.tensors[stored.name].shape
+        return shape if stored.expert is None else shape[1:]
+
+    def _read_family(self) -> Family:
+        """By the architecture, and by whether there are experts: Mixtral's files are Llama's with experts."""
         architecture = self._file.metadata.get("general.architecture")
-        if architecture not in _ARCHITECTURES:
+        known = [family for family in FAMILIES.values() if family.gguf is not None]
+        named = [family for family in known if family.gguf and family.gguf.architecture == architecture]
+        if not named:
+            listed = dict.fromkeys(family.gguf.architecture for family in known if family.gguf)
             raise UserError(
                 f"{self._file.path}: general.architecture={architecture!r} is not supported, expected "
-                + ", ".join(_ARCHITECTURES)
+                + ", ".join(listed)
             )
+        sparse = bool(self._get("expert_count"))
+        fitting = [family for family in named if (family.experts is not None) == sparse]
+        if not fitting:
+            raise UserError(
+                f"{self._file.path}: {architecture}.expert_count={self._get('expert_count')!r} is not supported"
+            )
+        return fitting[0]
+
+    def _hf_config(self) -> dict[str, Any]:
+        form = self._family.gguf
+        assert form is not None
         for key, harmless in _HARMLESS.items():
             value = self._get(key)
-            if value is not None and value not in harmless:
-                raise UserError(f"{self._file.path}: {architecture}.{key}={value!r} is not supported")
+            if value is not None and key not in form.keys and value not in harmless:
+                raise UserError(f"{self._file.path}: {form.architecture}.{key}={value!r} is not supported")
         heads, width = self._need("attention.head_count"), self._need("embedding_length")
         head_dim = self._optional("attention.key_length") or width // heads
-        for key in ("attention.value_length", "rope.dimension_count"):
-            if (self._get(key) or head_dim) != head_dim:
+        sizes = {"attention.value_length": head_dim, "rope.dimension_count": head_dim}
+        for key, size in sizes.items():
+            if key not in form.keys and (self._get(key) or size) != size:
                 raise UserError(
-                    f"{self._file.path}: {architecture}.{key}={self._get(key)} is not supported, expected the "
+                    f"{self._file.path}: {form.architecture}.{key}={self._get(key)} is not supported, expected the "
                     f"head's size, {head_dim}"
                 )
         embedding = self.shapes.get("model.embed_tokens.weight") or (0,)
-        return {
-            "model_type": architecture,
+        found = {
+            "model_type": self._family.model_type,
             "vocab_size": embedding[0],
             "hidden_size": width,
-            "intermediate_size": self._need("feed_forward_length"),
             "num_hidden_layers": self._need("block_count"),
             "num_attention_heads": heads,
             "num_key_value_heads": self._optional("attention.head_count_kv") or heads,
             "head_dim": head_dim,
             "max_position_embeddings": self._need("context_length"),
-            "rms_norm_eps": _shortest(self._need("attention.layer_norm_rms_epsilon")),
-            "rope_theta": _shortest(self._optional("rope.freq_base") or 10000.0),
+            "rms_norm_eps": shortest(self._need("attention.layer_norm_rms_epsilon")),
+            "rope_theta": shortest(self._optional("rope.freq_base") or 10000.0),
             "rope_scaling": self._rope_scaling(head_dim),
             "tie_word_embeddings": "lm_head.weight" not in self.shapes,
             "attention_bias": "model.layers.0.self_attn.q_proj.bias" in self.shapes,
             "mlp_bias": "model.layers.0.mlp.gate_proj.bias" in self.shapes,
         }
+        if "expert_feed_forward_length" not in form.keys:
+            found["intermediate_size"] = self._need("feed_forward_length")
+        numbers = {key: self._get(key) for key in form.keys if self._get(key) is not None}
+        return found | form.read({**found, **{key: shortest(v) for key, v in numbers.items()}})
 
     def _rope_scaling(self, head_dim: int) -> dict[str, Any] | None:
         kind = self._get("rope.scaling.type")
         if _ROPE_FACTORS in self._file.tensors:
-            theta = _shortest(self._optional("rope.freq_base") or 10000.0)
+            theta = shortest(self._optional("rope.freq_base") or 10000.0)
             factors = self._file.read(_ROPE_FACTORS).astype(np.float64)
             found = llama3_scaling(factors, theta) if factors.shape == (head_dim // 2,) else None
             if found is None or kind not in (None, "none", "llama3"):
                 raise UserError(f"{self._file.path}: {_ROPE_FACTORS} is not a known rotary scaling")
             return found
+        if _SHORT in self._file.tensors:
+            return self._longrope(head_dim)
         if kind in (None, "none"):
             return None
         scaling = {
@@ -146,6 +168,20 @@ class GgufWeights:
             "beta_slow": self._get("rope.scaling.yarn_beta_slow"),
         }
         return {"rope_type": kind} | {name: value for name, value in scaling.items() if value is not None}
+
+    def _longrope(self, head_dim: int) -> dict[str, Any]:
+        factors = {
+            name: [shortest(one) for one in self._file.read(tensor).reshape(-1)]
+            for name, tensor in (("short_factor", _SHORT), ("long_factor", _LONG))
+            if tensor in self._file.tensors
+        }
+        found = {
+            "rope_type": "longrope",
+            "original_max_position_embeddings": self._get("rope.scaling.original_context_length"),
+            "partial_rotary_factor": (self._optional("rope.dimension_count") or head_dim) / head_dim,
+        }
+        attention = self._optional("rope.scaling.attn_factor")
+        return found | factors | ({} if attention is None else {"attention_factor": shortest(attention)})
 
     def _get(self, key: str) -> Any:
         return self._file.metadata.get(f"{self._file.metadata['general.architecture']}.{key}")
@@ -162,30 +198,35 @@ class GgufWeights:
         return self._need(key) if self._get(key) not in (None, 0) else None
 
 
-def gguf_name(name: str) -> str:
-    """What a tensor with a Hugging Face name is called in GGUF files.
-
-    Raises:
-      KeyError: it has no such name.
-    """
-    for own, theirs in _WHOLE.items():
-        if theirs == name:
-            return own
-    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
-    names = {theirs: own for own, theirs in _IN_LAYER.items()}
-    if match is None or match[2] not in names:
-        raise KeyError(name)
-    return f"blk.{match[1]}.{names[match[2]]}.{match[3]}"
+def rows_from_gguf(config: ModelConfig, name: str, tensor: np.ndarray) -> np.ndarray:
+    """A tensor as Hugging Face files have it: rows for rotate-half embeddings, scales of norms without their offset."""
+    if name.endswith("norm.weight") and config.family.norm_offset:
+        return tensor - np.float32(config.family.norm_offset)
+    heads = _heads_of_pairs(config, name)
+    if not heads:
+        return tensor
+    # Stored for rotation of adjacent features: [heads, pairs, 2, ...] instead of [heads, 2, pairs, ...].
+    pairs = tensor.reshape(heads, config.head_dim // 2, 2, *tensor.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(tensor.shape)
 
 
 def rows_for_gguf(config: ModelConfig, name: str, tensor: np.ndarray) -> np.ndarray:
-    """The inverse of `GgufWeights.read`: the order of rows that GGUF files of this architecture have."""
-    projection = re.search(r"self_attn\.([qk])_proj", name)
-    if projection is None or config.architecture != "llama":
+    """The inverse of `rows_from_gguf`."""
+    if name.endswith("norm.weight") and config.family.norm_offset:
+        return tensor.astype(np.float32) + np.float32(config.family.norm_offset)
+    heads = _heads_of_pairs(config, name)
+    if not heads:
         return tensor
-    heads = config.num_heads if projection[1] == "q" else config.num_kv_heads
     pairs = tensor.reshape(heads, 2, config.head_dim // 2, *tensor.shape[1:])
     return pairs.swapaxes(1, 2).reshape(tensor.shape)
+
+
+def _heads_of_pairs(config: ModelConfig, name: str) -> int:
+    """Heads of a projection whose rows GGUF files keep in another order; 0 for other tensors."""
+    projection = re.search(r"self_attn\.([qk])_proj", name)
+    if projection is None or config.family.gguf is None or not config.family.gguf.interleaved:
+        return 0
+    return config.num_heads if projection[1] == "q" else config.num_kv_heads
 
 
 def llama3_scaling(factors: np.ndarray, theta: float) -> dict[str, Any] | None:
@@ -223,7 +264,7 @@ def llama3_scaling(factors: np.ndarray, theta: float) -> dict[str, Any] | None:
         if np.allclose(1 / ((1 - smooth) / factor + smooth), factors, rtol=1e-4):
             return {
                 "rope_type": "llama3",
-                "factor": _shortest(factor),
+                "factor": shortest(factor),
                 "low_freq_factor": 1.0,
                 "high_freq_factor": high,
                 "original_max_position_embeddings": context,
@@ -231,15 +272,8 @@ def llama3_scaling(factors: np.ndarray, theta: float) -> dict[str, Any] | None:
     return None
 
 
-def _hf_name(name: str) -> str:
-    if name in _WHOLE:
-        return _WHOLE[name]
-    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
-    if match and match[2] in _IN_LAYER:
-        return f"model.layers.{int(match[1])}.{_IN_LAYER[match[2]]}.{match[3]}"
-    return name
-
-
-def _shortest(value: float) -> float:
-    """The decimal that a float32 in a file was written from: 1e-05 rather than 9.99999974e-06."""
+def shortest(value: Any) -> Any:
+    """The decimal that a float32 in a file was written from: 1e-05 rather than 9.99999974e-06; others as they are."""
+    if isinstance(value, bool) or not isinstance(value, float | np.floating):
+        return value
     return float(str(np.float32(value)))

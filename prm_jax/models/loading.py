@@ -14,6 +14,7 @@ from prm_jax.models.gguf import read_gguf
 from prm_jax.models.gguf_weights import GgufWeights
 from prm_jax.models.hub import find_config, find_model
 from prm_jax.models.model_options import ModelOptions
+from prm_jax.models.quantization import quantize_as
 from prm_jax.models.sharding import shardings_for
 from prm_jax.models.tokenizer import Tokenizer
 from prm_jax.models.transformer import init_params
@@ -36,8 +37,20 @@ def load_model(options: ModelOptions, *, mesh: Mesh | None = None) -> tuple[Mode
       UserError: see ``load_weights`` and ``Tokenizer.load``.
     """
     path = find_model(options.path)
-    config, params = load_weights(path, mesh=mesh)
+    apart = options.quantize != "none" and mesh is None  # matrices go to the device in few bits
+    config, params = load_weights(path, mesh=mesh, host=apart)
+    if options.quantize != "none":
+        params = frozen_copy(config, params, options)
     return _with_runtime(config, options), params, Tokenizer.load(path)
+
+
+def frozen_copy(config: ModelConfig, params: Any, options: ModelOptions) -> Any:
+    """The parameters in the form in which the options keep frozen weights, on the default device or their mesh.
+
+    Raises:
+      UserError: see ``quantization.quantize_as``; a mesh that cuts through groups.
+    """
+    return jax.tree.map(jax.numpy.asarray, quantize_as(config, params, options.quantize, options.quantization))
 
 
 def read_config(options: ModelOptions) -> ModelConfig:

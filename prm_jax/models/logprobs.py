@@ -110,7 +110,7 @@ def _statistics(
     if segment_ids is not None:
         scored = scored & jnp.pad(segment_ids[:, 1:] == segment_ids[:, :-1], ((0, 0), (1, 0)))
     hidden = hidden_states(config, params, tokens, positions=positions, segment_ids=segment_ids)
-    temperature = head.temperature
+    temperature = _head_temperature(config, head.temperature)
     if jnp.ndim(temperature):
         each = jnp.asarray(temperature)
         temperature = jnp.broadcast_to(each[:, None] if each.ndim == 1 else each, tokens.shape)
@@ -129,10 +129,16 @@ def _statistics(
         shifted(tokens),
         mask=shifted(scored),
         temperature=shifted(jnp.asarray(temperature)) if jnp.ndim(temperature) else temperature,
+        softcap=config.logit_softcap,
         options=options,
     )
     found = [x.reshape(rows, last + 1 - first)[:, : length - first] for x in statistics]
     return [jnp.pad(x, ((0, 0), (first, 0))) for x in found]
+
+
+def _head_temperature(config: ModelConfig, temperature: float | jax.Array) -> float | jax.Array:
+    """The temperature that divides products with the head, after the soft cap."""
+    return temperature if config.logit_divisor == 1 else temperature * config.logit_divisor
 
 
 def _head_statistics(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from prm_jax.errors import UserError
 from prm_jax.models.config import ModelConfig
+from prm_jax.models.qtensor import QTensor, dequantize
 from prm_jax.models.transformer import Params
 
 _HOMES = {
@@ -25,17 +26,19 @@ class LoRAConfig:
       rank: r, at least 1.
       alpha: numerator of the scale ``alpha / rank``; must equal ``ModelConfig.lora_alpha``, which the forward pass
         uses.
-      targets: names among q, k, v, o, gate, up, down; all of them by default.
+      targets: names among q, k, v, o, gate, up, down; None for all that the model has. Experts take no adapters.
     """
 
     rank: int = 16
     alpha: float = 16.0
-    targets: tuple[str, ...] = tuple(_HOMES)
+    targets: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "targets", tuple(self.targets))
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             raise UserError(f"LoRA rank must be a positive integer, found {self.rank!r}")
+        if self.targets is None:
+            return
+        object.__setattr__(self, "targets", tuple(self.targets))
         unknown = [name for name in self.targets if name not in _HOMES]
         if unknown or not self.targets:
             raise UserError(f"LoRA targets {unknown or 'are empty'}; known: {', '.join(_HOMES)}")
@@ -55,7 +58,7 @@ def init_lora(config: ModelConfig, params: Params, key: jax.Array, lora: LoRACon
       whatever the precision of the frozen kernels, since they are trained.
 
     Raises:
-      UserError: when ``lora.alpha`` is not ``config.lora_alpha``.
+      UserError: when ``lora.alpha`` is not ``config.lora_alpha``, or a target is a mixture of experts.
     """
     if lora.alpha != config.lora_alpha:
         raise UserError(
@@ -63,7 +66,12 @@ def init_lora(config: ModelConfig, params: Params, key: jax.Array, lora: LoRACon
             "use dataclasses.replace(config, lora_alpha=...)"
         )
     adapters: Params = {}
-    for name, one_key in zip(lora.targets, jax.random.split(key, len(lora.targets)), strict=True):
+    possible = tuple(name for name, home in _HOMES.items() if home == "attn" or not config.num_experts)
+    targets = possible if lora.targets is None else lora.targets
+    experts = [name for name in targets if name not in possible]
+    if experts:
+        raise UserError(f"LoRA targets {experts} are experts, which take no adapters; use targets among {possible}")
+    for name, one_key in zip(targets, jax.random.split(key, len(targets)), strict=True):
         layers, width, features = params["layers"][_HOMES[name]][name]["kernel"].shape
         lora_a = jax.random.normal(one_key, (layers, width, lora.rank), jnp.float32) / math.sqrt(width)
         lora_b = jnp.zeros((layers, lora.rank, features), jnp.float32)
@@ -108,18 +116,20 @@ def split(params: Params) -> tuple[Params, Params]:
 
 
 def merge(config: ModelConfig, params: Params) -> Params:
-    """The equivalent plain model: ``kernel + lora_a lora_b alpha / r``, summed in float32.
+    """The equivalent plain model: ``kernel + lora_a lora_b alpha / r``, summed in float32; quantised leaves expanded.
 
     Args:
       config: gives ``lora_alpha``.
       params: a joined tree.
 
     Returns:
-      A tree without adapters, kernels in their own dtype; other leaves are shared with ``params``.
+      A tree without adapters, kernels in their own dtype (float32 where they were quantised); other leaves are shared
+      with ``params``.
     """
     merged: Params = {}
     for name, value in params.items():
         if name not in _LEAVES:
+            value = dequantize(value) if isinstance(value, QTensor) else value
             merged[name] = merge(config, value) if isinstance(value, dict) else value
     if "lora_a" in params:
         merged["kernel"] = _fold(config, params)
@@ -128,6 +138,7 @@ def merge(config: ModelConfig, params: Params) -> Params:
 
 def _fold(config: ModelConfig, linear: dict[str, Any]) -> jax.Array:
     kernel, lora_a, lora_b = linear["kernel"], linear["lora_a"], linear["lora_b"]
+    kernel = dequantize(kernel) if isinstance(kernel, QTensor) else kernel
     product = jnp.einsum(
         "...ir,...ro->...io",
         lora_a.astype(jnp.float32),

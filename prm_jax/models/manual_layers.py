@@ -18,6 +18,7 @@ from prm_jax.errors import UserError
 from prm_jax.models.attention_spec import SAVED
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.gathers import Gathers
+from prm_jax.models.qtensor import PARTS
 from prm_jax.models.rows import row_axes
 from prm_jax.models.sharding import AXES, BATCH, partition_spec
 from prm_jax.models.tensor_split import TensorSplit
@@ -84,7 +85,8 @@ def run_layers(
     def whole(layer: Any) -> Any:
         leaves = []
         for (name, spec), leaf in zip(specs.items(), jax.tree.leaves(layer), strict=True):
-            leaf = gathers.weights(leaf, P(*spec[1:]), x.dtype)
+            packed = name.rpartition("/")[2] in PARTS  # parts of quantised kernels keep their dtypes
+            leaf = gathers.weights(leaf, P(*spec[1:]), leaf.dtype if packed else x.dtype)
             if repeated and _of_key_heads(name, spec):
                 leaf = _own_key_head(leaf, config, ways)
             leaves.append(leaf)

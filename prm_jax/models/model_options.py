@@ -1,8 +1,9 @@
 """Options for the model that a run loads or initialises; imports nothing heavy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from prm_jax.models.quantization_options import QuantizationOptions
 from prm_jax.option_ranges import above, at_least
 
 
@@ -41,6 +42,11 @@ class ModelOptions:
     """Rank of the policy's LoRA adapters on the frozen base; 0: all parameters train."""
     lora_alpha: Annotated[float, above(0)] = 16.0
     """LoRA's alpha: adapters are scaled by alpha / rank."""
+    quantize: Literal["none", "int8", "int4", "int2"] = "none"
+    """Keep the frozen weights (the reference, and the base of adapters) in so many bits; a policy without adapters
+    starts from the same values in float32, a PRM needs --prm.lora-rank."""
+    quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
+    """How they are quantised."""
     offload_reference: bool = False
     """Keep the reference (the initial weights) in the host's pinned memory between its uses, where the backend has
     it; not with LoRA, whose base is the reference and always in use."""

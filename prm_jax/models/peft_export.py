@@ -46,6 +46,11 @@ def save_adapter(path: str | pathlib.Path, config: ModelConfig, params: Mapping[
         place = slot.path[:-1]
         if (*place, "lora_a") not in found:
             continue
+        if slot.rows is not None:
+            raise UserError(
+                f"files of architecture {config.architecture} hold several projections in one tensor, {slot.name}, for "
+                "which PEFT has no separate adapters: merge them and save whole weights (save_weights)"
+            )
         lora_a, lora_b = (np.asarray(found[(*place, name)], np.float32) for name in ("lora_a", "lora_b"))
         rank = lora_a.shape[-1]
         for layer, name in enumerate(slot.names):

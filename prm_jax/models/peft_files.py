@@ -88,7 +88,7 @@ class Adapter:
         settings = read_json(path / CONFIG)
         _check_settings(path, settings)
         self._alpha = _positive(path, settings, "lora_alpha")
-        by_name = {name: slot for slot in slots(config) for name in slot.names if slot.transposed}
+        by_name = {name: slot for slot in slots(config) for name in slot.names if _adaptable(slot)}
         by_name |= {name: slot for slot in slots(config) for name in slot.names if slot.path == ("head", "kernel")}
         self._pairs = self._read(settings, by_name)
 
@@ -119,7 +119,7 @@ class Adapter:
             pairs = [self._pairs.get(name) for name in slot.names]
             if all(pair is None for pair in pairs):
                 continue
-            if not slot.layers:
+            if not slot.stack:
                 raise UserError(f"{self._path} adapts {slot.name}, which cannot be kept apart; load it merged")
             _, block, target, _ = slot.path
             adapters.setdefault(block, {})[target] = self._stack(slot, pairs)
@@ -128,8 +128,8 @@ class Adapter:
     def _stack(self, slot: Slot, pairs: list[_Pair | None]) -> dict[str, np.ndarray]:
         features, width = slot.shape
         rank = max(pair.a.shape[0] for pair in pairs if pair is not None)
-        lora_a = np.zeros((slot.layers, width, rank), np.float32)
-        lora_b = np.zeros((slot.layers, rank, features), np.float32)
+        lora_a = np.zeros((*slot.stack, width, rank), np.float32)
+        lora_b = np.zeros((*slot.stack, rank, features), np.float32)
         for layer, pair in enumerate(pairs):
             if pair is not None:
                 lora_a[layer, :, : pair.a.shape[0]] = pair.a.T
@@ -164,6 +164,11 @@ class Adapter:
             )
         alpha = _by_pattern(self._path, settings, "alpha_pattern", module, self._alpha)
         return _Pair(a, b, alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank))
+
+
+def _adaptable(slot: Slot) -> bool:
+    """Whether a leaf is a kernel that is stored as one tensor per layer."""
+    return slot.transposed and len(slot.stack) == 1 and slot.rows is None
 
 
 def _check_settings(path: pathlib.Path, settings: dict[str, Any]) -> None:

@@ -5,8 +5,8 @@ from typing import Literal
 
 from prm_jax.errors import UserError
 
-RopeKind = Literal["linear", "dynamic", "llama3", "yarn"]
-_ROPE_KINDS = ("linear", "dynamic", "llama3", "yarn")
+RopeKind = Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
+_ROPE_KINDS = ("linear", "dynamic", "llama3", "yarn", "longrope")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,10 @@ class RopeScaling:
     ``yarn`` (arXiv:2309.00071) blends by the number of rotations between ``beta_fast`` and ``beta_slow`` and
     multiplies cosines and sines by ``attention_factor``.  ``dynamic`` leaves positions within
     ``max_position_embeddings`` as they are; longer rows are refused, because a token's rotation
-    would then depend on the length generated so far.
+    would then depend on the length generated so far.  ``longrope`` (arXiv:2402.13753) divides each frequency by its
+    entry of ``short_factor``, and multiplies cosines and sines by ``attention_factor``; rows longer than
+    ``original_max_position_embeddings``, whose frequencies ``long_factor`` would divide, are refused for the same
+    reason.
     """
 
     kind: RopeKind
@@ -32,6 +35,8 @@ class RopeScaling:
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in _ROPE_KINDS:
@@ -40,6 +45,8 @@ class RopeScaling:
             raise UserError(f"rope_scaling.factor must be at least 1, found {self.factor}")
         if self.kind == "llama3" and not self.original_max_position_embeddings:
             raise UserError("rope_scaling: llama3 needs original_max_position_embeddings")
+        if self.kind == "longrope" and not (self.original_max_position_embeddings and self.short_factor):
+            raise UserError("rope_scaling: longrope needs original_max_position_embeddings and short_factor")
         if self.kind == "llama3" and not self.high_freq_factor > self.low_freq_factor:
             raise UserError(
                 "rope_scaling: high_freq_factor must exceed low_freq_factor, "

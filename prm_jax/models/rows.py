@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from prm_jax.models.qtensor import QTensor, dequantize, take
 from prm_jax.models.sharding import BATCH, AnyMesh
 
 
@@ -53,7 +54,7 @@ def split_over_rows(x: jax.Array, axis: int = 0) -> jax.Array:
     return _constrained(x, NamedSharding(mesh, P(*(None,) * axis, axes)))
 
 
-def embed(table: jax.Array, tokens: jax.Array, dtype: Any = None) -> jax.Array:
+def embed(table: jax.Array | QTensor, tokens: jax.Array, dtype: Any = None) -> jax.Array:
     """``table[tokens]``: [V, D], [B, T] -> [B, T, D] in ``dtype`` (None: the table's), NaN for a token outside [0, V).
 
     On a mesh, where "fsdp" splits D and "tensor" splits V, every device looks up the rows of its fsdp group in its own
@@ -62,7 +63,11 @@ def embed(table: jax.Array, tokens: jax.Array, dtype: Any = None) -> jax.Array:
     mesh = mesh_of(table, tokens)
     axes = () if mesh is None else row_axes(mesh, tokens.shape[0])
     if mesh is None or not axes:
+        if isinstance(table, QTensor):
+            return take(table, tokens, dtype or jnp.float32)
         return jnp.take(table, tokens, axis=0).astype(dtype or table.dtype)
+    if isinstance(table, QTensor):
+        table = dequantize(table, dtype or jnp.float32)
     return _embed_on_mesh(table, tokens, mesh, axes, jnp.dtype(dtype or table.dtype))
 
 

@@ -20,7 +20,10 @@ SINGLE, INDEX, SUMS = "model.safetensors", "model.safetensors.index.json", "SHA2
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # The dtypes that are read and written, by the name of each.
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_NUMPY = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_INTEGERS = {"U8": "uint8", "I8": "int8"}
+"""Of quantised parameters of this library alone; those of others mean something else."""
+_NUMPY = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16),
+          "uint8": np.dtype(np.uint8), "int8": np.dtype(np.int8)}  # fmt: skip
 _MAX_HEADER = 100_000_000
 _MAX_NAME = 255
 # Prefixes that wrappers put in front of the language model's names, and what takes their place; in this order.
@@ -42,6 +45,8 @@ class Shards:
     Args:
       directory: where they are.
       single: the file's name where there are no shards.
+      plain_names: names are those of a language model, with dtypes in `DTYPES`; False: names as they are, and 8-bit
+        integers too.
 
     Attributes:
       shapes: by name.
@@ -52,8 +57,9 @@ class Shards:
         that differs from its recorded SHA-256.
     """
 
-    def __init__(self, directory: pathlib.Path, *, single: str = SINGLE):
+    def __init__(self, directory: pathlib.Path, *, single: str = SINGLE, plain_names: bool = True):
         self._directory = directory
+        self._known = DTYPES if plain_names else DTYPES | _INTEGERS
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, str] = {}
         self._files: dict[str, TensorFile] = {}
@@ -65,7 +71,7 @@ class Shards:
         absent = [f"{name} (listed in {file})" for name, file in listed.items() if name not in self._files]
         if absent:
             raise UserError(f"{directory / INDEX} lists tensors that do not exist: {first(absent)}")
-        self._stored = _plain_names(self._files, directory)
+        self._stored = _plain_names(self._files, directory) if plain_names else {name: name for name in self._files}
         self.shapes = {name: self._shapes[stored] for name, stored in self._stored.items()}
         self.dtypes = {name: self._dtypes[stored] for name, stored in self._stored.items()}
 
@@ -94,12 +100,12 @@ class Shards:
             if name in self._files:
                 raise UserError(f"{self._directory} has the tensor {short(name)} in two files; remove one")
             entry = header[name]
-            if entry["dtype"] not in DTYPES:
+            if entry["dtype"] not in self._known:
                 raise UserError(
-                    f"{path}: tensor {short(name)} has dtype {entry['dtype']}, expected {', '.join(DTYPES)}; "
+                    f"{path}: tensor {short(name)} has dtype {entry['dtype']}, expected {', '.join(self._known)}; "
                     "use an unquantised checkpoint"
                 )
-            dtype = DTYPES[entry["dtype"]]
+            dtype = self._known[entry["dtype"]]
             specs[name] = (tuple(entry["shape"]), _NUMPY[dtype], start + entry["data_offsets"][0])
             self._shapes[name], self._dtypes[name] = specs[name][0], dtype
         self._files |= dict.fromkeys(names, TensorFile(path, specs))
@@ -260,7 +266,7 @@ def _write_file(
     take: Callable[[], tuple[str, np.ndarray]],
 ) -> str:
     """Streams tensors into one file; its SHA-256."""
-    codes = {name: code for code, name in DTYPES.items()}
+    codes = {name: code for code, name in (DTYPES | _INTEGERS).items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # what transformers asks for
     offset = 0
     for name, (shape, dtype) in specs.items():

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prm_jax.models.checkpoint_layout import Params, Slot, copy_into, slots
+from prm_jax.models.checkpoint_layout import Params, ReadPart, Slot, copy_into, slots
 from prm_jax.models.config import ModelConfig
-from prm_jax.models.tensor_file import Index
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh, Sharding
@@ -17,13 +16,6 @@ if TYPE_CHECKING:
 
 HOST_BYTES = 1 << 30
 """Shards of a leaf that are on the host at once, in bytes; always at least one shard."""
-
-
-
-class ReadPart(Protocol):
-    """From a tensor's Hugging Face name and slices of its leading dimensions to the numbers of that part."""
-
-    def __call__(self, name: str, index: Index | None = None, /) -> np.ndarray: ...
 
 
 
@@ -88,15 +80,15 @@ def _leaf(slot: Slot, read: ReadPart, dtype: np.dtype, sharding: "Sharding", hos
 def _shards(slot: Slot, read: ReadPart, dtype: np.dtype, group: list[tuple[tuple[int, int], ...]]) -> list[np.ndarray]:
     """The shards with the given bounds; every tensor is read once, in the smallest rectangle that holds all."""
     shards = [np.empty([high - low for low, high in bounds], dtype) for bounds in group]
-    inner = [bounds[1:] if slot.layers else bounds for bounds in group]
+    axes = len(slot.stack)
+    inner = [bounds[axes:] for bounds in group]
     box = [(min(low for low, _ in sides), max(high for _, high in sides)) for sides in zip(*inner, strict=True)]
     sides = box[::-1] if slot.transposed else box
-    for layer, name in enumerate(slot.names):
-        pairs = zip(shards, group, strict=True)
-        rows = [_row(shard, bounds, layer) if slot.layers else shard for shard, bounds in pairs]
+    for place, name in zip(slot.places, slot.names, strict=True):
+        rows = [_row(shard, bounds, place) for shard, bounds in zip(shards, group, strict=True)]
         if all(row is None for row in rows):
             continue
-        part = read(name, tuple(slice(low, high) for low, high in sides))
+        part = read(name, slot.index(*(slice(low, high) for low, high in sides)))
         part = part.T if slot.transposed else part
         for row, bounds in zip(rows, inner, strict=True):
             if row is not None:
@@ -106,10 +98,12 @@ def _shards(slot: Slot, read: ReadPart, dtype: np.dtype, group: list[tuple[tuple
     return shards
 
 
-def _row(shard: np.ndarray, bounds: tuple[tuple[int, int], ...], layer: int) -> np.ndarray | None:
-    """A layer's place in a shard, or None where the shard does not hold it."""
-    first, last = bounds[0]
-    return shard[layer - first] if first <= layer < last else None
+def _row(shard: np.ndarray, bounds: tuple[tuple[int, int], ...], place: tuple[int, ...]) -> np.ndarray | None:
+    """A layer's, or expert's, part of a shard, or None where the shard does not hold it."""
+    within = list(zip(bounds, place, strict=False))
+    if any(not first <= index < last for (first, last), index in within):
+        return None
+    return shard[tuple(index - first for (first, _), index in within)]
 
 
 def _groups(items: list[Any], size: int) -> Iterator[list[Any]]:

@@ -52,7 +52,19 @@ RULES = (
     Rule(rf"{_IN}/lora_a", P(None, "fsdp", None)),
     Rule(rf"{_IN}/lora_b", P(None, None, "tensor")),
     Rule(rf"{_OUT}/kernel", P(None, "tensor", "fsdp")),
+    # Experts, stacked on axis 1: "tensor" splits the columns of each, so that no token leaves its device.
+    Rule(r"mlp/(gate|up)/kernel", P(None, None, "fsdp", "tensor")),
+    Rule(r"mlp/down/kernel", P(None, None, "tensor", "fsdp")),
     Rule(rf"{_OUT}/lora_a", P(None, "tensor", None)),
+    # Quantised kernels: scales are divided like the kernels, which needs whole groups on every device.
+    Rule(rf"{_IN}/kernel/(values|scales|zeros|coarse)", P(None, "fsdp", "tensor")),
+    Rule(rf"{_OUT}/kernel/(values|scales|zeros|coarse)", P(None, "tensor", "fsdp")),
+    Rule(rf"{_IN}/kernel/left", P(None, "fsdp", None)),
+    Rule(rf"{_IN}/kernel/right", P(None, None, "tensor")),
+    Rule(rf"{_OUT}/kernel/left", P(None, "tensor", None)),
+    Rule(rf"{_OUT}/kernel/right", P(None, None, "fsdp")),
+    Rule(r"(embed/embedding|head/kernel)/values", P("tensor", "fsdp"), strict=False),
+    Rule(r"(embed/embedding|head/kernel)/scales", P("tensor", None), strict=False),
     Rule(rf"{_OUT}/lora_b", P(None, None, "fsdp")),
 )
 """The parameter tree of prm_jax.models; leaves without a rule (norms, output biases, heads) are replicated."""

@@ -16,7 +16,13 @@ SMALL_BYTES = 1 << 24
 
 
 def tensor_blocks(
-    slot: Slot, leaf: Any, dtype: np.dtype, *, block_bytes: int = BLOCK_BYTES, small_bytes: int = SMALL_BYTES
+    slot: Slot,
+    leaf: Any,
+    dtype: np.dtype,
+    *,
+    only: int | None = None,
+    block_bytes: int = BLOCK_BYTES,
+    small_bytes: int = SMALL_BYTES,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Cuts one leaf into its tensors, and these into blocks of consecutive rows.
 
@@ -25,6 +31,7 @@ def tensor_blocks(
       leaf: array of NumPy or JAX, with any sharding. Where it spans several processes, all of them must iterate, in
         step; a block that the sharding splits by rows is then one whole tensor.
       dtype: of the tensors; converted on the device where the leaf is on one.
+      only: number of the one tensor that is wanted; None for all.
       block_bytes: see `BLOCK_BYTES`.
       small_bytes: see `SMALL_BYTES`.
 
@@ -38,17 +45,19 @@ def tensor_blocks(
     rows = max(1, block_bytes // max(1, math.prod(slot.shape[1:]) * dtype.itemsize))
     if spans and _rows_are_split(slot, leaf):
         rows = size
-    for layer, name in enumerate(slot.names):
+    for number, (place, name) in enumerate(zip(slot.places, slot.names, strict=True)):
+        if only is not None and number != only:
+            continue
         for start in range(0, size, rows):
             part = (slice(start, min(start + rows, size)), *(slice(0, n) for n in slot.shape[1:]))
             part = part[::-1] if slot.transposed else part
-            bounds = (slice(layer, layer + 1), *part) if slot.layers else part
+            bounds = (*(slice(index, index + 1) for index in place), *part)
             yield name, _block(leaf, bounds, slot, dtype, spans=spans)
 
 
 def _rows_are_split(slot: Slot, leaf: Any) -> bool:
     """Whether a sharding splits the dimension that becomes a tensor's rows; to cut it there would gather the leaf."""
-    axis = leaf.ndim - 1 if slot.transposed else int(slot.layers > 0)
+    axis = leaf.ndim - 1 if slot.transposed else len(slot.stack)
     shard = leaf.sharding.shard_shape(leaf.shape)
     return bool(shard[axis] < leaf.shape[axis])
 
@@ -58,7 +67,7 @@ def _block(leaf: Any, bounds: tuple[slice, ...], slot: Slot, dtype: np.dtype, *,
         return _oriented(leaf[bounds], slot, dtype)
     if spans:
         return _gathered(leaf, bounds, slot, dtype)
-    shape = [part.stop - part.start for part in bounds][int(slot.layers > 0) :]
+    shape = [part.stop - part.start for part in bounds][len(slot.stack) :]
     block = np.empty(shape[::-1] if slot.transposed else shape, dtype)
     for index, data in _distinct(leaf):
         common = [_common(part, own) for part, own in zip(bounds, index, strict=True)]
@@ -66,16 +75,16 @@ def _block(leaf: Any, bounds: tuple[slice, ...], slot: Slot, dtype: np.dtype, *,
             continue
         sizes = tuple(part.stop - part.start for part in common)
         starts = tuple(part.start - own.start for part, own in zip(common, index, strict=True))
-        piece = np.asarray(_sliced(sizes, bool(slot.layers), slot.transposed, dtype.name)(data, starts))
+        piece = np.asarray(_sliced(sizes, len(slot.stack), slot.transposed, dtype.name)(data, starts))
         places = [slice(part.start - b.start, part.stop - b.start) for part, b in zip(common, bounds, strict=True)]
-        places = places[1:] if slot.layers else places
+        places = places[len(slot.stack) :]
         copy_into(block[tuple(places[::-1] if slot.transposed else places)], piece)
     return block
 
 
 def _oriented(part: np.ndarray, slot: Slot, dtype: np.dtype) -> np.ndarray:
-    """A part of a leaf [1, in, out] or [in, out] as rows of its tensor."""
-    part = part[0] if slot.layers else part
+    """A part of a leaf [in, out], after leading axes of size 1, as rows of its tensor."""
+    part = part.reshape(part.shape[len(slot.stack) :])
     part = part.T if slot.transposed else part
     block = np.empty(part.shape, dtype)
     copy_into(block, part)
@@ -103,12 +112,12 @@ def _gathered(leaf: Any, bounds: tuple[slice, ...], slot: Slot, dtype: np.dtype)
 
     sizes = tuple(part.stop - part.start for part in bounds)
     everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())
-    cut = _sliced(sizes, bool(slot.layers), slot.transposed, dtype.name, everywhere)
+    cut = _sliced(sizes, len(slot.stack), slot.transposed, dtype.name, everywhere)
     return np.asarray(cut(leaf, tuple(part.start for part in bounds)).addressable_data(0))
 
 
 @functools.lru_cache(maxsize=1024)
-def _sliced(sizes: tuple[int, ...], stacked: bool, transposed: bool, dtype: str, sharding: Any = None) -> Any:
+def _sliced(sizes: tuple[int, ...], stacked: int, transposed: bool, dtype: str, sharding: Any = None) -> Any:
     """Compiles ``(array, starts) -> rows of a tensor``."""
     import jax
     import jax.numpy as jnp
@@ -116,7 +125,7 @@ def _sliced(sizes: tuple[int, ...], stacked: bool, transposed: bool, dtype: str,
     def cut(array: jax.Array, starts: tuple[jax.Array, ...]) -> jax.Array:
         array = jax.device_put(array, jax.memory.Space.Device)  # from host memory, where it is offloaded
         part = jax.lax.dynamic_slice(array, starts, sizes)
-        part = part[0] if stacked else part
+        part = part.reshape(part.shape[stacked:])
         return (part.T if transposed else part).astype(jnp.dtype(dtype))
 
     return jax.jit(cut, out_shardings=sharding)

@@ -1,4 +1,4 @@
-"""A decoder language model for Llama, Qwen2 and Qwen3: Flax Linen modules, applied to plain dicts of parameters.
+"""A decoder language model for every family of ``families``: Flax Linen modules, applied to plain dicts of parameters.
 
 The layers' parameters are stacked on a leading axis and applied by one scan.  The model returns hidden states
 after the final norm; logits are computed only where they are needed (see ``logprobs`` and ``generate``).
@@ -14,38 +14,59 @@ import jax.numpy as jnp
 
 from prm_jax.models import manual_layers, rope
 from prm_jax.models.attention import attend
+from prm_jax.models.attention_spec import soft_capped
 from prm_jax.models.config import ModelConfig
+from prm_jax.models.experts import Experts, Routing, activate, balance
+from prm_jax.models.qtensor import QTensor, dequantize, product
 from prm_jax.models.rows import embed, mesh_of, split_over_rows
 from prm_jax.models.tensor_split import TensorSplit
 
 Params = dict[str, Any]
 Rotation = tuple[jax.Array, jax.Array]
+"""Cosines and sines, [B or 1, T, half], or [B or 1, R, T, half] where layers have R kinds of rotations."""
 
 
 class RMSNorm(nn.Module):
-    """``x / sqrt(mean(x^2) + eps) * scale`` over the last axis, in float32 (arXiv:1910.07467)."""
+    """``x / sqrt(mean(x^2) + eps) * (scale + offset)`` over the last axis, in float32 (arXiv:1910.07467).
+
+    The offset is the family's: 0, or 1 where files store the difference from 1.
+    """
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.dtype(self.config.dtype))
-        return _rms_norm(x, scale, self.config.rms_norm_eps)
+        offset = self.config.family.norm_offset
+        initializer = nn.initializers.constant(1.0 - offset)
+        scale = self.param("scale", initializer, (x.shape[-1],), jnp.dtype(self.config.dtype))
+        return _rms_norm(x, scale, self.config.rms_norm_eps, offset)
 
 
 # Recomputed in the backward pass at no cost, so that XLA fuses the forward pass in the same way whether or not it is
 # differentiated: a policy and its reference get the same bits.
-@functools.partial(jax.checkpoint, static_argnums=2)
-def _rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+@functools.partial(jax.checkpoint, static_argnums=(2, 3))
+def _rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float) -> jax.Array:
     wide = x.astype(jnp.float32)
     normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return (normed * scale.astype(jnp.float32)).astype(x.dtype)
+    return (normed * norm_factor(scale, offset)).astype(x.dtype)
+
+
+def norm_factor(scale: jax.Array, offset: float) -> jax.Array:
+    """What a norm multiplies by, float32."""
+    scale = scale.astype(jnp.float32)
+    return scale + offset if offset else scale
+
+
+def scaled(x: jax.Array, factor: float) -> jax.Array:
+    """``x * factor`` in the dtype of ``x``, to which the factor is rounded; ``x`` itself for 1."""
+    return x if factor == 1 else x * jnp.asarray(factor, x.dtype)
 
 
 class Linear(nn.Module):
     """``x @ kernel (+ bias)``, plus ``(x @ lora_a) @ lora_b * lora_alpha / rank`` where there are adapters.
 
     With ``split``, each device has some of the rows of ``kernel``, and the products are summed over the devices.
+    The kernel may be a `QTensor`.
     """
 
     config: ModelConfig
@@ -57,11 +78,14 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width, dtype = x.shape[-1], jnp.dtype(self.config.dtype)
-        initializer = nn.initializers.normal(self.gain / math.sqrt(width))
-        kernel = self.param("kernel", initializer, (width, self.features), dtype)
         # Matrix products instead of products of [B, T, D], for which XLA on CPU takes twice as long in the gradient.
         shape, x = x.shape, x.reshape(-1, width)
-        y = x @ kernel.astype(x.dtype)
+        stored: Any = self.get_variable("params", "kernel")
+        if isinstance(stored, QTensor):
+            y = product(x, stored)
+        else:
+            initializer = nn.initializers.normal(self.gain / math.sqrt(width))
+            y = x @ self.param("kernel", initializer, (width, self.features), dtype).astype(x.dtype)
         bias = None
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), dtype).astype(x.dtype)
@@ -88,18 +112,22 @@ class Attention(nn.Module):
     def __call__(
         self, x: jax.Array, rotation: Rotation, segment_ids: jax.Array | None, kind: jax.Array | None = None
     ) -> jax.Array:
-        """``[B, T, D] -> [B, T, D]``; ``segment_ids`` as in ``attend``, ``kind`` [] i32 as in ``_windowed``."""
+        """``[B, T, D] -> [B, T, D]``; ``segment_ids`` as in ``attend``, ``kind`` as in ``_layer_kinds``."""
         config = self.config
+        wide = config.family.qk_norm == "width"
         heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         x = x if self.split is None else self.split.enter(x)
 
         def project(name: str, count: int) -> jax.Array:
             y = Linear(config, count * head_dim, config.attention_bias, name=name)(x)
+            y = RMSNorm(config, name=f"{name}_norm")(y) if wide and name != "v" else y
             return y.reshape(*x.shape[:-1], count, head_dim)
 
         q, k, v = project("q", heads), project("k", kv_heads), project("v", kv_heads)
-        if config.qk_norm:
+        if config.family.qk_norm == "head":
             q, k = RMSNorm(config, name="q_norm")(q), RMSNorm(config, name="k_norm")(k)
+        if kind is not None and len(config.rotation_kinds) > 1:
+            rotation = rotation[0][:, kind[1]], rotation[1][:, kind[1]]
         q, k = rope.rotate(q, *rotation), rope.rotate(k, *rotation)
         self.sow("kv", "keys", k)
         self.sow("kv", "values", v)
@@ -117,20 +145,21 @@ def _windowed(
     v: jax.Array,
     segment_ids: jax.Array | None,
 ) -> jax.Array:
-    """``attend`` with the window ``config.window_kinds[kind]``; None where there is only one kind of layer."""
+    """``attend`` with the layer's window; ``kind`` as in ``_layer_kinds``."""
     windows = [
         functools.partial(
-            attend, segment_ids=segment_ids, window=window, softcap=config.attn_softcap, implementation=config.attention
+            attend, segment_ids=segment_ids, window=window, softcap=config.attn_softcap, scale=config.attn_scale,
+            implementation=config.attention,
         )
         for window in config.window_kinds
-    ]
-    if kind is None:
+    ]  # fmt: skip
+    if kind is None or len(windows) == 1:
         return windows[0](q, k, v)
-    return jax.lax.switch(kind, windows, q, k, v)
+    return jax.lax.switch(kind[0], windows, q, k, v)
 
 
 class MLP(nn.Module):
-    """``down(silu(gate(x)) * up(x))`` (arXiv:2002.05202)."""
+    """``down(activation(gate(x)) * up(x))`` (arXiv:2002.05202)."""
 
     config: ModelConfig
     split: TensorSplit | None = None
@@ -142,11 +171,15 @@ class MLP(nn.Module):
         gate = Linear(config, config.intermediate_size, config.mlp_bias, name="gate")(x)
         up = Linear(config, config.intermediate_size, config.mlp_bias, name="up")(x)
         gain = 1.0 / math.sqrt(2 * config.num_layers)
-        return Linear(config, config.hidden_size, config.mlp_bias, gain, self.split, name="down")(nn.silu(gate) * up)
+        down = Linear(config, config.hidden_size, config.mlp_bias, gain, self.split, name="down")
+        return down(activate(config, gate) * up)
 
 
 class Block(nn.Module):
-    """One pre-norm layer, as the body of a scan; ``split`` under ``shard_map`` only, with a device's own config."""
+    """One layer, as the body of a scan; ``split`` under ``shard_map`` only, with a device's own config.
+
+    Norms stand before attention and MLP, after them, or both, as the family says.
+    """
 
     config: ModelConfig
     split: TensorSplit | None = None
@@ -156,12 +189,21 @@ class Block(nn.Module):
         self, x: jax.Array, rotation: Rotation, segment_ids: jax.Array | None, kind: jax.Array | None
     ) -> tuple[jax.Array, None]:
         """``[B, T, D] -> ([B, T, D], None)``; arguments as in ``Attention``."""
+        config = self.config
+
+        def normed(name: str, y: jax.Array) -> jax.Array:
+            return RMSNorm(config, name=name)(y) if name in config.family.norms else y
+
+        def branch(name: str, y: jax.Array) -> jax.Array:
+            return scaled(normed(name, y), config.residual_scale)
+
         x = split_over_rows(x)
-        normed = RMSNorm(self.config, name="attn_norm")(x)
-        attention = Attention(self.config, self.split, name="attn")
-        x = split_over_rows(x + attention(normed, rotation, segment_ids, kind))
-        x = x + MLP(self.config, self.split, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
-        return split_over_rows(x), None
+        attention = Attention(config, self.split, name="attn")
+        y = attention(normed("attn_norm", x), rotation, segment_ids, kind)
+        x = split_over_rows(x + branch("attn_post_norm", y))
+        mlp = (Experts if config.num_experts else MLP)(config, self.split, name="mlp")
+        y = mlp(normed("mlp_norm", x))
+        return split_over_rows(x + branch("mlp_post_norm", y)), None
 
 
 class _Embed(nn.Module):
@@ -170,10 +212,13 @@ class _Embed(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         config = self.config
+        stored: Any = self.get_variable("params", "embedding")
+        if isinstance(stored, QTensor):
+            return scaled(embed(stored, tokens, config.compute_dtype), config.embed_scale)
         initializer = nn.initializers.normal(1.0 / math.sqrt(config.hidden_size))
         shape = (config.vocab_size, config.hidden_size)
         embedding = self.param("embedding", initializer, shape, jnp.dtype(config.dtype))
-        return embed(embedding, tokens, config.compute_dtype)
+        return scaled(embed(embedding, tokens, config.compute_dtype), config.embed_scale)
 
 
 class _Head(nn.Module):
@@ -212,14 +257,14 @@ class Transformer(nn.Module):
         config = self.config
         if tokens.ndim != 2:
             raise ValueError(f"tokens must be [B, T], found shape {tokens.shape}")
-        scaling, columns = config.rope_scaling, tokens.shape[1]
-        if scaling is not None and scaling.kind == "dynamic" and columns > config.max_position_embeddings:
+        columns = tokens.shape[1]
+        if config.longest_row is not None and columns > config.longest_row:
             raise ValueError(
-                f"dynamic rope scaling: {columns} columns are more than "
-                f"max_position_embeddings={config.max_position_embeddings}"
+                f"{columns} columns are more than {config.longest_row}, up to which the model's "
+                f"{config.rope_scaling.kind} rope scaling does not depend on the length of a row"  # type: ignore[union-attr]
             )
         x = _Embed(config, name="embed")(tokens)
-        rotation = rope.table(config, _positions(tokens, segment_ids) if positions is None else positions)
+        rotation = _rotation(config, _positions(tokens, segment_ids) if positions is None else positions)
         if self.is_initializing():  # without running the layers
             self.param("layers", functools.partial(_init_layers, config, x, rotation))
         else:
@@ -233,7 +278,8 @@ class Transformer(nn.Module):
         config = self.config
         params: Params = self.get_variable("params", "layers")
         kinds = _layer_kinds(config)
-        mesh = None if self.is_mutable_collection("kv") else mesh_of(x, params)
+        collects = self.is_mutable_collection("kv") or self.is_mutable_collection("router")
+        mesh = None if collects else mesh_of(x, params)
         if mesh is not None and manual_layers.applies(config, mesh, x.shape[0]):
             return manual_layers.run_layers(
                 _apply_block, config, mesh, params, x, rotation=rotation, segment_ids=segment_ids, kinds=kinds
@@ -263,7 +309,7 @@ def _scanned_layers(config: ModelConfig) -> Any:
         block = nn.remat(Block, policy=policy, prevent_cse=config.scan_unroll >= config.num_layers)
     return nn.scan(
         block,
-        variable_axes={"params": 0, "kv": 0},
+        variable_axes={"params": 0, "kv": 0, "router": 0},
         split_rngs={},
         in_axes=(nn.broadcast, nn.broadcast, 0),
         length=config.num_layers,
@@ -272,18 +318,30 @@ def _scanned_layers(config: ModelConfig) -> Any:
 
 
 def _layer_kinds(config: ModelConfig) -> jax.Array | None:
-    """[L] i32: each layer's place in ``config.window_kinds``; None where all are of one kind."""
-    kinds = config.window_kinds
-    if len(kinds) == 1:
+    """[L, 2] i32: each layer's places in ``window_kinds`` and ``rotation_kinds``; None where all are of one kind."""
+    windows, rotations = config.window_kinds, config.rotation_kinds
+    if len(windows) == len(rotations) == 1:
         return None
-    return jnp.array([kinds.index(window) for window in config.windows], jnp.int32)
+    pairs = zip(config.windows, config.rotations, strict=True)
+    return jnp.array([(windows.index(window), rotations.index(kind)) for window, kind in pairs], jnp.int32)
+
+
+def _rotation(config: ModelConfig, positions: jax.Array) -> Rotation:
+    """Cosines and sines of every kind of layer."""
+    tables = [rope.table(config, positions, kind) for kind in config.rotation_kinds]
+    if len(tables) == 1:
+        return tables[0]
+    cos, sin = (jnp.stack(parts, axis=1) for parts in zip(*tables, strict=True))
+    return cos, sin
 
 
 def _init_layers(config: ModelConfig, x: jax.Array, rotation: Rotation, key: jax.Array) -> Params:
     """Stacked parameters; those of layer i depend on the i-th of the keys split from ``key`` alone."""
+    kinds = _layer_kinds(config)
+    kind = None if kinds is None else kinds[0]
 
     def one(layer_key: jax.Array) -> Params:
-        return Block(config, parent=None).init(layer_key, x, rotation, None, None)["params"]
+        return Block(config, parent=None).init(layer_key, x, rotation, None, kind)["params"]
 
     return jax.vmap(one)(jax.random.split(key, config.num_layers))
 
@@ -331,14 +389,24 @@ def _hidden_states(
 
 
 def head_matrix(config: ModelConfig, params: Params) -> jax.Array:
-    """The output head [V, D]: the embedding matrix when the two are tied."""
-    return params["embed"]["embedding"] if config.tie_word_embeddings else params["head"]["kernel"]
+    """The output head [V, D]: the embedding matrix when the two are tied; a quantised one in the compute dtype."""
+    head = params["embed"]["embedding"] if config.tie_word_embeddings else params["head"]["kernel"]
+    return dequantize(head, config.compute_dtype) if isinstance(head, QTensor) else head
 
 
 def logits(config: ModelConfig, params: Params, hidden: jax.Array) -> jax.Array:
-    """``hidden @ head^T``: [..., D] -> [..., V] float32.  For sampling; scoring is ``token_logprobs``."""
+    """``hidden @ head^T``, scaled and capped: [..., D] -> [..., V] float32.
+
+    For sampling; scoring is ``token_logprobs``.
+    """
     head = head_matrix(config, params).astype(hidden.dtype)
-    return jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
+    return finished_logits(config, jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32))
+
+
+def finished_logits(config: ModelConfig, products: jax.Array) -> jax.Array:
+    """Logits from products with the rows of the head: divided by ``logit_divisor``, then soft-capped."""
+    products = products if config.logit_divisor == 1 else products / config.logit_divisor
+    return soft_capped(products, config.logit_softcap)
 
 
 def keys_and_values(config: ModelConfig, params: Params, tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -352,6 +420,36 @@ def keys_and_values(config: ModelConfig, params: Params, tokens: jax.Array) -> t
     hidden, collected = outputs
     kv = collected["kv"]["layers"]["attn"]
     return hidden, kv["keys"][0], kv["values"][0]
+
+
+def expert_balance(
+    config: ModelConfig, params: Params, tokens: jax.Array, mask: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """How evenly a sparse model spreads tokens over its experts, layer by layer; see ``experts.balance``.
+
+    Args:
+      config: of a model with experts.
+      params: its parameters.
+      tokens: [B, T] int.
+      mask: [B, T] bool, which tokens count; None for all.
+
+    Returns:
+      (each expert's share of the assignments [L, E], the layers' balance [L], 1 for an even spread), float32.
+
+    Raises:
+      ValueError: a dense model.
+    """
+    if not config.num_experts:
+        raise ValueError(f"architecture {config.architecture!r} has no experts")
+    outputs: Any = Transformer(config).apply({"params": params}, tokens, mutable=["router"])
+    found = outputs[1]["router"]["layers"]["mlp"]
+    flat = None if mask is None else mask.reshape(-1)
+
+    def layer(experts: jax.Array, probabilities: jax.Array) -> tuple[jax.Array, jax.Array]:
+        experts, probabilities = (x.reshape(-1, x.shape[-1]) for x in (experts, probabilities))
+        return balance(config, Routing(experts, probabilities[:, :1], probabilities), flat)
+
+    return jax.vmap(layer)(found["experts"][0], found["probabilities"][0])
 
 
 def _positions(tokens: jax.Array, segment_ids: jax.Array | None) -> jax.Array:

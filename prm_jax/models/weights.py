@@ -18,6 +18,8 @@ from prm_jax.models.gguf import read_gguf
 from prm_jax.models.gguf_weights import GgufWeights
 from prm_jax.models.hub import find_model
 from prm_jax.models.lora import join
+from prm_jax.models.qtensor import QTensor
+from prm_jax.models.quantized_files import is_described, load_quantized
 from prm_jax.models.sharded_assembly import HOST_BYTES, ReadPart, assemble_sharded
 from prm_jax.models.tensor_file import Index
 
@@ -50,9 +52,11 @@ def load_weights(
     Args:
       path: a Hugging Face directory (``config.json`` with ``model.safetensors``, or the shards of
         ``model.safetensors.index.json``), a directory with a PEFT LoRA adapter, a ``.gguf`` file of any
-        quantisation, which is dequantised, or a name on the Hugging Face hub (see ``find_model``).
+        quantisation, which is dequantised, a directory of quantised parameters that ``save_weights`` wrote, which stay
+        as they are, or a name on the Hugging Face hub (see ``find_model``).
       dtype: of the parameters: "float32", "bfloat16" or "float16" (or the dtype itself).  None keeps the
-        dtype that all tensors of a safetensors checkpoint share; mixed checkpoints and GGUF give float32.
+        dtype that all tensors of a safetensors checkpoint share; mixed checkpoints and GGUF give float32. Of
+        quantised parameters, it is the dtype of the others.
       host: keep the leaves as NumPy arrays, to be placed on a mesh; otherwise they are transferred to the default
         device one by one.
       merge_adapters: add an adapter to its base model's kernels, as training the base model further needs.  False
@@ -74,6 +78,9 @@ def load_weights(
         raise ValueError("host=True keeps the parameters on the host; give it or a mesh, not both")
     path = find_model(path)
     where = _Where(host, mesh, rules)
+    if (path / CONFIG).is_file() and is_described(read_json(path / CONFIG)):
+        config, quantized = load_quantized(path, _name(dtype))
+        return config, where.place(quantized)
     if peft_files.is_adapter(path):
         return _load_adapted(path, _name(dtype), where, merge=merge_adapters)
     check_path(path)
@@ -169,6 +176,10 @@ def _load_adapted(
 
 
 def _map_leaves(function: Any, tree: Mapping[str, Any]) -> dict[str, Any]:
+    if any(isinstance(value, QTensor) for value in tree.values()):
+        import jax
+
+        return {k: jax.tree.map(function, v) for k, v in tree.items()}
     return {k: _map_leaves(function, v) if isinstance(v, Mapping) else function(v) for k, v in tree.items()}
 
 

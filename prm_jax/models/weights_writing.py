@@ -5,14 +5,16 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from prm_jax.errors import UserError
-from prm_jax.models import checkpoint_layout, safetensors_files, tokenizer_files
+from prm_jax.models import checkpoint_layout, quantized_files, safetensors_files, tokenizer_files
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.files import beside, sync_directory, write_json
+from prm_jax.models.qtensor import is_quantized
 from prm_jax.models.tensor_blocks import tensor_blocks
 from prm_jax.models.tokenizer import Tokenizer, check_fits
 from prm_jax.models.weights import CONFIG, DTYPES, dtype_name
@@ -42,7 +44,8 @@ def save_weights(
     Args:
       path: the directory to create.
       config: the model.
-      params: its parameters, arrays of NumPy or JAX with any sharding; with adapters merged.
+      params: its parameters, arrays of NumPy or JAX with any sharding; with adapters merged. Quantised ones are written
+        as they are, which only ``load_weights`` reads; ``merge`` expands them.
       tokenizer: written too, with its chat template.
       dtype: to cast to; None keeps each leaf's.
       max_shard_bytes: size above which weights are split into files with an index.
@@ -53,19 +56,25 @@ def save_weights(
         the model, an existing path, or a write that fails, in every process.
     """
     path = pathlib.Path(path)
+    if tokenizer is not None:
+        check_fits(tokenizer, config)
+    if is_quantized(params):
+        _save_quantized(path, config, params, tokenizer, dtype, max_shard_bytes, overwrite)
+        return
     found = checkpoint_layout.check_params(config, params)
     specs: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
     for slot in checkpoint_layout.slots(config):
         kind = DTYPES[dtype_name(found[slot.path].dtype if dtype is None else dtype)]
-        specs |= dict.fromkeys(slot.names, (slot.shape, kind))
-    if tokenizer is not None:
-        check_fits(tokenizer, config)
+        specs |= dict.fromkeys(slot.names, (slot.tensor_shape, kind))
     kinds = {kind.name for _, kind in specs.values()}
     config = dataclasses.replace(config, dtype=kinds.pop() if len(kinds) == 1 else "float32")  # type: ignore[arg-type]
     blocks = (
         block
-        for slot in checkpoint_layout.slots(config)
-        for block in tensor_blocks(slot, found[slot.path], specs[slot.names[0]][1])
+        for group in _sharing(checkpoint_layout.slots(config))
+        # Tensors that hold several leaves are written one by one, the others leaf by leaf.
+        for only in ([None] if len(group) == 1 else range(len(group[0].names)))
+        for slot in group
+        for block in tensor_blocks(slot, found[slot.path], specs[slot.names[0]][1], only=only)
     )
 
     def write() -> None:
@@ -76,6 +85,29 @@ def save_weights(
         _write_together(path, write, blocks)
     else:
         write()
+
+
+def _sharing(slots: list[checkpoint_layout.Slot]) -> list[list[checkpoint_layout.Slot]]:
+    """Leaves grouped by the tensors that hold them."""
+    groups: dict[str, list[checkpoint_layout.Slot]] = {}
+    for slot in slots:
+        groups.setdefault(slot.name, []).append(slot)
+    return list(groups.values())
+
+
+def _save_quantized(
+    path: pathlib.Path, config: ModelConfig, params: Mapping[str, Any], tokenizer: Tokenizer | None, dtype: Any,
+    max_shard_bytes: int, overwrite: bool,
+) -> None:  # fmt: skip
+    found = quantized_files.arrays(params)
+    if dtype is not None:
+        raise UserError("quantised parameters are saved as they are: leave dtype out, or expand them with models.merge")
+    if any(not getattr(leaf, "is_fully_addressable", True) for leaf in found.values()):
+        raise UserError("quantised parameters that span several processes are not saved: expand them with models.merge")
+    _check_target(path, overwrite)
+    specs = {name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in found.items()}
+    entry = {quantized_files.KEY: quantized_files.describe(params, config.dtype)}
+    _write_directory(path, config, specs, quantized_files.blocks(params), tokenizer, max_shard_bytes, entry)
 
 
 def _write_together(path: pathlib.Path, write: Any, blocks: Blocks) -> None:
@@ -105,14 +137,15 @@ def _write_directory(
     blocks: Blocks,
     tokenizer: Tokenizer | None,
     max_shard_bytes: int,
+    entries: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Writes under a temporary name beside `path` and puts the result in its place."""
+    """Writes under a temporary name beside `path`, with more entries of the config, and puts it in its place."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = beside(path, "new")
         new.mkdir()
         try:
-            description = config.to_hf()
+            description = config.to_hf() | dict(entries)
             if tokenizer is not None:
                 tokenizer.save(new)
                 special = tokenizer.special

@@ -8,6 +8,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from prm_jax.models import ModelConfig, init_params
+from prm_jax.models.quantization import quantize_as
 from prm_jax.models.rows import row_axes
 from prm_jax.models.sharding import placed_shapes, rows_over, shardings_for
 from prm_jax.prime.batch import Batch, Frozen, State
@@ -68,7 +69,7 @@ def abstract_step(
     """
     rows = options.rollout.prompts_per_step * options.rollout.samples_per_prompt
     columns = options.rollout.max_prompt_tokens + options.rollout.max_new_tokens
-    bases = _base_shapes(config), None if prm_config is None else _base_shapes(prm_config)
+    bases = _base_shapes(options, config), None if prm_config is None else _base_shapes(options, prm_config)
 
     def composed(base: Any, prm_base: Any) -> tuple[Setup, Frozen]:
         ways = 1 if mesh is None else even_ways(options, rows_over(mesh))
@@ -93,5 +94,7 @@ def abstract_step(
     return make_step(setup, shardings=shardings), (state, frozen, batch)
 
 
-def _base_shapes(config: ModelConfig) -> Any:
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+def _base_shapes(options: Options, config: ModelConfig) -> Any:
+    model = options.model
+    plain = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    return jax.eval_shape(lambda params: quantize_as(config, params, model.quantize, model.quantization), plain)

@@ -3,6 +3,7 @@
 import re
 
 from prm_jax.errors import UserError
+from prm_jax.models.quantization_options import bits_of
 from prm_jax.option_ranges import check_ranges
 from prm_jax.prime.options import Options
 from prm_jax.prime.sizes import chunk_rows
@@ -26,6 +27,7 @@ def check_options(options: Options) -> None:
         *_layout(options),
         *_combinations(options),
         *_rewards(options),
+        *_online_prm(options),
         *_pattern(options),
         *_engine(options),
     ]
@@ -164,8 +166,25 @@ def _combinations(options: Options) -> list[str]:
             f"--model.offload-reference keeps the initial weights on the host, but --{adapted[0]}.lora-rank computes "
             "with them all the time: leave one of the two out"
         )
-    if options.sft.steps and options.model.path:
-        found.append("--sft.steps warms a fresh model up; with --model.path it must be 0")
+    if options.sft.steps and options.model.path and not options.sft.loaded:
+        found.append(
+            "--sft.steps warms a fresh model up; with --model.path set it to 0, or fine-tune that model with "
+            "--sft.loaded and a smaller --sft.learning-rate"
+        )
+    if options.sft.loaded and options.model.lora_rank:
+        found.append(
+            "--sft.loaded trains all parameters, and --model.lora-rank keeps the policy's base as it is: fine-tune "
+            "first, with --steps 0, and continue with the start/ of that run as --model.path"
+        )
+    bits = bits_of(options.model.quantize)
+    if bits is not None:
+        found += options.model.quantization.problems(bits)
+        implicit = advantage.process_coef != 0 and options.reward.source == "implicit"
+        if implicit and not prm.lora_rank:
+            found.append(
+                f"--model.quantize {options.model.quantize} is for weights that stay frozen, but the whole PRM trains: "
+                "give it adapters with --prm.lora-rank"
+            )
     found += _best(options)
     if options.eval.patience and not options.eval.keep_best:
         found.append("--eval.patience needs --eval.keep-best: the metric that should improve")
@@ -260,4 +279,56 @@ def _rewards(options: Options) -> list[str]:
                      "needs rloo, grpo, lambda_grpo or reinforce")  # fmt: skip
     if ":" in advantage.estimator and advantage.credit != "return":
         found.append(f"--advantage.estimator {advantage.estimator} assigns credit itself; leave --advantage.credit out")
+    return found
+
+
+def _online_prm(options: Options) -> list[str]:
+    """What the implicit PRM learns from, and how its rewards are read."""
+    prm, found = options.prm, []
+    rows = options.rollout.prompts_per_step * options.rollout.samples_per_prompt
+    used = bool(options.advantage.process_coef) and options.reward.source == "implicit"
+    changed = [
+        name
+        for name, set_ in (
+            ("replay", prm.replay), ("reading", prm.reading != "raw"), ("label-threshold", prm.label_threshold),
+            ("class-weights", prm.class_weights != "none"), ("label-smoothing", prm.label_smoothing),
+        )
+        if set_
+    ]  # fmt: skip
+    if not used:
+        why = f"the source is {options.reward.source}" if options.advantage.process_coef else "no PRM is kept"
+        return [f"--prm.{name} is of the implicit PRM, but {why}: leave it out" for name in changed]
+    if prm.loss != "ce":
+        found += [
+            f"--prm.{name} is for --prm.loss ce; {prm.loss} compares the responses of a group"
+            for name in changed
+            if name in ("replay", "class-weights", "label-smoothing")
+        ]
+    if prm.replay and prm.replay < rows:
+        found.append(
+            f"--prm.replay {prm.replay} is smaller than the {rows} responses of a step "
+            "(--rollout.prompts-per-step x --rollout.samples-per-prompt), which it must hold"
+        )
+    if prm.replay and prm.update == "none":
+        found.append(f"--prm.replay {prm.replay} is never learned from with --prm.update none: leave one of them out")
+    if prm.replay and prm.offload:
+        found.append("--prm.replay updates the PRM several times per step, between which --prm.offload would move the "
+                     "optimiser's state: leave one of them out")  # fmt: skip
+    if not prm.replay and (prm.replay_warm_up or prm.replay_age or prm.replay_batches > 1):
+        found.append("--prm.replay-batches, --prm.replay-age and --prm.replay-warm-up need --prm.replay: the number of "
+                     "rollouts that are kept")  # fmt: skip
+    if prm.replay_warm_up and not prm.pretrain_rollouts:
+        found.append(f"--prm.replay-warm-up {prm.replay_warm_up} needs the rollouts of --prm.pretrain-rollouts")
+    if prm.pretrain_task_options and not prm.pretrain_rollouts:
+        found.append("--prm.pretrain-task-options are those of --prm.pretrain-rollouts, which is 0")
+    found += [
+        f"--prm.{name} needs --prm.reading labels or failed_labels"
+        for name, set_ in (("label-threshold", prm.label_threshold is not None), ("label-trust", prm.label_trust))
+        if set_ and prm.reading == "raw"
+    ]
+    if prm.reading != "raw" and prm.label_threshold is None and prm.update == "none" and not prm.pretrain_rollouts:
+        found.append(
+            f"--prm.reading {prm.reading} finds its threshold while the PRM learns, and with --prm.update none it "
+            "never does: give --prm.label-threshold"
+        )
     return found

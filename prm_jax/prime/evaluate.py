@@ -113,16 +113,23 @@ class PRMProbe:
         threshold, _ = rl.best_threshold(step_scores[:half], self.step_mask[:half], self.first_error[:half])
         predicted = rl.first_error(step_scores[half:], self.step_mask[half:], threshold=threshold)
         f1 = rl.first_error_f1(predicted, self.first_error[half:])
-        steps = np.arange(self.labels.shape[1])
-        seen = self.step_mask & ((self.first_error[:, None] < 0) | (steps[None, :] <= self.first_error[:, None]))
-        lowest = np.where(self.step_mask, step_scores, np.inf).min(axis=1)
-        written = self.step_mask[half:].any(axis=1)
         return {
             "first_error_f1": float(f1["f1"]),
             "error_acc": float(f1["error_acc"]),
             "correct_acc": float(f1["correct_acc"]),
-            "step_auc": float(stats.roc_auc(step_scores[half:], self.labels[half:], seen[half:])),
-            "outcome_auc": float(stats.roc_auc(lowest[half:], self.responses.outcome[half:] > 0.5, written)),
+            **self.areas(step_scores, slice(half, None)),
+        }
+
+    def areas(self, step_scores: np.ndarray, rows: slice = slice(None)) -> dict[str, float]:
+        """step_auc and outcome_auc of step scores [B, S] on some of the responses; see `evaluate`."""
+        steps = np.arange(self.labels.shape[1])
+        seen = self.step_mask & ((self.first_error[:, None] < 0) | (steps[None, :] <= self.first_error[:, None]))
+        lowest = np.where(self.step_mask, step_scores, np.inf).min(axis=1)
+        written = np.asarray(self.step_mask.any(axis=1))
+        outcome = self.responses.outcome > 0.5
+        return {
+            "step_auc": float(stats.roc_auc(step_scores[rows], self.labels[rows], seen[rows])),
+            "outcome_auc": float(stats.roc_auc(lowest[rows], outcome[rows], written[rows])),
         }
 
 
@@ -137,6 +144,7 @@ class Evaluator:
       key: typed PRNG key; every evaluation uses the same draws.
       policy_params: training state -> the policy's whole parameters.
       probe: ``state -> metrics`` of the source, or None.
+      fresh: ``(state, responses) -> metrics`` of the source on the policy's sampled responses, or None.
     """
 
     task: Task
@@ -147,6 +155,7 @@ class Evaluator:
     key: jax.Array
     policy_params: Callable[[Any], Any]
     probe: Callable[[Any], dict[str, float]] | None
+    fresh: Callable[[Any, Responses], dict[str, float]] | None = None
 
     def __call__(self, state: Any) -> dict[str, float]:
         """``eval/...`` of the policy, ``prm_eval/...`` of the source."""
@@ -160,6 +169,8 @@ class Evaluator:
             )  # fmt: skip
             found = policy_metrics(self.task, responses)
             metrics |= {f"eval/{name}_{metric}": value for metric, value in found.items()}
+            if name == "sampled" and self.fresh is not None:
+                metrics |= self.fresh(state, responses)
         if self.sampler.engines is not None:
             self.sampler.engines.release()
         return metrics if self.probe is None else metrics | self.probe(state)
@@ -170,41 +181,84 @@ def can_be_probed(source: Any) -> bool:
     return source is not None and (not on_host(source) or isinstance(source, SavedPRM))
 
 
+StepScores = Callable[[State, Responses], np.ndarray]
+"""``(state, B responses) -> step scores [B, S]``, S at least the number of steps of the longest."""
+
+
+def make_step_scores(
+    source: Any, sampler: Sampler, frozen: Frozen, policy_params: Callable[[Any], Any], *, batch_size: int
+) -> StepScores | None:
+    """Step scores of a source, or None where it cannot be probed."""
+    if not can_be_probed(source):
+        return None
+    if on_host(source):
+
+        def observed(state: State, responses: Responses) -> np.ndarray:
+            del state
+            rewards = source.observe(responses, sampler, None, jax.random.key(0)).process
+            width = responses.mask.shape[1]
+            return np.asarray(rl.step_rewards(rewards, responses.step_ids, num_steps=width, how="sum")[0])
+
+        return observed
+    score = _compiled_step_scores(source)
+
+    def scored(state: State, responses: Responses) -> np.ndarray:
+        parts = []
+        for start in range(0, len(responses.texts), batch_size):
+            rows = _rows(responses, slice(start, start + batch_size))
+            given = SourceBatch(rows, policy_params(state), frozen.reference, frozen.constants)
+            parts.append(np.asarray(processes.to_host(score(state.source, given))))
+        return np.concatenate(parts)
+
+    return scored
+
+
 def make_probe(
-    probe: PRMProbe | None, source: Any, sampler: Sampler, frozen: Frozen, policy_params: Callable[[Any], Any],
-    *, batch_size: int,
-) -> Callable[[State], dict[str, float]] | None:  # fmt: skip
+    probe: PRMProbe | None, source: Any, scores: StepScores | None
+) -> Callable[[State], dict[str, float]] | None:
     """``state -> prm_eval/... metrics`` of a source on the probe, or None where there is nothing to judge.
 
     A source that computes its rewards on the host and is frozen is judged once.
     """
-    if probe is None or not can_be_probed(source):
+    if probe is None or scores is None:
         return None
-    width = probe.labels.shape[1]
-    if not on_host(source):
-        score = _compiled_step_scores(source, width)
+    found: list[dict[str, float]] = []
 
-        def evaluate(state: State) -> dict[str, float]:
-            parts = []
-            for start in range(0, len(probe.responses.texts), batch_size):
-                rows = _rows(probe.responses, slice(start, start + batch_size))
-                given = SourceBatch(rows, policy_params(state), frozen.reference, frozen.constants)
-                parts.append(np.asarray(processes.to_host(score(state.source, given))))
-            return _named(probe.evaluate(np.concatenate(parts)))
+    def evaluate(state: State) -> dict[str, float]:
+        if not (found and on_host(source)):
+            found[:] = [_named(probe.evaluate(scores(state, probe.responses)[:, : probe.labels.shape[1]]))]
+        return found[0]
 
-        return evaluate
-    observed = source.observe(probe.responses, sampler, None, jax.random.key(0))
-    scores, _ = rl.step_rewards(observed.process, probe.responses.step_ids, num_steps=width, how="sum")
-    found = _named(probe.evaluate(np.asarray(scores)))
-    return lambda state: found
+    return evaluate
 
 
-def _compiled_step_scores(source: Any, num_steps: int) -> Callable[[Any, SourceBatch], jax.Array]:
+def make_fresh_probe(
+    task: Task, probe: PRMProbe | None, scores: StepScores | None
+) -> Callable[[State, Responses], dict[str, float]] | None:
+    """``(state, responses) -> metrics`` of a source on the current policy's responses, or None.
+
+    The metrics are ``prm_eval/fresh_step_auc`` and ``prm_eval/fresh_outcome_auc``: whether the source still knows right
+    steps from wrong ones in what the policy writes now.
+    """
+    if probe is None or scores is None:
+        return None
+
+    def evaluate(state: State, responses: Responses) -> dict[str, float]:
+        fresh = PRMProbe.build(task, responses)
+        if fresh is None:
+            return {}
+        found = fresh.areas(scores(state, responses)[:, : fresh.labels.shape[1]])
+        return _named({f"fresh_{name}": value for name, value in found.items()})
+
+    return evaluate
+
+
+def _compiled_step_scores(source: Any) -> Callable[[Any, SourceBatch], jax.Array]:
     plain = source.for_warm_up(1) if hasattr(source, "for_warm_up") else source
 
     def score(state: Any, batch: SourceBatch) -> jax.Array:
         rewards = plain.score(state, on_device(batch))
-        return rl.step_rewards(rewards, batch.step_ids, num_steps=num_steps, how="sum")[0]
+        return rl.step_rewards(rewards, batch.step_ids, num_steps=batch.mask.shape[1], how="sum")[0]
 
     return jax.jit(score)
 

@@ -16,7 +16,7 @@ from prm_jax.prime.batch import Frozen, State
 from prm_jax.prime.collect import Collector
 from prm_jax.prime.compose import Composed
 from prm_jax.prime.engines import background_engines
-from prm_jax.prime.evaluate import Evaluator, PRMProbe, make_probe
+from prm_jax.prime.evaluate import Evaluator, PRMProbe, make_fresh_probe, make_probe, make_step_scores
 from prm_jax.prime.hacking_watch import HackingWatch
 from prm_jax.prime.options import Options
 from prm_jax.prime.responses import EVAL_STREAM, Sampler
@@ -69,9 +69,10 @@ def train_policy(
     """
     options, setup, frozen, sampler = composed.options, composed.setup, composed.frozen, composed.sampler
     key = jax.random.key(options.seed)
-    judge_source = make_probe(
-        probe, setup.source, sampler, frozen, composed.policy_params, batch_size=options.eval.batch_size
-    )
+    scores = make_step_scores(
+        setup.source, sampler, frozen, composed.policy_params, batch_size=options.eval.batch_size
+    )  # fmt: skip
+    judge_source = make_probe(probe, setup.source, scores)
 
     def sampling_params(state: State) -> Params:
         return composed.sampling_params(composed.policy_params(state))
@@ -79,6 +80,7 @@ def train_policy(
     evaluate = Evaluator(
         composed.start.task, sampler, options.eval, _eval_problems(options, sampler), options.rollout.temperature,
         jax.random.fold_in(key, EVAL_STREAM), sampling_params, judge_source,
+        make_fresh_probe(composed.start.task, probe, scores),
     )  # fmt: skip
     kind = BackgroundCollector if options.rollout.max_lag else Collector
     collector = kind(

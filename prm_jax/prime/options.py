@@ -34,10 +34,12 @@ class TaskOptions:
 
 @dataclass(frozen=True)
 class SFTOptions:
-    """Warm start: supervised fine-tuning on the task's demonstrations."""
+    """Warm start: supervised fine-tuning of all parameters on the task's demonstrations."""
 
     steps: Annotated[int, at_least(0)] = 0
     """Number of steps; 0: none."""
+    loaded: bool = False
+    """Fine-tune a model of --model.path, which wants a smaller learning rate than a fresh one."""
     batch_size: Annotated[int, at_least(1)] = 64
     """Demonstrations per step."""
     learning_rate: Annotated[float, at_least(0)] = 5e-3
@@ -184,13 +186,27 @@ class PRMOptions:
     update: Literal["none", "after", "before", "reverse"] = "after"
     """When the PRM learns from a batch. after: rewards come from the training pass itself; before: update, then score
     again; reverse: score whole groups first, then as after (for the detached losses); none: never."""
-    rows: Literal["kept", "judged"] = "kept"
-    """Rows that the PRM learns from. kept: those that pass --rollout.filter; judged: all with a known outcome."""
+    rows: Literal["kept", "judged", "mixed"] = "kept"
+    """Rows that the PRM learns from. kept: those that pass --rollout.filter; judged: all with a known outcome; mixed:
+    those of them whose group has different outcomes, so that the PRM does not learn which problems are hard."""
     loss: Literal["ce", "dpo", "detached", "detached_bon_rm", "detached_bon_acc"] = "ce"
     """Cross-entropy on the outcome, DPO over all pairs of a right and a wrong response of a group, or the released
     detached pair losses."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Factors of the cross-entropy. balanced: right and wrong responses of a batch weigh equally."""
+    label_smoothing: Annotated[float, within(0, 0.5, high_open=True)] = 0.0
+    """Share of outcomes that the cross-entropy believes to be wrong, such as the verifier's error rate."""
     beta: Annotated[float, above(0)] = 0.05
     """Scale of the log-ratio."""
+    reading: Literal["raw", "labels", "failed_labels"] = "raw"
+    """What rewards are made of the PRM's. raw: as they are; labels: -1 on the first step whose reward is below a
+    threshold, 0 elsewhere; failed_labels: the same, but only in responses whose outcome is below 1/2."""
+    label_threshold: float | None = None
+    """That threshold; none: the one at which as many of the responses that the PRM learns from have such a step as have
+    failed, averaged over about ten updates."""
+    label_trust: bool = False
+    """Multiply the labels by how much better than chance they tell failed responses from others: the share of failed
+    responses that have one, minus that of the others, over about ten updates."""
     include_last: bool = True
     """The response's last token gets a process reward, too."""
     learning_rate: Annotated[float, at_least(0)] = 1e-6
@@ -216,8 +232,21 @@ class PRMOptions:
     """Pieces in which the gradient of one optimiser step is accumulated (exactly)."""
     microbatch_tokens: Annotated[int, at_least(0)] = 0
     """Instead of that number: microbatches of at most this many tokens per device, padding included; 0: the number."""
+    replay: Annotated[int, at_least(0)] = 0
+    """Recent rollouts that are kept, on every device and in checkpoints, for the PRM to learn from again (loss=ce); 0:
+    none."""
+    replay_batches: Annotated[int, at_least(1)] = 1
+    """Additional optimiser steps per training step, each on as many replayed rollouts as a step samples."""
+    replay_age: Annotated[int, at_least(0)] = 0
+    """Steps after which a rollout is no longer replayed; 0: when newer ones replace it."""
+    replay_warm_up: Annotated[float, within(0, 1)] = 0.0
+    """Share of the replayed rollouts that comes from those of the warm-up (--prm.pretrain-rollouts), which are then
+    kept as well."""
     pretrain_rollouts: Annotated[int, at_least(0)] = 0
     """Rollouts of the initial policy from which the PRM learns, by outcomes alone, before the policy does."""
+    pretrain_task_options: dict[str, str] = field(default_factory=dict)
+    """Options of the task of these rollouts that differ from --task.options, as name value pairs: easier problems, from
+    which outcomes teach more."""
     pretrain_epochs: Annotated[int, at_least(1)] = 4
     """Passes over them."""
     pretrain_batch: Annotated[int, at_least(1)] = 128

@@ -233,6 +233,8 @@ def _variants(work: Workload) -> list[tuple[str, Callable[[Options], Options]]]:
         (f"--mesh.data {devices} --mesh.fsdp 1 --mesh.tensor 1", _change("mesh", fsdp=1, data=devices, tensor=1)),
     ]
     found += _smaller_states(work)
+    if options.model.quantize == "none" and (options.prm.lora_rank or not work.online_prm):
+        found.append(("--model.quantize int4", _change("model", quantize="int4")))
     if options.model.lora_rank:
         found = [(name, change) for name, change in found if not name.startswith("--model.lora")]
     if options.prm.lora_rank or not work.online_prm:

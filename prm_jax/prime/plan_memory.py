@@ -17,10 +17,12 @@ from prm_jax.errors import UserError
 from prm_jax.models import ModelConfig, init_params, init_value_head
 from prm_jax.models.attention_choice import resolve
 from prm_jax.models.blockwise_attention import block_size
+from prm_jax.models.quantization import quantize_as
 from prm_jax.models.rows import row_axes
 from prm_jax.models.sharding import partition_spec
 from prm_jax.prime.options import Options
-from prm_jax.prime.sizes import pieces_of_tokens
+from prm_jax.prime.sizes import pieces_of_tokens, replay_places
+from prm_jax.prime.sources.replay import empty_replay
 from prm_jax.prime.start import Start, uses_online_prm
 from prm_jax.pytree_paths import named_leaves
 from prm_jax.runs.learner import Learner
@@ -107,6 +109,13 @@ def param_shapes(config: ModelConfig) -> Shapes:
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
+def frozen_shapes(work: Workload, config: ModelConfig) -> Shapes:
+    """Shapes and dtypes of weights that stay frozen, in the form in which the options keep them."""
+    model = work.options.model
+    shapes = param_shapes(config)
+    return jax.eval_shape(lambda params: quantize_as(config, params, model.quantize, model.quantization), shapes)
+
+
 def learner_shapes(config: ModelConfig, learner: Learner, *, critic: bool = False) -> tuple[Shapes, Shapes]:
     """Shapes of (trainable arrays, optimiser state); a critic has a value head too."""
 
@@ -155,12 +164,16 @@ def state_bytes(work: Workload) -> dict[str, float]:
         found[f"{name}{lora or ' parameters'}"] = bytes_per_device(trainable, work.mesh)
         if not learner.offload:
             found[f"{name} optimiser"] = bytes_per_device(opt, work.mesh)
+    recent, kept = replay_places(work.options)
+    if work.online_prm and recent:
+        shapes = jax.eval_shape(lambda: empty_replay(recent, kept, work.columns, jax.random.key(0)))
+        found["PRM's replay buffer (--prm.replay)"] = bytes_per_device(shapes, work.mesh)
     lora_policy = work.options.model.lora_rank > 0
     name = "base, also the reference" if lora_policy else "reference (initial weights)"
     if not work.options.model.offload_reference:
-        found[name] = bytes_per_device(param_shapes(work.config), work.mesh)
+        found[name] = bytes_per_device(frozen_shapes(work, work.config), work.mesh)
     if work.online_prm and work.options.prm.path:
-        found["PRM's initial weights"] = bytes_per_device(param_shapes(work.prm_config), work.mesh)
+        found["PRM's initial weights"] = bytes_per_device(frozen_shapes(work, work.prm_config), work.mesh)
     return found
 
 

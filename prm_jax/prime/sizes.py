@@ -22,9 +22,26 @@ def warm_up_steps(options: Options) -> int:
     return options.prm.pretrain_epochs * max(1, prompts // warm_up_prompts(options)) if prompts else 0
 
 
-def optimizer_steps(options: Options, epochs: int, minibatches: int, *, warm_up: bool = False) -> int:
-    """Optimiser steps of a whole run, over which a learning rate decays; those of the warm-up included."""
-    return options.steps * epochs * minibatches + (warm_up_steps(options) if warm_up else 0)
+def optimizer_steps(
+    options: Options, epochs: int, minibatches: int, *, warm_up: bool = False, replayed: int = 0
+) -> int:  # fmt: skip
+    """Optimiser steps of a whole run, over which a learning rate decays.
+
+    Args:
+      options: of the run.
+      epochs, minibatches: of the learner's update.
+      warm_up: count those of the warm-up.
+      replayed: further ones per training step, on replayed rollouts.
+    """
+    return options.steps * (epochs * minibatches + replayed) + (warm_up_steps(options) if warm_up else 0)
+
+
+def replay_places(options: Options) -> tuple[int, int]:
+    """Rollouts in the online PRM's replay buffer: (recent ones, those of the warm-up); (0, 0) without replay."""
+    prm = options.prm
+    if not prm.replay:
+        return 0, 0
+    return prm.replay, warm_up_rollouts(options) if prm.replay_warm_up else 0
 
 
 def pieces_of_tokens(units: int, tokens: int, budget: int) -> int:

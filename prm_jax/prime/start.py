@@ -10,8 +10,9 @@ from prm_jax.data import load_task
 from prm_jax.data.problems import Task
 from prm_jax.errors import UserError
 from prm_jax.models import LoRAConfig, ModelConfig, check_same_vocabulary
-from prm_jax.models.loading import fresh_config, load_model
+from prm_jax.models.loading import fresh_config, frozen_copy, load_model
 from prm_jax.models.local_copies import local_copy
+from prm_jax.models.qtensor import is_quantized
 from prm_jax.models.sharding import rows_over, shard_params
 from prm_jax.prime.advantages import AdvantageFn, make_advantage
 from prm_jax.prime.batch import Frozen
@@ -70,12 +71,19 @@ class Start:
         ways = 1 if mesh is None else even_ways(options, rows_over(mesh))
         if mesh is not None:
             base = shard_params(base, mesh)
+        if not is_quantized(base):
+            base = frozen_copy(self.config, base, options.model)
         prm_base = base
         if self.prm_params is not None:
             prm_base = self.prm_params if mesh is None else shard_params(self.prm_params, mesh)
         if options.model.offload_reference:
             shared, base = prm_base is base, on_host(base)
             prm_base = base if shared else on_host(prm_base)
+        if is_quantized(prm_base) and uses_online_prm(options) and not options.prm.lora_rank:
+            raise UserError(
+                "the PRM's initial weights are quantised, and without adapters all of them would train: give "
+                "--prm.lora-rank, or weights that are not quantised"
+            )
         params = None if self.params is None else base
         prm_params = None if self.prm_params is None else prm_base
         return dataclasses.replace(
@@ -98,7 +106,9 @@ class Start:
         prm = options.prm
         optimizer = make_optimizer(
             prm.learning_rate, schedule=prm.schedule, warmup_steps=prm.warmup_steps,
-            total_steps=optimizer_steps(options, prm.epochs, prm.minibatches, warm_up=True),
+            total_steps=optimizer_steps(
+                options, prm.epochs, prm.minibatches, warm_up=True, replayed=prm.replay_batches if prm.replay else 0
+            ),
             weight_decay=prm.weight_decay, grad_clip=prm.grad_clip, moments=prm.moments,
         )  # fmt: skip
         return Learner(self.prm_config, optimizer, _lora(prm.lora_rank, options.model.lora_alpha), prm.offload)

@@ -121,6 +121,21 @@ def make_source_step(
     return jax.jit(step, donate_argnums=0, compiler_options=_compiler_options(setup))
 
 
+def make_keep_step(
+    setup: Setup, *, shardings: State | None = None
+) -> Callable[[State, Frozen, Batch, jax.Array], State]:
+    """Compiles a step in which an online PRM stores rollouts of its warm-up from a given place on, see `Replay`."""
+
+    def step(state: State, frozen: Frozen, batch: Batch, first: jax.Array) -> State:
+        frozen = on_device(frozen)
+        policy = setup.policy.learner.params(state.policy, frozen.reference)
+        given = SourceBatch(batch, policy, frozen.reference, frozen.constants)
+        new = dataclasses.replace(state, source=setup.source.keep(state.source, given, first))
+        return new if shardings is None else jax.lax.with_sharding_constraint(new, shardings)
+
+    return jax.jit(step, donate_argnums=0, compiler_options=_compiler_options(setup))
+
+
 def judge_phase(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> tuple[Judged, jax.Array, Metrics]:
     """The source judges the batch and learns from it.
 

@@ -17,6 +17,7 @@ from prm_jax.data.problems import Task
 from prm_jax.errors import UserError
 from prm_jax.models import load_weights, manual_layers, merge, save_weights
 from prm_jax.models.loading import fresh_params
+from prm_jax.models.qtensor import is_quantized
 from prm_jax.models.sharding import check_spans_processes, make_mesh
 from prm_jax.prime.advantages import AdvantageFn
 from prm_jax.prime.checked import checked_loss, checked_rewards, name_of
@@ -36,7 +37,7 @@ from prm_jax.prime.sources import RewardSource
 from prm_jax.prime.start import Overrides, Start, load_start, offloads
 from prm_jax.prime.traced import check_traceable
 from prm_jax.prime.warm_start import warm_start
-from prm_jax.prime.warm_up import is_warmed_up
+from prm_jax.prime.warm_up import is_warmed_up, warm_up_task
 from prm_jax.resolve import check_signature, resolve
 from prm_jax.runs import processes, shared_files
 from prm_jax.runs.callbacks import Callback, Event
@@ -119,6 +120,10 @@ def train(
     """
     options = _with_source(options, source)
     check_options(options)
+    if task is not None and options.prm.pretrain_task_options:
+        raise UserError(
+            "--prm.pretrain-task-options change --task.options, which task= replaces: leave one of them out"
+        )
     begun = time.monotonic()
     overrides = _checked_overrides(Overrides(source, reward, advantage, policy_loss))
     callbacks = [*_named_callbacks(options), *callbacks]
@@ -228,7 +233,7 @@ def _console(run: RunDir) -> Console:
 
 def _plan(composed: Composed, main: str) -> list[Phase]:
     options, phases, extra = composed.options, [], 0
-    if composed.start.params is None and options.sft.steps:
+    if options.sft.steps:
         phases.append(Phase("warm start", options.sft.steps))
     if is_warmed_up(options, composed.setup.source):
         phases.append(Phase("PRM warm-up", warm_up_steps(options)))
@@ -265,6 +270,8 @@ def _composed(options: Options, start: Start, mesh: Mesh | None, overrides: Over
     )  # fmt: skip
     initial = _fresh(options, start, mesh) if start.params is None else start.params
     composed = compose(options, start, initial, sampler, mesh, overrides)
+    if is_warmed_up(options, composed.setup.source):
+        warm_up_task(options, start)  # its options are checked before anything is written
     if _from_outside(options, overrides):
         check_traceable(composed)
     return composed
@@ -275,8 +282,8 @@ def _fresh(options: Options, start: Start, mesh: Mesh | None) -> Params:
 
 
 def _warmed(composed: Composed, overrides: Overrides, run: RunDir, frontend: Frontend) -> Composed:
-    """The same around the policy after its warm start; a loaded policy has none."""
-    if composed.start.params is not None:
+    """The same around the policy after its warm start, if it has one."""
+    if composed.start.params is not None and not composed.options.sft.steps:
         return composed
     base = _initial_policy(composed, run, frontend)
     return compose(composed.options, composed.start, base, composed.sampler, composed.mesh, overrides)
@@ -287,9 +294,7 @@ def _without_arrays(trained: Trained) -> Trained:
     return dataclasses.replace(trained, policy=None, prm=None)
 
 
-def _train_baseline(
-    composed: Composed, overrides: Overrides, run: RunDir, frontend: Frontend, extra: int
-) -> Trained:
+def _train_baseline(composed: Composed, overrides: Overrides, run: RunDir, frontend: Frontend, extra: int) -> Trained:
     """The same policy from the same start with outcomes only, in a folder of its own."""
     plain, path = outcome_only(composed.options, extra), run.path / BASELINE
     begun_before = shared_files.is_file(path / "run.json") and shared_files.is_file(path / "config.yaml")
@@ -349,12 +354,13 @@ def _task_of_a_run_that_fits(options: Options, task: Task | None, mesh: Mesh | N
 
 
 def _initial_policy(composed: Composed, run: RunDir, frontend: Frontend) -> Params:
-    """A fresh model after its warm start, kept in ``start/`` for a resumed run."""
+    """The model after its warm start, kept in ``start/`` for a resumed run."""
     options, start, kept = composed.options, composed.start, run.path / "start"
     if shared_files.is_dir(kept):
         _, params = load_weights(kept, mesh=composed.mesh)
         return jax.tree.map(jax.numpy.asarray, params) if composed.mesh is None else params
-    params = on_device(start.base)
+    # A quantised base is made from the weights after the warm start.
+    params = _fresh(options, start, composed.mesh) if is_quantized(start.base) else on_device(start.base)
     if options.sft.steps:
         params = warm_start(options, start, params, run=run, frontend=frontend, mesh=composed.mesh)
     save_weights(kept, start.config, params, tokenizer=start.tokenizer)

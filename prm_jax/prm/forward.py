@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from prm_jax import rl
-from prm_jax.models import head_matrix, hidden_states, init_value_head, token_logprobs, value_head
+from prm_jax.models import finished_logits, head_matrix, hidden_states, init_value_head, token_logprobs, value_head
 from prm_jax.prm.rows import Batch
 from prm_jax.prm.spec import HeadedKind, Spec, Weights
 from prm_jax.runs.learner import Params
@@ -97,7 +97,7 @@ def class_logits(spec: Spec, weights: Weights, batch: Batch) -> jax.Array:
         return apply_head(spec, weights.head, hidden)
     right, wrong = spec.label_ids
     rows = head_matrix(spec.config, weights.model)[jnp.asarray([wrong, right])].astype(jnp.float32)
-    return hidden @ rows.T
+    return finished_logits(spec.config, hidden @ rows.T)
 
 
 def at_last(values: jax.Array, batch: Batch) -> jax.Array:

@@ -18,6 +18,9 @@ from prm_jax.models import ModelConfig, check_fits, check_same_vocabulary, load_
 from prm_jax.models.checkpoint_layout import leaves
 from prm_jax.models.files import beside, read_json, sync_directory, write_json, write_text
 from prm_jax.models.hub import find_model
+from prm_jax.models.qtensor import dequantized
+from prm_jax.models.quantization import quantize_as
+from prm_jax.models.quantization_options import PREFIX, Bits, QuantizationOptions
 from prm_jax.models.safetensors_files import SUMS, verify_sums
 from prm_jax.models.sharding import shard_params
 from prm_jax.models.tokenizer import Tokenizer
@@ -39,9 +42,9 @@ HEAD, REFERENCE = "prm_head.safetensors", "reference"
 
 
 def finished(spec: Spec, weights: Weights, tokenizer: Tokenizer, layout: TextLayout) -> PRM:
-    """The model after training: adapters merged, and without a reference that is not kept."""
+    """The model after training: adapters merged, no weight quantised, and without a reference that is not kept."""
     model, fixed = merge(spec.config, weights.model), spec.kind.saved(weights.fixed)
-    reference = weights.reference if spec.kind.keeps_reference else None
+    reference = dequantized(weights.reference) if spec.kind.keeps_reference else None
     return PRM(spec, Weights(model, weights.head, fixed, reference), tokenizer, layout)
 
 
@@ -206,6 +209,26 @@ def with_compute_dtype(prm: PRM, dtype: str) -> PRM:
     if reference is not None:
         reference = dataclasses.replace(reference, compute_dtype=dtype)  # type: ignore[arg-type]
     return dataclasses.replace(prm, spec=dataclasses.replace(prm.spec, config=config, reference_config=reference))
+
+
+def quantized(prm: PRM, bits: Bits, options: QuantizationOptions, *, prefix: str = PREFIX) -> PRM:
+    """The model with the weights of its language model, and of its reference, in few bits; the head stays as it is.
+
+    Args:
+      prm: from `load`.
+      bits: "int8", "int4", "int2", or "none" for the model itself.
+      options: how.
+      prefix: of the options' names, in errors.
+
+    Raises:
+      UserError: see ``models.quantize``.
+    """
+    weights, spec = prm.weights, prm.spec
+    model = quantize_as(spec.config, weights.model, bits, options, prefix=prefix)
+    reference = weights.reference
+    if reference is not None:
+        reference = quantize_as(spec.reference_config or spec.config, reference, bits, options, prefix=prefix)
+    return dataclasses.replace(prm, weights=dataclasses.replace(weights, model=model, reference=reference))
 
 
 def options_from(cls: type[Any], values: Any, owner: str) -> Any:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from prm_jax.config_io import OptionsOf
 from prm_jax.models.mesh_options import MeshOptions
+from prm_jax.models.quantization_options import QuantizationOptions
 from prm_jax.option_ranges import above, at_least, within
 
 Convention = Literal["own", "card"]
@@ -103,6 +104,10 @@ class BaseOptions:
     """Rank of LoRA adapters on the frozen model; 0: all parameters train."""
     lora_alpha: Annotated[float, above(0)] = 16.0
     """LoRA's alpha: adapters are scaled by alpha / rank."""
+    quantize: Literal["none", "int8", "int4", "int2"] = "none"
+    """Keep the frozen weights (the base of adapters, the reference, features of a head) in so many bits."""
+    quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
+    """How they are quantised."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +174,10 @@ class ScoringOptions:
     """Tokens in one batch, padding included."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of activations and matrix products."""
+    quantize: Literal["none", "int8", "int4", "int2"] = "none"
+    """Keep the language model's weights (and the reference's) in so many bits."""
+    quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
+    """How they are quantised."""
     resume: bool = True
     """Continue an interrupted call with the same model, data and options; --no-resume scores everything again."""
     mesh: MeshOptions = field(default_factory=MeshOptions)

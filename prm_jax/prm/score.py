@@ -249,7 +249,7 @@ def rows_to_score(prm: PRM, records: Sequence[StepRecord], *, skip_long: bool = 
     Raises:
       UserError: one is longer than the model's context, and `skip_long` is not set.
     """
-    limit = prm.spec.config.max_position_embeddings
+    limit = prm.spec.config.context
     if not records:
         raise UserError("there are no solutions to score")
     reader = prm.reader or prm.spec.kind.reader(prm.layout)

@@ -145,7 +145,8 @@ def identity_of(model: str, options: ScoringOptions, records: Sequence[StepRecor
     Weights count by name, size and time of change.
     """
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr((options.layout, options.convention, options.dtype)).encode())
+    reading = (options.layout, options.convention, options.dtype, options.quantize, options.quantization)
+    digest.update(repr(reading).encode())
     for name in filter(None, (model, options.reference)):
         directory = find_model(name)
         for path in sorted(directory.rglob("*")) if directory.is_dir() else [directory]:

@@ -12,6 +12,7 @@ import yaml
 from prm_jax.errors import UserError
 from prm_jax.input_files import open_input
 from prm_jax.models.mesh_options import MeshOptions
+from prm_jax.models.quantization_options import bits_of
 from prm_jax.option_ranges import at_least, check_ranges
 from prm_jax.prm.kinds import KINDS, Implicit
 from prm_jax.prm.reward_model_options import BaseOptions, DataOptions, OptimizerOptions, TextLayout
@@ -154,6 +155,14 @@ def _combinations(options: TrainPRMOptions) -> list[str]:
         found.append(
             "--model.lora-rank adds adapters to a model that stays frozen: leave it out, or use --train.trains all"
         )
+    bits = bits_of(options.model.quantize)
+    if bits is not None:
+        found += options.model.quantization.problems(bits)
+        if not options.model.lora_rank and not head_only(options):
+            found.append(
+                f"--model.quantize {options.model.quantize} is for weights that stay frozen, but all of them train: "
+                "give adapters with --model.lora-rank, or train the head alone with --train.trains head"
+            )
     if options.patience and not options.best:
         found.append(f"--patience {options.patience} needs --best: which metric should improve?")
     if options.text.chat == "turns" and options.text.end:

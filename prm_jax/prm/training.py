@@ -19,6 +19,7 @@ from prm_jax.errors import MissingExtraError, UserError
 from prm_jax.models import LoRAConfig, check_fits
 from prm_jax.models.loading import load_model
 from prm_jax.models.model_options import ModelOptions
+from prm_jax.models.qtensor import is_quantized
 from prm_jax.models.sharding import (
     BATCH,
     check_spans_processes,
@@ -96,9 +97,15 @@ def train(
     config, base, tokenizer = load_model(ModelOptions(
         path=model.path, compute_dtype=model.compute_dtype, remat=model.remat, scan_unroll=model.scan_unroll,
         layers=model.layers, lora_rank=model.lora_rank, lora_alpha=model.lora_alpha,
+        quantize=model.quantize, quantization=model.quantization,
     ), mesh=mesh)  # fmt: skip
     check_fits(tokenizer, config)
-    prepared = prepare(options, tokenizer, limit=config.max_position_embeddings, records=data)
+    if is_quantized(base) and not (model.lora_rank or head_only(options)):
+        raise UserError(
+            f"{model.path} holds quantised weights, and without adapters all of them would train: give "
+            "--model.lora-rank, or --train.trains head"
+        )
+    prepared = prepare(options, tokenizer, limit=config.context, records=data)
     job = _Job(options, Spec(options.prm, config, objectives=prepared.objectives), base, prepared, mesh)
     del base
     with (

@@ -30,7 +30,14 @@ from prm_jax.rl.losses import (
     token_kl,
     value_loss,
 )
-from prm_jax.rl.metrics import best_threshold, first_error, first_error_f1, pairwise_accuracy, trust_gate
+from prm_jax.rl.metrics import (
+    best_threshold,
+    first_error,
+    first_error_f1,
+    outcome_threshold,
+    pairwise_accuracy,
+    trust_gate,
+)
 from prm_jax.rl.multi_objective import gated_objectives, objective_gates, verifier_rewards
 from prm_jax.rl.pair_losses import (
     all_pairs_loss,
@@ -48,6 +55,7 @@ from prm_jax.rl.preference import gpo_loss, group_preferences, preference_gates,
 from prm_jax.rl.prefixes import lambda_grpo_advantages, shared_prefix_counts
 from prm_jax.rl.returns import discounted_returns, generalized_advantages, lambda_returns, n_step_returns
 from prm_jax.rl.reward_losses import (
+    class_weights,
     kto_loss,
     kto_reference_point,
     outcome_ce_loss,
@@ -163,6 +171,7 @@ __all__ = [
     "kto_loss",
     "kto_reference_point",
     "outcome_ce_loss",
+    "class_weights",
     "step_ce_loss",
     "step_kto_loss",
     # targets
@@ -180,6 +189,7 @@ __all__ = [
     "truncation_mask",
     # metrics
     "best_threshold",
+    "outcome_threshold",
     "first_error",
     "first_error_f1",
     "pairwise_accuracy",

@@ -108,6 +108,35 @@ def first_error(scores: ArrayLike, mask: ArrayLike, *, threshold: ArrayLike) -> 
     return jnp.where(jnp.any(below, -1), jnp.argmax(below, -1), NO_ERROR).astype(jnp.int32)
 
 
+def outcome_threshold(scores: ArrayLike, mask: ArrayLike, outcome: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """The threshold of `first_error` that flags as many responses as have failed; it needs no step label.
+
+    With the least step score of each response in ascending order and k failures (the rounded sum of 1 - outcome), it
+    is the middle between the k-th and the next.
+
+    Args:
+      scores: [B, S] float; no gradient.
+      mask: [B, S] bool, True on steps that exist. A response without steps is not counted.
+      outcome: [B] float in [0, 1].
+
+    Returns:
+      (threshold, known), float32 and bool scalars; without a failure, or without anything else, the threshold is 0 and
+      not known.
+    """
+    mask = masking.as_mask(mask)
+    chex.assert_rank(mask, 2)
+    chex.assert_equal_shape([jnp.asarray(scores), mask])
+    chex.assert_shape(jnp.asarray(outcome), mask.shape[:1])
+    rows = jnp.any(mask, -1)
+    scores = jax.lax.stop_gradient(jnp.where(mask, masking.as_f32(scores), jnp.inf))
+    least = jnp.sort(jnp.where(rows, scores.min(-1), jnp.inf))
+    failed = jnp.round(masking.masked(1 - masking.as_f32(outcome), rows).sum()).astype(jnp.int32)
+    known = (failed > 0) & (failed < rows.sum())
+    place = jnp.where(known, failed, 1)
+    middle = (least[place - 1] + least[jnp.minimum(place, least.shape[0] - 1)]) / 2
+    return jnp.where(known, middle, 0.0), known
+
+
 def first_error_f1(
     predicted: ArrayLike, label: ArrayLike, mask: ArrayLike | None = None, *, axis_name: masking.AxisName = None
 ) -> dict[str, jax.Array]:

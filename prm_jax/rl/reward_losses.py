@@ -15,7 +15,14 @@ from prm_jax.rl import masking
 from prm_jax.rl.losses import Loss, TokenAggregation, aggregate_tokens, mean_over
 
 
-def outcome_ce_loss(token_rewards: ArrayLike, outcome: ArrayLike, mask: ArrayLike) -> Loss:
+def outcome_ce_loss(
+    token_rewards: ArrayLike,
+    outcome: ArrayLike,
+    mask: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+) -> Loss:
     """PRIME's online loss: cross-entropy of sigmoid(sum of the token rewards) with the outcome.
 
     -(a * log sigmoid(s) + (1 - a) * log sigmoid(-s)), s_i = sum_t r_{i,t}: a sum over tokens, a mean over
@@ -26,10 +33,13 @@ def outcome_ce_loss(token_rewards: ArrayLike, outcome: ArrayLike, mask: ArrayLik
       token_rewards: [B, T] float, `implicit_token_rewards`, beta included; receives gradients.
       outcome: [B] any real dtype, in [0, 1]; fractions are soft labels. No gradient.
       mask: [B, T] bool, True on response tokens. Responses without tokens are not counted.
+      weights: [B] float >= 0, factors of the responses' losses, such as `class_weights`; None: ones. No gradient.
+      label_smoothing: in [0, 0.5), the share of outcomes that are believed to be wrong: a becomes
+        (1 - label_smoothing) a + label_smoothing (1 - a).
 
     Returns:
-      Loss with the number of responses as weight; metrics accuracy (sign of the score against outcome > 1/2; a
-      score of 0 or an outcome of 1/2 counts as wrong unless both are), score and outcome (means).
+      Loss with the number of responses as weight, whatever their factors; metrics accuracy (sign of the score against
+      outcome > 1/2; a score of 0 or an outcome of 1/2 counts as wrong unless both are), score and outcome (means).
 
     Source: arXiv 2502.01456; arXiv 2412.01981, Eq. 5 (which omits the minus).
     """
@@ -41,8 +51,40 @@ def outcome_ce_loss(token_rewards: ArrayLike, outcome: ArrayLike, mask: ArrayLik
     a = jax.lax.stop_gradient(masking.masked(outcome, rows))
     right = jnp.sign(s) == jnp.sign(2 * a - 1)
     metrics = {"accuracy": mean_over(right, rows), "score": mean_over(s, rows), "outcome": mean_over(a, rows)}
-    loss = mean_over(jax.nn.softplus(s) - a * s, rows)
+    believed = label_smoothing + (1 - 2 * label_smoothing) * a
+    losses = jax.nn.softplus(s) - believed * s
+    if weights is not None:
+        chex.assert_shape(jnp.asarray(weights), mask.shape[:-1])
+        losses = jax.lax.stop_gradient(masking.masked(weights, rows)) * losses
+    loss = mean_over(losses, rows)
     return Loss(loss.total, loss.weight, jax.lax.stop_gradient(metrics))
+
+
+def class_weights(
+    outcome: ArrayLike, mask: ArrayLike | None = None, *, axis_name: masking.AxisName = None
+) -> jax.Array:
+    """Factors with which right and wrong responses weigh equally: n / (2 n_right) and n / (2 n_wrong).
+
+    A fractional outcome a counts as a right and 1 - a wrong responses. The factors of a batch with both classes have
+    mean 1; where one class is missing, the other still weighs one half.
+
+    Args:
+      outcome: [B] float in [0, 1]; no gradient.
+      mask: [B] bool, False on responses that do not count; None: all do.
+      axis_name: mapped axis over which the batch is split, or None.
+
+    Returns:
+      [B] float32, 0 outside the mask.
+    """
+    a = jax.lax.stop_gradient(masking.as_f32(outcome))
+    chex.assert_rank(a, 1)
+    mask = jnp.ones(a.shape, bool) if mask is None else masking.as_mask(mask)
+    chex.assert_equal_shape([a, mask])
+    a = masking.masked(a, mask)
+    right = masking.psum(a.sum(), axis_name)
+    count = masking.psum(mask.sum().astype(jnp.float32), axis_name)
+    halves = [jnp.where(n > 0, count / (2 * jnp.where(n > 0, n, 1.0)), 0.0) for n in (right, count - right)]
+    return jnp.where(mask, a * halves[0] + (1 - a) * halves[1], 0.0)
 
 
 def kto_reference_point(

@@ -9,7 +9,7 @@ import numpy as np
 
 from prm_jax import models
 from prm_jax.errors import UserError
-from prm_jax.models import ModelConfig
+from prm_jax.models import ModelConfig, rope
 from prm_jax.rollouts.engine import EngineStats, Request, Response, Ticket, cancelled, check_request, first_stop
 from prm_jax.rollouts.sampling_options import SamplingOptions
 
@@ -75,7 +75,7 @@ class LocalEngine:
         self.config, self.params, self.key, self.sampling = config, params, key, sampling
         self.stops = tuple(tuple(strings) for strings in stops)
         self.tokenizer, self.batching, self.version = tokenizer, batching, 0
-        self.context: int | None = config.max_position_embeddings
+        self.context: int | None = config.context
         self._pending: dict[Ticket, Request] = {}
         self._longest: dict[int, int] = {}  # stop set -> columns of its responses
         self._stats = EngineStats()
@@ -169,7 +169,12 @@ class LocalEngine:
         is kept lies outside the model's own context.
         """
         context, scaling = self.config.max_position_embeddings, self.config.rope_scaling
-        if scaling is not None and scaling.original_max_position_embeddings is None:
+        if scaling is not None and scaling.kind == "longrope":
+            scaling = dataclasses.replace(
+                scaling, attention_factor=rope.frequencies(self.config)[1],
+                original_max_position_embeddings=self.config.context + columns,
+            )  # fmt: skip
+        elif scaling is not None and scaling.original_max_position_embeddings is None:
             scaling = dataclasses.replace(scaling, original_max_position_embeddings=context)
         return dataclasses.replace(self.config, max_position_embeddings=context + columns, rope_scaling=scaling)
 

@@ -21,7 +21,7 @@ def check_shape(config: ModelConfig, slots: int, columns: int | None, mesh: "Mes
     """
     if slots < 1:
         raise UserError(f"slots is {slots}: expected at least 1")
-    context = config.max_position_embeddings
+    context = config.context
     if columns is not None and not 2 <= columns <= context:
         raise UserError(f"columns is {columns}: expected 2 to {context}, the model's context")
     ways = 1 if mesh is None else rows_over(mesh)

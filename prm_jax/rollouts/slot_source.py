@@ -70,7 +70,7 @@ class SlotSource:
         mesh: "Mesh | None" = None, tuning: SlotTuning = SlotTuning(),
     ) -> None:  # fmt: skip
         self.config, self.tokenizer, self.stop, self.slots = config, tokenizer, tuple(stop), slots
-        self.columns, self.mesh, self.tuning = min(columns, config.max_position_embeddings), mesh, tuning
+        self.columns, self.mesh, self.tuning = min(columns, config.context), mesh, tuning
         self._engine: SlotEngine | None = None
         self._leaves: list[Any] = []
 

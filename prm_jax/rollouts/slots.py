@@ -79,7 +79,7 @@ class SlotEngine:
         self.config, self.tokenizer, self.tuning, self.version = config, tokenizer, tuning, 0
         self.stops = tuple(tuple(strings) for strings in stops) or ((),)
         self.slots, self.columns, self._mesh = slots, columns, mesh if mesh is not None else _mesh_of(params)
-        self.context: int | None = config.max_position_embeddings
+        self.context: int | None = config.context
         check_shape(config, slots, columns, self._mesh)
         if eos_ids is None:
             eos_ids = () if tokenizer is None else tokenizer.eos_ids

@@ -11,6 +11,7 @@ import optax
 
 from prm_jax import rl
 from prm_jax.models import LoRAConfig, ModelConfig, init_lora, join
+from prm_jax.models.qtensor import dequantized
 from prm_jax.models.rows import split_over_rows
 from prm_jax.runs.eight_bit_adam import scale_by_adam_8bit
 from prm_jax.runs.host_memory import in_host_memory, on_device, places_of
@@ -42,7 +43,7 @@ class Learner:
     offload: bool = False
 
     def init(self, base: Params, key: jax.Array) -> tuple[Params, Any]:
-        """Returns (trainable, optimiser state): adapters initialised to have no effect, or a copy of `base`.
+        """Returns (trainable, optimiser state): adapters initialised to have no effect, or a float32 copy of `base`.
 
         Where `base` is on a mesh, every device makes its own shards. `key` is consumed only by the initialisation of
         adapters.
@@ -58,7 +59,7 @@ class Learner:
             if self.lora is not None:
                 return init_lora(self.config, base, key, self.lora)
             # A copy, because the training step donates its state and `base` remains in use as the reference.
-            return jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), base)
+            return jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), dequantized(base))
 
         return places_of(base).make(make, base, key)
 

@@ -1,5 +1,6 @@
 """Small random checkpoints of every family, for the tests of this folder."""
 
+import math
 import pathlib
 import struct
 from typing import Any
@@ -26,6 +27,40 @@ CONFIGS = {
     "qwen2": ModelConfig(architecture="qwen2", attention_bias=True, tie_word_embeddings=True, rope_theta=1e6, **_SHAPE),
     "qwen3": ModelConfig(architecture="qwen3", qk_norm=True, rope_theta=1e6, **{**_SHAPE, "head_dim": 16}),
 }
+
+_LONG = {"max_position_embeddings": 256}
+LONGROPE = RopeScaling(
+    kind="longrope", factor=2.0, original_max_position_embeddings=128, short_factor=(1.0, 1.5, 2.5),
+    long_factor=(2.0, 4.0, 8.0),
+)  # fmt: skip
+FAMILIES = {
+    "mistral": ModelConfig(architecture="mistral", sliding_window=7, **_SHAPE),
+    "gemma2": ModelConfig(
+        architecture="gemma2", layer_windows=(5, None), attn_softcap=3.0, logit_softcap=4.0, attn_scale=12**-0.5,
+        embed_scale=math.sqrt(32), tie_word_embeddings=True, **_SHAPE,
+    ),
+    "gemma3": ModelConfig(
+        architecture="gemma3", qk_norm=True, layer_windows=(5, 5, None), rope_theta=1e6, rope_local_theta=1e4,
+        rope_scaling=RopeScaling(kind="linear", factor=8.0), attn_scale=0.25, embed_scale=math.sqrt(32),
+        tie_word_embeddings=True, **{**_SHAPE, "num_layers": 3},
+    ),
+    "olmo2": ModelConfig(architecture="olmo2", qk_norm=True, rms_norm_eps=1e-5, **_SHAPE),
+    "granite": ModelConfig(
+        architecture="granite", embed_scale=12.0, residual_scale=0.22, attn_scale=0.2, logit_divisor=4.0, mlp_bias=True,
+        attention_bias=True, **_SHAPE,
+    ),
+    "smollm3": ModelConfig(
+        architecture="smollm3", unrotated_layers=(1,), tie_word_embeddings=True, **{**_SHAPE, "num_layers": 3}
+    ),
+    "phi3": ModelConfig(
+        architecture="phi3", sliding_window=40, rotary_dim=6, rope_scaling=LONGROPE, **{**_SHAPE, **_LONG}
+    ),
+    "qwen3_moe": ModelConfig(
+        architecture="qwen3_moe", qk_norm=True, num_experts=6, experts_per_token=3, norm_topk=False, **_SHAPE
+    ),
+    "mixtral": ModelConfig(architecture="mixtral", num_experts=4, experts_per_token=2, **_SHAPE),
+}  # fmt: skip
+"""Of the families beyond those of ``CONFIGS``, with every switch in use."""
 
 
 def random_params(config: ModelConfig, *, dtype: str = "float32", seed: int = 0) -> dict[str, Any]:
@@ -91,8 +126,8 @@ def write_gguf(
         for key in slot.path[:-1]:
             node, target = node[key], target.setdefault(key, {})
         leaf = node[slot.path[-1]].copy()
-        for index, name in enumerate(slot.names):
-            tensor = np.ascontiguousarray(leaf[index] if slot.layers else leaf)
+        for index, name in zip(slot.places, slot.names, strict=True):
+            tensor = np.ascontiguousarray(leaf[index])
             tensor = np.ascontiguousarray(tensor.T) if slot.transposed else tensor
             if slot.path[-2] in ("q", "k") and config.architecture == "llama":
                 tensor = _interleave(tensor, config.num_heads if slot.path[-2] == "q" else config.num_kv_heads)
@@ -106,10 +141,7 @@ def write_gguf(
             if slot.path[-2] in ("q", "k") and config.architecture == "llama":
                 rounded = _separate(rounded, config.num_heads if slot.path[-2] == "q" else config.num_kv_heads)
             rounded = rounded.T if slot.transposed else rounded
-            if slot.layers:
-                leaf[index] = rounded
-            else:
-                leaf = rounded
+            leaf[index] = rounded
         target[slot.path[-1]] = leaf
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -104,7 +104,7 @@ def test_defaults_of_the_classes():
 
 
 REFUSED = {
-    "architectures": ["MixtralForCausalLM"],
+    "architectures": ["GPTNeoXForCausalLM"],
     "num_attention_heads": 0,
     "num_key_value_heads": -8,
     "hidden_act": "gelu",
@@ -233,13 +233,16 @@ MISTRAL = {
 }  # fmt: skip
 
 
-def test_mistral_is_llama_within_its_window():
+def test_mistral_has_one_window_or_none():
     config = ModelConfig.from_hf(MISTRAL)
-    assert (config.architecture, config.max_position_embeddings, config.num_kv_heads) == ("llama", 32768, 8)
-    assert ModelConfig.from_hf(config.to_hf()) == config
-    assert ModelConfig.from_hf({**MISTRAL, "sliding_window": 4096}).max_position_embeddings == 4096
+    assert (config.architecture, config.context, config.num_kv_heads) == ("mistral", 32768, 8)
+    assert config.window_kinds == (None,)
+    with_window = ModelConfig.from_hf({**MISTRAL, "sliding_window": 4096})
+    assert (with_window.context, with_window.window_kinds) == (32768, (4096,))
     absent = {k: v for k, v in MISTRAL.items() if k not in ("sliding_window", "architectures")}
-    assert ModelConfig.from_hf(absent).max_position_embeddings == 4096  # what the class assumes
+    assert ModelConfig.from_hf(absent).sliding_window == 4096  # what the class assumes
+    for one in (config, with_window):
+        assert ModelConfig.from_hf(one.to_hf()) == one
     with pytest.raises(UserError, match="sliding_window"):
         ModelConfig.from_hf({**MISTRAL, "sliding_window": "4096"})
 

@@ -153,7 +153,7 @@ class TestHeader:
     @pytest.mark.parametrize(
         ("metadata", "message"),
         [
-            ({"llama.expert_count": 8}, "llama.expert_count=8 is not supported"),
+            ({"llama.expert_count": 8}, "block_sparse_moe.gate.weight is missing"),
             ({"llama.attention.sliding_window": 4096}, "sliding_window=4096"),
             ({"llama.rope.dimension_count": 4}, "rope.dimension_count=4"),
             ({"llama.logit_scale": 0.5}, "logit_scale=0.5"),

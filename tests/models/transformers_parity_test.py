@@ -10,7 +10,7 @@ import pytest
 
 from prm_jax.models import CharTokenizer, Tokenizer, hidden_states, load_weights, logits, save_weights
 from prm_jax.models.rope_scaling import RopeScaling
-from tests.models.checkpoints import CONFIGS, random_params, same_bits
+from tests.models.checkpoints import CONFIGS, FAMILIES, random_params, same_bits
 
 pytestmark = pytest.mark.optional
 
@@ -28,6 +28,7 @@ MODELS = {
     "qwen2, tied": CONFIGS["qwen2"],
     "qwen2 with yarn": dataclasses.replace(CONFIGS["qwen2"], rope_scaling=YARN, tie_word_embeddings=False),
     "qwen3": CONFIGS["qwen3"],
+    **FAMILIES,
 }
 
 
@@ -50,7 +51,9 @@ def tokens() -> np.ndarray:
 def test_transformers_reads_ours(tmp_path, tokens, name, record_property):
     config, params = MODELS[name], random_params(MODELS[name])
     save_weights(tmp_path / "m", config, params)
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "m", dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     ours, theirs = our_logits(config, params, tokens), their_logits(model, tokens)
     error = float(np.abs(ours - theirs).max())
     record_property("max_error", error)

@@ -108,7 +108,7 @@ def setup_of(options: Options, config, params, *, lora: bool = False, source="im
     elif source == "implicit":
         optimizer = make_optimizer(options.prm.learning_rate, grad_clip=10.0)
         source = ImplicitPRM(
-            Learner(config, optimizer, adapters), params, options.prm, policy_config=config, ways=ways
+            Learner(config, optimizer, adapters), params, options.prm, policy_config=config, ways=ways, columns=12
         )
     critic = None
     if options.advantage.estimator == "ppo":

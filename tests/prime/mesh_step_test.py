@@ -46,7 +46,10 @@ def _two_steps(options, config, params, sizes, *, lora=False):
 @pytest.mark.parametrize(
     ("sizes", "lora", "remat", "groups"),
     [
-        ((2, 2, 2), False, "full", {"policy": {"microbatches": 2}, "prm": {"microbatches": 2}}),
+        ((2, 2, 2), False, "full", {
+            "policy": {"microbatches": 2},
+            "prm": {"microbatches": 2, "replay": 24, "replay_batches": 2},
+        }),
         ((1, 4, 2), True, "full", {}),
         pytest.param((2, 4, 1), False, "none", {"advantage": {"estimator": "ppo"}}, marks=pytest.mark.slow),
     ],

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from prm_jax.cli import main
 from prm_jax.errors import UserError
 from prm_jax.models import ModelConfig, init_params, token_logprobs
+from prm_jax.models.quantization_options import QuantizationOptions
 from prm_jax.models.sharding import make_mesh, shardings_for
 from prm_jax.prime import PRESETS, Options, train
 from prm_jax.prime.accelerators import ACCELERATORS, GIB, find_accelerator
@@ -39,13 +40,16 @@ ROWS, COLUMNS = 16, 256
 # ------------------------------------------------------------------------------------------- state
 
 
-@pytest.mark.parametrize("variant", ["full", "lora", "critic"])
+@pytest.mark.parametrize("variant", ["full", "lora", "quantised", "critic", "replay"])
 def test_state_bytes_are_those_of_a_real_state(run_options, variant):
     groups = {
         "full": {},
         "lora": {"model": {"lora_rank": 2}, "prm": {"lora_rank": 4}},
+        "quantised": {"model": {"quantize": "int4", "quantization": QuantizationOptions(group=8, rank=2)},
+                      "prm": {"lora_rank": 4}},
         "critic": {"advantage": {"estimator": "ppo"}},
-    }
+        "replay": {"prm": {"replay": 20, "replay_warm_up": 0.5}},
+    }  # fmt: skip
     options = replaced(run_options, **groups[variant])
     start = load_start(options)
     base = init_params(start.config, jax.random.key(0))
@@ -53,7 +57,7 @@ def test_state_bytes_are_those_of_a_real_state(run_options, variant):
     source = make_source(options, start)
     setup = make_setup(options, start, source)
     state = jax.eval_shape(lambda: init_state(setup, frozen_arrays(start, source), jax.random.key(0)))
-    real = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state, base)))
+    real = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state, start.base)))
     found = state_bytes(make_workload(options, start.config, None, planned_mesh(options.mesh, 1), "cpu"))
     assert sum(found.values()) == real - 4  # the step's number
 

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from prm_jax import rl
-from prm_jax.models import ModelConfig, compiler_options, hidden_states, init_params, token_logprobs, value_head
+from prm_jax.models import (
+    ModelConfig,
+    compiler_options,
+    hidden_states,
+    init_params,
+    quantize,
+    token_logprobs,
+    value_head,
+)
 from prm_jax.prime.advantages import value_targets
 from prm_jax.prime.batch import Frozen
 from prm_jax.prime.options import Options
@@ -295,6 +303,16 @@ def test_state_is_donated_and_the_step_traced_once(options, tiny_config, tiny_fr
     assert all(x.is_deleted() for x in old)
     assert not any(x.is_deleted() for x in jax.tree.leaves(tiny_frozen))
     assert step._cache_size() == 1
+
+
+def test_adapters_on_a_quantised_base_start_with_rewards_of_exactly_zero(options, tiny_config, tiny_params, batch):
+    quantised = quantize(tiny_config, tiny_params, bits=4, group=8)
+    frozen = Frozen(quantised, quantised)
+    state, metrics, rewards = run(options, tiny_config, frozen, batch, lora=True)
+    np.testing.assert_array_equal(rewards, 0.0)
+    assert metrics["prm/grad_norm"] > 0 and metrics["policy/grad_norm"] > 0
+    names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path((state.policy, state.source.trainable))}
+    assert names == {"lora_a", "lora_b"}
 
 
 def test_lora_trains_adapters_only(options, tiny_config, tiny_frozen, batch):

@@ -18,6 +18,7 @@ import pytest
 from prm_jax.errors import UserError
 from prm_jax.models import load_weights
 from prm_jax.models.mesh_options import MeshOptions
+from prm_jax.models.quantization_options import QuantizationOptions
 from prm_jax.models.sharding import make_mesh
 from prm_jax.prime import loop as loop_module
 from prm_jax.prime import training, warm_start, warm_up
@@ -129,7 +130,7 @@ def test_a_signal_saves_and_stops_and_the_rest_follows_on_resume(finished, tmp_p
 def test_adapters_critic_and_prompts_put_back_survive_a_stop(run_options, tmp_path):
     options = replaced(
         run_options,
-        model={"lora_rank": 2},
+        model={"lora_rank": 2, "quantize": "int4", "quantization": QuantizationOptions(group=8)},
         prm={"lora_rank": 2},
         advantage={"estimator": "ppo"},
         rollout={"filter": "resample", "solve_rate_low": 0.3, "solve_rate_high": 0.9, "outcome_noise": 0.3},

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from prm_jax import cli
+from prm_jax.models.qtensor import is_quantized
 from prm_jax.prm import training as loop_module
 from prm_jax.prm.kinds import Implicit, Token, Value
 from prm_jax.prm.model import load
@@ -53,11 +54,14 @@ def step_scores(kept, records) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    "kind", [Token(), Implicit(reference="base")], ids=lambda k: k.kind
+    ("kind", "quantize"), [(Token(), "none"), (Implicit(reference="base"), "int8")], ids=["token", "implicit_int8"]
 )
-def test_a_saved_run_with_adapters_scores_as_it_was_trained(kind, options, trained, data_path, records, tmp_path):
-    options = dataclasses.replace(options, prm=kind)
+def test_a_saved_run_with_adapters_scores_as_it_was_trained(
+    kind, quantize, options, trained, data_path, records, tmp_path
+):
+    options = dataclasses.replace(options, prm=kind, model=dataclasses.replace(options.model, quantize=quantize))
     summary = train(options, tmp_path / "run")
+    assert is_quantized(trained["weights"].model) == (quantize != "none")
     assert summary["steps"] == 12 and "lora_a" in str(jax.tree.structure(trained["weights"].model))
     _, expected, mask = step_scores(trained, records)
     assert expected[mask].std() > 1e-3

@@ -113,7 +113,7 @@ def test_math_shepherds_tags(tmp_path):
     with pytest.raises(UserError, match="does not say how this model scores.*math_shepherd"):
         load(tmp_path / "m")
     prm = load(tmp_path / "m", layout="math_shepherd")
-    assert prm.spec.config.max_position_embeddings == 300
+    assert prm.spec.config.windows == (300,)
     found = score_solutions(prm, [StepRecord("1+1+1?", STEPS, None, None, "g", "r")])[0]
     text = f"1+1+1? {STEPS[0]} \u043a\u0438\n{STEPS[1]} \u043a\u0438"
     ids, places = reads(text, prm.tokenizer, ["\u043a\u0438"] * 2)

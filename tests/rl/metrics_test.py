@@ -132,3 +132,22 @@ def test_bad_input():
         rl.pairwise_accuracy(np.ones(2), np.ones(2), [0, 0], num_groups=1, average="mean")
     with pytest.raises(AssertionError):
         rl.first_error(np.ones((2, 3)), np.ones((2, 4), bool), threshold=0.5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_outcome_threshold_flags_as_many_responses_as_have_failed(seed):
+    rng = np.random.default_rng(seed)
+    scores, mask = rng.normal(size=(12, 5)).astype(np.float32), np.arange(5) < rng.integers(0, 6, size=(12, 1))
+    outcome = rng.integers(0, 2, size=12).astype(np.float32)
+    outcome[:2], mask[:2] = [0, 1], True
+    threshold, known = rl.outcome_threshold(np.where(mask, scores, -99.0), mask, outcome)
+    flagged = rl.first_error(scores, mask, threshold=threshold) >= 0
+    written = mask.any(-1)
+    assert known and flagged.sum() == np.sum(1 - outcome[written])
+
+
+def test_outcome_threshold_needs_both_outcomes():
+    for outcome in (np.zeros(3), np.ones(3)):
+        threshold, known = rl.outcome_threshold(np.zeros((3, 2)), np.ones((3, 2), bool), outcome)
+        assert threshold == 0 and not known
+    assert not rl.outcome_threshold(np.zeros((3, 2)), np.zeros((3, 2), bool), np.array([0, 1, 0]))[1]

@@ -239,3 +239,30 @@ def test_calibrated_dpo_is_dpo_and_two_terms_on_confidence():
     total = sum(rl.step_preference_loss(w, l, beta=0.01).mean() for w, l in terms)
     expected = sum(np.log1p(np.exp(-0.01 * (w - l))).mean() for w, l in terms)
     np.testing.assert_allclose(total, expected, rtol=1e-5)
+
+
+def test_weighted_and_smoothed_outcome_ce_is_that_of_a_loop():
+    rng = np.random.default_rng(4)
+    scores, outcome, weights = rng.normal(size=6), np.array([1, 0, 0.25, 1, 0, 1]), rng.uniform(0, 3, size=6)
+    mask = np.ones((6, 1), bool)
+    mask[5] = False
+    loss = rl.outcome_ce_loss(scores[:, None], outcome, mask, weights=weights, label_smoothing=0.1)
+    expected = 0.0
+    for score, a, weight in list(zip(scores, outcome, weights, strict=True))[:5]:
+        believed, p = 0.9 * a + 0.1 * (1 - a), 1 / (1 + np.exp(-score))
+        expected -= weight * (believed * np.log(p) + (1 - believed) * np.log(1 - p))
+    np.testing.assert_allclose(loss.total, expected, rtol=1e-5)
+    assert loss.weight == 5
+
+
+def test_class_weights_make_both_classes_count_equally():
+    outcome, mask = np.array([1, 0, 0, 0.5, 0, 1.0]), np.array([1, 1, 1, 1, 1, 0], bool)
+    weights = rl.class_weights(outcome, mask)
+    right, wrong = 1.5, 3.5
+    for i in range(5):
+        expected = outcome[i] * 5 / (2 * right) + (1 - outcome[i]) * 5 / (2 * wrong)
+        np.testing.assert_allclose(weights[i], expected, rtol=1e-6)
+    assert weights[5] == 0
+    np.testing.assert_allclose((weights * mask).sum(), 5, rtol=1e-6)
+    np.testing.assert_allclose(rl.class_weights(np.zeros(4)), 0.5)  # one class alone keeps its half
+    np.testing.assert_array_equal(rl.class_weights(np.zeros(4), np.zeros(4, bool)), 0)

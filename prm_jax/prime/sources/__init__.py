@@ -9,6 +9,7 @@ from prm_jax.errors import UserError
 from prm_jax.prime.checked import call_named
 from prm_jax.prime.critic import Critic
 from prm_jax.prime.options import Options
+from prm_jax.prime.sizes import replay_places
 from prm_jax.prime.sources.base import Judged, Observed, RewardSource, Source, SourceBatch, judge, on_host
 from prm_jax.prime.sources.checker import StepChecker, checker_rewards
 from prm_jax.prime.sources.critic import CriticSource
@@ -86,7 +87,11 @@ def check_source(source: Any, name: str) -> Any:
 
 def _implicit(options: Options, start: "Start") -> ImplicitPRM:
     learner = start.prm_learner(options)
-    return ImplicitPRM(learner, start.prm_base, options.prm, policy_config=start.config, ways=start.ways)
+    _, kept = replay_places(options)
+    columns = options.rollout.max_prompt_tokens + options.rollout.max_new_tokens
+    return ImplicitPRM(
+        learner, start.prm_base, options.prm, policy_config=start.config, ways=start.ways, columns=columns, kept=kept
+    )
 
 
 def _saved(options: Options, start: "Start") -> SavedPRM:

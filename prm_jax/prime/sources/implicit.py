@@ -4,6 +4,7 @@ Process Reinforcement through Implicit Rewards (arXiv 2502.01456, algorithm 1, l
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -15,6 +16,7 @@ from prm_jax.prime.batch import Batch, Metrics
 from prm_jax.prime.options import PRMOptions
 from prm_jax.prime.pieces import batch_logprobs, masked_mean, microbatches, run_epochs, score_in_pieces, summarize
 from prm_jax.prime.sources.base import Judged, Source, SourceBatch
+from prm_jax.prime.sources.replay import Replay, draw, empty_replay, keep, remember
 from prm_jax.runs.learner import Learner, Params, accumulate_gradients, guarded_update, merge_rows
 
 _WEIGHTINGS: dict[str, Literal["none", "bon_rm", "bon_acc"]] = {
@@ -22,15 +24,28 @@ _WEIGHTINGS: dict[str, Literal["none", "bon_rm", "bon_acc"]] = {
     "detached_bon_rm": "bon_rm",
     "detached_bon_acc": "bon_acc",
 }
+_MEMORY = 0.9
+"""Decay of the running average of label thresholds, per update."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PRMState:
-    """The PRM's trainable arrays and its optimiser's state."""
+    """What an online PRM changes.
+
+    Attributes:
+      trainable, opt: its trainable arrays and its optimiser's state.
+      replay: past rollouts; None without replay.
+      threshold: [2] float32, running sum and weight of the thresholds of step labels; None where none is learned.
+      agreement: [2, 2] float32, running counts of (failed, other) responses, of those with a label and of all; None
+        unless labels are scaled by it.
+    """
 
     trainable: Params
     opt: Any
+    replay: Replay | None = None
+    threshold: jax.Array | None = None
+    agreement: jax.Array | None = None
 
 
 class ImplicitPRM(Source):
@@ -42,19 +57,30 @@ class ImplicitPRM(Source):
       options: loss, beta, when it learns, from which rows.
       policy_config: the policy's architecture, for ``reference="policy"``.
       ways: number of devices that hold the rows, see ``learner.split_rows``.
+      columns: longest prompt and response together, in tokens; read with ``options.replay`` only.
+      kept: rollouts of the warm-up that are replayed.
     """
 
     learns = True
 
     def __init__(
-        self, learner: Learner, base: Params, options: PRMOptions, *, policy_config: ModelConfig, ways: int = 1
-    ) -> None:
+        self, learner: Learner, base: Params, options: PRMOptions, *, policy_config: ModelConfig, ways: int = 1,
+        columns: int = 0, kept: int = 0,
+    ) -> None:  # fmt: skip
         self.learner, self.options, self.policy_config, self.ways = learner, options, policy_config, ways
+        self.columns, self.kept = columns, kept
         self.constants = base
 
     def init(self, key: jax.Array) -> PRMState:
         """Equal to the reference, so that all rewards are exactly 0."""
-        return PRMState(*self.learner.init(self.constants, key))
+        options, replay = self.options, None
+        if options.replay:
+            replay = empty_replay(options.replay, self.kept, self.columns, jax.random.fold_in(key, 1))
+        finds = options.reading != "raw" and options.label_threshold is None
+        return PRMState(
+            *self.learner.init(self.constants, key), replay, jnp.zeros(2) if finds else None,
+            jnp.zeros((2, 2)) if options.label_trust else None,
+        )  # fmt: skip
 
     def params(self, state: PRMState, constants: Params | None = None) -> Params:
         """The PRM's whole parameters."""
@@ -67,8 +93,15 @@ class ImplicitPRM(Source):
 
     def for_warm_up(self, ways: int) -> "ImplicitPRM":
         """The same PRM, learning in one pass and one optimiser step per batch."""
-        options = dataclasses.replace(self.options, update="after", minibatches=1, epochs=1)
+        options = dataclasses.replace(self.options, update="after", minibatches=1, epochs=1, replay=0)
         return ImplicitPRM(self.learner, self.constants, options, policy_config=self.policy_config, ways=ways)
+
+    def keep(self, state: PRMState, batch: SourceBatch, first: jax.Array) -> PRMState:
+        """Stores rollouts of the warm-up for replay, from place `first` of the buffer on."""
+        assert state.replay is not None
+        rows = batch.rows
+        kept = keep(state.replay, rows, self._reference_logp(batch), self._learned(rows), first)
+        return dataclasses.replace(state, replay=kept)
 
     def score(self, state: PRMState, batch: SourceBatch) -> jax.Array:
         """Beta * (log p_prm - log p_ref) at every response token; [B, T] float32."""
@@ -94,6 +127,9 @@ class ImplicitPRM(Source):
         if how != "none":
             opponents = self._response_scores(fresh, ref_logp, batch.rows) if how == "reverse" else None
             new, harvested, metrics = self._learn(state, batch, ref_logp, opponents)
+            if self.options.replay:
+                new, replayed = self._learn_again(new, batch, ref_logp)
+                metrics = metrics | replayed
             if how != "reverse":
                 fresh = harvested
         scored = {
@@ -102,9 +138,13 @@ class ImplicitPRM(Source):
             "reverse": lambda: harvested,
             "before": lambda: self._score(new.trainable, batch),
         }[how]()
-        rewards = jax.lax.stop_gradient(self._rewards(scored, ref_logp, batch))
+        raw = jax.lax.stop_gradient(self._rewards(scored, ref_logp, batch))
+        rewards, agreement, flagged = self._read(raw, batch, state)
+        new = dataclasses.replace(new, agreement=agreement)
         counted = batch.mask & batch.rows.keep[:, None]
-        metrics = metrics | {"prm/log_ratio": masked_mean(jnp.where(counted, scored - ref_logp, 0.0), counted)}
+        metrics = (
+            metrics | {"prm/log_ratio": masked_mean(jnp.where(counted, scored - ref_logp, 0.0), counted)} | flagged
+        )
         response = self._response_scores(fresh, ref_logp, batch.rows)
         return Judged(new, rewards, response, metrics, batch.rows.initial_value)
 
@@ -137,18 +177,62 @@ class ImplicitPRM(Source):
     def _response_scores(self, logp: jax.Array, ref_logp: jax.Array, rows: Batch) -> jax.Array:
         return self.options.beta * jnp.where(rows.mask, logp - ref_logp, 0.0).sum(axis=-1)
 
+    def _read(
+        self, raw: jax.Array, batch: SourceBatch, state: PRMState
+    ) -> tuple[jax.Array, jax.Array | None, Metrics]:  # fmt: skip
+        """(process rewards [B, T] as `options.reading` takes them from the raw ones, new `agreement`, metrics)."""
+        options, average, counts = self.options, state.threshold, state.agreement
+        if options.reading == "raw":
+            return raw, None, {}
+        if average is None:
+            threshold = jnp.asarray(options.label_threshold, jnp.float32)
+        else:
+            threshold = jnp.where(average[1] > 0, average[0] / jnp.where(average[1] > 0, average[1], 1.0), -jnp.inf)
+        labels, found = step_label_rewards(raw, batch.step_ids, batch.mask, threshold)
+        failed, rows = batch.outcome < 0.5, batch.judged
+        flagged = jnp.where(rows, found, False).sum() / jnp.maximum(rows.sum(), 1)
+        metrics = {"prm/label_threshold": jnp.where(jnp.isfinite(threshold), threshold, 0.0), "prm/flagged": flagged}
+        if options.reading == "failed_labels":
+            labels = jnp.where(failed[:, None], labels, 0.0)
+        if counts is not None:
+            trust = label_trust(counts)
+            labels, metrics = trust * labels, metrics | {"prm/label_trust": trust}
+            members = jnp.stack([failed, ~failed]) & rows
+            fresh = jnp.stack([(members & found).sum(-1), members.sum(-1)]).astype(jnp.float32)
+            counts = _MEMORY * counts + fresh
+        return labels, counts, metrics
+
     # ------------------------------------------------------------------------------------ learning
 
+    def _learned(self, rows: Batch) -> jax.Array:
+        """[B] bool, the rows of a step that the PRM learns from."""
+        judged = rows.keep if rows.judged is None else rows.judged
+        if self.options.rows == "mixed":
+            groups = rows.mask.shape[0]
+            extremes = [
+                jax.ops.segment_max(jnp.where(judged, sign * rows.outcome, -jnp.inf), rows.group_ids, groups)
+                for sign in (1.0, -1.0)
+            ]
+            return judged & (extremes[0] > -extremes[1])[rows.group_ids]
+        return rows.keep if self.options.rows == "kept" else judged
+
     def loss(
-        self, logp: jax.Array, ref_logp: jax.Array, rows: Batch, opponents: jax.Array | None, num_groups: int
-    ) -> rl.Loss:
-        """The loss of `options.loss` on log-probs [B, T]; gradients flow into `logp` alone."""
+        self, logp: jax.Array, ref_logp: jax.Array, rows: Batch, opponents: jax.Array | None, num_groups: int,
+        *, learned: jax.Array | None = None, weights: jax.Array | None = None,
+    ) -> rl.Loss:  # fmt: skip
+        """The loss of `options.loss` on log-probs [B, T]; gradients flow into `logp` alone.
+
+        `opponents` are the scores of the detached losses, `learned` [B] the rows that count (None: as `options.rows`
+        says) and `weights` [B] their factors in the cross-entropy.
+        """
         options = self.options
-        learned = rows.keep if options.rows == "kept" or rows.judged is None else rows.judged
+        learned = self._learned(rows) if learned is None else learned
         mask = rows.mask & learned[:, None]
         if options.loss == "ce":
             rewards = rl.implicit_token_rewards(logp, ref_logp, mask, beta=options.beta)
-            return rl.outcome_ce_loss(rewards, rows.outcome, mask)
+            return rl.outcome_ce_loss(
+                rewards, rows.outcome, mask, weights=weights, label_smoothing=options.label_smoothing
+            )
         scores = self._response_scores(logp, ref_logp, rows)
         if options.loss == "dpo":
             return rl.all_pairs_loss(scores, rows.outcome, rows.group_ids, num_groups=num_groups, mask=learned)
@@ -161,11 +245,60 @@ class ImplicitPRM(Source):
         self, state: PRMState, batch: SourceBatch, ref_logp: jax.Array, opponents: jax.Array | None
     ) -> tuple[PRMState, jax.Array, Metrics]:
         """Epochs of minibatches: (state, log-probs harvested in the first epoch, metrics)."""
-        options, num_groups = self.options, batch.mask.shape[0]
+        data = self._data(batch.rows, ref_logp, self._learned(batch.rows))
+        if opponents is not None:
+            data["opponents"] = opponents
+        carry = (state.trainable, state.opt)
+        update = self._update(batch.constants, batch.mask.shape[0])
+        (trainable, opt), outs = run_epochs(update, carry, data, self.options, self.ways)
+        logp = merge_rows(outs[0][0], self.ways)  # of the first epoch: before the PRM has seen the row
+        threshold = state.threshold
+        if not self.options.replay:  # otherwise it follows the replayed rollouts, which have more of both outcomes
+            threshold = self._followed(threshold, logp, data)
+        new = dataclasses.replace(state, trainable=trainable, opt=opt, threshold=threshold)
+        return new, logp, summarize("prm", outs[1])
+
+    def _learn_again(self, state: PRMState, batch: SourceBatch, ref_logp: jax.Array) -> tuple[PRMState, Metrics]:
+        """Stores the batch and learns from rollouts of the buffer, in `options.replay_batches` optimiser steps."""
+        assert state.replay is not None
+        options, rows = self.options, batch.mask.shape[0]
+        replay = remember(state.replay, batch.rows, ref_logp, self._learned(batch.rows))
+        update = self._update(batch.constants, rows)
+
+        def again(carry: tuple[Any, Any], number: jax.Array) -> tuple[tuple[Any, Any], Any]:
+            learner, threshold = carry
+            drawn, reference = draw(
+                replay, rows, age=options.replay_age, share_kept=options.replay_warm_up, number=number
+            )
+            data = self._data(drawn, reference, drawn.keep)
+            new, (logp, found) = update(learner, data)
+            there = drawn.keep.any()  # an optimiser step without a gradient would still move the weights
+            new = jax.tree.map(lambda x, y: jnp.where(there, x, y), new, learner)
+            return (new, self._followed(threshold, logp, data)), found
+
+        carry = ((state.trainable, state.opt), state.threshold)
+        ((trainable, opt), threshold), outs = jax.lax.scan(again, carry, jnp.arange(options.replay_batches))
+        found = summarize("prm/replayed", {name: outs[name] for name in ("loss", "skipped")})
+        new = dataclasses.replace(state, trainable=trainable, opt=opt, replay=replay, threshold=threshold)
+        return new, found
+
+    def _data(self, rows: Batch, ref_logp: jax.Array, learned: jax.Array) -> dict[str, Any]:
+        """What an update is given; factors of classes are those of the whole batch."""
+        data: dict[str, Any] = {"batch": rows, "ref_logp": ref_logp, "learned": learned}
+        if self.options.class_weights == "balanced":
+            data["weights"] = rl.class_weights(rows.outcome, learned)
+        return data
+
+    def _update(self, constants: Params, num_groups: int) -> Callable[[Any, dict[str, Any]], tuple[Any, Any]]:
+        """``((trainable, opt), piece) -> ((trainable, opt), (log-probs, metrics))``: one optimiser step."""
+        options = self.options
 
         def loss_fn(trainable: Params, piece: dict[str, Any]) -> tuple[rl.Loss, jax.Array]:
-            logp = self._logp(trainable, batch.constants, piece["batch"])
-            loss = self.loss(logp, piece["ref_logp"], piece["batch"], piece.get("opponents"), num_groups)
+            logp = self._logp(trainable, constants, piece["batch"])
+            loss = self.loss(
+                logp, piece["ref_logp"], piece["batch"], piece.get("opponents"), num_groups, learned=piece["learned"],
+                weights=piece.get("weights"),
+            )  # fmt: skip
             return rl.Loss(loss.total, loss.weight, {}), jax.lax.stop_gradient(logp)
 
         def update(carry: tuple[Params, Any], piece: dict[str, Any]) -> tuple[tuple[Params, Any], Any]:
@@ -176,10 +309,51 @@ class ImplicitPRM(Source):
             trainable, opt, health = guarded_update(self.learner.optimizer, grads, opt, trainable)
             return (trainable, opt), (logp, {"loss": loss.mean(), **loss.summary(), **health})
 
-        data = {"batch": batch.rows, "ref_logp": ref_logp}
-        if opponents is not None:
-            data["opponents"] = opponents
-        carry = (state.trainable, state.opt)
-        (trainable, opt), outs = run_epochs(update, carry, data, options, self.ways)
-        logp = merge_rows(outs[0][0], self.ways)  # of the first epoch: before the PRM has seen the row
-        return PRMState(trainable, opt), logp, summarize("prm", outs[1])
+        return update
+
+    def _followed(
+        self, average: jax.Array | None, logp: jax.Array, data: dict[str, Any]
+    ) -> jax.Array | None:  # fmt: skip
+        """The running average of thresholds, moved by the learned rows if they have both outcomes."""
+        if average is None:
+            return None
+        rows = data["batch"]
+        mask = rows.mask & data["learned"][:, None]
+        rewards = rl.implicit_token_rewards(logp, data["ref_logp"], mask, beta=self.options.beta)
+        steps, present = rl.step_rewards(rewards, jnp.where(mask, rows.step_ids, -1), num_steps=mask.shape[1])
+        found, known = rl.outcome_threshold(steps, present, rows.outcome)
+        moved = _MEMORY * average + (1 - _MEMORY) * jnp.stack([found, jnp.ones(())])
+        return jnp.where(known, moved, average)
+
+
+def label_trust(counts: jax.Array) -> jax.Array:
+    """How much better than chance labels tell failed responses from others, in [0, 1]; 0 as long as either is missing.
+
+    The share of failed responses with a label, minus that of the others (Youden's index).
+
+    Args:
+      counts: [2, 2] float, see `PRMState.agreement`.
+    """
+    shares = counts[0] / jnp.maximum(counts[1], 1e-6)
+    return jnp.where((counts[1] > 0).all(), jnp.clip(shares[0] - shares[1], 0.0, 1.0), 0.0)
+
+
+def step_label_rewards(
+    rewards: jax.Array, step_ids: jax.Array, mask: jax.Array, threshold: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """-1 on the last token of the first step whose reward is below a threshold, 0 elsewhere.
+
+    Args:
+      rewards: [B, T] float, token rewards.
+      step_ids: [B, T] int, -1 outside the response.
+      mask: [B, T] bool, response tokens.
+      threshold: scalar.
+
+    Returns:
+      ([B, T] float32, [B] bool: whether the response has such a step).
+    """
+    ids = jnp.where(mask, step_ids, -1)
+    steps, present = rl.step_rewards(rewards, ids, num_steps=mask.shape[1])
+    first = rl.first_error(steps, present, threshold=threshold)
+    here = jnp.arange(mask.shape[1]) == first[:, None]
+    return rl.token_rewards_from_steps(jnp.where(here, -1.0, 0.0), ids), first >= 0

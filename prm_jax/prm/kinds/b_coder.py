@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from prm_jax import rl
-from prm_jax.models import head_matrix, hidden_states, value_head
+from prm_jax.models import finished_logits, head_matrix, hidden_states, value_head
 from prm_jax.option_ranges import above, at_least, within
 from prm_jax.prm.forward import init_head, judged, step_sums
 from prm_jax.prm.reward_model_options import BaseOptions, OptimizerOptions
@@ -73,7 +73,8 @@ class BCoder(HeadedKind):
 
         def advantage_of_frozen_choice(rows: tuple[jax.Array, jax.Array]) -> jax.Array:
             mine, theirs = (jax.lax.stop_gradient(x).astype(jnp.float32) for x in rows)
-            logits = mine @ jax.lax.stop_gradient(head).astype(jnp.float32).T
+            logits = finished_logits(spec.config, mine @ jax.lax.stop_gradient(head).astype(jnp.float32).T)
+            # The largest product is the largest logit: scaling and capping keep the order.
             choice = jnp.argmax(theirs @ frozen_head.astype(jnp.float32).T, -1)
             q = rl.dueling_q(logits, jnp.zeros(logits.shape[:-1]), alpha=self.alpha)
             return jnp.take_along_axis(q, choice[:, None], -1)[:, 0]
@@ -90,14 +91,14 @@ class BCoder(HeadedKind):
 
     def training_loss(self, spec: Spec, found: dict[str, Any], batch: Batch, constant: jax.Array) -> rl.Loss:
         """Squared Bellman errors at every token; on successful responses also the two anchors to the data."""
-        del spec, constant
+        del constant
         inside, continues, outcome = _tokens(batch)
         rewards = jnp.where(inside & ~continues, 2 * outcome - 1, 0.0)
         targets = rewards + jnp.where(continues, self.discount * found["next_q"], 0.0)
 
         def piece(rows: tuple[jax.Array, ...]) -> rl.Loss:
             state, value, action, target, mask, good = rows
-            logits = state.astype(jnp.float32) @ found["head"].astype(jnp.float32).T
+            logits = finished_logits(spec.config, state.astype(jnp.float32) @ found["head"].astype(jnp.float32).T)
             failed = rl.dueling_loss(logits, value, action, target, mask & ~good, alpha=self.alpha)
             solved = rl.dueling_loss(
                 logits, value, action, target, mask & good, alpha=self.alpha,
@@ -110,11 +111,10 @@ class BCoder(HeadedKind):
 
     def scores(self, spec: Spec, found: dict[str, Any], batch: Batch) -> jax.Array:
         """[R, S]: the rewards that the Q function was fitted to, Q - discount * V', summed over each step."""
-        del spec
         inside, continues, _ = _tokens(batch, known=False)
 
         def taken(rows: tuple[jax.Array, jax.Array]) -> jax.Array:
-            logits = rows[0].astype(jnp.float32) @ found["head"].astype(jnp.float32).T
+            logits = finished_logits(spec.config, rows[0].astype(jnp.float32) @ found["head"].astype(jnp.float32).T)
             q = rl.dueling_q(logits, jnp.zeros(logits.shape[:-1]), alpha=self.alpha)
             return jnp.take_along_axis(q, rows[1][:, None], -1)[:, 0]
 

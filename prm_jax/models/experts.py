@@ -1,0 +1,223 @@
+"""Sparse mixtures of experts without dropped tokens: every token is processed by exactly its k experts.
+
+Nothing depends on the other tokens of a batch, so that policy, reward model and reference agree exactly.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from prm_jax.models.config import ModelConfig
+from prm_jax.models.tensor_split import TensorSplit
+from prm_jax.target_device import platform_and_kind
+
+_MOST_ROWS = 128
+"""Rows of one expert that are multiplied at once, at most, where groups are cut into blocks."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Routing:
+    """Which experts process N tokens.
+
+    Attributes:
+      experts: [N, k] i32.
+      weights: [N, k] f32, of each expert's output.
+      probabilities: [N, E] f32, the router's softmax.
+    """
+
+    experts: jax.Array
+    weights: jax.Array
+    probabilities: jax.Array
+
+
+def route(config: ModelConfig, router: jax.Array, x: jax.Array) -> Routing:
+    """The k most probable experts of each token; with ``config.norm_topk``, their weights are scaled to sum to 1.
+
+    Args:
+      config: gives k.
+      router: [D, E]; receives gradients through the weights.
+      x: [N, D], any float dtype; products are summed in float32.
+    """
+    logits = jnp.dot(x, router.astype(x.dtype), preferred_element_type=jnp.float32)
+    probabilities = jax.nn.softmax(logits, axis=-1)
+    weights, experts = jax.lax.top_k(probabilities, config.experts_per_token)
+    if config.norm_topk:
+        weights = weights / weights.sum(-1, keepdims=True)
+    return Routing(experts, weights, probabilities)
+
+
+def mix_experts(config: ModelConfig, kernels: dict[str, jax.Array], routing: Routing, x: jax.Array) -> jax.Array:
+    """Weighted sum of the outputs of each token's experts, [N, D] -> [N, D].
+
+    Args:
+      config: gives the activation.
+      kernels: "gate" and "up" [E, D, F], "down" [E, F, D]; receive gradients.
+      routing: of the N tokens; its weights receive gradients.
+      x: [N, D]; receives gradients.
+    """
+    tokens, count = routing.experts.shape
+    flat = routing.experts.reshape(-1)
+    order = jnp.argsort(flat, stable=True)
+    groups = Groups.of(flat[order], kernels["gate"].shape[0], platform=platform_and_kind(x)[0])
+    rows = x[order // count]
+    gate, up = (grouped_product(rows, kernels[name], groups) for name in ("gate", "up"))
+    out = grouped_product(activate(config, gate) * up, kernels["down"], groups)
+    back = jnp.zeros_like(order).at[order].set(jnp.arange(order.size), unique_indices=True)
+    parts = out[back].reshape(tokens, count, -1)
+    return jnp.einsum("nkd,nk->nd", parts.astype(jnp.float32), routing.weights).astype(x.dtype)
+
+
+def balance(config: ModelConfig, routing: Routing, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """How evenly a layer's tokens are spread over experts (arXiv:2101.03961, eq. 4 without its coefficient).
+
+    Args:
+      config: gives E and k.
+      routing: of N tokens; its probabilities receive gradients.
+      mask: [N] bool, which tokens count; None for all. All False gives zeros.
+
+    Returns:
+      (each expert's share of the assignments [E], summing to 1; ``E sum_e share_e mean_n p_e(n)`` [], 1 for an even
+      spread, more where probable experts are chosen more often), float32.
+    """
+    valid = jnp.ones(routing.experts.shape[0], bool) if mask is None else mask
+    weight = valid.astype(jnp.float32)
+    total = jnp.maximum(weight.sum(), 1.0)
+    chosen = jax.nn.one_hot(routing.experts, config.num_experts, dtype=jnp.float32).sum(1)
+    share = (chosen * weight[:, None]).sum(0) / (total * config.experts_per_token)
+    mean = (jnp.where(valid[:, None], routing.probabilities, 0.0)).sum(0) / total
+    return share, config.num_experts * (share * mean).sum()
+
+
+def activate(config: ModelConfig, gate: jax.Array) -> jax.Array:
+    """The activation of the gate, of dense layers as well."""
+    return nn.gelu(gate, approximate=True) if config.family.activation == "gelu_tanh" else nn.silu(gate)
+
+
+class Experts(nn.Module):
+    """The sparse layer in place of an MLP; ``sow``s its ``balance`` over all tokens as "router"."""
+
+    config: ModelConfig
+    split: TensorSplit | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[B, T, D] -> [B, T, D]``; with ``split``, each device has some of every expert's F columns."""
+        config = self.config
+        x = x if self.split is None else self.split.enter(x)
+        width, inner, count = x.shape[-1], config.intermediate_size, config.num_experts
+        router = _Kernel(config, (width, count), name="router")()
+        gain = 1.0 / math.sqrt(2 * config.num_layers)
+        kernels = {
+            "gate": _Kernel(config, (count, width, inner), name="gate")(),
+            "up": _Kernel(config, (count, width, inner), name="up")(),
+            "down": _Kernel(config, (count, inner, width), gain, name="down")(),
+        }
+        flat = x.reshape(-1, width)
+        routing = route(config, router, flat)
+        self.sow("router", "experts", routing.experts.reshape(*x.shape[:-1], -1))
+        self.sow("router", "probabilities", routing.probabilities.reshape(*x.shape[:-1], -1))
+        y = mix_experts(config, kernels, routing, flat).reshape(x.shape)
+        return y if self.split is None else self.split.leave(y)
+
+
+class _Kernel(nn.Module):
+    """The parameter "kernel"; normal with variance 1 / fan-in, times ``gain``."""
+
+    config: ModelConfig
+    shape: tuple[int, ...]
+    gain: float = 1.0
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        initializer = nn.initializers.normal(self.gain / math.sqrt(self.shape[-2]))
+        return self.param("kernel", initializer, self.shape, jnp.dtype(self.config.dtype))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """Rows in groups, one per expert, one after the other.
+
+    Attributes:
+      sizes: [E] i32.
+      place: [M] i32, the place of each row among the blocks' rows; None where groups are not cut into blocks.
+      owner: [blocks] i32, each block's expert, or None.
+      rows: static, of a block.
+    """
+
+    sizes: jax.Array
+    place: Any
+    owner: Any
+    rows: int = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, experts: jax.Array, count: int, *, platform: str) -> "Groups":
+        """Groups of sorted experts [M]; cut into blocks on CPUs, where a ragged product multiplies by every expert."""
+        sizes = jnp.bincount(experts, length=count).astype(jnp.int32)
+        if platform != "cpu":
+            return cls(sizes, None, None, 0)
+        total = experts.shape[0]
+        rows = min(_MOST_ROWS, max(1, 1 << (total // (2 * count)).bit_length() >> 1))
+        blocks = -(-total // rows) + min(count, total)
+        needed = -(-sizes // rows)
+        first_block = jnp.cumsum(needed) - needed
+        first_row = jnp.cumsum(sizes) - sizes
+        place = first_block[experts] * rows + jnp.arange(total) - first_row[experts]
+        owner = jnp.searchsorted(jnp.cumsum(needed), jnp.arange(blocks), side="right")
+        return cls(sizes, place.astype(jnp.int32), jnp.minimum(owner, count - 1).astype(jnp.int32), rows)
+
+
+def grouped_product(x: jax.Array, kernels: jax.Array, groups: Groups) -> jax.Array:
+    """Rows times the kernel of their group's expert: [M, K], [E, K, N] -> [M, N] in the dtype of ``x``.
+
+    All products with experts go through this function. Differentiable in ``x`` and ``kernels``, once and in reverse
+    mode only.
+    """
+    kernels = kernels.astype(x.dtype)
+    if groups.place is None:
+        return jax.lax.ragged_dot(x, kernels, groups.sizes)
+    return _blocked_product(groups.rows, x, kernels, groups.place, groups.owner)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _blocked_product(rows: int, x: jax.Array, kernels: jax.Array, place: jax.Array, owner: jax.Array) -> jax.Array:
+    """One product per block of rows of one expert."""
+
+    def one(carry: None, block: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
+        part, expert = block
+        return carry, part @ jax.lax.dynamic_index_in_dim(kernels, expert, keepdims=False)
+
+    _, out = jax.lax.scan(one, None, (_in_blocks(rows, x, place, owner), owner))
+    return out.reshape(-1, out.shape[-1])[place]
+
+
+def _forward(rows: int, *given: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return _blocked_product(rows, *given), given
+
+
+def _backward(rows: int, kept: tuple[jax.Array, ...], g: jax.Array) -> tuple[jax.Array, jax.Array, None, None]:
+    x, kernels, place, owner = kept
+    dx = _blocked_product(rows, g, kernels.swapaxes(1, 2), place, owner)
+
+    def add(total: jax.Array, block: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        part, cotangent, expert = block
+        return total.at[expert].add(jnp.dot(part.T, cotangent, preferred_element_type=jnp.float32)), None
+
+    blocks = (_in_blocks(rows, x, place, owner), _in_blocks(rows, g, place, owner), owner)
+    total, _ = jax.lax.scan(add, jnp.zeros(kernels.shape, jnp.float32), blocks)
+    return dx, total.astype(kernels.dtype), None, None
+
+
+_blocked_product.defvjp(_forward, _backward)
+
+
+def _in_blocks(rows: int, x: jax.Array, place: jax.Array, owner: jax.Array) -> jax.Array:
+    """[M, K] -> [blocks, rows, K], zeros where a block is not full."""
+    blank = jnp.zeros((owner.shape[0] * rows, x.shape[-1]), x.dtype)
+    return blank.at[place].set(x, unique_indices=True).reshape(owner.shape[0], rows, -1)
