@@ -15,7 +15,7 @@ from typing import Any
 ROOMS = (
     "rl", "stats", "search", "pallas", "models", "rollouts", "verifiers", "data", "runs", "prm", "prime",
 )  # fmt: skip
-_SECTION = re.compile(r"(Args|Attributes|Returns|Raises|Yields|Source|Example):\s*(.*)")
+_SECTION = re.compile(r"(Args|Attributes|Returns|Raises|Yields|Source|Example):[ ]*(.*)")
 _ITEM = re.compile(r"([*\w, `.\[\]]+?): (.*)", re.DOTALL)
 
 
