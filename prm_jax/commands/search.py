@@ -33,9 +33,11 @@ class Options(PolicyOptions):
     """
 
     method: str = "best_of_n"
-    """majority, best_of_n and weighted_vote sample whole solutions; the others go step by step: beam (beam search),
-    dvts (diverse verifier trees), step_beam (AlphaMath), lookahead (ReARTeR), parm (PARM), mcts (Monte-Carlo tree
-    search); or your own as package.module:function or file.py:function."""
+    """majority, best_of_n, weighted_vote, mean_vote and confident_vote (more samples where the first ones disagree)
+    sample whole solutions; the others go step by step: beam (beam search), dvts (diverse verifier trees), step_beam
+    (AlphaMath), lookahead (ReARTeR), refine (GLoRe: wrong drafts are refined from the first wrong step, and from the
+    beginning), refine_step (steps below --gate are written again), parm (PARM), mcts (Monte-Carlo tree search); or your
+    own as package.module:function or file.py:function."""
     scorer: str = "logp"
     """What scores prefixes: logp (the policy's mean log-probability), or the path of a process reward model; and, as
     upper bounds, since they know the reference answers: verifier (answers only), rollouts (the share of correct ones
@@ -43,11 +45,13 @@ class Options(PolicyOptions):
     rollouts: Count = 8
     """Rollouts per prefix (scorer rollouts); their tokens count."""
     samples: Count = 16
-    """Solutions per problem (majority, best_of_n, weighted_vote, parm)."""
+    """Solutions per problem (majority, best_of_n, the other votes, parm, refine, refine_step)."""
+    pilot: Count = 4
+    """Solutions per problem before its confidence decides how many more of --samples it gets (confident_vote)."""
     beams: Count = 4
     """Beams per problem (beam, dvts, step_beam, lookahead)."""
     width: Count = 4
-    """Proposals per beam or leaf."""
+    """Proposals per beam or leaf; refinements of each kind (refine); further attempts at a step (refine_step)."""
     simulations: Count = 16
     """Simulations per problem (mcts)."""
     horizon: Annotated[int, at_least(0)] = 3
@@ -57,7 +61,7 @@ class Options(PolicyOptions):
     min_gain: float | None = None
     """Stop looking ahead at the first step that gains less than this over the one before it (lookahead)."""
     gate: float = 0.5
-    """Drop a solution at the first score not above this (parm)."""
+    """Drop a solution at the first score not above this (parm); a score below this is wrong (refine, refine_step)."""
     gate_from: Count = 1
     """The first step that is judged (parm)."""
     final_scorer: str = ""

@@ -47,7 +47,10 @@ def search_problems(
       plain JSON values.
     """
     kept = ScoredPrefixes(scorer, len(policy.problems))
-    found = searcher(policy.propose, kept if draw else scorer, len(policy.problems), final)
+    answers: dict[str, Any] = {}
+    if searcher.reads_answers:
+        answers["answers"] = lambda partials: [read_answer(policy.task, policy.text(partial)) for partial in partials]
+    found = searcher(policy.propose, kept if draw else scorer, len(policy.problems), final, **answers)
     trees = (found.trees or kept.trees()) if draw else ()
     rollers = [one.roller for one in (scorer, final) if one is not None and one.roller is not None]
     for b in range(len(policy.problems)):
