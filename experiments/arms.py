@@ -18,25 +18,33 @@ Changes = Mapping[str, Mapping[str, Any]]
 """Section of the options -> field -> value."""
 
 
-def train_arms(options: Options, arms: Mapping[str, Changes], folder: pathlib.Path) -> None:
-    """Trains the warm start of ``options.seed``, then every arm from it; finished ones are left alone.
+def train_arms(
+    options: Options, arms: Mapping[str, Changes], folder: pathlib.Path, start: pathlib.Path | None = None
+) -> None:
+    """Trains every arm from one start; finished ones are left alone.
 
     Args:
       options: what all arms have in common.
       arms: name -> what differs.
       folder: of this seed; each arm gets a run directory in it.
+      start: model from which all arms begin; None: the warm start of ``options.seed``.
     """
-    start = folder / "warm_start"
-    if not (start / "result.json").is_file():
-        outcomes = dataclasses.replace(options.advantage, process_coef=0.0)
-        train(dataclasses.replace(options, steps=0, advantage=outcomes), start, resume=start.is_dir())
-    model = dataclasses.replace(options.model, path=str(start / "start"))
+    start = start or warm_start(options, folder / "warm_start")
+    model = dataclasses.replace(options.model, path=str(start))
     same = dataclasses.replace(options, model=model, sft=dataclasses.replace(options.sft, steps=0))
     for name, changes in arms.items():
         path = folder / folder_of(name)
         if not (path / "result.json").is_file():
             print(f"== seed {options.seed}, {name}", flush=True)
             train(changed(same, changes), path, resume=path.is_dir())
+
+
+def warm_start(options: Options, folder: pathlib.Path) -> pathlib.Path:
+    """The model of ``--sft.steps`` alone; trained unless it is there."""
+    if not (folder / "result.json").is_file():
+        outcomes = dataclasses.replace(options.advantage, process_coef=0.0)
+        train(dataclasses.replace(options, steps=0, advantage=outcomes), folder, resume=folder.is_dir())
+    return folder / "start"
 
 
 @contextlib.contextmanager

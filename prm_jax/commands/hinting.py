@@ -8,7 +8,10 @@ from typing import Any
 
 from prm_jax.errors import UserError
 from prm_jax.rollouts.environments import Feedback, TurnLimits
+from prm_jax.rollouts.forced_text import text_spans
 from prm_jax.rollouts.hinted import Hinted, respond_with_hints
+from prm_jax.rollouts.prompt_tokens import encode_prompt
+from prm_jax.verifiers.tools import make_tool
 
 
 def run_hints(options: Any) -> None:
@@ -26,10 +29,11 @@ def run_hints(options: Any) -> None:
     if options.prompt or options.input:
         raise UserError("with --hint.text the prompts come from --hint.task: leave prompts and --input out")
     task, problems = _problems(hint)
-    engine, tokenizer = _engine(options, task)
+    tool = make_tool(hint.tool, hint.markers, option="--hint.markers")
+    engine, tokenizer = _engine(options, task, () if tool is None else (tool.markers.close,))
     found = respond_with_hints(
         engine,
-        [_encode(tokenizer, problem.prompt) for problem in problems],
+        [encode_prompt(tokenizer, problem.prompt) for problem in problems],
         lambda numbers, texts: [
             verdict.score if verdict.usable else 0.0
             for verdict in task.verify_many([problems[i] for i in numbers], list(texts))
@@ -39,10 +43,11 @@ def run_hints(options: Any) -> None:
         limits=TurnLimits(options.max_new_tokens, max_turns=hint.tool_calls + 1),
         at=hint.at,
         rounds=hint.rounds,
-        step=_tool(hint.tool),
+        step=tool.step if tool is not None else lambda action: Feedback(done=True),
     )
     for problem, one in zip(problems, found, strict=True):
-        print(json.dumps(_record(problem, one, tokenizer), ensure_ascii=False), flush=True)
+        if hint.keep == "all" or one.kept:
+            print(json.dumps(_record(problem, one, tokenizer), ensure_ascii=False), flush=True)
     before = sum(one.plain_score == 1.0 for one in found)
     after = sum(one.score == 1.0 for one in found)
     kept = sum(one.kept for one in found)
@@ -59,7 +64,8 @@ def _problems(hint: Any) -> tuple[Any, Sequence[Any]]:
     return task, problems
 
 
-def _engine(options: Any, task: Any) -> tuple[Any, Any]:
+def _engine(options: Any, task: Any, ends: Sequence[str]) -> tuple[Any, Any]:
+    """An engine whose turns end at `ends` and at the task's stop strings, and its tokenizer."""
     import jax
 
     from prm_jax.models import Tokenizer, find_model, load_weights
@@ -68,7 +74,6 @@ def _engine(options: Any, task: Any) -> tuple[Any, Any]:
     path = find_model(options.model)
     config, params = load_weights(path, dtype=options.dtype)
     tokenizer = Tokenizer.load(path)
-    ends = ("</python>",) if options.hint.tool == "python" else ()
     return SlotEngine(
         dataclasses.replace(config, compute_dtype=options.dtype), params, slots=options.hint.slots,
         key=jax.random.key(options.seed), sampling=SamplingOptions(options.temperature, options.top_k, options.top_p),
@@ -76,40 +81,15 @@ def _engine(options: Any, task: Any) -> tuple[Any, Any]:
     ), tokenizer  # fmt: skip
 
 
-def _tool(name: str) -> Any:
-    if name == "python":
-        from prm_jax.verifiers.python_tool import PythonTool
-
-        return PythonTool().step
-    return lambda action: Feedback(done=True)
-
-
-def _encode(tokenizer: Any, prompt: Any) -> list[int]:
-    if isinstance(prompt, str):
-        return list(tokenizer.encode(prompt, add_special=True))
-    return list(prompt) if isinstance(prompt[0], int) else list(tokenizer.chat([dict(message) for message in prompt]))
-
-
 def _record(problem: Any, one: Hinted, tokenizer: Any) -> dict[str, Any]:
-    """A line that a task of type jsonl reads: ``solution`` is the hinted response, ``forced`` its spans not sampled."""
+    """A line that a task of type jsonl reads: ``solution`` is the hinted response, ``hints`` the spans of the hints in
+    it, and ``forced`` those of tool outputs.
+    """
     prompt = problem.prompt if isinstance(problem.prompt, str) else [dict(message) for message in problem.prompt]
     return {
         "id": problem.id, "prompt": prompt, "answer": problem.answer, "solution": one.response, "kept": one.kept,
         "score": one.score, "plain": one.plain, "plain_score": one.plain_score, "rounds": one.rounds,
-        "forced": _spans(one, tokenizer), **({"failure": one.failure} if one.failure else {}),
+        "hints": text_spans(one.tokens, ~one.hint, tokenizer),
+        "forced": text_spans(one.tokens, one.sampled | one.hint, tokenizer),
+        **({"failure": one.failure} if one.failure else {}),
     }  # fmt: skip
-
-
-def _spans(one: Hinted, tokenizer: Any) -> list[list[int]]:
-    """Characters [start, end) of the response that the model did not draw."""
-    spans: list[list[int]] = []
-    position = 0
-    for end in range(1, len(one.tokens) + 1):
-        length = len(tokenizer.decode([int(token) for token in one.tokens[:end]]))
-        if not one.sampled[end - 1] and length > position:
-            if spans and spans[-1][1] == position:
-                spans[-1][1] = length
-            else:
-                spans.append([position, length])
-        position = length
-    return spans

@@ -41,7 +41,8 @@ class Problem:
 class Task(Protocol):
     """What runs need from a task; ``make_task`` makes one from problems and a reward function.
 
-    Optional: ``demonstrations(rng, count)`` gives (prompt, response) pairs for the warm start of a fresh model,
+    Optional: ``demonstrations(rng, count)`` gives (prompt, response) pairs for supervised training, or triples with the
+    spans of characters of the response that are read and not learned,
     ``notes`` a list of remarks that runs print, ``verifier`` what ``describe_task`` describes.
 
     Attributes:

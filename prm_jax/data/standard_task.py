@@ -118,8 +118,11 @@ class StandardTask:
             )
         return [bool(label) for label in labels]
 
-    def demonstrations(self, rng: np.random.Generator, count: int) -> list[tuple[Prompt, str]]:
+    def demonstrations(self, rng: np.random.Generator, count: int) -> list[tuple[Any, ...]]:
         """(prompt, worked solution) pairs for supervised training, on training problems drawn at random.
+
+        Where a problem's metadata has ``"forced"``, spans of the solution that the model is not to learn, they come
+        third.
 
         Raises:
           UserError: no problem has a solution.
@@ -131,7 +134,14 @@ class StandardTask:
                 "--sft.steps 0"
             )
         chosen = [solved[int(index)] for index in rng.integers(len(solved), size=count)]
-        return [(problem.prompt, problem.metadata["solution"]) for problem in chosen]
+        return [
+            (
+                problem.prompt,
+                problem.metadata["solution"],
+                *([spans] if (spans := problem.metadata.get("forced")) else []),
+            )
+            for problem in chosen
+        ]
 
 
 def make_task(

@@ -166,6 +166,16 @@ def _combinations(options: Options) -> list[str]:
             f"--model.offload-reference keeps the initial weights on the host, but --{adapted[0]}.lora-rank computes "
             "with them all the time: leave one of the two out"
         )
+    if options.sft.steps and options.model.path and not options.sft.loaded:
+        found.append(
+            "--sft.steps warms a fresh model up; with --model.path set it to 0, or fine-tune that model with "
+            "--sft.loaded and a smaller --sft.learning-rate"
+        )
+    if options.sft.loaded and options.model.lora_rank:
+        found.append(
+            "--sft.loaded trains all parameters, and --model.lora-rank keeps the policy's base as it is: fine-tune "
+            "first, with --steps 0, and continue with the start/ of that run as --model.path"
+        )
     bits = bits_of(options.model.quantize)
     if bits is not None:
         found += options.model.quantization.problems(bits)
@@ -175,8 +185,6 @@ def _combinations(options: Options) -> list[str]:
                 f"--model.quantize {options.model.quantize} is for weights that stay frozen, but the whole PRM trains: "
                 "give it adapters with --prm.lora-rank"
             )
-    if options.sft.steps and options.model.path:
-        found.append("--sft.steps warms a fresh model up; with --model.path it must be 0")
     found += _best(options)
     if options.eval.patience and not options.eval.keep_best:
         found.append("--eval.patience needs --eval.keep-best: the metric that should improve")

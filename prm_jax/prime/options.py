@@ -34,10 +34,12 @@ class TaskOptions:
 
 @dataclass(frozen=True)
 class SFTOptions:
-    """Warm start: supervised fine-tuning on the task's demonstrations."""
+    """Warm start: supervised fine-tuning of all parameters on the task's demonstrations."""
 
     steps: Annotated[int, at_least(0)] = 0
     """Number of steps; 0: none."""
+    loaded: bool = False
+    """Fine-tune a model of --model.path, which wants a smaller learning rate than a fresh one."""
     batch_size: Annotated[int, at_least(1)] = 64
     """Demonstrations per step."""
     learning_rate: Annotated[float, at_least(0)] = 5e-3

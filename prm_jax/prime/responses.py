@@ -20,6 +20,7 @@ from prm_jax.models import DecodeOptions, ModelConfig, generate
 from prm_jax.prime.turns import Turns
 from prm_jax.rollouts.engine import Request, Response, behaviour_logp, drawn_tokens, wait_for
 from prm_jax.rollouts.environments import Episode, EpisodeStart
+from prm_jax.rollouts.prompt_tokens import encode_prompt
 from prm_jax.rollouts.sampling_options import SamplingOptions
 from prm_jax.rollouts.slot_source import EngineSource
 from prm_jax.runs import processes
@@ -38,6 +39,7 @@ class Responses:
       mask: [B, T] bool, True on response tokens.
       step_ids: [B, T] int32, -1 off the sampled tokens of the response.
       texts: B responses, without end tokens.
+      details: what the verifier says about each, such as the tests that fail; empty: nothing.
       outcome: [B] float32 in [0, 1].
       usable: [B] bool, False where the verifier itself failed.
       finished: [B] bool, False where the response was cut off at its maximum length.
@@ -60,6 +62,7 @@ class Responses:
     behaviour_logp: np.ndarray | None = None  # [B, T]
     sampled: np.ndarray | None = None  # [B, T]
     version: np.ndarray | None = None  # [B, T]
+    details: Sequence[str] = ()
 
     @property
     def samples_per_prompt(self) -> int:
@@ -71,7 +74,10 @@ class Responses:
         size = self.samples_per_prompt
         rows = (np.asarray(prompts, np.int64)[:, None] * size + np.arange(size)).reshape(-1)
         arrays = {name: value[rows] for name, value in self.arrays().items()}
-        return Responses([self.problems[p] for p in prompts], texts=[self.texts[r] for r in rows], **arrays)
+        details = [self.details[int(r)] for r in rows] if self.details else ()
+        return Responses(
+            [self.problems[p] for p in prompts], texts=[self.texts[r] for r in rows], details=details, **arrays
+        )
 
     def arrays(self) -> dict[str, Any]:
         """The arrays that are there, by name."""
@@ -112,7 +118,9 @@ def concatenate(parts: Sequence[Responses]) -> Responses:
     names = set.intersection(*(set(part.arrays()) for part in parts))
     joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     problems = [problem for part in parts for problem in part.problems]
-    return Responses(problems=problems, texts=[t for part in parts for t in part.texts], **joined)
+    texts = [text for part in parts for text in part.texts]
+    details = [detail for part in parts for detail in part.details]
+    return Responses(problems=problems, texts=texts, details=details if len(details) == len(texts) else (), **joined)
 
 
 def divided(problems: Sequence[Problem], respond: Callable[[slice], Responses]) -> Responses:
@@ -131,11 +139,12 @@ def divided(problems: Sequence[Problem], respond: Callable[[slice], Responses]) 
     sent: dict[str, Any] | None = None
     if own.start < own.stop:
         made = respond(own)
-        sent = {"texts": made.texts, **made.arrays()}
+        sent = {"texts": made.texts, "details": list(made.details), **made.arrays()}
     parts = [part for part in processes.gather(sent, name="responses") if part is not None]
     texts = [text for part in parts for text in part.pop("texts")]
+    details = [detail for part in parts for detail in part.pop("details")]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Responses(problems=list(problems), texts=texts, **joined)
+    return Responses(problems=list(problems), texts=texts, details=details, **joined)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,12 +171,7 @@ class Sampler:
 
     def encode(self, problem: Problem) -> list[int]:
         """The token ids of a problem's prompt."""
-        prompt: Any = problem.prompt
-        if isinstance(prompt, str):
-            return list(self.tokenizer.encode(prompt, add_special=True))
-        if prompt and isinstance(prompt[0], int):
-            return list(prompt)
-        return list(self.tokenizer.chat([dict(message) for message in prompt]))
+        return encode_prompt(self.tokenizer, problem.prompt)
 
     def fitting(self, problems: Sequence[Problem]) -> list[Problem]:
         """Those whose prompts are within the longest."""
@@ -286,6 +290,7 @@ class Sampler:
             problems=list(problems),
             step_ids=np.where(rows["sampled"], step_ids, -1).astype(np.int32),
             texts=texts,
+            details=[verdict.detail for verdict in verdicts],
             outcome=np.asarray([verdict.score for verdict in verdicts], np.float32),
             usable=np.asarray([v.usable and not one.lost for v, one in zip(verdicts, drawn, strict=True)], bool),
             finished=np.asarray([one.finished for one in drawn], bool),

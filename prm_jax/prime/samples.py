@@ -7,7 +7,7 @@ import numpy as np
 
 from prm_jax.prime.collect import Collected
 from prm_jax.prime.responses import Responses, Sampler
-from prm_jax.prime.turns import text_spans
+from prm_jax.rollouts.forced_text import text_spans
 from prm_jax.runs import processes
 from prm_jax.runs.callbacks import Event
 from prm_jax.runs.run_dir import Sample
@@ -44,6 +44,8 @@ class SampleWriter:
             steps = [(text[a:b], float(rewards[row][ids == index].sum())) for index, (a, b) in enumerate(spans)]
         problem = responses.problems[row // responses.samples_per_prompt]
         info: dict[str, Any] = {"reference": problem.answer}
+        if responses.details and responses.details[row]:
+            info["verdict"] = responses.details[row]
         forced = self._forced(responses, row)
         return Sample(self.sampler.prompt_text(problem), text, float(responses.outcome[row]), steps, info, forced)
 
@@ -52,12 +54,7 @@ class SampleWriter:
         own = responses.mask[row]
         if responses.sampled is None or responses.sampled[row][own].all():
             return []
-        specials = set(self.sampler.tokenizer.special_ids)
-
-        def spelled(token: int) -> bytes:
-            return b"" if token in specials else self.sampler.tokenizer.token_bytes(token)
-
-        return text_spans(responses.tokens[row][own], responses.sampled[row][own], spelled)
+        return text_spans(responses.tokens[row][own], responses.sampled[row][own], self.sampler.tokenizer)
 
 
 def chosen_rows(responses: Responses, rewards: np.ndarray | None) -> list[int]:

@@ -233,7 +233,7 @@ def _console(run: RunDir) -> Console:
 
 def _plan(composed: Composed, main: str) -> list[Phase]:
     options, phases, extra = composed.options, [], 0
-    if composed.start.params is None and options.sft.steps:
+    if options.sft.steps:
         phases.append(Phase("warm start", options.sft.steps))
     if is_warmed_up(options, composed.setup.source):
         phases.append(Phase("PRM warm-up", warm_up_steps(options)))
@@ -282,8 +282,8 @@ def _fresh(options: Options, start: Start, mesh: Mesh | None) -> Params:
 
 
 def _warmed(composed: Composed, overrides: Overrides, run: RunDir, frontend: Frontend) -> Composed:
-    """The same around the policy after its warm start; a loaded policy has none."""
-    if composed.start.params is not None:
+    """The same around the policy after its warm start, if it has one."""
+    if composed.start.params is not None and not composed.options.sft.steps:
         return composed
     base = _initial_policy(composed, run, frontend)
     return compose(composed.options, composed.start, base, composed.sampler, composed.mesh, overrides)
@@ -354,7 +354,7 @@ def _task_of_a_run_that_fits(options: Options, task: Task | None, mesh: Mesh | N
 
 
 def _initial_policy(composed: Composed, run: RunDir, frontend: Frontend) -> Params:
-    """A fresh model after its warm start, kept in ``start/`` for a resumed run."""
+    """The model after its warm start, kept in ``start/`` for a resumed run."""
     options, start, kept = composed.options, composed.start, run.path / "start"
     if shared_files.is_dir(kept):
         _, params = load_weights(kept, mesh=composed.mesh)

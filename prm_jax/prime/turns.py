@@ -1,15 +1,14 @@
-"""Responses in turns during training: which environment or tool answers, and episodes as drawn responses."""
+"""Responses in turns during training: which environment or tool answers."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from prm_jax.data.problems import Problem, Task
 from prm_jax.errors import UserError
 from prm_jax.rollouts.environments import Episode, EpisodeStart, Feedback, TurnLimits, play
 from prm_jax.rollouts.turn_options import TurnOptions
+from prm_jax.verifiers.tools import make_tool
 
 Step = Callable[[str], Feedback]
 
@@ -58,7 +57,7 @@ def make_turns(options: TurnOptions, task: Task, max_new_tokens: int) -> Turns |
       max_new_tokens: of a response with all answers.
 
     Raises:
-      UserError: a tool for a task that has environments.
+      UserError: a tool for a task that has environments; markers that are not two or four strings.
     """
     limits = TurnLimits(max_new_tokens, options.max_turns, options.max_answer_tokens, options.seconds)
     environment = getattr(task, "environment", None)
@@ -68,32 +67,5 @@ def make_turns(options: TurnOptions, task: Task, max_new_tokens: int) -> Turns |
                 f"the task {task.name!r} has environments that answer the policy: leave --rollout.turns.tool out"
             )
         return Turns(lambda problem: environment(problem).step, task.stop, limits)
-    if options.tool == "python":
-        from prm_jax.verifiers.python_tool import CLOSE, PythonTool
-
-        tool = PythonTool()
-        return Turns(lambda problem: tool.step, (*task.stop, CLOSE), limits)
-    return None
-
-
-def text_spans(tokens: np.ndarray, sampled: np.ndarray, token_bytes: Callable[[int], bytes]) -> list[tuple[int, int]]:
-    """Spans of characters of a response that the model did not draw.
-
-    Args:
-      tokens: [n] int.
-      sampled: [n] bool.
-      token_bytes: bytes of a token.
-    """
-    spans: list[tuple[int, int]] = []
-    data = b""
-    for token, drawn in zip(tokens.tolist(), sampled.tolist(), strict=True):
-        start = len(data.decode("utf-8", "ignore"))
-        data += token_bytes(token)
-        end = len(data.decode("utf-8", "ignore"))
-        if drawn or end == start:
-            continue
-        if spans and spans[-1][1] == start:
-            spans[-1] = (spans[-1][0], end)
-        else:
-            spans.append((start, end))
-    return spans
+    tool = make_tool(options.tool, options.markers, option="--rollout.turns.markers")
+    return None if tool is None else Turns(lambda problem: tool.step, (*task.stop, tool.markers.close), limits)

@@ -1,7 +1,7 @@
-"""Supervised fine-tuning on written-out demonstrations: the warm start of a fresh policy."""
+"""Supervised fine-tuning on written-out demonstrations: the warm start of a policy."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,8 @@ from prm_jax.models import ModelConfig, token_logprobs
 from prm_jax.models.sharding import placed_shapes, rows_over, shard_batch, shard_params, shardings_for
 from prm_jax.prime.options import Options
 from prm_jax.prime.start import Start
+from prm_jax.rollouts.forced_text import cut_at_spans
+from prm_jax.rollouts.prompt_tokens import encode_prompt
 from prm_jax.runs.fitting import FitOptions, Frontend, fit
 from prm_jax.runs.learner import Learner, Params, accumulate_gradients, guarded_update, make_optimizer
 from prm_jax.runs.run_dir import RunDir
@@ -56,7 +58,7 @@ def make_sft_step(
 def warm_start(
     options: Options, start: Start, params: Params, *, run: RunDir, frontend: Frontend, mesh: Mesh | None = None
 ) -> Params:
-    """Trains all parameters of a fresh model on the task's demonstrations.
+    """Trains all parameters of a model on the task's demonstrations.
 
     Args:
       options: of the run; `options.sft` has the optimiser and the number of steps.
@@ -107,8 +109,8 @@ def demonstration_batches(options: Options, start: Start) -> Callable[[int], tup
     demonstrations = getattr(start.task, "demonstrations", None)
     if demonstrations is None:
         raise UserError(
-            f"the task {start.task.name!r} writes no demonstrations for the warm start of a fresh model: set "
-            "--sft.steps 0 and name a pretrained model with --model.path"
+            f"the task {start.task.name!r} writes no demonstrations for a warm start: set --sft.steps 0 and "
+            "name a pretrained model with --model.path"
         )
     sft = options.sft
     width = options.rollout.max_prompt_tokens + options.rollout.max_new_tokens
@@ -118,16 +120,33 @@ def demonstration_batches(options: Options, start: Start) -> Callable[[int], tup
         rng = np.random.default_rng((options.seed, 1_000_003, step))
         tokens = np.full((sft.batch_size, width), tokenizer.pad_id or 0, np.int32)
         mask = np.zeros((sft.batch_size, width), bool)
-        for row, (prompt, response) in enumerate(demonstrations(rng, sft.batch_size)):
-            before = tokenizer.encode(prompt, add_special=True)
-            after = [*tokenizer.encode(response), tokenizer.eos_id]
-            if len(before) + len(after) > width:
+        for row, demonstration in enumerate(demonstrations(rng, sft.batch_size)):
+            before = encode_prompt(tokenizer, demonstration[0])
+            after, learned = _encode_response(tokenizer, *demonstration[1:])
+            end = len(before) + len(after)
+            if end > width:
                 raise UserError(
                     f"a demonstration has {len(before)} + {len(after)} tokens, more than --rollout.max-prompt-tokens + "
                     f"--rollout.max-new-tokens = {width}; raise them"
                 )
-            tokens[row, : len(before) + len(after)] = [*before, *after]
-            mask[row, len(before) : len(before) + len(after)] = True
+            tokens[row, :end] = [*before, *after]
+            mask[row, len(before) : end] = learned
         return tokens, mask
 
     return batch
+
+
+def _encode_response(
+    tokenizer: Any, response: str, forced: Sequence[Sequence[int]] = ()
+) -> tuple[list[int], list[bool]]:
+    """(tokens with the end of text, whether each is learned).
+
+    Forced spans are tokenized by themselves, as answers of tools are, and not learned.
+    """
+    tokens: list[int] = []
+    learned: list[bool] = []
+    for text, own in cut_at_spans(response, forced):
+        piece = list(tokenizer.encode(text))
+        tokens += piece
+        learned += [own] * len(piece)
+    return [*tokens, tokenizer.eos_id], [*learned, True]

@@ -14,11 +14,16 @@ class HintOptions:
     text: str = ""
     """The hint, such as " Wait, maybe using Python here is a good idea. <python>". Empty: no hints."""
     at: tuple[str, ...] = ()
-    """Insert the hint after the first of these strings in a response; without any, or where none occurs, at its end."""
+    """Insert the hint after the first of these strings in a response; without any, or where none occurs, at its end.
+    The empty string: at its beginning."""
     rounds: Annotated[int, at_least(1)] = 1
     """Hints per problem, one after the other, while the answer is wrong."""
-    tool: Literal["none", "python"] = "none"
-    """Tool that the response may use after the hint."""
+    tool: Literal["none", "python", "calculator"] = "none"
+    """Tool that responses may use."""
+    markers: tuple[str, ...] = ()
+    """Strings around a call of the tool, and around its answer, instead of the tool's own: two or four."""
+    keep: Literal["all", "kept"] = "all"
+    """Write every problem, or only those that are solved with the hint and not without."""
     tool_calls: Annotated[int, at_least(1)] = 6
     """Maximum number of calls of the tool in a response."""
     task: str = ""

@@ -26,6 +26,7 @@ class Hinted:
       score: its outcome in [0, 1].
       tokens: [n] i32, of `response`.
       sampled: [n] bool, False for tokens of hints and of tool outputs.
+      hint: [n] bool, True for tokens of hints.
       rounds: hints that were inserted.
       failure: what the tool failed with, empty for none.
     """
@@ -36,6 +37,7 @@ class Hinted:
     score: float
     tokens: np.ndarray
     sampled: np.ndarray
+    hint: np.ndarray
     rounds: int
     failure: str = ""
 
@@ -67,7 +69,8 @@ def respond_with_hints(
       tokenizer: of the model.
       hint: text that is inserted.
       limits: of the plain response, and of what follows each hint.
-      at: the hint follows the first of these strings; where none occurs, it is put at the end of the response.
+      at: the hint follows the first of these strings; where none occurs, it is put at the end of the response. The
+        empty string is the beginning of the response.
       rounds: hints, one after the other, while the answer is wrong.
       step: the tool: answers to a turn, ``done`` where it calls nothing.
       first_prompt: ``prompt_id`` of the first prompt.
@@ -82,7 +85,8 @@ def respond_with_hints(
     episodes = play(engine, plain_starts, tokenizer=tokenizer, limits=limits)
     tokens = [_without_end(tokenizer, episode.tokens) for episode in episodes]
     sampled = [np.asarray(episode.sampled[: len(ids)], bool) for episode, ids in zip(episodes, tokens, strict=True)]
-    texts = [tokenizer.decode([int(token) for token in ids]) for ids in tokens]
+    inserted = [np.zeros(len(ids), bool) for ids in tokens]
+    texts = [tokenizer.decode([int(token) for token in ids], skip_special=True) for ids in tokens]
     plain = list(texts)
     scores = list(verify(range(len(prompts)), texts))
     first_scores, used, failures = list(scores), [0] * len(prompts), [""] * len(prompts)
@@ -94,18 +98,20 @@ def respond_with_hints(
             prefix = [*(int(token) for token in tokens[i][:kept]), *hint_ids]
             most = len(prefix) + limits.max_new_tokens
             starts.append(EpisodeStart(tuple(prompts[i]), first_prompt + i, number + 1, step, tuple(prefix), most))
-            before.append((i, np.concatenate([sampled[i][:kept], np.zeros(len(hint_ids), bool)])))
+            before.append((i, np.append(sampled[i][:kept], [False] * len(hint_ids))))
+            inserted[i] = np.append(inserted[i][:kept], [True] * len(hint_ids))
         for (i, given), episode in zip(before, play(engine, starts, tokenizer=tokenizer, limits=limits), strict=True):
             ids = _without_end(tokenizer, episode.tokens)
             mask = np.asarray(episode.sampled[: len(ids)], bool).copy()
             mask[: len(given)] = given[: len(ids)]
+            inserted[i] = np.pad(inserted[i], (0, max(len(ids) - len(given), 0)))[: len(ids)]
             tokens[i], sampled[i], used[i], failures[i] = ids, mask, number + 1, episode.failure
-            texts[i] = tokenizer.decode([int(token) for token in ids])
+            texts[i] = tokenizer.decode([int(token) for token in ids], skip_special=True)
         again = [i for i, _ in before]
         for i, score in zip(again, verify(again, [texts[i] for i in again]), strict=True):
             scores[i] = 0.0 if failures[i] else score
     return [
-        Hinted(plain[i], first_scores[i], texts[i], scores[i], tokens[i], sampled[i], used[i], failures[i])
+        Hinted(plain[i], first_scores[i], texts[i], scores[i], tokens[i], sampled[i], inserted[i], used[i], failures[i])
         for i in range(len(prompts))
     ]
 
@@ -114,8 +120,8 @@ def _place(tokenizer: Any, tokens: np.ndarray, at: Sequence[str]) -> int:
     """Number of tokens before the hint: up to the first of the strings, or all."""
     if not at:
         return len(tokens)
-    for count in range(1, len(tokens) + 1):
-        text = tokenizer.decode([int(t) for t in tokens[:count]])
+    for count in range(len(tokens) + 1):
+        text = tokenizer.decode([int(t) for t in tokens[:count]], skip_special=True)
         if any(word in text for word in at):
             return count
     return len(tokens)

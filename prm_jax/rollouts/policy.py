@@ -8,6 +8,7 @@ import numpy as np
 
 from prm_jax.errors import UserError
 from prm_jax.rollouts.engine import Engine, OnProgress, Request, sample_all
+from prm_jax.rollouts.prompt_tokens import encode_prompt
 from prm_jax.rollouts.sampling_options import StepOptions
 from prm_jax.search.language_model import Ask, Partial, Step
 
@@ -149,11 +150,9 @@ class TaskPolicy:
         return any(stop in text for stop in self.task.stop)
 
     def _encode(self, prompt: Any) -> list[int]:
-        if isinstance(prompt, str) and not self.chat:
-            return list(self.tokenizer.encode(prompt, add_special=True))
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        ids: Any = messages if isinstance(messages[0], int) else self.tokenizer.chat(list(messages))
-        return list(ids)
+        if isinstance(prompt, str) and self.chat:
+            prompt = [{"role": "user", "content": prompt}]
+        return encode_prompt(self.tokenizer, prompt)
 
 
 def stop_sets(task: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -10,9 +10,12 @@ from prm_jax.option_ranges import above, at_least
 class TurnOptions:
     """Responses in turns, of tasks with an environment or of policies with a tool; sampled in slots."""
 
-    tool: Literal["none", "python"] = "none"
+    tool: Literal["none", "python", "calculator"] = "none"
     """python: what the policy writes between <python> and </python> is run in the sandbox, and the output is put after
-    it. Its tokens are context and are not learned from."""
+    it. calculator: what it writes between <calc> and </calc> is evaluated exactly. The tokens of answers are context
+    and are not learned from."""
+    markers: tuple[str, ...] = ()
+    """Strings around a call of the tool, and around its answer, instead of the tool's own: two or four."""
     max_turns: Annotated[int, at_least(1)] = 8
     """Actions of a response, or calls of the tool."""
     max_answer_tokens: Annotated[int, at_least(1)] = 256

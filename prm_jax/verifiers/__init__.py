@@ -4,6 +4,7 @@ Every built-in verifier has ``verify(response, gold)`` and ``verify_many(respons
 ``reward(problem, response)`` becomes a verifier with ``FunctionVerifier``; ``WeightedVerifier`` combines several.
 """
 
+from prm_jax.verifiers.calculator import Calculator
 from prm_jax.verifiers.code import CodeVerifier, call_reference, io_reference
 from prm_jax.verifiers.custom import FunctionVerifier, ProblemVerifier, WeightedVerifier, judge
 from prm_jax.verifiers.exact import ExactVerifier
@@ -22,15 +23,19 @@ from prm_jax.verifiers.number_text import parse_number, read_number
 from prm_jax.verifiers.program_text import find_program
 from prm_jax.verifiers.python_tool import PythonTool
 from prm_jax.verifiers.references import check_reference, check_references
+from prm_jax.verifiers.tool_calls import Markers
+from prm_jax.verifiers.tools import make_tool
 from prm_jax.verifiers.unit_test_quality import UnitTestVerifier
 from prm_jax.verifiers.verdict import NO_ANSWER, Mode, Status, Verdict, Verifier
 
 __all__ = [
     "ANSWER_MARKERS",
     "NO_ANSWER",
+    "Calculator",
     "CodeVerifier",
     "ExactVerifier",
     "FunctionVerifier",
+    "Markers",
     "MathPool",
     "MathVerifier",
     "Mode",
@@ -53,6 +58,7 @@ __all__ = [
     "judge",
     "last_boxed",
     "last_number",
+    "make_tool",
     "parse_number",
     "read_number",
 ]

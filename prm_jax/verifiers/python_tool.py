@@ -1,15 +1,12 @@
 """A Python interpreter that a model may call in the middle of a response, in the sandbox."""
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from prm_jax.errors import UserError
 from prm_jax.rollouts.environments import Feedback
 from prm_jax.verifiers.sandbox import Limits, LocalSandbox, Run
-
-OPEN, CLOSE = "<python>", "</python>"
-OUTPUT_OPEN, OUTPUT_CLOSE = "<output>", "</output>"
+from prm_jax.verifiers.tool_calls import Markers
 
 
 @dataclass
@@ -20,37 +17,23 @@ class PythonTool:
 
     Attributes:
       sandbox: that runs the programs; None: one of this machine is made on first use.
-      open, close: markers of a program; `close` is the string that ends the model's turn.
-      output_open, output_close: markers of the answer.
+      markers: of programs and outputs.
       max_characters: longer output is cut in the middle.
       limits: of one program.
     """
 
     sandbox: Any = None
-    open: str = OPEN
-    close: str = CLOSE
-    output_open: str = OUTPUT_OPEN
-    output_close: str = OUTPUT_CLOSE
+    markers: Markers = Markers("<python>", "</python>", "<output>", "</output>")
     max_characters: int = 400
     limits: Limits = field(default_factory=lambda: Limits(cpu_seconds=2.0, wall_seconds=8.0))
 
     def __post_init__(self) -> None:
-        if not self.open or not self.close:
-            raise UserError("the markers of a tool's programs must not be empty")
         if self.max_characters < 1:
             raise UserError(f"max_characters of a tool must be at least 1, found {self.max_characters}")
 
-    def program(self, text: str) -> str | None:
-        """The program that ends a text: what is between the last `open` and the `close` at its end; None without."""
-        if not text.rstrip().endswith(self.close):
-            return None
-        before = text.rstrip().removesuffix(self.close)
-        _, marker, code = before.rpartition(self.open)
-        return _dedented(code) if marker else None
-
     def step(self, action: str) -> Feedback:
         """The tool as an environment: answers to a turn that ends with a program, and ends the episode otherwise."""
-        code = self.program(action)
+        code = self.markers.call(action)
         return Feedback(done=True) if code is None else Feedback(self.answer(code))
 
     def answer(self, code: str) -> str:
@@ -68,11 +51,7 @@ class PythonTool:
         if run.state != "ok":
             last = run.stderr.strip().rpartition("\n")[2] if run.state == "crash" else ""
             text = "\n".join(part for part in (text, last or run.detail) if part)
-        return f"{self.output_open}{_cut(text, self.max_characters)}{self.output_close}"
-
-
-def _dedented(code: str) -> str:
-    return re.sub(r"\A[ \t]*\n", "", code)
+        return self.markers.answer(_cut(text, self.max_characters))
 
 
 def _cut(text: str, limit: int) -> str:

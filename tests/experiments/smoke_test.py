@@ -10,6 +10,7 @@ from prm_jax.verifiers.sandbox import available_levels
 
 NAMES = (
     "best_of_n",
+    pytest.param("calculator", marks=pytest.mark.slow),
     "confidence",
     "conformal_selection",
     "early_exit",
@@ -19,7 +20,7 @@ NAMES = (
     "multi_objective",
     "omega_labels",
     pytest.param("prm_kinds", marks=pytest.mark.slow),
-    "programs",
+    pytest.param("programs", marks=pytest.mark.slow),
     "provers",
     "quantile_values",
     "reward_hacking",
@@ -28,6 +29,7 @@ NAMES = (
     "search_budget",
     "step_labels",
     "step_preference",
+    "unit_test_quality",
     "value_learning",
 )
 

@@ -16,8 +16,9 @@ from prm_jax.prime.collect import to_batch
 from prm_jax.prime.engines import sampling_parts
 from prm_jax.prime.responses import Sampler
 from prm_jax.prime.start import load_start
-from prm_jax.prime.turns import make_turns, text_spans
+from prm_jax.prime.turns import make_turns
 from prm_jax.rollouts import Feedback
+from prm_jax.rollouts.forced_text import text_spans
 from prm_jax.rollouts.turn_options import TurnOptions
 from tests.prime.conftest import replaced
 
@@ -55,10 +56,8 @@ def test_answers_are_holes_in_the_mask(options):
     batch = to_batch(responses, np.ones(3, bool))
     np.testing.assert_array_equal(batch.mask, responses.sampled)
     for row, text in enumerate(responses.texts):
-        own, specials = responses.mask[row], sampler.tokenizer.special_ids
-        spelled = sampler.tokenizer.token_bytes
-        pieces = {int(t): b"" if t in specials else spelled(int(t)) for t in responses.tokens[row]}
-        spans = text_spans(responses.tokens[row][own], responses.sampled[row][own], pieces.__getitem__)
+        own = responses.mask[row]
+        spans = text_spans(responses.tokens[row][own], responses.sampled[row][own], sampler.tokenizer)
         assert all(text[a:b].startswith(("?", "=")) for a, b in spans)
         problem = problems[row // 4]
         assert sampler.task.verify(problem, text) == responses.outcome[row]

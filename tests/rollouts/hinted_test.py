@@ -45,8 +45,9 @@ def test_wrong_responses_get_the_hint_and_those_that_it_saves_are_kept(engine):
     assert [one.kept for one in found] == [True, False, True]
     for one in found:
         assert one.rounds == 1 and one.plain_score == 0.0 and one.response.startswith(one.plain + "7=7")
-        forced = TOKENIZER.decode([int(token) for token in one.tokens[~one.sampled]])
+        forced = TOKENIZER.decode([int(token) for token in one.tokens[~one.sampled]], skip_special=True)
         assert forced == "7=7" and len(one.tokens) == len(one.sampled) <= 12 + 3 + 12
+        np.testing.assert_array_equal(one.hint, ~one.sampled)
 
 
 def test_right_responses_stay_as_they_are(engine):
@@ -68,6 +69,11 @@ def test_the_hint_may_follow_a_word(engine):
     assert found[0].response.startswith(plain[0].plain[:place] + "7=7")
 
 
+def test_the_hint_may_come_first(engine):
+    found = hints(engine, with_hint, at=("",))
+    assert all(one.response.startswith("7=7") and one.hint[:3].all() and not one.hint[3:].any() for one in found)
+
+
 def test_tool_outputs_are_marked(engine):
     calls = []
 
@@ -76,7 +82,8 @@ def test_tool_outputs_are_marked(engine):
         return Feedback("42") if len(calls) < 20 else Feedback(done=True)
 
     found = hints(engine, lambda numbers, texts: [0.0] * len(texts), step=tool)
-    assert calls and any("42" in TOKENIZER.decode([int(t) for t in one.tokens[~one.sampled]]) for one in found)
+    outputs = [TOKENIZER.decode([int(t) for t in one.tokens[~one.sampled & ~one.hint]]) for one in found]
+    assert calls and any("42" in text for text in outputs) and not any("7=7" in text for text in outputs)
 
 
 def test_an_empty_hint_and_a_missing_task_are_refused(engine, capsys):
@@ -100,5 +107,5 @@ def test_from_the_command_line(tmp_path, capsys):
     records = [json.loads(line) for line in captured.out.splitlines()]
     assert len(records) == 3 and "0 of 3 right without the hint" in captured.err
     for record in records:
-        assert "".join(record["solution"][a:b] for a, b in record["forced"]) == "7=7;"
+        assert "".join(record["solution"][a:b] for a, b in record["hints"]) == "7=7;" and record["forced"] == []
         assert record["kept"] is False and np.isfinite(record["score"])

@@ -3,7 +3,7 @@
 import pytest
 
 from prm_jax.errors import UserError
-from prm_jax.verifiers import PythonTool
+from prm_jax.verifiers import Markers, PythonTool
 from prm_jax.verifiers.sandbox import LocalSandbox, Run, available_levels
 
 
@@ -17,10 +17,10 @@ def tool():
 
 def test_programs():
     tool = PythonTool()
-    assert tool.program("so <python>\nprint(1)\n</python>") == "print(1)\n"
-    assert tool.program("<python>a</python> <output>1</output> <python>b</python>\n") == "b"
+    assert tool.markers.call("so <python>\nprint(1)\n</python>") == "print(1)\n"
+    assert tool.markers.call("<python>a</python> <output>1</output> <python>b</python>\n") == "b"
     for text in ("print(1)", "<python>print(1)", "<python>1</python> done", "</python>", ""):
-        assert tool.program(text) in (None, "") and not (text != "</python>" and tool.program(text))
+        assert tool.markers.call(text) in (None, "") and not (text != "</python>" and tool.markers.call(text))
 
 
 def test_answers(tool):
@@ -51,6 +51,6 @@ def test_a_failing_sandbox_is_an_error_and_not_an_answer():
 
 def test_bad_options():
     with pytest.raises(UserError, match="markers"):
-        PythonTool(close="")
+        Markers("[", "")
     with pytest.raises(UserError, match="max_characters"):
         PythonTool(max_characters=0)

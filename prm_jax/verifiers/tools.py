@@ -1,0 +1,35 @@
+"""Tools by name."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+from prm_jax.errors import UserError
+from prm_jax.resolve import nearest
+from prm_jax.verifiers.calculator import Calculator
+from prm_jax.verifiers.python_tool import PythonTool
+from prm_jax.verifiers.tool_calls import Markers
+
+ToolName: TypeAlias = Literal["none", "python", "calculator"]
+
+
+def make_tool(name: ToolName, markers: Sequence[str] = (), *, option: str = "tool") -> Any | None:
+    """A tool by name, with ``step`` and ``markers``; None for ``"none"``.
+
+    Args:
+      name: ``"python"``, see `PythonTool`; ``"calculator"``, see `Calculator`; or ``"none"``.
+      markers: two or four strings, see `Markers`; none: the tool's own.
+      option: what the markers are called in messages.
+
+    Raises:
+      UserError: an unknown name; another number of markers, or an empty one around calls.
+    """
+    if markers and len(markers) not in (2, 4):
+        raise UserError(
+            f"{option} takes two strings around a call, or four with those around the answer; found {len(markers)}"
+        )
+    if name == "none":
+        return None
+    known: dict[str, Any] = {"python": PythonTool, "calculator": Calculator}
+    if name not in known:
+        raise UserError(f"unknown tool {name!r}; {nearest(name, known)}a tool is none, {', '.join(known)}")
+    return known[name](markers=Markers(*markers)) if markers else known[name]()

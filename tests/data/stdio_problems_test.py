@@ -1,0 +1,27 @@
+"""The problems of examples/: their solutions pass, and solutions with a planted bug fail."""
+
+import json
+import pathlib
+
+import pytest
+
+from prm_jax.data import load_task
+from prm_jax.verifiers.sandbox import available_levels
+
+FILE = pathlib.Path(__file__).parents[2] / "examples" / "stdio_problems.jsonl"
+
+
+@pytest.mark.skipif(all(available_levels().values()), reason="no sandbox on this machine")
+def test_solutions_pass_and_bugs_fail():
+    task = load_task("code", train=str(FILE), check_solutions=True, eval_fraction=0.2)  # refuses a solution that fails
+    rows = {row["question"]: row for row in map(json.loads, FILE.read_text().splitlines())}
+    problems = [*task.train, *task.eval]
+    assert len(problems) == len(rows) == 40 and len(task.eval) > 0
+    broken = []
+    for problem in problems:
+        (old, new), solution = rows[problem.prompt]["bug"], problem.metadata["solution"]
+        assert solution.count(old) >= 1
+        broken.append(solution.replace(old, new))
+    verdicts = task.verify_many(problems, broken)
+    assert [verdict.status for verdict in verdicts] == ["fail"] * 40
+    task.verifier.close()
