@@ -20,8 +20,9 @@ class SlotTuning:
         model.
       hold: stop sets whose responses keep their slots after a stop string, for `SlotEngine.extend`.
       sizes: shares of the slots that are compiled too: when few responses are left, they are moved into fewer slots.
-        Pays where a step takes time in proportion to the slots. None for a quarter on a CPU, and for all slots only on
-        accelerators and over a mesh. With several sizes the last bits of a response depend on what else is asked.
+        Pays where a step takes time in proportion to the slots. None for a half, a quarter and an eighth on a CPU, and
+        for all slots only on accelerators and over a mesh. With several sizes the last bits of a response depend on
+        what else is asked.
     """
 
     steps_per_call: int = 32
