@@ -169,6 +169,7 @@ def one_seed(config: Config, seed: int) -> tuple[dict[str, dict[str, float]], di
     size = float(np.sqrt(np.mean(exact**2)))
     table = {"float32": {"bits a weight": 32.0, "reward error": 0.0, "share of rewards": 0.0, "mismatch": 0.0,
                          **judge(prm)}}  # fmt: skip
+    _tell(seed, "float32", table["float32"])
     for name, form in everything.items():
         if config.forms and name not in config.forms:
             continue
