@@ -24,6 +24,7 @@ NAMES = (
     pytest.param("programs", marks=pytest.mark.slow),
     "provers",
     "quantile_values",
+    pytest.param("quantization", marks=pytest.mark.slow),
     "reward_hacking",
     "reward_uncertainty",
     "rollout_filtering",
