@@ -99,9 +99,10 @@ class RolloutOptions:
     slots: Annotated[int, at_least(0)] = 0
     """Responses that each process decodes at the same time (engine=slots); 0: its share of a step's, up to 256 (64
     on a CPU)."""
-    cache_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    cache_dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = "auto"
     """Type of the slots' keys and values: int8 takes about a quarter of float32's memory and moves log-probs slightly,
-    for which --off-policy.weights correct. auto: the model's compute type."""
+    int4 (with smoothed keys) an eighth and moves them more; --off-policy.weights correct for it. auto: the model's
+    compute type."""
     lookahead: Annotated[int, at_least(0)] = 0
     """Prompts asked for beyond those that the step is known to need (engine=slots; filter resample or oversample). They
     keep slots busy and are wasted when they are not needed."""
