@@ -15,12 +15,12 @@ from prm_jax.prm.reward_model_options import LayoutName
 from prm_jax.search.searchers import Searcher, make_searcher
 
 Count = Annotated[int, at_least(1)]
-_NOT_SETTINGS = ("problems", "chunk", "solutions")
+_NOT_SETTINGS = ("problems", "chunk", "solutions", "draw")
 """Options on which no line of results depends."""
 COMMON_OPTIONS = (
     "task", "task-options", "problems", "sampling.temperature", "sampling.max-new-tokens", "sampling.rows", "seed",
     "chat", "dtype", "server", "method", "scorer", "rollouts", "samples", "beams", "width", "simulations", "layout",
-    "out", "resume",
+    "out", "draw", "resume",
 )  # fmt: skip
 
 
@@ -77,6 +77,8 @@ class Options(PolicyOptions):
     solutions: pathlib.Path | None = None
     """Also write every candidate to this file, as step data with outcome, answer and score, for score, eval and
     train-prm."""
+    draw: pathlib.Path | None = None
+    """Also draw the trees, with visits and values, as an interactive HTML page."""
     resume: bool = False
     """Continue the file in --out; --problems and --chunk may differ."""
 
@@ -84,6 +86,7 @@ class Options(PolicyOptions):
 def run(options: Options) -> None:
     """Searches chunk by chunk, writing the results as they come, and prints the table."""
     from prm_jax.prm.search_results import check_results, results_table, search_problems
+    from prm_jax.prm.tree_page import trees_page
     from prm_jax.runs import processes
 
     searcher = _check(options)
@@ -92,7 +95,7 @@ def run(options: Options) -> None:
     first = results.header(settings, task.fingerprint)
     done = divided.known(lambda: results.begin_or_resume(options.out, first, resume=options.resume))
     ids = [problem.id for problem in problems]
-    check_results(done, ids, str(options.out), solutions=options.solutions is not None)
+    check_results(done, ids, str(options.out), solutions=options.solutions is not None, draw=options.draw is not None)
     progress = Progress(len(problems), len(done))
     policy = load_policy(options, task, progress.wrote)
     scorer, final = _scorers(options, searcher, policy)
@@ -102,7 +105,8 @@ def run(options: Options) -> None:
 
     def searched(own: Sequence[Any], number: int) -> list[dict[str, Any]]:
         policy.begin(own, number)
-        return list(search_problems(policy, searcher, scorer, final, solutions=options.solutions is not None))
+        kept = {"solutions": options.solutions is not None, "draw": options.draw is not None}
+        return list(search_problems(policy, searcher, scorer, final, **kept))
 
     with results.kept(options.out), progress:
         for start in range(0, len(problems), options.chunk):
@@ -119,6 +123,8 @@ def run(options: Options) -> None:
         return
     if options.solutions is not None:
         results.write(options.solutions, [results.dump(record) for line in done for record in line["solutions"]])
+    if options.draw is not None:
+        results.write(options.draw, [trees_page(f"{options.method}, scored by {options.scorer}", done)])
     print(f"{options.method}, scored by {options.scorer}", results_table(done), sep="\n")
 
 

@@ -353,8 +353,8 @@ def _online_prm(options: Options) -> list[str]:
         found.append("--prm.pretrain-task-options are those of --prm.pretrain-rollouts, which is 0")
     found += [
         f"--prm.{name} needs --prm.reading labels or failed_labels"
-        for name, set_ in (("label-threshold", prm.label_threshold is not None), ("label-trust", prm.label_trust))
-        if set_ and prm.reading == "raw"
+        for name, value in (("label-threshold", prm.label_threshold), ("label-trust", prm.label_trust))
+        if value is not None and prm.reading == "raw"
     ]
     if prm.reading != "raw" and prm.label_threshold is None and prm.update == "none" and not prm.pretrain_rollouts:
         found.append(

@@ -99,9 +99,10 @@ class RolloutOptions:
     slots: Annotated[int, at_least(0)] = 0
     """Responses that each process decodes at the same time (engine=slots); 0: its share of a step's, up to 256 (64
     on a CPU)."""
-    cache_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    cache_dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = "auto"
     """Type of the slots' keys and values: int8 takes about a quarter of float32's memory and moves log-probs slightly,
-    for which --off-policy.weights correct. auto: the model's compute type."""
+    int4 (with smoothed keys) an eighth and moves them more; --off-policy.weights correct for it. auto: the model's
+    compute type."""
     lookahead: Annotated[int, at_least(0)] = 0
     """Prompts asked for beyond those that the step is known to need (engine=slots; filter resample or oversample). They
     keep slots busy and are wasted when they are not needed."""
@@ -207,9 +208,10 @@ class PRMOptions:
     label_threshold: float | None = None
     """That threshold; none: the one at which as many of the responses that the PRM learns from have such a step as have
     failed, averaged over about ten updates."""
-    label_trust: bool = False
+    label_trust: Annotated[float | None, within(0, 1)] = None
     """Multiply the labels by how much better than chance they tell failed responses from others: the share of failed
-    responses that have one, minus that of the others, over about ten updates."""
+    responses that have one, minus that of the others, over about ten updates; below this number they are left out.
+    none: labels count as they are."""
     include_last: bool = True
     """The response's last token gets a process reward, too."""
     learning_rate: Annotated[float, at_least(0)] = 1e-6

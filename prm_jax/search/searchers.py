@@ -291,10 +291,12 @@ class MonteCarloSearch(Searcher):
     def __call__(self, propose: Any, score: Any, num_questions: int, final: Any = None) -> "Found":
         """See `Searcher`."""
         from prm_jax.search import language_model as lm
+        from prm_jax.search.drawn import draw_tree
 
-        return lm.tree_search(
+        found, tree, nodes = lm.tree_search(
             propose, score, num_questions, simulations=self.simulations, width=self.width, max_steps=self.max_steps
-        )[0]
+        )
+        return dataclasses.replace(found, trees=draw_tree(tree, nodes))
 
 
 @dataclass(frozen=True)
