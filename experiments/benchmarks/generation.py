@@ -1,30 +1,26 @@
 """Generation on a CPU: tokens a second, against llama.cpp on the same weights in the same precision.
 
-    python experiments/benchmarks/generation.py smollm2 --peer-python PATH   # SmolLM2-135M against llama.cpp
-    python experiments/benchmarks/generation.py tiny                         # a 0.16M-parameter model, 256
-    rows python experiments/benchmarks/generation.py tiny --smoke                 # seconds, only to see that
-    it runs
+    python -m experiments.benchmarks.generation smollm2 --peer-python PATH   # SmolLM2-135M against llama.cpp
+    python -m experiments.benchmarks.generation tiny            # a model of 0.16M parameters, 256 rows
+    python -m experiments.benchmarks.generation tiny --smoke    # seconds, only to see that it runs
 
-The peer is llama.cpp's own server in the prebuilt package xllamacpp, in any Python environment that has it.
-It reads an F32 GGUF file that this script writes, keeps an F32 cache, and answers one request a slot at the
-same time.  Both engines get the same token ids, sample at temperature 1 from the whole vocabulary and never
-stop early.  They take turns within each repeat.  What was measured is in README.md.
+The peer (`llama_peer.py`) reads an F32 GGUF file that this script writes and answers one request per slot at the same
+time. Both engines get the same token ids, sample at temperature 1 from the whole vocabulary and never stop early. They
+take turns within each repeat. What was measured is in README.md.
 """
 
 import argparse
 import concurrent.futures
-import contextlib
-import json
 import os
 import pathlib
 import platform
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
+
+from experiments.benchmarks.llama_peer import ask, cpu_seconds, running, write_f32
 
 Prompts = list[list[int]]
 
@@ -32,7 +28,7 @@ Prompts = list[list[int]]
 def main() -> None:
     """Runs what the command line asks for and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=["smollm2", "tiny", "serve"])
+    parser.add_argument("model", choices=["smollm2", "tiny"])
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that can import xllamacpp")
     parser.add_argument("--rows", type=int, default=16, help="prompts of smollm2, one a slot of the peer")
     parser.add_argument("--prompt", type=int, default=32, help="tokens of each prompt of smollm2")
@@ -40,11 +36,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the peer")
     parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--gguf", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.model == "serve":
-        _serve(options)
-    elif options.model == "tiny":
+    if options.model == "tiny":
         _tiny(options)
     else:
         _smollm2(options)
@@ -77,11 +70,14 @@ def _smollm2(options: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory) / "smollm2-f32.gguf"
-        _write_f32(find_smollm2(), path)
+        write_f32(find_smollm2(), path)
         config, params = load_weights(path)
         rng = np.random.default_rng(0)
         prompts = [[1, *row] for row in rng.integers(100, 40000, (options.rows, options.prompt - 1)).tolist()]
-        with _peer(options, path) as (address, pid):
+        context = options.prompt + options.new + 8
+        with running(
+            options.peer_python, path, slots=options.rows, context=context, threads=options.threads
+        ) as (address, pid):
             _compare_greedy(config, params, address, prompts[: min(8, options.rows)])
             tokens = options.rows * options.new
             runs = {
@@ -122,10 +118,10 @@ def _measure(
         order = list(runs) if repeat % 2 == 0 else list(runs)[::-1]
         for name in order:
             run, pid, _ = runs[name]
-            cpu, begun = _cpu_seconds(pid), time.perf_counter()
+            cpu, begun = cpu_seconds(pid), time.perf_counter()
             run(repeat + 1)
             wall = time.perf_counter() - begun
-            measured[name][1].append((wall, _cpu_seconds(pid) - cpu))
+            measured[name][1].append((wall, cpu_seconds(pid) - cpu))
     return measured
 
 
@@ -145,17 +141,6 @@ def _report(measured: dict[str, tuple[int, list[tuple[float, float]]]]) -> None:
         print(f"{name:44s} {wall[middle]:17.1f} {wall[0]:8.1f} {wall[-1]:8.1f} {cpu[middle]:21.1f}")
 
 
-def _cpu_seconds(pid: int) -> float:
-    """User and system time of a process, where the system tells."""
-    if pid == os.getpid():
-        return time.process_time()
-    try:
-        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def _compare_greedy(config: Any, params: Any, address: str, prompts: Prompts) -> None:
     """Says whether the two engines compute the same: greedy responses token by token."""
     import jax
@@ -164,96 +149,14 @@ def _compare_greedy(config: Any, params: Any, address: str, prompts: Prompts) ->
     from prm_jax.models import generate
 
     ours = np.asarray(generate(config, params, prompts, jax.random.key(0), max_new_tokens=16, temperature=0.0).tokens)
-    theirs = np.array([_ask(address, prompt, 16, 0, temperature=0.0)["tokens"] for prompt in prompts])
+    theirs = np.array([ask(address, prompt, 16, 0, temperature=0.0)["tokens"] for prompt in prompts])
     equal = int((ours == theirs).all(axis=1).sum())
     print(f"greedy responses of 16 tokens that are equal in both engines: {equal} of {len(prompts)}", flush=True)
 
 
 def _ask_all(address: str, prompts: Prompts, new: int, seed: int) -> None:
     with concurrent.futures.ThreadPoolExecutor(len(prompts)) as pool:
-        answers = list(pool.map(lambda i: _ask(address, prompts[i], new, seed * 1000 + i), range(len(prompts))))
-    found = sum(answer["tokens_predicted"] for answer in answers)
-    if found != new * len(prompts):
-        raise SystemExit(f"llama.cpp generated {found} tokens instead of {new * len(prompts)}")
-
-
-def _ask(address: str, prompt: list[int], new: int, seed: int, temperature: float = 1.0) -> dict[str, Any]:
-    body = {
-        "prompt": prompt,
-        "n_predict": new,
-        "ignore_eos": True,
-        "temperature": temperature,
-        "samplers": ["temperature"],
-        "seed": seed,
-        "cache_prompt": False,
-        "return_tokens": True,
-    }
-    request = urllib.request.Request(
-        f"{address}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=600) as answer:
-        return json.loads(answer.read())
-
-
-@contextlib.contextmanager
-def _peer(options: argparse.Namespace, path: pathlib.Path) -> Iterator[tuple[str, int]]:
-    """llama.cpp's server in a process of its own, so that the two engines share no threads."""
-    context = (options.prompt + options.new + 8) * options.rows
-    command = [options.peer_python, __file__, "serve", "--gguf", str(path), "--new", str(context)]
-    command += ["--rows", str(options.rows), "--threads", str(options.threads)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stdout is not None and process.stdin is not None
-        try:
-            said = next((line for line in process.stdout if line.startswith("{")), "")
-            if not said:
-                raise SystemExit(f"the peer did not start: {options.peer_python} must be able to import xllamacpp")
-            answer = json.loads(said)
-            print(f"peer: xllamacpp {answer['version']}, {options.threads} threads, {options.rows} slots", flush=True)
-            yield answer["address"], process.pid
-        finally:
-            process.stdin.close()
-
-
-def _serve(options: argparse.Namespace) -> None:
-    """The peer's side: needs nothing but xllamacpp, ends when its input does."""
-    import importlib.metadata
-
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path = options.gguf
-    params.n_ctx = options.new
-    params.n_parallel = options.rows
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads
-    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-    server = xllamacpp.Server(params)
-    version = importlib.metadata.version("xllamacpp")
-    print(json.dumps({"address": server.listening_address, "version": version}), flush=True)
-    sys.stdin.read()
-
-
-def _write_f32(source: pathlib.Path, target: pathlib.Path) -> None:
-    """The same model with every tensor in float32."""
-    import gguf
-    import numpy as np
-
-    reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(target, "llama")
-    skipped = ("general.architecture", "general.file_type", "general.quantization_version")
-    for field in reader.fields.values():
-        if field.name in skipped or field.name.startswith("GGUF."):
-            continue
-        inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+        list(pool.map(lambda i: ask(address, prompts[i], new, seed * 1000 + i), range(len(prompts))))
 
 
 if __name__ == "__main__":

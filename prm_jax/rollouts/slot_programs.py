@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from prm_jax.models import ModelConfig, decode, decode_rows, sampling
+from prm_jax.models import ModelConfig, decode, decode_rows, four_bit_cache, sampling
 from prm_jax.models.sampling import Sampling
 
 Array = jax.Array
@@ -103,6 +103,8 @@ class Written:
 
 def cache_bytes(config: ModelConfig, slots: int, columns: int, dtype: str) -> int:
     """Memory of the keys and values of all slots."""
+    if dtype == "int4":
+        return four_bit_cache.cache_bytes(config, slots, columns)
     vectors = 2 * config.num_layers * config.num_kv_heads * slots * columns
     scale = 4 if dtype == "int8" else 0
     return vectors * (config.head_dim * jnp.dtype(dtype).itemsize + scale)
@@ -145,7 +147,7 @@ def gather(cache: Cache, rows: Array, *, sharding: NamedSharding | None) -> Cach
     return _place(Cache(layers, cache.hidden[:, rows]), sharding)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sharding"), donate_argnums=2)
+@functools.partial(jax.jit, static_argnames=("config", "sharding", "feed_last"), donate_argnums=2)
 def run(
     config: ModelConfig,
     packed: Params,
@@ -156,6 +158,7 @@ def run(
     live_at: Array,
     *,
     sharding: NamedSharding | None,
+    feed_last: bool = True,
 ) -> tuple[Cache, Slots, Written]:
     """Decodes until k steps are taken or at most `live_at` slots are live.
 
@@ -172,6 +175,7 @@ def run(
       rules: how tokens are drawn and when a response ends; forced tokens never end one.
       live_at: [] i32.
       sharding: of the cache, None on one device.
+      feed_last: False does not feed tokens after which no slot is live, which no response continues from.
 
     Returns:
       (the cache, the counters, what was written).
@@ -188,17 +192,22 @@ def run(
         cache, slots, written = carry
         drawn = _draw(config, packed, cache.hidden, slots, forced[written.steps], rules)
         tokens = drawn.tokens
-        at = jnp.where(slots.live, slots.length, columns)
-        hidden, layers = decode_rows.decode_rows(config, packed, cache.layers, tokens, at)
-        hidden = jnp.where(slots.live, hidden, cache.hidden)  # a held slot continues from its last token
-        slots = _advance(slots, tokens, forced[written.steps] != DRAW, rules)
+        after = _advance(slots, tokens, forced[written.steps] != DRAW, rules)
+
+        def feed(cache: Cache) -> Cache:
+            at = jnp.where(slots.live, slots.length, columns)
+            hidden, layers = decode_rows.decode_rows(config, packed, cache.layers, tokens, at)
+            # A held slot continues from its last token.
+            return Cache(layers, jnp.where(slots.live, hidden, cache.hidden))
+
+        cache = feed(cache) if feed_last else lax.cond(after.live.any(), feed, lambda cache: cache, cache)
         written = Written(
             lax.dynamic_update_index_in_dim(written.tokens, tokens, written.steps, 0),
             lax.dynamic_update_index_in_dim(written.logp, drawn.logp, written.steps, 0),
             lax.dynamic_update_index_in_dim(written.log_mass, drawn.log_mass, written.steps, 0),
             written.steps + 1,
         )
-        return Cache(layers, hidden), slots, written
+        return cache, after, written
 
     cache, slots, written = lax.while_loop(more, body, (cache, slots, blank))
     return _place(cache, sharding), slots, written

@@ -92,6 +92,8 @@ class SlotEngine:
             config, self._sizes(params), tuning.cache_dtype or config.compute_dtype,
             programs.cache_sharding(self._mesh, config),
         )  # fmt: skip
+        # Elsewhere the test in each step would cost more than it saves.
+        self._feed_last = bool(tuning.hold) or self._mesh is not None or not on_cpu(params)
         self._seats: list[Row | None] = [None] * slots
         self.draw_with(key, sampling or SamplingOptions())
         self._load(params)
@@ -269,7 +271,7 @@ class SlotEngine:
     def _sizes(self, params: Any) -> tuple[int, ...]:
         shares = self.tuning.sizes
         if shares is None:
-            shares = (1.0, 0.25) if self._mesh is None and on_cpu(params) else (1.0,)
+            shares = (1.0, 0.5, 0.25, 0.125) if self._mesh is None and on_cpu(params) else (1.0,)
         return compiled_sizes(self.slots, shares, 1 if self._mesh is None else rows_over(self._mesh))
 
     def _check(self, request: Request, start: Sequence[int]) -> None:
@@ -371,7 +373,9 @@ class SlotEngine:
         live_at = max(0, self._fewer() - (size - self._seats.count(None) - len(rows)))
         if self._queue:
             live_at = max(0, len(rows) - max(1, int(size * self.tuning.refill_share)))
-        after, written = self._cache.run(self._packed, self._counters(rows), forced, self._rules, live_at)
+        after, written = self._cache.run(
+            self._packed, self._counters(rows), forced, self._rules, live_at, feed_last=self._feed_last
+        )
         if rows:
             self._stats.calls += 1
             self._stats.steps += int(written.steps)

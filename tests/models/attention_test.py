@@ -237,7 +237,7 @@ def test_an_impossible_implementation_is_refused_by_name(name, platform, given, 
 
 
 def test_block_sizes():
-    assert (block_size(100), block_size(2048), block_size(2049)) == (128, 128, 256)
+    assert [block_size(n) for n in (1, 100, 268, 512, 4096, 4097)] == [8, 56, 56, 64, 64, 128]
     assert block_sizes(4096, 4096) == Blocks(512, 1024) and block_sizes(600, 600) == Blocks(128, 128)
     assert block_sizes(4100, 8200) == Blocks(512, 1024) and block_sizes(1, 300) == Blocks(128, 128)
 

@@ -7,7 +7,7 @@ import pytest
 from prm_jax import prime
 from prm_jax.errors import UserError
 from prm_jax.prime.loop import Trained
-from prm_jax.prime.report import _prm_table
+from prm_jax.prime.report import _prm_table, _sampling_rows
 from prm_jax.prime.training import _named_callbacks
 from prm_jax.runs.callbacks import Event
 
@@ -27,6 +27,15 @@ def test_the_table_of_process_rewards_names_their_source_and_drops_empty_columns
     assert title.startswith("PRM, trained on outcomes alone, against")
     assert header == ["", "after warm-up", "after PRIME"]
     assert _prm_table("implicit", {})[2] == []
+
+
+def test_wasted_tokens_are_summed_and_utilisation_is_shown_where_there_are_slots():
+    own = [{"step": 1, "rollout/utilisation": 0.5, "rollout/wasted_tokens": 1500.0}, {"step": 1, "eval/greedy": 0.0}]
+    own.append({"step": 2, "rollout/utilisation": 0.7, "rollout/wasted_tokens": 20.0})
+    assert _sampling_rows([own]) == [
+        ["utilisation of the slots, mean over steps", "", "0.60"], ["tokens sampled but not used", "0", "1,520"]
+    ]  # fmt: skip
+    assert _sampling_rows([[{"step": 1, "rollout/wasted_tokens": 3.0}]]) == [["tokens sampled but not used", "0", "3"]]
 
 
 def broken(event):

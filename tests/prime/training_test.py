@@ -74,6 +74,15 @@ def test_the_report_says_why_the_policies_have_different_numbers_of_steps(finish
     assert "| training steps | 0 | 4 | 5 |" in text and "equal numbers of sampled responses" in text
 
 
+def test_the_report_says_how_well_the_slots_were_used(finished):
+    text, used = (finished[1] / "report.md").read_text(), []
+    for run in (finished[1], finished[1] / BASELINE):
+        found = [record["rollout/utilisation"] for record in records(run) if "rollout/utilisation" in record]
+        used.append(f"{np.mean(found):.2f}")
+    assert f"| utilisation of the slots, mean over steps |  | {used[0]} | {used[1]} |" in text
+    assert "| tokens sampled but not used | 0 | 0 | 0 |" in text
+
+
 def test_a_run_leaves_its_configuration_metrics_samples_models_and_report(finished):
     options, path, summary = finished
     for name in ("config.yaml", "run.json", "metrics.jsonl", "samples.jsonl", "result.json", "report.md", BASELINE):
