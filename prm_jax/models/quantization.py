@@ -196,7 +196,8 @@ def quantized_bytes(params: Params) -> int:
 def _quantize_kernel(
     kernel: jax.Array, *, bits: int, group: int, rank: int, hadamard: bool, scheme: Scheme, fit: Fit
 ) -> QTensor:
-    """One kernel [L, in, out], layer by layer, so that little exists in float32 at the same time."""
+    """One kernel [L, in, out] or [L, E, in, out], matrix by matrix, so that little exists in float32 at once."""
+    lead = kernel.shape[:-2]
     block = hadamard_block(kernel.shape[-2]) if hadamard else 0
 
     def one(w: jax.Array) -> QTensor:
@@ -209,7 +210,8 @@ def _quantize_kernel(
             bits=bits, grid=q.grid, block=block, padding=q.padding,
         )  # fmt: skip
 
-    return jax.lax.map(one, kernel)
+    quantized = jax.lax.map(one, kernel.reshape(-1, *kernel.shape[-2:]))
+    return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), quantized)
 
 
 @jax.jit
