@@ -2,6 +2,8 @@
 # make test  checks style and types, then runs the whole test suite
 # make claims        writes docs/claims.md from the results of the experiments
 # make claims-check  runs the quick experiments again and compares every number (ten minutes)
+# make docs          builds the documentation site into build/site (Sphinx); make figures draws its figures
+# make release-check builds wheel and sdist and tests them from another directory
 # make aot   compiles kernels and training steps for TPU slices that are not there (libtpu; Linux; an hour on two cores)
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +11,7 @@ BIN := $(VENV)/bin
 EXTRAS ?= dev
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
-.PHONY: run test fast aot lint facts claims claims-check venv clean
+.PHONY: run test fast aot lint facts claims claims-check docs figures release-check venv clean
 
 venv: $(VENV)/.installed
 
@@ -43,6 +45,17 @@ claims: venv
 claims-check: venv
 	$(BIN)/prm-jax claims --check
 	$(BIN)/prm-jax claims --rerun exact cheap
+
+docs:
+	$(MAKE) VENV=.venv-docs EXTRAS=dev,docs venv
+	.venv-docs/bin/sphinx-build -q -W --keep-going -c docs . build/site
+	@echo "the site is in build/site; open build/site/index.html"
+
+figures: venv
+	$(BIN)/python docs/figures.py
+
+release-check: venv
+	$(BIN)/python -m tools.release_check
 
 facts: venv
 	$(BIN)/python -m tools.facts

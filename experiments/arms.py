@@ -74,13 +74,16 @@ def curve(path: pathlib.Path, metric: str) -> dict[int, float]:
     return {int(row["step"]): float(row[metric]) for row in rows if metric in row}
 
 
-def curves(folders: Sequence[pathlib.Path], arms: Sequence[str], metric: str) -> dict[str, dict[str, float]]:
-    """A table of estimates over seeds: one row per step at which all runs have the metric, one column per arm."""
+def curves(
+    folders: Sequence[pathlib.Path], arms: Sequence[str], metric: str, every: int = 1
+) -> dict[str, dict[str, float]]:
+    """A table of estimates over seeds: a row per `every` steps at which all runs have the metric, a column per arm."""
     found = {arm: [curve(folder / folder_of(arm), metric) for folder in folders] for arm in arms}
     steps = sorted(set.intersection(*(set(one) for runs in found.values() for one in runs)))
     return {
         str(step): {"step": step, **{arm: report.estimate([one[step] for one in runs]) for arm, runs in found.items()}}
         for step in steps
+        if step % every == 0
     }
 
 

@@ -8,8 +8,12 @@ import pytest
 REPO = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [
     REPO / "README.md",
-    *sorted((REPO / "docs").glob("**/*.md")),
+    *sorted(
+        path for path in (REPO / "docs").glob("**/*.md") if path.parent.name != "api"
+    ),  # api is made by `make docs`
     *sorted((REPO / "experiments").glob("*/README.md")),
+    REPO / "examples" / "README.md",
+    REPO / "CONTRIBUTING.md",
 ]
 
 

@@ -101,10 +101,10 @@ def run(config: Config) -> report.Tables:
             options = settings(config, seed)
             train_arms(options, ARMS, path)
             train_arms(options, HINTED, path, fine_tuned_on_hints(config, options, path))
-        return tables(folders, [*ARMS, *HINTED])
+        return tables(folders, [*ARMS, *HINTED], config.every)
 
 
-def tables(folders: Sequence[pathlib.Path], arms: Sequence[str]) -> report.Tables:
+def tables(folders: Sequence[pathlib.Path], arms: Sequence[str], every: int) -> report.Tables:
     """Curves of accuracy and calls, and where they end."""
     ends = []
     for folder in folders:
@@ -116,13 +116,17 @@ def tables(folders: Sequence[pathlib.Path], arms: Sequence[str]) -> report.Table
             rows[arm] = {
                 "sampled, first": sampled[0], "sampled, last": sampled[-1], "greedy, last": greedy[-1],
                 f"steps to {LEVEL:.0%} sampled": steps_to(curve(path, "eval/sampled_accuracy"), LEVEL),
-                "calls a response, first": calls[0] - 1, "calls a response, last": calls[-1] - 1,
+                "calls per response, first": calls[0] - 1, "calls per response, last": calls[-1] - 1,
             }  # fmt: skip
+        base = rows[arms[0]]
+        for row in rows.values():
+            for name in ("sampled, first", "sampled, last"):
+                row[f"{name}, minus {arms[0]}"] = row[name] - base[name]
         ends.append(rows)
     return {
         "at the beginning and at the end": report.average(ends),
         "sampled accuracy": curves(folders, arms, "eval/sampled_accuracy"),
-        "turns per response": curves(folders, arms, "rollout/actions"),
+        "turns per response": curves(folders, arms, "rollout/actions", every),
     }
 
 

@@ -54,7 +54,7 @@ class Arm:
 LOCAL = {"credit": "step", "normalizer": "none"}
 EASIER = {
     "rows": "mixed", "learning_rate": 1e-3, "pretrain_rollouts": WARM_UP, "pretrain_epochs": 10, "pretrain_batch": 64,
-    "replay": 512, "replay_batches": 2, "replay_warm_up": 0.5, "reading": "labels", "label_trust": True,
+    "replay": 512, "replay_batches": 2, "replay_warm_up": 0.5, "reading": "labels", "label_trust": 0.0,
 }  # fmt: skip
 RATE = 3e-4
 ARMS = {
@@ -72,6 +72,7 @@ ARMS = {
     "checker_flip40": Arm(RATE, {"reward": {"source": "checker", "flip": 0.4}, "advantage": LOCAL}),
     "prime": Arm(RATE, {"prm": {"learning_rate": 1e-3}}),
     "easier": Arm(RATE, {"prm": EASIER, "advantage": LOCAL}),
+    "easier_gated": Arm(RATE, {"prm": EASIER | {"label_trust": 0.4}, "advantage": LOCAL}),
     "easier_judged": Arm(RATE, {"prm": EASIER | {"rows": "judged"}, "advantage": LOCAL}),
 }
 """Arms by name. All keep every group of a batch, but for "outcome_filtered"."""

@@ -113,39 +113,47 @@ def write(record: dict[str, Any], target: pathlib.Path) -> None:
     target.write_text("{\n" + ",\n".join([*parts, f' "runs": [\n{lines}\n ]']) + "\n}\n")
 
 
+SHOWN = ("outcome", "checker", "easier")
+"""The arms of the figure; it shows the seeds that all of them have."""
+
+
 def draw(results: pathlib.Path, tasks: list[str], target: pathlib.Path) -> None:
-    """Accuracy against rollouts, the warm-up charged, and the PRM's step AUC on what the policy writes."""
+    """Accuracy against rollouts, what each arm gains on outcome-only training, and the PRM's step AUC."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2 * (len(tasks) + 1), 3.8), dpi=100, layout="constrained")
+    figure = Figure(figsize=(5.2 * 3, 3.6 * len(tasks)), dpi=80, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(tasks) + 1, squeeze=False)[0]
-    for axis, task in zip(axes, tasks, strict=False):
-        _curves(axis, load(results, task), "sampled", charge=True)
-        axis.set_title(f"{task} sums: sampled accuracy", loc="left", fontsize=9, fontweight="bold")
-    _curves(axes[-1], load(results, tasks[0]), "auc", charge=False)
-    axes[-1].set_title("step AUC on what the policy writes now", loc="left", fontsize=9, fontweight="bold")
-    for axis in axes:
-        axis.set_xlabel("rollouts", fontsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=8)
-    axes[0].legend(fontsize=8, frameon=False)
+    for row, task in zip(figure.subplots(len(tasks), 3, squeeze=False), tasks, strict=True):
+        runs = load(results, task)
+        arms = [arm for arm in SHOWN if any(name == arm for name, _ in runs)]
+        seeds = sorted(set.intersection(*({seed for name, seed in runs if name == arm} for arm in arms)))
+        grid = np.linspace(0, max(run["rollouts"][-1] for run in runs.values()), 41)
+        for index, arm in enumerate(arms):
+            look = {"color": COLORS[index], "label": arm, "linewidth": 1.6}
+            curves = np.array([np.interp(grid, *charged(runs[arm, seed], True)) for seed in seeds])
+            row[0].plot(grid, curves.mean(0), **look)
+            if arm != BASE:
+                base = np.array([np.interp(grid, *charged(runs[BASE, seed], True)) for seed in seeds])
+                _band(row[1], grid, curves - base, look)
+            if runs[arm, seeds[0]].get("auc"):
+                _band(row[2], runs[arm, seeds[0]]["rollouts"], np.array([runs[arm, s]["auc"] for s in seeds]), look)
+        titles = (
+            f"{task} sums: sampled accuracy, mean of {len(seeds)} seeds", "gain on outcome rewards, paired by seed",
+            "step AUC on what the policy writes now",
+        )  # fmt: skip
+        for axis, title in zip(row, titles, strict=True):
+            axis.set_title(title, loc="left", fontsize=9, fontweight="bold")
+            axis.set_xlabel("rollouts" if axis is row[2] else "rollouts, the PRM's warm-up included", fontsize=8)
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.tick_params(labelsize=8)
+        row[0].legend(fontsize=8, frameon=False)
+        row[1].axhline(0.0, color="#6b7280", linewidth=0.8)
     figure.savefig(target)
 
 
-def _curves(axis: Any, runs: Runs, key: str, *, charge: bool) -> None:
-    """Means over seeds with 95 % intervals."""
-    for index, arm in enumerate(dict.fromkeys(arm for arm, _ in runs)):
-        found = [run for (name, _), run in runs.items() if name == arm and len(run.get(key, [])) > 1]
-        if not found or (key == "auc" and arm.startswith("checker")):
-            continue
-        grid = np.asarray(found[0]["rollouts"], float)
-        table = np.array([run[key] for run in found if len(run[key]) == len(grid)])
-        estimates = [estimate(column) for column in table.T]
-        if charge and found[0]["warm_up_rollouts"]:
-            grid = np.concatenate([[0.0], grid + found[0]["warm_up_rollouts"]])
-            estimates = [estimates[0], *estimates]
-        color = COLORS[index % len(COLORS)]
-        axis.plot(grid, [float(e) for e in estimates], color=color, label=arm, linewidth=1.6)
-        axis.fill_between(grid, [e.low for e in estimates], [e.high for e in estimates], color=color, alpha=0.15)
+def _band(axis: Any, x: Any, values: np.ndarray, look: dict[str, Any]) -> None:
+    """The mean over seeds (rows) with its 95 % interval."""
+    estimates = [estimate(column) for column in values.T]
+    axis.plot(x, [float(e) for e in estimates], **look)
+    axis.fill_between(x, [e.low for e in estimates], [e.high for e in estimates], color=look["color"], alpha=0.15)

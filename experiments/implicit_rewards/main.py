@@ -39,7 +39,7 @@ class Config:
     reference_updates: int = 1000
     updates: int = 300
     batch: int = 64
-    seeds: int = 3
+    seeds: int = 8
 
 
 SMOKE = Config(

@@ -44,6 +44,14 @@ class Options:
     """Subset that chooses the threshold for the first wrong step; empty: gsm8k, or else the first."""
     false_discovery: Annotated[float | None, within(0, 1, low_open=True, high_open=True)] = None
     """Also select solutions of which at most this share is wrong, in expectation."""
+    also: tuple[str, ...] = ()
+    """Scores of the same solutions by other models, NAME=FILE as prm-jax score writes them, between which and the
+    aggregations of this model the selection may choose (--false-discovery)."""
+    mask: tuple[str, ...] = ()
+    """Also judge the scores without a part of the input: language, mathematics, problem, earlier (all steps before the
+    one that is scored), or regex:PATTERN; with --model."""
+    venn_abers: bool = False
+    """Also calibrate by Venn-ABERS intervals (on at most 400 entries)."""
     resamples: Annotated[int, at_least(0)] = 1000
     """Number of bootstrap resamples for intervals; 0: no intervals."""
     seed: Annotated[int, at_least(0)] = 0
@@ -61,17 +69,20 @@ def run(options: Options) -> None:
     from prm_jax.runs import processes
     from prm_jax.runs.metrics_log import atomic_write
 
+    if not options.data:
+        raise UserError("which data? Give one file or several: prm-jax eval data.jsonl --model runs/mine/model")
     files = _subsets(options.data)
     _check(options, files)
     make_directory(options.out)
-    subsets, output = _read(options, files) if options.scored else _score(options, files)
+    more: dict[str, Any] = {}
+    subsets, output = _read(options, files) if options.scored else _score(options, files, more)
     if not processes.is_first():
         return
     results = judge_scores(
         subsets, output=output, threshold_on=options.threshold_on, false_discovery=options.false_discovery,
-        resamples=options.resamples, seed=options.seed,
+        also=_also(options), venn_abers=options.venn_abers, resamples=options.resamples, seed=options.seed,
     )  # fmt: skip
-    results = {"model": options.model, "step_score": output, **results}
+    results = {"model": options.model, "step_score": output, **results, **more}
     names = ", ".join(files)
     title = f"{model_name(options.model)} judged on {names}" if options.model else f"{names} judged"
     try:
@@ -84,12 +95,28 @@ def run(options: Options) -> None:
         raise UserError(f"cannot write to {options.out}: {error.strerror or error}") from error
     for name, found in results["process_bench"].get("subsets", {}).items():
         print(f"{name}: first-error F1 {found['f1']:.3f} (random {found['random_f1']:.3f})")
+    for mask, by_subset in more.get("ablation", {}).items():
+        for name, found in by_subset.items():
+            print(f"{name} without {mask}: {_ablated(found)}")
     print(f"results: {options.out / 'results.json'}, {options.out / 'results.html'}")
 
 
+def _ablated(found: Mapping[str, Any]) -> str:
+    shown = [f"correlation with whole scores {found['correlation']:.3f}"]
+    for key, name in (("first_error_f1", "first-error F1"), ("auc", "step AUC")):
+        if key in found:
+            shown.append(f"{name} {found[key][1]:.3f} (whole {found[key][0]:.3f})")
+    return ", ".join(shown)
+
+
+def _also(options: Options) -> "dict[str, dict[str, Case]]":
+    """Scores of other models by name and solution."""
+    from prm_jax.prm.cases import read_cases
+
+    return {name: {case.id: case for case in read_cases(path)} for name, path in _subsets(options.also).items()}
+
+
 def _subsets(data: Sequence[str]) -> dict[str, pathlib.Path]:
-    if not data:
-        raise UserError("which data? Give one file or several: prm-jax eval data.jsonl --model runs/mine/model")
     found: dict[str, pathlib.Path] = {}
     for word in data:
         name, separator, path = word.partition("=")
@@ -105,11 +132,18 @@ def _subsets(data: Sequence[str]) -> dict[str, pathlib.Path]:
 
 def _check(options: Options, files: Mapping[str, pathlib.Path]) -> None:
     """Refuses options that cannot work, before anything is read or scored."""
+    from prm_jax.prm.ablation import check_masks
+
     problems = check_ranges(options)
     if options.scored == bool(options.model):
         problems.append("give --model to score the data, or --scored when the files hold scores already, not both")
     if options.output is not None and not options.scored:
         problems.append("--output is for --scored files: a model says itself what its scores are")
+    if options.also and options.false_discovery is None:
+        problems.append("--also is for the selection: give --false-discovery, the share of wrong solutions to accept")
+    if options.mask and options.scored:
+        problems.append("--mask scores the solutions again: give --model and step data instead of --scored")
+    problems += check_masks(options.mask)
     if options.threshold_on and options.threshold_on not in files:
         known = suggest(options.threshold_on, files, "subsets")
         problems.append(f"--threshold-on {options.threshold_on!r} is not a subset; {known}")
@@ -126,8 +160,11 @@ def _read(options: Options, files: Mapping[str, pathlib.Path]) -> "tuple[dict[st
     return subsets, options.output or guess
 
 
-def _score(options: Options, files: Mapping[str, pathlib.Path]) -> "tuple[dict[str, list[Case]], str]":
-    """Scores all subsets; the scores of each are kept in a file of their own."""
+def _score(
+    options: Options, files: Mapping[str, pathlib.Path], more: dict[str, Any]
+) -> "tuple[dict[str, list[Case]], str]":
+    """Scores all subsets; the scores of each are kept in a file of their own. `more` gets the ablation."""
+    from prm_jax.prm.ablation import ablation
     from prm_jax.prm.cases import case_of
     from prm_jax.prm.score_log import ScoreLog, identity_of, score_logged
     from prm_jax.runs import processes
@@ -147,6 +184,8 @@ def _score(options: Options, files: Mapping[str, pathlib.Path]) -> "tuple[dict[s
                 write_scores(folder / f"{name}.jsonl", scored)
             # The log stays until all subsets are scored, so that an interrupted call continues with the next one.
             subsets[name] = scored
+    if options.mask:
+        more["ablation"] = ablation(prm, subsets, options.mask, options.scoring)
     for name in files if processes.is_first() else ():
         (folder / f"{name}.partial.jsonl").unlink(missing_ok=True)
     return {name: [case_of(one) for one in scored] for name, scored in subsets.items()}, prm.output

@@ -36,21 +36,23 @@ class Options(PolicyOptions):
 
     out: Annotated[pathlib.Path, tyro.conf.Positional]
     """JSON-lines file to write."""
-    method: Literal["omega", "every_step", "tree", "mutate"] = "omega"
+    method: Literal["omega", "every_step", "adaptive", "tree", "mutate"] = "omega"
     """omega: binary search for the first errors of wrong rollouts (OmegaPRM); every_step: rollouts after every step of
-    sampled solutions; tree: Monte-Carlo tree search over steps; mutate: edits of correct programs, labelled by their
-    tests (PRLCoder), with "none" as the policy."""
+    sampled solutions; adaptive: the same with more rollouts where they disagree; tree: Monte-Carlo tree search over
+    steps; mutate: edits of correct programs, labelled by their tests (PRLCoder), with "none" as the policy."""
     labels: Literal["soft", "hard", "vstar", "q", "quality", "best_worst", "first_error", "top_bottom"] = "hard"
     """soft: the share of correct rollouts, or of correct answers below the step; hard: whether any was correct; vstar:
     hard, and correct before a correct step (not for trees). For trees: q, the search's own values (AlphaMath), as
     probabilities; quality (ReST-MCTS*); and preference pairs: best_worst (step-level Q), first_error (Step-DPO),
     top_bottom (rStar-Math)."""
     rollouts: Count = 8
-    """Rollouts from each prefix."""
+    """Rollouts from each prefix (adaptive: on average)."""
     searches: Count = 16
     """Maximum number of searches per problem (omega)."""
     solutions: Count = 4
-    """Solutions per problem (every_step)."""
+    """Solutions per problem (every_step, adaptive)."""
+    pilot: Count = 4
+    """Rollouts from each prefix that decide where the others go (adaptive)."""
     mutations: Count = 8
     """Edits per problem that are meant to break the program (mutate)."""
     refactors: Annotated[int, at_least(0)] = 2

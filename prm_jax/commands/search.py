@@ -15,12 +15,12 @@ from prm_jax.prm.reward_model_options import LayoutName
 from prm_jax.search.searchers import Searcher, make_searcher
 
 Count = Annotated[int, at_least(1)]
-_NOT_SETTINGS = ("problems", "chunk", "solutions")
+_NOT_SETTINGS = ("problems", "chunk", "solutions", "draw")
 """Options on which no line of results depends."""
 COMMON_OPTIONS = (
     "task", "task-options", "problems", "sampling.temperature", "sampling.max-new-tokens", "sampling.rows", "seed",
     "chat", "dtype", "server", "method", "scorer", "rollouts", "samples", "beams", "width", "simulations", "layout",
-    "out", "resume",
+    "out", "draw", "resume",
 )  # fmt: skip
 
 
@@ -33,9 +33,11 @@ class Options(PolicyOptions):
     """
 
     method: str = "best_of_n"
-    """majority, best_of_n and weighted_vote sample whole solutions; the others go step by step: beam (beam search),
-    dvts (diverse verifier trees), step_beam (AlphaMath), lookahead (ReARTeR), parm (PARM), mcts (Monte-Carlo tree
-    search); or your own as package.module:function or file.py:function."""
+    """majority, best_of_n, weighted_vote, mean_vote and confident_vote (more samples where the first ones disagree)
+    sample whole solutions; the others go step by step: beam (beam search), dvts (diverse verifier trees), step_beam
+    (AlphaMath), lookahead (ReARTeR), refine (GLoRe: wrong drafts are refined from the first wrong step, and from the
+    beginning), refine_step (steps below --gate are written again), parm (PARM), mcts (Monte-Carlo tree search); or your
+    own as package.module:function or file.py:function."""
     scorer: str = "logp"
     """What scores prefixes: logp (the policy's mean log-probability), or the path of a process reward model; and, as
     upper bounds, since they know the reference answers: verifier (answers only), rollouts (the share of correct ones
@@ -43,11 +45,13 @@ class Options(PolicyOptions):
     rollouts: Count = 8
     """Rollouts per prefix (scorer rollouts); their tokens count."""
     samples: Count = 16
-    """Solutions per problem (majority, best_of_n, weighted_vote, parm)."""
+    """Solutions per problem (majority, best_of_n, the other votes, parm, refine, refine_step)."""
+    pilot: Count = 4
+    """Solutions per problem before its confidence decides how many more of --samples it gets (confident_vote)."""
     beams: Count = 4
     """Beams per problem (beam, dvts, step_beam, lookahead)."""
     width: Count = 4
-    """Proposals per beam or leaf."""
+    """Proposals per beam or leaf; refinements of each kind (refine); further attempts at a step (refine_step)."""
     simulations: Count = 16
     """Simulations per problem (mcts)."""
     horizon: Annotated[int, at_least(0)] = 3
@@ -57,7 +61,7 @@ class Options(PolicyOptions):
     min_gain: float | None = None
     """Stop looking ahead at the first step that gains less than this over the one before it (lookahead)."""
     gate: float = 0.5
-    """Drop a solution at the first score not above this (parm)."""
+    """Drop a solution at the first score not above this (parm); a score below this is wrong (refine, refine_step)."""
     gate_from: Count = 1
     """The first step that is judged (parm)."""
     final_scorer: str = ""
@@ -73,6 +77,8 @@ class Options(PolicyOptions):
     solutions: pathlib.Path | None = None
     """Also write every candidate to this file, as step data with outcome, answer and score, for score, eval and
     train-prm."""
+    draw: pathlib.Path | None = None
+    """Also draw the trees, with visits and values, as an interactive HTML page."""
     resume: bool = False
     """Continue the file in --out; --problems and --chunk may differ."""
 
@@ -80,6 +86,7 @@ class Options(PolicyOptions):
 def run(options: Options) -> None:
     """Searches chunk by chunk, writing the results as they come, and prints the table."""
     from prm_jax.prm.search_results import check_results, results_table, search_problems
+    from prm_jax.prm.tree_page import trees_page
     from prm_jax.runs import processes
 
     searcher = _check(options)
@@ -88,7 +95,7 @@ def run(options: Options) -> None:
     first = results.header(settings, task.fingerprint)
     done = divided.known(lambda: results.begin_or_resume(options.out, first, resume=options.resume))
     ids = [problem.id for problem in problems]
-    check_results(done, ids, str(options.out), solutions=options.solutions is not None)
+    check_results(done, ids, str(options.out), solutions=options.solutions is not None, draw=options.draw is not None)
     progress = Progress(len(problems), len(done))
     policy = load_policy(options, task, progress.wrote)
     scorer, final = _scorers(options, searcher, policy)
@@ -98,7 +105,8 @@ def run(options: Options) -> None:
 
     def searched(own: Sequence[Any], number: int) -> list[dict[str, Any]]:
         policy.begin(own, number)
-        return list(search_problems(policy, searcher, scorer, final, solutions=options.solutions is not None))
+        kept = {"solutions": options.solutions is not None, "draw": options.draw is not None}
+        return list(search_problems(policy, searcher, scorer, final, **kept))
 
     with results.kept(options.out), progress:
         for start in range(0, len(problems), options.chunk):
@@ -115,6 +123,8 @@ def run(options: Options) -> None:
         return
     if options.solutions is not None:
         results.write(options.solutions, [results.dump(record) for line in done for record in line["solutions"]])
+    if options.draw is not None:
+        results.write(options.draw, [trees_page(f"{options.method}, scored by {options.scorer}", done)])
     print(f"{options.method}, scored by {options.scorer}", results_table(done), sep="\n")
 
 

@@ -28,6 +28,7 @@ _HOME = {
     "QTensor": "qtensor",
     "quantize": "quantization",
     "dequantized": "qtensor",
+    "round_through": "straight_through",
     "init_value_head": "heads",
     "value_head": "heads",
     "load_weights": "weights",
@@ -80,6 +81,7 @@ __all__ = [
     "QTensor",
     "quantize",
     "dequantized",
+    "round_through",
     "init_value_head",
     "value_head",
     "load_weights",
@@ -112,8 +114,28 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from prm_jax.models.chat import render_chat
     from prm_jax.models.config import ModelConfig, compiler_options
+    from prm_jax.models.generation import DecodeOptions, generate
+    from prm_jax.models.gguf_export import save_gguf
+    from prm_jax.models.heads import init_value_head, value_head
+    from prm_jax.models.hub import find_model
+    from prm_jax.models.loading import load_model
+    from prm_jax.models.logprobs import token_logprobs, token_logprobs_and_entropy
+    from prm_jax.models.lora import LoRAConfig, init_lora, join, merge, split
+    from prm_jax.models.mesh_options import MeshOptions
+    from prm_jax.models.model_options import ModelOptions
+    from prm_jax.models.peft_export import save_adapter
+    from prm_jax.models.prefixes import PrefixStore
+    from prm_jax.models.qtensor import QTensor, dequantized
+    from prm_jax.models.quantization import quantize
+    from prm_jax.models.responses import Samples, pack, response_texts
     from prm_jax.models.rope_scaling import RopeScaling
+    from prm_jax.models.sharding import batch_sharding, make_mesh, shard_batch, shard_params, shardings_for
+    from prm_jax.models.smollm2 import find_smollm2
+    from prm_jax.models.special_tokens import SpecialTokens
+    from prm_jax.models.text_stream import TextStream
+    from prm_jax.models.tokenizer import CharTokenizer, Tokenizer, check_fits, check_same_vocabulary
     from prm_jax.models.transformer import (
         Transformer,
         expert_balance,
@@ -123,6 +145,8 @@ if TYPE_CHECKING:
         init_params,
         logits,
     )
+    from prm_jax.models.weights import load_weights
+    from prm_jax.models.weights_writing import save_weights
 
 
 def __getattr__(name: str) -> Any:

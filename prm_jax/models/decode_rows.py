@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prm_jax.models import decode
+from prm_jax.models import decode, four_bit_cache
 from prm_jax.models.attention_spec import NEGATIVE, soft_capped
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.decode import KeyValues
+from prm_jax.models.four_bit_cache import FourBitKeyValues
 from prm_jax.models.transformer import Params
 
 Array = jax.Array
@@ -32,14 +33,17 @@ class RoundedKeyValues:
     v_scale: Array
 
 
-Layers = tuple[KeyValues | RoundedKeyValues, ...]
+Columns = KeyValues | RoundedKeyValues | FourBitKeyValues
+Layers = tuple[Columns, ...]
 
 
 def init_columns(config: ModelConfig, rows: int, columns: int, dtype: str) -> Layers:
     """Zeros for the keys and values of B = `rows` rows of at most C = `columns` tokens: N = B and S = C.
 
-    `dtype` "int8" gives `RoundedKeyValues`.
+    `dtype` "int8" gives `RoundedKeyValues`, "int4" `FourBitKeyValues`.
     """
+    if dtype == "int4":
+        return tuple(four_bit_cache.empty(config, rows, columns) for _ in range(config.num_layers))
     heads, size = config.num_kv_heads, config.head_dim
     k, v = (rows, heads, size, columns), (rows, heads, columns, size)
     if dtype == "int8":
@@ -76,10 +80,12 @@ def copy_columns(layers: Layers, prefix: Layers, into: Array, source: Array) -> 
             own.v_scale.at[into, :, :columns].set(v_scale, mode="drop"),
         )  # fmt: skip
 
-    return tuple(
-        rounded(own, new) if isinstance(own, RoundedKeyValues) else copy(own, new)
-        for own, new in zip(layers, prefix, strict=True)
-    )
+    def any_kind(own: Columns, new: Any) -> Columns:
+        if isinstance(own, FourBitKeyValues):
+            return own.copied(new, into, source)
+        return rounded(own, new) if isinstance(own, RoundedKeyValues) else copy(own, new)
+
+    return tuple(any_kind(own, new) for own, new in zip(layers, prefix, strict=True))
 
 
 def decode_rows(
@@ -111,10 +117,10 @@ def decode_rows(
     return decode.run_layers(config, params, tokens, columns, mix), tuple(grown)
 
 
-def _append(
-    own: KeyValues | RoundedKeyValues, k: Array, v: Array, rows: Array, columns: Array
-) -> KeyValues | RoundedKeyValues:
+def _append(own: Columns, k: Array, v: Array, rows: Array, columns: Array) -> Columns:
     """Writes k and v [B, K, head_dim] of each row's token at its column."""
+    if isinstance(own, FourBitKeyValues):
+        return own.appended(k, v, rows, columns)
     if isinstance(own, RoundedKeyValues):
         (k, k_scale), (v, v_scale) = _round(k, 2), _round(v, 2)
         return RoundedKeyValues(
@@ -136,10 +142,13 @@ def _round(x: Array, axis: int) -> tuple[Array, Array]:
     return jnp.round(x / jnp.where(scale > 0, scale, 1.0)).astype(jnp.int8), scale.squeeze(axis)
 
 
-def _attend(config: ModelConfig, q: Array, own: KeyValues | RoundedKeyValues, seen: Array) -> Array:
+def _attend(config: ModelConfig, q: Array, own: Columns, seen: Array) -> Array:
     """Attention of q [B, H, head_dim] over its row's columns where seen [B, C] -> [B, H * head_dim]."""
     rows, heads, size = q.shape
     kv_heads = own.k.shape[1]
+    if isinstance(own, FourBitKeyValues):
+        grouped = q.reshape(rows, kv_heads, heads // kv_heads, size)
+        return own.attend(config, grouped, seen, config.score_scale).reshape(rows, heads * size)
     dtype = q.dtype if isinstance(own, RoundedKeyValues) else own.k.dtype
     grouped = (q * config.score_scale).astype(dtype).reshape(rows, kv_heads, heads // kv_heads, size)
     scores = jnp.einsum("bkqd,bkdc->bkqc", grouped, own.k.astype(dtype), preferred_element_type=jnp.float32)

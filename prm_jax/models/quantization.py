@@ -5,6 +5,7 @@ for transforms that neighbouring layers absorb see ``folded_transforms``, for sc
 """
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -153,6 +154,9 @@ def check_quantizable(params: Params, bits: int, options: QuantizationOptions, *
     problems = options.problems(bits, prefix)
     if problems:
         raise UserError("\n".join(problems))
+    absent = [f"{h}.{name}" for h, name in KERNELS if not isinstance(params["layers"].get(h, {}).get(name), Mapping)]
+    if absent:
+        raise UserError(f"this model has no {', '.join(absent)}: models with experts cannot be quantised")
     if is_quantized(params):
         raise UserError("these parameters are quantised already: quantise the ones that they were made from")
     found = [f"{home}.{name}" for home, name in KERNELS if "lora_a" in params["layers"][home][name]]

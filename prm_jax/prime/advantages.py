@@ -54,6 +54,12 @@ def value_targets(options: AdvantageOptions, rewards: jax.Array, inputs: RewardI
     return jax.lax.stop_gradient(_gae(options, rewards, inputs) + inputs.values)
 
 
+def critic_rewards(options: AdvantageOptions, rewards: jax.Array, inputs: RewardInputs) -> jax.Array:
+    """Rewards [B, T] whose returns the critic predicts: shaped process rewards, penalty, and the outcome at the end."""
+    outcome = rl.outcome_token_rewards(jnp.asarray(inputs.outcome, jnp.float32), inputs.counted)
+    return _shaped(options, rewards, inputs) + options.outcome_coef * outcome
+
+
 def _normalized(options: AdvantageOptions, rewards: jax.Array, mask: jax.Array) -> jax.Array:
     if options.normalizer == "return":
         return rl.normalize_by_return(rewards, mask)
@@ -127,8 +133,7 @@ def _reinforce(options: AdvantageOptions, rewards: jax.Array, inputs: RewardInpu
 
 def _gae(options: AdvantageOptions, rewards: jax.Array, inputs: RewardInputs) -> jax.Array:
     assert inputs.values is not None
-    outcome = rl.outcome_token_rewards(jnp.asarray(inputs.outcome, jnp.float32), inputs.counted)
-    total = _shaped(options, rewards, inputs) + options.outcome_coef * outcome
+    total = critic_rewards(options, rewards, inputs)
     return rl.generalized_advantages(
         total, inputs.values, inputs.counted, discount=options.discount, lambda_=options.gae_lambda
     )

@@ -6,6 +6,7 @@ from prm_jax.errors import UserError
 from prm_jax.models.quantization_options import bits_of
 from prm_jax.option_ranges import check_ranges
 from prm_jax.prime.options import Options
+from prm_jax.prime.sample_losses import NAMES as SAMPLE_LOSSES
 from prm_jax.prime.sizes import chunk_rows
 from prm_jax.resolve import nearest
 from prm_jax.rollouts.server_options import is_url
@@ -55,6 +56,8 @@ def _groups(options: Options) -> list[str]:
             "--rollout.filter needs solve rates between 0 and 1, which a single sample never has: "
             "--rollout.samples-per-prompt must be >= 2, or --rollout.filter none"
         )
+    if size == 1 and options.policy.loss in SAMPLE_LOSSES:
+        found.append(f"--policy.loss {options.policy.loss} compares the samples of a prompt: sample at least 2")
     if options.prm.loss != "ce" and size == 1:
         found.append(f"--prm.loss {options.prm.loss} compares the samples of a prompt: sample at least 2")
     return found
@@ -79,6 +82,15 @@ def _divisions(options: Options) -> list[str]:
                 f"--{name}.microbatches {part.microbatches} must divide the {unit // part.minibatches} {what} "
                 f"of a minibatch ({prompts} prompts x {size} samples / {part.minibatches} minibatches)"
             )
+    policy = options.policy
+    if policy.loss in SAMPLE_LOSSES and (
+        policy.microbatch_tokens or (policy.microbatches > 1 and (prompts // policy.minibatches) % policy.microbatches)
+    ):
+        found.append(
+            f"--policy.loss {policy.loss} compares the samples of a prompt, but the microbatches would cut through "
+            "groups: choose --policy.microbatches that divide the prompts of a minibatch, and no "
+            "--policy.microbatch-tokens"
+        )
     pretrain = max(1, options.prm.pretrain_batch // size) * size if size > 0 else 0
     name, part = ("policy", options.policy) if options.reward.source == "critic" else ("prm", options.prm)
     if options.prm.pretrain_rollouts and pretrain % max(1, part.microbatches):
@@ -248,7 +260,7 @@ def _rewards(options: Options) -> list[str]:
     """Sources, shapings and credit that do not fit together."""
     reward, advantage, found = options.reward, options.advantage, []
     if not advantage.process_coef:
-        return []
+        return _without_process(options)
     if reward.source == "model" and not reward.path:
         found.append("--reward.source model needs --reward.path: the directory of a saved PRM")
     if reward.path and reward.source not in ("model", "values") and ":" not in reward.source:
@@ -264,6 +276,13 @@ def _rewards(options: Options) -> list[str]:
             f"--advantage.credit value needs values of prefixes (--reward.source values, critic or model), but "
             f"{reward.source} gives rewards; use --advantage.credit step"
         )
+    if "verifier" in reward.shaping and reward.shaping[-1] != "verifier":
+        found.append("--reward.shaping verifier makes one reward per response: name it last")
+    if "verifier" in reward.shaping and advantage.outcome_coef:
+        found.append(
+            "--reward.shaping verifier holds the outcome already: give --advantage.outcome-coef 0, or the outcome "
+            "counts twice"
+        )
     if "progress" in reward.shaping and not values:
         found.append(
             f"--reward.shaping progress needs values of prefixes (--reward.source values, critic or model), but "
@@ -274,12 +293,23 @@ def _rewards(options: Options) -> list[str]:
                      "again: use --advantage.credit step with the shaping")  # fmt: skip
     if advantage.credit == "value" and reward.shaping:
         found.append("--advantage.credit value reads the source's values, which --reward.shaping would change")
+    if options.critic.rank_penalty and advantage.estimator != "ppo":
+        found.append("--critic.rank-penalty is for the critic of --advantage.estimator ppo: leave one of the two out")
+    if options.critic.rank_penalty and options.batch.pack:
+        found.append("--critic.rank-penalty reads states in unpacked rows: leave --batch.pack out")
     if advantage.estimator == "ppo" and advantage.credit != "return":
         found.append(f"--advantage.estimator ppo has credit of its own (GAE); --advantage.credit {advantage.credit} "
                      "needs rloo, grpo, lambda_grpo or reinforce")  # fmt: skip
     if ":" in advantage.estimator and advantage.credit != "return":
         found.append(f"--advantage.estimator {advantage.estimator} assigns credit itself; leave --advantage.credit out")
     return found
+
+
+def _without_process(options: Options) -> list[str]:
+    """What outcome-only training has no use for."""
+    if options.advantage.consistent < 1:
+        return ["--advantage.consistent compares process rewards with outcomes: --advantage.process-coef 0 has none"]
+    return []
 
 
 def _online_prm(options: Options) -> list[str]:
@@ -323,8 +353,8 @@ def _online_prm(options: Options) -> list[str]:
         found.append("--prm.pretrain-task-options are those of --prm.pretrain-rollouts, which is 0")
     found += [
         f"--prm.{name} needs --prm.reading labels or failed_labels"
-        for name, set_ in (("label-threshold", prm.label_threshold is not None), ("label-trust", prm.label_trust))
-        if set_ and prm.reading == "raw"
+        for name, value in (("label-threshold", prm.label_threshold), ("label-trust", prm.label_trust))
+        if value is not None and prm.reading == "raw"
     ]
     if prm.reading != "raw" and prm.label_threshold is None and prm.update == "none" and not prm.pretrain_rollouts:
         found.append(

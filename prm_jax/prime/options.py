@@ -99,9 +99,10 @@ class RolloutOptions:
     slots: Annotated[int, at_least(0)] = 0
     """Responses that each process decodes at the same time (engine=slots); 0: its share of a step's, up to 256 (64
     on a CPU)."""
-    cache_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    cache_dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = "auto"
     """Type of the slots' keys and values: int8 takes about a quarter of float32's memory and moves log-probs slightly,
-    for which --off-policy.weights correct. auto: the model's compute type."""
+    int4 (with smoothed keys) an eighth and moves them more; --off-policy.weights correct for it. auto: the model's
+    compute type."""
     lookahead: Annotated[int, at_least(0)] = 0
     """Prompts asked for beyond those that the step is known to need (engine=slots; filter resample or oversample). They
     keep slots busy and are wasted when they are not needed."""
@@ -160,11 +161,14 @@ class RewardOptions:
     granularity: Literal["token", "step"] = "token"
     """A reward at every token, or summed at the last token of every step."""
     shaping: tuple[str, ...] = ()
-    """Shapings, applied in this order: clip, delta, progress, min, confidence, or package.module:function."""
+    """Shapings, applied in this order: clip, delta, progress, min, confidence, verifier (a score under the
+    outcome, for --advantage.outcome-coef 0), or package.module:function."""
     clip_threshold: float = 0.0
     """clip: step rewards become min(reward - threshold, 0)."""
     progress_alpha: float | None = None
     """progress: add the step's own value to alpha times its progress; none: progress alone."""
+    verifier_scale: Annotated[float, at_least(0)] = 0.5
+    """verifier: scale of the response's process reward in sigmoid(scale * reward) + outcome - 1."""
     confidence_weight: Annotated[float, at_least(0)] = 2.0
     """confidence: strength of the adjustment."""
     confidence_kind: Literal["difference", "threshold"] = "difference"
@@ -204,9 +208,10 @@ class PRMOptions:
     label_threshold: float | None = None
     """That threshold; none: the one at which as many of the responses that the PRM learns from have such a step as have
     failed, averaged over about ten updates."""
-    label_trust: bool = False
+    label_trust: Annotated[float | None, within(0, 1)] = None
     """Multiply the labels by how much better than chance they tell failed responses from others: the share of failed
-    responses that have one, minus that of the others, over about ten updates."""
+    responses that have one, minus that of the others, over about ten updates; below this number they are left out.
+    none: labels count as they are."""
     include_last: bool = True
     """The response's last token gets a process reward, too."""
     learning_rate: Annotated[float, at_least(0)] = 1e-6
@@ -280,6 +285,9 @@ class AdvantageOptions:
     mixed outcomes; 0: the accuracy itself."""
     min_temperature: Annotated[float, above(0)] = 0.1
     """Temperature of the soft minimum of credit=min."""
+    consistent: Annotated[float, within(0, 1, low_open=True)] = 1.0
+    """Share of each group's right responses, and of its wrong ones, that the policy learns from: those whose process
+    rewards agree best with the outcome (PROF); 1: all."""
     discount: Annotated[float, within(0, 1)] = 1.0
     """Discount of process rewards."""
     gae_lambda: Annotated[float, within(0, 1)] = 1.0
@@ -310,7 +318,11 @@ class PolicyOptions:
     offload: bool = False
     """Keep the optimiser's state in the host's pinned memory between updates, where the backend has it."""
     loss: str = "clipped"
-    """clipped: the clipped surrogate; or package.module:function of (logp, old_logp, advantages, inputs)."""
+    """clipped: the clipped surrogate. On the samples of a prompt: brain, cross-entropy to the posterior given the
+    rewards; gpo and sppo, squared distance to preferences over the policy that sampled. Or package.module:function of
+    (logp, old_logp, advantages, inputs)."""
+    sample_temperature: Annotated[float, above(0)] = 1.0
+    """Divides rewards and preferences in brain, gpo and sppo: small values follow them more closely."""
     clip_low: Annotated[float, within(0, 1)] = 0.2
     """The probability ratio is clipped below at 1 - clip_low."""
     clip_high: Annotated[float, at_least(0)] = 0.2
@@ -373,6 +385,9 @@ class CriticOptions:
     """Keep the optimiser's state in the host's pinned memory between updates, where the backend has it."""
     clip: Annotated[float | None, above(0)] = 0.2
     """Values move at most this far from the old ones in one update; none: unbounded."""
+    rank_penalty: Annotated[float, at_least(0)] = 0.0
+    """Weight of BEER's bound on the similarity of the features of consecutive tokens (ppo; 0.001 in its paper). It can
+    only bind where tokens have rewards, as process rewards give them."""
 
 
 @dataclass(frozen=True)

@@ -241,6 +241,8 @@ def _variants(work: Workload) -> list[tuple[str, Callable[[Options], Options]]]:
         found = [(name, change) for name, change in found if not name.startswith("--prm.lora")]
     if options.rollout.filter != "oversample":
         found = [(name, change) for name, change in found if not name.startswith("--rollout.filter")]
+    if work.online_prm and options.prm.replay:
+        found.append(("--prm.replay 0", _change("prm", replay=0)))
     return found + _smaller_pieces(work)
 
 
@@ -274,7 +276,8 @@ def _smaller_states(work: Workload) -> list[tuple[str, Callable[[Options], Optio
     for name, part in learning:
         if part.moments != "int8":
             found.append((f"--{name}.moments int8", _change(name, moments="int8")))
-        if not part.offload and work.platform != "cpu":
+        replays = name == "prm" and options.prm.replay  # updates between which a state would move back and forth
+        if not part.offload and work.platform != "cpu" and not replays:
             found.append((f"--{name}.offload", _change(name, offload=True)))
     if work.platform != "cpu" and not (options.model.lora_rank or options.prm.lora_rank):
         found.append(("--model.offload-reference", _change("model", offload_reference=True)))

@@ -19,6 +19,7 @@ from prm_jax.prime.pieces import (
     score_in_pieces,
     summarize,
 )
+from prm_jax.prime.sample_losses import brain_policy_loss, gpo_policy_loss
 from prm_jax.resolve import check_signature, resolve
 from prm_jax.runs.learner import Learner, Params, accumulate_gradients, guarded_update
 
@@ -44,7 +45,10 @@ def make_policy_loss(options: PolicyOptions) -> PolicyLoss:
     Raises:
       UserError: an unknown name, or a function that cannot take (logp, old_logp, advantages, inputs).
     """
-    known: dict[str, PolicyLoss] = {"clipped": clipped_loss(options)}
+    known: dict[str, PolicyLoss] = {
+        "clipped": clipped_loss(options), "brain": brain_policy_loss(options), "gpo": gpo_policy_loss(options),
+        "sppo": gpo_policy_loss(options),
+    }  # fmt: skip
     function = resolve(options.loss, known, "policy loss", option="policy.loss")
     if options.loss not in known:
         check_signature(function, ("logp", "old_logp", "advantages", "inputs"), f"policy loss {options.loss}")

@@ -1,7 +1,7 @@
 """Shaping: what is done to process rewards before credit is assigned, as functions that compose in any order.
 
 Clip and Delta: arXiv 2410.15115. Progress under a prover: arXiv 2410.08146. Minimum form: arXiv 2504.15275. Confidence:
-arXiv 2410.09724.
+arXiv 2410.09724. Under a verifier: arXiv 2409.12122.
 """
 
 from collections.abc import Callable
@@ -125,11 +125,26 @@ def confidence(options: RewardOptions) -> Shaping:
     return shaping
 
 
+def verifier(options: RewardOptions) -> Shaping:
+    """sigmoid(scale * r) + outcome - 1 on the last token: every right response above every wrong one (Qwen2.5-Math).
+
+    r is the response's total process reward. The outcome is in it already, so that it needs no weight of its own.
+    """
+
+    def shaping(rewards: jax.Array, inputs: RewardInputs) -> jax.Array:
+        total = jnp.where(inputs.mask, rewards, 0.0).sum(-1)
+        combined = rl.verifier_rewards(total, inputs.outcome, scale=options.verifier_scale)
+        return rl.outcome_token_rewards(combined, inputs.mask)
+
+    return shaping
+
+
 SHAPINGS: dict[str, Callable[[RewardOptions], Shaping]] = {
     "clip": clip,
     "delta": delta,
     "progress": progress,
     "min": minimum,
     "confidence": confidence,
+    "verifier": verifier,
 }
 """Built-in name -> options -> shaping."""

@@ -243,7 +243,8 @@ def make_setup(options: Options, start: Start, source: Any, overrides: Overrides
         reward=overrides.reward or make_reward(options.reward),
         advantage=overrides.advantage or make_advantage(options.advantage),
         options=options.advantage,
-        reads_logp=any(":" in name for name in named) or any(function is not None for function in given),
+        reads_logp=any(":" in name or name == "brain" for name in named)
+        or any(function is not None for function in given),
         one_reference=start.base is not None and constants_of(source) is start.base,
     )
 

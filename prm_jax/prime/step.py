@@ -12,10 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prm_jax import rl
+from prm_jax import rl, stats
 from prm_jax.models import compiler_options, init_value_head
-from prm_jax.prime.advantages import AdvantageFn, scaled_rewards, value_targets
+from prm_jax.prime.advantages import AdvantageFn, critic_rewards, scaled_rewards, value_targets
 from prm_jax.prime.batch import Batch, Frozen, Metrics, RewardInputs, State
+from prm_jax.prime.consistency import filtered
 from prm_jax.prime.critic import Critic
 from prm_jax.prime.options import AdvantageOptions
 from prm_jax.prime.pieces import masked_mean
@@ -89,6 +90,7 @@ def make_step(setup: Setup, *, shardings: State | None = None) -> Step:
             judged, gate, source_metrics = judge_phase(setup, state, frozen, batch)
         with jax.named_scope("advantages"):
             inputs = reward_inputs(setup, state, frozen, batch, judged, gate, old_logp)
+            inputs = filtered(inputs, setup.options.consistent if setup.options.process_coef else 1.0)
             rewards, advantages, adv_metrics = advantage_phase(setup, inputs)
         critic, critic_opt = state.critic, state.critic_opt
         critic_metrics: Metrics = {}
@@ -97,7 +99,8 @@ def make_step(setup: Setup, *, shardings: State | None = None) -> Step:
             with jax.named_scope("critic"):
                 critic, critic_opt, critic_metrics = setup.critic.update(
                     state.critic, state.critic_opt, frozen.reference, batch, inputs.values,
-                    value_targets(setup.options, rewards, inputs),
+                    value_targets(setup.options, rewards, inputs), critic_rewards(setup.options, rewards, inputs),
+                    setup.options.discount,
                 )  # fmt: skip
         with jax.named_scope("policy"):
             params, policy_opt, policy_metrics = policy.update(state, frozen, batch, advantages, inputs, old_logp)
@@ -156,8 +159,12 @@ def judge_phase(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> tup
     )
     gate = _gate(setup.options, accuracy, batch)
     counted = batch.mask & batch.keep[:, None]
+    concentration = stats.credit_concentration(judged.rewards, counted)
     metrics = {
         **judged.metrics,
+        "gold/spearman": stats.spearman(judged.response, batch.outcome, batch.keep),
+        "gold/r_squared": stats.r_squared(judged.response, batch.outcome, batch.keep),
+        "prm/concentration": jnp.where(batch.keep, concentration, 0.0).sum() / jnp.maximum(batch.keep.sum(), 1),
         "prm/pairwise_accuracy": accuracy,
         "prm/gate": gate,
         "prm/reward_abs": masked_mean(jnp.abs(jnp.where(counted, judged.rewards, 0.0)), counted),

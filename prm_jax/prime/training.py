@@ -316,7 +316,10 @@ def outcome_only(options: Options, extra: int = 0) -> Options:
         are sampled in additional steps.
     """
     per_step = options.rollout.prompts_per_step * options.rollout.samples_per_prompt
-    advantage = dataclasses.replace(options.advantage, process_coef=0.0, gate=False)
+    given = options.advantage  # a shaping may have held the outcome
+    advantage = dataclasses.replace(
+        given, process_coef=0.0, outcome_coef=given.outcome_coef or 1.0, gate=False, consistent=1.0
+    )
     return dataclasses.replace(options, advantage=advantage, baseline=False, steps=options.steps + extra // per_step)
 
 

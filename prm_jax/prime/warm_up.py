@@ -91,9 +91,9 @@ def warm_up_task(options: Options, start: Start) -> Task:
 
     def load() -> Task:
         task = load_task(options.task.name, **{**options.task.options, **options.prm.pretrain_task_options})
-        own = task.tokenizer()
-        if own is not None and start.task.tokenizer() is not None:
-            check_same_vocabulary(start.task.tokenizer(), own, names=("the task", "--prm.pretrain-task-options"))
+        own, others = task.tokenizer(), start.task.tokenizer()
+        if own is not None and others is not None:
+            check_same_vocabulary(others, own, names=("the task", "--prm.pretrain-task-options"))
         return task
 
     return start.once("the task of the PRM's warm-up", load)

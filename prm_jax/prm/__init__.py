@@ -9,6 +9,7 @@ from prm_jax.lazy_names import lazy_attribute
 
 if TYPE_CHECKING:
     from prm_jax.prm.cases import Case, case_of, read_cases
+    from prm_jax.prm.feature_model import FeatureModel, fit_features
     from prm_jax.prm.inputs import read_solutions
     from prm_jax.prm.judge import judge_scores, process_bench
     from prm_jax.prm.judge_page import results_page
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         BradleyTerry,
         DigiQ,
         Generative,
+        Imitation,
         Implicit,
         Outcome,
         StepQ,
@@ -42,12 +44,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "cases": ("Case", "case_of", "read_cases"),
+    "feature_model": ("FeatureModel", "fit_features"),
     "inputs": ("read_solutions",),
     "judge": ("judge_scores", "process_bench"),
     "judge_page": ("results_page",),
     "kinds": (
-        "KINDS", "Armo", "BCoder", "BradleyTerry", "DigiQ", "GPM", "Generative", "Implicit", "Outcome", "StepQ",
-        "Token", "Value",
+        "KINDS", "Armo", "BCoder", "BradleyTerry", "DigiQ", "GPM", "Generative", "Imitation", "Implicit", "Outcome",
+        "StepQ", "Token", "Value",
     ),
     "model": ("load", "save", "save_implicit"),
     "reward_model_options": ("POLICY_LAYOUT", "BaseOptions", "DataOptions", "OptimizerOptions", "TextLayout"),
@@ -68,8 +71,10 @@ __all__ = [
     "Case",
     "DataOptions",
     "DigiQ",
+    "FeatureModel",
     "GPM",
     "Generative",
+    "Imitation",
     "Implicit",
     "KINDS",
     "Kind",
@@ -88,6 +93,7 @@ __all__ = [
     "case_of",
     "check_gives_step_scores",
     "ensemble_token_rewards",
+    "fit_features",
     "judge_scores",
     "load",
     "process_bench",

@@ -28,6 +28,7 @@ class Case:
       labels: of each step, probability that it is right, None where not known; None without any.
       outcome: in [0, 1], None where not known.
       length: of the solution, in characters.
+      quantiles: of each step's value, in ascending order; () where the model gives none.
       provenance: further facts: "answer" (the final answer, for votes), "category", "update".
     """
 
@@ -39,6 +40,7 @@ class Case:
     outcome: float | None
     length: int
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    quantiles: tuple[tuple[float, ...], ...] = ()
 
     def first_error(self) -> int | None:
         """Index of the first wrong step, -1 for none, None where the labels do not say."""
@@ -56,7 +58,7 @@ def case_of(scored: Scored) -> Case:
     length = sum(map(len, record.steps))
     return Case(
         record.id, record.group, scored.steps, scored.response, record.labels, record.outcome, length,
-        record.provenance,
+        record.provenance, scored.quantiles,
     )  # fmt: skip
 
 
@@ -147,4 +149,15 @@ def _case(record: Mapping[str, Any], where: str) -> Case:
         outcome=None if outcome is None else float(outcome),
         length=length,
         provenance=provenance,
+        quantiles=_quantiles(record.get("quantiles", []), len(scores), where),
     )
+
+
+def _quantiles(rows: Any, steps: int, where: str) -> tuple[tuple[float, ...], ...]:
+    try:
+        table = np.asarray(rows, np.float64)
+        if not rows or (table.ndim == 2 and len(table) == steps and np.isfinite(table).all()):
+            return tuple(tuple(map(float, row)) for row in rows)
+    except (TypeError, ValueError):
+        pass
+    raise UserError(f"{where}:quantiles: expected as many finite numbers for each of {steps} steps, found {rows!r:.60}")

@@ -21,6 +21,9 @@ spearman = jax.jit(stats.spearman)
 min_at_last_rate = jax.jit(stats.min_at_last_rate)
 vote_totals = jax.jit(stats.vote_totals)
 benjamini_hochberg = jax.jit(stats.benjamini_hochberg, static_argnames="level")
+venn_abers = jax.jit(stats.venn_abers)
+optimized_selection = jax.jit(stats.optimized_selection, static_argnames="level")
+conformal_interval = jax.jit(stats.conformal_interval, static_argnames="level")
 pairwise_accuracy = jax.jit(rl.pairwise_accuracy, static_argnames="num_groups")
 pass_at_k = jax.jit(stats.pass_at_k, static_argnames="k")
 aggregate_steps = jax.jit(rl.aggregate_steps, static_argnames="how")
@@ -42,6 +45,18 @@ def bon_curves(
 
 
 @partial(jax.jit, static_argnames="num_bins")
+def calibration_errors(
+    chance: jax.Array, labels: jax.Array, mask: jax.Array | None = None, *, num_bins: int
+) -> dict[str, jax.Array]:
+    """ece, ace and brier of chances [N]."""
+    return {
+        "ece": stats.calibration_error(chance, labels, mask, kind="ece", num_bins=num_bins),
+        "ace": stats.calibration_error(chance, labels, mask, kind="ace", num_bins=num_bins),
+        "brier": stats.brier_score(chance, labels, mask),
+    }
+
+
+@partial(jax.jit, static_argnames="num_bins")
 def calibrate(
     chance: jax.Array, labels: jax.Array, fit: jax.Array, test: jax.Array, *, num_bins: int
 ) -> dict[str, Any]:
@@ -58,12 +73,7 @@ def calibrate(
         "isotonic": jnp.clip(stats.apply_isotonic(stats.fit_isotonic(chance, labels, fit), chance), 0.0, 1.0),
     }
     found: dict[str, Any] = {
-        name: {
-            "ece": stats.calibration_error(values, labels, test, kind="ece", num_bins=num_bins),
-            "ace": stats.calibration_error(values, labels, test, kind="ace", num_bins=num_bins),
-            "brier": stats.brier_score(values, labels, test),
-        }
-        for name, values in versions.items()
+        name: calibration_errors(values, labels, test, num_bins=num_bins) for name, values in versions.items()
     }
     found["reliability"] = stats.reliability_bins(chance, labels, test, num_bins=10)._asdict()
     found["platt_map"] = jnp.stack([platt.slope, platt.intercept])

@@ -23,6 +23,8 @@ def judge_scores(
     output: str = "probability",
     threshold_on: str = "",
     false_discovery: float | None = None,
+    also: Mapping[str, Mapping[str, Case]] = {},
+    venn_abers: bool = False,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -33,6 +35,8 @@ def judge_scores(
       output: what step scores are; chances of success are calibrated as they are, other scores through a sigmoid.
       threshold_on: the subset whose cases choose the threshold of ProcessBench; "": gsm8k, or else the first.
       false_discovery: level of a selection of solutions, or None.
+      also: the same solutions, by id, as other models score them: further scorers of that selection.
+      venn_abers: also calibrate by Venn-ABERS.
       resamples: of bootstrap intervals; 0 for none.
       seed: of all resampling.
 
@@ -59,13 +63,13 @@ def judge_scores(
             "categories": categories(cases, threshold=results["process_bench"].get("threshold")),
             "best_of_n": best_of_n(cases, output=output, seed=seed),
             "ranking": ranking(cases),
-            "calibration": calibration(cases, output=output),
+            "calibration": calibration(cases, output=output, venn_abers=venn_abers),
             "min_at_last": min_at_last(cases),
             "verbosity": verbosity(cases),
             "tracking": tracking(cases),
         }
         if false_discovery is not None:
-            found["selection"] = selection(cases, level=false_discovery)
+            found["selection"] = selection(cases, level=false_discovery, output=output, also=also, seed=seed)
         results["subsets"][name] = found
     return results
 

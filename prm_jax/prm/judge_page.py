@@ -20,6 +20,7 @@ def results_page(results: Mapping[str, Any], *, title: str) -> str:
         parts.append(_best_of_n(found["best_of_n"]))
         parts.append(_calibration(found["calibration"]))
         parts.append(_categories(found["categories"]))
+    parts.append(_ablation(results.get("ablation", {})))
     return document(title, "\n".join(part for part in parts if part))
 
 
@@ -110,8 +111,10 @@ def _facts(found: Mapping[str, Any]) -> str:
         if "skipped" in part:
             rows.append([title, f"left out: {part['skipped']}"])
             continue
-        shown = ", ".join(f"{name.replace('_', ' ')} {_number(x)}" for name, x in part.items() if name != "ids")
-        rows.append([title, shown])
+        best = part.get("optimized")
+        for label, one in ((title, part), *([(f"{title} over several scorers", best)] if best else [])):
+            plain = {name: x for name, x in one.items() if name not in ("ids", "optimized", "scorers")}
+            rows.append([label, ", ".join(f"{name.replace('_', ' ')} {_number(x)}" for name, x in plain.items())])
     return table(["", "result"], rows, style="facts")
 
 
@@ -146,7 +149,8 @@ def _calibration(found: Mapping[str, Any]) -> str:
             {"raw scores": points}, caption=f"Reliability of {name}: how often right, over the score",
             x_ticks={0.0: "0", 0.5: "0.5", 1.0: "1"}, diagonal=True,
         )  # fmt: skip
-        rows = [[fit, one[fit]["ece"], one[fit]["ace"], one[fit]["brier"]] for fit in ("raw", "platt", "isotonic")]
+        fits = [fit for fit in ("raw", "platt", "isotonic", "venn_abers") if fit in one]
+        rows = [[fit, one[fit]["ece"], one[fit]["ace"], one[fit]["brier"]] for fit in fits]
         parts.append(f"<h3>Calibration of {name}</h3>{picture}{table(['', 'ECE', 'ACE', 'Brier'], rows)}")
     return "".join(parts)
 
@@ -159,6 +163,20 @@ def _categories(found: Mapping[str, Any]) -> str:
         for name, one in found.items()
     ]
     return "<h3>Categories</h3>" + table(["category", "solutions", "F1 right", "F1 wrong", "score"], rows)
+
+
+def _ablation(found: Mapping[str, Any]) -> str:
+    if not found:
+        return ""
+    rows = [
+        [
+            mask, name, one["correlation"], *one.get("first_error_f1", ["", ""]), *one.get("auc", ["", ""]),
+        ]
+        for mask, subsets in found.items()
+        for name, one in subsets.items()
+    ]  # fmt: skip
+    head = ["without", "subset", "correlation", "F1, whole", "F1, masked", "step AUC, whole", "step AUC, masked"]
+    return "<h2>Without a part of the input</h2>" + table(head, rows)
 
 
 def _text(value: Any) -> str:

@@ -1,15 +1,17 @@
 """The value of choosing solutions by score: best-of-n, votes, one against many, selection with few false discoveries.
 
 Best-of-n's curve is unbiased and shows the bound on the divergence (arXiv 2401.01879); weighted votes as in arXiv
-2412.01981; one against many as in RewardMATH, arXiv 2410.01729; conformal selection, arXiv 2210.01408.
+2412.01981; one against many as in RewardMATH, arXiv 2410.01729; conformal selection, arXiv 2210.01408;
+its optimisation over several scorers, arXiv 2411.17983.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from prm_jax.errors import UserError
 from prm_jax.prm import compiled
 from prm_jax.prm.cases import Case, by_group, halves, table
 from prm_jax.prm.judge_calibration import as_chance
@@ -42,10 +44,8 @@ def best_of_n(cases: Sequence[Case], *, output: str, seed: int = 0) -> dict[str,
     gold = _square(groups, lambda case: case.outcome, most)
     flat = [case for group in groups for case in group]
     scores, step_mask = table(flat)
-    aggregates = list(_PLAIN)
-    if output in ("probability", "value") and ((scores >= 0) & (scores <= 1))[step_mask].all():
-        aggregates += _CHANCES
-    values = np.asarray(compiled.aggregates(scores, step_mask, hows=tuple(aggregates)))
+    aggregates = _aggregates_for(scores, step_mask, output)
+    values = np.asarray(compiled.aggregates(scores, step_mask, hows=aggregates))
     values = np.concatenate([[[case.response for case in flat]], values]).astype(np.float32)
     proxies = np.stack([_unflatten(row, groups, most) for row in values])
     curves, law = jax.device_get(compiled.bon_curves(proxies, gold, mask, sizes=tuple(sizes)))
@@ -85,11 +85,28 @@ def ranking(cases: Sequence[Case]) -> dict[str, Any]:
     return {name: float(value) for name, value in found.items()} | {"problems": len(chosen)}
 
 
-def selection(cases: Sequence[Case], *, level: float) -> dict[str, Any]:
+def selection(
+    cases: Sequence[Case], *, level: float, output: str = "score", also: Mapping[str, Mapping[str, Case]] = {},
+    seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
     """Selects solutions such that in expectation at most a fraction `level` of them is wrong.
 
     One half of the problems calibrates conformal p-values, Benjamini-Hochberg selects among the other half, and the
     outcomes known there say how it went.
+
+    Args:
+      cases: with outcomes.
+      level: see above.
+      output: what step scores are; aggregations of chances are left out for other scores.
+      also: the same solutions, by id, as other models score them.
+      seed: of the optimised selection.
+
+    Returns:
+      The selection by the given scores, and "optimized": that by OptCS (arXiv 2411.17983), which chooses between all
+      aggregations of the step scores and the other models without losing the bound.
+
+    Raises:
+      UserError: another model does not score a solution.
     """
     judged = [case for case in cases if case.outcome is not None]
     side = halves(judged) if judged else np.zeros(0, bool)
@@ -109,7 +126,46 @@ def selection(cases: Sequence[Case], *, level: float) -> dict[str, Any]:
         "false_share": false / max(int(chosen.sum()), 1),
         "base_rate": float(good[~side].mean()),
         "ids": [case.id for case, taken in zip(tests, chosen, strict=True) if taken],
+        "optimized": _optimized(judged, good, side, level, output, also, seed),
     }
+
+
+_MOST = 4000  # candidates of the optimised selection, whose time grows with their square
+
+
+def _optimized(
+    judged: Sequence[Case], good: np.ndarray, side: np.ndarray, level: float, output: str,
+    also: Mapping[str, Mapping[str, Case]], seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    if (~side).sum() > _MOST:
+        return {"skipped": f"there are {int((~side).sum())} candidates; it takes at most {_MOST}"}
+    scores, mask = table(judged)
+    names = _aggregates_for(scores, mask, output)
+    columns = {"as_scored": np.asarray([case.response for case in judged], np.float32)}
+    columns |= dict(zip(names, np.asarray(compiled.aggregates(scores, mask, hows=names)), strict=True))
+    for name, other in also.items():
+        missing = next((case.id for case in judged if case.id not in other), None)
+        if missing is not None:
+            raise UserError(f"--also {name} has no scores of the solution {missing!r}: score the same data with it")
+        columns[name] = np.asarray([other[case.id].response for case in judged], np.float32)
+    values = np.stack(list(columns.values()), 1)
+    found = compiled.optimized_selection(values[side], good[side], values[~side], jax.random.key(seed), level=level)
+    chosen, scorer = np.asarray(found.selected), np.asarray(found.scorer)
+    false = int((chosen & ~good[~side]).sum())
+    used = {name: int((chosen & (scorer == k)).sum()) for k, name in enumerate(columns)}
+    return {
+        "scorers": {name: count for name, count in used.items() if count} or list(columns),
+        "selected": int(chosen.sum()),
+        "false": false,
+        "false_share": false / max(int(chosen.sum()), 1),
+        "ids": [case.id for case, taken in zip(np.asarray(judged, object)[~side], chosen, strict=True) if taken],
+    }
+
+
+def _aggregates_for(scores: np.ndarray, mask: np.ndarray, output: str) -> tuple[Aggregate, ...]:
+    """The aggregations that step scores allow."""
+    chances = output in ("probability", "value") and ((scores >= 0) & (scores <= 1))[mask].all()
+    return (*_PLAIN, *_CHANCES) if chances else _PLAIN
 
 
 def tracking(cases: Sequence[Case]) -> dict[str, Any]:

@@ -122,9 +122,10 @@ def _article(one: Scored, low: float, middle: float, high: float, sign: str) -> 
         label = record.labels[index] if record.labels is not None else None
         mark = "" if label is None else ("&#10003;" if label > 0.5 else "&#10007;")
         said = "" if label is None else f' title="label {label:g}"'
+        span = "" if not one.intervals else ", {:.3f} to {:.3f}".format(*one.intervals[index])
         shade = colour(value, low, middle, high)
         steps.append(
-            f'<div class="step" style="background:{shade}" title="step {index}: {value:.6g}">'
+            f'<div class="step" style="background:{shade}" title="step {index}: {value:.6g}{span}">'
             f"<span>{value:{sign}.4f}</span><span{said}>{mark}</span><pre>{html.escape(text.strip())}</pre></div>"
         )
     return (

@@ -114,6 +114,8 @@ class BaseOptions:
 class OptimizerOptions:
     """How the model is trained."""
 
+    rounding: Literal["none", "int8", "int4", "int2"] = "none"
+    """Train head and adapters through their rounding to so many bits (QuEST); what is saved is rounded."""
     trains: Literal["auto", "all", "head"] = "auto"
     """all: the model's parameters (or its adapters) and the head; head: the head on frozen features; auto: the head
     alone for armo and digi_q, otherwise all."""

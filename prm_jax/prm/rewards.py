@@ -137,4 +137,5 @@ def rows_batch(tokens: jax.Array, mask: jax.Array, step_ids: jax.Array, *, num_s
         group_ids=jnp.full(rows, -1, jnp.int32),
         objectives=jnp.zeros((rows, 0), jnp.float32),
         objective_mask=jnp.zeros((rows, 0), bool),
+        label_counts=jnp.zeros((rows, num_steps), jnp.float32),
     )

@@ -28,6 +28,7 @@ class Row:
       objectives: name -> value, of models with several objectives.
       record: index of the record that it was made from.
       cut: number of steps that did not fit.
+      label_counts: [S] float32, rollouts behind each label (``provenance.total``), 0 where not known; None for no step.
     """
 
     tokens: np.ndarray
@@ -40,6 +41,7 @@ class Row:
     objectives: dict[str, float]
     record: int
     cut: int = 0
+    label_counts: np.ndarray | None = None
 
     @property
     def prompt_end(self) -> int:
@@ -129,6 +131,7 @@ def build_rows(
             group=groups.setdefault(record.group, len(groups)),
             objectives=objectives_of(record),
             record=index,
+            label_counts=_counts(record),
         )
         rows.append(_cut(row, kept, only_last=only_last))
     if not rows:
@@ -201,6 +204,7 @@ class Batch:
       group_ids: [R] int32 in [0, R); -1 where there is no solution, or its outcome is not known.
       objectives: [R, K] float32.
       objective_mask: [R, K] bool.
+      label_counts: [R, S] float32, rollouts behind each label, 0 where not known.
     """
 
     tokens: Any
@@ -215,6 +219,7 @@ class Batch:
     group_ids: Any
     objectives: Any
     objective_mask: Any
+    label_counts: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,6 +255,7 @@ def collate(rows: Sequence[Row], shape: Shape, *, packed: bool = True) -> Batch:
     reads, starts = np.zeros((count, steps), np.int32), np.full(count, -1, np.int32)
     step_mask, label_mask = np.zeros((count, steps), bool), np.zeros((count, steps), bool)
     labels, outcome = np.zeros((count, steps), np.float32), np.zeros(count, np.float32)
+    counts = np.zeros((count, steps), np.float32)
     local: dict[int, int] = {}
     group_ids = np.full(count, -1, np.int32)
     objectives, known = np.zeros((count, len(names)), np.float32), np.zeros((count, len(names)), bool)
@@ -265,6 +271,8 @@ def collate(rows: Sequence[Row], shape: Shape, *, packed: bool = True) -> Batch:
                 starts[index] = line * width + at + row.prompt_end
             step_mask[index, :own], labels[index, :own] = True, row.labels
             label_mask[index, :own] = row.label_mask
+            if row.label_counts is not None:
+                counts[index, :own] = row.label_counts
             if np.isfinite(row.outcome):
                 outcome[index] = row.outcome
                 group_ids[index] = local.setdefault(row.group, len(local))
@@ -273,8 +281,9 @@ def collate(rows: Sequence[Row], shape: Shape, *, packed: bool = True) -> Batch:
                     objectives[index, column], known[index, column] = row.objectives[name], True
             at += size
     return Batch(
-        tokens, segments, slots, reads, starts, step_mask, labels, label_mask, outcome, group_ids, objectives, known
-    )
+        tokens, segments, slots, reads, starts, step_mask, labels, label_mask, outcome, group_ids, objectives, known,
+        counts,
+    )  # fmt: skip
 
 
 def pad_table(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -295,6 +304,7 @@ def _cut(row: Row, kept: int, *, only_last: bool) -> Row:
     return dataclasses.replace(
         row, tokens=row.tokens[:length], step_ids=step_ids, reads=row.reads[:kept], labels=row.labels[:kept],
         label_mask=row.label_mask[:kept], cut=len(row.reads) - kept,
+        label_counts=None if row.label_counts is None else row.label_counts[:kept],
     )  # fmt: skip
 
 
@@ -312,3 +322,11 @@ def _labels(record: StepRecord) -> tuple[np.ndarray, np.ndarray]:
     given = record.labels or (None,) * len(record.steps)
     known = np.asarray([label is not None for label in given], bool)
     return np.asarray([0.0 if label is None else label for label in given], np.float32), known
+
+
+def _counts(record: StepRecord) -> np.ndarray | None:
+    """The numbers of rollouts that the record's provenance names for its steps."""
+    total = record.provenance.get("total")
+    if not isinstance(total, list | tuple) or len(total) != len(record.steps):
+        return None
+    return np.asarray([x if isinstance(x, int | float) and x > 0 else 0 for x in total], np.float32)

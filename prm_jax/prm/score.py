@@ -111,12 +111,16 @@ class Scored:
       steps: one score per step, higher is better.
       response: the score of the whole.
       objectives: name -> score, of a model with several objectives.
+      quantiles: of each step's value, in ascending order, of a model that predicts them.
+      intervals: of each step's value, from ``calibrate.with_intervals``.
     """
 
     record: StepRecord
     steps: tuple[float, ...]
     response: float
     objectives: dict[str, float] = dataclasses.field(default_factory=dict)
+    quantiles: tuple[tuple[float, ...], ...] = ()
+    intervals: tuple[tuple[float, float], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """What goes into a line of scores: ids, scores, and what is known about the solution."""
@@ -127,8 +131,9 @@ class Scored:
             fields["labels"] = record.labels
         if record.outcome is not None:
             fields["outcome"] = record.outcome
-        if self.objectives:
-            fields["objectives"] = self.objectives
+        for name in ("objectives", "quantiles", "intervals"):
+            if getattr(self, name):
+                fields[name] = getattr(self, name)
         if record.provenance:
             fields["provenance"] = dict(record.provenance)
         return fields
@@ -225,9 +230,17 @@ def summarise(
             tuple(float(x) for x in table[n][mask[n]]),
             float(responses[n]),
             dict(zip(names, found[i][1]["objectives"].tolist(), strict=True)) if names else {},
+            _quantiles(found[i]),
         )
         for n, i in enumerate(order)
     ]
+
+
+def _quantiles(found: Raw) -> tuple[tuple[float, ...], ...]:
+    """The quantiles of each step that a model gives as "quantiles" [S, K]."""
+    scores, facts = found
+    rows = np.sort(facts["quantiles"][: len(scores)], axis=-1) if "quantiles" in facts else ()
+    return tuple(tuple(float(x) for x in row) for row in rows)
 
 
 def check_aggregate(prm: PRM, aggregate: Aggregate | None) -> None:

@@ -10,8 +10,10 @@ from prm_jax.data.step_data import to_json
 from prm_jax.errors import UserError
 from prm_jax.prm.prefix_scores import PrefixScorer
 from prm_jax.prm.prefixes import as_record
+from prm_jax.prm.tree_page import tree_record
 from prm_jax.rollouts.policy import STREAMS, TaskPolicy
 from prm_jax.search.choosing import choose_candidate
+from prm_jax.search.drawn import ScoredPrefixes
 from prm_jax.search.partials import Candidate, Found
 from prm_jax.search.searchers import Searcher
 
@@ -26,6 +28,7 @@ def search_problems(
     final: PrefixScorer | None = None,
     *,
     solutions: bool = False,
+    draw: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Searches the policy's current problems.
 
@@ -35,16 +38,25 @@ def search_problems(
       scorer: scores prefixes.
       final: the second scorer, for searches that have one.
       solutions: also return every candidate as step data.
+      draw: also return "prompt" and "tree" (see `tree_page.tree_record`): the tree of a tree search, or that of the
+        prefixes that were scored.
 
     Yields:
       For each problem its id, "answer", "response", whether it is "correct", whether any candidate is
       ("any_correct"), the number of "candidates", and the "tokens", "proposals" and "scored" prefixes that it took;
       plain JSON values.
     """
-    found = searcher(policy.propose, scorer, len(policy.problems), final)
+    kept = ScoredPrefixes(scorer, len(policy.problems))
+    answers: dict[str, Any] = {}
+    if searcher.reads_answers:
+        answers["answers"] = lambda partials: [read_answer(policy.task, policy.text(partial)) for partial in partials]
+    found = searcher(policy.propose, kept if draw else scorer, len(policy.problems), final, **answers)
+    trees = (found.trees or kept.trees()) if draw else ()
     rollers = [one.roller for one in (scorer, final) if one is not None and one.roller is not None]
     for b in range(len(policy.problems)):
         line = _result(policy, searcher, scorer, found, b, solutions)
+        if draw:
+            line |= {"prompt": policy.problems[b].prompt, "tree": tree_record(trees[b], policy.text)}
         line["tokens"] += sum(roller.tokens.get(policy.first + b, 0) for roller in rollers)
         yield line
 
@@ -64,7 +76,7 @@ def check_budget(searcher: Searcher, scorers: Sequence[str]) -> str | None:
 
 
 def check_results(
-    lines: Sequence[Mapping[str, Any]], ids: Sequence[str], path: str, *, solutions: bool = False
+    lines: Sequence[Mapping[str, Any]], ids: Sequence[str], path: str, *, solutions: bool = False, draw: bool = False
 ) -> None:
     """Checks that results of an earlier run are those of the first problems.
 
@@ -73,6 +85,7 @@ def check_results(
       ids: of the problems, in order.
       path: of the file, for messages.
       solutions: the candidates are needed, too.
+      draw: the trees are needed, too.
 
     Raises:
       UserError: naming the line.
@@ -89,6 +102,11 @@ def check_results(
             raise UserError(
                 f"cannot write --solutions: line {number + 2} of {path} was made without them; leave the option out, "
                 "or search again"
+            )
+        if draw and not isinstance(line.get("tree"), list):
+            raise UserError(
+                f"cannot draw: line {number + 2} of {path} was made without --draw; leave the option out, or search "
+                "again"
             )
 
 

@@ -54,7 +54,8 @@ class Kind:
     outcomes; step_q: step-wise DPO, from steps that share a prefix; outcome: the outcome at the end of the response;
     bradley_terry: a score from preferences within a group; gpm: embeddings whose preferences may be cyclic; armo:
     several objectives on frozen features with a gate; digi_q: twin Q and V on frozen features by temporal differences;
-    b_coder: a duelling Q from the model's own logits; generative: critiques with verdicts, from critiques or labels."""
+    b_coder: a duelling Q from the model's own logits; generative: critiques with verdicts, from critiques or labels;
+    imitation: the likelihood of chosen solutions, which also makes a policy."""
     aggregate: Aggregate | None = None
     """How step scores become the response's score; none: what suits the kind."""
 
@@ -182,7 +183,9 @@ class Kind:
         raise NotImplementedError
 
     def response_facts(self, spec: "Spec", found: Any, batch: Batch) -> dict[str, jax.Array]:
-        """Further arrays of each solution, [R, ...]: "objectives" are shown, the rest is for `response_scores`."""
+        """Further arrays of each solution, [R, ...]: "objectives" and "quantiles" [R, S, K] are shown, the rest is
+        for `response_scores`.
+        """
         del spec, found, batch
         return {}
 

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from prm_jax import rl
-from prm_jax.models import LoRAConfig, init_lora, join
+from prm_jax.models import LoRAConfig, init_lora, join, round_through
 from prm_jax.prm.rows import Batch
 from prm_jax.prm.spec import Spec, Weights
 from prm_jax.runs.host_memory import Places, offloaded, places_of
@@ -43,6 +43,7 @@ class PRMLearner:
       lora: adapters; None where all parameters train, or none.
       head_only: the language model does not train.
       offload: the optimiser's state is in pinned host memory between updates.
+      bits: head and adapters are used rounded to so many bits; None for full precision.
     """
 
     spec: Spec
@@ -50,6 +51,7 @@ class PRMLearner:
     lora: LoRAConfig | None = None
     head_only: bool = False
     offload: bool = False
+    bits: int | None = None
 
     def init(self, base: Params, key: jax.Array) -> TrainState:
         """The initial state: `base` with a new head, and adapters without effect if there are any.
@@ -83,7 +85,9 @@ class PRMLearner:
         return dataclasses.replace(found, opt_state=offloaded(found.opt_state, shapes.opt_state))
 
     def weights(self, trainable: Params, fixed: Params, base: Params | None) -> Weights:
-        """The whole model's arrays; structure only, nothing is copied."""
+        """The whole model's arrays; nothing is copied, and only with `bits` anything computed."""
+        if self.bits is not None:
+            trainable = jax.tree.map(self._rounded, trainable)
         model = trainable["model"]
         if self.head_only:
             model = base
@@ -92,6 +96,10 @@ class PRMLearner:
             model = join(base, model)
         reference = base if self.spec.kind.compares else None
         return Weights(model, trainable["head"], fixed, reference)
+
+
+    def _rounded(self, x: jax.Array) -> jax.Array:
+        return round_through(x, bits=self.bits) if x.ndim > 1 and self.bits is not None else x
 
 
 PRMStep = Callable[[TrainState, Params | None, Batch, Batch | None], tuple[TrainState, dict[str, jax.Array]]]

@@ -163,6 +163,11 @@ def _combinations(options: TrainPRMOptions) -> list[str]:
                 f"--model.quantize {options.model.quantize} is for weights that stay frozen, but all of them train: "
                 "give adapters with --model.lora-rank, or train the head alone with --train.trains head"
             )
+    if train.rounding != "none" and not options.model.lora_rank and not head_only(options):
+        found.append(
+            f"--train.rounding {train.rounding} rounds head and adapters, but all weights train: give adapters with "
+            "--model.lora-rank, or use --train.trains head"
+        )
     if options.patience and not options.best:
         found.append(f"--patience {options.patience} needs --best: which metric should improve?")
     if options.text.chat == "turns" and options.text.end:

@@ -20,6 +20,7 @@ from prm_jax.models import LoRAConfig, check_fits
 from prm_jax.models.loading import load_model
 from prm_jax.models.model_options import ModelOptions
 from prm_jax.models.qtensor import is_quantized
+from prm_jax.models.quantization_options import bits_of
 from prm_jax.models.sharding import (
     BATCH,
     check_spans_processes,
@@ -172,7 +173,9 @@ class _Job:
             total_steps=self.steps, moments=train.moments,
         )  # fmt: skip
         lora = LoRAConfig(options.model.lora_rank, options.model.lora_alpha) if options.model.lora_rank else None
-        self.learner = PRMLearner(spec, optimizer, lora, head_only(options), train.offload)
+        self.learner = PRMLearner(
+            spec, optimizer, lora, head_only(options), train.offload, bits_of(train.rounding)
+        )  # fmt: skip
         needs_base = head_only(options) or lora is not None or spec.kind.compares
         self.start: Params | None = base
         self.base = base if needs_base else None

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from prm_jax.errors import UserError
 from prm_jax.rollouts.dialects import detect
@@ -62,7 +62,7 @@ def load_local_policy(
         )
     stops = stop_sets(task)
     config, params = load_weights(path, dtype=dtype, mesh=mesh)
-    config = dataclasses.replace(config, compute_dtype=dtype)
+    config = dataclasses.replace(config, compute_dtype=cast(Any, dtype))
     ways = 1
     if mesh is not None:
         ways = rows_over(mesh)

@@ -66,7 +66,7 @@ class SlotCache:
                 size = programs.cache_bytes(self.config, self.size, self.columns, self.dtype)
                 raise UserError(
                     f"{self.size} slots of {self.columns} columns need {size / 2**30:.2f} GiB for keys and values, "
-                    "which do not fit: use fewer slots or columns, or cache_dtype bfloat16 or int8"
+                    "which do not fit: use fewer slots or columns, or cache_dtype bfloat16, int8 or int4"
                 ) from error
         return self._cache
 

@@ -15,8 +15,9 @@ class SlotTuning:
       refill_share: share of the slots that must be free before a call ends early to refill them.
       prefill_tokens: prompts are read in batches of about this many tokens, at least one prompt.
       cache_dtype: of keys and values; None for the model's compute dtype. "bfloat16" halves the memory of
-        float32, "int8" (a scale per slot, head and column) takes about a quarter. The log-probabilities are still those
-        that tokens were drawn from, and differ from those of the whole model.
+        float32, "int8" (a scale per slot, head and column) takes about a quarter, "int4" (with smoothed keys) an
+        eighth. The log-probabilities are still those that tokens were drawn from, and differ from those of the whole
+        model.
       hold: stop sets whose responses keep their slots after a stop string, for `SlotEngine.extend`.
       sizes: shares of the slots that are compiled too: when few responses are left, they are moved into fewer slots.
         Pays where a step takes time in proportion to the slots. None for a half, a quarter and an eighth on a CPU, and
@@ -39,8 +40,9 @@ class SlotTuning:
             raise UserError(f"refill_share is {self.refill_share}: expected a number in [0, 1]")
         if self.sizes is not None and not all(0 < share <= 1 for share in self.sizes):
             raise UserError(f"sizes is {self.sizes}: expected shares in (0, 1] of the slots")
-        if self.cache_dtype not in (None, "float32", "bfloat16", "float16", "int8"):
-            raise UserError(f"cache_dtype is {self.cache_dtype!r}: expected float32, bfloat16, float16, int8 or None")
+        known = ("float32", "bfloat16", "float16", "int8", "int4")
+        if self.cache_dtype not in (None, *known):
+            raise UserError(f"cache_dtype is {self.cache_dtype!r}: expected {', '.join(known)} or None")
 
 
 @dataclasses.dataclass

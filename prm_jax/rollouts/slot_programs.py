@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from prm_jax.models import ModelConfig, decode, decode_rows, sampling
+from prm_jax.models import ModelConfig, decode, decode_rows, four_bit_cache, sampling
 from prm_jax.models.sampling import Sampling
 
 Array = jax.Array
@@ -103,6 +103,8 @@ class Written:
 
 def cache_bytes(config: ModelConfig, slots: int, columns: int, dtype: str) -> int:
     """Memory of the keys and values of all slots."""
+    if dtype == "int4":
+        return four_bit_cache.cache_bytes(config, slots, columns)
     vectors = 2 * config.num_layers * config.num_kv_heads * slots * columns
     scale = 4 if dtype == "int8" else 0
     return vectors * (config.head_dim * jnp.dtype(dtype).itemsize + scale)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prm_jax.search.growth import ask, grow
     from prm_jax.search.labels import StepPairs, step_pairs, sums_below, tree_labels
     from prm_jax.search.mcts import SearchHooks, search
-    from prm_jax.search.method import Method, alphamath, rest_mcts
+    from prm_jax.search.method import Method, alphamath, med_s3, rest_mcts
     from prm_jax.search.omega import FirstError, Halvings, first_error_search, omega_select, omega_use
     from prm_jax.search.omega_prm import (
         JudgedRollout,
@@ -88,6 +88,7 @@ _HOME = {
     "puct": "scores",
     "q_values": "tree",
     "reroot": "rerooting",
+    "med_s3": "method",
     "rest_mcts": "method",
     "search": "mcts",
     "select": "selection",
@@ -146,6 +147,7 @@ __all__ = [
     "puct",
     "q_values",
     "reroot",
+    "med_s3",
     "rest_mcts",
     "search",
     "select",

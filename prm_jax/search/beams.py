@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from prm_jax import rl, stats
 from prm_jax.search.tree import NO_NODE
 
-How = Literal["majority", "weighted", "best"]
+How = Literal["majority", "weighted", "mean", "best"]
 
 
 class StepBeam(NamedTuple):
@@ -128,8 +128,8 @@ def look_ahead_scores(
 def vote(score: ArrayLike, answer_id: ArrayLike, how: How = "majority") -> jax.Array:
     """The answer of n responses.
 
-    "majority" counts responses, "weighted" sums their scores, "best" takes the answer of the best response. In a tie
-    the answer that occurs first wins.
+    "majority" counts responses, "weighted" sums their scores, "mean" averages them, "best" takes the answer of the best
+    response. In a tie the answer that occurs first wins.
 
     Args:
       score: [B, n] float; -inf or NaN excludes a response. Not otherwise used by "majority".
@@ -142,10 +142,10 @@ def vote(score: ArrayLike, answer_id: ArrayLike, how: How = "majority") -> jax.A
     Raises:
       ValueError: for another `how`.
 
-    Source: arXiv 2203.11171; weighted: arXiv 2206.02336.
+    Source: arXiv 2203.11171; weighted: arXiv 2206.02336; mean: arXiv 2501.12051.
     """
-    if how not in ("majority", "weighted", "best"):
-        raise ValueError(f"how={how!r}; expected one of 'majority', 'weighted', 'best'")
+    if how not in ("majority", "weighted", "mean", "best"):
+        raise ValueError(f"how={how!r}; expected one of 'majority', 'weighted', 'mean', 'best'")
     score, ids = _candidates(score), jnp.asarray(answer_id)
     chex.assert_rank(score, 2)
     chex.assert_equal_shape([score, ids])
@@ -153,7 +153,8 @@ def vote(score: ArrayLike, answer_id: ArrayLike, how: How = "majority") -> jax.A
     if how == "best":
         totals = score
     else:
-        totals = stats.vote_totals(jnp.ones_like(score) if how == "majority" else score, ids, valid)
+        weights = jnp.ones_like(score) if how == "majority" else score
+        totals = stats.vote_totals(weights, ids, valid, reduce="mean" if how == "mean" else "sum")
     winner = best_of_n(jnp.where(valid, totals, -jnp.inf))
     found = jnp.take_along_axis(ids, jnp.maximum(winner, 0)[:, None], axis=1)[:, 0]
     return jnp.where(winner >= 0, found, NO_NODE).astype(jnp.int32)

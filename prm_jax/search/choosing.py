@@ -17,8 +17,8 @@ def choose_candidate(
     Args:
       candidates: best first.
       answers: of each candidate; None for none, which has no vote.
-      weights: of each candidate's vote, at least 0, for "weighted".
-      choice: "best", "majority" or "weighted".
+      weights: of each candidate's vote, at least 0, for "weighted" and "mean".
+      choice: "best", "majority", "weighted" or "mean".
 
     Returns:
       The candidate; None without candidates.

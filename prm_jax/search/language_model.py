@@ -29,17 +29,21 @@ from prm_jax.search.partials import (
     Tokens,
     check_counts,
 )
+from prm_jax.search.refinement import refine_search, refine_step_search
 from prm_jax.search.tree import Tree, check_tree, init_tree
 
 __all__ = [
     "Ask",
     "beam_search",
+    "confident_search",
     "Candidate",
     "Found",
     "gated_search",
     "look_ahead_search",
     "Partial",
     "ProposeFn",
+    "refine_search",
+    "refine_step_search",
     "sample_search",
     "ScorePartials",
     "Step",
@@ -67,6 +71,51 @@ def sample_search(propose: ProposeFn, score: ScorePartials, num_questions: int, 
     flat = [partial for partials in found for partial in partials]
     scores = calls.score(flat)
     return calls.result([Candidate(p, v) for p, v in zip(flat, scores, strict=True)])
+
+
+def confident_search(
+    propose: ProposeFn,
+    score: ScorePartials,
+    num_questions: int,
+    *,
+    samples: int,
+    pilot: int,
+    answers: Callable[[Sequence[Partial]], Sequence[str | None]],
+) -> Found:
+    """Whole solutions for a vote, more of them where the first ones disagree.
+
+    `pilot` solutions per question give the confidence c, the share of the most frequent answer. Of the other
+    ``samples - pilot`` the question gets the share 2 sqrt(c (1 - c)), rounded up: none where all agree, all at 1/2 and
+    below.
+
+    Args:
+      propose: produces solutions.
+      score: scores them.
+      num_questions: P.
+      samples: maximum number of solutions per question.
+      pilot: solutions per question at first, at most `samples`.
+      answers: reads the answer of each solution, None for none.
+
+    Returns:
+      `Found`.
+
+    Source: the split by confidence of arXiv 2401.05190.
+    """
+    check_counts(samples=samples, pilot=pilot)
+    calls = Calls(propose, score, num_questions)
+    first = calls.propose([Ask(Partial(b), 0) for b in range(num_questions)], pilot, whole=True, distinct=False)
+    more: dict[int, list[int]] = {}
+    for b, own in enumerate(first):
+        given = Counter(answer for answer in answers(own) if answer is not None)
+        share = max(given.values(), default=0) / max(len(own), 1)
+        spread = 1.0 if share <= 0.5 else 2 * math.sqrt(share * (1 - share))
+        more.setdefault(math.ceil((samples - pilot) * spread), []).append(b)
+    flat = [partial for own in first for partial in own]
+    for count, questions in sorted(more.items()):
+        if count:
+            found = calls.propose([Ask(Partial(b), 1) for b in questions], count, whole=True, distinct=False)
+            flat += [partial for own in found for partial in own]
+    return calls.result([Candidate(p, v) for p, v in zip(flat, calls.score(flat), strict=True)])
 
 
 def beam_search(

@@ -105,3 +105,20 @@ def rest_mcts(
     """
     rule = ucb1(c, unvisited=1.0, initial="value")
     return Method(rule, width, max_depth, rule="child_mean", depth_value=depth_value)
+
+
+def med_s3(
+    width: int, max_depth: int, *, c: float = 2.0, depth_value: float | None = None
+) -> Method:
+    """MedS3's search: UCB1 without the factor 2, and the mean of a node's value and that of its children.
+
+    Args:
+      width: see `Method`.
+      max_depth: see `Method`.
+      c: weight of the exploration.
+      depth_value: see `Method`.
+
+    Source: arXiv 2501.12051 and its released code.
+    """
+    rule = ucb1(c, two=1.0, unvisited=5.0)
+    return Method(rule, width, max_depth, rule="child_mean", rate=0.5, depth_value=depth_value)

@@ -87,6 +87,25 @@ class Candidate(NamedTuple):
     score: float
 
 
+class DrawnNode(NamedTuple):
+    """One node of a drawn tree.
+
+    Attributes:
+      parent: index of its parent in the list, -1 for the root; smaller than its own.
+      partial: the prefix.
+      visits: how often a value was backed up through it, or prefixes scored at and below it.
+      value: its value; None where nothing was scored.
+    """
+
+    parent: int
+    partial: Partial
+    visits: float
+    value: float | None
+
+
+DrawnTree = tuple[DrawnNode, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Found:
     """What a search found.
@@ -96,12 +115,14 @@ class Found:
       tokens: [P] i64, tokens generated.
       proposals: [P] i64, steps (or whole solutions) generated.
       scored: [P] i64, prefixes scored.
+      trees: of each question, for searches that keep a tree; else empty.
     """
 
     candidates: tuple[tuple[Candidate, ...], ...]
     tokens: np.ndarray
     proposals: np.ndarray
     scored: np.ndarray
+    trees: tuple[DrawnTree, ...] = ()
 
 
 def check_counts(**counts: int) -> None:

@@ -18,7 +18,7 @@ from prm_jax.resolve import check_signature, resolve
 if TYPE_CHECKING:
     from prm_jax.search.partials import Found, ProposeFn, ScorePartials
 
-Choice = Literal["best", "majority", "weighted"]
+Choice = Literal["best", "majority", "weighted", "mean"]
 
 
 class Budget(NamedTuple):
@@ -38,10 +38,12 @@ class Searcher:
 
     Attributes:
       choice: how the answer is chosen among the candidates: the best one, or by a vote.
+      reads_answers: it is called with ``answers``, a function that reads the answers of candidates.
       final_scorer: name of a second scorer, for the solutions that remain; empty for none.
     """
 
     choice: ClassVar[Choice] = "best"
+    reads_answers: ClassVar[bool] = False
     final_scorer: str = ""
 
     def check(self) -> None:
@@ -97,6 +99,85 @@ class WeightedVote(BestOfN):
     """The answer of `samples` whole solutions with the largest sum of scores."""
 
     choice = "weighted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanVote(BestOfN):
+    """The answer of `samples` whole solutions with the largest mean score (MedS3)."""
+
+    choice = "mean"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfidentVote(MajorityVote):
+    """A majority vote that samples more where the first answers disagree (divide and conquer)."""
+
+    reads_answers = True
+
+    pilot: Count = 4
+
+    def check(self) -> None:
+        """See `Searcher`."""
+        super().check()
+        if self.pilot > self.samples:
+            raise UserError(f"--pilot is {self.pilot}; it must be at most --samples, which is {self.samples}")
+
+    def budget(self) -> Budget:
+        """See `Searcher`."""
+        return Budget(2, self.samples)
+
+    def __call__(
+        self, propose: Any, score: Any, num_questions: int, final: Any = None, *, answers: Any = None
+    ) -> "Found":
+        """See `Searcher`."""
+        from prm_jax.search import language_model as lm
+
+        return lm.confident_search(
+            propose, score, num_questions, samples=self.samples, pilot=self.pilot, answers=answers
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineSearch(Searcher):
+    """GLoRe's search: drafts are refined from their first wrong step on, and from the beginning."""
+
+    samples: Count = 16
+    width: Count = 4
+    gate: float = 0.5
+    max_steps: Count = 16
+
+    def budget(self) -> Budget:
+        """See `Searcher`."""
+        steps = self.samples * self.max_steps
+        return Budget(steps + 2 * self.samples, steps + 2 * self.samples * self.width)
+
+    def __call__(self, propose: Any, score: Any, num_questions: int, final: Any = None) -> "Found":
+        """See `Searcher`."""
+        from prm_jax.search import language_model as lm
+
+        return lm.refine_search(
+            propose, score, num_questions, samples=self.samples, width=self.width, gate=self.gate,
+            max_steps=self.max_steps,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineStepSearch(RefineSearch):
+    """ReARTeR's gate: a step whose score is too low is written again."""
+
+    def budget(self) -> Budget:
+        """See `Searcher`."""
+        attempts = self.samples * self.max_steps * (self.width + 1)
+        return Budget(attempts, attempts)
+
+    def __call__(self, propose: Any, score: Any, num_questions: int, final: Any = None) -> "Found":
+        """See `Searcher`."""
+        from prm_jax.search import language_model as lm
+
+        return lm.refine_step_search(
+            propose, score, num_questions, samples=self.samples, width=self.width, gate=self.gate,
+            max_steps=self.max_steps,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,10 +291,12 @@ class MonteCarloSearch(Searcher):
     def __call__(self, propose: Any, score: Any, num_questions: int, final: Any = None) -> "Found":
         """See `Searcher`."""
         from prm_jax.search import language_model as lm
+        from prm_jax.search.drawn import draw_tree
 
-        return lm.tree_search(
+        found, tree, nodes = lm.tree_search(
             propose, score, num_questions, simulations=self.simulations, width=self.width, max_steps=self.max_steps
-        )[0]
+        )
+        return dataclasses.replace(found, trees=draw_tree(tree, nodes))
 
 
 @dataclass(frozen=True)
@@ -252,11 +335,15 @@ SEARCHERS: dict[str, Any] = {
     "majority": MajorityVote,
     "best_of_n": BestOfN,
     "weighted_vote": WeightedVote,
+    "mean_vote": MeanVote,
+    "confident_vote": ConfidentVote,
     "beam": BeamSearch,
     "dvts": DiverseTreeSearch,
     "step_beam": StepBeamSearch,
     "lookahead": LookAheadSearch,
     "parm": GatedSearch,
+    "refine": RefineSearch,
+    "refine_step": RefineStepSearch,
     "mcts": MonteCarloSearch,
 }
 """The built-in searches by the names of ``prm-jax search --method``."""

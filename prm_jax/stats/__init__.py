@@ -38,6 +38,7 @@ from prm_jax.stats.ensembles import EnsembleMoments, ensemble_moments, ensemble_
 from prm_jax.stats.gated_selection import GatedSelection, gated_selection
 from prm_jax.stats.intervals import Interval, interval
 from prm_jax.stats.isotonic import IsotonicFit, apply_isotonic, fit_isotonic, isotonic_regression, venn_abers
+from prm_jax.stats.langevin import langevin_samples
 from prm_jax.stats.quantiles import aggregate_quantiles, crossing_penalty, monotone_quantiles, pinball_loss
 from prm_jax.stats.ranking import plackett_luce_loss, ranking_metrics
 from prm_jax.stats.regression import RidgeFit, elliptical_bonus, moment_variance, variance_weights, weighted_ridge
@@ -101,6 +102,8 @@ __all__ = [
     "fit_isotonic",
     "isotonic_regression",
     "venn_abers",
+    # langevin
+    "langevin_samples",
     # quantiles
     "aggregate_quantiles",
     "crossing_penalty",

@@ -18,11 +18,13 @@ NAMES = (
     "implicit_rewards",
     "judged_inputs",
     "multi_objective",
+    "mutation_labels",
     "omega_labels",
     pytest.param("prm_kinds", marks=pytest.mark.slow),
     pytest.param("programs", marks=pytest.mark.slow),
     "provers",
     "quantile_values",
+    pytest.param("quantization", marks=pytest.mark.slow),
     "reward_hacking",
     "reward_uncertainty",
     "rollout_filtering",
@@ -34,7 +36,7 @@ NAMES = (
 )
 
 
-NEED_A_SANDBOX = ("programs",)
+NEED_A_SANDBOX = ("mutation_labels", "programs")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -230,6 +230,13 @@ def test_a_run_that_cannot_fit_is_refused_with_cause_and_option():
         check_fits(options, QWEN_7B, [Device(16 * GIB)] * 8)
 
 
+def test_a_replay_buffer_larger_than_memory_is_refused_by_name():
+    options = replaced(PRESETS["qwen2.5-7b-math"], prm={"replay": 2_000_000})
+    largest = r"Largest: PRM's replay buffer \(--prm.replay\)"
+    with pytest.raises(UserError, match=largest + ".*What helps most: --prm.replay 0"):
+        check_fits(options, QWEN_7B, [Device(80 * GIB)] * 8)
+
+
 def test_a_run_that_may_not_fit_is_only_warned_about(caplog):
     found = make_plan(PRESETS["qwen2.5-7b-math"], QWEN_7B, devices=8)
     check_fits(PRESETS["qwen2.5-7b-math"], QWEN_7B, [Device((found.peak + found.least) / 2)] * 8)

@@ -141,7 +141,7 @@ def test_labels_are_trusted_as_far_as_they_tell_failed_responses_from_others(cou
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prm": {"label_trust": True}}, "--prm.label-trust needs --prm.reading"),
+        ({"prm": {"label_trust": 0.0}}, "--prm.label-trust needs --prm.reading"),
         ({"prm": {"replay": 8}}, "--prm.replay 8 is smaller than the 16 responses of a step"),
         ({"prm": {"replay": 16, "loss": "dpo"}}, "--prm.replay is for --prm.loss ce"),
         ({"prm": {"replay": 16, "update": "none"}}, "--prm.replay 16 is never learned from"),
@@ -175,7 +175,7 @@ def test_a_run_with_replay_of_easier_problems_resumes_with_the_same_bits(run_opt
         prm={
             "pretrain_task_options": {"min_operands": "2", "max_operands": "2"}, "replay": 24, "replay_batches": 2,
             "replay_warm_up": 0.5, "rows": "judged", "reading": "labels", "class_weights": "balanced",
-            "label_trust": True, "pretrain_rollouts": 20,
+            "label_trust": 0.1, "pretrain_rollouts": 20,
         },
         advantage={"credit": "step", "normalizer": "none"},
     )  # fmt: skip

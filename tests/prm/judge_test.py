@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 from prm_jax import cli
-from prm_jax.data.step_data import read_step_data
+from prm_jax.data.step_data import StepRecord, read_step_data
 from prm_jax.errors import UserError
-from prm_jax.prm.cases import Case, read_cases
+from prm_jax.prm.ablation import check_masks, masked_records
+from prm_jax.prm.calibrate import with_intervals
+from prm_jax.prm.cases import Case, case_of, read_cases
 from prm_jax.prm.judge import categories, judge_scores, min_at_last, process_bench, verbosity
 from prm_jax.prm.judge_calibration import calibration
 from prm_jax.prm.judge_page import results_page
 from prm_jax.prm.judge_selection import best_of_n, ranking, selection, tracking
+from prm_jax.prm.score import Scored
 
 
 def case(scores, *, labels=None, outcome=None, group="g", name="c", response=None, **provenance) -> Case:
@@ -132,6 +135,91 @@ def test_selection_counts_its_false_discoveries():
     assert "skipped" in selection(cases[:12], level=0.2)
 
 
+def test_a_selection_over_several_scorers_keeps_its_bound():
+    """The given score is noise; the mean of the steps and another model know something. Choosing costs no bound."""
+    rng = np.random.default_rng(0)
+    shares, plain, chosen = [], 0, {}
+    for seed in range(8):
+        good = rng.random(240) < 0.5
+        cases, other = [], {}
+        for i, right in enumerate(good.tolist()):
+            steps = tuple(rng.normal(1.5 * right, size=3).tolist())
+            name = f"s{i}"
+            cases.append(Case(name, f"g{i}", steps, float(rng.normal()), None, float(right), 0))
+            other[name] = Case(name, f"g{i}", (0.0,), float(rng.normal(1.0 * right)), None, float(right), 0)
+        found = selection(cases, level=0.2, also={"other": other}, seed=seed)
+        best = found["optimized"]
+        shares.append(best["false_share"])
+        plain += found["selected"]
+        for name, count in best["scorers"].items() if best["selected"] else ():
+            chosen[name] = chosen.get(name, 0) + count
+    assert np.mean(shares) < 0.25 and sum(chosen.values()) > 60 > 2 * plain and chosen.get("as_scored", 0) < 5
+    with pytest.raises(UserError, match="--also other has no scores of the solution 's0'"):
+        selection(cases, level=0.2, also={"other": {}})
+
+
+def test_venn_abers_calibrates_and_says_how_surely():
+    rng = np.random.default_rng(0)
+    chance = rng.random(400)
+    labels = (rng.random(400) < chance).astype(float)
+    over = 1 / (1 + np.exp(-3 * np.log(chance / (1 - chance))))
+    pairs = zip(over.tolist(), labels.tolist(), strict=True)
+    cases = [case([x], labels=(y,), group=f"g{i}") for i, (x, y) in enumerate(pairs)]
+    found = calibration(cases, output="probability", venn_abers=True)["steps"]
+    assert found["venn_abers"]["brier"] < found["raw"]["brier"] and 0 < found["venn_abers"]["width"] < 0.3
+    assert found["venn_abers"]["ece"] < 0.1
+
+
+def test_intervals_hold_the_wanted_share_of_values():
+    rng = np.random.default_rng(0)
+
+    def scored(count, name):
+        made = []
+        for i in range(count):
+            truth = tuple(rng.random(2).tolist())
+            guess = tuple(float(np.clip(t + rng.normal(scale=0.1), 0, 1)) for t in truth)
+            record = StepRecord("p", ("a", "b"), truth, None, f"{name}{i}", f"{name}{i}")
+            made.append(Scored(record, guess, min(guess)))
+        return made
+
+    known, new = [case_of(one) for one in scored(200, "k")], scored(400, "n")
+    found = with_intervals(new, known, level=0.8, bounded=True)
+    inside = [
+        low <= truth <= high
+        for one in found
+        for truth, (low, high) in zip(one.record.labels, one.intervals, strict=True)
+    ]
+    assert 0.75 < np.mean(inside) < 0.86
+    widths = [high - low for one in found for low, high in one.intervals]
+    assert 0.15 < np.mean(widths) < 0.35 and min(low for one in found for low, _ in one.intervals) >= 0
+    # With quantiles of its own the model says where it is less sure.
+    wide = [dataclasses.replace(one, quantiles=((0.1, 0.5, 0.9), (0.45, 0.5, 0.55))) for one in new]
+    own = with_intervals(wide, [case_of(one) for one in wide[:50]], level=0.8, bounded=True)
+    first, second = own[0].intervals
+    assert first[1] - first[0] == pytest.approx(second[1] - second[0] + 0.7, abs=0.02) or first[1] == 1.0
+    with pytest.raises(UserError, match="need at least 9 steps with labels or outcomes, found 2"):
+        with_intervals(new, known[:1], level=0.9, bounded=True)
+    with pytest.raises(UserError, match="only one of the two has quantiles"):
+        with_intervals(wide, known, level=0.8, bounded=True)
+
+
+def test_masks_take_away_parts_of_the_input():
+    text = r"So the total is 3x + \frac{1}{2}, that is 4 apples"
+    record = StepRecord("How many?", (text, "words only"), (1.0, 0.0), None, "g", "r")
+
+    def steps(mask):
+        return masked_records([record], mask)[0].steps
+
+    assert "total" not in steps("language")[0] and r"3x + \frac{1}{2}" in steps("language")[0]
+    assert steps("language")[1] == "y"  # nothing is left, so that its last character stays
+    assert "total" in steps("mathematics")[0] and not any(c in steps("mathematics")[0] for c in "3+42\\")
+    assert steps("regex:apples|words")[0].endswith("4 ") and steps("regex:apples|words")[1] == " only"
+    assert masked_records([record], "problem")[0].prompt == ""
+    parts = masked_records([record], "earlier")
+    assert [one.steps for one in parts] == [(text,), ("words only",)]
+    assert check_masks(["languge", "regex:("]) and not check_masks(["earlier", "regex:a+"])
+
+
 def test_small_facts():
     lows = [case([0.9, 0.1]), case([0.9, 0.5, 0.2]), case([0.1, 0.9]), case([0.3])]
     found = min_at_last(lows)
@@ -193,6 +281,9 @@ def test_the_command_says_what_is_missing(tmp_path, capsys):
         (["a.jsonl", "--scored", "--threshold-on", "b"], "--threshold-on 'b' is not a subset"),
         (["a.jsonl", "--model", "m", "--output", "value"], "--output is for --scored files"),
         (["a.jsonl", "--scored", "--false-discovery", "1.5"], "--false-discovery is 1.5; it must be within (0, 1)"),
+        (["a.jsonl", "--scored", "--mask", "language"], "--mask scores the solutions again"),
+        (["a.jsonl", "--model", "m", "--mask", "langage"], "--mask 'langage' is unknown; did you mean"),
+        (["a.jsonl", "--scored", "--also", "b=b.jsonl"], "--also is for the selection: give --false-discovery"),
         (["a/b=a.jsonl", "--scored"], "cannot be the name of a subset"),
     ):
         assert cli.main(["eval", *words]) == 2 and message in " ".join(capsys.readouterr().err.split())
@@ -214,6 +305,14 @@ def test_a_model_is_judged_in_one_call(config, params, tokenizer, records, tmp_p
     words = ["eval", *files, "--model", str(tmp_path / "mine" / "model"), "--out", str(out), "--resamples", "10"]
     assert cli.main([*words, "--threshold-on", "b"]) == 2
     assert "no solution of this subset is labelled" in capsys.readouterr().err and not (out / "scores").exists()
+    masks = ["--mask", "problem", "earlier", "regex:[xyz]"]
+    assert cli.main([*words, *masks]) == 0
+    assert "a without earlier: correlation with whole scores" in capsys.readouterr().out
+    found = json.loads((out / "results.json").read_text())["ablation"]
+    assert set(found) == {"problem", "earlier", "regex:[xyz]"} and set(found["earlier"]) == {"a", "b"}
+    assert len(found["problem"]["a"]["auc"]) == 2 and "auc" not in found["problem"]["b"]
+    page = (out / "results.html").read_text()
+    assert "Without a part of the input" in page
     assert cli.main(words) == 0
     assert "<title>mine/model judged on a, b</title>" in (out / "results.html").read_text()
     kept = [str(out / "scores" / f"{name}.jsonl") for name in "ab"]

@@ -54,12 +54,18 @@ def step_scores(kept, records) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "quantize"), [(Token(), "none"), (Implicit(reference="base"), "int8")], ids=["token", "implicit_int8"]
+    ("kind", "quantize", "rounding"),
+    [(Token(), "none", "int8"), (Implicit(reference="base"), "int8", "none")],
+    ids=["token_rounded_adapters", "implicit_rounded_base"],
 )
 def test_a_saved_run_with_adapters_scores_as_it_was_trained(
-    kind, quantize, options, trained, data_path, records, tmp_path
+    kind, quantize, rounding, options, trained, data_path, records, tmp_path
 ):
-    options = dataclasses.replace(options, prm=kind, model=dataclasses.replace(options.model, quantize=quantize))
+    model, learning = (
+        dataclasses.replace(options.model, quantize=quantize),
+        dataclasses.replace(options.train, rounding=rounding),
+    )
+    options = dataclasses.replace(options, prm=kind, model=model, train=learning)
     summary = train(options, tmp_path / "run")
     assert is_quantized(trained["weights"].model) == (quantize != "none")
     assert summary["steps"] == 12 and "lora_a" in str(jax.tree.structure(trained["weights"].model))

@@ -21,7 +21,7 @@ from prm_jax.prm.rows import build_rows
 from prm_jax.prm.spec import Spec, Weights
 
 LAYOUT = prms.POLICY_LAYOUT
-STEP_KINDS = ["implicit", "step_q", "token", "value", "digi_q", "b_coder"]
+STEP_KINDS = ["implicit", "step_q", "token", "value", "digi_q", "b_coder", "imitation"]
 
 
 def model(kind, config, params, tokenizer, seed=1):
@@ -64,7 +64,7 @@ def test_rewards_of_tokens_add_up_to_the_step_scores(name, config, params, token
     np.testing.assert_allclose(scores[3, : len(one.steps)], one.steps, rtol=2e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", sorted(set(prms.KINDS) - set(STEP_KINDS)))
+@pytest.mark.parametrize("name", sorted(name for name, kind in prms.KINDS.items() if not kind.step_scores))
 def test_models_of_whole_responses_are_refused(name, config, params, tokenizer, records):
     prm = model(prms.KINDS[name](), config, params, tokenizer)
     with pytest.raises(UserError, match=f"kind {name} is trained to score whole responses.*implicit, step_q, token"):

@@ -218,3 +218,19 @@ def test_responses_are_cut_into_steps_or_checked(tmp_path):
         read_solutions(file)
     with pytest.raises(UserError, match="cannot read"):
         read_solutions(tmp_path / "missing.jsonl")
+
+
+def test_the_command_gives_intervals(saved, records, tmp_path, capsys):
+    from prm_jax.data.step_data import write_step_data
+
+    write_step_data(tmp_path / "known.jsonl", records[:12])
+    write_step_data(tmp_path / "new.jsonl", records[12:])
+    known, new = tmp_path / "known", tmp_path / "new"
+    assert cli.main(["score", str(saved), str(tmp_path / "known.jsonl"), "--out", str(known)]) == 0
+    words = ["score", str(saved), str(tmp_path / "new.jsonl"), "--out", str(new), "--interval", "0.8"]
+    assert cli.main(words) == 2 and "belong together" in capsys.readouterr().err
+    assert cli.main([*words, "--interval-from", str(known / "scores.jsonl")]) == 0
+    for line in (new / "scores.jsonl").read_text().splitlines():
+        found = json.loads(line)
+        assert len(found["intervals"]) == len(found["scores"])
+        assert all(0 <= low <= high <= 1 for low, high in found["intervals"])

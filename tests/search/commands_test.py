@@ -73,6 +73,8 @@ METHODS = {
     "majority": [], "best_of_n": [], "weighted_vote": [], "beam": ["--beams", "2"], "dvts": ["--beams", "2"],
     "step_beam": ["--beams", "2"], "mcts": ["--simulations", "6"],
     "lookahead": ["--beams", "1", "--horizon", "2"], "parm": ["--samples", "8"],
+    "mean_vote": ["--samples", "8"], "refine": ["--samples", "1", "--width", "3"],
+    "refine_step": ["--samples", "1", "--width", "3"],
 }  # fmt: skip
 
 
@@ -97,6 +99,29 @@ def test_every_method_on_the_careless_policy(method, model, careless, tmp_path, 
     assert part.read_text() == out.read_text()
     assert cli.main([*words, "--out", str(tmp_path / "whole.jsonl"), "--chunk", "12"]) == 0
     assert (tmp_path / "whole.jsonl").read_text().splitlines()[1:] == out.read_text().splitlines()[1:]
+
+
+def test_a_confident_vote_samples_where_answers_differ(model, careless, tmp_path):
+    words = ["search", model, *SMALL, "--problems", "12", "--samples", "12", "--scorer", "verifier", "--method"]
+    for method, more in (("majority", []), ("confident_vote", ["--pilot", "4", "--chunk", "5"])):
+        assert cli.main([*words, method, *more, "--out", str(tmp_path / method)]) == 0
+    votes, confident = answers(tmp_path / "majority"), answers(tmp_path / "confident_vote")
+    counts = [line["candidates"] for line in confident]
+    assert min(counts) == 4 and max(counts) == 12 and {line["candidates"] for line in votes} == {12}
+    assert sum(counts) < 12 * 12 and sum(line["tokens"] for line in confident) < sum(line["tokens"] for line in votes)
+
+
+def test_refinements_mend_wrong_drafts(model, careless, tmp_path):
+    words = ["search", model, *SMALL, "--problems", "12", "--samples", "1", "--width", "3", "--scorer", "truth"]
+    found = {}
+    for method in ("best_of_n", "refine", "refine_step"):
+        assert cli.main([*words, "--method", method, "--out", str(tmp_path / method)]) == 0
+        found[method] = answers(tmp_path / method)
+    mean = {name: np.mean([line["correct"] for line in lines]) for name, lines in found.items()}
+    assert mean["refine"] > mean["best_of_n"] + 0.1 and mean["refine_step"] > mean["best_of_n"] + 0.1
+    assert {line["candidates"] for line in found["refine"]} <= {1, *range(2, 8)}  # a right draft stands alone
+    stands = [line for line in found["refine"] if line["candidates"] == 1]
+    assert stands and all(line["correct"] for line in stands)
 
 
 @pytest.mark.parametrize("method", ["best_of_n", "step_beam", "mcts"])
@@ -243,6 +268,9 @@ def test_other_settings_are_refused(model, careless, tmp_path, capsys):
         (["--method", "parm"], "log-probabilities are never above 0"),
         (["--method", "lookahead", "--horizon", "2000"], "must stay below"),
         (["--sampling.reuse-mib", "-1"], "--sampling.reuse-mib is -1"),
+        (["--method", "confident_vote", "--pilot", "20"], "--pilot is 20; it must be at most --samples"),
+        (["--method", "refine"], "log-probabilities are never above 0"),
+        (["--method", "refine_step", "--scorer", "verifier", "--samples", "2000"], "must stay below"),
         (["--alpha", "2"], "--alpha is 2.0; it must be within [0, 1]"),
         (["--sampling.temperature", "nan"], "--sampling.temperature is nan; it must be at least 0"),
         (["--sampling.top-p", "0"], "--sampling.top-p is 0.0"),
@@ -447,6 +475,8 @@ def test_votes_weigh_scores_below_0():
         weights = PrefixScorer(lambda partials: [], output).weights(scores).tolist()
         assert choose_candidate(own, answers, weights, "weighted") is own[1]
         assert choose_candidate(own, answers, weights, "best") is own[0]
+    assert choose_candidate(own, answers, [0.6, 0.5, 0.5, 0.5], "mean") is own[0]
+    assert choose_candidate(own, answers, [0.6, 0.9, 0.5, 0.5], "mean") is own[1]
     assert choose_candidate(own, [None] * 4, weights, "majority") is own[0]
     assert choose_candidate([], [], [], "majority") is None
 
@@ -491,7 +521,7 @@ def test_a_search_rule_of_the_users_own(model, careless, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("method", ["omega", "every_step"])
+@pytest.mark.parametrize("method", ["omega", "every_step", "adaptive"])
 @pytest.mark.parametrize("kind", ["soft", "hard", "vstar"])
 def test_labels_find_the_true_first_error(method, kind, model, careless, tmp_path, capsys):
     out = tmp_path / "labels.jsonl"
@@ -510,6 +540,25 @@ def test_labels_find_the_true_first_error(method, kind, model, careless, tmp_pat
                 right, known = right + (correct == (label > 0)), known + 1
     assert known > 20 and right / known > 0.8
     assert cli.main(words) == 2 and "exists" in capsys.readouterr().err
+
+
+def test_adaptive_labels_spend_rollouts_where_they_disagree(model, careless, tmp_path):
+    out = tmp_path / "labels.jsonl"
+    words = ["label", model, str(out), *LABEL, "--labels", "soft", "--method", "adaptive", "--rollouts", "16"]
+    assert cli.main([*words, "--chunk", "4"]) == 0
+    records = read_step_data(out)
+    shares = [
+        (total, count / total)
+        for one in records
+        for total, count in zip(one.provenance["total"][:-1], one.provenance["correct"][:-1], strict=True)
+    ]
+    unsure = [total for total, rate in shares if 0.2 < rate < 0.8]
+    sure = [total for total, rate in shares if rate in (0.0, 1.0)]
+    assert min(total for total, _ in shares) >= 1 and np.mean(unsure) > np.mean(sure) + 1
+    assert np.mean([total for total, _ in shares]) == pytest.approx(12, abs=0.01)  # 16 less the pilot's 4
+    other = tmp_path / "other.jsonl"  # another division of the problems changes nothing
+    assert cli.main(["label", model, str(other), *words[3:], "--chunk", "2"]) == 0
+    assert [one.labels for one in read_step_data(other)] == [one.labels for one in records]
 
 
 @pytest.mark.parametrize("method", ["omega", "every_step", "tree"])
@@ -624,6 +673,18 @@ def test_trees_as_preferences(kind, model, careless, tmp_path):
     assert cli.main(["label", model, str(tmp_path / "none.jsonl"), *TREE, *more, "--tree.min-edits", "99"]) == 2
 
 
+def test_the_tree_of_med_s3_and_its_look_back(model, careless, tmp_path):
+    labels = []
+    for back in ("0", "1"):
+        out = tmp_path / f"{back}.jsonl"
+        more = ["--labels", "q", "--tree.rule", "med_s3", "--tree.look-back", back]
+        assert cli.main(["label", model, str(out), *TREE, *more]) == 0
+        labels.append([one.labels for one in read_step_data(out)])
+    plain, lowered = labels
+    pairs = [(a, b) for x, y in zip(plain, lowered, strict=True) for a, b in zip(x, y, strict=True) if a is not None]
+    assert all(0 <= b <= a + 1e-6 <= 1 + 1e-6 for a, b in pairs) and any(b < a - 1e-3 for a, b in pairs)
+
+
 def test_edit_distance():
     assert [edit_distance(*x) for x in (("", ""), ("", "abc"), ("kitten", "sitting"), ("flaw", "lawn"))] == [0, 3, 3, 2]
 
@@ -636,6 +697,8 @@ def test_edit_distance():
         (["--method", "tree", "--tree.scorer", "nowhere"], "no scorer 'nowhere'"),
         (["--method", "tree", "--tree.simulations", "5000"], "must stay below"),
         (["--method", "tree", "--tree.width", "0"], "must be at least 1"),
+        (["--method", "adaptive", "--pilot", "8"], "--pilot is 8; it must be less than --rollouts, which is 6"),
+        (["--method", "tree", "--tree.look-back", "-1"], "--tree.look-back is -1"),
         (["--method", "tree", "--tree.min-edits", "-1"], "--tree.min-edits is -1; it must be at least 0"),
     ],
 )

@@ -7,7 +7,7 @@ from tests.rl.methods import Properties
 from tests.rl.table import TABLE as CORE
 from tests.stats.table import TABLE
 
-ELSEWHERE = {"pass_at_k"}  # elementwise, with tests of its own in `accuracy_test.py`
+ELSEWHERE = {"pass_at_k", "langevin_samples", "interval"}  # with tests of their own
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)

@@ -79,7 +79,7 @@ class ImplicitPRM(Source):
         finds = options.reading != "raw" and options.label_threshold is None
         return PRMState(
             *self.learner.init(self.constants, key), replay, jnp.zeros(2) if finds else None,
-            jnp.zeros((2, 2)) if options.label_trust else None,
+            jnp.zeros((2, 2)) if options.label_trust is not None else None,
         )  # fmt: skip
 
     def params(self, state: PRMState, constants: Params | None = None) -> Params:
@@ -194,9 +194,10 @@ class ImplicitPRM(Source):
         metrics = {"prm/label_threshold": jnp.where(jnp.isfinite(threshold), threshold, 0.0), "prm/flagged": flagged}
         if options.reading == "failed_labels":
             labels = jnp.where(failed[:, None], labels, 0.0)
-        if counts is not None:
+        if counts is not None and options.label_trust is not None:
             trust = label_trust(counts)
-            labels, metrics = trust * labels, metrics | {"prm/label_trust": trust}
+            labels = jnp.where(trust >= options.label_trust, trust, 0.0) * labels
+            metrics["prm/label_trust"] = trust
             members = jnp.stack([failed, ~failed]) & rows
             fresh = jnp.stack([(members & found).sum(-1), members.sum(-1)]).astype(jnp.float32)
             counts = _MEMORY * counts + fresh

@@ -9,6 +9,7 @@ from prm_jax.prm.kinds.bradley_terry import BradleyTerry
 from prm_jax.prm.kinds.digi_q import DigiQ
 from prm_jax.prm.kinds.generative import Generative
 from prm_jax.prm.kinds.gpm import GPM
+from prm_jax.prm.kinds.imitation import Imitation
 from prm_jax.prm.kinds.implicit import Implicit
 from prm_jax.prm.kinds.outcome import Outcome
 from prm_jax.prm.kinds.step_q import StepQ
@@ -18,11 +19,12 @@ from prm_jax.prm.spec import Kind
 
 KINDS: dict[str, type[Kind]] = {
     kind.kind: kind
-    for kind in (Implicit, StepQ, Token, Value, Outcome, BradleyTerry, GPM, Armo, DigiQ, BCoder, Generative)
+    for kind in (Implicit, StepQ, Token, Value, Outcome, BradleyTerry, GPM, Armo, DigiQ, BCoder, Generative,
+        Imitation)
 }
 """Name -> class; ``KINDS["token"](head_layers=2)`` is a kind with its options."""
 
 __all__ = [
-    "KINDS", "Armo", "BCoder", "BradleyTerry", "DigiQ", "GPM", "Generative", "Implicit", "Outcome", "StepQ", "Token",
-    "Value",
+    "KINDS", "Armo", "BCoder", "BradleyTerry", "DigiQ", "GPM", "Generative", "Imitation", "Implicit", "Outcome",
+    "StepQ", "Token", "Value",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """The value of the state after every step: the chance of success.
 
 Tanh values: AlphaMath, arXiv 2405.03553; quantiles: arXiv 2103.00083; ensembles and their lower confidence bound: arXiv
-2110.04135.
+2110.04135; weights by the inverse variance of the labels: arXiv 2303.10165.
 """
 
 import dataclasses
@@ -9,10 +9,12 @@ from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from prm_jax import rl, stats
-from prm_jax.option_ranges import at_least
+from prm_jax.option_ranges import above, at_least
 from prm_jax.prm.forward import apply_head, init_head, judged, read_hidden
+from prm_jax.prm.reward_model_options import BaseOptions, OptimizerOptions
 from prm_jax.prm.rows import Batch
 from prm_jax.prm.spec import HeadedKind, Needs, Output, Spec, Weights
 from prm_jax.runs.learner import Params
@@ -33,6 +35,12 @@ class Value(HeadedKind):
     """Standard deviations subtracted from an ensemble's mean."""
     quantiles: Annotated[int, at_least(1)] = 5
     """Number of quantiles, at levels (k + 1/2) / n; the score is their mean."""
+
+    weigh: bool = False
+    """Weigh each label by the inverse variance of its mean over provenance.total rollouts (not quantile)."""
+    variance_floor: Annotated[float, above(0)] = 0.05
+    """Standard deviation below which a label is not trusted more; also what labels without a count are taken to have
+    (weigh)."""
 
     learns_from: ClassVar[Needs] = "either"
     output: ClassVar[Output] = "value"
@@ -58,12 +66,38 @@ class Value(HeadedKind):
         known = judged(batch)
         target = jnp.where(batch.label_mask, batch.labels, batch.outcome[:, None])
         mask = batch.step_mask & (batch.label_mask | known[:, None])
+        if self.weigh and self.value != "quantile":
+            return self._weighted_loss(found, target, mask, batch)
         if self.value == "quantile":
             return stats.pinball_loss(found, target, mask, levels=self.levels())
         if self.value == "tanh":
             return rl.value_loss(found[..., 0], 2 * target - 1, mask, kind="tanh_mse")
         outputs = [rl.value_loss(found[..., k], target, mask, kind="bce") for k in range(found.shape[-1])]
         return rl.Loss(sum((x.total for x in outputs), jnp.float32(0)), outputs[0].weight)
+
+    def problems(self, model: BaseOptions, train: OptimizerOptions) -> list[str]:
+        """Quantiles have no weights."""
+        del model, train
+        if self.weigh and self.value == "quantile":
+            return ["--prm.weigh is for values with a mean: leave it out with --prm.value quantile"]
+        return []
+
+    def _weighted_loss(self, found: jax.Array, target: jax.Array, mask: jax.Array, batch: Batch) -> rl.Loss:
+        """The regression with weights 1 / variance, whose mean over the steps in the batch is 1."""
+        counts = jnp.where(batch.label_mask, batch.label_counts, 0.0)
+        rate = (counts * target + 0.5) / (counts + 1.0)  # half a right and half a wrong rollout more
+        variance = jnp.where(counts > 0, rate * (1 - rate) / jnp.maximum(counts, 1.0), 0.0)
+        weights = stats.variance_weights(variance, jnp.zeros_like(variance), gamma=0.0, floor=self.variance_floor)
+        weights = jnp.where(mask, weights, 0.0)
+        weights = jax.lax.stop_gradient(weights * mask.sum() / jnp.maximum(weights.sum(), 1e-9))
+        total = jnp.float32(0)
+        for k in range(found.shape[-1]):
+            if self.value == "tanh":
+                error = jnp.square(jnp.tanh(found[..., k]) - (2 * target - 1))
+            else:
+                error = optax.sigmoid_binary_cross_entropy(found[..., k], target)
+            total = total + jnp.where(mask, weights * error, 0.0).sum()
+        return rl.Loss(total, mask.sum().astype(jnp.float32))
 
     def scores(self, spec: Spec, found: jax.Array, batch: Batch) -> jax.Array:
         """[R, S]: the estimated chance of success (tanh values moved to [0, 1]; quantiles averaged; the lower twin; an
@@ -82,6 +116,11 @@ class Value(HeadedKind):
         else:
             chance = jax.nn.sigmoid(found[..., 0])
         return jnp.where(batch.step_mask, chance, 0.0)
+
+    def response_facts(self, spec: Spec, found: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        """The quantiles, which intervals are made from."""
+        del spec, batch
+        return {"quantiles": found} if self.value == "quantile" else {}
 
     def levels(self) -> jax.Array:
         """The levels of the quantiles, (k + 1/2) / n."""

@@ -10,16 +10,19 @@ from prm_jax.lazy_names import lazy_attribute
 if TYPE_CHECKING:
     from prm_jax.prm.labelling.method_options import (
         LABELLERS,
+        AdaptiveOptions,
         EveryStepOptions,
         OmegaOptions,
         TreeLabelOptions,
         make_labeller,
     )
-    from prm_jax.prm.labelling.rollouts import every_step_records, omega_records
+    from prm_jax.prm.labelling.rollouts import adaptive_records, every_step_records, omega_records
     from prm_jax.prm.labelling.tree_options import TreeOptions
     from prm_jax.prm.labelling.trees import edit_distance, tree_records
 
 _HOME = {
+    "AdaptiveOptions": "method_options",
+    "adaptive_records": "rollouts",
     "EveryStepOptions": "method_options",
     "LABELLERS": "method_options",
     "OmegaOptions": "method_options",
@@ -34,10 +37,12 @@ _HOME = {
 
 __all__ = [
     "LABELLERS",
+    "AdaptiveOptions",
     "EveryStepOptions",
     "OmegaOptions",
     "TreeLabelOptions",
     "TreeOptions",
+    "adaptive_records",
     "edit_distance",
     "every_step_records",
     "make_labeller",

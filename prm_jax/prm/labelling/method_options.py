@@ -90,6 +90,35 @@ class EveryStepOptions(_Labeller):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdaptiveOptions(_Labeller):
+    """Rollouts after every step of sampled solutions, more of them where a value is uncertain."""
+
+    solutions: Count = 4
+    pilot: Count = 4
+
+    def check(self) -> None:
+        """See `_Labeller`."""
+        super().check()
+        if self.pilot >= self.rollouts:
+            raise UserError(
+                f"--pilot is {self.pilot}; it must be less than --rollouts, which is {self.rollouts}: the others are "
+                "divided by what the first ones find"
+            )
+
+    def told(self) -> dict[str, Any]:
+        """See `_Labeller`."""
+        return {"rollouts": self.rollouts, "pilot": self.pilot}
+
+    def __call__(self, policy: Any, told: Any, values: Any = None) -> "tuple[list[StepRecord], int]":
+        """See `_Labeller`."""
+        from prm_jax.prm.labelling.rollouts import adaptive_records
+
+        return adaptive_records(
+            policy, told, labels=self.labels, rollouts=self.rollouts, solutions=self.solutions, pilot=self.pilot
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TreeLabelOptions(_Labeller):
     """Monte-Carlo tree search over steps."""
 
@@ -175,7 +204,7 @@ class MutateOptions(_Labeller):
 
 
 LABELLERS: dict[str, Any] = {
-    "omega": OmegaOptions, "every_step": EveryStepOptions, "tree": TreeLabelOptions,
+    "omega": OmegaOptions, "every_step": EveryStepOptions, "adaptive": AdaptiveOptions, "tree": TreeLabelOptions,
     "mutate": MutateOptions,
 }
 """The ways to label by the names of ``prm-jax label --method``."""

@@ -1,6 +1,6 @@
 """Labels from rollouts: OmegaPRM's located errors, and rollouts after every step of solutions.
 
-OmegaPRM: arXiv 2406.06592. Every step: arXiv 2312.08935.
+OmegaPRM: arXiv 2406.06592. Every step: arXiv 2312.08935. Adaptive numbers of rollouts: arXiv 2212.00568.
 """
 
 import collections
@@ -77,6 +77,64 @@ def every_step_records(
         records.append(_record(policy, told, b, rollout.steps, own, labels, f"sample/{numbers[b]}", float(correct)))
         numbers[b] += 1
     return [record for record in records if record is not None], roller.calls
+
+
+def adaptive_records(
+    policy: TaskPolicy, told: Mapping[str, Any], *, labels: str, rollouts: int, solutions: int, pilot: int
+) -> tuple[list[StepRecord], int]:
+    """As `every_step_records`, with more rollouts where a prefix's value is uncertain.
+
+    `pilot` rollouts from every prefix estimate its value p. The problem's other rollouts, in all `rollouts` per prefix,
+    are divided in proportion to sqrt(p (1 - p)), at least one each, which minimises the summed variance of all values.
+    Soft labels are the shares of these fresh rollouts alone, so that they are unbiased; hard ones count all.
+
+    Args:
+      policy: with a current chunk of problems.
+      told: provenance that all records share.
+      labels: "soft", "hard" or "vstar".
+      rollouts: mean number from each prefix, the pilot's included.
+      solutions: per problem.
+      pilot: rollouts from each prefix at first, less than `rollouts`.
+
+    Returns:
+      (records, number of rollouts).
+
+    Source: adapting on early samples and estimating several expectations from fresh ones, arXiv 2212.00568.
+    """
+    roller = Roller(policy)
+    roots = roller([PrefixRequest(b, ()) for b in range(len(policy.problems))], solutions)
+    sampled = [(b, r) for b, found in enumerate(roots) for r in found if r.steps and r.correct is not None]
+    requests = [PrefixRequest(b, r.steps[:i]) for b, r in sampled for i in range(1, len(r.steps))]
+    first = [count_correct(found) for found in roller(requests, pilot)]
+    shares = _shares(requests, first, rollouts - pilot)
+    fresh: list[tuple[int, int]] = [(0, 0)] * len(requests)
+    for count in sorted(set(shares)):  # one call per number, in an order that does not depend on other problems
+        members = [place for place, share in enumerate(shares) if share == count]
+        for place, found in zip(members, roller([requests[i] for i in members], count), strict=True):
+            fresh[place] = count_correct(found)
+    pooled = [(a[0] + b[0], a[1] + b[1]) for a, b in zip(first, fresh, strict=True)]
+    counts = iter(fresh if labels == "soft" else pooled)
+    records = []
+    numbers = collections.Counter[int]()
+    for b, rollout in sampled:
+        correct = bool(rollout.correct)
+        own = [next(counts) for _ in rollout.steps[:-1]] + [(int(correct), 1)]
+        records.append(_record(policy, told, b, rollout.steps, own, labels, f"sample/{numbers[b]}", float(correct)))
+        numbers[b] += 1
+    return [record for record in records if record is not None], roller.calls
+
+
+def _shares(requests: Sequence[PrefixRequest], first: Sequence[tuple[int, int]], each: int) -> list[int]:
+    """Further rollouts of each prefix, `each` on average over the prefixes of a problem."""
+    shares = [0] * len(requests)
+    for b in sorted({request.question for request in requests}):
+        own = [place for place, request in enumerate(requests) if request.question == b]
+        # Half a right and half a wrong rollout more, so that no value is certain after a few.
+        rates = np.asarray([(first[i][0] + 0.5) / (first[i][1] + 1) for i in own], np.float32)
+        found = rl.budget_allocation(rates, total=each * len(own), minimum=1)
+        for place, share in zip(own, np.asarray(found).tolist(), strict=True):
+            shares[place] = share
+    return shares
 
 
 def _record(

@@ -18,9 +18,9 @@ StepValues = Callable[[Any, Sequence[Any]], list[float]]
 class TreeOptions:
     """The search of --method tree."""
 
-    rule: Literal["alphamath", "rest_mcts"] = "alphamath"
+    rule: Literal["alphamath", "rest_mcts", "med_s3"] = "alphamath"
     """alphamath: PUCT, mean of the returns, answers worth 1 or -1; rest_mcts: UCB1, values of the children weighted by
-    visits, answers worth 1 or 0."""
+    visits, answers worth 1 or 0; med_s3: UCB1, the mean of a node's value and its children's, answers worth 1 or 0."""
     scorer: str = "none"
     """Value of a step before an answer is found below it: none (the middle of the range, as in AlphaMath's first
     round), rollouts (the share of correct ones), or the path of a process reward model that gives probabilities or
@@ -36,6 +36,8 @@ class TreeOptions:
     margin: Annotated[float | None, at_least(0)] = None
     """Minimum difference between the values of a pair, on the scale of the answers' values; none: as published, 0.5 for
     top_bottom and 0 otherwise."""
+    look_back: Annotated[float, at_least(0)] = 0.0
+    """Lower the labels q of steps that fall below the step before them by this share of the loss (MedS3)."""
     min_edits: Annotated[int, at_least(0)] = 0
     """Leave out pairs whose steps differ in fewer characters (edit distance); 20 in rStar-Math."""
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from prm_jax import search
+from prm_jax import rl, search
 from prm_jax.data.step_data import StepRecord
 from prm_jax.prm.labelling.tree_options import TREE_LABELS, StepValues, TreeOptions
 from prm_jax.rollouts.policy import TaskPolicy
@@ -62,8 +62,9 @@ class _Trees(NamedTuple):
 def _search(policy: TaskPolicy, options: TreeOptions, rollouts: int, step_values: StepValues | None) -> _Trees:
     values = _Values(policy, options, rollouts, step_values)
     method = functools.partial(search.alphamath, c=1.5, depth_value=values.low)
-    if options.rule == "rest_mcts":
-        method = functools.partial(search.rest_mcts, depth_value=values.low)
+    if options.rule != "alphamath":
+        other = {"rest_mcts": search.rest_mcts, "med_s3": search.med_s3}[options.rule]
+        method = functools.partial(other, depth_value=values.low)
     found, tree, nodes = lm.tree_search(
         policy.propose, values, len(policy.problems), simulations=options.simulations, width=options.width,
         max_steps=options.max_steps, method=method,
@@ -114,7 +115,10 @@ def _solutions(
         known = [s is not None and bool(mask[b, s]) for s in slots]
         if not texts or not any(known):
             continue
-        own = tuple(float(np.clip(labels[b, s], 0, 1)) if k else None for s, k in zip(slots, known, strict=True))
+        values = np.asarray([np.clip(labels[b, s], 0, 1) if k else 0.0 for s, k in zip(slots, known, strict=True)])
+        if options.look_back and how == "q":
+            values = np.asarray(_look_back(values, np.asarray(known), coefficient=options.look_back))
+        own = tuple(float(value) if k else None for value, k in zip(values, known, strict=True))
         counted = {"correct": correct, "total": total, "visits": visits}
         provenance = {**told} | {
             name: [None if s is None else int(field[b, s]) for s in slots] for name, field in counted.items()
@@ -122,6 +126,9 @@ def _solutions(
         problem = policy.problems[b]
         outcome = float(trees.correct[b, slot])
         yield StepRecord(problem.prompt, texts, own, outcome, problem.id, f"{problem.id}/tree/{slot}", provenance)
+
+
+_look_back = functools.partial(jax.jit, static_argnames="coefficient")(rl.look_back_penalty)
 
 
 def _pairs(

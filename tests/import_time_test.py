@@ -1,0 +1,36 @@
+"""What importing costs, in units of importing jax: processor time, so that other work of the machine does not count."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+
+def seconds(*words: str) -> float:
+    """Processor time of a Python process, the lesser of two."""
+    found = []
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *words], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        found.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(found)
+
+
+@pytest.fixture(scope="module")
+def jax_seconds() -> float:
+    return seconds("-c", "import jax")
+
+
+@pytest.mark.parametrize(
+    ("words", "most"),
+    [
+        (["-c", "import prm_jax, prm_jax.runs, prm_jax.prime, prm_jax.rollouts"], 0.3),
+        (["-m", "prm_jax", "--help"], 0.3),
+        (["-c", "from prm_jax import rl, stats"], 2.0),
+    ],
+    ids=["packages", "help", "functions"],
+)
+def test_importing_costs_little(words, most, jax_seconds):
+    assert seconds(*words) < most * jax_seconds

@@ -1,0 +1,177 @@
+"""The table of methods: every command under "do this" is understood, and runs on a small model and little data."""
+
+import json
+import pathlib
+import re
+import shlex
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from prm_jax import cli, models, prm
+from prm_jax.data import load_task
+from prm_jax.data.step_data import StepRecord, read_step_data, write_step_data
+from prm_jax.prm.forward import init_head
+from tests.recipes_test import parsed
+from tests.search.commands_test import Careless
+
+REPO = pathlib.Path(__file__).resolve().parents[1]
+PAGE = REPO / "docs" / "methods.md"
+CONTEXT_ONLY = {14, 36, 37, 45, 50, 51}
+"""Works without a method of process rewards: a trading system, a market maker, data sets and surveys."""
+SMALL = {
+    "train": (
+        "--steps 1 --sft.steps 2 --no-baseline --no-plots --eval.every 0 --eval.problems 2 --eval.prm-problems 0 "
+        "--rollout.prompts-per-step 2 --rollout.samples-per-prompt 2 --prm.pretrain-rollouts 0 --rollout.filter none"
+    ),
+    "train-prm": "--max-steps 1 --train.batch-size 8 --data.max-length 64 --eval-every 0 --no-plots --text.separator=",
+    "label": "--problems 4 --rollouts 6 --sampling.max-new-tokens 40 --task-options max_operands 4",
+    "search": (
+        "--problems 1 --samples 4 --width 2 --simulations 2 --max-steps 2 --sampling.step-tokens 8 "
+        "--sampling.max-new-tokens 12 --task-options max_operands 4"
+    ),
+    "critique": "--max-new-tokens 4",
+    "eval": "--resamples 5",
+    "score": "",
+}
+"""Options that make a command quick, after its own."""
+
+
+def rows() -> dict[int, str]:
+    """Number of a work -> its cell "do this"."""
+    found = {}
+    for line in PAGE.read_text().splitlines():
+        match = re.match(r"\| (\d+) \|", line)
+        if match:
+            found[int(match[1])] = line.split(" | ")[2]
+    return found
+
+
+def commands() -> list[tuple[int, list[str]]]:
+    """(number of the work, words) of every command."""
+    found = [(n, text) for n, cell in rows().items() for text in re.findall(r"`((?:prm-jax|python) .*?)`", cell)]
+    return [(number, shlex.split(text)) for number, text in found]
+
+
+COMMANDS = [(number, words) for number, words in commands() if words[0] == "prm-jax"]
+SLOW = {"train", "train-prm"}
+
+
+def test_every_work_has_something_to_do_or_a_reason():
+    cells = rows()
+    assert sorted(cells) == list(range(1, 58)) and len(COMMANDS) >= 40
+    empty = {number for number, cell in cells.items() if cell.strip() == "-"}
+    assert CONTEXT_ONLY <= empty
+    for number in empty:
+        line = next(line for line in PAGE.read_text().splitlines() if line.startswith(f"| {number} |"))
+        assert line.rstrip(" |").rpartition(" | ")[2] not in ("", "-"), f"row {number}: neither what to do nor why not"
+
+
+def name_of(value):
+    return " ".join(value)[:70] if isinstance(value, list) else str(value)
+
+
+@pytest.mark.parametrize(("number", "words"), COMMANDS, ids=name_of)
+def test_the_command_is_understood(number, words):
+    parsed(words[1], [*words[2:], *small(words[1])])
+
+
+def small(name: str) -> list[str]:
+    return shlex.split(SMALL[name])
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """The models and files that the page names, for sums of two or three numbers."""
+    folder = tmp_path_factory.mktemp("methods")
+    task = load_task("carry", min_operands=2, max_operands=3, num_eval=16)
+    tokenizer = task.tokenizer()
+    printable = models.CharTokenizer("\n" + "".join(map(chr, range(32, 127))))
+    for name, own in (("judge", printable), ("policy", tokenizer)):
+        config = models.ModelConfig(
+            vocab_size=own.vocab_size, hidden_size=16, intermediate_size=24, num_layers=1, num_heads=2, num_kv_heads=1,
+            head_dim=8, max_position_embeddings=256,
+        )  # fmt: skip
+        params = models.init_params(config, jax.random.key(0))
+        models.save_weights(folder / name, config, params, tokenizer=own)
+    for seed, name in enumerate(("prm", "prm2")):
+        spec = prm.Spec(prm.Token(), config)
+        head = init_head(spec, jax.random.key(seed), num_outputs=2, random=True)
+        layout = prm.TextLayout(separator="", pieces="prompt")
+        prm.save(folder / name, prm.PRM(spec, prm.Weights(params, head, {}), tokenizer, layout))
+    rng = np.random.default_rng(0)
+    records = [record for index in range(12) for record in solutions(task, task.train[index], rng)]
+    for name in ("steps.jsonl", "solutions.jsonl"):
+        write_step_data(folder / name, records)
+    return folder
+
+
+def solutions(task, problem, rng):
+    """A right, a wrong, and two careless solutions to a problem."""
+    texts = [right(problem), *(task.demonstration(problem, rng) for _ in range(2))]
+    texts.append(re.sub(r"#\d+", "#1", texts[0]))
+    for index, text in enumerate(texts):
+        steps = tuple(text[a:b] for a, b in task.splitter(text))
+        labels = tuple(map(float, task.step_labels(problem, text)))
+        told = {
+            "answer": text.rpartition("#")[2], "reference": problem.answer, "score": float(rng.random()),
+            "objectives": {"short": -float(len(text)), "right": float(np.mean(labels))}, "total": [4] * len(steps),
+        }  # fmt: skip
+        name = f"{problem.id}/{index}"
+        yield StepRecord(problem.prompt, steps, labels, task.verify(problem, text), problem.id, name, told)
+
+
+def right(problem):
+    """The running totals of a sum, and its answer."""
+    total, *others = (int(number) for number in problem.prompt.rstrip("=").split("+"))
+    steps = []
+    for number in others:
+        steps.append(f"{total}+{number}={total + number}")
+        total += number
+    return ";".join(steps) + f"#{total}"
+
+
+def run(words, folder):
+    if "runs/step-dpo/model" in words and not (folder / words[2]).exists():
+        shutil.copytree(folder / "policy", folder / words[2])
+    if "--interval-from" in words:
+        assert cli.main(["score", "prm", "solutions.jsonl", "--out", "known"]) == 0
+        (folder / "known" / "scores.jsonl").rename(folder / "known.jsonl")
+    if "--data.agree-with" in words:  # a judge that knows nothing agrees with nobody
+        lines = [json.dumps({"id": one.id, "labels": one.labels}) for one in read_step_data("steps.jsonl")]
+        (folder / "judged" / "scores.jsonl").write_text("\n".join(lines) + "\n")
+    more = small(words[1])
+    if words[1] in SLOW and "--run-dir" not in words:
+        more += ["--run-dir", str(folder / "runs" / str(len(list((folder / "runs").glob("*")))))]
+    assert cli.main([*words[1:], *more]) == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [pytest.param(n, w, marks=pytest.mark.slow) if w[1] in SLOW else (n, w) for n, w in COMMANDS],
+    ids=name_of,
+)
+def test_the_command_runs(number, words, workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    if words[1] in ("label", "search"):
+        monkeypatch.setattr(models, "generate", Careless())  # a policy that solves some problems
+    (workplace / "runs").mkdir(exist_ok=True)
+    for path in workplace.glob("*.jsonl"):  # what an earlier row wrote
+        if path.name not in ("steps.jsonl", "solutions.jsonl"):
+            path.unlink()
+    run(words, workplace)
+
+
+def test_the_commands_of_the_rounds_are_understood():
+    """Those of examples/self_training.sh, with the values that its variables have in the first round."""
+    text = (REPO / "examples" / "self_training.sh").read_text().replace("\\\n", " ")
+    learn = "--text.pieces prompt --text.end --no-plots"
+    values = {"policy": "policy", "here": "out/1", "values": "none", "learn": learn}
+    lines = [line.strip() for line in text.splitlines() if line.strip().startswith("prm-jax")]
+    assert len(lines) == 5
+    for line in lines:
+        line = re.sub(r"\$(\w+)", lambda match: values[match[1]], line.replace('"$@"', "--problems 4"))
+        name, *words = shlex.split(line)[1:]
+        parsed(name, words)
