@@ -86,7 +86,14 @@ def quantize(
         if not config.tie_word_embeddings:
             quantized["head"] = {"kernel": _quantize_table(params["head"]["kernel"])}
     mesh = _mesh_under(params)
-    return quantized if mesh is None else shard_params(quantized, mesh)
+    if mesh is None:
+        return quantized
+    if mesh.shape.get("tensor", 1) > 1 and any(blocks[home][name]["kernel"].padding for home, name in KERNELS):
+        raise UserError(
+            "scheme balanced has three integers per byte, which do not fill up the last byte of these kernels, so that "
+            "a tensor axis cannot divide them: use scheme centred, or --mesh.tensor 1"
+        )
+    return shard_params(quantized, mesh)
 
 
 def quantize_as(
