@@ -11,6 +11,8 @@ from experiments.report import COLORS, Estimate, estimate, machine, plain, rende
 BASE = "outcome"
 LEVELS = {"long": 0.3, "short": 0.7}
 """Sampled accuracies that "rollouts to" waits for."""
+LEARNED = 0.1
+"""Sampled accuracy that outcome-only training must reach at some time to count as having learned."""
 Runs = dict[tuple[str, int], dict[str, Any]]
 
 
@@ -91,6 +93,17 @@ def summary(runs: Runs, task: str) -> dict[str, dict[str, dict[str, float]]]:
                 f"seeds ahead{name}": float(sum(x > y for x, y in zip(*areas, strict=True))),
                 f"rollouts to {level:g}, outcome / arm{name}": ratio(spent[1], spent[0]),
             }  # fmt: skip
+        learned = [seed for seed in both if max(runs[BASE, seed]["sampled"]) >= LEARNED]
+        if len(learned) > 1:
+            ends = [runs[BASE, seed]["sampled"][-1] for seed in learned]
+            spent = [
+                [1 + rollouts_to(runs[a, seed], end, budget, False) for seed, end in zip(learned, ends, strict=True)]
+                for a in (arm, BASE)
+            ]
+            paired[arm] |= {
+                "seeds on which outcome learns": float(len(learned)),
+                "rollouts to outcome's last accuracy, outcome / arm (warm-up free)": ratio(spent[1], spent[0]),
+            }
     return {f"{task}: all arms": reached, f"{task}: paired by seed": paired}
 
 
