@@ -23,7 +23,9 @@ PAGES = [
 COMMANDS = [
     pytest.param(words, id=f"{page.stem}: {' '.join(words)[:50]}")
     for page in PAGES
-    for words in commands(re.sub(r" {2,}# .*", "", page.read_text()).replace(" TASK", f" {TASK}"))
+    for words in commands(
+        re.sub(r" {2,}# .*| \.\.\.$", "", page.read_text(), flags=re.MULTILINE).replace(" TASK", f" {TASK}")
+    )
     if words[0] in cli.COMMANDS
 ]
 

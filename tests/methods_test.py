@@ -91,7 +91,7 @@ def workplace(tmp_path_factory):
     printable = models.CharTokenizer("\n" + "".join(map(chr, range(32, 127))))
     for name, own in (("judge", printable), ("policy", tokenizer)):
         config = models.ModelConfig(
-            vocab_size=own.vocab_size, hidden_size=16, intermediate_size=24, num_layers=1, num_heads=2, num_kv_heads=1,
+            vocab_size=own.vocab_size, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2, num_kv_heads=1,
             head_dim=8, max_position_embeddings=256,
         )  # fmt: skip
         params = models.init_params(config, jax.random.key(0))

@@ -5,6 +5,7 @@ used from an empty directory: version, commands, every public name, and a client
 """
 
 import argparse
+import os
 import pathlib
 import re
 import shutil
@@ -23,8 +24,9 @@ for room in ("rl", "stats", "search", "pallas", "models", "rollouts", "verifiers
     module = importlib.import_module(f"prm_jax.{room}")
     missing = [name for name in module.__all__ if not hasattr(module, name)]
     assert not missing, missing
-import pathlib, prm_jax
-assert (pathlib.Path(prm_jax.__file__).parent / "py.typed").is_file()
+import pathlib, sys, prm_jax
+folder = pathlib.Path(prm_jax.__file__).parent
+assert (folder / "py.typed").is_file() and folder.is_relative_to(sys.prefix), folder
 print(prm_jax.__version__, prm_jax.__file__)
 """
 
@@ -64,9 +66,13 @@ def check(package: pathlib.Path, where: pathlib.Path, constraints: Sequence[str]
     subprocess.run([sys.executable, "-m", "venv", str(where)], check=True)
     pins = where / "constraints.txt"
     pins.write_text("\n".join(constraints) + "\n")
-    run = lambda *words: subprocess.run(words, cwd=empty, check=True)  # noqa: E731
     empty = where / "empty"
     empty.mkdir()
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")}
+
+    def run(*words: str) -> None:
+        subprocess.run(words, cwd=empty, env=clean, check=True)
+
     run(str(python), "-m", "pip", "install", "-q", "-c", str(pins), str(package), "mypy", "types-PyYAML")
     run(str(python), "-c", _NAMES)
     run(str(where / "bin" / "prm-jax"), "--version")

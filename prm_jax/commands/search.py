@@ -85,6 +85,7 @@ class Options(PolicyOptions):
 
 def run(options: Options) -> None:
     """Searches chunk by chunk, writing the results as they come, and prints the table."""
+    from prm_jax.prm.page import model_name
     from prm_jax.prm.search_results import check_results, results_table, search_problems
     from prm_jax.prm.tree_page import trees_page
     from prm_jax.runs import processes
@@ -124,7 +125,7 @@ def run(options: Options) -> None:
     if options.solutions is not None:
         results.write(options.solutions, [results.dump(record) for line in done for record in line["solutions"]])
     if options.draw is not None:
-        results.write(options.draw, [trees_page(f"{options.method}, scored by {options.scorer}", done)])
+        results.write(options.draw, [trees_page(f"{options.method}, scored by {model_name(options.scorer)}", done)])
     print(f"{options.method}, scored by {options.scorer}", results_table(done), sep="\n")
 
 

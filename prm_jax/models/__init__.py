@@ -134,6 +134,7 @@ if TYPE_CHECKING:
     from prm_jax.models.sharding import batch_sharding, make_mesh, shard_batch, shard_params, shardings_for
     from prm_jax.models.smollm2 import find_smollm2
     from prm_jax.models.special_tokens import SpecialTokens
+    from prm_jax.models.straight_through import round_through
     from prm_jax.models.text_stream import TextStream
     from prm_jax.models.tokenizer import CharTokenizer, Tokenizer, check_fits, check_same_vocabulary
     from prm_jax.models.transformer import (

@@ -111,6 +111,7 @@ class Scored:
       steps: one score per step, higher is better.
       response: the score of the whole.
       objectives: name -> score, of a model with several objectives.
+      layers: of the model that were read, where that depends on the solution; 0 otherwise.
       quantiles: of each step's value, in ascending order, of a model that predicts them.
       intervals: of each step's value, from ``calibrate.with_intervals``.
     """
@@ -121,6 +122,7 @@ class Scored:
     objectives: dict[str, float] = dataclasses.field(default_factory=dict)
     quantiles: tuple[tuple[float, ...], ...] = ()
     intervals: tuple[tuple[float, float], ...] = ()
+    layers: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """What goes into a line of scores: ids, scores, and what is known about the solution."""
@@ -131,7 +133,7 @@ class Scored:
             fields["labels"] = record.labels
         if record.outcome is not None:
             fields["outcome"] = record.outcome
-        for name in ("objectives", "quantiles", "intervals"):
+        for name in ("objectives", "quantiles", "intervals", "layers"):
             if getattr(self, name):
                 fields[name] = getattr(self, name)
         if record.provenance:
@@ -195,6 +197,9 @@ def raw_scores(
         for row, sampled in zip(rows, prm.spec.kind.sampled_scores(prm, own, ways=ways), strict=True):
             yield {row.record: (sampled, {})}
         return
+    if prm.spec.kind.stages > 1:
+        yield from _staged(prm, rows, records, max_tokens=max_tokens, ways=ways, mesh=mesh)
+        return
     for batch, members in batches(rows, max_tokens=max_tokens, ways=ways):
         if mesh is not None:
             batch = jax.device_put(batch, batch_sharding(mesh))
@@ -205,6 +210,34 @@ def raw_scores(
             _check_finite(own, records[row.record])
             found[row.record] = (own, {name: value[place] for name, value in facts.items()})
         yield found
+
+
+def _staged(
+    prm: PRM, rows: Sequence[Row], records: Sequence[StepRecord], *, max_tokens: int, ways: int, mesh: Mesh | None
+) -> Iterator[dict[int, Raw]]:
+    """`raw_scores` in stages: what is not final after one goes into smaller batches of the next."""
+    carry: dict[int, np.ndarray] = {row.record: np.zeros(len(row.reads), np.float32) for row in rows}
+    for number in range(prm.spec.kind.stages):
+        waiting: list[Row] = []
+        layers = np.asarray(prm.spec.kind.layers(prm.spec, number), np.float32)
+        for batch, members in batches(rows, max_tokens=max_tokens, ways=ways):
+            before = np.zeros(batch.step_mask.shape, np.float32)
+            for place, row in enumerate(members):
+                before[place, : len(row.reads)] = carry[row.record]
+            if mesh is not None:
+                batch, before = jax.device_put((batch, before), batch_sharding(mesh))
+            values, final, after = jax.device_get(_compiled_stage(prm.spec, number)(prm.weights, batch, before))
+            found: dict[int, Raw] = {}
+            for place, row in enumerate(members):
+                own = values[place, : len(row.reads)]
+                _check_finite(own, records[row.record])
+                if final[place]:
+                    found[row.record] = (own, {"layers": layers})
+                else:
+                    carry[row.record] = after[place, : len(row.reads)]
+                    waiting.append(row)
+            yield found
+        rows = waiting
 
 
 def summarise(
@@ -231,6 +264,7 @@ def summarise(
             float(responses[n]),
             dict(zip(names, found[i][1]["objectives"].tolist(), strict=True)) if names else {},
             _quantiles(found[i]),
+            layers=int(found[i][1].get("layers", 0)),
         )
         for n, i in enumerate(order)
     ]
@@ -311,6 +345,11 @@ def _compiled(spec: Spec) -> Callable[[Weights, Batch], tuple[jax.Array, dict[st
         return spec.kind.scores(spec, found, batch), spec.kind.response_facts(spec, found, batch)
 
     return jax.jit(run)
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled_stage(spec: Spec, number: int) -> Callable[..., Any]:
+    return jax.jit(lambda weights, batch, carry: spec.kind.stage(spec, weights, batch, number, carry))
 
 
 def _check_finite(values: np.ndarray, record: StepRecord) -> None:

@@ -55,7 +55,8 @@ class Kind:
     bradley_terry: a score from preferences within a group; gpm: embeddings whose preferences may be cyclic; armo:
     several objectives on frozen features with a gate; digi_q: twin Q and V on frozen features by temporal differences;
     b_coder: a duelling Q from the model's own logits; generative: critiques with verdicts, from critiques or labels;
-    imitation: the likelihood of chosen solutions, which also makes a policy."""
+    imitation: the likelihood of chosen solutions, which also makes a policy; early_exit: classes after as few layers as
+    suffice, from step labels."""
     aggregate: Aggregate | None = None
     """How step scores become the response's score; none: what suits the kind."""
 
@@ -83,6 +84,11 @@ class Kind:
     def keeps_reference(self) -> bool:
         """Whether the finished model scores against its reference."""
         return False
+
+    @property
+    def stages(self) -> int:
+        """In how many stages a solution is scored at most; see `stage`."""
+        return 1
 
     @property
     def how(self) -> Aggregate:
@@ -181,6 +187,23 @@ class Kind:
           ways: devices that divide the samples.
         """
         raise NotImplementedError
+
+    def stage(
+        self, spec: "Spec", weights: "Weights", batch: Batch, number: int, carry: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """One of several `stages`: (scores [R, S], [R] bool: they are final, what the next stage gets as `carry`).
+
+        Args:
+          spec, weights, batch: as in `forward`.
+          number: of the stage, static.
+          carry: [R, S] float32, of the stage before; 0 in the first one.
+        """
+        raise NotImplementedError
+
+    def layers(self, spec: "Spec", number: int) -> int:
+        """Layers of the model that a stage has read."""
+        del number
+        return spec.config.num_layers
 
     def response_facts(self, spec: "Spec", found: Any, batch: Batch) -> dict[str, jax.Array]:
         """Further arrays of each solution, [R, ...]: "objectives" and "quantiles" [R, S, K] are shown, the rest is

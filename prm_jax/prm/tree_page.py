@@ -52,7 +52,7 @@ body { max-width: 84rem; } select { font: inherit; max-width: 100%; } .tree { ov
 svg { width: auto; max-width: none; } svg .edge { fill: none; stroke: var(--strong); }
 svg g.node { cursor: pointer; } svg g.node:focus { outline: none; } svg g.node:focus circle { stroke-width: 3; }
 svg circle { stroke: var(--text); stroke-width: 1; } svg .end { stroke-dasharray: 2 2; }
-svg text { font: 12px ui-monospace, monospace; } svg text.soft { fill: var(--soft); }
+svg text { font: 12px ui-monospace, monospace; } svg text.soft { fill: var(--soft); font-size: 10px; }
 #detail { min-height: 5rem; }
 """
 
@@ -116,7 +116,7 @@ function draw() {
       [...open].reverse().forEach(child => stack.push([child, depth + 1, false]));
     }
   }
-  const x = depth => 24 + 250 * depth, y = row => 22 + 30 * row;
+  const x = depth => 24 + 250 * depth, y = row => 26 + 40 * row;
   svg.setAttribute('width', x(deepest) + 260);
   svg.setAttribute('height', y(rows));
   svg.replaceChildren();
@@ -132,9 +132,9 @@ function draw() {
       transform: `translate(${x(at[i][0])},${y(at[i][1])})`});
     group.append(element('circle', {r: 4 + 7 * Math.sqrt(node.visits / most), class: node.finished ? 'end' : '',
       fill: color(node.value, low, high)}));
-    group.append(element('text', {x: 14, y: 4}, label(node.step) + (folded.has(i) ? ' \\u25b8' : '')));
+    group.append(element('text', {x: 6, y: -12}, label(node.step) + (folded.has(i) ? ' \\u25b8' : '')));
     const told = node.visits + (node.value === null ? '' : ' \\u00b7 ' + node.value.toFixed(2));
-    group.append(element('text', {x: 14, y: 15, class: 'soft', 'font-size': 10}, told));
+    group.append(element('text', {x: 13, y: 15, class: 'soft'}, told));
     const act = () => {
       show(i);
       if (children[i].length) { folded.has(i) ? folded.delete(i) : folded.add(i); draw(); }

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 
 from prm_jax import cli
 from prm_jax.runs import claims
@@ -19,8 +20,8 @@ def test_every_core_claim_and_every_experiment_is_listed():
     found = claims.read_claims(LIST)
     assert {claim.core for claim in found} >= set(range(1, 13))
     listed = {pathlib.PurePath(claim.results).parts[0] for claim in found if claim.results}
-    folders = {path.parent.parent.name if path.parent.parent.name != "experiments" else path.parent.name
-               for path in LIST.parent.glob("**/results*.json")}  # fmt: skip
+    listed |= {name for claim in found for name in re.findall(r"`experiments/(\w+)`", claim.finding)}
+    folders = {path.relative_to(LIST.parent).parts[0] for path in LIST.parent.glob("**/results*.json")}
     assert folders - listed == set(), "add a claim to experiments/claims.yaml"
 
 

@@ -18,6 +18,7 @@ from prm_jax.prm.reward_model_options import TextLayout
 from prm_jax.prm.score import PRM, score_solutions
 from prm_jax.prm.spec import Spec, Weights
 from prm_jax.rollouts.engine import EngineStats, Response
+from tests.rollouts.completion_server import serving
 
 BRIEF = formats.FORMATS["brief"]
 PLAIN = TextLayout(separator="", pieces="prompt")
@@ -251,3 +252,28 @@ def test_an_interrupted_command_continues(judge_run, records, tmp_path, monkeypa
 def test_nonsense_is_refused(model_path, data_path, tmp_path, capsys, more, message):
     words = ["critique", str(model_path), str(data_path), "--out", str(tmp_path / "o"), "--max-new-tokens", "4"]
     assert cli.main([*words, *more]) != 0 and message in capsys.readouterr().err
+
+
+def test_a_server_judges_with_the_probabilities_of_its_words(model_path, data_path, tmp_path):
+    """The word of each step's verdict is a token of its own; the server finds wrong what is written with b."""
+
+    def answer(body, number):
+        steps = body["prompt"].strip().split("\n")[1:]
+        marks = ["+" if step.startswith("a") else "-" for step in steps]
+        choice = {
+            "text": "".join(marks), "finish_reason": "stop",
+            "logprobs": {"tokens": marks, "token_logprobs": [float(np.log(0.9))] * len(marks)},
+        }  # fmt: skip
+        return [choice] * body["n"]
+
+    words = ["critique", str(model_path), str(data_path), "--critique", "brief", "--votes", "2"]
+    with serving(answer) as (url, seen):
+        more = ["--server", url, "--connection.dialect", "text", "--connection.any-model", "--out", str(tmp_path / "o")]
+        more += ["--max-new-tokens", "8"]
+        assert cli.main([*words, *more]) == 0
+    assert len(seen) == 24 and seen[0]["temperature"] == 0.6
+    for one in read_step_data(tmp_path / "o" / "labelled.jsonl"):
+        assert one.labels == tuple(float(step.startswith("a")) for step in one.steps)
+        votes = [0.9 if label else 0.1 for label in one.labels]
+        np.testing.assert_allclose(one.provenance["judges"]["brief"], votes, rtol=1e-4)
+    assert json.loads((tmp_path / "o" / "summary.json").read_text())["brief"]["first_error_agreement"] == 1.0

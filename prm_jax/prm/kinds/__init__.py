@@ -7,6 +7,7 @@ from prm_jax.prm.kinds.armo import Armo
 from prm_jax.prm.kinds.b_coder import BCoder
 from prm_jax.prm.kinds.bradley_terry import BradleyTerry
 from prm_jax.prm.kinds.digi_q import DigiQ
+from prm_jax.prm.kinds.early_exit import EarlyExit
 from prm_jax.prm.kinds.generative import Generative
 from prm_jax.prm.kinds.gpm import GPM
 from prm_jax.prm.kinds.imitation import Imitation
@@ -20,11 +21,11 @@ from prm_jax.prm.spec import Kind
 KINDS: dict[str, type[Kind]] = {
     kind.kind: kind
     for kind in (Implicit, StepQ, Token, Value, Outcome, BradleyTerry, GPM, Armo, DigiQ, BCoder, Generative,
-        Imitation)
+        Imitation, EarlyExit)
 }
 """Name -> class; ``KINDS["token"](head_layers=2)`` is a kind with its options."""
 
 __all__ = [
-    "KINDS", "Armo", "BCoder", "BradleyTerry", "DigiQ", "GPM", "Generative", "Imitation", "Implicit", "Outcome",
-    "StepQ", "Token", "Value",
+    "KINDS", "Armo", "BCoder", "BradleyTerry", "DigiQ", "EarlyExit", "GPM", "Generative", "Imitation", "Implicit",
+    "Outcome", "StepQ", "Token", "Value",
 ]  # fmt: skip
