@@ -34,7 +34,6 @@ extensions = ["myst_parser"]
 myst_heading_anchors = 4
 html_theme = "furo"
 html_title = f"prm_jax {release}"
-html_static_path = ["_static"]
 html_extra_path = ["_extra"]  # index.html at the top, which leads to docs/index.html
 html_copy_source = False
 html_show_sphinx = False
