@@ -38,6 +38,7 @@ from prm_jax.models import (
     quantize,
 )
 from prm_jax.models.folded_transforms import transformed
+from prm_jax.models.quantization import quantized_bytes
 from prm_jax.models.transformer import Params
 from prm_jax.runs.claims import stamp
 
@@ -109,7 +110,7 @@ def main() -> None:
         logp, top = read(dequantized(packed))
         table[name] = {
             "bits a weight": bits_per_weight(packed),
-            "MiB": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(packed)) / 2**20,
+            "MiB": quantized_bytes(packed) / 2**20,
             "reward error": BETA * float(np.sqrt(np.mean((logp - exact) ** 2))),
             "mismatch": float((exact - logp).mean()),
             "top token": float((top == best).mean()),

@@ -142,6 +142,7 @@ class ModelConfig:
         if self.attention == "cudnn" and self.compute_dtype == "float32":
             raise UserError("model config: attention='cudnn' needs compute_dtype bfloat16 or float16")
         self._check_windows()
+        self._check_scales()
 
     def _check_windows(self) -> None:
         if self.layer_windows and len(self.layer_windows) != self.num_layers:
@@ -154,11 +155,12 @@ class ModelConfig:
                 raise UserError(
                     f"model config: an attention window must be a positive integer or None, found {window!r}"
                 )
+
+    def _check_scales(self) -> None:
         for name in ("attn_softcap", "logit_softcap", "attn_scale", "rope_local_theta"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"model config: {name} must be positive or None, found {value!r}")
-
         if self.logit_softcap is not None and self.logit_divisor != 1:
             raise UserError("model config: logit_softcap with logit_divisor is not supported; no family has both")
         scaling = self.rope_scaling

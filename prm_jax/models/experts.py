@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from prm_jax.models.config import ModelConfig
+from prm_jax.models.qtensor import QTensor, dequantize
 from prm_jax.models.tensor_split import TensorSplit
 from prm_jax.target_device import platform_and_kind
 
@@ -52,7 +53,7 @@ def route(config: ModelConfig, router: jax.Array, x: jax.Array) -> Routing:
     return Routing(experts, weights, probabilities)
 
 
-def mix_experts(config: ModelConfig, kernels: dict[str, jax.Array], routing: Routing, x: jax.Array) -> jax.Array:
+def mix_experts(config: ModelConfig, kernels: dict[str, Any], routing: Routing, x: jax.Array) -> jax.Array:
     """Weighted sum of the outputs of each token's experts, [N, D] -> [N, D].
 
     Args:
@@ -100,7 +101,7 @@ def activate(config: ModelConfig, gate: jax.Array) -> jax.Array:
 
 
 class Experts(nn.Module):
-    """The sparse layer in place of an MLP; ``sow``s its ``balance`` over all tokens as "router"."""
+    """The sparse layer in place of an MLP; ``sow``s experts and probabilities of its tokens as "router"."""
 
     config: ModelConfig
     split: TensorSplit | None = None
@@ -134,7 +135,10 @@ class _Kernel(nn.Module):
     gain: float = 1.0
 
     @nn.compact
-    def __call__(self) -> jax.Array:
+    def __call__(self) -> Any:
+        stored: Any = self.get_variable("params", "kernel")
+        if isinstance(stored, QTensor):
+            return stored
         initializer = nn.initializers.normal(self.gain / math.sqrt(self.shape[-2]))
         return self.param("kernel", initializer, self.shape, jnp.dtype(self.config.dtype))
 
@@ -173,13 +177,13 @@ class Groups:
         return cls(sizes, place.astype(jnp.int32), jnp.minimum(owner, count - 1).astype(jnp.int32), rows)
 
 
-def grouped_product(x: jax.Array, kernels: jax.Array, groups: Groups) -> jax.Array:
+def grouped_product(x: jax.Array, kernels: jax.Array | QTensor, groups: Groups) -> jax.Array:
     """Rows times the kernel of their group's expert: [M, K], [E, K, N] -> [M, N] in the dtype of ``x``.
 
-    All products with experts go through this function. Differentiable in ``x`` and ``kernels``, once and in reverse
-    mode only.
+    All products with experts go through this function; quantised ones are expanded, a layer's at a time.
+    Differentiable in ``x`` and ``kernels``, once and in reverse mode only.
     """
-    kernels = kernels.astype(x.dtype)
+    kernels = dequantize(kernels, x.dtype) if isinstance(kernels, QTensor) else kernels.astype(x.dtype)
     if groups.place is None:
         return jax.lax.ragged_dot(x, kernels, groups.sizes)
     return _blocked_product(groups.rows, x, kernels, groups.place, groups.owner)

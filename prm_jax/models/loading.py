@@ -15,6 +15,7 @@ from prm_jax.models.gguf_weights import GgufWeights
 from prm_jax.models.hub import find_config, find_model
 from prm_jax.models.model_options import ModelOptions
 from prm_jax.models.quantization import quantize_as
+from prm_jax.models.quantized_files import KEY, is_described
 from prm_jax.models.sharding import shardings_for
 from prm_jax.models.tokenizer import Tokenizer
 from prm_jax.models.transformer import init_params
@@ -75,6 +76,8 @@ def read_config(options: ModelOptions) -> ModelConfig:
         return _with_runtime(GgufWeights(read_gguf(path)).config, options)
     file = path / "config.json" if path.is_dir() else path
     values = read_json(file)
+    if is_described(values):  # quantised parameters of this library, whose architecture is that of the plain model
+        values = {key: value for key, value in values.items() if key != KEY}
     try:
         config = ModelConfig.from_hf(values)
     except UserError as error:

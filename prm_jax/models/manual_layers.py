@@ -24,6 +24,14 @@ from prm_jax.models.sharding import AXES, BATCH, partition_spec
 from prm_jax.models.tensor_split import TensorSplit
 from prm_jax.pytree_paths import named_leaves
 
+_WIDE_NORMS: dict[str, Callable[[ModelConfig], int]] = {
+    "attn/q_norm/scale": lambda config: config.num_heads,
+    "attn/k_norm/scale": lambda config: config.num_kv_heads,
+}
+"""Norms that may span all heads, and how many these are."""
+_MOVES = ((1, 0), (1, 0, 2), (2, 0, 1), (1, 2, 0))
+"""Permutations of the gathered weights of matrices and of experts."""
+
 Block = Callable[..., jax.Array]
 """``(config, split, parameters, x, rotation, segment_ids, kind) -> x`` of one layer; arrays are one device's."""
 
@@ -89,6 +97,8 @@ def run_layers(
             leaf = gathers.weights(leaf, P(*spec[1:]), leaf.dtype if packed else x.dtype)
             if repeated and _of_key_heads(name, spec):
                 leaf = _own_key_head(leaf, config, ways)
+            if config.family.qk_norm == "width" and ways > 1 and name in _WIDE_NORMS:
+                leaf = _own_heads(leaf, _WIDE_NORMS[name](config), config, ways)
             leaves.append(leaf)
         return jax.tree.unflatten(tree, leaves)
 
@@ -163,6 +173,13 @@ def _own_key_head(w: jax.Array, config: ModelConfig, ways: int) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(w, head * config.head_dim, config.head_dim, axis=w.ndim - 1)
 
 
+def _own_heads(scale: jax.Array, heads: int, config: ModelConfig, ways: int) -> jax.Array:
+    """Of a norm's scale over all heads, the part of this device's heads; key heads may be fewer than devices."""
+    first = jax.lax.axis_index("tensor") * heads // ways
+    size = max(heads // ways, 1) * config.head_dim
+    return jax.lax.dynamic_slice_in_dim(scale, first * config.head_dim, size)
+
+
 def _rematerialised(config: ModelConfig, body: Callable[..., Any], *, gathered: bool) -> Callable[..., Any]:
     """``body`` under the config's policy; gathered weights are gathered again instead of being kept."""
     if config.remat == "none" and not gathered:
@@ -176,4 +193,4 @@ def _all_but_gathered_weights(primitive: Any, *_: Any, **params: Any) -> bool:
     """Whether a value may be kept: not the steps of ``Gathers.weights``, to which transposes of matrices belong."""
     if primitive.name == "all_gather":
         return "tensor" in params["axis_name"]
-    return params.get("permutation") != (1, 0)
+    return params.get("permutation") not in _MOVES

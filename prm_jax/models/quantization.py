@@ -86,7 +86,14 @@ def quantize(
         if not config.tie_word_embeddings:
             quantized["head"] = {"kernel": _quantize_table(params["head"]["kernel"])}
     mesh = _mesh_under(params)
-    return quantized if mesh is None else shard_params(quantized, mesh)
+    if mesh is None:
+        return quantized
+    if mesh.shape.get("tensor", 1) > 1 and any(blocks[home][name]["kernel"].padding for home, name in KERNELS):
+        raise UserError(
+            "scheme balanced has three integers per byte, which do not fill up the last byte of these kernels, so that "
+            "a tensor axis cannot divide them: use scheme centred, or --mesh.tensor 1"
+        )
+    return shard_params(quantized, mesh)
 
 
 def quantize_as(
@@ -189,7 +196,8 @@ def quantized_bytes(params: Params) -> int:
 def _quantize_kernel(
     kernel: jax.Array, *, bits: int, group: int, rank: int, hadamard: bool, scheme: Scheme, fit: Fit
 ) -> QTensor:
-    """One kernel [L, in, out], layer by layer, so that little exists in float32 at the same time."""
+    """One kernel [L, in, out] or [L, E, in, out], matrix by matrix, so that little exists in float32 at once."""
+    lead = kernel.shape[:-2]
     block = hadamard_block(kernel.shape[-2]) if hadamard else 0
 
     def one(w: jax.Array) -> QTensor:
@@ -202,7 +210,8 @@ def _quantize_kernel(
             bits=bits, grid=q.grid, block=block, padding=q.padding,
         )  # fmt: skip
 
-    return jax.lax.map(one, kernel)
+    quantized = jax.lax.map(one, kernel.reshape(-1, *kernel.shape[-2:]))
+    return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), quantized)
 
 
 @jax.jit

@@ -59,6 +59,8 @@ RULES = (
     # Quantised kernels: scales are divided like the kernels, which needs whole groups on every device.
     Rule(rf"{_IN}/kernel/(values|scales|zeros|coarse)", P(None, "fsdp", "tensor")),
     Rule(rf"{_OUT}/kernel/(values|scales|zeros|coarse)", P(None, "tensor", "fsdp")),
+    Rule(r"mlp/(gate|up)/kernel/(values|scales|zeros|coarse)", P(None, None, "fsdp", "tensor")),
+    Rule(r"mlp/down/kernel/(values|scales|zeros|coarse)", P(None, None, "tensor", "fsdp")),
     Rule(rf"{_IN}/kernel/left", P(None, "fsdp", None)),
     Rule(rf"{_IN}/kernel/right", P(None, None, "tensor")),
     Rule(rf"{_OUT}/kernel/left", P(None, "tensor", None)),

@@ -29,25 +29,29 @@ Rotation = tuple[jax.Array, jax.Array]
 class RMSNorm(nn.Module):
     """``x / sqrt(mean(x^2) + eps) * (scale + offset)`` over the last axis, in float32 (arXiv:1910.07467).
 
-    The offset is the family's: 0, or 1 where files store the difference from 1.
+    The offset is the family's: 0, or 1 where files store the difference from 1.  With ``axis``, each device has an
+    equal part of the features, and the mean is taken over the devices as well.
     """
 
     config: ModelConfig
+    axis: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         offset = self.config.family.norm_offset
         initializer = nn.initializers.constant(1.0 - offset)
         scale = self.param("scale", initializer, (x.shape[-1],), jnp.dtype(self.config.dtype))
-        return _rms_norm(x, scale, self.config.rms_norm_eps, offset)
+        return _rms_norm(x, scale, self.config.rms_norm_eps, offset, self.axis)
 
 
 # Recomputed in the backward pass at no cost, so that XLA fuses the forward pass in the same way whether or not it is
 # differentiated: a policy and its reference get the same bits.
-@functools.partial(jax.checkpoint, static_argnums=(2, 3))
-def _rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float) -> jax.Array:
+@functools.partial(jax.checkpoint, static_argnums=(2, 3, 4))
+def _rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float, axis: str | None) -> jax.Array:
     wide = x.astype(jnp.float32)
-    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    square = jnp.mean(wide * wide, axis=-1, keepdims=True)
+    square = square if axis is None else jax.lax.pmean(square, axis)
+    normed = wide * jax.lax.rsqrt(square + eps)
     return (normed * norm_factor(scale, offset)).astype(x.dtype)
 
 
@@ -114,13 +118,13 @@ class Attention(nn.Module):
     ) -> jax.Array:
         """``[B, T, D] -> [B, T, D]``; ``segment_ids`` as in ``attend``, ``kind`` as in ``_layer_kinds``."""
         config = self.config
-        wide = config.family.qk_norm == "width"
+        wide, axis = config.family.qk_norm == "width", None if self.split is None else self.split.axis
         heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         x = x if self.split is None else self.split.enter(x)
 
         def project(name: str, count: int) -> jax.Array:
             y = Linear(config, count * head_dim, config.attention_bias, name=name)(x)
-            y = RMSNorm(config, name=f"{name}_norm")(y) if wide and name != "v" else y
+            y = RMSNorm(config, axis, name=f"{name}_norm")(y) if wide and name != "v" else y
             return y.reshape(*x.shape[:-1], count, head_dim)
 
         q, k, v = project("q", heads), project("k", kv_heads), project("v", kv_heads)

@@ -249,7 +249,7 @@ def _backward(work: Workload, name: str, config: ModelConfig, learner: Learner) 
     """What one learner's backward pass needs besides its activations."""
     gradient = _gradient_bytes(work, name, config, learner)
     rows, width = _piece_rows(work, name), work.mesh.shape["tensor"]
-    gathered = projection_params(config) * _itemsize(config) if work.mesh.shape["fsdp"] > 1 else 0
+    gathered = projection_params(config, active=False) * _itemsize(config) if work.mesh.shape["fsdp"] > 1 else 0
     stored = config.dtype if learner.lora is not None else "float32"
     casts = 0.0 if stored == config.compute_dtype else model_bytes(config, work.mesh, config.compute_dtype)
     return {
@@ -282,8 +282,10 @@ def _gradient_bytes(work: Workload, name: str, config: ModelConfig, learner: Lea
 def activation_bytes(work: Workload, config: ModelConfig, rows: int) -> tuple[float, float]:
     """(kept by all layers, of the layer at work) of `rows` rows; attention scores not included."""
     attended = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    mixed, width, hidden = config.num_heads * config.head_dim, config.intermediate_size, config.hidden_size
-    whole = 6 * hidden + 2 * (attended + mixed) + 7 * width
+    mixed, hidden = config.num_heads * config.head_dim, config.hidden_size
+    copies = config.experts_per_token  # of a token, one per expert
+    width = config.intermediate_size * max(copies, 1)
+    whole = (6 + 2 * copies) * hidden + 2 * (attended + mixed) + 7 * width
     kept = {
         "none": whole, "full": hidden, "dots": 3 * hidden + attended + 2 * width, "attention": hidden + mixed,
     }[config.remat]  # fmt: skip
@@ -319,10 +321,22 @@ def attention_of(work: Workload, config: ModelConfig) -> str:
     )  # fmt: skip
 
 
-def projection_params(config: ModelConfig) -> int:
-    """Parameters of one layer's matrix products."""
+def projection_params(config: ModelConfig, *, active: bool = True) -> int:
+    """Parameters of one layer's matrix products; of experts, those of one token's experts, or all of them."""
     heads = config.num_heads + config.num_kv_heads
-    return 2 * config.hidden_size * heads * config.head_dim + 3 * config.hidden_size * config.intermediate_size
+    attention = 2 * config.hidden_size * heads * config.head_dim
+    mlp = 3 * config.hidden_size * config.intermediate_size
+    if not config.num_experts:
+        return attention + mlp
+    experts = config.experts_per_token if active else config.num_experts
+    return attention + experts * mlp + config.hidden_size * config.num_experts
+
+
+def parameter_counts(config: ModelConfig) -> tuple[int, int]:
+    """(all parameters, those that process one token), which differ in sparse models."""
+    total = sum(leaf.size for leaf in jax.tree.leaves(param_shapes(config)))
+    idle = projection_params(config, active=False) - projection_params(config)
+    return total, total - config.num_layers * idle
 
 
 def _kv_shards(config: ModelConfig, mesh: AbstractMesh) -> int:

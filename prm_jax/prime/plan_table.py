@@ -7,7 +7,7 @@ from typing import Any
 from prm_jax.prime.accelerators import Accelerator
 from prm_jax.prime.plan import Plan, gib, remedies
 from prm_jax.prime.plan_compile import CompiledStep
-from prm_jax.prime.plan_memory import attention_of
+from prm_jax.prime.plan_memory import attention_of, parameter_counts
 from prm_jax.prime.plan_work import collective_minimum, step_flops, step_seconds
 
 _SMALL = 0.001  # share of the peak below which causes are summed up
@@ -36,6 +36,7 @@ def summary(found: Plan, device: Accelerator, compiled: CompiledStep | None = No
         "device": device.name,
         "devices": math.prod(work.mesh.shape.values()),
         "mesh": dict(work.mesh.shape),
+        "parameters": dict(zip(("total", "active"), parameter_counts(work.config), strict=True)),
         "memory": {"state": found.state, "update": found.update, "rollout": found.rollout},
         "peak_bytes": found.peak,
         "device_bytes": device.memory,
@@ -79,6 +80,9 @@ def render(found: Plan, device: Accelerator, compiled: CompiledStep | None = Non
         "",
         "memory",
     ]
+    if work.config.num_experts:
+        total, active = (count / 1e9 for count in values["parameters"].values())
+        lines.insert(1, f"{total:.3g} billion parameters in {work.config.num_experts} experts, {active:.3g} per token")
     lines += _memory(found, device)
     lines += ["", "operations per step"]
     lines += [f"  {name:<48} {count / 1e12:10.3g} TFLOP" for name, count in values["flops"].items()]

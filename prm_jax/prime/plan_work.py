@@ -56,7 +56,8 @@ def backward(work: Workload, config: ModelConfig, *, lora: bool) -> Pass:
     # The head recomputes its logits, and every other implementation of attention its scores. The last product of a
     # layer is not computed again: its result is the next layer's input, which is kept.
     tokens = float(work.rows * work.columns)
-    last = 2 * tokens * config.num_layers * config.intermediate_size * config.hidden_size
+    width = config.intermediate_size * max(config.experts_per_token, 1)
+    last = 2 * tokens * config.num_layers * width * config.hidden_size
     attention = 2 + (again or config.remat == "dots") if naive else 2.5 + (config.remat in ("full", "dots"))
     products = 1 if lora else 2
     projections = once.projections * (products + again) - again * last

@@ -245,6 +245,7 @@ def make_setup(options: Options, start: Start, source: Any, overrides: Overrides
         options=options.advantage,
         reads_logp=any(":" in name or name == "brain" for name in named)
         or any(function is not None for function in given),
+        one_reference=start.base is not None and constants_of(source) is start.base,
     )
 
 

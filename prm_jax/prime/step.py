@@ -42,6 +42,7 @@ class Setup:
       advantage: credit and estimator.
       options: coefficients and gate.
       reads_logp: give functions from outside the log-probs of policy and reference.
+      one_reference: the source's frozen arrays are the policy's reference.
     """
 
     policy: PolicyPhase
@@ -51,6 +52,7 @@ class Setup:
     advantage: AdvantageFn
     options: AdvantageOptions
     reads_logp: bool = False
+    one_reference: bool = False
 
 
 def init_state(setup: Setup, frozen: Frozen, key: jax.Array) -> State:
@@ -80,6 +82,8 @@ def make_step(setup: Setup, *, shardings: State | None = None) -> Step:
 
     def step(state: State, frozen: Frozen, batch: Batch) -> tuple[State, Metrics, jax.Array]:
         policy, frozen = setup.policy, on_device(frozen)
+        if setup.one_reference:  # as one argument, so that the compiler scores with it once if the policy needs it too
+            frozen = dataclasses.replace(frozen, constants=frozen.reference)
         with jax.named_scope("score"):
             old_logp = policy.old_logp(state, frozen, batch)
         with jax.named_scope("source"):

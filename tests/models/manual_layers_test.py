@@ -24,6 +24,13 @@ BASE = models.ModelConfig(
 )  # fmt: skip
 LLAMA = dataclasses.replace(BASE, architecture="llama", mlp_bias=True, num_kv_heads=4, tie_word_embeddings=True)
 QWEN3 = dataclasses.replace(BASE, architecture="qwen3", qk_norm=True, attention_bias=False, num_kv_heads=8)
+PLAIN = dataclasses.replace(BASE, architecture="llama", attention_bias=False)
+OLMO2 = dataclasses.replace(PLAIN, architecture="olmo2", qk_norm=True)
+GEMMA3 = dataclasses.replace(
+    PLAIN, architecture="gemma3", qk_norm=True, layer_windows=(3, None), rope_local_theta=100.0, logit_softcap=5.0,
+    embed_scale=2.0, residual_scale=0.5,
+)  # fmt: skip
+MIXTRAL = dataclasses.replace(PLAIN, architecture="mixtral", num_experts=4, experts_per_token=2, sliding_window=6)
 
 
 def _random(params, key):
@@ -67,6 +74,9 @@ def _both(config, sizes, *, rank=0, columns=12, packed=False):
         (dataclasses.replace(QWEN3, remat="dots", scan_unroll=2), (2, 2, 2), {}),
         # Layers of two kinds.
         (dataclasses.replace(QWEN3, remat="attention", layer_windows=(3, None)), (1, 8, 1), {}),
+        (OLMO2, (1, 2, 4), {}),  # norms over the heads of several devices, two devices per key head
+        (GEMMA3, (2, 2, 2), {"rank": 2}),  # layers with windows and frequencies of their own
+        (MIXTRAL, (1, 2, 4), {"rank": 2}),
     ],
 )
 def test_gradients_are_those_of_one_device(config, sizes, more):

@@ -8,6 +8,8 @@ import pytest
 
 from prm_jax.errors import UserError
 from prm_jax.models import ModelConfig, init_params, load_weights, make_mesh, quantize, save_weights
+from prm_jax.models.loading import read_config
+from prm_jax.models.model_options import ModelOptions
 from prm_jax.models.quantization import quantize_as
 from prm_jax.models.quantization_options import QuantizationOptions
 from prm_jax.runs.checkpoint import Checkpointer
@@ -43,6 +45,7 @@ def test_saved_and_loaded_are_the_same_bits(saved):
     config, found = load_weights(path)
     assert config == CONFIG
     assert_same_bits(found, quantized)
+    assert read_config(ModelOptions(path=str(path), scan_unroll=1)) == CONFIG  # what a plan reads
 
 
 @pytest.mark.parametrize("form", [

@@ -19,7 +19,7 @@ from prm_jax.prime.accelerators import ACCELERATORS, GIB, find_accelerator
 from prm_jax.prime.batch import Batch, Frozen
 from prm_jax.prime.options import AdvantageOptions, MeshOptions, ModelOptions, PolicyOptions, PRMOptions, RolloutOptions
 from prm_jax.prime.plan import check_fits, make_plan, planned_mesh, remedies
-from prm_jax.prime.plan_memory import make_workload, model_bytes, state_bytes
+from prm_jax.prime.plan_memory import make_workload, model_bytes, parameter_counts, projection_params, state_bytes
 from prm_jax.prime.plan_table import render, summary
 from prm_jax.prime.plan_work import backward, collective_minimum, forward, step_flops
 from prm_jax.prime.sources import make_source
@@ -71,6 +71,18 @@ def test_state_of_7b_at_full_fine_tuning():
     assert make_plan(work.options, QWEN_7B).update["policy gradient"] == pytest.approx(28.4 * GIB, rel=0.01)
     on_eight = make_workload(work.options, QWEN_7B, None, planned_mesh(MeshOptions(fsdp=8), 8), "tpu")
     assert sum(state_bytes(on_eight).values()) == pytest.approx((85 + 85 + 14.2) / 8 * GIB, rel=0.02)
+
+
+def test_experts_are_counted_whole_in_memory_and_k_of_them_in_work():
+    dense = ModelConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=8
+    )
+    sparse = dataclasses.replace(dense, architecture="mixtral", num_experts=8, experts_per_token=2)
+    expert, router = 3 * 16 * 24, 16 * 8
+    assert projection_params(sparse) == projection_params(dense) + expert + router
+    total, active = parameter_counts(sparse)
+    assert parameter_counts(dense) == (total - 3 * (7 * expert + router),) * 2
+    assert total - active == 3 * 6 * expert
 
 
 def test_each_process_samples_with_weights_on_its_own_devices():

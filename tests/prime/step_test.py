@@ -417,6 +417,21 @@ def test_ppo_values_stand_before_their_tokens_and_targets_are_lambda_returns(opt
             np.testing.assert_allclose(targets[row, t], running + values[row, t], rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
+def test_a_reference_that_prm_and_divergence_share_scores_once(options, tiny_config, tiny_frozen, batch):
+    twice = setup_of(replaced(options, policy={"kl_coef": 0.1}), tiny_config, tiny_frozen.constants)
+    found, flops = [], []
+    for setup in (twice, dataclasses.replace(twice, one_reference=True)):
+        state = state_of(setup, tiny_frozen)
+        step = make_step(setup).lower(state, tiny_frozen, batch).compile()
+        flops.append(step.cost_analysis()["flops"])
+        found.append(step(state, tiny_frozen, batch))
+    score = jax.jit(lambda params: token_logprobs(tiny_config, params, batch.tokens, batch.mask))
+    once = score.lower(tiny_frozen.reference).compile()
+    assert flops[1] < flops[0] - 0.8 * once.cost_analysis()["flops"]
+    assert_trees(found[0], found[1], rtol=1e-6, atol=1e-7)
+
+
 def test_divergence_as_a_reward_is_the_log_ratio_of_the_sampled_tokens(options, tiny_config, tiny_frozen, batch):
     changed = replaced(options, policy={"kl_coef": 0.3, "kl_placement": "reward"})
     rng = np.random.default_rng(0)

@@ -14,11 +14,9 @@ NORMS = {
     "mlp_post_norm": "post_feedforward_layernorm",
 }
 """Of Gemma 2 and 3."""
-READS = (
-    "query_pre_attn_scalar", "use_bidirectional_attention", "sliding_window_pattern", "attn_logit_softcapping",
-    "final_logit_softcapping",
-)  # fmt: skip
 CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+READS = ("query_pre_attn_scalar", "use_bidirectional_attention", "sliding_window_pattern", *CAPS)
+GGUF_KEYS = ("attention.sliding_window", "attention.sliding_window_pattern", *CAPS)
 ACTIVATIONS = ("gelu_pytorch_tanh",)
 
 
@@ -65,13 +63,6 @@ def _whole(value: float) -> float | int:
 
 def _read(config: Given) -> Fields:
     return read_common(config) | read_windows(config, pattern=2)
-
-
-
-GGUF_KEYS = (
-    "attention.sliding_window", "attention.sliding_window_pattern", "attn_logit_softcapping",
-    "final_logit_softcapping",
-)  # fmt: skip
 
 
 def read_gguf(given: Given, *, largest: int) -> Fields:

@@ -23,7 +23,6 @@ def _write(fields: Given) -> Fields:
     return {**write_common(fields), "rope_local_base_freq": fields["rope_local_theta"] or fields["rope_theta"]}
 
 
-
 def _read_gguf(given: Given) -> Fields:
     local = given.get("rope.freq_base_swa") or _LOCAL_THETA
     return {**read_gguf(given, largest=62), "rope_local_base_freq": local}

@@ -20,7 +20,6 @@ def _write(fields: Given) -> Fields:
     return dict(zip(_MULTIPLIERS, values, strict=True))
 
 
-
 def _read_gguf(given: Given) -> Fields:
     return {name: given[key] for key, name in zip(_GGUF_KEYS, _MULTIPLIERS, strict=True) if given.get(key)}
 

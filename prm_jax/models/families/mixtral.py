@@ -19,7 +19,6 @@ def _write(fields: Given) -> Fields:
     return write_window(fields) | experts
 
 
-
 def _read_gguf(given: Given) -> Fields:
     return {"num_local_experts": given.get("expert_count"), "num_experts_per_tok": given.get("expert_used_count")}
 

@@ -4,6 +4,8 @@ from prm_jax.models.families.description import Family, Fields, GgufForm, Given
 from prm_jax.models.families.mistral import write_window
 from prm_jax.models.families.windows import shared_window
 
+_GGUF_KEYS = ("attention.sliding_window", "rope.dimension_count", "rope.scaling.attn_factor")
+
 
 def _read(config: Given) -> Fields:
     return {"sliding_window": shared_window(config, "phi3")}
@@ -14,10 +16,6 @@ def _write(fields: Given) -> Fields:
     if fields["rope_scaling"] is not None:
         found["original_max_position_embeddings"] = fields["rope_scaling"].original_max_position_embeddings
     return found
-
-
-
-_GGUF_KEYS = ("attention.sliding_window", "rope.dimension_count", "rope.scaling.attn_factor")
 
 
 def _read_gguf(given: Given) -> Fields:

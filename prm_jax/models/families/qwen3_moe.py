@@ -4,6 +4,8 @@ from prm_jax.models.families.description import ExpertNames, Family, Fields, Ggu
 from prm_jax.models.families.fields import boolean, integer, refuse
 from prm_jax.models.families.windows import shared_window
 
+_GGUF_KEYS = ("expert_count", "expert_used_count", "expert_feed_forward_length")
+
 
 def _read(config: Given) -> Fields:
     if config.get("mlp_only_layers"):
@@ -31,10 +33,6 @@ def _write(fields: Given) -> Fields:
         "decoder_sparse_step": 1,
         "mlp_only_layers": [],
     }
-
-
-
-_GGUF_KEYS = ("expert_count", "expert_used_count", "expert_feed_forward_length")
 
 
 def _read_gguf(given: Given) -> Fields:

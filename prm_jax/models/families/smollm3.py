@@ -2,11 +2,11 @@
 
 from prm_jax.models.families.description import Family, Fields, GgufForm, Given
 from prm_jax.models.families.fields import integer, refuse
-from prm_jax.models.families.windows import optional_windows, written_windows
+from prm_jax.models.families.windows import layer_count, optional_windows, written_windows
 
 
 def _read(config: Given) -> Fields:
-    layers, rotated = integer(config, "num_hidden_layers"), config.get("no_rope_layers")
+    layers, rotated = layer_count(config), config.get("no_rope_layers")
     if rotated is None:
         interval = integer(config, "no_rope_layer_interval", default=4)
         unrotated = tuple(range(interval - 1, layers, interval))

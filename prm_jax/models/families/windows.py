@@ -12,6 +12,14 @@ _MAX_WINDOW_LAYERS = 28  # layers before the first with a window, where the fiel
 Windows = tuple[int | None, ...]
 
 
+def layer_count(config: Mapping[str, Any]) -> int:
+    """Layers of a model whose layers differ, each of which is described."""
+    layers = integer(config, "num_hidden_layers")
+    if layers > _MOST_LAYERS:
+        refuse("num_hidden_layers", layers, f"expected at most {_MOST_LAYERS} layers that differ from each other")
+    return layers
+
+
 def no_windows(config: Mapping[str, Any], name: str) -> None:
     """Refuses windows in a family whose class has none."""
     kinds, window = config.get("layer_types"), config.get("sliding_window")
@@ -53,9 +61,7 @@ def typed_windows(config: Mapping[str, Any], default: Callable[[int], bool], *, 
     sliding = [kind == SLIDING for kind in kinds] if kinds is not None else [default(layer) for layer in counted]
     if not asked or not any(sliding):
         return ()
-    window = integer(config, "sliding_window")
-    if layers > _MOST_LAYERS:
-        refuse("num_hidden_layers", layers, f"expected at most {_MOST_LAYERS} layers with attention windows")
+    window, _ = integer(config, "sliding_window"), layer_count(config)
     return tuple(window if one else None for one in sliding)
 
 
