@@ -141,6 +141,7 @@ def run(words, folder):
         (folder / "known" / "scores.jsonl").rename(folder / "known.jsonl")
     if "--data.agree-with" in words:  # a judge that knows nothing agrees with nobody
         lines = [json.dumps({"id": one.id, "labels": one.labels}) for one in read_step_data("steps.jsonl")]
+        (folder / "judged").mkdir(exist_ok=True)
         (folder / "judged" / "scores.jsonl").write_text("\n".join(lines) + "\n")
     more = small(words[1])
     if words[1] in SLOW and "--run-dir" not in words:
