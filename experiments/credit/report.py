@@ -7,10 +7,15 @@ from typing import Any
 import numpy as np
 
 from experiments.report import COLORS, Estimate, estimate, machine, plain, render
+from prm_jax.runs.claims import stamp
 
 BASE = "outcome"
 LEVELS = {"long": 0.3, "short": 0.7}
 """Sampled accuracies that "rollouts to" waits for."""
+LEARNED = 0.1
+"""Sampled accuracy that outcome-only training must reach at some time to count as having learned."""
+PAIRS = (("checker", "checker_return"), ("checker", "checker_flip20"))
+"""Arms that are compared with each other."""
 Runs = dict[tuple[str, int], dict[str, Any]]
 
 
@@ -91,7 +96,26 @@ def summary(runs: Runs, task: str) -> dict[str, dict[str, dict[str, float]]]:
                 f"seeds ahead{name}": float(sum(x > y for x, y in zip(*areas, strict=True))),
                 f"rollouts to {level:g}, outcome / arm{name}": ratio(spent[1], spent[0]),
             }  # fmt: skip
-    return {f"{task}: all arms": reached, f"{task}: paired by seed": paired}
+        learned = [seed for seed in both if max(runs[BASE, seed]["sampled"]) >= LEARNED]
+        if len(learned) > 1:
+            ends = [runs[BASE, seed]["sampled"][-1] for seed in learned]
+            spent = [
+                [1 + rollouts_to(runs[a, seed], end, budget, False) for seed, end in zip(learned, ends, strict=True)]
+                for a in (arm, BASE)
+            ]
+            paired[arm] |= {
+                "seeds on which outcome learns": float(len(learned)),
+                "rollouts to outcome's last accuracy, outcome / arm (warm-up free)": ratio(spent[1], spent[0]),
+            }
+    between = {}
+    for one, other in PAIRS:
+        both = [seed for arm, seed in runs if arm == one and (other, seed) in runs]
+        if len(both) > 1:
+            gains = [area(runs[one, seed], budget, True) - area(runs[other, seed], budget, True) for seed in both]
+            ahead = float(sum(gain > 0 for gain in gains))
+            between[f"{one} minus {other}"] = {"seeds": float(len(both)), "area": estimate(gains), "seeds ahead": ahead}
+    tables = {f"{task}: all arms": reached, f"{task}: paired by seed": paired}
+    return tables | {f"{task}: between arms": between} if between else tables
 
 
 def report(results: pathlib.Path) -> None:
@@ -102,7 +126,7 @@ def report(results: pathlib.Path) -> None:
     for task in tasks:
         tables |= summary(load(results, task), task)
     print(render(tables))
-    write({**record, "machine": machine(), "tables": plain(tables)}, results)
+    write({**stamp(), **record, "machine": machine(), "tables": plain(tables)}, results)
     draw(results, tasks, results.parent / "figure.png")
 
 

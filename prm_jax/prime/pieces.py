@@ -138,3 +138,13 @@ def summarize(prefix: str, outs: dict[str, jax.Array]) -> Metrics:
 def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean over the mask; 0 when it is empty."""
     return jnp.where(mask, x, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def mixed_groups(batch: Batch, rows: jax.Array) -> jax.Array:
+    """[B] bool by group number: whether the group has different outcomes among `rows` [B] bool."""
+    groups = batch.mask.shape[0]
+    most, least_negated = (
+        jax.ops.segment_max(jnp.where(rows, sign * batch.outcome, -jnp.inf), batch.group_ids, groups)
+        for sign in (1.0, -1.0)
+    )
+    return jnp.isfinite(most) & (most > -least_negated)

@@ -19,7 +19,7 @@ from prm_jax.prime.batch import Batch, Frozen, Metrics, RewardInputs, State
 from prm_jax.prime.consistency import filtered
 from prm_jax.prime.critic import Critic
 from prm_jax.prime.options import AdvantageOptions
-from prm_jax.prime.pieces import masked_mean
+from prm_jax.prime.pieces import masked_mean, mixed_groups
 from prm_jax.prime.policy import PolicyPhase
 from prm_jax.prime.shaping import RewardFn
 from prm_jax.prime.sources.base import Judged, SourceBatch, judge
@@ -228,13 +228,7 @@ def _gate(options: AdvantageOptions, accuracy: jax.Array, batch: Batch) -> jax.A
         return jnp.ones(())
     if not options.gate_z:
         return rl.trust_gate(accuracy)
-    groups = batch.mask.shape[0]
-    extremes = [
-        jax.ops.segment_max(jnp.where(batch.keep, sign * batch.outcome, -jnp.inf), batch.group_ids, groups)
-        for sign in (1.0, -1.0)
-    ]
-    mixed = jnp.isfinite(extremes[0]) & (extremes[0] > -extremes[1])
-    return rl.trust_gate(accuracy, count=mixed.sum(), z=options.gate_z)
+    return rl.trust_gate(accuracy, count=mixed_groups(batch, batch.keep).sum(), z=options.gate_z)
 
 
 def _group_means(batch: Batch) -> jax.Array:

@@ -14,7 +14,15 @@ from prm_jax import rl
 from prm_jax.models import ModelConfig
 from prm_jax.prime.batch import Batch, Metrics
 from prm_jax.prime.options import PRMOptions
-from prm_jax.prime.pieces import batch_logprobs, masked_mean, microbatches, run_epochs, score_in_pieces, summarize
+from prm_jax.prime.pieces import (
+    batch_logprobs,
+    masked_mean,
+    microbatches,
+    mixed_groups,
+    run_epochs,
+    score_in_pieces,
+    summarize,
+)
 from prm_jax.prime.sources.base import Judged, Source, SourceBatch
 from prm_jax.prime.sources.replay import Replay, draw, empty_replay, keep, remember
 from prm_jax.runs.learner import Learner, Params, accumulate_gradients, guarded_update, merge_rows
@@ -209,12 +217,7 @@ class ImplicitPRM(Source):
         """[B] bool, the rows of a step that the PRM learns from."""
         judged = rows.keep if rows.judged is None else rows.judged
         if self.options.rows == "mixed":
-            groups = rows.mask.shape[0]
-            extremes = [
-                jax.ops.segment_max(jnp.where(judged, sign * rows.outcome, -jnp.inf), rows.group_ids, groups)
-                for sign in (1.0, -1.0)
-            ]
-            return judged & (extremes[0] > -extremes[1])[rows.group_ids]
+            return judged & mixed_groups(rows, judged)[rows.group_ids]
         return rows.keep if self.options.rows == "kept" else judged
 
     def loss(
