@@ -12,6 +12,7 @@ SOURCES = {
     "README.md": ["make run"],
     "docs/models.md": ["experiments/benchmarks/"],
     "docs/pods.md": ["experiments/benchmarks/pods.py", "pods.json"],
+    "docs/quantization.md": ["experiments/quantization"],
     "docs/reliability.md": ["experiments/reliability"],
     "docs/rollouts.md": ["experiments/benchmarks/"],
     "docs/scale.md": ["preset_plans"],
