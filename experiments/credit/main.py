@@ -27,18 +27,20 @@ KEPT = {
     "auc": "prm_eval/fresh_step_auc", "start_auc": "prm_eval/step_auc",
 }  # fmt: skip
 """Name in results.json -> metric of an evaluation."""
+SECOND_STAGE = range(101, 200)
+"""Seeds that begin at the start policy of the seed 100 below."""
 
 
 def run_arm(task: str, arm: str, seed: int, rate: float, runs: pathlib.Path, smoke: bool) -> dict[str, Any]:
     """Trains one arm from the start of its seed; returns its record."""
     from prm_jax.prime.training import train
 
-    folder = runs / task / f"seed{seed}"
-    start = folder / "start"
+    taught = seed - 100 if seed in SECOND_STAGE else seed
+    start = runs / task / f"seed{taught}" / "start"
     if not (start / "result.json").is_file():
-        train(start_options(task, seed, smoke=smoke), start, resume=start.is_dir())
+        train(start_options(task, taught, smoke=smoke), start, resume=start.is_dir())
     options = arm_options(task, arm, seed, str(start / "start"), rate=rate, smoke=smoke)
-    path = folder / f"{arm}_{rate:g}"
+    path = runs / task / f"seed{seed}" / f"{arm}_{rate:g}"
     begun = time.process_time()
     train(options, path, resume=path.is_dir())
     record = {"task": task, "arm": arm, "seed": seed, "rate": rate, **curves(path, options)}
@@ -102,7 +104,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/credit"))
     parser.add_argument("--results", type=pathlib.Path, default=HERE / "results.json")
     parser.add_argument("--smoke", action="store_true", help="the smallest sizes, then the report")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.smoke and args.results == HERE / "results.json":
+        args.results = args.runs / "smoke_results.json"
+    return args
 
 
 if __name__ == "__main__":
