@@ -10,6 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCES = {
     "README.md": ["make run"],
+    "docs/code.md": ["experiments/"],
     "docs/models.md": ["experiments/benchmarks/"],
     "docs/pods.md": ["experiments/benchmarks/pods.py", "pods.json"],
     "docs/quantization.md": ["experiments/quantization"],
