@@ -32,7 +32,7 @@ def write(folder: pathlib.Path) -> None:
         parts += [entry(f"prm_jax.{room}", name, getattr(module, name)) for name in names]
         _update(folder / f"{room}.md", "\n".join(parts))
     toctree = "```{toctree}\n:hidden:\n\n" + "\n".join(ROOMS) + "\n```\n"
-    text = "# API reference\n\nThe public names of every package, from their docstrings.\n\n"
+    text = "(api-reference)=\n# API reference\n\nThe public names of every package, from their docstrings.\n\n"
     table = "| package | names | |\n|---|--:|---|\n" + "\n".join(rows)
     _update(folder / "index.md", f"{text}{toctree}\n{table}\n")
 

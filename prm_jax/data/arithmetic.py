@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prm_jax.data.problems import EVAL_FRACTION, Problem, Prompt, fingerprint, is_eval
-from prm_jax.data.procedural import DrawnProblems, draw_distinct
+from prm_jax.data.problems import EVAL_FRACTION, Problem, Prompt, is_eval
+from prm_jax.data.procedural import DrawnProblems, DrawnTask, draw_distinct
 from prm_jax.data.steps import StepSplitter
 from prm_jax.errors import UserError
 from prm_jax.verifiers.extraction import Where
@@ -20,7 +20,7 @@ _INSTRUCTION = "Reply with the number only."
 _STEPS_INSTRUCTION = "Write out each step, then the answer after ####."
 
 
-class ArithmeticTask:
+class ArithmeticTask(DrawnTask):
     """Chains of one operation on numbers of a given length.
 
     With ``style="equation"`` a prompt consists of worked examples and a question, one per line::
@@ -84,21 +84,6 @@ class ArithmeticTask:
         self._eval = [self._problem(row) for row in rows]
         where: Where = "marker" if steps else ("last_number" if style == "chat" else "whole")
         self._verifier = NumberVerifier(extract=where, markers=("####",), mode="strict")
-
-    @property
-    def train(self) -> Sequence[Problem]:
-        """Training problems; problem i is a pure function of the options and i."""
-        return self._train
-
-    @property
-    def eval(self) -> Sequence[Problem]:
-        """Evaluation problems, all different, none of which training can draw."""
-        return self._eval
-
-    @property
-    def fingerprint(self) -> str:
-        """A digest of everything that determines the problems."""
-        return fingerprint(self._train, self._eval)
 
     def tokenizer(self) -> None:
         """None: the model brings its tokenizer."""

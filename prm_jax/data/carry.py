@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prm_jax.data.problems import Problem, fingerprint, is_eval
-from prm_jax.data.procedural import DrawnProblems, draw_distinct
+from prm_jax.data.problems import Problem, is_eval
+from prm_jax.data.procedural import DrawnProblems, DrawnTask, draw_distinct
 from prm_jax.data.steps import StepSplitter
 from prm_jax.errors import UserError
 from prm_jax.verifiers.verdict import NO_ANSWER, Verdict, failed, passed
@@ -26,7 +26,7 @@ _SUM = re.compile(r"(0|[1-9][0-9]{0,5})\+(0|[1-9][0-9]{0,5})=(0|[1-9][0-9]{0,5})
 _ANSWER = re.compile(r"#(0|[1-9][0-9]{0,5})", re.ASCII)
 
 
-class CarryTask:
+class CarryTask(DrawnTask):
     """The built-in task: sums of one-digit operands.
 
     Evaluation problems are those whose prompt's hash falls into the evaluation share (``problems.is_eval``), which no
@@ -80,21 +80,6 @@ class CarryTask:
                 f"{num_eval} wanted, about {len(rows)} exist; lower num_eval or raise max_operands"
             )
         self._eval = [_problem(row) for row in rows]
-
-    @property
-    def train(self) -> Sequence[Problem]:
-        """Training problems; problem i is a pure function of (seed, i)."""
-        return self._train
-
-    @property
-    def eval(self) -> Sequence[Problem]:
-        """Evaluation problems, all different, none of which training can draw."""
-        return self._eval
-
-    @property
-    def fingerprint(self) -> str:
-        """A digest of the options that determine the problems."""
-        return fingerprint(self._train, self._eval)
 
     @property
     def max_prompt_tokens(self) -> int:

@@ -8,8 +8,8 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from prm_jax.data.problems import Problem, Prompt, fingerprint, is_eval
-from prm_jax.data.procedural import DrawnProblems, draw_distinct
+from prm_jax.data.problems import Problem, Prompt, is_eval
+from prm_jax.data.procedural import DrawnProblems, DrawnTask, draw_distinct
 from prm_jax.data.steps import StepSplitter
 from prm_jax.errors import UserError, require
 from prm_jax.option_values import convert_options, suggest
@@ -33,7 +33,7 @@ _TOKEN = re.compile(
 )
 
 
-class GymTask:
+class GymTask(DrawnTask):
     """A data set of reasoning-gym, by name.
 
     Problem i is entry ``hash(seed, i) mod size`` of the data set; those whose question's hash falls into the
@@ -93,21 +93,6 @@ class GymTask:
         self._train = DrawnProblems(num_train, draw, lambda index: not self._is_eval(index), self._problem, train)
         rows = draw_distinct(draw, self._is_eval, self._question, num_eval, (*key, "eval"))
         self._eval = [self._problem(row) for row in rows]
-
-    @property
-    def train(self) -> Sequence[Problem]:
-        """Training problems; problem i is a pure function of the options and i."""
-        return self._train
-
-    @property
-    def eval(self) -> Sequence[Problem]:
-        """Evaluation problems, all different, none of which training can draw."""
-        return self._eval
-
-    @property
-    def fingerprint(self) -> str:
-        """A digest of everything that determines the problems."""
-        return fingerprint(self._train, self._eval)
 
     def tokenizer(self) -> None:
         """None: the model brings its tokenizer."""

@@ -53,6 +53,28 @@ class DrawnProblems(Sequence[Problem], Generic[Row]):
         return draw_row(self._draw, self._accept, (*self._key, index))
 
 
+class DrawnTask:
+    """The problems of a task that draws them; a constructor sets `_train` and `_eval`."""
+
+    _train: DrawnProblems[Any]
+    _eval: list[Problem]
+
+    @property
+    def train(self) -> Sequence[Problem]:
+        """Training problems; problem i is a pure function of the task's options and i."""
+        return self._train
+
+    @property
+    def eval(self) -> Sequence[Problem]:
+        """Evaluation problems, all different, none of which training can draw."""
+        return self._eval
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of everything that determines the problems."""
+        return fingerprint(self._train, self._eval)
+
+
 def draw_row(draw: Draw[Row], accept: Callable[[Row], bool], key: Sequence[Any]) -> Row:
     """Draws until a row is accepted; a pure function of the key."""
     for attempt in range(10_000):

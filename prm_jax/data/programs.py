@@ -19,8 +19,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from prm_jax.data.problems import Problem, fingerprint, is_eval
-from prm_jax.data.procedural import DrawnProblems, draw_distinct, words
+from prm_jax.data.problems import Problem, is_eval
+from prm_jax.data.procedural import DrawnProblems, DrawnTask, draw_distinct, words
 from prm_jax.data.splitters import make_splitter
 from prm_jax.errors import UserError
 from prm_jax.verifiers.code import CodeVerifier, Score, call_reference
@@ -38,7 +38,7 @@ Operation: TypeAlias = tuple[str, str, str]
 """(left operand, operator, right operand); ``x`` is the result of the operation before."""
 
 
-class ProgramsTask:
+class ProgramsTask(DrawnTask):
     """The built-in task of programs; its answers run in the sandbox.
 
     Args:
@@ -99,21 +99,6 @@ class ProgramsTask:
                 " lower num_eval or raise max_operations"
             )
         self._eval = [make(row) for row in rows]
-
-    @property
-    def train(self) -> Sequence[Problem]:
-        """Training problems; problem i is a pure function of (seed, i)."""
-        return self._train
-
-    @property
-    def eval(self) -> Sequence[Problem]:
-        """Evaluation problems, all different, none of which training can draw."""
-        return self._eval
-
-    @property
-    def fingerprint(self) -> str:
-        """A digest of the options that determine the problems."""
-        return fingerprint(self._train, self._eval)
 
     @property
     def notes(self) -> list[str]:

@@ -92,6 +92,20 @@ def write_raw_safetensors(path: pathlib.Path, header: str, data: bytes) -> None:
     path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + data)
 
 
+def add_sizes(writer: Any, config: ModelConfig) -> None:
+    """The metadata of a GGUF file that all families have."""
+    writer.add_block_count(config.num_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+
+
 def write_gguf(
     path: pathlib.Path,
     config: ModelConfig,
@@ -105,16 +119,7 @@ def write_gguf(
     gguf = pytest.importorskip("gguf")
     quantisation = gguf.GGMLQuantizationType[kind]
     writer = gguf.GGUFWriter(path, config.architecture)
-    writer.add_block_count(config.num_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_heads)
-    writer.add_head_count_kv(config.num_kv_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    add_sizes(writer, config)
     for key, value in (metadata or {}).items():
         {bool: writer.add_bool, str: writer.add_string, int: writer.add_uint32, float: writer.add_float32,
          list: writer.add_array}[type(value)](key, value)  # fmt: skip

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from prm_jax.errors import UserError
 from prm_jax.models import load_weights, save_gguf, save_weights
 from prm_jax.models.checkpoint_layout import leaves
-from tests.models.checkpoints import FAMILIES, random_params
+from tests.models.checkpoints import FAMILIES, add_sizes, random_params
 
 gguf = pytest.importorskip("gguf")
 
@@ -93,16 +93,7 @@ FORMS = {
 def write(path, config, hf: dict[str, np.ndarray], form: Form, **changes) -> None:
     """A GGUF file of Hugging Face tensors; ``changes`` to its metadata."""
     writer = gguf.GGUFWriter(path, form.architecture)
-    writer.add_block_count(config.num_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_heads)
-    writer.add_head_count_kv(config.num_kv_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    add_sizes(writer, config)
     for key, value in {**form.metadata, **changes}.items():
         add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
         add(f"{form.architecture}.{key}", value)

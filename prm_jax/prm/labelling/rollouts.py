@@ -13,7 +13,7 @@ from prm_jax import rl
 from prm_jax.data.step_data import StepRecord
 from prm_jax.rollouts.policy import TaskPolicy
 from prm_jax.rollouts.values import Roller, count_correct
-from prm_jax.search.omega_prm import PrefixRequest, omega_label
+from prm_jax.search.omega_prm import JudgedRollout, PrefixRequest, omega_label
 
 Counts = Sequence[tuple[int, int] | None]
 """(correct, judged) rollouts after each step; None where none were made."""
@@ -65,18 +65,9 @@ def every_step_records(
       (records, number of rollouts).
     """
     roller = Roller(policy)
-    roots = roller([PrefixRequest(b, ()) for b in range(len(policy.problems))], solutions)
-    sampled = [(b, r) for b, found in enumerate(roots) for r in found if r.steps and r.correct is not None]
-    requests = [PrefixRequest(b, r.steps[:i]) for b, r in sampled for i in range(1, len(r.steps))]
-    counts = iter([count_correct(found) for found in roller(requests, rollouts)])
-    records = []
-    numbers = collections.Counter[int]()  # of a problem's own solutions, so that names do not depend on the others
-    for b, rollout in sampled:
-        correct = bool(rollout.correct)
-        own = [next(counts) for _ in rollout.steps[:-1]] + [(int(correct), 1)]
-        records.append(_record(policy, told, b, rollout.steps, own, labels, f"sample/{numbers[b]}", float(correct)))
-        numbers[b] += 1
-    return [record for record in records if record is not None], roller.calls
+    sampled, requests = _sampled(roller, len(policy.problems), solutions)
+    counts = [count_correct(found) for found in roller(requests, rollouts)]
+    return _solution_records(policy, told, sampled, counts, labels), roller.calls
 
 
 def adaptive_records(
@@ -102,9 +93,7 @@ def adaptive_records(
     Source: adapting on early samples and estimating several expectations from fresh ones, arXiv 2212.00568.
     """
     roller = Roller(policy)
-    roots = roller([PrefixRequest(b, ()) for b in range(len(policy.problems))], solutions)
-    sampled = [(b, r) for b, found in enumerate(roots) for r in found if r.steps and r.correct is not None]
-    requests = [PrefixRequest(b, r.steps[:i]) for b, r in sampled for i in range(1, len(r.steps))]
+    sampled, requests = _sampled(roller, len(policy.problems), solutions)
     first = [count_correct(found) for found in roller(requests, pilot)]
     shares = _shares(requests, first, rollouts - pilot)
     fresh: list[tuple[int, int]] = [(0, 0)] * len(requests)
@@ -113,15 +102,35 @@ def adaptive_records(
         for place, found in zip(members, roller([requests[i] for i in members], count), strict=True):
             fresh[place] = count_correct(found)
     pooled = [(a[0] + b[0], a[1] + b[1]) for a, b in zip(first, fresh, strict=True)]
-    counts = iter(fresh if labels == "soft" else pooled)
-    records = []
-    numbers = collections.Counter[int]()
+    counts = fresh if labels == "soft" else pooled
+    return _solution_records(policy, told, sampled, counts, labels), roller.calls
+
+
+def _sampled(
+    roller: Roller, problems: int, solutions: int
+) -> tuple[list[tuple[int, JudgedRollout]], list[PrefixRequest]]:
+    """(problem, solution) of every judged solution, and all of their prefixes between the first and the last step."""
+    roots = roller([PrefixRequest(b, ()) for b in range(problems)], solutions)
+    sampled = [(b, r) for b, found in enumerate(roots) for r in found if r.steps and r.correct is not None]
+    return sampled, [PrefixRequest(b, r.steps[:i]) for b, r in sampled for i in range(1, len(r.steps))]
+
+
+def _solution_records(
+    policy: TaskPolicy,
+    told: Mapping[str, Any],
+    sampled: Sequence[tuple[int, JudgedRollout]],
+    counts: Sequence[tuple[int, int]],
+    labels: str,
+) -> list[StepRecord]:
+    """Records of solutions, given the counts of all their prefixes; the last step's is the solution's own outcome."""
+    records, remaining = [], iter(counts)
+    numbers = collections.Counter[int]()  # of a problem's own solutions, so that names do not depend on the others
     for b, rollout in sampled:
         correct = bool(rollout.correct)
-        own = [next(counts) for _ in rollout.steps[:-1]] + [(int(correct), 1)]
+        own = [next(remaining) for _ in rollout.steps[:-1]] + [(int(correct), 1)]
         records.append(_record(policy, told, b, rollout.steps, own, labels, f"sample/{numbers[b]}", float(correct)))
         numbers[b] += 1
-    return [record for record in records if record is not None], roller.calls
+    return [record for record in records if record is not None]
 
 
 def _shares(requests: Sequence[PrefixRequest], first: Sequence[tuple[int, int]], each: int) -> list[int]:
