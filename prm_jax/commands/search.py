@@ -19,7 +19,7 @@ _NOT_SETTINGS = ("problems", "chunk", "solutions", "draw")
 """Options on which no line of results depends."""
 COMMON_OPTIONS = (
     "task", "task-options", "problems", "sampling.temperature", "sampling.max-new-tokens", "sampling.rows", "seed",
-    "chat", "dtype", "server", "method", "scorer", "rollouts", "samples", "beams", "width", "simulations", "layout",
+    "chat", "server", "method", "scorer", "rollouts", "samples", "beams", "width", "simulations", "layout",
     "out", "draw", "resume",
 )  # fmt: skip
 

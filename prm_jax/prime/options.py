@@ -161,8 +161,8 @@ class RewardOptions:
     granularity: Literal["token", "step"] = "token"
     """A reward at every token, or summed at the last token of every step."""
     shaping: tuple[str, ...] = ()
-    """Shapings, applied in this order: clip, delta, progress, min, confidence, verifier (a score under the
-    outcome, for --advantage.outcome-coef 0), or package.module:function."""
+    """Shapings, applied in this order: clip, delta, progress, min, confidence, verifier (a score below the outcome,
+    whose own weight is then 0), or package.module:function."""
     clip_threshold: float = 0.0
     """clip: step rewards become min(reward - threshold, 0)."""
     progress_alpha: float | None = None

@@ -47,10 +47,12 @@ def interval(
       seed: of the bootstrap samples.
 
     Returns:
-      The statistic and its bounds; equal numbers where all repeats are equal.
+      `Interval`: the statistic and its bounds, Python floats; equal numbers where all repeats are equal. No gradient.
 
     Raises:
       ValueError: fewer than two repeats, numbers that are not finite, or an argument outside its range.
+
+    Source: Student 1908 (Biometrika 6); Efron 1987, "Better bootstrap confidence intervals", equation 2.3.
     """
     x = np.asarray(values, np.float64)
     if x.ndim != 1 or x.size < 2:

@@ -36,7 +36,8 @@ def langevin_samples(
     1 / (1 - step / (2 variance))).
 
     Args:
-      log_density: traced; of a minibatch scaled to the whole data it gives SGLD, of all data Langevin dynamics.
+      log_density: traced, to a scalar; of a minibatch scaled to the whole data it gives SGLD, of all data Langevin
+        dynamics.
       params: pytree of float arrays, where all chains start.
       key: typed PRNG key, consumed.
       samples: per chain.

@@ -466,6 +466,20 @@ def detached_pairwise_loss(scores, opponent_scores, outcome, group_ids, mask, nu
     return total, count if weighting == "none" else 0
 
 
+def class_weights(outcome, mask):
+    right = wrong = 0.0
+    for a, valid in zip(outcome, mask, strict=True):
+        if valid:
+            right, wrong = right + a, wrong + 1 - a
+    weights = np.zeros(len(outcome))
+    for b, (a, valid) in enumerate(zip(outcome, mask, strict=True)):
+        if valid and right:
+            weights[b] += a * (right + wrong) / (2 * right)
+        if valid and wrong:
+            weights[b] += (1 - a) * (right + wrong) / (2 * wrong)
+    return weights
+
+
 def kto_reference_point(log_ratios, mask):
     values = [log_ratios[i] for i in _valid(mask)]
     return max(sum(values) / len(values), 0.0) if values else 0.0

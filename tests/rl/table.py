@@ -316,6 +316,7 @@ def _reward_losses() -> list[Row]:
             kw={"beta": 0.5},
             **sums,
         ),
+        Row(rl.class_weights, "outcome=a mask=rows", oracles.class_weights, "B", shard="axis"),
         Row(rl.kto_reference_point, "log_ratios=s mask=rows", oracles.kto_reference_point, "-", shard="axis"),
         Row(
             rl.step_kto_loss,
@@ -474,4 +475,4 @@ TABLE = [
 ]
 
 # Not arrays with a batch axis, or without a meaningful oracle; each has its own tests.
-ELSEWHERE = {"Loss", "Mean", "best_threshold", "passing_first", "trust_gate"}
+ELSEWHERE = {"Loss", "Mean", "best_threshold", "outcome_threshold", "passing_first", "trust_gate"}

@@ -521,7 +521,7 @@ def test_the_commands_sample_through_slots(tmp_path, capsys):
         ({"tuning": {"steps_per_call": 0}}, "steps_per_call is 0"),
         ({"tuning": {"refill_share": 1.5}}, "refill_share is 1.5"),
         ({"tuning": {"sizes": (0.0, 1.0)}}, "expected shares in"),
-        ({"tuning": {"cache_dtype": "int4"}}, "cache_dtype is 'int4'"),
+        ({"tuning": {"cache_dtype": "int2"}}, "cache_dtype is 'int2'"),
     ],
 )
 def test_options_out_of_range(model, options, message):

@@ -57,6 +57,8 @@ def start(tmp_path):
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**os.environ, "WHERE": str(tmp_path)},
+            # Under nohup and in the background of a script SIGINT is ignored, and would stay so.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         started.append(process)
         return process
