@@ -33,6 +33,11 @@ def read_hidden(spec: Spec, weights: Weights, batch: Batch) -> tuple[jax.Array, 
     return steps, starts
 
 
+def text_logprobs(spec: Spec, weights: Weights, batch: Batch) -> jax.Array:
+    """[N, T] float32 log-probabilities of the steps' tokens under the language model, 0 elsewhere."""
+    return token_logprobs(spec.config, weights.model, batch.tokens, batch.slots >= 0, segment_ids=batch.segment_ids)
+
+
 def step_sums(values: jax.Array, batch: Batch) -> jax.Array:
     """Sums of token values [N, T] over the tokens of each step: [R, S] float32."""
     count, steps = batch.step_mask.shape

@@ -151,7 +151,7 @@ def measure(claim: Claim, folder: pathlib.Path) -> Measured:
 
 
 def read_results(path: pathlib.Path, command: str = "") -> dict[str, Any]:
-    """Reads a file of results; `command` is what writes it anew, for messages.
+    """Reads a file of results; `command` is what writes it again, for messages.
 
     Raises:
       UserError: it cannot be read, or is of another format or of another minor version of this package.

@@ -15,12 +15,11 @@ import numpy as np
 from prm_jax import rl
 from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import UserError
-from prm_jax.models import token_logprobs
 from prm_jax.option_ranges import at_least
 from prm_jax.prm.critiques.formats import find_format, problem_text
 from prm_jax.prm.critiques.sampling import critique_prompt, sample_critiques
 from prm_jax.prm.critiques.voting import scores_of_votes, to_learn, votes_of
-from prm_jax.prm.forward import step_sums
+from prm_jax.prm.forward import step_sums, text_logprobs
 from prm_jax.prm.reward_model_options import BaseOptions, OptimizerOptions, TextLayout
 from prm_jax.prm.rows import Batch
 from prm_jax.prm.spec import Kind, Needs, Output, Spec, Weights
@@ -86,8 +85,7 @@ class Generative(Kind):
 
     def forward(self, spec: Spec, weights: Weights, batch: Batch) -> jax.Array:
         """[N, T] float32 log-probabilities of the critiques' tokens, 0 elsewhere."""
-        mask = batch.slots >= 0
-        return token_logprobs(spec.config, weights.model, batch.tokens, mask, segment_ids=batch.segment_ids)
+        return text_logprobs(spec, weights, batch)
 
     def training_loss(self, spec: Spec, found: jax.Array, batch: Batch, constant: jax.Array) -> rl.Loss:
         """The mean negative log-likelihood of a critique's token."""

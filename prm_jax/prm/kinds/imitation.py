@@ -16,9 +16,8 @@ import numpy as np
 from prm_jax import rl
 from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import UserError
-from prm_jax.models import token_logprobs
 from prm_jax.option_ranges import above
-from prm_jax.prm.forward import step_sums
+from prm_jax.prm.forward import step_sums, text_logprobs
 from prm_jax.prm.reward_model_options import BaseOptions, OptimizerOptions, TextLayout
 from prm_jax.prm.rows import Batch
 from prm_jax.prm.spec import Kind, Needs, Output, Spec, Weights
@@ -66,8 +65,7 @@ class Imitation(Kind):
 
     def forward(self, spec: Spec, weights: Weights, batch: Batch) -> jax.Array:
         """[N, T] float32 log-probabilities of the solutions' tokens, 0 elsewhere."""
-        mask = batch.slots >= 0
-        return token_logprobs(spec.config, weights.model, batch.tokens, mask, segment_ids=batch.segment_ids)
+        return text_logprobs(spec, weights, batch)
 
     def training_loss(self, spec: Spec, found: jax.Array, batch: Batch, constant: jax.Array) -> rl.Loss:
         """The mean negative log-likelihood of a token, each weighted as its solution."""
