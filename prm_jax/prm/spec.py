@@ -29,6 +29,13 @@ Output = Literal["log_ratio", "probability", "score", "value"]
 """What a step's score is."""
 
 
+def without_head(kind: str, train: OptimizerOptions, *, reason: str = "has no head") -> list[str]:
+    """What speaks against ``--train.trains head`` for a kind that trains the language model."""
+    if train.trains != "head":
+        return []
+    return [f"--train.trains head leaves nothing to train: kind {kind} {reason}"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kind:
     """Base of all kinds: the defaults of what most kinds share. A subclass is one kind; its fields are its options.

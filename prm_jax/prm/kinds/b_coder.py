@@ -17,7 +17,7 @@ from prm_jax.option_ranges import above, at_least, within
 from prm_jax.prm.forward import init_head, judged, step_sums
 from prm_jax.prm.reward_model_options import BaseOptions, OptimizerOptions
 from prm_jax.prm.rows import Batch
-from prm_jax.prm.spec import HeadedKind, Needs, Output, Spec, Weights
+from prm_jax.prm.spec import HeadedKind, Needs, Output, Spec, Weights, without_head
 from prm_jax.runs.learner import Params
 
 _PIECE = 256  # tokens whose logits exist at one time
@@ -45,9 +45,7 @@ class BCoder(HeadedKind):
     def problems(self, model: BaseOptions, train: OptimizerOptions) -> list[str]:
         """The Q function is in the language model."""
         del model
-        if train.trains == "head":
-            return [f"--train.trains head leaves nothing to train: kind {self.kind} is in the language model"]
-        return []
+        return without_head(self.kind, train, reason="is in the language model")
 
     def init(self, spec: Spec, key: jax.Array) -> tuple[Params, Params]:
         """A head for the state's value."""

@@ -22,7 +22,7 @@ from prm_jax.prm.critiques.voting import scores_of_votes, to_learn, votes_of
 from prm_jax.prm.forward import step_sums, text_logprobs
 from prm_jax.prm.reward_model_options import BaseOptions, OptimizerOptions, TextLayout
 from prm_jax.prm.rows import Batch
-from prm_jax.prm.spec import Kind, Needs, Output, Spec, Weights
+from prm_jax.prm.spec import Kind, Needs, Output, Spec, Weights, without_head
 from prm_jax.prm.text_layout import Reader, Tokens
 from prm_jax.rollouts.local import Batching, LocalEngine
 from prm_jax.rollouts.sampling_options import SamplingOptions
@@ -62,9 +62,7 @@ class Generative(Kind):
             find_format(self.critique, option="prm.critique")
         except UserError as error:
             found.append(str(error))
-        if train.trains == "head":
-            found.append(f"--train.trains head leaves nothing to train: kind {self.kind} has no head")
-        return found
+        return found + without_head(self.kind, train)
 
     def layout(self, text: TextLayout) -> TextLayout:
         """An instruction as a prompt and a critique as the answer, which ends."""

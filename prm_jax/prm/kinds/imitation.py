@@ -20,7 +20,7 @@ from prm_jax.option_ranges import above
 from prm_jax.prm.forward import step_sums, text_logprobs
 from prm_jax.prm.reward_model_options import BaseOptions, OptimizerOptions, TextLayout
 from prm_jax.prm.rows import Batch
-from prm_jax.prm.spec import Kind, Needs, Output, Spec, Weights
+from prm_jax.prm.spec import Kind, Needs, Output, Spec, Weights, without_head
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,9 +44,7 @@ class Imitation(Kind):
     def problems(self, model: BaseOptions, train: OptimizerOptions) -> list[str]:
         """The language model is what trains."""
         del model
-        if train.trains == "head":
-            return [f"--train.trains head leaves nothing to train: kind {self.kind} has no head"]
-        return []
+        return without_head(self.kind, train)
 
     def layout(self, text: TextLayout) -> TextLayout:
         """A policy's rows: the prompt read apart, and an end after the last step."""

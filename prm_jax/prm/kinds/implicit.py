@@ -16,7 +16,7 @@ from prm_jax.prm.data import mismatched
 from prm_jax.prm.forward import better_pairs, judged, step_log_ratios, token_log_ratios
 from prm_jax.prm.reward_model_options import BaseOptions, OptimizerOptions
 from prm_jax.prm.rows import Batch, Row, Shape, collate
-from prm_jax.prm.spec import Kind, Needs, Output, Spec, Weights
+from prm_jax.prm.spec import Kind, Needs, Output, Spec, Weights, without_head
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,9 +44,7 @@ class LogRatioKind(Kind):
         found = []
         if self.reference == "base" and not model.lora_rank:
             found.append("--prm.reference base is the base of adapters: give --model.lora-rank, or use kept")
-        if train.trains == "head":
-            found.append(f"--train.trains head leaves nothing to train: kind {self.kind} has no head")
-        return found
+        return found + without_head(self.kind, train)
 
     def forward(self, spec: Spec, weights: Weights, batch: Batch) -> jax.Array:
         """[R, S] float32: log-ratios summed over each step, without beta."""
