@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 from prm_jax.commands.scoring import load
 
 if TYPE_CHECKING:
-    from prm_jax.commands.search import Options
     from prm_jax.search.searchers import Searcher
 
+Options = Any
+"""Those of ``prm-jax search``, whose module imports this one."""
 PROGRESS_METHODS = ("beam", "dvts", "step_beam")
 """The searches that --progress-alpha is for."""
 
