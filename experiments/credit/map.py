@@ -1,0 +1,99 @@
+"""The later stages: a map of where step rewards pay, seeds side by side (`replicas.py`).
+
+    python -m experiments.credit.map STAGE [--runs runs/credit_map]
+
+PLAN.md says what each stage runs and what it measures; it was committed before the runs. Finished runs are added to
+map.json beside this file and not repeated. `python -m experiments.credit.map report` prints the tables and draws map.png.
+"""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.credit.report import write
+from experiments.credit.settings import ALL, ROOTS, SETTINGS, arm_options, root_options, start_options
+
+HERE = pathlib.Path(__file__).resolve().parent
+Plan = Sequence[tuple[str, str, Sequence[int], float]]
+"""(setting, arm, seeds, learning rate of the policy) in the order of running."""
+RATE = 3e-4
+TUNING, FRESH = (901, 902, 903), tuple(range(401, 413))
+LABELS = FRESH[:6]
+MAPPED = FRESH[:5]
+STAGES: dict[str, Plan] = {
+    "labels": [
+        ("base", arm, LABELS, RATE)
+        for arm in (
+            "outcome", "checker_step_0", "checker_step_20", "checker_step_40", "checker_cumulative_0", "checker_min_0",
+            "checker_return_0", "checker_step_10", "checker_step_30", "checker_cumulative_20", "checker_min_20",
+            "checker_return_20", "checker_cumulative_40",
+        )
+    ],
+    "leads": [
+        ("base", arm, TUNING, rate)
+        for arm, rate in (
+            ("mix_labels", RATE), ("mix_outcome", RATE), ("mix_failed", RATE), ("mix_outcome", 6e-4), ("outcome", RATE),
+            ("outcome", 6e-4), ("labels", RATE),
+        )
+    ],
+    "map": [
+        (setting, arm, MAPPED, RATE)
+        for setting in ("3 steps", "2 samples", "8 samples", "careful", "noise", "zeros", "more careful", "10 steps")
+        for arm in ("outcome", "checker_step_0")
+    ],
+}  # fmt: skip
+
+
+def start_of(setting: str, seed: int, runs: pathlib.Path) -> pathlib.Path:
+    """The start policy of a seed, trained unless it is there."""
+    from prm_jax.prime.training import train
+
+    number = seed % len(ROOTS)
+    root = runs / "roots" / str(ROOTS[number])
+    if not (root / "result.json").is_file():
+        train(root_options(ROOTS[number]), root, resume=root.is_dir())
+    chosen = SETTINGS[setting]
+    if chosen.size <= 8 and chosen.careless == 0.6:
+        return root / "start"
+    path = runs / "starts" / f"{max(8, chosen.size)}_{chosen.careless:g}_{ROOTS[number]}"
+    if not (path / "result.json").is_file():
+        train(start_options(chosen, ROOTS[number], root / "start"), path, resume=path.is_dir())
+    return path / "start"
+
+
+def run(plan: Plan, runs: pathlib.Path, results: pathlib.Path) -> None:
+    """All entries of a plan that are not finished, each with its seeds side by side."""
+    from experiments.credit.replicas import train_replicas
+
+    for setting, arm, seeds, rate in plan:
+        record: dict[str, Any] = json.loads(results.read_text()) if results.is_file() else {"seeds": [], "runs": []}
+        done = {(one["setting"], one["arm"], one["seed"], one["rate"]) for one in record["runs"]}
+        left = [seed for seed in seeds if (setting, arm, seed, rate) not in done]
+        if not left:
+            continue
+        options = [
+            arm_options(SETTINGS[setting], ALL[arm], seed, start_of(setting, seed, runs), rate=rate) for seed in left
+        ]
+        found = train_replicas(options, [runs / "prms" / setting / arm / str(seed) for seed in left])
+        named = [{"setting": setting, "arm": arm, "seed": seed, "rate": rate} for seed in left]
+        record["runs"] += [name | one for name, one in zip(named, found, strict=True)]
+        record["seeds"] = sorted({one["seed"] for one in record["runs"]})
+        write(record, results)
+        print(setting, arm, rate, [one["sampled"] for one in found], found[0]["processor_seconds"], flush=True)
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stages", choices=(*STAGES, "report"), nargs="+")
+    parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/credit_map"))
+    parser.add_argument("--results", type=pathlib.Path, default=HERE / "map.json")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    arguments = parsed()
+    for stage in arguments.stages:
+        run(STAGES[stage], arguments.runs, arguments.results)
