@@ -19,31 +19,22 @@ HERE = pathlib.Path(__file__).resolve().parent
 Plan = Sequence[tuple[str, str, Sequence[int], float]]
 """(setting, arm, seeds, learning rate of the policy) in the order of running."""
 RATE = 3e-4
-TUNING, FRESH = (901, 902, 903), tuple(range(401, 413))
-LABELS = FRESH[:6]
-MAPPED = FRESH[:5]
+SEEDS = (401, 403, 405, 407, 409, 411)
 STAGES: dict[str, Plan] = {
+    "first": [("base", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0")],
+    "mixture": [("base", arm, SEEDS, RATE) for arm in ("mix_outcome", "mix_failed")],
+    "short": [("3 steps", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0", "mix_outcome", "mix_failed")],
     "labels": [
-        ("base", arm, LABELS, RATE)
-        for arm in (
-            "outcome", "checker_step_0", "checker_step_20", "checker_step_40", "checker_cumulative_0", "checker_min_0",
-            "checker_return_0", "checker_step_10", "checker_step_30", "checker_cumulative_20", "checker_min_20",
-            "checker_return_20", "checker_cumulative_40",
-        )
-    ],
-    "leads": [
-        ("base", arm, TUNING, rate)
-        for arm, rate in (
-            ("mix_labels", RATE), ("mix_outcome", RATE), ("mix_failed", RATE), ("mix_outcome", 6e-4), ("outcome", RATE),
-            ("outcome", 6e-4), ("labels", RATE),
-        )
+        ("base", arm, SEEDS, RATE)
+        for arm in ("checker_step_40", "checker_return_0", "checker_cumulative_0", "checker_step_20", "checker_min_0")
     ],
     "map": [
-        (setting, arm, MAPPED, RATE)
-        for setting in ("3 steps", "2 samples", "8 samples", "careful", "noise", "zeros", "more careful", "10 steps")
+        (setting, arm, SEEDS, RATE)
+        for setting in ("2 samples", "noise", "zeros", "8 samples")
         for arm in ("outcome", "checker_step_0")
     ],
-}  # fmt: skip
+}
+"""Stage -> its runs."""
 
 
 def start_of(setting: str, seed: int, runs: pathlib.Path) -> pathlib.Path:
