@@ -13,7 +13,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.credit.report import write
-from experiments.credit.settings import ALL, ROOTS, SETTINGS, arm_options, root_options, start_options
+from experiments.credit.settings import (
+    ALL,
+    ROOTS,
+    SETTINGS,
+    arm_options,
+    earlier_options,
+    root_options,
+    start_options,
+)
 
 HERE = pathlib.Path(__file__).resolve().parent
 Plan = Sequence[tuple[str, str, Sequence[int], float]]
@@ -23,6 +31,7 @@ SEEDS = (401, 403, 405, 407, 409, 411)
 STAGES: dict[str, Plan] = {
     "first": [("base", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0")],
     "mixture": [("base", arm, SEEDS, RATE) for arm in ("mix_outcome", "mix_failed")],
+    "reuse": [("base", arm, SEEDS, RATE) for arm in ("reuse", "reuse_frozen")],
     "short": [("3 steps", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0", "mix_outcome", "mix_failed")],
     "labels": [
         ("base", arm, SEEDS, RATE)
@@ -54,6 +63,17 @@ def start_of(setting: str, seed: int, runs: pathlib.Path) -> pathlib.Path:
     return path / "start"
 
 
+def earlier_prm(runs: pathlib.Path) -> pathlib.Path:
+    """The PRM of the reuse arms, trained unless it is there."""
+    from experiments.credit.replicas import train_replicas
+
+    path = runs / "earlier_prm"
+    if not path.is_dir():
+        (found,) = train_replicas([earlier_options(start_of("base", SEEDS[0], runs))], [path])
+        (runs / "earlier_prm.json").write_text(json.dumps(found))
+    return path
+
+
 def run(plan: Plan, runs: pathlib.Path, results: pathlib.Path) -> None:
     """All entries of a plan that are not finished, each with its seeds side by side."""
     from experiments.credit.replicas import train_replicas
@@ -64,8 +84,10 @@ def run(plan: Plan, runs: pathlib.Path, results: pathlib.Path) -> None:
         left = [seed for seed in seeds if (setting, arm, seed, rate) not in done]
         if not left:
             continue
+        earlier = earlier_prm(runs) if "trained" in ALL[arm].groups.get("prm", {}) else None
         options = [
-            arm_options(SETTINGS[setting], ALL[arm], seed, start_of(setting, seed, runs), rate=rate) for seed in left
+            arm_options(SETTINGS[setting], ALL[arm], seed, start_of(setting, seed, runs), rate=rate, earlier=earlier)
+            for seed in left
         ]
         found = train_replicas(options, [runs / "prms" / setting / arm / str(seed) for seed in left])
         named = [{"setting": setting, "arm": arm, "seed": seed, "rate": rate} for seed in left]

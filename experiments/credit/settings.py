@@ -114,6 +114,11 @@ FORMS = {
     "mix_outcome": Arm(3e-4, ARMS["outcome"].groups | MIXED_TASK),
     "mix_labels": Arm(3e-4, {"prm": ONLINE, "advantage": LOCAL} | MIXED_TASK),
     "mix_failed": Arm(3e-4, {"prm": ONLINE | {"reading": "failed_labels"}, "advantage": LOCAL} | MIXED_TASK),
+    "reuse": Arm(3e-4, {"prm": ONLINE | {"reading": "failed_labels", "trained": "earlier"}, "advantage": LOCAL}),
+    "reuse_frozen": Arm(
+        3e-4,
+        {"prm": ONLINE | {"reading": "failed_labels", "trained": "earlier", "learning_rate": 0.0}, "advantage": LOCAL},
+    ),
     "mix_checker": Arm(3e-4, {"reward": {"source": "checker"}, "advantage": LOCAL} | MIXED_TASK),
     "labels": Arm(3e-4, {"prm": ONLINE, "advantage": LOCAL}),
 }
@@ -166,9 +171,28 @@ def start_options(setting: Setting, seed: int, root: pathlib.Path) -> Options:
     return _silent(dataclasses.replace(options, sft=sft, model=model))
 
 
-def arm_options(setting: Setting, arm: Arm, seed: int, start: pathlib.Path, *, rate: float) -> Options:
-    """An arm of a setting from the start in a directory."""
+EARLIER = 2048
+"""Rollouts of easier problems from which the PRM of the reuse arms has learned."""
+
+
+def earlier_options(start: pathlib.Path) -> Options:
+    """A run that trains the PRM of the reuse arms alone: on sums of 3 to 5 numbers that the start policy writes."""
+    options = dataclasses.replace(base_options(Setting(), 7), steps=0)
+    easier = {"min_operands": "3", "max_operands": "5"}
+    prm = {
+        "rows": "mixed", "learning_rate": 1e-3, "pretrain_rollouts": EARLIER, "pretrain_epochs": 6,
+        "pretrain_batch": 64, "pretrain_task_options": easier,
+    }  # fmt: skip
+    return runs_from_one_start.changed(options, {"model": {"path": str(start)}, "prm": prm, "advantage": LOCAL})
+
+
+def arm_options(
+    setting: Setting, arm: Arm, seed: int, start: pathlib.Path, *, rate: float, earlier: pathlib.Path | None = None
+) -> Options:
+    """An arm of a setting from the start in a directory; `earlier` is the PRM of the reuse arms."""
     groups: dict[str, dict[str, Any]] = {name: dict(fields) for name, fields in arm.groups.items()}
+    if "trained" in groups.get("prm", {}):
+        groups["prm"]["trained"] = str(earlier)
     options = base_options(setting, seed)
     if groups.pop("task", None):
         options = dataclasses.replace(options, task=task_options(setting, 3, setting.size, mixed=True))
