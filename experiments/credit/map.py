@@ -3,7 +3,7 @@
     python -m experiments.credit.map STAGE [--runs runs/credit_map]
 
 PLAN.md says what each stage runs and what it measures; it was committed before the runs. Finished runs are added to
-map.json beside this file and not repeated. `python -m experiments.credit.map report` prints the tables and draws map.png.
+map.json beside this file and not repeated. `report` in place of a stage prints the tables and draws map.png.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from experiments.credit.map_report import report
 from experiments.credit.report import write
 from experiments.credit.settings import (
     ALL,
@@ -28,9 +29,11 @@ Plan = Sequence[tuple[str, str, Sequence[int], float]]
 """(setting, arm, seeds, learning rate of the policy) in the order of running."""
 RATE = 3e-4
 SEEDS = (401, 403, 405, 407, 409, 411)
+MORE = (413, 415, 417, 419, 421, 423)
 STAGES: dict[str, Plan] = {
     "first": [("base", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0")],
     "mixture": [("base", arm, SEEDS, RATE) for arm in ("mix_outcome", "mix_failed")],
+    "confirm": [("base", arm, MORE, RATE) for arm in ("mix_outcome", "mix_failed")],
     "reuse": [("base", arm, SEEDS, RATE) for arm in ("reuse", "reuse_frozen")],
     "short": [("3 steps", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0", "mix_outcome", "mix_failed")],
     "labels": [
@@ -109,4 +112,7 @@ def parsed() -> argparse.Namespace:
 if __name__ == "__main__":
     arguments = parsed()
     for stage in arguments.stages:
-        run(STAGES[stage], arguments.runs, arguments.results)
+        if stage == "report":
+            report(arguments.results, arguments.results.parent / "simulation.json", SEEDS, MORE)
+        else:
+            run(STAGES[stage], arguments.runs, arguments.results)

@@ -1,8 +1,8 @@
 """Several seeds of one arm trained at once: the library's compiled step, sampling and scoring under `jax.vmap`.
 
 A run of these small models spends most of its processor time outside the arithmetic. Here the seeds of an arm share one
-program and one Python loop; options, sources, credit, judging and evaluation are those of `prm_jax.prime.train`. Numbers
-of a seed are those that it would have alone, up to rounding.
+program and one Python loop; options, sources, credit, judging and evaluation are those of `prm_jax.prime.train`. A seed
+gets the numbers that it would get alone, up to rounding.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from prm_jax.models.generation import PromptArrays, generate_arrays
 from prm_jax.models.responses import Samples
 from prm_jax.models.sampling import make_sampling
 from prm_jax.models.stopping import check_stop, stop_tables
-from prm_jax.prime.batch import Batch
+from prm_jax.prime.batch import Batch, Frozen
 from prm_jax.prime.collect import to_batch
 from prm_jax.prime.compose import Composed, compose
 from prm_jax.prime.evaluate import PRMProbe, policy_metrics
@@ -77,9 +77,13 @@ class Team:
         self.state = _stacked([run.initial_state() for run in self.runs])
         self.step = jax.jit(jax.vmap(make_step(first.setup)))
         self.policy = jax.jit(jax.vmap(first.setup.policy.learner.params))
-        self.streams = [PromptStream(run.start.task.train, each.seed) for run, each in zip(self.runs, options)]  # noqa: B905
+        tasks = [run.start.task for run in self.runs]
+        self.streams = [PromptStream(task.train, each.seed) for task, each in zip(tasks, options, strict=True)]
         self.asked = 0
-        self.records: Curves = [{"warm_up_rollouts": 0, "rollouts": [], "sampled": [], "solve_rate": []} for _ in options]
+        self._score: Any = None
+        self.records: Curves = [
+            {"warm_up_rollouts": 0, "rollouts": [], "sampled": [], "solve_rate": []} for _ in options
+        ]
 
     def sample(self, params: Any, problems: Sequence[Sequence[Problem]], size: int, stream: int) -> list[Responses]:
         """Judged responses of every run to its own problems, `size` each."""
@@ -141,16 +145,8 @@ class Team:
         """[R, B, S] step scores of an implicit PRM on responses; None for other sources."""
         if not isinstance(self.source, ImplicitPRM):
             return None
-        plain = self.source.for_warm_up(1)
-
-        @jax.jit
-        @jax.vmap
-        def score(state: Any, policy: Any, frozen: Any, rows: Batch) -> jax.Array:
-            rewards = plain.score(state, SourceBatch(rows, policy, frozen.reference, frozen.constants))
-            return rl.step_rewards(rewards, rows.step_ids, num_steps=rows.mask.shape[1])[0]
-
-        if not hasattr(self, "_score"):
-            self._score = score
+        if self._score is None:
+            self._score = jax.jit(jax.vmap(functools.partial(_step_scores, self.source.for_warm_up(1))))
         return np.asarray(self._score(self.state.source, params, self.frozen, _stacked([_batch(x) for x in found])))
 
     def warm_up(self) -> None:
@@ -162,7 +158,8 @@ class Team:
         count = options.prm.pretrain_rollouts // size
         tasks = [warm_up_task(each, run.start) for each, run in zip(self.options, self.runs, strict=True)]
         samplers = [dataclasses.replace(r.sampler, task=t) for r, t in zip(self.runs, tasks, strict=True)]
-        streams = [PromptStream(task.train, each.seed + 1_000_000) for task, each in zip(tasks, self.options, strict=True)]
+        seeds = [each.seed + 1_000_000 for each in self.options]
+        streams = [PromptStream(task.train, seed) for task, seed in zip(tasks, seeds, strict=True)]
         params = self.policy(self.state.policy, self.frozen.reference)
         parts = []
         for part in range(0, count, 128):
@@ -201,10 +198,10 @@ class Team:
 
 
 def label_accuracy(probe: PRMProbe, scores: np.ndarray, threshold: float) -> float:
-    """How often a score below the threshold tells a wrong step, as balanced accuracy: 1 - f for a checker with flips f.
+    """Balanced accuracy of "wrong where the score is below the threshold"; 1 - f for a checker that flips a share f.
 
-    Steps up to and including the first wrong one count. The mean of the share of wrong steps below the threshold and the
-    share of right steps that are not; 1/2 where either kind is missing.
+    The mean of the share of wrong steps below the threshold and the share of right steps that are not, over the steps
+    up to and including the first wrong one; 1/2 where either kind is missing.
     """
     steps = np.arange(probe.labels.shape[1])
     seen = probe.step_mask & ((probe.first_error[:, None] < 0) | (steps <= probe.first_error[:, None]))
@@ -226,25 +223,27 @@ def sample(
         tokens[r, p, : len(prompts[r][p])] = prompts[r][p]
         lengths[r, p] = len(prompts[r][p])
     ids = np.broadcast_to(np.arange(lengths.shape[1], dtype=np.int32), lengths.shape)
-    strings, _ = check_stop(one.task.stop, one.tokenizer.eos_ids, one.config.vocab_size)
-    assert not strings
-    tables = stop_tables(*check_stop(one.task.stop, one.tokenizer.eos_ids, one.config.vocab_size), one.config.vocab_size, one.tokenizer)
+    stops = check_stop(one.task.stop, one.tokenizer.eos_ids, one.config.vocab_size)
+    tables = stop_tables(*stops, one.config.vocab_size, one.tokenizer)
     spec = ResponseSpec(make_sampling(temperature=1.0), tables, size, one.max_new_tokens)
     drawn = _generate(one.config, params, PromptArrays(tokens, lengths, ids), keys, spec)
-    tokens_out, mask, logp, finished = (np.asarray(x) for x in (drawn.tokens, drawn.mask, drawn.logp, drawn.finished))
-    return [
-        sampler.judge(
-            list(own),
-            prompts[r],
-            [Drawn(tokens_out[r, b][mask[r, b]], logp[r, b][mask[r, b]], bool(finished[r, b])) for b in range(mask.shape[1])],
-        )
-        for r, (sampler, own) in enumerate(zip(samplers, problems, strict=True))
-    ]
+    written, mask, logp, finished = (np.asarray(x) for x in (drawn.tokens, drawn.mask, drawn.logp, drawn.finished))
+    found = []
+    for r, (sampler, own) in enumerate(zip(samplers, problems, strict=True)):
+        parts = zip(written[r], logp[r], mask[r], finished[r], strict=True)
+        responses = [Drawn(tokens[there], values[there], bool(end)) for tokens, values, there, end in parts]
+        found.append(sampler.judge(list(own), prompts[r], responses))
+    return found
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def _generate(config: Any, params: Any, prompts: PromptArrays, keys: jax.Array, spec: ResponseSpec) -> Samples:
     return jax.vmap(lambda p, x, k: generate_arrays(config, p, x, k, spec))(params, prompts, keys)
+
+
+def _step_scores(source: ImplicitPRM, state: Any, policy: Any, frozen: Frozen, rows: Batch) -> jax.Array:
+    rewards = source.score(state, SourceBatch(rows, policy, frozen.reference, frozen.constants))
+    return rl.step_rewards(rewards, rows.step_ids, num_steps=rows.mask.shape[1])[0]
 
 
 def _composed(options: Options) -> Composed:

@@ -196,7 +196,8 @@ def arm_options(
     options = base_options(setting, seed)
     if groups.pop("task", None):
         options = dataclasses.replace(options, task=task_options(setting, 3, setting.size, mixed=True))
-    return runs_from_one_start.changed(options, groups | {"model": {"path": str(start)}, "policy": {"learning_rate": rate}})
+    groups |= {"model": {"path": str(start)}, "policy": {"learning_rate": rate}}
+    return runs_from_one_start.changed(options, groups)
 
 
 def _silent(options: Options) -> Options:

@@ -1,9 +1,9 @@
 """A tabular model of the experiment: which factor moves the gain of step rewards, with many seeds per point.
 
-A problem asks for some of K facts; each fact has one right action and several wrong ones, of which the start prefers one.
-The policy is a table of logits [K, A], the PRM a table of rewards [K, A] learned from outcomes alone. Credit, baseline and
-whitening are the library's. The PRM knows nothing of an action that it has not seen, as a network outside its
-training distribution.
+A problem asks for some of K facts; each fact has one right action and several wrong ones, of which the start prefers
+one. The policy is a table of logits [K, A], the PRM a table of rewards [K, A] learned from outcomes alone. Credit,
+baseline and whitening are the library's. Of an action that it has not seen the PRM knows nothing; but it never forgets
+one, and what it learns about a fact in an easier problem holds in every other, unlike a network.
 
     python -m experiments.credit.simulation [--smoke]
 """
@@ -301,11 +301,12 @@ LEVEL = 0.5
 ARMS: dict[str, dict[str, Any]] = {
     "checker": {"arm": "checker"},
     "online PRM": {"arm": "prm"},
-    "easier problems, outcome": {"easier": True},
-    "easier problems, online PRM": {"easier": True, "arm": "prm"},
     "PRM of earlier runs": {"arm": "prm", "warm": 16},
+    "easier too, outcome": {"easier": True},
+    "easier too, online PRM": {"easier": True, "arm": "prm"},
 }
-"""What is compared with outcome-only training; the last PRM has seen 512 rollouts of problems with 2 or 3 steps."""
+"""What is compared with outcome-only training. The PRM of earlier runs has seen 512 rollouts of problems with 2 or 3
+steps; "easier too": problems have 2 to all steps. These last two only where they share a compiled program."""
 POINTS: dict[str, dict[str, Any]] = {
     "base: 8 steps, 3 % right, 8 x 4": {},
     "10 % right at the start": {"start": 0.1},
@@ -340,17 +341,22 @@ def fewer(arm: np.ndarray, base: np.ndarray) -> Estimate:
     return Estimate(float(np.exp(logs)), float(np.exp(logs.low)), float(np.exp(logs.high)))
 
 
-def tables(seeds: int, *, smoke: bool = False) -> dict[str, Any]:
-    """All tables."""
+def tables(seeds: int, known: pathlib.Path, *, smoke: bool = False) -> dict[str, Any]:
+    """All tables; finished configurations are kept in the file `known`, so that the command can be stopped."""
+    spent: dict[str, list[float]] = json.loads(known.read_text()) if known.is_file() else {}
 
     def run(**changes: Any) -> np.ndarray:
-        return steps_to(simulate(dataclasses.replace(World(), **changes, **({"length": 4} if smoke else {})), seeds))
+        world = dataclasses.replace(World(), **changes, **({"length": 4} if smoke else {}))
+        if (name := f"{seeds} {world}") not in spent:
+            spent[name] = steps_to(simulate(world, seeds)).tolist()
+            known.write_text(json.dumps(spent))
+        return np.asarray(spent[name])
 
     points = dict(list(POINTS.items())[:2]) if smoke else POINTS
     credit: dict[str, dict[str, float]] = {f"{round(100 * flip)} % flipped": {} for flip in FLIPS}
     base, rollouts = run(), World.prompts * World.samples
     for form in ("step", "cumulative", "return", "min"):
-        for flip in FLIPS:
+        for flip in FLIPS if form == "step" else FLIPS[::2]:
             found = run(arm="checker", credit=form, flip=flip)
             credit[f"{round(100 * flip)} % flipped"][form] = fewer(found, base)
     credit["4 completions per prefix"] = {"value, completions free": fewer(run(arm="values"), base)}
@@ -360,16 +366,18 @@ def tables(seeds: int, *, smoke: bool = False) -> dict[str, Any]:
         own = run(**given)
         mapped[name] = {"outcome, rollouts": estimate(rollouts * own)}
         for arm, changes in ARMS.items():
-            spent = run(**given, **changes)
-            mapped[name][arm] = fewer(spent, own)
+            if changes.get("easier") and set(given) - set(TRACED):
+                continue
+            found = run(**given, **changes)
+            mapped[name][arm] = fewer(found, own)
             if changes.get("warm"):
-                mapped[name][f"{arm}, charged"] = fewer(spent + changes["warm"], own)
+                mapped[name][f"{arm}, charged"] = fewer(found + changes["warm"], own)
     reuse: dict[str, dict[str, float]] = {}
     for batches in (4, 16, 64):
         for frozen in (True, False):
-            spent = run(arm="prm", warm=batches, frozen=frozen)
-            saved = estimate(rollouts * (base - spent))
-            row = {"fewer, its own free": fewer(spent, base), "rollouts saved per run": saved}
+            found = run(arm="prm", warm=batches, frozen=frozen)
+            saved = estimate(rollouts * (base - found))
+            row = {"fewer, its own free": fewer(found, base), "rollouts saved per run": saved}
             row["runs that pay for it"] = rollouts * batches / saved if saved > 0 else float("inf")
             reuse[f"{rollouts * batches} rollouts, {'frozen' if frozen else 'online'}"] = row
     title = f"times fewer rollouts to {round(100 * LEVEL)} % than outcome-only training"
@@ -384,9 +392,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--seeds", type=int, default=32)
+    parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/credit_map"))
     parser.add_argument("--results", type=pathlib.Path, default=HERE / "simulation.json")
     args = parser.parse_args()
-    found = tables(2 if args.smoke else args.seeds, smoke=args.smoke)
+    args.runs.mkdir(parents=True, exist_ok=True)
+    found = tables(2 if args.smoke else args.seeds, args.runs / "simulated.json", smoke=args.smoke)
     print(render(found))
     if not args.smoke:
         record = {**stamp(), "seeds": list(range(args.seeds)), "machine": machine(), "tables": plain(found)}

@@ -142,7 +142,7 @@ def _trained_prm(prm: PRMOptions) -> list[str]:
         return []
     found = []
     if prm.path:
-        found.append("--prm.trained brings its own reference, and --prm.path would be another one: leave one of them out")
+        found.append("--prm.trained brings its own reference, and --prm.path would be another: leave one of them out")
     if prm.reference == "policy":
         found.append("--prm.trained has learned against its own reference: leave --prm.reference policy out")
     if prm.lora_rank:

@@ -189,7 +189,8 @@ def load_start(options: Options, task: Task | None = None, mesh: Mesh | None = N
         # Rewards of tokens need one vocabulary.
         check_same_vocabulary(tokenizer, prm_tokenizer, names=("the policy", "the PRM"))
         if options.prm.trained:
-            trained_config, prm_trained, _ = load_model(dataclasses.replace(prm_options, path=options.prm.trained), mesh=mesh)
+            trained = dataclasses.replace(prm_options, path=options.prm.trained)
+            trained_config, prm_trained, _ = load_model(trained, mesh=mesh)
             if trained_config != prm_config:
                 raise UserError(
                     f"the PRM {options.prm.trained} (--prm.trained) has another architecture than its reference, and "

@@ -87,8 +87,9 @@ class ImplicitPRM(Source):
         if options.replay:
             replay = empty_replay(options.replay, self.kept, self.columns, jax.random.fold_in(key, 1))
         finds = options.reading != "raw" and options.label_threshold is None
+        first = self.constants if self.trained is None else self.trained
         return PRMState(
-            *self.learner.init(self.constants if self.trained is None else self.trained, key), replay, jnp.zeros(2) if finds else None,
+            *self.learner.init(first, key), replay, jnp.zeros(2) if finds else None,
             jnp.zeros((2, 2)) if options.label_trust is not None else None,
         )  # fmt: skip
 
