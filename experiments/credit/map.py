@@ -29,12 +29,14 @@ Plan = Sequence[tuple[str, str, Sequence[int], float]]
 """(setting, arm, seeds, learning rate of the policy) in the order of running."""
 RATE = 3e-4
 SEEDS = (401, 403, 405, 407, 409, 411)
+TUNING = (901, 903)
 MORE = (413, 415, 417, 419, 421, 423)
 STAGES: dict[str, Plan] = {
     "first": [("base", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0")],
     "mixture": [("base", arm, SEEDS, RATE) for arm in ("mix_outcome", "mix_failed")],
     "confirm": [("base", arm, MORE, RATE) for arm in ("mix_outcome", "mix_failed")],
     "reuse": [("base", arm, SEEDS, RATE) for arm in ("reuse", "reuse_frozen")],
+    "tuning": [("base", "mix_reuse", TUNING, RATE)],
     "short": [("3 steps", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0", "mix_outcome", "mix_failed")],
     "labels": [
         ("base", arm, SEEDS, RATE)

@@ -119,6 +119,14 @@ FORMS = {
         3e-4,
         {"prm": ONLINE | {"reading": "failed_labels", "trained": "earlier", "learning_rate": 0.0}, "advantage": LOCAL},
     ),
+    "mix_reuse": Arm(
+        3e-4,
+        {
+            "prm": ONLINE | {"reading": "failed_labels", "trained": "earlier", "replay_batches": 6},
+            "advantage": LOCAL,
+        }
+        | MIXED_TASK,
+    ),
     "mix_checker": Arm(3e-4, {"reward": {"source": "checker"}, "advantage": LOCAL} | MIXED_TASK),
     "labels": Arm(3e-4, {"prm": ONLINE, "advantage": LOCAL}),
 }
