@@ -21,7 +21,6 @@ from experiments.credit.settings import (
     arm_options,
     earlier_options,
     root_options,
-    start_options,
 )
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -51,21 +50,15 @@ STAGES: dict[str, Plan] = {
 """Stage -> its runs."""
 
 
-def start_of(setting: str, seed: int, runs: pathlib.Path) -> pathlib.Path:
+def start_of(seed: int, runs: pathlib.Path) -> pathlib.Path:
     """The start policy of a seed, trained unless it is there."""
     from prm_jax.prime.training import train
 
-    number = seed % len(ROOTS)
-    root = runs / "roots" / str(ROOTS[number])
+    number = ROOTS[seed % len(ROOTS)]
+    root = runs / "roots" / str(number)
     if not (root / "result.json").is_file():
-        train(root_options(ROOTS[number]), root, resume=root.is_dir())
-    chosen = SETTINGS[setting]
-    if chosen.size <= 8 and chosen.careless == 0.6:
-        return root / "start"
-    path = runs / "starts" / f"{max(8, chosen.size)}_{chosen.careless:g}_{ROOTS[number]}"
-    if not (path / "result.json").is_file():
-        train(start_options(chosen, ROOTS[number], root / "start"), path, resume=path.is_dir())
-    return path / "start"
+        train(root_options(number), root, resume=root.is_dir())
+    return root / "start"
 
 
 def earlier_prm(runs: pathlib.Path) -> pathlib.Path:
@@ -74,7 +67,7 @@ def earlier_prm(runs: pathlib.Path) -> pathlib.Path:
 
     path = runs / "earlier_prm"
     if not path.is_dir():
-        (found,) = train_replicas([earlier_options(start_of("base", SEEDS[0], runs))], [path])
+        (found,) = train_replicas([earlier_options(start_of(SEEDS[0], runs))], [path])
         (runs / "earlier_prm.json").write_text(json.dumps(found))
     return path
 
@@ -91,7 +84,7 @@ def run(plan: Plan, runs: pathlib.Path, results: pathlib.Path) -> None:
             continue
         earlier = earlier_prm(runs) if "trained" in ALL[arm].groups.get("prm", {}) else None
         options = [
-            arm_options(SETTINGS[setting], ALL[arm], seed, start_of(setting, seed, runs), rate=rate, earlier=earlier)
+            arm_options(SETTINGS[setting], ALL[arm], seed, start_of(seed, runs), rate=rate, earlier=earlier)
             for seed in left
         ]
         found = train_replicas(options, [runs / "prms" / setting / arm / str(seed) for seed in left])

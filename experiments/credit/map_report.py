@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.credit.report import area, ratio, rollouts_to, write
+from experiments.credit.report import load as first_stages
 from experiments.credit.settings import EARLIER
 from experiments.report import COLORS, Estimate, estimate, machine, plain, render
 from prm_jax.runs.claims import stamp
@@ -138,14 +139,14 @@ def draw(runs: Runs, simulated: Mapping[str, Any], target: pathlib.Path) -> None
                 _band(knows, x, np.array([run["label_accuracy"] for run in own]), color, name)
     _title(curves, "Sums of 8 numbers: right responses, six seeds", "rollouts", "")
     _title(knows, "Accuracy of the PRM's labels on what the policy writes", "rollouts", ".5 is chance")
-    _accuracy(accuracy, runs)
+    _accuracy(accuracy, runs, target.parent / "results.json")
     _points(points, next((table for name, table in simulated.items() if name.startswith("map")), {}))
     curves.legend(fontsize=8, frameon=False)
     knows.legend(fontsize=8, frameon=False)
     figure.savefig(target)
 
 
-def _accuracy(axis: Any, runs: Runs) -> None:
+def _accuracy(axis: Any, runs: Runs, earlier: pathlib.Path) -> None:
     """Gain in area against the accuracy of step labels; forms of credit as separate dots."""
     outcomes = {seed: run for (setting, arm, seed), run in runs.items() if (setting, arm) == ("base", BASE)}
     colors = dict(zip(("step", "cumulative", "return", "min"), COLORS, strict=False))
@@ -159,6 +160,7 @@ def _accuracy(axis: Any, runs: Runs) -> None:
             [1 - int(flip) / 100 + shift], [gain], yerr=[[gain - gain.low], [gain.high - gain]], fmt="o",
             color=colors[form], label=f"{form} credit" if flip == "0" else None,
         )  # fmt: skip
+    _earlier_stages(axis, earlier)
     for arm, style in (("mix_failed", ":"), ("reuse", "--")):
         found = [run["label_accuracy"] for (setting, one, _), run in runs.items() if (setting, one) == ("base", arm)]
         if found:
@@ -167,6 +169,22 @@ def _accuracy(axis: Any, runs: Runs) -> None:
     axis.axhline(0.0, color="#6b7280", linewidth=0.8)
     axis.legend(fontsize=8, frameon=False)
     _title(axis, "What step labels are worth: area minus outcome only", "accuracy of step labels", "")
+
+
+def _earlier_stages(axis: Any, results: pathlib.Path) -> None:
+    """The same for step-local credit in stage 1, from other starts."""
+    if not results.is_file():
+        return
+    runs = first_stages(results, "long")
+    for arm, right in (("checker", 1.0), ("checker_flip20", 0.8)):
+        both = [seed for name, seed in runs if name == arm and (BASE, seed) in runs]
+        budget = runs[BASE, both[0]]["rollouts"][-1]
+        gain = estimate([area(runs[arm, s], budget, False) - area(runs[BASE, s], budget, False) for s in both])
+        spread = [[gain - gain.low], [gain.high - gain]]
+        axis.errorbar(
+            [right - 0.006], [gain], yerr=spread, fmt="o", color=COLORS[0], mfc="white",
+            label=f"step credit, stage 1 ({len(both)} starts)" if right == 1 else None,
+        )  # fmt: skip
 
 
 def _points(axis: Any, table: Mapping[str, Mapping[str, Any]]) -> None:

@@ -27,7 +27,7 @@ class Sums(CarryTask):
         self, min_operands: int = 3, max_operands: int = 8, *, num_eval: int = 256, drop_carry: float = 0.6,
         zeros: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(min_operands, max_operands, drop_carry=drop_carry)
+        super().__init__(min_operands, max_operands, num_eval=1, drop_carry=drop_carry)
 
         def draw(least: int) -> Any:
             return functools.partial(_draw, least, max_operands, zeros)
@@ -59,8 +59,7 @@ class Setting:
     """One point of the map.
 
     Attributes:
-      size: numbers in a sum; one step fewer, and one more for the answer.
-      careless: share of carries that the teacher of the start drops; it sets the start's success.
+      size: numbers in a sum, which has one addition fewer.
       prompts, samples: per step.
       noise: share of training outcomes that are flipped.
       zeros: every other number is 0, so that half of the steps cannot go wrong.
@@ -68,7 +67,6 @@ class Setting:
     """
 
     size: int = 8
-    careless: float = 0.6
     prompts: int = 8
     samples: int = 4
     noise: float = 0.0
@@ -83,14 +81,11 @@ SETTINGS = {
     "8 samples": Setting(prompts=4, samples=8),
     "noise": Setting(noise=0.1),
     "zeros": Setting(zeros=True),
-    "careful": Setting(careless=0.45),
-    "more careful": Setting(careless=0.3),
-    "10 steps": Setting(size=11, careless=0.45),
 }
 """Points of the map by name."""
 
 ONLINE = {
-    "rows": "mixed", "learning_rate": 1e-3, "replay": 1024, "replay_batches": 1, "reading": "labels",
+    "rows": "mixed", "learning_rate": 1e-3, "replay": 1024, "replay_batches": 1, "reading": "failed_labels",
     "label_trust": 0.2,
 }  # fmt: skip
 
@@ -110,25 +105,21 @@ CHECKERS = {
 MIXED_TASK = {"task": {"mixed": True}}
 FORMS = {
     "outcome": ARMS["outcome"],
-    "values": Arm(3e-4, {"reward": {"source": "values", "rollouts": 1}, "advantage": {"credit": "value"}}),
     "mix_outcome": Arm(3e-4, ARMS["outcome"].groups | MIXED_TASK),
-    "mix_labels": Arm(3e-4, {"prm": ONLINE, "advantage": LOCAL} | MIXED_TASK),
-    "mix_failed": Arm(3e-4, {"prm": ONLINE | {"reading": "failed_labels"}, "advantage": LOCAL} | MIXED_TASK),
-    "reuse": Arm(3e-4, {"prm": ONLINE | {"reading": "failed_labels", "trained": "earlier"}, "advantage": LOCAL}),
+    "mix_failed": Arm(3e-4, {"prm": ONLINE, "advantage": LOCAL} | MIXED_TASK),
+    "reuse": Arm(3e-4, {"prm": ONLINE | {"trained": "earlier"}, "advantage": LOCAL}),
     "reuse_frozen": Arm(
         3e-4,
-        {"prm": ONLINE | {"reading": "failed_labels", "trained": "earlier", "learning_rate": 0.0}, "advantage": LOCAL},
+        {"prm": ONLINE | {"trained": "earlier", "learning_rate": 0.0}, "advantage": LOCAL},
     ),
     "mix_reuse": Arm(
         3e-4,
         {
-            "prm": ONLINE | {"reading": "failed_labels", "trained": "earlier", "replay_batches": 6},
+            "prm": ONLINE | {"trained": "earlier", "replay_batches": 6},
             "advantage": LOCAL,
         }
         | MIXED_TASK,
     ),
-    "mix_checker": Arm(3e-4, {"reward": {"source": "checker"}, "advantage": LOCAL} | MIXED_TASK),
-    "labels": Arm(3e-4, {"prm": ONLINE, "advantage": LOCAL}),
 }
 """Arms on the mixture of lengths, and on the setting's own length."""
 
@@ -141,7 +132,7 @@ ROOTS = (301, 901)
 
 def task_options(setting: Setting, least: int, most: int, *, mixed: bool = False) -> TaskOptions:
     """Sums of `least` to `most` numbers; with `mixed` those of `most` alone are for evaluation."""
-    given = {"min_operands": str(least), "max_operands": str(most), "drop_carry": str(setting.careless)}
+    given = {"min_operands": str(least), "max_operands": str(most)}
     if setting.zeros or mixed:
         return TaskOptions(SUMS, given | {"num_eval": "192", "zeros": str(setting.zeros)})
     return TaskOptions("carry", given | {"num_eval": "192"})
@@ -168,15 +159,6 @@ def root_options(seed: int) -> Options:
     options = dataclasses.replace(base_options(Setting(), seed), task=task_options(Setting(), 3, 8), steps=0)
     sft = SFTOptions(steps=800, batch_size=32, learning_rate=1e-2)
     return _silent(dataclasses.replace(options, sft=sft))
-
-
-def start_options(setting: Setting, seed: int, root: pathlib.Path) -> Options:
-    """The start policy of a setting with other lengths or another teacher: a root, taught for 150 steps more."""
-    options = base_options(dataclasses.replace(setting, size=max(8, setting.size)), seed)
-    options = dataclasses.replace(options, task=task_options(setting, 3, max(8, setting.size)), steps=0)
-    sft = SFTOptions(steps=150, batch_size=32, learning_rate=3e-3, loaded=True)
-    model = dataclasses.replace(options.model, path=str(root))
-    return _silent(dataclasses.replace(options, sft=sft, model=model))
 
 
 EARLIER = 2048

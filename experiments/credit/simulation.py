@@ -44,14 +44,13 @@ class World:
       start: share of right responses before training.
       prompts, samples: per training step.
       noise: share of outcomes that are flipped in training.
-      arm: outcome, checker, prm (labels in failed responses), prm_raw (its rewards as they are), values.
+      arm: outcome, checker, prm (labels in failed responses), prm_raw (its rewards as they are).
       credit: of the process rewards.
       flip: share of the checker's labels that are flipped.
       easier: problems have 2 to `steps` decisive steps, uniformly, instead of `steps`.
       filtered: groups without both outcomes do not count.
       estimator: rloo or grpo.
       rate: the policy's learning rate.
-      completions: of each prefix, with arm values.
       warm: batches of problems of 2 or 3 steps from which the PRM learns before the policy does.
       frozen: the PRM learns in its warm-up alone.
       updates: replayed batches per training step.
@@ -72,7 +71,6 @@ class World:
     filtered: bool = False
     estimator: str = "rloo"
     rate: Any = 0.1
-    completions: int = 4
     warm: int = 0
     frozen: bool = False
     updates: int = 2
@@ -212,20 +210,12 @@ def _sample(world: World, theta: jax.Array, key: jax.Array, least: int = 0, most
 
 
 def _process(world: World, theta: Any, table: Any, batch: Sampled, memory: Any, key: jax.Array) -> jax.Array:
-    """[B, S] process rewards, or values of prefixes."""
+    """[B, S] process rewards."""
     ids = _ids(batch)
     if world.arm == "checker":
         right = (batch.actions == 0) | ~batch.decisive
         flipped = right ^ (jax.random.uniform(key, right.shape) < world.flip)
         return step_label_rewards(jnp.where(flipped, 0.0, -1.0), ids, batch.mask, jnp.float32(-0.5))[0]
-    if world.arm == "values":
-        right = jnp.where(batch.decisive, jax.nn.softmax(theta)[batch.facts, 0], 1.0)
-        after = jnp.cumprod(right[:, ::-1], -1)[:, ::-1]
-        following = jnp.concatenate([after[:, 1:], jnp.ones_like(after[:, :1])], -1)
-        alive = jnp.cumprod((batch.actions == 0) | ~batch.decisive, -1)
-        drawn = jax.random.binomial(key, world.completions, following) / world.completions
-        values = alive * drawn
-        return values.at[:, -1].set(batch.outcome)
     if world.arm == "outcome":
         return jnp.zeros(batch.mask.shape)
     raw = jnp.where(batch.mask, table[batch.facts, batch.actions], 0.0)
@@ -242,7 +232,7 @@ def _advantages(world: World, batch: Sampled, process: jax.Array) -> jax.Array:
     ids, groups = _ids(batch), jnp.repeat(jnp.arange(world.prompts), world.samples)
     mean = (batch.outcome.reshape(-1, world.samples).mean(-1))[groups]
     keep = (mean > 0) & (mean < 1) if world.filtered else jnp.ones(mean.shape, bool)
-    credit = "value" if world.arm == "values" else world.credit
+    credit = world.credit
     options = AdvantageOptions(
         estimator=world.estimator, credit=credit, normalizer="return" if credit == "return" else "none",  # type: ignore[arg-type]
         process_coef=0.0 if world.arm == "outcome" else 1.0,
@@ -312,15 +302,10 @@ POINTS: dict[str, dict[str, Any]] = {
     "10 % right at the start": {"start": 0.1},
     "30 % right at the start": {"start": 0.3},
     "10 % of outcomes flipped": {"noise": 0.1},
-    "learning rate .05": {"rate": 0.05, "length": 160},
     "learning rate .2": {"rate": 0.2},
-    "3 steps": {"steps": 3},
-    "20 steps": {"steps": 20},
     "16 x 2": {"prompts": 16, "samples": 2},
-    "4 x 8": {"prompts": 4, "samples": 8},
-    "8 irrelevant steps": {"irrelevant": 8},
-    "GRPO": {"estimator": "grpo"},
-    "groups filtered": {"filtered": True},
+    "20 steps": {"steps": 20},
+    "3 steps": {"steps": 3},
 }
 FLIPS = (0.0, 0.1, 0.2, 0.3, 0.4)
 
@@ -353,13 +338,7 @@ def tables(seeds: int, known: pathlib.Path, *, smoke: bool = False) -> dict[str,
         return np.asarray(spent[name])
 
     points = dict(list(POINTS.items())[:2]) if smoke else POINTS
-    credit: dict[str, dict[str, float]] = {f"{round(100 * flip)} % flipped": {} for flip in FLIPS}
     base, rollouts = run(), World.prompts * World.samples
-    for form in ("step", "cumulative", "return", "min"):
-        for flip in FLIPS if form == "step" else FLIPS[::2]:
-            found = run(arm="checker", credit=form, flip=flip)
-            credit[f"{round(100 * flip)} % flipped"][form] = fewer(found, base)
-    credit["4 completions per prefix"] = {"value, completions free": fewer(run(arm="values"), base)}
     mapped: dict[str, dict[str, float]] = {}
     for name, point in points.items():
         given = {key: value for key, value in point.items() if not (smoke and key == "length")}
@@ -372,9 +351,14 @@ def tables(seeds: int, known: pathlib.Path, *, smoke: bool = False) -> dict[str,
             mapped[name][arm] = fewer(found, own)
             if changes.get("warm"):
                 mapped[name][f"{arm}, charged"] = fewer(found + changes["warm"], own)
+    credit: dict[str, dict[str, float]] = {f"{round(100 * flip)} % flipped": {} for flip in FLIPS}
+    for form in ("step", "return", "cumulative", "min"):
+        for flip in FLIPS if form == "step" else FLIPS[::2]:
+            found = run(arm="checker", credit=form, flip=flip)
+            credit[f"{round(100 * flip)} % flipped"][form] = fewer(found, base)
     reuse: dict[str, dict[str, float]] = {}
-    for batches in (4, 16, 64):
-        for frozen in (True, False):
+    for batches in (16, 64):
+        for frozen in (False, True) if batches == 16 else (False,):
             found = run(arm="prm", warm=batches, frozen=frozen)
             saved = estimate(rollouts * (base - found))
             row = {"fewer, its own free": fewer(found, base), "rollouts saved per run": saved}

@@ -130,10 +130,10 @@ def test_the_simulated_start_solves_the_share_that_it_should_and_right_labels_bl
 @pytest.mark.slow
 def test_seeds_side_by_side_are_those_alone(tmp_path):
     setting = settings.Setting(size=3, prompts=2, samples=2, steps=2)
-    root = dataclasses.replace(settings.root_options(1), steps=0)
+    root = settings.root_options(1)
     root = dataclasses.replace(root, sft=dataclasses.replace(root.sft, steps=10))
     train(root, tmp_path / "root")
-    arm = settings.ALL["labels"]
+    arm = settings.ALL["mix_failed"]
     online = settings.arm_options(setting, arm, 5, tmp_path / "root" / "start", rate=1e-3)
     online = dataclasses.replace(online, eval=dataclasses.replace(online.eval, every=1, problems=8))
     both = [online, dataclasses.replace(online, seed=6)]
