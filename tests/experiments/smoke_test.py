@@ -20,7 +20,6 @@ NAMES = (
     "multi_objective",
     "mutation_labels",
     "omega_labels",
-    pytest.param("prm_kinds", marks=pytest.mark.slow),
     pytest.param("programs", marks=pytest.mark.slow),
     "provers",
     "quantile_values",
