@@ -41,6 +41,7 @@ SMALL = {
     "plot": "",
 }
 """Options that make a command quick, after its own."""
+KEPT = ("steps.jsonl", "solutions.jsonl", "functions.jsonl", "traces.jsonl")
 MUTATE = "--problems 4 --mutations 2 --refactors 1"
 FROM_POLICY = "--model.path policy --sft.steps 0"
 """Training begins with a model that is there; a task of another alphabet cannot."""
@@ -137,6 +138,12 @@ def workplace(tmp_path_factory):
         write_step_data(folder / name, records)
     functions = [{"prompt": f"f{index}:", "answer": f"f{index}"} for index in range(40)]
     (folder / "functions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in functions))
+    traces = [
+        {"prompt": f"12*{n}=", "group": str(n), "steps": [text, f"[12*{n}]{{{12 * n}}}{'y' if right else 'n'}"],
+         "forced": [[0, len(text)], [len(text + f"[12*{n}]"), len(text + f"[12*{n}]{{{12 * n}}}")]], "outcome": right}
+        for n in range(30, 38) for text, right in ((str(12 * n), 1), (str(12 * n + 10), 0))
+    ]  # fmt: skip
+    (folder / "traces.jsonl").write_text("".join(json.dumps(one) + "\n" for one in traces))
     (folder / "examples").symlink_to(REPO / "examples")
     return folder
 
@@ -195,7 +202,7 @@ def test_the_command_runs(number, words, workplace, monkeypatch):
         monkeypatch.setattr(models, "generate", Careless())  # a policy that solves some problems
     (workplace / "runs").mkdir(exist_ok=True)
     for path in workplace.glob("*.jsonl"):  # what an earlier row wrote
-        if path.name not in ("steps.jsonl", "solutions.jsonl", "functions.jsonl"):
+        if path.name not in KEPT:
             path.unlink()
     run(words, workplace)
 
