@@ -13,6 +13,7 @@ NAMES = (
     pytest.param("calculator", marks=pytest.mark.slow),
     "confidence",
     "conformal_selection",
+    "cyclic_preferences",
     "early_exit",
     "estimators",
     "implicit_rewards",
