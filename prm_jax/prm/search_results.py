@@ -42,7 +42,8 @@ def search_problems(
         prefixes that were scored.
 
     Yields:
-      For each problem its id, "answer", "response", whether it is "correct", whether any candidate is
+      For each problem its id, "answer", "response", "score" of that candidate and the share of candidates with its
+      answer ("agreement"), whether it is "correct", whether any candidate is
       ("any_correct"), the number of "candidates", and the "tokens", "proposals" and "scored" prefixes that it took;
       plain JSON values.
     """
@@ -52,7 +53,7 @@ def search_problems(
         answers["answers"] = lambda partials: [read_answer(policy.task, policy.text(partial)) for partial in partials]
     found = searcher(policy.propose, kept if draw else scorer, len(policy.problems), final, **answers)
     trees = (found.trees or kept.trees()) if draw else ()
-    rollers = [one.roller for one in (scorer, final) if one is not None and one.roller is not None]
+    rollers = [roller for one in (scorer, final) if one is not None for roller in one.rollers]
     for b in range(len(policy.problems)):
         line = _result(policy, searcher, scorer, found, b, solutions)
         if draw:
@@ -141,6 +142,8 @@ def _result(
         "id": problem.id,
         "answer": None if place is None else answers[place],
         "response": None if place is None else texts[place],
+        "score": None if chosen is None else chosen.score,
+        "agreement": 0.0 if place is None else answers.count(answers[place]) / len(own),
         "correct": 0.0 if chosen is None else correct[chosen.partial.steps],
         "any_correct": max(correct.values(), default=0.0),
         "candidates": len(own),

@@ -3,13 +3,13 @@
 import dataclasses
 import json
 import pathlib
-import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
-from experiments.credit import arms, map_report, report, settings, simulation
+from experiments.credit import arms, main, map_report, report, settings, simulation
 from experiments.credit.replicas import label_accuracy, train_replicas
 from prm_jax.data.problems import is_eval
 from prm_jax.prime.checks import check_options
@@ -113,8 +113,6 @@ def test_gains_of_the_later_stages_are_paired_by_seed_and_charge_a_shared_prm():
 
 def test_the_simulated_start_solves_the_share_that_it_should_and_right_labels_blame_the_first_error():
     world = simulation.World(steps=4, start=0.2, facts=2000)
-    import jax
-
     theta = simulation._start(world, jax.random.key(0))
     assert float(simulation._solved(world, theta)) == pytest.approx(0.2, abs=0.02)
     batch = simulation._sample(world, theta, jax.random.key(1))
@@ -151,10 +149,12 @@ def test_the_simulation_runs(tmp_path):
 
 
 @pytest.mark.slow
-def test_smoke(tmp_path):
-    command = [sys.executable, "-m", "experiments.credit.main", "--smoke", "--runs", str(tmp_path / "runs")]
-    command += ["--results", str(tmp_path / "results.json"), "--arms", "outcome", "checker", "easier"]
-    subprocess.run(command, check=True, timeout=500, capture_output=True)
+def test_smoke(tmp_path, monkeypatch):
+    words = ["--smoke", "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results.json")]
+    monkeypatch.setattr(sys, "argv", ["main", *words, "--arms", "outcome", "checker", "easier"])
+    arguments = main.parsed()
+    main.run(arguments)
+    report.report(arguments.results)
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
     assert [run["arm"] for run in runs] == ["outcome", "checker", "easier"]
     assert (tmp_path / "figure.png").stat().st_size > 5_000
