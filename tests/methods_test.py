@@ -15,7 +15,7 @@ from prm_jax.data import load_task
 from prm_jax.data.step_data import StepRecord, read_step_data, write_step_data
 from prm_jax.prm.forward import init_head
 from tests.recipes_test import parsed
-from tests.search.commands_test import Careless
+from tests.search.commands_test import Careless, stand_in
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 PAGE = REPO / "docs" / "methods.md"
@@ -157,7 +157,7 @@ def run(words, folder):
 def test_the_command_runs(number, words, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     if words[1] in ("label", "search"):
-        monkeypatch.setattr(models, "generate", Careless())  # a policy that solves some problems
+        stand_in(monkeypatch, Careless())  # a policy that solves some problems
     (workplace / "runs").mkdir(exist_ok=True)
     for path in workplace.glob("*.jsonl"):  # what an earlier row wrote
         if path.name not in ("steps.jsonl", "solutions.jsonl"):
