@@ -1,4 +1,4 @@
-"""What ``prm-jax search`` scores prefixes with, made from its options."""
+"""What ``prm-jax search`` scores prefixes with, made from its options, and checks of options that belong together."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,18 @@ def progress_problem(options: "Options") -> str | None:
             f"--progress-alpha ranks the steps of {', '.join(PROGRESS_METHODS)}; --method {options.method} does not "
             "compare steps, or needs values between 0 and 1"
         )
+    return None
+
+
+def selection_problem(options: "Options") -> str | None:
+    """What is wrong with the options of trusted answers, if anything."""
+    if (options.false_discovery is None) != (options.calibration is None):
+        return (
+            "--false-discovery and --calibration need each other: the share of wrong answers to accept, and results of "
+            "the same search on other problems"
+        )
+    if options.trusted is not None and options.false_discovery is None:
+        return "--trusted needs --false-discovery: the share of wrong answers to accept"
     return None
 
 
