@@ -68,32 +68,30 @@ def check_one_directory(path: pathlib.Path, like: pathlib.Path, steps: int) -> N
         assert ours.latest_step() == steps
 
 
-def test_two_processes_train_as_one_and_either_number_continues(options, alone, tmp_path):
-    path = tmp_path / "run"
+@pytest.fixture(scope="module")
+def pair(options, tmp_path_factory) -> pathlib.Path:
+    """The run of two processes."""
+    path = tmp_path_factory.mktemp("pair") / "run"
     first, second = together(options, path, 2)
     assert first.code == 0 and second.code == 0, first.err[-3000:] + second.err[-3000:]
     assert "greedy accuracy" in first.out and second.out == ""
-    check_equal(path, alone)
-    check_one_directory(path, alone, 2)
-    longer = dataclasses.replace(options, steps=3, mesh=MeshOptions(data=4))
-    for run in (path, alone):  # one process with four devices takes up the checkpoints
-        prime.train(longer, run, resume=True)
-    check_equal(path, alone)
+    return path
+
+
+def test_two_processes_train_as_one(pair, alone):
+    check_equal(pair, alone)
+    check_one_directory(pair, alone, 2)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # eight processes' worth of imports and compilations on few cores
-def test_four_processes_train_as_one_and_take_up_its_checkpoint(options, alone, tmp_path):
-    begun = read_metrics(alone)[-1]["step"]
-    path, longer = tmp_path / "run", dataclasses.replace(options, steps=int(begun))
-    ended = together(longer, path, 4)
-    assert [one.code for one in ended] == [0] * 4, ended[0].err[-3000:]
-    check_equal(path, alone)
-    longer = dataclasses.replace(options, steps=int(begun) + 1)
+@pytest.mark.timeout(1800)  # four processes' worth of imports and compilations on few cores
+def test_checkpoints_of_two_processes_and_of_one_continue_on_another_number(options, pair, alone):
+    longer = dataclasses.replace(options, steps=3)
     ended = together(longer, alone, 4, "--resume")
     assert [one.code for one in ended] == [0] * 4, ended[0].err[-3000:]
-    prime.train(longer, path, resume=True)
-    check_equal(path, alone)
+    prime.train(dataclasses.replace(longer, mesh=MeshOptions(data=4)), pair, resume=True)  # one, with four devices
+    check_equal(pair, alone)
+    check_one_directory(pair, alone, 3)
 
 
 def test_processes_that_disagree_all_end_with_the_difference(options, tmp_path):
