@@ -51,8 +51,8 @@ class SlotEngine:
       eos_ids: end tokens; None for the tokenizer's.
       stops: stop sets, see `Engine`.
       tokenizer: knows the end tokens and the text of tokens; needed for stop strings.
-      mesh: devices for slots (axes "data" and "fsdp") and heads ("tensor"); None for the parameters' own. Each device
-        holds its share over "tensor" of the parameters.
+      mesh: devices for slots (axes of ``sharding.BATCH``) and heads ("tensor"); None for the parameters' own. Each
+        device holds its share over "tensor" of the parameters.
       tuning: everything else.
 
     Raises:
@@ -239,6 +239,11 @@ class SlotEngine:
         self._seats = [None] * self._cache.size
         self.params = self._packed = None
         self._pool = self._new_pool()
+
+    def reserve(self, columns: int) -> None:
+        """Makes room for prompts and responses of this length together, so that longer ones compile nothing again."""
+        assert self.context is not None
+        self._grow(min(columns, self.context))
 
     def warm(self, prompt_lengths: Iterable[int]) -> None:
         """Compiles what requests with prompts of these lengths need. Idle slots only."""

@@ -12,6 +12,7 @@ from prm_jax.data.carry import ALPHABET, CarryTask
 from prm_jax.data.step_data import read_step_data
 from prm_jax.prm.data import step_pairs
 from prm_jax.prm.labelling import edit_distance
+from prm_jax.rollouts import Batching, LocalEngine
 from prm_jax.verifiers.verdict import Verdict
 from tests.rollouts.completion_server import serving
 
@@ -66,7 +67,17 @@ class Careless:
 
 @pytest.fixture
 def careless(monkeypatch):
-    monkeypatch.setattr(models, "generate", Careless())
+    stand_in(monkeypatch, Careless())
+
+
+def stand_in(monkeypatch, policy):
+    """Puts a policy in the place of `generate`, and batches of it in that of slots."""
+
+    def batches(config, params, *, slots, mesh, **same):
+        return LocalEngine(config, params, batching=Batching(slots), **same)
+
+    monkeypatch.setattr(models, "generate", policy)
+    monkeypatch.setattr("prm_jax.rollouts.slots.SlotEngine", batches)
 
 
 METHODS = {
@@ -238,6 +249,24 @@ def test_a_saved_reward_model_scores_the_candidates(model, careless, tmp_path):
     assert read_step_data(labels)[0].provenance["scorer"] == prm
 
 
+def test_answers_to_trust_are_calibrated_by_an_earlier_search(model, careless, tmp_path, capsys):
+    """The calibration accepts about one wrong answer in seven, less than there are."""
+    words = ["search", model, *SMALL, "--samples", "2", "--scorer", "truth", "--problems", "24"]
+    known, trusted = tmp_path / "known.jsonl", tmp_path / "trusted.jsonl"
+    assert cli.main([*words, "--out", str(known)]) == 0
+    capsys.readouterr()
+    select = ["--false-discovery", "0.15", "--calibration", str(known), "--trusted", str(trusted)]
+    assert cli.main([*words, *select]) == 2 and "has 24 of the same problems" in capsys.readouterr().err
+    out = tmp_path / "new.jsonl"
+    assert cli.main([*words, *select, "--first-problem", "24", "--out", str(out)]) == 0
+    assert "trusted answers" in capsys.readouterr().out
+    lines = {line["id"]: line for line in map(json.loads, out.read_text().splitlines()[1:])}
+    found = [json.loads(line) for line in trusted.read_text().splitlines()]
+    assert found and all(lines[one["id"]]["answer"] == one["answer"] for one in found)
+    right = np.mean([lines[one["id"]]["correct"] for one in found])
+    assert right > np.mean([line["correct"] for line in lines.values()]), "more than of all answers"
+
+
 def test_other_settings_are_refused(model, careless, tmp_path, capsys):
     out = tmp_path / "found.jsonl"
     words = ["search", model, *SMALL, "--samples", "2", "--out", str(out)]
@@ -271,6 +300,10 @@ def test_other_settings_are_refused(model, careless, tmp_path, capsys):
         (["--method", "confident_vote", "--pilot", "20"], "--pilot is 20; it must be at most --samples"),
         (["--method", "refine"], "log-probabilities are never above 0"),
         (["--method", "refine_step", "--scorer", "verifier", "--samples", "2000"], "must stay below"),
+        (["--false-discovery", "0.2"], "--false-discovery and --calibration need each other"),
+        (["--trusted", "x"], "--trusted needs --false-discovery"),
+        (["--false-discovery", "1", "--calibration", "x"], "--false-discovery is 1.0"),
+        (["--false-discovery", "0.2", "--calibration", "nowhere"], "cannot read results of a search"),
         (["--prover", "rollouts"], "--prover needs --progress-alpha"),
         (["--progress-best-of", "4"], "--progress-best-of needs --progress-alpha"),
         (["--progress-alpha", "-1"], "--progress-alpha is -1.0; it must be at least 0"),
@@ -391,7 +424,7 @@ def test_an_interrupted_search_says_what_is_kept_and_how_long_it_takes(model, tm
             raise KeyboardInterrupt
         return policy(*args, options=options, **rest)
 
-    monkeypatch.setattr(models, "generate", interrupted)
+    stand_in(monkeypatch, interrupted)
     words = ["search", model, *SMALL, "--chunk", "1", "--samples", "2", "--out", str(out)]
     assert cli.main(words) == 130
     told = capsys.readouterr().err
@@ -589,7 +622,7 @@ def test_labelling_goes_on_after_an_interruption(method, model, tmp_path, monkey
     partial = tmp_path / "labels.jsonl.partial"
     more = [*LABEL, "--method", method, "--chunk", "2", "--searches", "3", "--tree.simulations", "4"]
     policy = Careless()
-    monkeypatch.setattr(models, "generate", policy)
+    stand_in(monkeypatch, policy)
     assert cli.main(["label", model, str(whole), *more]) == 0
     assert not whole.with_name("whole.jsonl.partial").exists()
 
@@ -598,11 +631,11 @@ def test_labelling_goes_on_after_an_interruption(method, model, tmp_path, monkey
             raise KeyboardInterrupt
         return policy(*args, options=options, **rest)
 
-    monkeypatch.setattr(models, "generate", interrupted)
+    stand_in(monkeypatch, interrupted)
     words = ["label", model, str(out), *more]
     assert cli.main(words) == 130 and not out.exists()
     assert len(partial.read_text().splitlines()) == 3  # the settings, two chunks
-    monkeypatch.setattr(models, "generate", policy)
+    stand_in(monkeypatch, policy)
     assert cli.main(words) == 2 and "continue with --resume" in capsys.readouterr().err
     assert cli.main([*words, "--resume", "--seed", "1"]) == 2 and "other seed (0, now 1)" in capsys.readouterr().err
     text = partial.read_text()
