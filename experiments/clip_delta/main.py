@@ -51,7 +51,7 @@ class Config:
 
 
 SMOKE = Config(
-    max_new_tokens=32, sft_steps=2, labelled=4, samples=2, prm_epochs=1, steps=2, prompts_per_step=2, problems=4,
+    sft_steps=2, labelled=4, samples=2, prm_epochs=1, steps=2, prompts_per_step=2, problems=4,
     every=2, shaped=("clip and delta",), runs="", seeds=1,
 )  # fmt: skip
 
