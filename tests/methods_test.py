@@ -19,7 +19,7 @@ from prm_jax.prm.forward import init_head
 from prm_jax.verifiers.sandbox import available_levels
 from tests.recipes_test import commands as commands_of
 from tests.recipes_test import parsed
-from tests.search.commands_test import Careless
+from tests.search.commands_test import Careless, stand_in
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 PAGE = REPO / "docs" / "methods.md"
@@ -201,7 +201,7 @@ def test_the_command_runs(number, words, workplace, monkeypatch):
     if "mutate" in words and all(available_levels().values()):
         pytest.skip("no sandbox on this machine")
     if words[1] in ("label", "search"):
-        monkeypatch.setattr(models, "generate", Careless())  # a policy that solves some problems
+        stand_in(monkeypatch, Careless())  # a policy that solves some problems
     (workplace / "runs").mkdir(exist_ok=True)
     for path in workplace.glob("*.jsonl"):  # what an earlier row wrote
         if path.name not in KEPT:
