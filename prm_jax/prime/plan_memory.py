@@ -173,7 +173,7 @@ def state_bytes(work: Workload) -> dict[str, float]:
     name = "base, also the reference" if lora_policy else "reference (initial weights)"
     if not work.options.model.offload_reference:
         found[name] = bytes_per_device(frozen_shapes(work, work.config), work.mesh)
-    if work.online_prm and work.options.prm.path:
+    if work.online_prm and (work.options.prm.path or work.options.prm.trained):
         found["PRM's initial weights"] = bytes_per_device(frozen_shapes(work, work.prm_config), work.mesh)
     return found
 
