@@ -17,7 +17,8 @@ from prm_jax.models.attention import attend
 from prm_jax.models.attention_spec import soft_capped
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.experts import Experts, Routing, activate, balance
-from prm_jax.models.qtensor import QTensor, dequantize, product
+from prm_jax.models.qtensor import QTensor, dequantize
+from prm_jax.models.quantized_product import product
 from prm_jax.models.rows import embed, mesh_of, split_over_rows
 from prm_jax.models.tensor_split import TensorSplit
 
