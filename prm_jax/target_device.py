@@ -7,6 +7,7 @@ device does not say which kernels it may use.
 from typing import Any
 
 import jax
+from jax.sharding import AbstractMesh
 
 
 def platform_and_kind(*arrays: Any) -> tuple[str, str]:
@@ -22,3 +23,13 @@ def platform_and_kind(*arrays: Any) -> tuple[str, str]:
         if device is not None:
             return device.platform, device.device_kind
     return jax.default_backend(), jax.devices()[0].device_kind
+
+
+def platform_of(shardings: Any) -> str | None:
+    """The platform of the devices of a pytree of shardings, such as "tpu"; None where there is none, or no device."""
+    for sharding in jax.tree.leaves(shardings):
+        mesh = getattr(sharding, "mesh", None)
+        if isinstance(mesh, AbstractMesh):
+            return None if mesh.abstract_device is None else mesh.abstract_device.platform
+        return next(iter(sharding.device_set)).platform
+    return None

@@ -1,28 +1,21 @@
 """``prm-jax critique``: a language model judges the steps of solutions in words."""
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import tyro
-
-from prm_jax.commands import divided, results
+from prm_jax.commands import divided, json_lines, results
+from prm_jax.commands.critique_options import Options
 from prm_jax.commands.devices import mesh_of
 from prm_jax.commands.progress import Progress
 from prm_jax.commands.scoring import make_directory, read, write_scores
-from prm_jax.config_io import OptionsOf
 from prm_jax.errors import UserError
 from prm_jax.input_files import open_input
-from prm_jax.models.mesh_options import MeshOptions
-from prm_jax.option_ranges import at_least, check_ranges, within
+from prm_jax.option_ranges import check_ranges
 from prm_jax.prm.reward_model_options import ScoringOptions, TextLayout
-from prm_jax.rollouts.sampling_options import Connection
 from prm_jax.runs import processes
-from prm_jax.runs.distributed_options import DistributedOptions
 
 if TYPE_CHECKING:
     from prm_jax.data.step_data import StepRecord
@@ -37,75 +30,6 @@ _NOT_SETTINGS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Options:
-    """Judge the steps of solutions with a language model that writes critiques.
-
-    Writes into --out: labelled.jsonl, the solutions with the judges' step labels; scores.jsonl, their scores, for
-    eval --scored and for train-prm --data.agree-with; critiques.jsonl, critiques for train-prm --prm.kind generative;
-    and summary.json.
-    """
-
-    model: Annotated[str, tyro.conf.Positional]
-    """The judge: Hugging Face directory, GGUF file, name on the hub (org/name), or "smollm2"."""
-    data: Annotated[pathlib.Path, tyro.conf.Positional]
-    """Step data, or JSON lines with "prompt" and "response"."""
-    out: pathlib.Path = pathlib.Path("critiques")
-    """Directory for the results."""
-    critique: tuple[str, ...] = ("thinkprm",)
-    """Formats, each of which is a judge: thinkprm (one critique judges the steps up to the first wrong one), genprm and
-    r_prm (a critique per step), brief (verdicts without reasoning), or package.module:function or file.py:function."""
-    instruction: pathlib.Path | None = None
-    """File with the instruction to use instead of the format's own; {problem}, {steps}, {lines}, {previous}, {step} and
-    {reference} stand for the solution's."""
-    votes: Annotated[int, at_least(1)] = 1
-    """Critiques per solution, or per step, and format."""
-    vote: Literal["probability", "majority"] = "probability"
-    """A judge's vote on a step: the mean probability of the verdict "right", or the share of critiques with it."""
-    reverse: bool = False
-    """Ask each judge a second time, told the correct answer in provenance.reference (reverse verification)."""
-    weigh: Literal["equal", "outcomes"] = "equal"
-    """Weights of the judges: equal, or the log-odds of how often "all steps right" agrees with the outcome."""
-    keep: Literal["all", "agreeing"] = "all"
-    """Which critiques to learn from: all with a verdict, or those that agree with the labels in the data."""
-    max_new_tokens: Annotated[int, at_least(1)] = 512
-    """Maximum length of a critique, in tokens."""
-    temperature: Annotated[float, at_least(0)] = 0.6
-    """Sampling temperature; 0 is greedy decoding."""
-    top_p: Annotated[float, within(0, 1, low_open=True)] = 1.0
-    """Sample from the smallest set of tokens with this share of the probability mass."""
-    rows: Annotated[int, at_least(1)] = 64
-    """Critiques that are sampled at once (without --server)."""
-    chunk: Annotated[int, at_least(1)] = 32
-    """Solutions that are judged together; also the most that an interruption loses."""
-    seed: Annotated[int, within(0, 2**32 - 1)] = 0
-    """Seed of the sampling."""
-    chat: bool = False
-    """Wrap instructions into the model's chat template."""
-    system: str = ""
-    """System message of the chat."""
-    server: str = ""
-    """Address of a server that runs the judge, as in prm-jax search; only the tokenizer is then read here."""
-    connection: Connection = field(default_factory=Connection)
-    """How to talk to that server."""
-    resume: bool = False
-    """Continue after an interruption."""
-    distributed: DistributedOptions = field(default_factory=DistributedOptions)
-    """Several processes that work together."""
-    format: str = "auto"
-    """Format of step data, as in prm-jax score."""
-    skip_bad: bool = False
-    """Skip records that cannot be used, and count them, instead of refusing the file."""
-    split: str = "newline"
-    """How a response that comes without steps is cut into them, as in prm-jax score."""
-    split_options: Annotated[dict[str, str], OptionsOf("split")] = field(default_factory=dict)
-    """Options of the splitter."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of parameters and arithmetic (without --server)."""
-    mesh: MeshOptions = field(default_factory=MeshOptions)
-    """Devices over which the judge is split."""
-
-
 def run(options: Options) -> None:
     """Judges chunk by chunk, keeping the critiques, and writes the results at the end."""
     from prm_jax.data.step_data import to_json, write_step_data
@@ -116,7 +40,7 @@ def run(options: Options) -> None:
     make_directory(options.out)
     partial = options.out / "critiques.partial.jsonl"
     settings = {name: value for name, value in dataclasses.asdict(options).items() if name not in _NOT_SETTINGS}
-    first = results.header(settings, _fingerprint([to_json(record) for record in records]))
+    first = results.header(settings, json_lines.fingerprint([to_json(record) for record in records]))
     done = divided.known(lambda: results.begin_or_resume(partial, first, resume=options.resume))
     _check_done(done, records, partial)
     engine: Any = _engine(options, roles) if len(done) < len(records) else None
@@ -147,9 +71,9 @@ def run(options: Options) -> None:
     write_step_data(options.out / "labelled.jsonl", found.labelled)
     write_step_data(options.out / "critiques.jsonl", found.to_learn)
     write_scores(options.out / "scores.jsonl", found.scored)
-    results.write(options.out / "summary.json", [json.dumps(found.summary, indent=1)])
+    json_lines.write(options.out / "summary.json", [json.dumps(found.summary, indent=1)])
     partial.unlink(missing_ok=True)
-    print(_table(found.summary))
+    print(session.summary_table(found.summary))
     print(f"{len(records)} solutions, {len(found.to_learn)} critiques to learn from: {options.out}")
 
 
@@ -212,25 +136,7 @@ def _read(options: Options) -> "list[StepRecord]":
     ))  # fmt: skip
 
 
-def _fingerprint(lines: Sequence[Mapping[str, Any]]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for line in lines:
-        digest.update(json.dumps(line, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
-
-
 def _check_done(done: Sequence[Mapping[str, Any]], records: "Sequence[StepRecord]", path: pathlib.Path) -> None:
     for number, line in enumerate(done):
         if number >= len(records) or line.get("id") != records[number].id or "critiques" not in line:
             raise UserError(f"cannot continue {path}: line {number + 2} is not a critique of its solution; remove it")
-
-
-def _table(summary: Mapping[str, Mapping[str, float]]) -> str:
-    """A line per judge, and one for all together."""
-    columns = ("critiques", "with_verdict", "weight", "first_error_agreement", "outcome_agreement")
-    names = ("critiques", "with verdict", "weight", "same first error", "same outcome")
-    lines = [f"{'judge':24s}" + "".join(f"{name:>18s}" for name in names)]
-    for judge, found in summary.items():
-        cells = ["" if name not in found else f"{found[name]:.3f}".removesuffix(".000") for name in columns]
-        lines.append(f"{judge:24s}" + "".join(f"{cell:>18s}" for cell in cells))
-    return "\n".join(lines)

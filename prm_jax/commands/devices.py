@@ -16,10 +16,10 @@ def mesh_of(sizes: MeshOptions) -> "Mesh | None":
     Raises:
       UserError: there are not so many.
     """
-    if (sizes.data, sizes.fsdp, sizes.tensor) == (1, 1, 1):
+    if sizes.one_device:
         return None
     import jax
 
     from prm_jax.models.sharding import make_mesh
 
-    return make_mesh(sizes.data, sizes.fsdp, sizes.tensor, devices=jax.local_devices())
+    return make_mesh(sizes.data, sizes.fsdp, sizes.tensor, expert=sizes.expert, devices=jax.local_devices())

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prm_jax.commands import results
+from prm_jax.commands import json_lines, results
 from prm_jax.errors import UserError
 
 
@@ -30,7 +30,7 @@ def check_finished(out: pathlib.Path, first: dict[str, Any], provenance: Mapping
     from prm_jax.data.step_data import read_step_data
 
     if _settings_file(out).exists():
-        head = results.whole_lines(_settings_file(out))[:1]
+        head = json_lines.whole_lines(_settings_file(out))[:1]
         results.check_settings(_settings_file(out), json.loads(head[0]) if head else {}, first)
         return
     told = dict(read_step_data(out)[0].provenance)
@@ -52,8 +52,8 @@ def finish(
             f"gave no answer; use other problems, more {hint} or another --sampling.temperature"
         )
     # First, so that no finished file is without its settings.
-    results.write(_settings_file(out), results.whole_lines(partial)[:1])
-    results.write(out, [results.dump(record) for record in records])
+    json_lines.write(_settings_file(out), json_lines.whole_lines(partial)[:1])
+    json_lines.write(out, [json_lines.dump(record) for record in records])
     partial.unlink()
     known = [label for record in records for label in record.get("labels", ()) if label is not None]
     errors, calls = sum(label == 0 for label in known), sum(chunk["calls"] for chunk in done)

@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from prm_jax.commands.json_lines import dump, whole_lines, write
 from prm_jax.errors import UserError
 from prm_jax.runs import processes
 from prm_jax.terminal import print_warning
@@ -117,49 +118,6 @@ def append(path: pathlib.Path, first: Mapping[str, Any], keep: int, lines: Seque
     write(path, [*before, *map(dump, lines)])
 
 
-def dump(line: Mapping[str, Any]) -> str:
-    """One line of JSON; non-ASCII characters as themselves, unless the line holds lone surrogates."""
-    text = json.dumps(line, ensure_ascii=False, allow_nan=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(line)
-    return text
-
-
-def write(path: pathlib.Path, lines: Sequence[str]) -> None:
-    """Replaces the file as a whole, so that readers never see part of it.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    partial = path.with_name(path.name + ".new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise UserError(f"cannot write to {path}: {error.strerror or error}") from error
-
-
-def whole_lines(path: pathlib.Path) -> list[str]:
-    """The lines of the file, without a last one that is not terminated.
-
-    Raises:
-      UserError: the file cannot be read, or a line is not a JSON object.
-    """
-    try:
-        lines = path.read_bytes().decode(errors="replace").split("\n")[:-1]  # the last one may end inside a character
-    except OSError as error:
-        raise UserError(f"cannot continue {path}: {error.strerror or error}") from error
-    for number, line in enumerate(lines, start=1):
-        if not _is_object(line):
-            raise UserError(f"cannot continue {path}: line {number} is not a JSON object, found {line[:60]!r}")
-    return lines
-
-
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """The settings that differ, groups by their entries: ["seed (0, now 1)", ...]."""
     found = []
@@ -183,11 +141,4 @@ def _is_unstarted(path: pathlib.Path) -> bool:
     try:
         return unstarted(path)
     except UserError:
-        return False
-
-
-def _is_object(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
         return False

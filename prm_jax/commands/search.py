@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from prm_jax.commands import divided, results
+from prm_jax.commands import divided, json_lines, results
 from prm_jax.commands.policy import PolicyOptions, load_policy, load_problems, settings_of
 from prm_jax.commands.progress import Progress
 from prm_jax.commands.scoring import load
@@ -123,9 +123,9 @@ def run(options: Options) -> None:
     if not processes.is_first():
         return
     if options.solutions is not None:
-        results.write(options.solutions, [results.dump(record) for line in done for record in line["solutions"]])
+        json_lines.write(options.solutions, [json_lines.dump(record) for line in done for record in line["solutions"]])
     if options.draw is not None:
-        results.write(options.draw, [trees_page(f"{options.method}, scored by {model_name(options.scorer)}", done)])
+        json_lines.write(options.draw, [trees_page(f"{options.method}, scored by {model_name(options.scorer)}", done)])
     print(f"{options.method}, scored by {options.scorer}", results_table(done), sep="\n")
 
 

@@ -9,7 +9,7 @@ from prm_jax.lazy_names import lazy_attribute
 
 _HOME = {
     "ModelConfig": "config",
-    "compiler_options": "config",
+    "compiler_options": "compilation",
     "RopeScaling": "rope_scaling",
     "Transformer": "transformer",
     "init_params": "transformer",
@@ -20,6 +20,9 @@ _HOME = {
     "expert_balance": "transformer",
     "token_logprobs": "logprobs",
     "token_logprobs_and_entropy": "logprobs",
+    "token_statistics": "logprobs",
+    "TokenStatistics": "logprobs",
+    "ExpertLoad": "expert_load",
     "LoRAConfig": "lora",
     "init_lora": "lora",
     "join": "lora",
@@ -73,6 +76,9 @@ __all__ = [
     "expert_balance",
     "token_logprobs",
     "token_logprobs_and_entropy",
+    "token_statistics",
+    "TokenStatistics",
+    "ExpertLoad",
     "LoRAConfig",
     "init_lora",
     "join",
@@ -115,13 +121,20 @@ __all__ = [
 
 if TYPE_CHECKING:
     from prm_jax.models.chat import render_chat
-    from prm_jax.models.config import ModelConfig, compiler_options
+    from prm_jax.models.compilation import compiler_options
+    from prm_jax.models.config import ModelConfig
+    from prm_jax.models.expert_load import ExpertLoad
     from prm_jax.models.generation import DecodeOptions, generate
     from prm_jax.models.gguf_export import save_gguf
     from prm_jax.models.heads import init_value_head, value_head
     from prm_jax.models.hub import find_model
     from prm_jax.models.loading import load_model
-    from prm_jax.models.logprobs import token_logprobs, token_logprobs_and_entropy
+    from prm_jax.models.logprobs import (
+        TokenStatistics,
+        token_logprobs,
+        token_logprobs_and_entropy,
+        token_statistics,
+    )
     from prm_jax.models.lora import LoRAConfig, init_lora, join, merge, split
     from prm_jax.models.mesh_options import MeshOptions
     from prm_jax.models.model_options import ModelOptions

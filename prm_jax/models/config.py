@@ -268,18 +268,6 @@ class ModelConfig:
         return hf_config.write(vars(self))
 
 
-def compiler_options(*configs: ModelConfig) -> dict[str, bool] | None:
-    """Options for ``jax.jit`` of a program that compares log-probs of models with these configs.
-
-    In half precision, XLA by default skips the rounding between fused operations, and does so differently in a forward
-    pass that is differentiated and in one that is not: equal parameters give unequal log-probs. With these options
-    every value is rounded to its dtype. None (XLA's defaults) if all models compute in float32.
-    """
-    if all(config.compute_dtype == "float32" for config in configs):
-        return None
-    return {"xla_allow_excess_precision": False}
-
-
 def _choice(name: str, value: Any, known: tuple[str, ...]) -> None:
     if value not in known:
         raise UserError(f"model config: unknown {name} {value!r}; known: {', '.join(known)}")

@@ -13,28 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from prm_jax.models.config import ModelConfig
+from prm_jax.models.expert_load import ExpertLoad, Routing
+from prm_jax.models.expert_split import ExpertSplit
 from prm_jax.models.qtensor import QTensor, dequantize
 from prm_jax.models.tensor_split import TensorSplit
 from prm_jax.target_device import platform_and_kind
 
 _MOST_ROWS = 128
 """Rows of one expert that are multiplied at once, at most, where groups are cut into blocks."""
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Routing:
-    """Which experts process N tokens.
-
-    Attributes:
-      experts: [N, k] i32.
-      weights: [N, k] f32, of each expert's output.
-      probabilities: [N, E] f32, the router's softmax.
-    """
-
-    experts: jax.Array
-    weights: jax.Array
-    probabilities: jax.Array
 
 
 def route(config: ModelConfig, router: jax.Array, x: jax.Array) -> Routing:
@@ -53,7 +39,9 @@ def route(config: ModelConfig, router: jax.Array, x: jax.Array) -> Routing:
     return Routing(experts, weights, probabilities)
 
 
-def mix_experts(config: ModelConfig, kernels: dict[str, Any], routing: Routing, x: jax.Array) -> jax.Array:
+def mix_experts(
+    config: ModelConfig, kernels: dict[str, Any], routing: Routing, x: jax.Array, *, first: jax.Array | None = None
+) -> jax.Array:
     """Weighted sum of the outputs of each token's experts, [N, D] -> [N, D].
 
     Args:
@@ -61,38 +49,25 @@ def mix_experts(config: ModelConfig, kernels: dict[str, Any], routing: Routing, 
       kernels: "gate" and "up" [E, D, F], "down" [E, F, D]; receive gradients.
       routing: of the N tokens; its weights receive gradients.
       x: [N, D]; receives gradients.
+      first: [] i32, where ``kernels`` are of some consecutive experts alone: the first one. What other experts add is
+        left out.
     """
     tokens, count = routing.experts.shape
-    flat = routing.experts.reshape(-1)
+    here, flat = kernels["gate"].shape[0], routing.experts.reshape(-1)
+    if first is not None:  # the last group is of tokens whose expert is elsewhere
+        flat = jnp.where((flat >= first) & (flat < first + here), flat - first, here)
     order = jnp.argsort(flat, stable=True)
-    groups = Groups.of(flat[order], kernels["gate"].shape[0], platform=platform_and_kind(x)[0])
+    groups = Groups.of(flat[order], here, platform=platform_and_kind(x)[0])
     rows = x[order // count]
+    if first is not None:  # whatever a ragged product makes of rows outside its groups, they get no gradient
+        rows = jnp.where((flat[order] < here)[:, None], rows, 0)
     gate, up = (grouped_product(rows, kernels[name], groups) for name in ("gate", "up"))
     out = grouped_product(activate(config, gate) * up, kernels["down"], groups)
     back = jnp.zeros_like(order).at[order].set(jnp.arange(order.size), unique_indices=True)
     parts = out[back].reshape(tokens, count, -1)
+    if first is not None:
+        parts = jnp.where((flat < here).reshape(tokens, count, 1), parts, 0)
     return jnp.einsum("nkd,nk->nd", parts.astype(jnp.float32), routing.weights).astype(x.dtype)
-
-
-def balance(config: ModelConfig, routing: Routing, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """How evenly a layer's tokens are spread over experts (arXiv:2101.03961, eq. 4 without its coefficient).
-
-    Args:
-      config: gives E and k.
-      routing: of N tokens; its probabilities receive gradients.
-      mask: [N] bool, which tokens count; None for all. All False gives zeros.
-
-    Returns:
-      (each expert's share of the assignments [E], summing to 1; ``E sum_e share_e mean_n p_e(n)`` [], 1 for an even
-      spread, more where probable experts are chosen more often), float32.
-    """
-    valid = jnp.ones(routing.experts.shape[0], bool) if mask is None else mask
-    weight = valid.astype(jnp.float32)
-    total = jnp.maximum(weight.sum(), 1.0)
-    chosen = jax.nn.one_hot(routing.experts, config.num_experts, dtype=jnp.float32).sum(1)
-    share = (chosen * weight[:, None]).sum(0) / (total * config.experts_per_token)
-    mean = (jnp.where(valid[:, None], routing.probabilities, 0.0)).sum(0) / total
-    return share, config.num_experts * (share * mean).sum()
 
 
 def activate(config: ModelConfig, gate: jax.Array) -> jax.Array:
@@ -101,18 +76,24 @@ def activate(config: ModelConfig, gate: jax.Array) -> jax.Array:
 
 
 class Experts(nn.Module):
-    """The sparse layer in place of an MLP; ``sow``s experts and probabilities of its tokens as "router"."""
+    """The sparse layer in place of an MLP."""
 
     config: ModelConfig
     split: TensorSplit | None = None
+    experts: ExpertSplit | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """``[B, T, D] -> [B, T, D]``; with ``split``, each device has some of every expert's F columns."""
+    def __call__(self, x: jax.Array, counted: jax.Array | None = None) -> tuple[jax.Array, ExpertLoad | None]:
+        """``[B, T, D] -> ([B, T, D], load of the tokens in counted)``.
+
+        ``counted`` is [B, T] bool; without it there is no load. With ``split``, each device has some of every expert's
+        F columns; with ``experts``, some of the experts.
+        """
         config = self.config
         x = x if self.split is None else self.split.enter(x)
         width, inner, count = x.shape[-1], config.intermediate_size, config.num_experts
         router = _Kernel(config, (width, count), name="router")()
+        count = count if self.experts is None else count // jax.lax.axis_size(self.experts.axis)
         gain = 1.0 / math.sqrt(2 * config.num_layers)
         kernels = {
             "gate": _Kernel(config, (count, width, inner), name="gate")(),
@@ -121,10 +102,14 @@ class Experts(nn.Module):
         }
         flat = x.reshape(-1, width)
         routing = route(config, router, flat)
-        self.sow("router", "experts", routing.experts.reshape(*x.shape[:-1], -1))
-        self.sow("router", "probabilities", routing.probabilities.reshape(*x.shape[:-1], -1))
-        y = mix_experts(config, kernels, routing, flat).reshape(x.shape)
-        return y if self.split is None else self.split.leave(y)
+        load = None if counted is None else ExpertLoad.of(routing, counted.reshape(-1))
+        if self.experts is None:
+            y = mix_experts(config, kernels, routing, flat)
+        else:
+            y = mix_experts(config, kernels, *self.experts.enter(flat, routing)[::-1], first=self.experts.first(count))
+            y = self.experts.leave(y)
+        y = y.reshape(x.shape)
+        return (y if self.split is None else self.split.leave(y)), load
 
 
 class _Kernel(nn.Module):
@@ -149,7 +134,7 @@ class Groups:
     """Rows in groups, one per expert, one after the other.
 
     Attributes:
-      sizes: [E] i32.
+      sizes: [E] i32; rows beyond the last group belong to no expert here, and what becomes of them is arbitrary.
       place: [M] i32, the place of each row among the blocks' rows; None where groups are not cut into blocks.
       owner: [blocks] i32, each block's expert, or None.
       rows: static, of a block.
@@ -162,19 +147,22 @@ class Groups:
 
     @classmethod
     def of(cls, experts: jax.Array, count: int, *, platform: str) -> "Groups":
-        """Groups of sorted experts [M]; cut into blocks on CPUs, where a ragged product multiplies by every expert."""
-        sizes = jnp.bincount(experts, length=count).astype(jnp.int32)
+        """Groups of sorted experts [M], each at most ``count``, which stands for none.
+
+        They are cut into blocks on CPUs, where a ragged product multiplies by every expert.
+        """
+        sizes = jnp.bincount(experts, length=count + 1).astype(jnp.int32)
         if platform != "cpu":
-            return cls(sizes, None, None, 0)
+            return cls(sizes[:count], None, None, 0)
         total = experts.shape[0]
         rows = min(_MOST_ROWS, max(1, 1 << (total // (2 * count)).bit_length() >> 1))
-        blocks = -(-total // rows) + min(count, total)
+        blocks = -(-total // rows) + min(count + 1, total)
         needed = -(-sizes // rows)
         first_block = jnp.cumsum(needed) - needed
         first_row = jnp.cumsum(sizes) - sizes
         place = first_block[experts] * rows + jnp.arange(total) - first_row[experts]
         owner = jnp.searchsorted(jnp.cumsum(needed), jnp.arange(blocks), side="right")
-        return cls(sizes, place.astype(jnp.int32), jnp.minimum(owner, count - 1).astype(jnp.int32), rows)
+        return cls(sizes[:count], place.astype(jnp.int32), jnp.minimum(owner, count - 1).astype(jnp.int32), rows)
 
 
 def grouped_product(x: jax.Array, kernels: jax.Array | QTensor, groups: Groups) -> jax.Array:

@@ -21,13 +21,13 @@ from prm_jax.models.decode_loop import ResponseSpec, write_responses
 from prm_jax.models.prefixes import PrefixStore
 from prm_jax.models.responses import Samples, drop_stop, pad_right
 from prm_jax.models.sampling import make_sampling
+from prm_jax.models.sharding import BATCH
 from prm_jax.models.tokenizer import Tokenizer, check_fits
 from prm_jax.models.transformer import Params
 
 Array = jax.Array
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
-_BATCH_AXES = ("data", "fsdp")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class DecodeOptions:
       prompt_ids: P integers >= 0 that seed the prompts' randomness; None for 0 .. P-1.  A prompt gets the same
         samples in any batch in which it has the same id.
       sharding: sharding of the rows (the first entry of its spec is used).  None splits them over the axes
-        "data" and "fsdp" of the parameters' mesh, if those divide the number of prompts.
+        ``sharding.BATCH`` of the parameters' mesh, if those divide the number of prompts.
       reuse: keeps keys and values, so that later prompts which extend these prompts and responses are not
         prefilled again; for parameters on one device.  Samples are the same up to float rounding.
     """
@@ -233,7 +233,7 @@ def _place(arrays: tuple[np.ndarray, ...], params: Params, sharding: NamedShardi
         if not isinstance(placed, NamedSharding):
             return tuple(jnp.asarray(array) for array in arrays)
         mesh = placed.mesh
-        axes = tuple(axis for axis in _BATCH_AXES if mesh.shape.get(axis, 1) > 1)
+        axes = tuple(axis for axis in BATCH if mesh.shape.get(axis, 1) > 1)
         fits = count % int(np.prod([mesh.shape[axis] for axis in axes])) == 0
         sharding = NamedSharding(mesh, PartitionSpec(axes) if axes and fits else PartitionSpec())
     spec = PartitionSpec(*sharding.spec[:1])

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from prm_jax.models.sharding import AXES, RULES, partition_spec
+from prm_jax.models.sharding import RULES, AnyMesh, partition_spec
 from prm_jax.pytree_paths import named_leaves
 
 PyTree = Any
@@ -17,11 +17,20 @@ PyTree = Any
 def local_mesh(mesh: Mesh) -> Mesh:
     """A mesh of this process's devices in `mesh`, laid out alike.
 
-    Axes that split parameters ("tensor", then "fsdp") keep as many of their devices as the process has, and the rest
-    are copies along "data", so that whatever the large mesh divides the small one divides, too. Collective: all
-    processes of the mesh must have equally many devices in it.
+    Axes that split parameters ("tensor", then "expert", then "fsdp") keep as many of their devices as the process has,
+    and the rest are copies along "data", so that whatever the large mesh divides the small one divides, too.
+    Collective: all processes of the mesh must have equally many devices in it.
     """
     return _layouts(mesh)[0]
+
+
+def own_sizes(mesh: AnyMesh, each: int) -> dict[str, int]:
+    """The axes of `local_mesh` with their sizes, for `each` devices per process."""
+    sizes, left = {}, each
+    for axis in ("tensor", "expert", "fsdp"):
+        sizes[axis] = math.gcd(mesh.shape.get(axis, 1), left)
+        left //= sizes[axis]
+    return {axis: sizes.get(axis, left) for axis in mesh.axis_names}
 
 
 def local_copy(params: PyTree, mesh: Mesh) -> PyTree:
@@ -56,10 +65,8 @@ def _layouts(mesh: Mesh) -> tuple[Mesh, Mesh]:
     for device in mesh.devices.flat:
         by_process.setdefault(device.process_index, []).append(device)
     each = len(by_process[jax.process_index()])
-    tensor = math.gcd(mesh.shape["tensor"], each)
-    fsdp = math.gcd(mesh.shape["fsdp"], each // tensor)
-    shape = (each // (tensor * fsdp), fsdp, tensor)
+    axes, shape = mesh.axis_names, tuple(own_sizes(mesh, each).values())
     grid = np.array([by_process[process] for process in sorted(by_process)], dtype=object).reshape(-1, *shape)
     place = sorted(by_process).index(jax.process_index())
-    wide = Mesh(grid, ("process", *AXES), axis_types=(AxisType.Auto,) * 4)
-    return Mesh(grid[place], AXES, axis_types=(AxisType.Auto,) * 3), wide
+    wide = Mesh(grid, ("process", *axes), axis_types=(AxisType.Auto,) * (len(axes) + 1))
+    return Mesh(grid[place], axes, axis_types=(AxisType.Auto,) * len(axes)), wide

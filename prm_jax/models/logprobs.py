@@ -13,9 +13,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from prm_jax.models.config import ModelConfig
+from prm_jax.models.expert_load import ExpertLoad
 from prm_jax.models.gathers import Gathers
 from prm_jax.models.rows import mesh_of, row_axes
-from prm_jax.models.transformer import Params, head_matrix, hidden_states
+from prm_jax.models.transformer import Params, head_matrix, hidden_states, hidden_states_and_load
 from prm_jax.pallas import LogprobOptions, Partition, linear_lse_and_target, sharded_lse_and_target
 
 
@@ -51,9 +52,10 @@ def token_logprobs(
     Returns:
       [B, T] float32: 0 at t = 0, where ``mask`` is False, and before ``start``.
     """
-    head = _Head(temperature, implementation, compact, entropy=False)
-    lse, target = _statistics(config, params, tokens, mask, positions, segment_ids, start, head)
-    return target - lse
+    return token_statistics(
+        config, params, tokens, mask, temperature=temperature, implementation=implementation, positions=positions,
+        segment_ids=segment_ids, start=start, compact=compact,
+    ).logp  # fmt: skip
 
 
 def token_logprobs_and_entropy(
@@ -75,42 +77,92 @@ def token_logprobs_and_entropy(
       ``(logp, entropy)``, both [B, T] float32 and 0 at t = 0, where ``mask`` is False, and before ``start``;
       gradients flow through both.  The entropy is that at ``temperature``, in nats, in [0, log V].
     """
-    head = _Head(temperature, implementation, compact, entropy=True)
-    lse, target, entropy = _statistics(config, params, tokens, mask, positions, segment_ids, start, head)
-    return target - lse, entropy
+    found = token_statistics(
+        config, params, tokens, mask, temperature=temperature, implementation=implementation, positions=positions,
+        segment_ids=segment_ids, start=start, compact=compact, entropy=True,
+    )  # fmt: skip
+    assert found.entropy is not None
+    return found.logp, found.entropy
 
 
-class _Head(NamedTuple):
-    """How ``linear_lse_and_target`` is called."""
+class TokenStatistics(NamedTuple):
+    """What one forward pass says about given tokens.
 
-    temperature: float | jax.Array
-    implementation: str | None
-    compact: bool
-    entropy: bool
+    Attributes:
+      logp: [B, T] float32, as of ``token_logprobs``.
+      entropy: [B, T] float32, as of ``token_logprobs_and_entropy``, or None.
+      load: how the scored tokens are spread over experts, or None.
+    """
+
+    logp: jax.Array
+    entropy: jax.Array | None = None
+    load: ExpertLoad | None = None
 
 
-def _statistics(
+def token_statistics(
     config: ModelConfig,
     params: Params,
     tokens: jax.Array,
-    mask: jax.Array | None,
-    positions: jax.Array | None,
-    segment_ids: jax.Array | None,
-    start: int,
-    head: _Head,
+    mask: jax.Array | None = None,
+    *,
+    temperature: float | jax.Array = 1.0,
+    implementation: str | None = None,
+    positions: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    start: int = 0,
+    compact: bool = False,
+    entropy: bool = False,
+    load: bool = False,
+) -> TokenStatistics:
+    """``token_logprobs`` and, from the same forward pass, entropies and the experts' load.
+
+    Args:
+      config, params, tokens, mask, temperature, implementation, positions, segment_ids, start, compact: as of
+        ``token_logprobs``.
+      entropy: whether to compute entropies.
+      load: whether to sum the experts' load; of a sparse model.
+
+    Returns:
+      The statistics; gradients flow through all of them.
+
+    Raises:
+      ValueError: ``load`` of a dense model.
+    """
+    scored = jnp.ones_like(tokens, bool) if mask is None else mask
+    if scored.shape != tokens.shape or scored.dtype != jnp.bool_:
+        raise ValueError(f"mask must be bool {list(tokens.shape)}, found {scored.dtype}{list(scored.shape)}")
+    if segment_ids is not None:
+        scored = scored & jnp.pad(segment_ids[:, 1:] == segment_ids[:, :-1], ((0, 0), (1, 0)))
+    first = min(max(start, 1), tokens.shape[1])  # the first scored column; nothing predicts column 0
+    spread = None
+    if load:
+        counted = scored & (jnp.arange(tokens.shape[1]) >= first)
+        hidden, spread = hidden_states_and_load(
+            config, params, tokens, counted, positions=positions, segment_ids=segment_ids
+        )
+    else:
+        hidden = hidden_states(config, params, tokens, positions=positions, segment_ids=segment_ids)
+    if first == tokens.shape[1]:
+        nothing = jnp.zeros(tokens.shape, jnp.float32)
+        return TokenStatistics(nothing, nothing if entropy else None, spread)
+    options = LogprobOptions(implementation=implementation, entropy=entropy, compact=compact)
+    lse, target, *rest = _of_hidden(config, params, hidden, tokens, scored, first, temperature, options)
+    return TokenStatistics(target - lse, rest[0] if entropy else None, spread)
+
+
+def _of_hidden(
+    config: ModelConfig,
+    params: Params,
+    hidden: jax.Array,
+    tokens: jax.Array,
+    scored: jax.Array,
+    first: int,
+    temperature: float | jax.Array,
+    options: LogprobOptions,
 ) -> list[jax.Array]:
     """The statistics of ``linear_lse_and_target``, each [B, T] and 0 on tokens that are not scored."""
     rows, length = tokens.shape
-    if mask is not None and (mask.shape != tokens.shape or mask.dtype != jnp.bool_):
-        raise ValueError(f"mask must be bool {list(tokens.shape)}, found {mask.dtype}{list(mask.shape)}")
-    first = min(max(start, 1), length)  # the first scored column; nothing predicts column 0
-    if first == length:
-        return [jnp.zeros(tokens.shape, jnp.float32)] * (3 if head.entropy else 2)
-    scored = jnp.ones_like(tokens, bool) if mask is None else mask
-    if segment_ids is not None:
-        scored = scored & jnp.pad(segment_ids[:, 1:] == segment_ids[:, :-1], ((0, 0), (1, 0)))
-    hidden = hidden_states(config, params, tokens, positions=positions, segment_ids=segment_ids)
-    temperature = _head_temperature(config, head.temperature)
+    temperature = _head_temperature(config, temperature)
     if jnp.ndim(temperature):
         each = jnp.asarray(temperature)
         temperature = jnp.broadcast_to(each[:, None] if each.ndim == 1 else each, tokens.shape)
@@ -121,7 +173,6 @@ def _statistics(
     def shifted(x: jax.Array) -> jax.Array:
         return jnp.pad(x[:, first:], ((0, 0), (0, last - length + 1))).reshape(-1)
 
-    options = LogprobOptions(implementation=head.implementation, entropy=head.entropy, compact=head.compact)
     statistics = _head_statistics(
         rows,
         hidden[:, first - 1 : last].reshape(-1, hidden.shape[-1]),

@@ -2,11 +2,10 @@
 
 Fully sharded data parallelism (arXiv:1910.02054, arXiv:2304.11277).  Weights are cast before they are gathered; the
 transpose of a gather is a reduce-scatter, so that gradients are never whole; no activation is gathered.  With "tensor",
-heads and MLP columns are split as in ``tensor_split``.
+heads and MLP columns are split as in ``tensor_split``; with "expert", experts are divided as in ``expert_split``.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +16,12 @@ from jax.sharding import PartitionSpec as P
 from prm_jax.errors import UserError
 from prm_jax.models.attention_spec import SAVED
 from prm_jax.models.config import ModelConfig
+from prm_jax.models.expert_load import ExpertLoad
+from prm_jax.models.expert_split import ExpertSplit
 from prm_jax.models.gathers import Gathers
 from prm_jax.models.qtensor import PARTS
 from prm_jax.models.rows import row_axes
-from prm_jax.models.sharding import AXES, BATCH, partition_spec
+from prm_jax.models.sharding import AXES, partition_spec, rows_over, rows_shown
 from prm_jax.models.tensor_split import TensorSplit
 from prm_jax.pytree_paths import named_leaves
 
@@ -32,8 +33,9 @@ _WIDE_NORMS: dict[str, Callable[[ModelConfig], int]] = {
 _MOVES = ((1, 0), (1, 0, 2), (2, 0, 1), (1, 2, 0))
 """Permutations of the gathered weights of matrices and of experts."""
 
-Block = Callable[..., jax.Array]
-"""``(config, split, parameters, x, rotation, segment_ids, kind) -> x`` of one layer; arrays are one device's."""
+Block = Callable[..., tuple[jax.Array, ExpertLoad | None]]
+"""``(config, split, experts, parameters, x, rotation, segment_ids, counted, kind) -> (x, load)`` of one layer; arrays
+are one device's."""
 
 
 def applies(config: ModelConfig, mesh: AbstractMesh | None, rows: int) -> bool:
@@ -64,26 +66,30 @@ def run_layers(
     *,
     rotation: tuple[jax.Array, jax.Array],
     segment_ids: jax.Array | None = None,
+    counted: jax.Array | None = None,
     kinds: jax.Array | None = None,
-) -> jax.Array:
-    """All layers, [B, T, D] -> [B, T, D]; call it where ``applies``.
+) -> tuple[jax.Array, ExpertLoad | None]:
+    """All layers, [B, T, D] -> ([B, T, D], load); call it where ``applies``.
 
     Args:
       block: one layer.
       config: of the whole model; ``block`` gets one with a device's own numbers of heads and columns.
-      mesh: with axes among "data", "fsdp" and "tensor".
+      mesh: with axes among those of ``sharding.AXES``.
       layers: stacked parameters, adapters included; receive gradients.
-      x: embeddings, rows split over "data" and "fsdp"; receives gradients.
+      x: embeddings, rows split over the axes of ``sharding.BATCH``; receives gradients.
       rotation: see ``rope.table``, with one row or B.
       segment_ids: [B, T] or None.
+      counted: [B, T] bool, tokens whose experts are counted, or None.
       kinds: [L], what distinguishes layers from each other besides their parameters; or None.
 
     Returns:
-      Rows split like those of ``x``, and tokens over "tensor" where it divides T.
+      Rows split like those of ``x``, and tokens over "tensor" where it divides T; the experts' load in all rows, or
+      None in dense models and without ``counted``.
     """
     gathers = Gathers(mesh)
     ways = mesh.shape.get("tensor", 1)
     split = TensorSplit("tensor", tokens=x.shape[1] % ways == 0) if ways > 1 else None
+    experts = ExpertSplit("expert") if config.num_experts and mesh.shape.get("expert", 1) > 1 else None
     local = _local_config(config, ways)
     names = named_leaves(layers)
     specs = {name: partition_spec(f"layers/{name}", leaf.shape, mesh) for name, leaf in names.items()}
@@ -102,26 +108,32 @@ def run_layers(
             leaves.append(leaf)
         return jax.tree.unflatten(tree, leaves)
 
-    def run(layers: Any, x: jax.Array, rotation: Any, segment_ids: Any, kinds: Any) -> jax.Array:
-        def body(x: jax.Array, layer: tuple[Any, Any]) -> tuple[jax.Array, None]:
+    rows = row_axes(mesh, x.shape[0])
+
+    def run(
+        layers: Any, x: jax.Array, rotation: Any, segment_ids: Any, counted: Any, kinds: Any
+    ) -> tuple[jax.Array, ExpertLoad | None]:
+        def body(x: jax.Array, layer: tuple[Any, Any]) -> tuple[jax.Array, ExpertLoad | None]:
             params, kind = layer
-            return block(local, split, whole(params), x, rotation, segment_ids, kind), None
+            return block(local, split, experts, whole(params), x, rotation, segment_ids, counted, kind)
 
         body = _rematerialised(config, body, gathered=gathers.size > 1)
-        return jax.lax.scan(body, x, (layers, kinds), unroll=config.scan_unroll)[0]
+        x, load = jax.lax.scan(body, x, (layers, kinds), unroll=config.scan_unroll)
+        return x, jax.lax.psum(load, gathers.names(rows)) if rows else load
 
-    rows = row_axes(mesh, x.shape[0])
     stream = P(rows, "tensor" if split is not None and split.tokens else None)
     given = (
         jax.tree.unflatten(tree, [gathers.spec(spec) for spec in specs.values()]),
         gathers.spec(stream),
         gathers.spec(P(rows) if rotation[0].shape[0] > 1 else P(None)),
         gathers.spec(P(rows)),
+        gathers.spec(P(rows)),
         gathers.spec(P(None)),
     )
-    mapped = jax.shard_map(run, mesh=gathers.mesh, in_specs=given, out_specs=gathers.spec(stream), check_vma=False)
-    out = mapped(layers, x, rotation, segment_ids, kinds)
-    return jax.lax.with_sharding_constraint(out, NamedSharding(mesh, stream))
+    found = (gathers.spec(stream), gathers.spec(P(None)))
+    mapped = jax.shard_map(run, mesh=gathers.mesh, in_specs=given, out_specs=found, check_vma=False)
+    out, load = mapped(layers, x, rotation, segment_ids, counted, kinds)
+    return jax.lax.with_sharding_constraint(out, NamedSharding(mesh, stream)), load
 
 
 def remat_policy(config: ModelConfig) -> Callable[..., Any] | None:
@@ -139,11 +151,10 @@ def obstacle(config: ModelConfig, mesh: AbstractMesh, rows: int) -> str:
     unknown = set(mesh.axis_names) - set(AXES)
     if unknown:
         return f"the mesh has axes {sorted(unknown)}; make it with models.make_mesh"
-    sizes = {axis: mesh.shape.get(axis, 1) for axis in AXES}
-    ways = math.prod(sizes[axis] for axis in BATCH)
+    ways = rows_over(mesh)
     if rows % ways:
-        return f"{rows} rows cannot be split over data {sizes['data']} x fsdp {sizes['fsdp']}; {ways} must divide them"
-    tensor, heads, key_heads = sizes["tensor"], config.num_heads, config.num_kv_heads
+        return f"{rows} rows cannot be split over {rows_shown(mesh)}; {ways} must divide them"
+    tensor, heads, key_heads = mesh.shape.get("tensor", 1), config.num_heads, config.num_kv_heads
     if heads % tensor or (key_heads % tensor and tensor % key_heads):
         return (
             f"{heads} heads and {key_heads} key-value heads cannot be split over tensor {tensor}; choose --mesh.tensor "

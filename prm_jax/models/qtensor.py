@@ -215,7 +215,7 @@ def _scaled_rows(values: jax.Array, scales: jax.Array, dtype: Any) -> jax.Array:
 
 
 def _per_input(part: jax.Array, rows: int) -> jax.Array:
-    """What groups have [..., G, out], for each of their rows; matrices cut into groups would not fuse into a product."""
+    """What groups have, [..., G, out], for each row; a matrix that is cut into groups does not fuse into a product."""
     groups = part.shape[-2]
     return part if groups == 1 else jnp.repeat(part, rows // groups, axis=-2)
 

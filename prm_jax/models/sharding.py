@@ -1,7 +1,8 @@
-"""Meshes and shardings: three axes, and rules from a parameter's path to its sharding.
+"""Meshes and shardings: axes, and rules from a parameter's path to its sharding.
 
 "data" splits the batch only, "fsdp" splits the batch and the parameters (arXiv 2004.13336, 2304.11277), "tensor"
-splits heads and MLP widths (arXiv 1909.08053). The axes are of type Auto: the compiler inserts the communication,
+splits heads and MLP widths (arXiv 1909.08053), and "expert", which a mesh has where it is asked for, splits the batch
+and the experts of sparse models (arXiv 2006.16668). The axes are of type Auto: the compiler inserts the communication,
 and any program that is right on one device is right on a mesh.
 """
 
@@ -20,9 +21,10 @@ from prm_jax.pytree_paths import is_key, named_leaves
 
 PyTree = Any
 AnyMesh = Mesh | AbstractMesh
-AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")
-"""The axes that split a batch."""
+AXES = ("data", "fsdp", "expert", "tensor")
+"""The axes that a mesh may have, in their order."""
+BATCH = ("data", "fsdp", "expert")
+"""Those that split a batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +54,15 @@ RULES = (
     Rule(rf"{_IN}/lora_a", P(None, "fsdp", None)),
     Rule(rf"{_IN}/lora_b", P(None, None, "tensor")),
     Rule(rf"{_OUT}/kernel", P(None, "tensor", "fsdp")),
-    # Experts, stacked on axis 1: "tensor" splits the columns of each, so that no token leaves its device.
-    Rule(r"mlp/(gate|up)/kernel", P(None, None, "fsdp", "tensor")),
-    Rule(r"mlp/down/kernel", P(None, None, "tensor", "fsdp")),
+    # Experts, stacked on axis 1: "expert" divides them, "tensor" splits the columns of each.
+    Rule(r"mlp/(gate|up)/kernel", P(None, "expert", "fsdp", "tensor")),
+    Rule(r"mlp/down/kernel", P(None, "expert", "tensor", "fsdp")),
     Rule(rf"{_OUT}/lora_a", P(None, "tensor", None)),
     # Quantised kernels: scales are divided like the kernels, which needs whole groups on every device.
     Rule(rf"{_IN}/kernel/(values|scales|zeros|coarse|lows)", P(None, "fsdp", "tensor")),
     Rule(rf"{_OUT}/kernel/(values|scales|zeros|coarse|lows)", P(None, "tensor", "fsdp")),
-    Rule(r"mlp/(gate|up)/kernel/(values|scales|zeros|coarse|lows)", P(None, None, "fsdp", "tensor")),
-    Rule(r"mlp/down/kernel/(values|scales|zeros|coarse|lows)", P(None, None, "tensor", "fsdp")),
+    Rule(r"mlp/(gate|up)/kernel/(values|scales|zeros|coarse|lows)", P(None, "expert", "fsdp", "tensor")),
+    Rule(r"mlp/down/kernel/(values|scales|zeros|coarse|lows)", P(None, "expert", "tensor", "fsdp")),
     Rule(rf"{_IN}/kernel/left", P(None, "fsdp", None)),
     Rule(rf"{_IN}/kernel/right", P(None, None, "tensor")),
     Rule(rf"{_OUT}/kernel/left", P(None, "tensor", None)),
@@ -72,20 +74,29 @@ RULES = (
 """The parameter tree of prm_jax.models; leaves without a rule (norms, output biases, heads) are replicated."""
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
-    """Makes a mesh with the axes "data", "fsdp" and "tensor".
+def axis_sizes(data: int, fsdp: int, tensor: int, expert: int = 1) -> dict[str, int]:
+    """The axes of a mesh with their sizes, in order; "expert" only where it is not 1."""
+    sizes = {"data": data, "fsdp": fsdp, "expert": expert, "tensor": tensor}
+    return {name: size for name, size in sizes.items() if name != "expert" or size != 1}
+
+
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, *, expert: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """Makes a mesh with the axes "data", "fsdp" and "tensor", and "expert" where it is not 1.
 
     Args:
       data: devices along "data".
       fsdp: along "fsdp".
-      tensor: along "tensor". One of the three may be -1: all remaining devices.
-      devices: default all of them, of all processes. The first data * fsdp * tensor are used.
+      tensor: along "tensor".
+      expert: along "expert". One of the four may be -1: all remaining devices.
+      devices: default all of them, of all processes. The first data * fsdp * tensor * expert are used.
 
     Raises:
       UserError: sizes that are not positive, more than one -1, or that do not fit the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    sizes = axis_sizes(data, fsdp, tensor, expert)
     asked = ", ".join(f"{name} {size}" for name, size in sizes.items())
     if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
         raise UserError(f"mesh sizes must be positive, and at most one -1 (all remaining devices); found {asked}")
@@ -99,7 +110,20 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
             )
         sizes = {name: len(devices) // known if size == -1 else size for name, size in sizes.items()}
     used = devices[: math.prod(sizes.values())]
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=used)
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=used)
+
+
+def check_expert_axis(mesh: AnyMesh | None, experts: int, architecture: str) -> None:
+    """Refuses an "expert" axis for a dense model.
+
+    Raises:
+      UserError: the model has no experts.
+    """
+    if mesh is not None and mesh.shape.get("expert", 1) > 1 and not experts:
+        raise UserError(
+            f"--mesh.expert {mesh.shape['expert']} divides experts, and a model of architecture {architecture!r} has "
+            "none: use --mesh.data or --mesh.fsdp"
+        )
 
 
 def check_spans_processes(mesh: Mesh) -> None:
@@ -186,14 +210,19 @@ def shard_params(params: PyTree, mesh: Mesh, rules: Sequence[Rule] = RULES) -> P
     return jax.tree.map(place, params, shardings)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows split over "data" and "fsdp"; other dimensions not split."""
-    return NamedSharding(mesh, PartitionSpec(BATCH))
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Rows, dimension `axis` of an array, split over the axes of `BATCH`; other dimensions not split."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, tuple(name for name in BATCH if name in mesh.shape)))
 
 
-def rows_over(mesh: Mesh) -> int:
+def rows_over(mesh: AnyMesh) -> int:
     """Devices over which a batch's rows are split."""
-    return math.prod(mesh.shape[axis] for axis in BATCH)
+    return math.prod(mesh.shape.get(axis, 1) for axis in BATCH)
+
+
+def rows_shown(mesh: AnyMesh) -> str:
+    """The axes that split a batch with their sizes, for messages: "data 2 x fsdp 4"."""
+    return " x ".join(f"{axis} {mesh.shape[axis]}" for axis in BATCH if axis in mesh.shape)
 
 
 def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
@@ -213,8 +242,8 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
         rows = leaf.shape[0]
         if rows % ways:
             raise UserError(
-                f"{rows} rows of {name} cannot be split over {ways} devices (data {mesh.shape['data']} x fsdp "
-                f"{mesh.shape['fsdp']}): choose a batch that {ways} divides"
+                f"{rows} rows of {name} cannot be split over {ways} devices ({rows_shown(mesh)}): choose a batch that "
+                f"{ways} divides"
             )
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)

@@ -6,6 +6,7 @@ after the final norm; logits are computed only where they are needed (see ``logp
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +17,9 @@ from prm_jax.models import manual_layers, rope
 from prm_jax.models.attention import attend
 from prm_jax.models.attention_spec import soft_capped
 from prm_jax.models.config import ModelConfig
-from prm_jax.models.experts import Experts, Routing, activate, balance
+from prm_jax.models.expert_load import ExpertLoad, require_experts
+from prm_jax.models.expert_split import ExpertSplit
+from prm_jax.models.experts import Experts, activate
 from prm_jax.models.qtensor import QTensor, dequantize
 from prm_jax.models.quantized_product import product
 from prm_jax.models.rows import embed, mesh_of, split_over_rows
@@ -181,19 +184,25 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer, as the body of a scan; ``split`` under ``shard_map`` only, with a device's own config.
+    """One layer, as the body of a scan; ``split`` and ``experts`` under ``shard_map`` only, with a device's own config.
 
     Norms stand before attention and MLP, after them, or both, as the family says.
     """
 
     config: ModelConfig
     split: TensorSplit | None = None
+    experts: ExpertSplit | None = None
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, rotation: Rotation, segment_ids: jax.Array | None, kind: jax.Array | None
-    ) -> tuple[jax.Array, None]:
-        """``[B, T, D] -> ([B, T, D], None)``; arguments as in ``Attention``."""
+        self,
+        x: jax.Array,
+        rotation: Rotation,
+        segment_ids: jax.Array | None,
+        counted: jax.Array | None,
+        kind: jax.Array | None,
+    ) -> tuple[jax.Array, ExpertLoad | None]:
+        """``[B, T, D] -> ([B, T, D], load)``; arguments as in ``Attention`` and ``Experts``."""
         config = self.config
 
         def normed(name: str, y: jax.Array) -> jax.Array:
@@ -206,9 +215,12 @@ class Block(nn.Module):
         attention = Attention(config, self.split, name="attn")
         y = attention(normed("attn_norm", x), rotation, segment_ids, kind)
         x = split_over_rows(x + branch("attn_post_norm", y))
-        mlp = (Experts if config.num_experts else MLP)(config, self.split, name="mlp")
-        y = mlp(normed("mlp_norm", x))
-        return split_over_rows(x + branch("mlp_post_norm", y)), None
+        y, load = normed("mlp_norm", x), None
+        if config.num_experts:
+            y, load = Experts(config, self.split, self.experts, name="mlp")(y, counted)
+        else:
+            y = MLP(config, self.split, name="mlp")(y)
+        return split_over_rows(x + branch("mlp_post_norm", y)), load
 
 
 class _Embed(nn.Module):
@@ -243,18 +255,24 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: jax.Array, *, positions: jax.Array | None = None, segment_ids: jax.Array | None = None
+        self,
+        tokens: jax.Array,
+        *,
+        positions: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        counted: jax.Array | None = None,
     ) -> jax.Array:
         """Hidden states of every token.
 
         With ``mutable=["kv"]``, ``apply`` also returns the layers' keys (after rotation) and values, see
-        ``keys_and_values``.
+        ``keys_and_values``; with ``mutable=["router"]`` the experts' load, see ``hidden_states_and_load``.
 
         Args:
           tokens: [B, T] int, in [0, vocab_size); a token outside gives NaN.
           positions: [B, T] int32 rotary positions.  Default: 0 .. T-1, restarting at 0 in every segment.
           segment_ids: [B, T] int32 of packed rows: a token sees only earlier tokens with its own id.  Runs of
             one id are contiguous.  Padding has an id of its own, by convention 0.
+          counted: [B, T] bool, tokens whose experts are counted; None for no load.
 
         Returns:
           ``[B, T, D]`` in the compute dtype, after the final norm.
@@ -273,36 +291,43 @@ class Transformer(nn.Module):
         if self.is_initializing():  # without running the layers
             self.param("layers", functools.partial(_init_layers, config, x, rotation))
         else:
-            x = self._layers(x, rotation, segment_ids)
+            x = self._layers(x, rotation, segment_ids, counted)
         x = split_over_rows(RMSNorm(config, name="final_norm")(x))
         if self.is_initializing() and not config.tie_word_embeddings:
             _Head(config, name="head")()
         return x
 
-    def _layers(self, x: jax.Array, rotation: Rotation, segment_ids: jax.Array | None) -> jax.Array:
+    def _layers(
+        self, x: jax.Array, rotation: Rotation, segment_ids: jax.Array | None, counted: jax.Array | None
+    ) -> jax.Array:
         config = self.config
         params: Params = self.get_variable("params", "layers")
         kinds = _layer_kinds(config)
-        collects = self.is_mutable_collection("kv") or self.is_mutable_collection("router")
-        mesh = None if collects else mesh_of(x, params)
+        mesh = None if self.is_mutable_collection("kv") else mesh_of(x, params)
         if mesh is not None and manual_layers.applies(config, mesh, x.shape[0]):
-            return manual_layers.run_layers(
-                _apply_block, config, mesh, params, x, rotation=rotation, segment_ids=segment_ids, kinds=kinds
-            )
-        return _scanned_layers(config)(config, name="layers")(x, rotation, segment_ids, kinds)[0]
+            x, load = manual_layers.run_layers(
+                _apply_block, config, mesh, params, x, rotation=rotation, segment_ids=segment_ids, counted=counted,
+                kinds=kinds,
+            )  # fmt: skip
+        else:
+            x, load = _scanned_layers(config)(config, name="layers")(x, rotation, segment_ids, counted, kinds)
+        self.sow("router", "load", load)
+        return x
 
 
 def _apply_block(
     config: ModelConfig,
     split: TensorSplit | None,
+    experts: ExpertSplit | None,
     params: Params,
     x: jax.Array,
     rotation: Rotation,
     segment_ids: jax.Array | None,
+    counted: jax.Array | None,
     kind: jax.Array | None,
-) -> jax.Array:
-    out: Any = Block(config, split, parent=None).apply({"params": params}, x, rotation, segment_ids, kind)
-    return out[0]
+) -> tuple[jax.Array, ExpertLoad | None]:
+    block = Block(config, split, experts, parent=None)
+    return block.apply({"params": params}, x, rotation, segment_ids, counted, kind)  # type: ignore[return-value]
 
 
 def _scanned_layers(config: ModelConfig) -> Any:
@@ -314,9 +339,9 @@ def _scanned_layers(config: ModelConfig) -> Any:
         block = nn.remat(Block, policy=policy, prevent_cse=config.scan_unroll >= config.num_layers)
     return nn.scan(
         block,
-        variable_axes={"params": 0, "kv": 0, "router": 0},
+        variable_axes={"params": 0, "kv": 0},
         split_rngs={},
-        in_axes=(nn.broadcast, nn.broadcast, 0),
+        in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
         length=config.num_layers,
         unroll=config.scan_unroll,
     )
@@ -346,7 +371,7 @@ def _init_layers(config: ModelConfig, x: jax.Array, rotation: Rotation, key: jax
     kind = None if kinds is None else kinds[0]
 
     def one(layer_key: jax.Array) -> Params:
-        return Block(config, parent=None).init(layer_key, x, rotation, None, kind)["params"]
+        return Block(config, parent=None).init(layer_key, x, rotation, None, None, kind)["params"]
 
     return jax.vmap(one)(jax.random.split(key, config.num_layers))
 
@@ -378,9 +403,42 @@ def hidden_states(
     segment_ids: jax.Array | None = None,
 ) -> jax.Array:
     """``Transformer(config).apply``: tokens [B, T] -> hidden [B, T, D], final norm included."""
-    # On a mesh compiled as a whole, since its blocks need the devices of the parameters; inside ``jax.jit`` the same.
-    run = _hidden_states if mesh_of(params, tokens) is None else jax.jit(_hidden_states, static_argnums=0, inline=True)
-    return run(config, params, tokens, positions, segment_ids)
+    return _on_mesh(_hidden_states, config, params, tokens, positions, segment_ids)
+
+
+def hidden_states_and_load(
+    config: ModelConfig,
+    params: Params,
+    tokens: jax.Array,
+    counted: jax.Array,
+    *,
+    positions: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+) -> tuple[jax.Array, ExpertLoad]:
+    """``hidden_states`` of a sparse model, and how its layers spread tokens over experts.
+
+    Args:
+      config: of a model with experts.
+      params: its parameters, which receive gradients through both results.
+      tokens: [B, T] int.
+      counted: [B, T] bool, the tokens of the load.
+      positions: [B, T] int32; see ``Transformer``.
+      segment_ids: [B, T] int32; see ``Transformer``.
+
+    Returns:
+      (hidden [B, T, D], the load of every layer, summed over the devices of a mesh).
+
+    Raises:
+      ValueError: a dense model.
+    """
+    require_experts(config)
+    return _on_mesh(_hidden_states_and_load, config, params, tokens, positions, segment_ids, counted)
+
+
+def _on_mesh(run: Callable[..., Any], config: ModelConfig, params: Params, tokens: jax.Array, *more: Any) -> Any:
+    """Calls ``run``; on a mesh compiled as a whole, since its blocks need the devices: inside ``jax.jit`` the same."""
+    run = run if mesh_of(params, tokens) is None else jax.jit(run, static_argnums=0, inline=True)
+    return run(config, params, tokens, *more)
 
 
 def _hidden_states(
@@ -391,6 +449,20 @@ def _hidden_states(
     segment_ids: jax.Array | None,
 ) -> jax.Array:
     return Transformer(config).apply({"params": params}, tokens, positions=positions, segment_ids=segment_ids)  # type: ignore[return-value]
+
+
+def _hidden_states_and_load(
+    config: ModelConfig,
+    params: Params,
+    tokens: jax.Array,
+    positions: jax.Array | None,
+    segment_ids: jax.Array | None,
+    counted: jax.Array,
+) -> tuple[jax.Array, ExpertLoad]:
+    outputs: Any = Transformer(config).apply(
+        {"params": params}, tokens, positions=positions, segment_ids=segment_ids, counted=counted, mutable=["router"]
+    )
+    return outputs[0], outputs[1]["router"]["load"][0]
 
 
 def head_matrix(config: ModelConfig, params: Params) -> jax.Array:
@@ -430,7 +502,7 @@ def keys_and_values(config: ModelConfig, params: Params, tokens: jax.Array) -> t
 def expert_balance(
     config: ModelConfig, params: Params, tokens: jax.Array, mask: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """How evenly a sparse model spreads tokens over its experts, layer by layer; see ``experts.balance``.
+    """How evenly a sparse model spreads tokens over its experts, layer by layer; see ``ExpertLoad``.
 
     Args:
       config: of a model with experts.
@@ -444,17 +516,9 @@ def expert_balance(
     Raises:
       ValueError: a dense model.
     """
-    if not config.num_experts:
-        raise ValueError(f"architecture {config.architecture!r} has no experts")
-    outputs: Any = Transformer(config).apply({"params": params}, tokens, mutable=["router"])
-    found = outputs[1]["router"]["layers"]["mlp"]
-    flat = None if mask is None else mask.reshape(-1)
-
-    def layer(experts: jax.Array, probabilities: jax.Array) -> tuple[jax.Array, jax.Array]:
-        experts, probabilities = (x.reshape(-1, x.shape[-1]) for x in (experts, probabilities))
-        return balance(config, Routing(experts, probabilities[:, :1], probabilities), flat)
-
-    return jax.vmap(layer)(found["experts"][0], found["probabilities"][0])
+    counted = jnp.ones(tokens.shape, bool) if mask is None else mask
+    _, load = hidden_states_and_load(config, params, tokens, counted)
+    return load.shares(), load.balance()
 
 
 def _positions(tokens: jax.Array, segment_ids: jax.Array | None) -> jax.Array:

@@ -324,6 +324,7 @@ def _online_prm(options: Options) -> list[str]:
         for name, set_ in (
             ("replay", prm.replay), ("reading", prm.reading != "raw"), ("label-threshold", prm.label_threshold),
             ("class-weights", prm.class_weights != "none"), ("label-smoothing", prm.label_smoothing),
+            ("balance-coef", prm.balance_coef),
         )
         if set_
     ]  # fmt: skip

@@ -49,7 +49,7 @@ def make_engines(options: Options, start: Start, mesh: Mesh | None) -> EngineSou
     rollout = options.rollout
     if is_url(rollout.engine):
         return _server(options, start)
-    divided = mesh is not None and mesh.shape["fsdp"] > 1
+    divided = mesh is not None and (mesh.shape["fsdp"] > 1 or mesh.shape.get("expert", 1) > 1)
     if rollout.engine == "generate" or (rollout.engine == "auto" and divided):
         return None
     slots = slots_of(options, mesh)

@@ -88,10 +88,10 @@ class RolloutOptions:
     """Groups with a response that reached max_new_tokens fail the filter."""
     engine: str = "auto"
     """Sampling engine. generate: rectangles that last as long as their longest response; slots: a response that ends
-    makes room for the next one, with the same batches up to rounding; auto: slots, unless --mesh.fsdp divides the
-    parameters, of which slots need a whole copy per device (divided by --mesh.tensor); or the address of a
-    server that exchanges token ids (vLLM, SGLang or llama.cpp), such as http://localhost:8000, see --rollout.server.*
-    and --connection.*."""
+    makes room for the next one, with the same batches up to rounding; auto: slots, unless --mesh.fsdp or
+    --mesh.expert divides the parameters, of which slots need a whole copy per device (divided by --mesh.tensor); or the
+    address of a server that exchanges token ids (vLLM, SGLang or llama.cpp), such as http://localhost:8000, see
+    --rollout.server.* and --connection.*."""
     server: ServerOptions = field(default_factory=ServerOptions)
     """How that server gets the policy's weights."""
     turns: TurnOptions = field(default_factory=TurnOptions)
@@ -214,6 +214,9 @@ class PRMOptions:
     none: labels count as they are."""
     include_last: bool = True
     """The response's last token gets a process reward, too."""
+    balance_coef: Annotated[float, at_least(0)] = 0.0
+    """Weight of a loss that spreads tokens evenly over the experts of a sparse PRM, see --policy.balance-coef; 0:
+    none."""
     learning_rate: Annotated[float, at_least(0)] = 1e-6
     """Peak learning rate."""
     schedule: Schedule = "constant"
@@ -339,6 +342,9 @@ class PolicyOptions:
     """The divergence as a term of the loss, or as a penalty on every token's reward."""
     entropy_coef: Annotated[float, at_least(0)] = 0.0
     """Weight of the entropy bonus; 0: none."""
+    balance_coef: Annotated[float, at_least(0)] = 0.0
+    """Weight of a loss that spreads tokens evenly over the experts of a sparse model, within each microbatch (the
+    Switch transformer's, 1 for an even spread); 0: none."""
     minibatches: Annotated[int, at_least(1)] = 1
     """Optimiser steps per pass over the batch (whole groups each)."""
     epochs: Annotated[int, at_least(1)] = 1

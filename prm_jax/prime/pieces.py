@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from prm_jax.models import ModelConfig, hidden_states, token_logprobs, token_logprobs_and_entropy, value_head
+from prm_jax.models import ModelConfig, TokenStatistics, hidden_states, token_statistics, value_head
 from prm_jax.prime.batch import Batch, Metrics
 from prm_jax.prime.sizes import pieces_of_tokens
 from prm_jax.runs.learner import Params, merge_rows, split_rows
@@ -27,28 +27,41 @@ class Pieces(Protocol):
 
 def batch_logprobs(config: ModelConfig, params: Params, batch: Batch, temperature: float = 1.0) -> jax.Array:
     """Log-probs [B, T] of the responses; 0 outside them."""
-    if batch.packed is None:
-        return token_logprobs(config, params, batch.tokens, batch.mask, temperature=temperature, start=batch.start)
-    rows = batch.packed
-    logp = token_logprobs(
-        config, params, rows.tokens, rows.scored, temperature=temperature, segment_ids=rows.segment_ids
-    )
-    return unpacked(logp, batch)
+    return batch_statistics(config, params, batch, temperature).logp
 
 
-def batch_logprobs_and_entropy(
-    config: ModelConfig, params: Params, batch: Batch, temperature: float = 1.0
-) -> tuple[jax.Array, jax.Array]:
-    """`batch_logprobs`, and the entropy [B, T] of the distribution that each token was drawn from."""
-    if batch.packed is None:
-        return token_logprobs_and_entropy(
-            config, params, batch.tokens, batch.mask, temperature=temperature, start=batch.start
-        )
-    rows = batch.packed
-    logp, entropy = token_logprobs_and_entropy(
-        config, params, rows.tokens, rows.scored, temperature=temperature, segment_ids=rows.segment_ids
-    )
-    return unpacked(logp, batch), unpacked(entropy, batch)
+def batch_statistics(
+    config: ModelConfig,
+    params: Params,
+    batch: Batch,
+    temperature: float = 1.0,
+    *,
+    entropy: bool = False,
+    load: bool = False,
+) -> TokenStatistics:
+    """Log-probs [B, T] of the responses, and what else one forward pass says about their tokens.
+
+    Args:
+      config: the model.
+      params: its parameters.
+      batch: packed or not.
+      temperature: of the log-probs.
+      entropy: whether to compute the entropy [B, T] of the distribution that each token was drawn from.
+      load: whether to sum the load of a sparse model's experts; None comes back for a dense one.
+    """
+    rows, load = batch.packed, load and config.num_experts > 0
+    if rows is None:
+        return token_statistics(
+            config, params, batch.tokens, batch.mask, temperature=temperature, start=batch.start, entropy=entropy,
+            load=load,
+        )  # fmt: skip
+    found = token_statistics(
+        config, params, rows.tokens, rows.scored, temperature=temperature, segment_ids=rows.segment_ids,
+        entropy=entropy, load=load,
+    )  # fmt: skip
+    logp, by_token = (None if x is None else unpacked(x, batch) for x in found[:2])
+    assert logp is not None
+    return TokenStatistics(logp, by_token, found.load)
 
 
 def batch_values(config: ModelConfig, params: Params, head: Params, batch: Batch) -> jax.Array:

@@ -16,7 +16,7 @@ from prm_jax.errors import UserError
 from prm_jax.models import ModelConfig
 from prm_jax.models.loading import fresh_config, read_config
 from prm_jax.models.mesh_options import MeshOptions
-from prm_jax.models.sharding import AXES
+from prm_jax.models.sharding import axis_sizes, check_expert_axis, rows_over
 from prm_jax.prime import plan_memory
 from prm_jax.prime.accelerators import GIB
 from prm_jax.prime.options import Options
@@ -94,9 +94,11 @@ def make_plan(
       processes: that share the devices evenly.
 
     Raises:
-      UserError: a mesh that does not have that many devices, or that does not divide a dimension of the model.
+      UserError: a mesh that does not have that many devices, or that does not divide a dimension of the model,
+        or that divides experts which it does not have.
     """
     mesh = planned_mesh(options.mesh, devices)
+    check_expert_axis(mesh, config.num_experts, config.architecture)
     work = make_workload(options, config, prm_config, mesh, platform, online_prm, processes)
     return Plan(work, plan_memory.state_bytes(work), plan_memory.update_bytes(work), plan_memory.rollout_bytes(work))
 
@@ -139,7 +141,7 @@ def planned_mesh(sizes: MeshOptions, devices: int) -> AbstractMesh:
     """
     if devices < 1:
         raise UserError(f"--devices {devices}: expected at least 1")
-    given = {"data": sizes.data, "fsdp": sizes.fsdp, "tensor": sizes.tensor}
+    given = axis_sizes(sizes.data, sizes.fsdp, sizes.tensor, sizes.expert)
     shown = " ".join(f"--mesh.{name} {size}" for name, size in given.items())
     if any(size < 1 and size != -1 for size in given.values()) or list(given.values()).count(-1) > 1:
         raise UserError(f"{shown}: sizes must be positive, and at most one -1 (all remaining devices)")
@@ -150,7 +152,7 @@ def planned_mesh(sizes: MeshOptions, devices: int) -> AbstractMesh:
             f"{shown} makes {math.prod(found.values()) or known} devices, but there are {devices} (--devices): choose "
             "sizes whose product is the number of devices, or -1 for one of them"
         )
-    return AbstractMesh(tuple(found.values()), AXES)
+    return AbstractMesh(tuple(found.values()), tuple(found))
 
 
 def remedies(current: Plan) -> list[Remedy]:
@@ -229,9 +231,12 @@ def _variants(work: Workload) -> list[tuple[str, Callable[[Options], Options]]]:
         (f"--model.lora-rank {rank}", _change("model", lora_rank=rank)),
         (f"--prm.lora-rank {rank}", _change("prm", lora_rank=rank)),
         ("--rollout.filter resample", _change("rollout", filter="resample")),
-        (f"--mesh.fsdp {devices} --mesh.data 1 --mesh.tensor 1", _change("mesh", fsdp=devices, data=1, tensor=1)),
-        (f"--mesh.data {devices} --mesh.fsdp 1 --mesh.tensor 1", _change("mesh", fsdp=1, data=devices, tensor=1)),
+        _mesh_of(mesh, fsdp=devices),
+        _mesh_of(mesh, data=devices),
     ]
+    ways = math.gcd(devices, work.config.num_experts)
+    if ways > 1:
+        found.append(_mesh_of(mesh, expert=ways, fsdp=devices // ways))
     found += _smaller_states(work)
     if options.model.quantize == "none" and (options.prm.lora_rank or not work.online_prm):
         found.append(("--model.quantize int4", _change("model", quantize="int4")))
@@ -244,6 +249,12 @@ def _variants(work: Workload) -> list[tuple[str, Callable[[Options], Options]]]:
     if work.online_prm and options.prm.replay:
         found.append(("--prm.replay 0", _change("prm", replay=0)))
     return found + _smaller_pieces(work)
+
+
+def _mesh_of(mesh: AbstractMesh, **sizes: int) -> tuple[str, Callable[[Options], Options]]:
+    """Another mesh; axes that are not named get one device."""
+    sizes |= {axis: 1 for axis in mesh.axis_names if axis not in sizes}
+    return " ".join(f"--mesh.{axis} {size}" for axis, size in sizes.items()), _change("mesh", **sizes)
 
 
 def _smaller_pieces(work: Workload) -> list[tuple[str, Callable[[Options], Options]]]:
@@ -286,7 +297,7 @@ def _smaller_states(work: Workload) -> list[tuple[str, Callable[[Options], Optio
 
 def _most_pieces(work: Workload) -> tuple[int, int] | None:
     """Microbatches of policy and PRM with the fewest rows each, of those that divide and keep every device busy."""
-    shards = work.mesh.shape["data"] * work.mesh.shape["fsdp"]
+    shards = rows_over(work.mesh)
     options = work.options
     counts = []
     for part in (options.policy, options.prm):

@@ -43,7 +43,7 @@ def compile_step(options: Options, topology: str, count: int, directory: pathlib
     config, prm_config = planned_configs(options)
     devices, compiler = _devices(topology)
     sizes = options.mesh
-    mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, devices=devices[:count])
+    mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, expert=sizes.expert, devices=devices[:count])
     begun = time.monotonic()
     # A single device's arrays have no mesh that kernels could learn the device from.
     with jax.set_mesh(mesh) if count == 1 else contextlib.nullcontext():

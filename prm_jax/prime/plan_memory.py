@@ -17,8 +17,9 @@ from prm_jax.models import ModelConfig, init_value_head
 from prm_jax.models.attention_choice import resolve
 from prm_jax.models.blockwise_attention import block_size
 from prm_jax.models.loading import frozen_shapes, param_shapes
+from prm_jax.models.local_copies import own_sizes
 from prm_jax.models.rows import row_axes
-from prm_jax.models.sharding import partition_spec
+from prm_jax.models.sharding import partition_spec, rows_over
 from prm_jax.prime.options import Options
 from prm_jax.prime.sizes import pieces_of_tokens, replay_places
 from prm_jax.prime.sources.replay import empty_replay
@@ -41,7 +42,7 @@ class Workload:
     Attributes:
       options: of the run.
       config, prm_config: architectures of policy and PRM, with their run-time fields and the dtype of their weights.
-      mesh: axes "data", "fsdp" and "tensor".
+      mesh: axes "data", "fsdp" and "tensor", and "expert" where it divides experts.
       platform: "tpu", "gpu" or "cpu".
       online_prm: whether an implicit PRM learns during the run.
       processes: that share the devices evenly; each samples its own prompts on its own devices.
@@ -195,7 +196,7 @@ def rollout_bytes(work: Workload) -> dict[str, float]:
     """
     config, rollout, mesh = work.config, work.options.rollout, process_mesh(work)
     factor = rollout.oversample_factor if rollout.filter == "oversample" else 1
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = rows_over(mesh)
     prompts = math.ceil(math.ceil(rollout.prompts_per_step * factor / work.processes) / shards)
     rows = prompts * rollout.samples_per_prompt
     per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * _itemsize(config)
@@ -213,13 +214,11 @@ def rollout_bytes(work: Workload) -> dict[str, float]:
 
 
 def process_mesh(work: Workload) -> AbstractMesh:
-    """The mesh on which one process samples: "tensor", then "fsdp", as far as its devices go; the rest is "data"."""
+    """The mesh on which one process samples, see ``local_copies.local_mesh``."""
     if work.processes == 1:
         return work.mesh
-    shape, each = work.mesh.shape, work.mesh.size // work.processes
-    tensor = math.gcd(shape["tensor"], each)
-    fsdp = math.gcd(shape["fsdp"], each // tensor)
-    return AbstractMesh((each // (tensor * fsdp), fsdp, tensor), work.mesh.axis_names)
+    sizes = own_sizes(work.mesh, work.mesh.size // work.processes)
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes))
 
 
 def _piece_rows(work: Workload, name: str) -> int:
@@ -236,7 +235,9 @@ def _backward(work: Workload, name: str, config: ModelConfig, learner: Learner) 
     """What one learner's backward pass needs besides its activations."""
     gradient = _gradient_bytes(work, name, config, learner)
     rows, width = _piece_rows(work, name), work.mesh.shape["tensor"]
-    gathered = projection_params(config, active=False) * _itemsize(config) if work.mesh.shape["fsdp"] > 1 else 0
+    gathered = 0.0
+    if work.mesh.shape["fsdp"] > 1:
+        gathered = (dense_params(config) + expert_params(config) / expert_ways(work, config)) * _itemsize(config)
     stored = config.dtype if learner.lora is not None else "float32"
     casts = 0.0 if stored == config.compute_dtype else model_bytes(config, work.mesh, config.compute_dtype)
     return {
@@ -270,7 +271,7 @@ def activation_bytes(work: Workload, config: ModelConfig, rows: int) -> tuple[fl
     """(kept by all layers, of the layer at work) of `rows` rows; attention scores not included."""
     attended = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     mixed, hidden = config.num_heads * config.head_dim, config.hidden_size
-    copies = config.experts_per_token  # of a token, one per expert
+    copies = config.experts_per_token * expert_ways(work, config)  # of a token, one per expert that may take it
     width = config.intermediate_size * max(copies, 1)
     whole = (6 + 2 * copies) * hidden + 2 * (attended + mixed) + 7 * width
     kept = {
@@ -310,13 +311,26 @@ def attention_of(work: Workload, config: ModelConfig) -> str:
 
 def projection_params(config: ModelConfig, *, active: bool = True) -> int:
     """Parameters of one layer's matrix products; of experts, those of one token's experts, or all of them."""
+    share = config.experts_per_token / config.num_experts if active and config.num_experts else 1
+    return dense_params(config) + round(share * expert_params(config))
+
+
+def dense_params(config: ModelConfig) -> int:
+    """Parameters of one layer's matrix products that process every token; of experts, their router."""
     heads = config.num_heads + config.num_kv_heads
     attention = 2 * config.hidden_size * heads * config.head_dim
-    mlp = 3 * config.hidden_size * config.intermediate_size
-    if not config.num_experts:
-        return attention + mlp
-    experts = config.experts_per_token if active else config.num_experts
-    return attention + experts * mlp + config.hidden_size * config.num_experts
+    mlp = config.num_experts if config.num_experts else 3 * config.intermediate_size
+    return attention + config.hidden_size * mlp
+
+
+def expert_params(config: ModelConfig) -> int:
+    """Parameters of one layer's experts; 0 in dense models."""
+    return 3 * config.num_experts * config.hidden_size * config.intermediate_size
+
+
+def expert_ways(work: Workload, config: ModelConfig) -> int:
+    """Devices among which a layer's experts are divided by themselves; each may take all their tokens."""
+    return work.mesh.shape.get("expert", 1) if config.num_experts else 1
 
 
 def parameter_counts(config: ModelConfig) -> tuple[int, int]:

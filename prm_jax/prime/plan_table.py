@@ -71,8 +71,8 @@ def render(found: Plan, device: Accelerator, compiled: CompiledStep | None = Non
     work = found.work
     shape = work.mesh.shape
     lines = [
-        f"{values['devices']} x {device.name}, mesh data {shape['data']} x fsdp {shape['fsdp']} x tensor "
-        f"{shape['tensor']}; {work.rows} rows x {work.columns} tokens; {work.config.compute_dtype}, remat "
+        f"{values['devices']} x {device.name}, mesh {' x '.join(f'{axis} {size}' for axis, size in shape.items())}; "
+        f"{work.rows} rows x {work.columns} tokens; {work.config.compute_dtype}, remat "
         f"{work.config.remat}, attention {attention_of(work, work.config)}",
         f"By arithmetic: nothing was compiled{f' ({why})' if why else ''}. Per device:"
         if compiled is None

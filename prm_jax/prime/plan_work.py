@@ -3,13 +3,14 @@
 import dataclasses
 import math
 
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from prm_jax.models import ModelConfig
 from prm_jax.models.blockwise_attention import block_size
-from prm_jax.models.sharding import AXES
+from prm_jax.models.sharding import axis_sizes, rows_over
 from prm_jax.prime.accelerators import Accelerator
-from prm_jax.prime.plan_memory import Workload, attention_of, model_bytes, projection_params
+from prm_jax.prime.plan_memory import Workload, attention_of, expert_ways, model_bytes, projection_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +114,8 @@ def collective_minimum(work: Workload) -> float:
     """Bytes that one device must send per step under sharded parameters or rows.
 
     Every pass gathers the parameters once in the compute dtype (forward and backward of what learns, forward of the
-    reference); every gradient is reduced once per optimiser step, in that dtype too.
+    reference); every gradient is reduced once per optimiser step, in that dtype too. Where "expert" divides
+    experts, every pass sends the tokens to them and back.
     """
     shape = work.mesh.shape
     shards, replicas = shape["fsdp"], shape["data"]
@@ -122,19 +124,30 @@ def collective_minimum(work: Workload) -> float:
         pieces = work.pieces(name)
         whole = model_bytes(config, _unsharded(work), config.compute_dtype)
         passes = 2 * pieces.epochs * pieces.minibatches * work.microbatches(name)
-        total += passes * whole * (shards - 1) / shards
+        total += passes * whole * (shards - 1) / shards + 2 * pieces.epochs * _exchanged(work, config)
         if learner.lora is None:  # adapters are too small to count
             steps = pieces.epochs * pieces.minibatches
             total += whole * steps * ((shards - 1) / shards + 2 * (replicas - 1) / replicas / shards)
     if work.online_prm:
         whole = model_bytes(work.prm_config, _unsharded(work), work.prm_config.compute_dtype)
         total += whole * work.options.prm.minibatches * work.microbatches("PRM") * (shards - 1) / shards
+        total += _exchanged(work, work.prm_config)
     return total
 
 
+def _exchanged(work: Workload, config: ModelConfig) -> float:
+    """Bytes of tokens that one device sends to experts and back in one pass over a step's rows."""
+    ways = expert_ways(work, config)
+    tokens = work.rows * work.columns / rows_over(work.mesh)
+    width = config.hidden_size * jnp.dtype(config.compute_dtype).itemsize
+    return 2 * (ways - 1) * tokens * config.num_layers * width / work.mesh.shape["tensor"]
+
+
 def _unsharded(work: Workload) -> AbstractMesh:
-    """The mesh with the "tensor" axis alone."""
-    return AbstractMesh((1, 1, work.mesh.shape["tensor"]), AXES)
+    """The mesh with the axes alone whose parts of the parameters stay where they are, "tensor" and "expert"."""
+    shape = work.mesh.shape
+    sizes = axis_sizes(1, 1, shape["tensor"], shape.get("expert", 1))
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes))
 
 
 def step_seconds(work: Workload, device: Accelerator) -> dict[str, float]:

@@ -9,11 +9,12 @@ import jax
 from prm_jax import rl
 from prm_jax.prime.batch import Batch, Frozen, Metrics, RewardInputs, State
 from prm_jax.prime.checked import checked_loss
+from prm_jax.prime.expert_balance import expert_metrics, with_balance
 from prm_jax.prime.off_policy import correct, metrics
 from prm_jax.prime.options import OffPolicyOptions, PolicyOptions
 from prm_jax.prime.pieces import (
     batch_logprobs,
-    batch_logprobs_and_entropy,
+    batch_statistics,
     microbatches,
     run_epochs,
     score_in_pieces,
@@ -157,12 +158,16 @@ class PolicyPhase:
 
         def loss_fn(trainable: Params, piece: dict[str, Any]) -> tuple[rl.Loss, dict[str, jax.Array]]:
             params, rows = self.learner.params(trainable, frozen.reference), piece["batch"]
-            logp, entropy = batch_logprobs_and_entropy(self.learner.config, params, rows, self.temperature)
+            found = batch_statistics(
+                self.learner.config, params, rows, self.temperature, entropy=True, load=True
+            )  # fmt: skip
+            logp = found.logp
             old = piece.get("old_logp", jax.lax.stop_gradient(logp))
-            seen = dataclasses.replace(piece["inputs"], gate=inputs.gate, entropy=entropy)
+            seen = dataclasses.replace(piece["inputs"], gate=inputs.gate, entropy=found.entropy)
             corrected = correct(self.off_policy, old, piece["advantages"], seen)
             loss = self.loss(logp, corrected.old_logp, corrected.advantages, seen)
-            return with_regularizers(options, loss, logp, piece.get("ref_logp"), seen), corrected.sums
+            loss = with_regularizers(options, loss, logp, piece.get("ref_logp"), seen)
+            return with_balance(loss, found.load, options.balance_coef), corrected.sums
 
         def update(carry: tuple[Params, Any], piece: dict[str, Any]) -> tuple[tuple[Params, Any], Metrics]:
             trainable, opt = carry
@@ -170,7 +175,8 @@ class PolicyPhase:
                 loss_fn, trainable, piece, pieces=microbatches(options, piece["batch"], self.ways), ways=self.ways
             )
             trainable, opt, health = guarded_update(self.learner.optimizer, grads, opt, trainable)
-            return (trainable, opt), {"loss": loss.mean(), **loss.summary(), **metrics(sums), **health}
+            found = expert_metrics(loss.summary())
+            return (trainable, opt), {"loss": loss.mean(), **found, **metrics(sums), **health}
 
         carry = (state.policy, state.policy_opt)
         (policy, policy_opt), outs = run_epochs(update, carry, data, options, self.ways)

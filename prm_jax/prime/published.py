@@ -94,8 +94,8 @@ def step(
       batch: rollouts of ``models.policy`` at temperature 1.
 
     Returns:
-      (new models, metrics). Pure; compile it with ``jax.jit(step, static_argnums=(0, 1), donate_argnums=2)``, and
-      in half precision also with ``compiler_options=models.compiler_options(config)``.
+      (new models, metrics). Pure; compile it with ``jax.jit(step, static_argnums=(0, 1), donate_argnums=2,
+      compiler_options=models.compiler_options(config))``.
     """
     policy_optimizer, prm_optimizer = optimizers(settings)
     mask, groups = batch.mask, batch.mask.shape[0]

@@ -225,8 +225,11 @@ def make_setup(options: Options, start: Start, source: Any, overrides: Overrides
       overrides: functions from outside.
 
     Raises:
-      UserError: an unknown shaping, estimator or loss, or one with another signature.
+      UserError: an unknown shaping, estimator or loss, or one with another signature; a coefficient for experts that a
+        model does not have.
     """
+    _check_balanced("policy", options.policy.balance_coef, start.config)
+    _check_balanced("prm", options.prm.balance_coef, start.prm_config)
     loss = overrides.policy_loss or make_policy_loss(options.policy)
     policy = PolicyPhase(
         start.policy_learner(options), options.policy, loss, options.rollout.temperature, start.ways, resolved(options)
@@ -252,6 +255,15 @@ def make_setup(options: Options, start: Start, source: Any, overrides: Overrides
 def frozen_arrays(start: Start, source: Any) -> Frozen:
     """What the step needs and never changes."""
     return Frozen(start.base, () if source is None else constants_of(source))
+
+
+def _check_balanced(name: str, coef: float, config: ModelConfig) -> None:
+    """Refuses a coefficient of experts in a model that has none."""
+    if coef and not config.num_experts:
+        raise UserError(
+            f"--{name}.balance-coef {coef} spreads tokens over experts, and a model of architecture "
+            f"{config.architecture!r} has none: leave it out"
+        )
 
 
 def _lora(rank: int, alpha: float) -> LoRAConfig | None:

@@ -26,6 +26,7 @@ from prm_jax.prime.sources.base import Judged, SourceBatch, judge
 from prm_jax.prime.sources.base import initial_state as initial_source
 from prm_jax.prime.sources.implicit import ImplicitPRM
 from prm_jax.runs.host_memory import on_device
+from prm_jax.target_device import platform_of
 
 Step = Callable[[State, Frozen, Batch], tuple[State, Metrics, jax.Array]]
 
@@ -75,9 +76,9 @@ def make_step(setup: Setup, *, shardings: State | None = None) -> Step:
       shardings: of the new state on a mesh, leaf by leaf; None on one device.
 
     `state` is donated. Nothing inside waits for the host; metrics are float32 scalars on the device. An update that is
-    not finite leaves its learner unchanged and is counted in ``*/skipped``. With a half-precision compute dtype it is
-    compiled with ``models.compiler_options``, so that rewards of an untrained PRM are exactly 0, and cannot be called
-    inside another ``jax.jit``.
+    not finite leaves its learner unchanged and is counted in ``*/skipped``. It is compiled with
+    ``models.compiler_options``, so that rewards of an untrained PRM are exactly 0; with such options (on CPUs and in
+    half precision) it cannot be called inside another ``jax.jit``.
     """
 
     def step(state: State, frozen: Frozen, batch: Batch) -> tuple[State, Metrics, jax.Array]:
@@ -110,7 +111,7 @@ def make_step(setup: Setup, *, shardings: State | None = None) -> Step:
         metrics = {**source_metrics, **adv_metrics, **critic_metrics, **policy_metrics}
         return new, metrics, judged.rewards
 
-    return jax.jit(step, donate_argnums=0, compiler_options=_compiler_options(setup))
+    return jax.jit(step, donate_argnums=0, compiler_options=_compiler_options(setup, shardings))
 
 
 def make_source_step(
@@ -125,7 +126,7 @@ def make_source_step(
             new = jax.lax.with_sharding_constraint(new, shardings)
         return new, metrics
 
-    return jax.jit(step, donate_argnums=0, compiler_options=_compiler_options(setup))
+    return jax.jit(step, donate_argnums=0, compiler_options=_compiler_options(setup, shardings))
 
 
 def make_keep_step(
@@ -140,7 +141,7 @@ def make_keep_step(
         new = dataclasses.replace(state, source=setup.source.keep(state.source, given, first))
         return new if shardings is None else jax.lax.with_sharding_constraint(new, shardings)
 
-    return jax.jit(step, donate_argnums=0, compiler_options=_compiler_options(setup))
+    return jax.jit(step, donate_argnums=0, compiler_options=_compiler_options(setup, shardings))
 
 
 def judge_phase(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> tuple[Judged, jax.Array, Metrics]:
@@ -239,8 +240,8 @@ def _group_means(batch: Batch) -> jax.Array:
     return (total / jnp.maximum(count, 1.0))[batch.group_ids]
 
 
-def _compiler_options(setup: Setup) -> dict[str, bool] | None:
+def _compiler_options(setup: Setup, shardings: State | None) -> dict[str, bool | str] | None:
     configs = [setup.policy.learner.config]
     if isinstance(setup.source, ImplicitPRM):
         configs.append(setup.source.learner.config)
-    return compiler_options(*configs)
+    return compiler_options(*configs, platform=platform_of(shardings))

@@ -18,7 +18,7 @@ from prm_jax.errors import UserError
 from prm_jax.models import load_weights, manual_layers, merge, save_weights
 from prm_jax.models.loading import fresh_params
 from prm_jax.models.qtensor import is_quantized
-from prm_jax.models.sharding import check_spans_processes, make_mesh
+from prm_jax.models.sharding import check_expert_axis, check_spans_processes, make_mesh, rows_over
 from prm_jax.prime.advantages import AdvantageFn
 from prm_jax.prime.checked import checked_loss, checked_rewards, name_of
 from prm_jax.prime.checks import check_options
@@ -325,16 +325,16 @@ def outcome_only(options: Options, extra: int = 0) -> Options:
 
 def _mesh(options: Options) -> Mesh | None:
     sizes = options.mesh
-    if (sizes.data, sizes.fsdp, sizes.tensor) == (1, 1, 1) and processes.count() == 1:
+    if sizes.one_device and processes.count() == 1:
         return None
-    mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+    mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, expert=sizes.expert)
     check_spans_processes(mesh)
     rows = options.rollout.prompts_per_step * options.rollout.samples_per_prompt
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = rows_over(mesh)
     if rows % ways:
         raise UserError(
             f"{rows} responses per step (--rollout.prompts-per-step x --rollout.samples-per-prompt) cannot be split "
-            f"over {ways} devices (--mesh.data x --mesh.fsdp): choose numbers that divide"
+            f"over {ways} devices (--mesh.data x --mesh.fsdp x --mesh.expert): choose numbers that divide"
         )
     return mesh
 
@@ -350,6 +350,7 @@ def _task_of_a_run_that_fits(options: Options, task: Task | None, mesh: Mesh | N
     config, prm_config = planned_configs(options, task=task)
     devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
     if mesh is not None:
+        check_expert_axis(mesh, config.num_experts, config.architecture)
         manual_layers.applies(config, mesh.abstract_mesh, _microbatch_rows(options))
     check_host_memory(offloads(options), jax.local_devices()[0])
     check_fits(options, config, devices, prm_config=prm_config)

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from prm_jax.data.pipeline import BatchStream
 from prm_jax.data.step_data import StepRecord
@@ -22,7 +22,8 @@ from prm_jax.models.model_options import ModelOptions
 from prm_jax.models.qtensor import is_quantized
 from prm_jax.models.quantization_options import bits_of
 from prm_jax.models.sharding import (
-    BATCH,
+    batch_sharding,
+    check_expert_axis,
     check_spans_processes,
     make_mesh,
     placed_shapes,
@@ -101,6 +102,7 @@ def train(
         quantize=model.quantize, quantization=model.quantization,
     ), mesh=mesh)  # fmt: skip
     check_fits(tokenizer, config)
+    check_expert_axis(mesh, config.num_experts, config.architecture)
     if is_quantized(base) and not (model.lora_rank or head_only(options)):
         raise UserError(
             f"{model.path} holds quantised weights, and without adapters all of them would train: give "
@@ -250,7 +252,7 @@ class _Job:
         """A batch on the mesh, `axis` of every leaf split."""
         if self.mesh is None:
             return batch
-        return processes.to_global(batch, NamedSharding(self.mesh, PartitionSpec(*([None] * axis), BATCH)))
+        return processes.to_global(batch, batch_sharding(self.mesh, axis))
 
     def _fingerprint(self, base: Params) -> str:
         """Of the start and of the rows."""
@@ -277,15 +279,15 @@ def _summary(options: TrainPRMOptions, data: Prepared, fitted: Fitted) -> dict[s
 
 def _mesh(options: TrainPRMOptions) -> Mesh | None:
     sizes, train = options.mesh, options.train
-    if (sizes.data, sizes.fsdp, sizes.tensor) == (1, 1, 1) and processes.count() == 1:
+    if sizes.one_device and processes.count() == 1:
         return None
-    mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+    mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, expert=sizes.expert)
     check_spans_processes(mesh)
     piece, ways = train.batch_size // train.microbatches, rows_over(mesh)
     if piece % ways:
         raise UserError(
             f"{piece} solutions (--train.batch-size over --train.microbatches) cannot be split over {ways} devices "
-            "(--mesh.data x --mesh.fsdp): choose numbers that divide"
+            "(--mesh.data x --mesh.fsdp x --mesh.expert): choose numbers that divide"
         )
     return mesh
 

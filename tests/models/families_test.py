@@ -16,6 +16,7 @@ from prm_jax.models import (
     decode,
     decode_rows,
     dequantized,
+    expert_balance,
     experts,
     hidden_states,
     init_lora,
@@ -26,7 +27,9 @@ from prm_jax.models import (
     quantize,
     save_weights,
     token_logprobs,
+    token_statistics,
 )
+from prm_jax.models.expert_load import ExpertLoad, Routing
 from tests.models.checkpoints import FAMILIES, random_params, same_bits
 
 TOKENS = np.random.default_rng(1).integers(0, 97, (1, 12))
@@ -138,17 +141,51 @@ def test_grouped_products_and_their_gradients_are_those_of_each_expert_alone(cou
         np.testing.assert_allclose(gradients[1], dense, rtol=1e-4, atol=1e-4)
 
 
-def test_balance_is_1_for_an_even_spread_and_E_for_one_expert():
-    config = dataclasses.replace(SPARSE, experts_per_token=1)
-    even = experts.Routing(jnp.arange(8)[:, None] % 4, jnp.ones((8, 1)), jnp.full((8, 4), 0.25))
-    share, balance = experts.balance(config, even)
-    np.testing.assert_allclose(share, 0.25)
-    assert balance == pytest.approx(1.0)
-    one = experts.Routing(jnp.zeros((8, 1), int), jnp.ones((8, 1)), jax.nn.one_hot(jnp.zeros(8, int), 4))
-    assert experts.balance(config, one)[1] == pytest.approx(4.0)
-    half = jnp.arange(8) < 2  # tokens of experts 0 and 1
-    assert experts.balance(config, even, half)[0].tolist() == [0.5, 0.5, 0.0, 0.0]
-    assert experts.balance(config, even, jnp.zeros(8, bool))[1] == 0
+def _load_by_hand(experts, probabilities, mask):
+    """(chosen, probability, balance) of one layer, token by token."""
+    chosen, probability = np.zeros(probabilities.shape[1]), np.zeros(probabilities.shape[1])
+    for own, p, counts in zip(experts, probabilities, mask, strict=True):
+        if counts:
+            probability += p
+            for expert in own:
+                chosen[expert] += 1
+    balance = sum(len(p) * f / chosen.sum() * p_sum / mask.sum() for f, p_sum in zip(chosen, probability, strict=True))
+    return chosen, probability, balance
+
+
+def test_load_and_balance_are_those_of_a_loop():
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(4), 9).astype(np.float32)
+    experts, mask = np.argsort(-probabilities, 1)[:, :2], rng.random(9) < 0.7
+    load = ExpertLoad.of(Routing(experts, probabilities[:, :2], probabilities), jnp.asarray(mask))
+    chosen, probability, balance = _load_by_hand(experts, probabilities, mask)
+    np.testing.assert_array_equal(load.chosen, chosen)
+    np.testing.assert_allclose(load.probability, probability, rtol=1e-6)
+    np.testing.assert_allclose(load.balance(), balance, rtol=1e-6)
+    even = Routing(jnp.arange(8)[:, None] % 4, jnp.ones((8, 1)), jnp.full((8, 4), 0.25))
+    assert ExpertLoad.of(even, jnp.ones(8, bool)).balance() == pytest.approx(1.0)
+    one = Routing(jnp.zeros((8, 1), int), jnp.ones((8, 1)), jax.nn.one_hot(jnp.zeros(8, int), 4))
+    assert ExpertLoad.of(one, jnp.ones(8, bool)).balance() == pytest.approx(4.0)
+    assert ExpertLoad.of(one, jnp.zeros(8, bool)).balance() == 0
+
+
+def test_load_counts_the_scored_tokens_of_every_layer():
+    params = random_params(SPARSE)
+    mask = jnp.asarray(np.arange(12) % 3 > 0)[None]
+
+    @jax.jit
+    def run(params, mask):
+        return token_statistics(SPARSE, params, TOKENS, mask, start=4, load=True)
+
+    found = run(params, mask)
+    assert found.load.tokens.tolist() == [6, 6] and found.load.chosen.sum(-1).tolist() == [12, 12]
+    np.testing.assert_allclose(found.load.probability.sum(-1), 6, rtol=1e-5)
+    np.testing.assert_array_equal(found.logp, token_logprobs(SPARSE, params, TOKENS, mask, start=4))
+    share, balance = expert_balance(SPARSE, params, TOKENS, mask & (jnp.arange(12) >= 4))
+    np.testing.assert_allclose(share, found.load.shares(), rtol=1e-6)
+    np.testing.assert_allclose(balance, found.load.balance(), rtol=1e-6)
+    with pytest.raises(ValueError, match="'mistral' has no experts"):
+        token_statistics(FAMILIES["mistral"], None, TOKENS, load=True)
 
 
 def test_adapters_of_a_sparse_model_are_those_of_its_attention():

@@ -90,10 +90,23 @@ FORMS = {
 }  # fmt: skip
 
 
-def write(path, config, hf: dict[str, np.ndarray], form: Form, **changes) -> None:
+def _add_vocabulary(writer, size: int) -> None:
+    """Tokens that no text needs, without which llama.cpp refuses a file."""
+    kinds = [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL, gguf.TokenType.BYTE]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<unk>", "<s>", "</s>", "<0x0A>", *(f"t{i}" for i in range(4, size))])
+    writer.add_token_scores([0.0] * size)
+    writer.add_token_types([*kinds, *[gguf.TokenType.NORMAL] * (size - 4)])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+
+
+def write(path, config, hf: dict[str, np.ndarray], form: Form, *, vocabulary: bool = False, **changes) -> None:
     """A GGUF file of Hugging Face tensors; ``changes`` to its metadata."""
     writer = gguf.GGUFWriter(path, form.architecture)
     add_sizes(writer, config)
+    if vocabulary:
+        _add_vocabulary(writer, config.vocab_size)
     for key, value in {**form.metadata, **changes}.items():
         add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
         add(f"{form.architecture}.{key}", value)
@@ -101,23 +114,23 @@ def write(path, config, hf: dict[str, np.ndarray], form: Form, **changes) -> Non
         writer.add_tensor(name, np.array(values, np.float32))
     experts: dict[str, dict[int, np.ndarray]] = {}
     for name, tensor in hf.items():
-        found = re.fullmatch(r"model\.layers\.(\d+)\.(.*)\.weight", name)
+        found = re.fullmatch(r"model\.layers\.(\d+)\.(.*)\.(weight|bias)", name)
         if found is None:
             own = {"model.embed_tokens.weight": "token_embd", "model.norm.weight": "output_norm"}.get(name, "output")
             shift = form.offset if "norm" in name else 0.0
             writer.add_tensor(f"{own}.weight", tensor + np.float32(shift))
             continue
-        layer, module = found.groups()
+        layer, module, kind = found.groups()
         expert = re.fullmatch(r".*experts\.(\d+)\.(\w+)", module)
         if expert:
             experts.setdefault(f"blk.{layer}.ffn_{_EXPERT[expert[2]]}_exps.weight", {})[int(expert[1])] = tensor
             continue
         if form.interleaved and module in ("self_attn.q_proj", "self_attn.k_proj"):
-            heads = tensor.reshape(-1, 2, config.head_dim // 2, config.hidden_size)
+            heads = tensor.reshape(-1, 2, config.head_dim // 2, *tensor.shape[1:])
             tensor = np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(tensor.shape)
         shift = form.offset if module.endswith("norm") else 0.0
         own = (_PROJECTIONS | form.norms)[module]
-        writer.add_tensor(f"blk.{layer}.{own}.weight", tensor + np.float32(shift))
+        writer.add_tensor(f"blk.{layer}.{own}.{kind}", tensor + np.float32(shift))
     for name, parts in experts.items():
         writer.add_tensor(name, np.stack([parts[e] for e in range(len(parts))]))
     writer.write_header_to_file()

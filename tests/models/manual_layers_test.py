@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -55,11 +56,13 @@ def _both(config, sizes, *, rank=0, columns=12, packed=False):
     @jax.jit
     def run(params, tokens, segments):
         def loss(params):
-            return models.token_logprobs(config, params, tokens, segment_ids=segments).sum()
+            sparse = config.num_experts > 0
+            found = models.token_statistics(config, params, tokens, segment_ids=segments, load=sparse)
+            return found.logp.sum() + (9.0 * found.load.balance().sum() if sparse else 0.0)
 
         return jax.value_and_grad(loss)(params)
 
-    mesh = make_mesh(*sizes)
+    mesh = make_mesh(*sizes[:3], expert=(*sizes, 1)[3])
     return run(params, tokens, segments), run(shard_params(params, mesh), *shard_batch((tokens, segments), mesh))
 
 
@@ -77,6 +80,7 @@ def _both(config, sizes, *, rank=0, columns=12, packed=False):
         (OLMO2, (1, 2, 4), {}),  # norms over the heads of several devices, two devices per key head
         (GEMMA3, (2, 2, 2), {"rank": 2}),  # layers with windows and frequencies of their own
         (MIXTRAL, (1, 2, 4), {"rank": 2}),
+        (MIXTRAL, (1, 2, 2, 2), {}),  # experts on devices of their own
     ],
 )
 def test_gradients_are_those_of_one_device(config, sizes, more):
@@ -104,6 +108,23 @@ def test_gathers_in_two_steps_and_gathered_weights_are_not_kept(monkeypatch):
     assert {4, 2} <= steps <= {8, 4, 2}  # token ids are gathered over all 8
     for one in ((config.hidden_size, config.intermediate_size), (config.intermediate_size, config.hidden_size)):
         assert f"[{config.num_layers},{one[0]},{one[1]}]" not in text  # all layers' weights, whole
+
+
+def test_experts_that_are_divided_are_never_gathered_and_may_be_quantised():
+    """Nowhere in the compiled gradient is an array of all four experts."""
+    config = dataclasses.replace(MIXTRAL, intermediate_size=40)
+    params, mesh = models.init_params(config, jax.random.key(0)), make_mesh(2, 1, 1, expert=4)
+    tokens = jax.random.randint(jax.random.key(1), (8, 12), 0, config.vocab_size)
+    spread = shard_params(params, mesh)
+    assert spread["layers"]["mlp"]["up"]["kernel"].sharding.shard_shape((2, 4, 32, 40)) == (2, 1, 32, 40)
+    gradient = jax.jit(jax.grad(lambda params, tokens: models.token_logprobs(config, params, tokens).sum()))
+    text = gradient.lower(spread, shard_batch(tokens, mesh)).compile().as_text()
+    shapes = {tuple(map(int, found.split(","))) for found in re.findall(r"f32\[([\d,]+)\]", text)}
+    assert (2, 1, 32, 40) in shapes and not [shape for shape in shapes if {4, 32, 40} <= set(shape)]
+    packed = models.quantize(config, params, bits=8, group=8)
+    score = jax.jit(lambda params, tokens: models.token_logprobs(config, params, tokens))
+    expected = score(packed, tokens)
+    np.testing.assert_allclose(score(shard_params(packed, mesh), shard_batch(tokens, mesh)), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

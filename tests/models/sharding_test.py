@@ -12,9 +12,11 @@ from prm_jax.errors import UserError
 from prm_jax.models import sharding as meshes
 from prm_jax.models.sharding import (
     batch_sharding,
+    check_expert_axis,
     check_spans_processes,
     make_mesh,
     partition_spec,
+    rows_over,
     shard_batch,
     shard_params,
     shardings_for,
@@ -54,6 +56,21 @@ def test_sizes(sizes, shape):
 def test_impossible_sizes(sizes, message):
     with pytest.raises(UserError, match=message):
         make_mesh(**sizes)
+
+
+def test_an_axis_of_experts_is_there_where_it_is_asked_for():
+    mesh = make_mesh(1, 2, 1, expert=-1)
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "expert": 4, "tensor": 1}
+    assert batch_sharding(mesh).spec == P(("data", "fsdp", "expert")) and rows_over(mesh) == 8
+    assert partition_spec("opt/mu/layers/mlp/up/kernel", (3, 8, 16, 8), mesh) == P(None, "expert", "fsdp", None)
+    assert partition_spec("layers/mlp/up/kernel", (3, 16, 8), mesh) == P(None, "fsdp", None)
+    with pytest.raises(UserError, match="axis 'expert' of size 4 does not divide dimension 6 of the parameter"):
+        partition_spec("layers/mlp/down/kernel", (3, 6, 8, 16), mesh)
+    with pytest.raises(UserError, match=r"4 rows of tokens cannot .* \(data 1 x fsdp 2 x expert 4\): choose .* 8"):
+        shard_batch({"tokens": jnp.zeros((4, 3))}, mesh)
+    check_expert_axis(mesh, 8, "mixtral")
+    with pytest.raises(UserError, match="--mesh.expert 4 divides experts, .* 'llama' has none: use --mesh.data or"):
+        check_expert_axis(mesh, 0, "llama")
 
 
 def test_rules_name_every_kind_of_parameter():

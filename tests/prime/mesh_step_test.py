@@ -29,7 +29,7 @@ def _two_steps(options, config, params, sizes, *, lora=False):
     """Metrics and rewards of each of two steps on a mesh; None for one device."""
     batch = make_batch(prompts=8, size=2, vocab=config.vocab_size)
     if sizes is not None:
-        mesh = make_mesh(*sizes)
+        mesh = make_mesh(*sizes[:3], expert=(*sizes, 1)[3])
         params, batch = shard_params(params, mesh), shard_batch(batch, mesh)
     setup, frozen = setup_of(options, config, params, lora=lora), Frozen(params, params)
     state, shardings = init_state(setup, frozen, jax.random.key(9)), None
@@ -52,10 +52,16 @@ def _two_steps(options, config, params, sizes, *, lora=False):
         }),
         ((1, 4, 2), True, "full", {}),
         pytest.param((2, 4, 1), False, "none", {"advantage": {"estimator": "ppo"}}, marks=pytest.mark.slow),
+        pytest.param((1, 2, 1, 4), False, "none", {"prm": {"balance_coef": 0.1}}, marks=pytest.mark.slow),
     ],
 )
 def test_rewards_and_gradients_are_those_of_one_device(options, params, sizes, lora, remat, groups):
     changed, config = replaced(options, **groups), dataclasses.replace(CONFIG, remat=remat)
+    if len(sizes) > 3:
+        config = dataclasses.replace(
+            config, architecture="mixtral", attention_bias=False, num_experts=4, experts_per_token=2
+        )
+        params = init_params(config, jax.random.key(5))
     alone, spread = (_two_steps(changed, config, params, one, lora=lora) for one in (None, sizes))
     np.testing.assert_array_equal(spread[0][1], 0.0)  # the PRM still equals its reference
     for (metrics, rewards), (expected, wanted) in zip(spread, alone, strict=True):
@@ -63,6 +69,7 @@ def test_rewards_and_gradients_are_those_of_one_device(options, params, sizes, l
         assert {"prm/grad_norm", "policy/grad_norm"} <= set(norms)
         for name in norms:
             np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+        assert ("policy/expert_load/0" in metrics) == (config.num_experts > 0)
         np.testing.assert_allclose(rewards, wanted, rtol=0, atol=1e-5 * max(np.abs(wanted).max(), 1e-3))
     assert np.abs(alone[1][1]).max() > 0
 

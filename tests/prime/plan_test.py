@@ -85,6 +85,30 @@ def test_experts_are_counted_whole_in_memory_and_k_of_them_in_work():
     assert total - active == 3 * 6 * expert
 
 
+def test_an_axis_of_experts_divides_their_memory_and_sends_tokens():
+    """Mixtral's sizes: 46.7 billion parameters, 45.1 of them in experts."""
+    config = ModelConfig(
+        architecture="mixtral", num_experts=8, experts_per_token=2, vocab_size=32000, hidden_size=4096,
+        intermediate_size=14336, num_layers=32, num_heads=32, num_kv_heads=8, head_dim=128, dtype="bfloat16",
+        compute_dtype="bfloat16",
+    )  # fmt: skip
+    options = replaced(PRESETS["qwen2.5-7b-math"], advantage={"process_coef": 0.0})
+    rows, eight = replaced(options, mesh={"fsdp": 64}), {"fsdp": 8, "expert": 8}
+    whole, divided = (make_plan(one, config, devices=64) for one in (rows, replaced(options, mesh=eight)))
+    experts = 3 * 8 * 4096 * 14336 * 32
+    total, _ = parameter_counts(config)
+    for plan, rest in ((whole, 64), (divided, 8)):  # what is not an expert is divided by "fsdp" alone
+        expected = (experts / 64 + (total - experts) / rest) * 12 / GIB
+        found = plan.state["policy parameters"] + plan.state["policy optimiser"]
+        assert found == pytest.approx(expected * GIB, rel=0.01)
+    tokens = divided.work.rows * divided.work.columns / 64
+    sent = 2 * 2 * 7 * tokens * 4096 * 2 * 32  # forward and backward, there and back, to 7 devices
+    assert sent < collective_minimum(divided.work) < collective_minimum(whole.work)
+    assert "--mesh.fsdp 64 --mesh.data 1 --mesh.expert 1 --mesh.tensor 1" in [one.option for one in remedies(divided)]
+    with pytest.raises(UserError, match="--mesh.expert 8 divides experts, .* 'qwen2' has none"):
+        make_plan(replaced(options, mesh=eight), QWEN_7B, devices=64)
+
+
 def test_each_process_samples_with_weights_on_its_own_devices():
     options = replaced(PRESETS["qwen2.5-7b-math"], mesh={"fsdp": 64})
     alone, shared = (make_plan(options, QWEN_7B, devices=64, processes=n) for n in (1, 16))

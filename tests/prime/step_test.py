@@ -91,10 +91,25 @@ def test_rewards_are_exactly_zero_in_half_precision(options, update, lora):
     np.testing.assert_allclose(metrics["advantage/abs"], expected, rtol=1e-5)
 
 
-def test_float32_steps_are_compiled_with_the_default_options(tiny_config):
+def test_rewards_are_exactly_zero_where_the_cpu_would_fuse_scoring_differently(options):
+    """256 rows of 48 tokens, one unrolled layer: by default, XLA computes the scoring pass in one library call."""
+    config = ModelConfig(
+        vocab_size=18, hidden_size=64, intermediate_size=192, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=32
+    )
+    params = init_params(config, jax.random.key(0))
+    frozen, batch = Frozen(params, params), make_batch(prompts=64, width=48)
+    source = setup_of(replaced(options, prm={"lora_rank": 4}), config, params, lora=True)
+    _, metrics = make_source_step(source)(state_of(source, frozen), frozen, batch)
+    assert metrics["prm/reward_abs"] == 0 and metrics["prm/log_ratio"] == 0
+
+
+def test_options_of_the_compiler_follow_dtype_and_platform(tiny_config):
     half = dataclasses.replace(tiny_config, compute_dtype="bfloat16")
-    assert compiler_options(tiny_config, tiny_config) is None
-    assert compiler_options(tiny_config, half) == {"xla_allow_excess_precision": False}
+    assert compiler_options(tiny_config, tiny_config, platform="tpu") is None
+    assert compiler_options(tiny_config, half, platform="tpu") == {"xla_allow_excess_precision": False}
+    assert compiler_options(half, platform="cpu").keys() == {
+        "xla_allow_excess_precision", "xla_cpu_experimental_ynn_fusion_type"
+    }  # fmt: skip
 
 
 def test_after_harvests_the_scores_that_before_would_replace(options, tiny_config, tiny_frozen, batch):

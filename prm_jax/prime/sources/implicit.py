@@ -13,9 +13,11 @@ import jax.numpy as jnp
 from prm_jax import rl
 from prm_jax.models import ModelConfig
 from prm_jax.prime.batch import Batch, Metrics
+from prm_jax.prime.expert_balance import expert_metrics, with_balance
 from prm_jax.prime.options import PRMOptions
 from prm_jax.prime.pieces import (
     batch_logprobs,
+    batch_statistics,
     masked_mean,
     microbatches,
     mixed_groups,
@@ -298,12 +300,14 @@ class ImplicitPRM(Source):
         options = self.options
 
         def loss_fn(trainable: Params, piece: dict[str, Any]) -> tuple[rl.Loss, jax.Array]:
-            logp = self._logp(trainable, constants, piece["batch"])
+            params, rows = self.learner.params(trainable, constants), piece["batch"]
+            found = batch_statistics(self.learner.config, params, rows, load=True)
             loss = self.loss(
-                logp, piece["ref_logp"], piece["batch"], piece.get("opponents"), num_groups, learned=piece["learned"],
+                found.logp, piece["ref_logp"], rows, piece.get("opponents"), num_groups, learned=piece["learned"],
                 weights=piece.get("weights"),
             )  # fmt: skip
-            return rl.Loss(loss.total, loss.weight, {}), jax.lax.stop_gradient(logp)
+            loss = rl.Loss(loss.total, loss.weight, {})
+            return with_balance(loss, found.load, options.balance_coef), jax.lax.stop_gradient(found.logp)
 
         def update(carry: tuple[Params, Any], piece: dict[str, Any]) -> tuple[tuple[Params, Any], Any]:
             trainable, opt = carry
@@ -311,7 +315,7 @@ class ImplicitPRM(Source):
                 loss_fn, trainable, piece, pieces=microbatches(options, piece["batch"], self.ways), ways=self.ways
             )
             trainable, opt, health = guarded_update(self.learner.optimizer, grads, opt, trainable)
-            return (trainable, opt), (logp, {"loss": loss.mean(), **loss.summary(), **health})
+            return (trainable, opt), (logp, {"loss": loss.mean(), **expert_metrics(loss.summary()), **health})
 
         return update
 

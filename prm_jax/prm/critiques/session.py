@@ -129,6 +129,17 @@ def conclude(
     return Verdicts(labelled, scored, learn, summary | {"together": _agreement(records, found)})
 
 
+def summary_table(summary: Mapping[str, Mapping[str, float]]) -> str:
+    """The summary of `conclude` for people: a line per judge, and one for all together."""
+    columns = ("critiques", "with_verdict", "weight", "first_error_agreement", "outcome_agreement")
+    names = ("critiques", "with verdict", "weight", "same first error", "same outcome")
+    lines = [f"{'judge':24s}" + "".join(f"{name:>18s}" for name in names)]
+    for name, found in summary.items():
+        cells = ["" if one not in found else f"{found[one]:.3f}".removesuffix(".000") for one in columns]
+        lines.append(f"{name:24s}" + "".join(f"{cell:>18s}" for cell in cells))
+    return "\n".join(lines)
+
+
 def _read(own: Sequence[Mapping[str, Any]]) -> list[Critique]:
     return [Critique(**{**one, "verdicts": tuple(one["verdicts"])}) for one in own]
 

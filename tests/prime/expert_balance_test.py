@@ -1,0 +1,68 @@
+"""Experts during training: metrics by hand, the same in pieces, and a loss that spreads tokens."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prm_jax import rl
+from prm_jax.errors import UserError
+from prm_jax.models import ExpertLoad, init_params
+from prm_jax.prime.abstract import abstract_step
+from prm_jax.prime.batch import Frozen
+from prm_jax.prime.expert_balance import expert_metrics, with_balance
+from prm_jax.prime.step import init_state, make_step
+from tests.models.checkpoints import CONFIGS, FAMILIES
+from tests.prime.conftest import make_batch, replaced, setup_of
+
+CHOSEN = jnp.array([[6.0, 2.0, 0.0, 0.0], [2.0, 2.0, 2.0, 2.0]])
+LOAD = ExpertLoad(CHOSEN, jnp.full((2, 4), 1.0), jnp.full(2, 4.0))  # 4 tokens with 2 experts each
+
+
+def test_metrics_and_term_by_hand():
+    loss = rl.Loss(jnp.float32(3.0), jnp.float32(2.0), {})
+    found = with_balance(loss, LOAD, 0.5)
+    # Probabilities are even, so that both balances are 4 * sum(share) / 4 = 1.
+    assert (float(found.total), float(found.weight)) == (3.0 + 0.5 * 1.0 * 2.0, 2.0)
+    metrics = expert_metrics(found.summary())
+    assert metrics.keys() == {
+        "expert_balance", "expert_load", "expert_entropy", "expert_load/0", "expert_load/1",
+    }  # fmt: skip
+    assert (metrics["expert_load/0"], metrics["expert_load/1"], metrics["expert_load"]) == (3.0, 1.0, 3.0)
+    skewed = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25)) / np.log(4)
+    np.testing.assert_allclose(metrics["expert_entropy"], (skewed + 1) / 2, rtol=1e-6)
+    assert with_balance(loss, None, 0.5) is loss and expert_metrics({"kl": 1.0}) == {"kl": 1.0}
+
+
+def test_the_loss_spreads_tokens_and_metrics_are_those_of_the_whole_batch(options):
+    """Both models, in pieces and whole; a PRM that equals its reference still gives rewards of exactly 0."""
+    config = dataclasses.replace(FAMILIES["mixtral"], vocab_size=18, num_layers=1)
+    params = init_params(config, jax.random.key(0))
+    router = params["layers"]["mlp"]["router"]
+    router["kernel"] = 8 * router["kernel"]  # sure of itself, and uneven
+    frozen, batch = Frozen(params, params), make_batch()
+    first = {}
+    for pieces, coef in ((1, 0.0), (2, 20.0)):
+        part = {"microbatches": pieces, "balance_coef": coef}
+        setup = setup_of(replaced(options, prm=part, policy=part), config, params)
+        step, state = make_step(setup), init_state(setup, frozen, jax.random.key(0))
+        state, metrics, rewards = step(state, frozen, batch)
+        np.testing.assert_array_equal(rewards, 0.0)
+        first[pieces] = jax.device_get({name: value for name, value in metrics.items() if "expert" in name})
+    for name, value in first[1].items():
+        if "balance" not in name:  # which is that within a piece
+            np.testing.assert_allclose(first[2][name], value, rtol=1e-5, err_msg=name)
+    for _ in range(10):
+        state, metrics, _ = step(state, frozen, batch)
+    for model in ("policy", "prm"):
+        before, after = first[2][f"{model}/expert_balance"], metrics[f"{model}/expert_balance"]
+        assert before > 1.1 and after < 1 + 0.7 * (before - 1)
+
+
+@pytest.mark.parametrize("name", ["policy", "prm"])
+def test_coefficients_for_dense_models_are_refused(options, name):
+    changed = replaced(options, **{name: {"balance_coef": 0.1}})
+    with pytest.raises(UserError, match=f"--{name}.balance-coef 0.1 .* 'llama' has none"):
+        abstract_step(changed, CONFIGS["llama"])
