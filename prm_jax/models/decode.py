@@ -21,7 +21,7 @@ from prm_jax.models.attention_spec import NEGATIVE, soft_capped
 from prm_jax.models.blockwise_attention import block_size
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.experts import activate, mix_experts, route
-from prm_jax.models.qtensor import QTensor, take
+from prm_jax.models.qtensor import QTensor, take, with_wide_scales
 from prm_jax.models.quantized_product import product, table_product
 from prm_jax.models.transformer import (
     Params,
@@ -86,10 +86,10 @@ def prepare(config: ModelConfig, params: Params, *, repack: bool) -> Params:
     """
     layers = params["layers"]
     if repack:
-        params = {**params, "embed": _cast(config, params["embed"])}
+        params = with_wide_scales({**params, "embed": _cast(config, params["embed"])})
         if not config.tie_word_embeddings:
             params["head"] = _cast(config, params["head"])
-        layers = _repack(config, layers)
+        layers = _repack(config, params["layers"])
     # Slices are taken here, once: inside the loop they would be copied in every step.
     slices = [jax.tree.map(operator.itemgetter(i), layers) for i in range(config.num_layers)]
     return {**params, "layers": tuple(slices)}

@@ -73,11 +73,11 @@ def kept_leaf(source: GgufWeights, slot: Slot, kind: BlockKind) -> QTensor:
 
 
 def _kept_kernel(source: GgufWeights, slot: Slot, kind: BlockKind) -> QTensor:
-    parts: list[dict[str, np.ndarray]] = []
+    parts: list[dict[str, Any]] = []
     for name in slot.names:
         index = None if slot.rows is None else slot.index()[:1]
         parts.append(_from_blocks(source.read_blocks(name, kind.nbytes, index), kind))
-    stacked = {
+    stacked: dict[str, Any] = {
         part: np.stack([one[part] for one in parts]).reshape(*slot.stack, *parts[0][part].shape) for part in parts[0]
     }
     return QTensor(**stacked, bits=kind.bits)
@@ -99,7 +99,7 @@ def _is_table(slot: Slot) -> bool:
     return slot.path in (("embed", "embedding"), ("head", "kernel"))
 
 
-def _from_blocks(raw: np.ndarray, kind: BlockKind) -> dict[str, np.ndarray]:
+def _from_blocks(raw: np.ndarray, kind: BlockKind) -> dict[str, Any]:
     """Blocks of the rows of a matrix, [out, in / 32, bytes], as parts of a `QTensor`."""
     split = 2 * (1 + kind.has_low)
     numbers = np.ascontiguousarray(raw[..., :split]).view(np.float16)

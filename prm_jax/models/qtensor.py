@@ -95,6 +95,17 @@ def dequantize(q: QTensor, dtype: Any = jnp.float32) -> jax.Array:
     return matrix.astype(dtype)
 
 
+def with_wide_scales(tree: Any) -> Any:
+    """The tree with scales of dtype float16 in float32, for repeated products on a CPU, which converts them slowly."""
+
+    def wide(leaf: Any) -> Any:
+        if not isinstance(leaf, QTensor):
+            return leaf
+        return jax.tree.map(lambda part: part.astype(jnp.float32) if part.dtype == jnp.float16 else part, leaf)
+
+    return jax.tree.map(wide, tree, is_leaf=_is_qtensor)
+
+
 def take(q: QTensor, tokens: jax.Array, dtype: Any) -> jax.Array:
     """Rows of a table: tokens [...] -> [..., D]; NaN for a token outside [0, V)."""
     rows = jnp.take(q.values, tokens, axis=0, mode="clip")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +98,7 @@ def _strided_inputs(x: jax.Array, q: QTensor) -> Sequence[jax.Array]:
 def _outputs(q: QTensor, start: jax.Array, size: int) -> QTensor:
     """Some of the outputs, without the low-rank part."""
     parts = {name: getattr(q, name) for name in ("values", "scales", "zeros", "coarse", "lows")}
-    own = {
+    own: dict[str, Any] = {
         name: None if part is None else jax.lax.dynamic_slice_in_dim(part, start, size, axis=-1)
         for name, part in parts.items()
     }

@@ -34,13 +34,16 @@ def sharding():
 
 
 @pytest.mark.parametrize(
-    ("bits", "group", "scheme"), [(8, INPUTS, "symmetric"), (4, 32, "symmetric"), (4, 32, "progressive")]
+    ("bits", "group", "scheme", "most"),
+    [(8, INPUTS, "symmetric", 0), (4, 32, "symmetric", 0), (4, 32, "progressive", INPUTS * OUTPUTS)],
 )
-def test_matrices_are_expanded_inside_the_product(sharding, bits, group, scheme):
+def test_matrices_are_expanded_inside_the_product(sharding, bits, group, scheme, most):
+    """With zero points the compiler unpacks integers to bytes first; the matrix in bfloat16 never exists."""
+
     def make():
         return round_matrix(jnp.zeros((INPUTS, OUTPUTS)), bits=bits, group=group, scheme=scheme, fit="largest")
 
     q = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(make))
     x = jax.ShapeDtypeStruct((16, INPUTS), jnp.bfloat16, sharding=sharding)
     compiled = jax.jit(product).lower(x, q).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 0.05 * INPUTS * OUTPUTS  # the matrix has 2 bytes per number
+    assert compiled.memory_analysis().temp_size_in_bytes <= most + 0.05 * INPUTS * OUTPUTS

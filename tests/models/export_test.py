@@ -46,7 +46,7 @@ def test_an_adapter_is_read_back(tmp_path):
         save_adapter(tmp_path / "policy-2", config, params)
 
 
-@pytest.mark.parametrize(("dtype", "error"), [("q8_0", 5e-3), ("q4_0", 0.1)])
+@pytest.mark.parametrize(("dtype", "error"), [("q8_0", 0.01), ("q4_0", 0.25)])
 def test_a_gguf_file_in_blocks_is_read_back(tmp_path, dtype, error):
     config = dataclasses.replace(PLAIN["llama"], intermediate_size=64)
     params = random_params(config)

@@ -79,8 +79,9 @@ def test_quantised_outputs_are_closer_after_folding(params):
     assert kernel.block == 0 and dequantize(kernel).shape == (2, 32, 48)
 
 
-def test_other_families_absorb_them_or_are_refused(params):
-    granite = dataclasses.replace(CONFIG, architecture="granite", residual_scale=0.5)
+def test_other_families_absorb_them_or_are_refused():
+    granite = dataclasses.replace(CONFIG, architecture="granite", residual_scale=0.5, mlp_bias=True)
+    params = init_params(granite, jax.random.key(3))
     folded = fold_transforms(granite, params, bits=4, group=None, steps=2)
     logp = jax.jit(lambda p: token_logprobs(granite, p, TOKENS))
     np.testing.assert_allclose(logp(folded), logp(params), atol=1e-4)
