@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from prm_jax.commands import divided, json_lines, results
 from prm_jax.commands.policy import PolicyOptions, load_policy, load_problems, settings_of
 from prm_jax.commands.progress import Progress
-from prm_jax.commands.scoring import load
+from prm_jax.commands.search_scorers import make_scorers, progress_problem
 from prm_jax.errors import UserError
 from prm_jax.option_ranges import at_least, within
 from prm_jax.prm.reward_model_options import LayoutName
@@ -66,6 +66,13 @@ class Options(PolicyOptions):
     """The first step that is judged (parm)."""
     final_scorer: str = ""
     """What scores the remaining solutions, as in --scorer; empty: their last score (parm)."""
+    progress_alpha: Annotated[float | None, at_least(0)] = None
+    """Rank steps by their value plus this times their progress, the change of the prover's value (beam, dvts,
+    step_beam; process advantage verifiers, 0.2 to 0.5 in the paper); none: by the score alone."""
+    progress_best_of: Count = 1
+    """The prover is the best of this many completions: its value is 1 - (1 - v)^k."""
+    prover: str = ""
+    """What values prefixes under the prover, as in --scorer; empty: --scorer itself."""
     max_steps: Count = 16
     """Maximum number of steps of a solution."""
     layout: LayoutName = "auto"
@@ -99,7 +106,7 @@ def run(options: Options) -> None:
     check_results(done, ids, str(options.out), solutions=options.solutions is not None, draw=options.draw is not None)
     progress = Progress(len(problems), len(done))
     policy = load_policy(options, task, progress.wrote)
-    scorer, final = _scorers(options, searcher, policy)
+    scorer, final = make_scorers(options, searcher, policy)
     policy.check_prompts(problems)
     if options.out is not None and not done:
         divided.begin(options.out, first)
@@ -136,7 +143,7 @@ def _check(options: Options) -> Searcher:
 
     options.check()
     searcher = make_searcher(options.method, asdict(options))
-    scorers = [options.scorer, *([searcher.final_scorer] if searcher.final_scorer else [])]
+    scorers = [options.scorer, *(name for name in (searcher.final_scorer, options.prover) if name)]
     too_large = check_budget(searcher, scorers)
     if too_large:
         raise UserError(too_large)
@@ -147,22 +154,9 @@ def _check(options: Options) -> Searcher:
             f"log-probabilities are never above 0, so that --gate {options.gate:g} drops every solution: use a "
             "negative --gate, or another --scorer"
         )
+    problem = progress_problem(options)
+    if problem:
+        raise UserError(problem)
     if options.server and not options.connection.logprobs and "logp" in scorers:
         raise UserError("the scorer logp needs log-probabilities: leave --connection.no-logprobs out")
     return searcher
-
-
-def _scorers(options: Options, searcher: Searcher, policy: Any) -> tuple[Any, Any]:
-    """(the scorer, the second scorer or None)."""
-    from prm_jax.prm.prefix_scores import make_prefix_scorer
-
-    requests, prefixes = searcher.budget()
-
-    def make(name: str, first: int) -> Any:
-        return make_prefix_scorer(
-            name, policy, rollouts=options.rollouts, first=first,
-            load=lambda path: load(path, options.layout, options.reference, options.dtype, options.mesh),
-        )  # fmt: skip
-
-    final = searcher.final_scorer
-    return make(options.scorer, requests), make(final, requests + prefixes) if final else None

@@ -1,7 +1,9 @@
 """Tasks whose problems are episodes of an environment: the prompt is what it says first, the outcome its rewards."""
 
 import functools
-from collections.abc import Callable, Sequence
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -9,7 +11,8 @@ import numpy as np
 from prm_jax.data.problems import Problem, Prompt, fingerprint
 from prm_jax.data.steps import StepSplitter
 from prm_jax.errors import UserError
-from prm_jax.rollouts.environments import Environment
+from prm_jax.option_values import convert_options, parameter_kinds
+from prm_jax.rollouts.environments import Environment, Turn
 from prm_jax.verifiers.verdict import Verdict, broken, failed, passed
 
 
@@ -19,6 +22,15 @@ class Solvable(Protocol):
 
     def solution(self) -> list[str]:
         """Actions from the current state to the end, each with the string that ends it."""
+        ...
+
+
+@runtime_checkable
+class Tempting(Protocol):
+    """An environment that knows what a careless player does, for demonstrations of a bad habit."""
+
+    def temptation(self) -> str | None:
+        """The action that a careless player takes in the current state; None where nothing tempts."""
         ...
 
 
@@ -36,10 +48,12 @@ class EnvironmentTask:
       num_eval: evaluation problems.
       max_turns: actions in an episode.
       alphabet: characters of a tokenizer for models trained from scratch; empty: the model brings its own.
+      careless: probability that a demonstration gives in to a temptation, where the environment has them.
       seed: of the problems.
 
     Raises:
-      UserError: sizes that are not positive, an environment that fails on its first episode.
+      UserError: sizes that are not positive, a probability out of range, an environment that fails on its first
+        episode.
     """
 
     def __init__(
@@ -52,15 +66,18 @@ class EnvironmentTask:
         num_eval: int = 256,
         max_turns: int = 8,
         alphabet: str = "",
+        careless: float = 0.0,
         seed: int = 0,
     ) -> None:
+        if not 0 <= careless <= 1:
+            raise UserError(f"the option 'careless' of the task {name!r} must be in [0, 1], found {careless}")
         for option, value in {"num_train": num_train, "num_eval": num_eval, "max_turns": max_turns}.items():
             if value < 1:
                 raise UserError(f"the option {option!r} of the task {name!r} must be at least 1, found {value}")
         if not turn_end:
             raise UserError(f"the option 'turn_end' of the task {name!r} must not be empty")
         self.make, self.turn_end, self.name, self.max_turns, self.seed = make, turn_end, name, max_turns, seed
-        self.alphabet = alphabet
+        self.alphabet, self.careless = alphabet, careless
         self.splitter = StepSplitter("tag", tags=(turn_end,))
         self.stop: tuple[str, ...] = (turn_end,)
         self.train: Sequence[Problem] = _Episodes(self, num_train, False)
@@ -91,20 +108,24 @@ class EnvironmentTask:
         if not isinstance(environment, Solvable):
             return None
         labels: list[bool] = []
-        rest = response
         left = len(environment.solution())
-        while rest:
-            action, rest = self._next_action(rest)
-            feedback = environment.step(action)
-            now = 0 if feedback.done else len(environment.solution())
-            labels.append(feedback.reward > 0 or (not feedback.done and now < left))
+        for turn, given in self._played(environment, response):
+            now = 0 if turn.feedback.done else len(environment.solution())
+            labels.append(turn.feedback.reward > 0 or (not turn.feedback.done and now < left))
             left = now
-            if feedback.done or not rest.startswith(feedback.text):
+            if turn.feedback.done or not given.startswith(turn.feedback.text):
                 break
-            rest = rest[len(feedback.text) :]
-            labels += [True] * len(self.splitter(feedback.text))  # its text is not a step of the model
+            labels += [True] * len(self.splitter(turn.feedback.text))  # its text is not a step of the model
         steps = len(self.splitter(response))
         return (labels + [False] * steps)[:steps]
+
+    def turns(self, problem: Problem, response: str) -> list[Turn]:
+        """The actions of a response with what the environment answers to each, by playing them from the beginning.
+
+        The last turn is the last action, one that ends the episode, or one whose answer is not what the response says
+        next. Whatever the environment raises comes through.
+        """
+        return [turn for turn, _ in self._played(self.environment(problem), response)]
 
     def tokenizer(self) -> Any | None:
         """A character tokenizer if the task has an alphabet."""
@@ -114,47 +135,89 @@ class EnvironmentTask:
 
         return CharTokenizer(self.alphabet)
 
-    def demonstrations(self, rng: np.random.Generator, count: int) -> list[tuple[Prompt, str]]:
-        """(prompt, actions and answers of a solved episode) pairs on training problems.
+    def demonstrations(
+        self, rng: np.random.Generator, count: int
+    ) -> list[tuple[Prompt, str, list[tuple[int, int]]]]:
+        """(prompt, actions and answers of an episode, spans of the answers) on training problems.
+
+        Episodes are solved, unless `careless` has spoiled them.
 
         Raises:
           UserError: the environment does not know solutions.
         """
-        pairs = []
+        episodes = []
         for index in rng.integers(len(self.train), size=count):
             problem = self.train[int(index)]
             environment = self.environment(problem)
             if not isinstance(environment, Solvable):
                 raise UserError(f"the environment of {self.name!r} has no solutions to learn from: set --sft.steps 0")
-            text = ""
-            for action in environment.solution():
+            text, answers, done = "", [], False
+            while not done:
+                action = self._demonstrated(environment, rng)
                 feedback = environment.step(action)
-                text += action + ("" if feedback.done else feedback.text)
-            pairs.append((problem.prompt, text))
-        return pairs
+                text, done = text + action, feedback.done
+                if feedback.text and not done:
+                    answers.append((len(text), len(text) + len(feedback.text)))
+                    text += feedback.text
+            episodes.append((problem.prompt, text, answers))
+        return episodes
+
+    def _demonstrated(self, environment: Any, rng: np.random.Generator) -> str:
+        """The next action of a solution, or a careless one."""
+        careless = self.careless > 0 and isinstance(environment, Tempting) and rng.random() < self.careless
+        tempted = environment.temptation() if careless else None
+        return tempted or environment.solution()[0]
 
     def _replay(self, problem: Problem, response: str) -> Verdict:
         try:
-            environment = self.environment(problem)
-            total, rest = 0.0, response
-            for _ in range(self.max_turns):
-                if not rest:
-                    break
-                action, rest = self._next_action(rest)
-                feedback = environment.step(action)
-                total += feedback.reward
-                if feedback.done:
+            total = 0.0
+            for turn, given in itertools.islice(self._played(self.environment(problem), response), self.max_turns):
+                total += turn.feedback.reward
+                if turn.feedback.done:
                     return _verdict(total, "done")
-                if rest and not rest.startswith(feedback.text):
-                    return failed(f"the response has {rest[:40]!r} where the environment says {feedback.text[:40]!r}")
-                rest = rest[len(feedback.text) :]
+                said = turn.feedback.text
+                if given and not given.startswith(said):
+                    return failed(f"the response has {given[:40]!r} where the environment says {said[:40]!r}")
             return _verdict(total, "not done")
         except Exception as error:  # of the user's environment
             return broken(f"the environment raised {type(error).__name__}: {error}")
 
-    def _next_action(self, text: str) -> tuple[str, str]:
-        head, end, rest = text.partition(self.turn_end)
-        return head + end, rest
+    def _played(self, environment: Environment, text: str) -> Iterator[tuple[Turn, str]]:
+        """(turn, what the response has after its action) of every action, while the answers are the environment's."""
+        while text:
+            head, end, text = text.partition(self.turn_end)
+            feedback = environment.step(head + end)
+            yield Turn(head + end, feedback), text
+            if feedback.done or not text.startswith(feedback.text):
+                return
+            text = text[len(feedback.text) :]
+
+
+def is_environment(maker: Any) -> bool:
+    """Whether it is a class of environments."""
+    return inspect.isclass(maker) and issubclass(maker, Environment)
+
+
+def environment_task(world: Callable[..., Any], options: Mapping[str, Any], *, name: str) -> EnvironmentTask:
+    """A task whose problems are episodes of a class of environments.
+
+    Args:
+      world: the class. Attributes ``alphabet``, ``max_turns`` and ``turn_end`` of it, where it has them, are the
+        defaults of the task's options.
+      options: parameters of the class, and options of `EnvironmentTask`; text is converted to the declared types.
+      name: of the task.
+
+    Raises:
+      UserError: an unknown option (the nearest is suggested), or a value of another type.
+    """
+    own, given = parameter_kinds(world), parameter_kinds(EnvironmentTask)
+    for taken in ("make", "name"):
+        del given[taken]
+    checked = convert_options(options, {**given, **own}, f"the task {name!r}")
+    defaults = {key: getattr(world, key) for key in ("alphabet", "max_turns", "turn_end") if hasattr(world, key)}
+    rest = {key: value for key, value in checked.items() if key not in own}
+    make = functools.partial(world, **{key: value for key, value in checked.items() if key in own})
+    return EnvironmentTask(make, name=name, **{**defaults, **rest})
 
 
 class _Episodes(Sequence[Problem]):

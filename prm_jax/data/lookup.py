@@ -1,11 +1,9 @@
 """A small world of facts: questions over several hops that can be answered only by looking facts up."""
 
-from prm_jax.data.environment_task import EnvironmentTask
 from prm_jax.data.procedural import words
 from prm_jax.errors import UserError
 from prm_jax.rollouts.environments import Feedback
 
-ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 :=>;,.?!\n"
 _RELATIONS = "pqrst"
 
 
@@ -21,6 +19,9 @@ class Lookup:
       hops: relations in a question, at least 1.
     """
 
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 :=>;,.?!\n"
+    max_turns = 6
+
     def __init__(self, entities: int = 8, relations: int = 3, hops: int = 2) -> None:
         if not 3 <= entities <= 26 or not 1 <= relations <= len(_RELATIONS) or hops < 1:
             raise UserError(
@@ -32,7 +33,7 @@ class Lookup:
     def reset(self, seed: int) -> str:
         """See `Environment`."""
         stream = words("lookup", self.entities, self.relations, self.hops, seed)
-        names = ALPHABET[: self.entities]
+        names = self.alphabet[: self.entities]
         self.facts = {
             (name, relation): names[next(stream) % self.entities]
             for name in names
@@ -64,19 +65,12 @@ class Lookup:
             name = self.facts[name, relation]
         return [*actions, f"!{name}\n"]
 
+    def temptation(self) -> str | None:
+        """To answer with what is known before the last fact is looked up."""
+        return f"!{self.known}\n" if self.left and self.known != self.asked else None
+
     def _truth(self) -> str:
         name = self.asked
         for relation in self.path:
             name = self.facts[name, relation]
         return name
-
-
-def lookup_task(
-    *, entities: int = 8, relations: int = 3, hops: int = 2, num_train: int = 4096, num_eval: int = 256,
-    max_turns: int = 6, seed: int = 0,
-) -> EnvironmentTask:  # fmt: skip
-    """The world as a task; the parameters are those of `Lookup` and `EnvironmentTask`."""
-    return EnvironmentTask(
-        lambda: Lookup(entities, relations, hops), name="lookup", num_train=num_train, num_eval=num_eval,
-        max_turns=max_turns, alphabet=ALPHABET, seed=seed,
-    )  # fmt: skip

@@ -2,12 +2,10 @@
 
 import collections
 
-from prm_jax.data.environment_task import EnvironmentTask
 from prm_jax.data.procedural import words
 from prm_jax.errors import UserError
 from prm_jax.rollouts.environments import Feedback
 
-ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 :=>;,?!\n"
 _ROOMS, _OBJECTS, _WAYS = "ABCDEFGHIJ", "pqrst", "nesw"
 
 
@@ -24,6 +22,9 @@ class Rooms:
       objects: 1 to 5; one is wanted.
       extra: ways beyond those that connect all rooms.
     """
+
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 :=>;,?!\n"
+    max_turns = 12
 
     def __init__(self, rooms: int = 5, objects: int = 2, extra: int = 1) -> None:
         if not 3 <= rooms <= len(_ROOMS) or not 1 <= objects <= len(_OBJECTS) or extra < 0:
@@ -76,6 +77,12 @@ class Rooms:
             actions.append("t\n")
         return [*actions, *self._way(place, self.goal), "d\n"]
 
+    def temptation(self) -> str | None:
+        """To take whatever lies here, and to drop it on the way."""
+        if self.held:
+            return "d\n" if self.place != self.goal else None
+        return "t\n" if self._here() and self.wanted not in self._here() else None
+
     def _connect(self, room: str, other: str, stream: "collections.abc.Iterator[int]") -> None:
         back = dict(zip("nesw", "swne", strict=True))
         ways = [way for way in _WAYS if way not in self.exits[room] and back[way] not in self.exits[other]]
@@ -107,14 +114,3 @@ class Rooms:
             end, way = before[end]
             path.append(f"{way}\n")
         return path[::-1]
-
-
-def rooms_task(
-    *, rooms: int = 5, objects: int = 2, extra: int = 1, num_train: int = 4096, num_eval: int = 256,
-    max_turns: int = 12, seed: int = 0,
-) -> EnvironmentTask:  # fmt: skip
-    """The game as a task; the parameters are those of `Rooms` and `EnvironmentTask`."""
-    return EnvironmentTask(
-        lambda: Rooms(rooms, objects, extra), name="rooms", num_train=num_train, num_eval=num_eval,
-        max_turns=max_turns, alphabet=ALPHABET, seed=seed,
-    )  # fmt: skip

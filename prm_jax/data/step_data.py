@@ -34,6 +34,8 @@ class StepRecord:
       group: solutions of one problem have the same; pairs are made within a group.
       id: names the record in messages and results.
       provenance: where labels come from (model, sampling, counts), as JSON values.
+      forced: spans [start, end) of characters of the joined steps that the model did not write, such as what a tool or
+        an environment answered. They are read, and belong to no loss and no reward of tokens.
     """
 
     prompt: Prompt
@@ -43,6 +45,15 @@ class StepRecord:
     group: str
     id: str
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    forced: tuple[tuple[int, int], ...] = ()
+
+    def head(self, count: int) -> "StepRecord":
+        """The record's first steps, with their labels; an outcome is that of the whole solution and is dropped."""
+        steps = self.steps[:count]
+        size = sum(map(len, steps))
+        spans = tuple((start, min(end, size)) for start, end in self.forced if start < size)
+        labels = None if self.labels is None else self.labels[:count]
+        return dataclasses.replace(self, steps=steps, labels=labels, outcome=None, forced=spans)
 
     def first_error(self) -> int | None:
         """Index of the first step that is more likely wrong than right, -1 when every label says right.
@@ -114,6 +125,8 @@ def to_json(record: StepRecord) -> dict[str, Any]:
         fields["outcome"] = record.outcome
     if record.provenance:
         fields["provenance"] = dict(record.provenance)
+    if record.forced:
+        fields["forced"] = record.forced
     return fields
 
 
@@ -143,6 +156,7 @@ def _own(record: Mapping[str, Any], where: str) -> Iterator[StepRecord]:
         group=str(record.get("group", json.dumps(prompt, sort_keys=True))),
         id=str(record.get("id", records.short(where))),
         provenance=provenance,
+        forced=_spans(record.get("forced", ()), sum(map(len, steps)), f"{where}:forced"),
     )
 
 
@@ -358,6 +372,21 @@ def _labels(value: Any, count: int, where: str) -> tuple[Label, ...]:
     if len(value) != count:
         raise UserError(f"{where}: {len(value)} labels for {count} steps; give one per step, null where it is unknown")
     return tuple(None if item is None else _probability(item, f"{where}[{i}]") for i, item in enumerate(value))
+
+
+def _spans(value: Any, length: int, where: str) -> tuple[tuple[int, int], ...]:
+    """Spans of the joined steps, in order."""
+    spans = tuple(tuple(item) if isinstance(item, list | tuple) else () for item in value) if value else ()
+    end = 0
+    for span in spans:
+        whole = len(span) == 2 and all(type(place) is int for place in span)
+        if not whole or not end <= span[0] < span[1] <= length:
+            raise UserError(
+                f"{where}: expected pairs [start, end] of characters of the joined steps ({length} characters), in "
+                f"order and apart, found {records.kind(value)}"
+            )
+        end = span[1]
+    return spans
 
 
 def _probability(value: Any, where: str) -> float:

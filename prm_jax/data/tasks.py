@@ -19,7 +19,8 @@ def load_task(spec: str | Mapping[str, Any], **options: Any) -> Task:
       spec: ``"carry"``, ``"arithmetic"``, ``"gsm8k"``, ``"code"``, ``"programs"``, ``"rooms"``, ``"lookup"``,
         ``"jsonl"``; a data file or directory (see ``rows.read_rows``), the same as ``"jsonl"`` with ``train`` set to
         it; ``"gym:NAME"`` or NAME alone for a data set of reasoning-gym; ``"package.module:make"`` or
-        ``"path/file.py:make"`` for a function or class that makes a task; or a mapping with ``"name"`` and options.
+        ``"path/file.py:make"`` for a function or class that makes a task, or for a class of environments (see
+        ``environment_task``); or a mapping with ``"name"`` and options.
       **options: of the task: the parameters of its maker; they override those of a mapping. Text is converted to the
         types that the maker declares. An option with a dot belongs to a part of the task: ``splitter.pattern`` sets
         ``pattern`` in ``splitter_options``.
@@ -101,9 +102,9 @@ def _makers() -> dict[str, Callable[..., Any]]:
     from prm_jax.data.carry import CarryTask
     from prm_jax.data.code_task import CodeOptions
     from prm_jax.data.file_task import FileOptions, Gsm8kOptions
-    from prm_jax.data.lookup import lookup_task
+    from prm_jax.data.lookup import Lookup
     from prm_jax.data.programs import ProgramsTask
-    from prm_jax.data.rooms import rooms_task
+    from prm_jax.data.rooms import Rooms
 
     return {
         "arithmetic": ArithmeticTask,
@@ -111,16 +112,19 @@ def _makers() -> dict[str, Callable[..., Any]]:
         "code": CodeOptions,
         "gsm8k": Gsm8kOptions,
         "jsonl": FileOptions,
-        "lookup": lookup_task,
+        "lookup": Lookup,
         "programs": ProgramsTask,
-        "rooms": rooms_task,
+        "rooms": Rooms,
     }
 
 
 def _make(maker: Callable[..., Any], name: str, options: Mapping[str, Any]) -> Task:
     from prm_jax.data.code_task import CodeOptions, code_task
+    from prm_jax.data.environment_task import environment_task, is_environment
     from prm_jax.data.file_task import FileOptions, file_task
 
+    if is_environment(maker):
+        return environment_task(maker, options, name=name)
     made = call_with_options(maker, options, f"the task {name!r}")
     if isinstance(made, CodeOptions):
         return code_task(made)
@@ -128,9 +132,13 @@ def _make(maker: Callable[..., Any], name: str, options: Mapping[str, Any]) -> T
 
 
 def _from_outside(spec: str, options: Mapping[str, Any]) -> Task:
+    from prm_jax.data.environment_task import environment_task, is_environment
+
     maker: Callable[..., Any] = resolve(spec, {}, "task", option="task.name")
     owner = f"the task {spec!r}"
     try:
+        if is_environment(maker):
+            return check_task(environment_task(maker, options, name=spec), owner)
         made = call_with_options(maker, options, owner)
     except UserError:
         raise

@@ -155,7 +155,7 @@ class RewardOptions:
     rollouts: Annotated[int, at_least(1)] = 4
     """Completions sampled after each step (values)."""
     best_of: Annotated[int, at_least(1)] = 1
-    """Value of the best of this many completions (values): a stronger prover."""
+    """Value of the best of this many completions, 1 - (1 - v)^k (values, model): a stronger prover."""
     flip: Annotated[float, within(0, 1)] = 0.0
     """Share of step labels that are flipped at random (checker), to study imperfect checkers."""
     granularity: Literal["token", "step"] = "token"

@@ -14,6 +14,7 @@ from rich.table import Table
 from prm_jax.errors import MissingExtraError
 from prm_jax.prime.loop import Trained
 from prm_jax.prime.options import Options
+from prm_jax.prime.proxy_report import proxy_gold, proxy_table
 from prm_jax.runs.metrics_log import atomic_write, read_metrics
 from prm_jax.runs.versions import library_versions
 
@@ -52,6 +53,8 @@ def write_report(
     Returns:
       The contents of ``result.json``.
     """
+    records = [read_metrics(path if index == 0 else path / name) for index, name in enumerate(results)]
+    tracked = proxy_gold(records[0] if "prime" in results else [], tolerance=options.watch.accuracy_drop)
     summary = {
         "task": options.task.name,
         "task_options": dict(options.task.options),
@@ -70,12 +73,12 @@ def write_report(
             }
             for name, result in results.items()
         },
+        **({"proxy_gold": tracked} if tracked else {}),
     }
     with atomic_write(path / "result.json") as file:
         file.write(json.dumps(_finite(summary), indent=2) + "\n")
-    records = [read_metrics(path if index == 0 else path / name) for index, name in enumerate(results)]
     steps = [int(own[-1]["step"]) for own in records]
-    tables = [_policy_table(results, records), _prm_table(options.reward.source, results)]
+    tables = [_policy_table(results, records), _prm_table(options.reward.source, results), proxy_table(tracked)]
     lines = [f"# {options.task.name}: {options.steps} steps, seed {options.seed}", ""]
     console = RichConsole()
     for title, header, rows in tables:

@@ -57,14 +57,15 @@ def masked_records(records: Sequence[StepRecord], mask: str) -> list[StepRecord]
         return [dataclasses.replace(record, prompt=_without_problem(record.prompt)) for record in records]
     if mask == "earlier":
         return [
-            dataclasses.replace(record, steps=(step,), labels=None, id=f"{record.id}/{index}")
+            dataclasses.replace(record, steps=(step,), labels=None, id=f"{record.id}/{index}", forced=())
             for record in records
             for index, step in enumerate(record.steps)
         ]
     patterns = {"language": _WORDS, "mathematics": _FORMULAS}
     pattern = patterns[mask] if mask in patterns else re.compile(mask.removeprefix("regex:"))
     return [
-        dataclasses.replace(record, steps=tuple(_without(step, pattern) for step in record.steps)) for record in records
+        dataclasses.replace(record, steps=tuple(_without(step, pattern) for step in record.steps), forced=())
+        for record in records
     ]
 
 

@@ -76,18 +76,21 @@ def step_pairs(records: Sequence[StepRecord], *, how: str, margin: float) -> lis
     for record in records:
         for index, label in enumerate(record.labels or ()):
             if label is not None:
-                states[record.group, record.steps[:index]].setdefault(record.steps[index], (label, record))
+                siblings = states[record.group, record.steps[:index]]
+                siblings.setdefault(record.steps[index], (label, record.head(index + 1)))
     pairs: list[StepRecord] = []
-    for (_, prefix), steps in states.items():
-        ranked = sorted(steps.items(), key=lambda item: -item[1][0])
+    for siblings in states.values():
+        ranked = sorted(siblings.values(), key=lambda item: -item[0])
         chosen = [(ranked[0], ranked[-1])] if how == "siblings" else [(a, b) for a in ranked for b in ranked]
-        for (good, (high, record)), (bad, (low, _)) in chosen:
+        for (high, good), (low, bad) in chosen:
             if high - low < margin or high <= low:
                 continue
-            group = f"{record.group}/{len(pairs) // 2}"
-            for text, outcome in ((good, 1.0), (bad, 0.0)):
-                name = f"{record.id}/{len(pairs)}"
-                pairs.append(StepRecord(record.prompt, (*prefix, text), None, outcome, group, name))
+            group = f"{good.group}/{len(pairs) // 2}"
+            for record, outcome in ((good, 1.0), (bad, 0.0)):
+                name = f"{good.id}/{len(pairs)}"
+                pairs.append(
+                    dataclasses.replace(record, labels=None, outcome=outcome, group=group, id=name, provenance={})
+                )
     if not pairs:
         raise UserError(
             f"nothing to learn from: none of {len(records)} solutions has {_WANTED['step_pairs']} whose label differs "

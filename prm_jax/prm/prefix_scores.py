@@ -25,12 +25,12 @@ class PrefixScorer:
     Attributes:
       values: prefixes -> their scores.
       output: what a score is: a mean log-probability, a probability, or a log-ratio or other score around 0.
-      roller: makes rollouts for it, if anything does.
+      rollers: what makes rollouts for it.
     """
 
     values: Callable[[Sequence[Partial]], list[float]]
     output: Literal["logp", "probability", "score"]
-    roller: Roller | None = None
+    rollers: tuple[Roller, ...] = ()
 
     def __call__(self, partials: Sequence[Partial]) -> list[float]:
         """The scores."""
@@ -68,7 +68,7 @@ def make_prefix_scorer(
         return PrefixScorer(lambda partials: [_truth(policy, p) for p in partials], "probability")
     if name in ("verifier", "rollouts"):
         values = AnswerValues(policy, rollouts if name == "rollouts" else 0, first)
-        return PrefixScorer(values, "probability", values.roller)
+        return PrefixScorer(values, "probability", (values.roller,))
     if not pathlib.Path(name).exists():
         raise UserError(
             f"no scorer {name!r}, and no such directory: use logp, verifier, rollouts, truth, or the path of a "

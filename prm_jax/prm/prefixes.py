@@ -32,4 +32,7 @@ def score_prefixes(prm: PRM, policy: TaskPolicy, partials: Sequence[Any], *, bla
 def as_record(policy: TaskPolicy, partial: Any, name: str = "") -> StepRecord | None:
     """A prefix of a search as step data; None while it has no step."""
     problem, steps = policy.problems[partial.question], policy.texts(partial)
-    return StepRecord(problem.prompt, steps, None, None, problem.id, name or problem.id) if steps else None
+    if not steps:
+        return None
+    forced = policy.forced(partial)
+    return StepRecord(problem.prompt, steps, None, None, problem.id, name or problem.id, forced=forced)

@@ -19,16 +19,16 @@ def check_gives_step_scores(spec: Spec) -> None:
     Raises:
       UserError: naming the kinds that score steps.
     """
-    if spec.kind.generates:
-        raise UserError(
-            f"a reward model of kind {spec.kind.kind} scores by sampling text, which cannot be part of a compiled "
-            "step: score solutions with it (PRM.score), or use --reward.source model"
-        )
     if not spec.kind.step_scores:
         good = ", ".join(name for name, kind in KINDS.items() if kind.step_scores and not kind.generates)
         raise UserError(
             f"a reward model of kind {spec.kind.kind} is trained to score whole responses, not steps, so that it gives "
             f"no process rewards: use a model of kind {good}"
+        )
+    if spec.kind.generates:
+        raise UserError(
+            f"a reward model of kind {spec.kind.kind} scores by sampling text, which cannot be part of a compiled "
+            "step: score solutions with it (PRM.score), or use --reward.source model"
         )
 
 

@@ -19,7 +19,8 @@ class Row:
 
     Attributes:
       tokens: [T] int32, prompt and steps.
-      step_ids: [T] int32, the step of each token; -1 for prompt, and for tokens that no step owns.
+      step_ids: [T] int32, the step of each token; -1 for prompt, and for tokens that no step owns (those of
+        ``StepRecord.forced``, and of the shared steps of a pair).
       reads: [S] int32, the token at which each step's score is read.
       labels: [S] float32, probability that the step is right; 0 where not known.
       label_mask: [S] bool, True where it is known.
@@ -313,7 +314,7 @@ def _tokens(record: StepRecord, tokenizer: Any, layout: TextLayout, reader: Read
         if reader is not None:
             return reader(record.prompt, record.steps, tokenizer)
         end = layout.end and record.provenance.get("finished", True) is not False
-        return tokenize(lay_out(record.prompt, record.steps, layout, tokenizer), tokenizer, end=end)
+        return tokenize(lay_out(record.prompt, record.steps, layout, tokenizer, record.forced), tokenizer, end=end)
     except UserError as error:
         raise UserError(f"{record.id}: {error}") from error
 

@@ -252,10 +252,9 @@ def summarise(
     how, order = aggregate or prm.aggregate, sorted(found)
     table, mask = pad_table([np.cumsum(found[i][0]) if cumulative or prm.cumulative else found[i][0] for i in order])
     _check_range(how, prm.output, table, mask)
-    responses = prm.spec.kind.response_scores(
-        np.asarray(compiled.aggregate_steps(table, mask, how=how)), [found[i][1] for i in order],
-        [records[i].group for i in order],
-    )  # fmt: skip
+    room = [(0, _power_of_two(size) - size) for size in table.shape]  # few shapes, so that little is compiled
+    totals = np.asarray(compiled.aggregate_steps(np.pad(table, room), np.pad(mask, room), how=how))[: len(order)]
+    responses = prm.spec.kind.response_scores(totals, [found[i][1] for i in order], [records[i].group for i in order])
     names = prm.spec.objectives
     return [
         Scored(
@@ -332,7 +331,7 @@ def batches(rows: Sequence[Row], *, max_tokens: int, ways: int = 1) -> Iterator[
     for row in sorted(rows, key=lambda row: -len(row.tokens)):
         widths.setdefault(_width(len(row.tokens)), []).append(row)
     for width, members in widths.items():
-        count = min(max(1, max_tokens // width), len(members))
+        count = min(max(1, max_tokens // width), _power_of_two(len(members)))
         for start in range(0, len(members), count):
             part, places = members[start : start + count], -(-count // ways) * ways
             yield collate(part, Shape(places, width, places, steps), packed=False), part

@@ -52,7 +52,7 @@ def search_problems(
         answers["answers"] = lambda partials: [read_answer(policy.task, policy.text(partial)) for partial in partials]
     found = searcher(policy.propose, kept if draw else scorer, len(policy.problems), final, **answers)
     trees = (found.trees or kept.trees()) if draw else ()
-    rollers = [one.roller for one in (scorer, final) if one is not None and one.roller is not None]
+    rollers = [roller for one in (scorer, final) if one is not None for roller in one.rollers]
     for b in range(len(policy.problems)):
         line = _result(policy, searcher, scorer, found, b, solutions)
         if draw:

@@ -63,7 +63,7 @@ class Kind:
     several objectives on frozen features with a gate; digi_q: twin Q and V on frozen features by temporal differences;
     b_coder: a duelling Q from the model's own logits; generative: critiques with verdicts, from critiques or labels;
     imitation: the likelihood of chosen solutions, which also makes a policy; early_exit: classes after as few layers as
-    suffice, from step labels."""
+    suffice, from step labels; themis: a score after calls of a tool, from preferences and traces of calls."""
     aggregate: Aggregate | None = None
     """How step scores become the response's score; none: what suits the kind."""
 

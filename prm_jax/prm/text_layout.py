@@ -27,6 +27,7 @@ class LaidText:
       begin: whether the tokenizer adds what it puts before a text.
       prefix: token ids before the text (a prompt that is given as ids, a begin-of-text token).
       cuts: characters, increasing, at which the text is cut into pieces that are tokenised apart.
+      forced: spans [start, end) of characters that the model did not write; tokens that start in one belong to no step.
     """
 
     text: str
@@ -35,6 +36,7 @@ class LaidText:
     begin: bool
     prefix: tuple[int, ...] = ()
     cuts: tuple[int, ...] = ()
+    forced: tuple[tuple[int, int], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Tokens:
 
     Attributes:
       ids: [T] int32.
-      step_ids: [T] int32: the step that the token starts in, -1 for the prompt and for what follows the last step.
+      step_ids: [T] int32: the step that the token starts in, -1 for the prompt, for what follows the last step, and for
+        what the model did not write.
       reads: [S] int32: the token at which each step's score is read: the last one that starts inside the step, or,
         for a step that has none, the token that covers it.
     """
@@ -53,7 +56,10 @@ class Tokens:
     reads: np.ndarray
 
 
-def lay_out(prompt: Prompt, steps: Sequence[str], layout: TextLayout, tokenizer: Any) -> LaidText:
+def lay_out(
+    prompt: Prompt, steps: Sequence[str], layout: TextLayout, tokenizer: Any,
+    forced: Sequence[tuple[int, int]] = (),
+) -> LaidText:  # fmt: skip
     """Writes prompt and steps as the layout says.
 
     Args:
@@ -61,6 +67,8 @@ def lay_out(prompt: Prompt, steps: Sequence[str], layout: TextLayout, tokenizer:
       steps: at least one; none for the prompt alone (not with chat turns).
       layout: see there.
       tokenizer: its chat template is used where a chat is wanted.
+      forced: spans of the joined steps that the model did not write, in order; they are tokenised apart. With chat
+        turns they are read like all else.
 
     Raises:
       UserError: no chat template, or one that rewrites earlier turns.
@@ -78,17 +86,32 @@ def lay_out(prompt: Prompt, steps: Sequence[str], layout: TextLayout, tokenizer:
     else:
         head, begin, prefix = "", False, tuple(int(token) for token in prompt)  # type: ignore[arg-type]
     text, ends, cuts = head, [], [len(head)]
-    for index, step in enumerate(step.strip() if layout.strip else step for step in steps):
+    spans: list[tuple[int, int]] = []
+    begun = 0  # characters of the joined steps before this one
+    for index, whole in enumerate(steps):
+        step = whole.strip() if layout.strip else whole
         separated = layout.last_separator or index + 1 < len(steps)
         # Steps that were cut out of a response may have their separator already.
         written = bool(layout.separator) and step.endswith(layout.separator)
-        text += (layout.between if index else "") + (step[: -len(layout.separator)] if written else step)
+        text += layout.between if index else ""
+        spans += _shifted(forced, begun + whole.index(step), len(step), len(text))
+        begun += len(whole)
+        text += step[: -len(layout.separator)] if written else step
         cuts.append(len(text))
         text += layout.separator if separated or written else ""
         ends.append(len(text))
         cuts.append(len(text))
-    apart = {"one": (), "prompt": (len(head),), "steps": tuple(cuts)}[layout.pieces]
-    return LaidText(text, len(head), tuple(ends), begin, prefix, apart)
+    apart = {"one": [], "prompt": [len(head)], "steps": cuts}[layout.pieces]
+    apart = sorted({*apart, *(place for span in spans for place in span)})
+    return LaidText(text, len(head), tuple(ends), begin, prefix, tuple(apart), tuple(spans))
+
+
+def _shifted(
+    spans: Sequence[tuple[int, int]], start: int, length: int, to: int
+) -> list[tuple[int, int]]:
+    """The parts of spans in a piece of a text, by their places where the piece begins at `to`."""
+    inside = [(max(low - start, 0), min(high - start, length)) for low, high in spans]
+    return [(to + low, to + high) for low, high in inside if low < high]
 
 
 def prompt_tokens(prompt: Prompt, layout: TextLayout, tokenizer: Any) -> list[int]:
@@ -116,6 +139,8 @@ def tokenize(laid: LaidText, tokenizer: Any, *, end: bool = False) -> Tokens:
     ends = np.asarray(laid.ends, np.int64)
     step_ids = np.searchsorted(ends, starts, side="right").astype(np.int32)
     outside = (starts < laid.start) | (step_ids >= len(ends)) | bare
+    for low, high in laid.forced:
+        outside |= (starts >= low) & (starts < high)
     step_ids[outside] = -1
     if not len(ids):
         raise UserError(f"the text {laid.text[:40]!r} gives no token")

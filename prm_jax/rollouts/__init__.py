@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from prm_jax.rollouts.completions import CompletionServer
     from prm_jax.rollouts.engine import Engine, EngineStats, Request, Response, Ticket, sample_all
     from prm_jax.rollouts.environments import Environment, Episode, EpisodeStart, Feedback, Turn, TurnLimits, play
-    from prm_jax.rollouts.loading import engine_on_server, load_local_policy, load_remote_policy
+    from prm_jax.rollouts.episodes import EpisodePolicy
+    from prm_jax.rollouts.loading import engine_on_server, load_local_policy, load_remote_policy, make_policy
     from prm_jax.rollouts.local import Batching, LocalEngine
     from prm_jax.rollouts.policy import STREAMS, TaskPolicy, step_boundary, stop_sets
     from prm_jax.rollouts.remote import RemoteEngine
@@ -42,6 +43,7 @@ _HOME = {
     "EngineStats": "engine",
     "Environment": "environments",
     "Episode": "environments",
+    "EpisodePolicy": "episodes",
     "EpisodeStart": "environments",
     "Feedback": "environments",
     "Folder": "weight_updates",
@@ -78,6 +80,7 @@ _HOME = {
     "generate_with": "samples",
     "load_local_policy": "loading",
     "load_remote_policy": "loading",
+    "make_policy": "loading",
     "sample_all": "engine",
     "play": "environments",
     "step_boundary": "policy",
@@ -97,6 +100,7 @@ __all__ = [
     "EngineStats",
     "Environment",
     "Episode",
+    "EpisodePolicy",
     "EpisodeStart",
     "Feedback",
     "Folder",
@@ -132,6 +136,7 @@ __all__ = [
     "generate_with",
     "load_local_policy",
     "load_remote_policy",
+    "make_policy",
     "play",
     "sample_all",
     "step_boundary",

@@ -164,6 +164,30 @@ class _Call:
     def done(self) -> bool:
         return self._done
 
+    def result(self, seconds: float) -> tuple[Feedback | None, str]:
+        """(the answer, ""), or (None, what went wrong within so many seconds)."""
+        if self.feedback is not None:
+            return self.feedback, ""
+        return None, self.failure or f"the environment gave no answer within {seconds:g} s"
+
+
+def answer_to(step: Callable[[str], Feedback], action: str, *, seconds: float) -> tuple[Feedback | None, str]:
+    """What an environment answers to an action, or why it does not.
+
+    Args:
+      step: the environment.
+      action: what the model wrote.
+      seconds: after which an environment that has not answered is left behind.
+
+    Returns:
+      (the answer, ""), or (None, what went wrong).
+    """
+    finished = threading.Condition()
+    call = _Call(step, action, finished)
+    with finished:
+        finished.wait_for(lambda: call.done, timeout=seconds)
+    return call.result(seconds)
+
 
 def play(
     engine: Any, starts: Sequence[EpisodeStart], *, tokenizer: Any, limits: TurnLimits, stop: int = 0
@@ -247,9 +271,9 @@ class _Table:
 
     def _answer(self, ticket: Ticket, call: _Call, response: Response) -> None:
         """Continues an episode after the environment's answer, or ends it."""
-        playing, feedback = self.playing[ticket], call.feedback
+        playing = self.playing[ticket]
+        feedback, failure = call.result(self.limits.seconds)
         if feedback is None:
-            failure = call.failure or f"the environment gave no answer within {self.limits.seconds:g} s"
             self._finish(ticket, response, "failed", failure)
             return
         playing.turns[-1] = Turn(playing.turns[-1].action, feedback)

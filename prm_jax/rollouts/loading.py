@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 from prm_jax.errors import UserError
 from prm_jax.rollouts.dialects import detect
 from prm_jax.rollouts.engine import Engine, OnProgress
+from prm_jax.rollouts.episodes import EpisodePolicy
 from prm_jax.rollouts.local import Batching, LocalEngine
 from prm_jax.rollouts.policy import STEP, TaskPolicy, stop_sets
 from prm_jax.rollouts.remote import RemoteEngine, warn
@@ -21,6 +22,19 @@ if TYPE_CHECKING:
 
 _LARGE = 20_000_000
 """Parameters from which on keeping keys and values between calls pays."""
+
+
+def make_policy(
+    engine: Engine,
+    task: Any,
+    steps: StepOptions,
+    *,
+    chat: bool = False,
+    on_progress: OnProgress = lambda responses, tokens: None,
+) -> TaskPolicy:
+    """An engine on a task: an `EpisodePolicy` where the task has environments, else a `TaskPolicy`, see there."""
+    kind = EpisodePolicy if hasattr(task, "environment") else TaskPolicy
+    return kind(engine, task, steps, chat=chat, on_progress=on_progress)
 
 
 def load_local_policy(
@@ -79,7 +93,7 @@ def load_local_policy(
         engine = LocalEngine(
             config, params, key=key, sampling=sampling, stops=stops, tokenizer=tokenizer, batching=batching
         )
-    return TaskPolicy(engine, task, steps, chat=chat, on_progress=on_progress)
+    return make_policy(engine, task, steps, chat=chat, on_progress=on_progress)
 
 
 def load_remote_policy(
@@ -117,7 +131,7 @@ def load_remote_policy(
         url, connection.model or str(path), Tokenizer.load(path), connection=connection, sampling=steps.sampling(),
         seed=seed, stops=stop_sets(task),
     )  # fmt: skip
-    return TaskPolicy(engine, task, steps, chat=chat, on_progress=on_progress)
+    return make_policy(engine, task, steps, chat=chat, on_progress=on_progress)
 
 
 def engine_on_server(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from prm_jax.errors import UserError
-from prm_jax.rollouts.engine import Engine, OnProgress, Request, sample_all
+from prm_jax.rollouts.engine import Engine, OnProgress, Request, Response, sample_all
 from prm_jax.rollouts.prompt_tokens import encode_prompt
 from prm_jax.rollouts.sampling_options import StepOptions
 from prm_jax.search.language_model import Ask, Partial, Step
@@ -85,27 +85,39 @@ class TaskPolicy:
 
     def propose(self, asks: Sequence[Ask], count: int, whole: bool) -> list[list[Step]]:
         """Steps after prefixes, or the rest of the solutions; see ``language_model.ProposeFn``."""
-        room = [self.steps.max_new_tokens - len(ask.partial.tokens) for ask in asks]
-        going = [i for i, left in enumerate(room) if left > 0]
+        going = [i for i, ask in enumerate(asks) if self.room(ask.partial) > 0]
         longest = self.steps.max_new_tokens if whole else self.steps.step_tokens
         requests = [
-            Request(
-                self._prompts[asks[i].partial.question] + asks[i].partial.tokens, self._number(asks[i]), sample,
-                min(longest, room[i]), WHOLE if whole else STEP,
-            )
+            self.request(asks[i].partial, self.number(asks[i]), sample, longest, WHOLE if whole else STEP)
             for i in going
             for sample in range(count)
-        ]  # fmt: skip
+        ]
         responses = iter(sample_all(self.engine, requests, self.on_progress))
         found: list[list[Step]] = [[] for _ in asks]
         for i in going:
             for _ in range(count):
-                one = next(responses)
-                tokens = tuple(one.tokens.tolist())
-                logp = 0.0 if one.logp is None else float(one.logp.sum(dtype=np.float64))
-                ended = one.end == "eos" or self._ends(tokens)
-                found[i].append(Step(tokens, logp, whole or ended or len(tokens) >= room[i]))
+                step, end = read_step(next(responses))
+                ended = end == "eos" or self._ends(step.tokens)
+                ended |= whole or len(step.tokens) >= self.room(asks[i].partial)
+                found[i].append(step._replace(finished=ended))
         return found
+
+    def room(self, partial: Partial) -> int:
+        """How many more tokens the solution may have."""
+        return self.steps.max_new_tokens - len(partial.tokens)
+
+    def request(self, partial: Partial, number: int, sample: int, longest: int, stop: int) -> Request:
+        """What is asked of the engine to continue a prefix.
+
+        Args:
+          partial: the prefix, not of maximum length.
+          number: with `sample`, what the randomness depends on.
+          sample: among the requests of this prefix and number.
+          longest: tokens, at most.
+          stop: stop set of the engine.
+        """
+        prompt = self._prompts[partial.question] + partial.tokens
+        return Request(prompt, number, sample, min(longest, self.room(partial)), stop)
 
     def complete(self, partial: Partial) -> bool:
         """Whether the solution ended by itself: it was not cut off for its length or its number of steps."""
@@ -116,13 +128,23 @@ class TaskPolicy:
         """The response as text, without special tokens."""
         return self.tokenizer.decode(list(partial.tokens), skip_special=True)
 
-    def texts(self, partial: Partial) -> tuple[str, ...]:
-        """The text of each step, cut as the task cuts it; () while nothing but blanks is written."""
-        text = self.text(partial)
-        return tuple(text[start:end] for start, end in self.task.splitter(text))
+    def spans(self, partial: Partial) -> list[tuple[int, int]]:
+        """Where the steps are in the text, cut as the task cuts it; [] while nothing but blanks is written."""
+        return list(self.task.splitter(self.text(partial)))
 
-    def split(self, tokens: Sequence[int]) -> list[tuple[int, ...]]:
-        """The token ids of each step of a response: a token belongs to the step in which its text starts."""
+    def forced(self, partial: Partial) -> tuple[tuple[int, int], ...]:
+        """Spans of the text that the model did not write."""
+        del partial
+        return ()
+
+    def texts(self, partial: Partial) -> tuple[str, ...]:
+        """The text of each step."""
+        text = self.text(partial)
+        return tuple(text[start:end] for start, end in self.spans(partial))
+
+    def split(self, partial: Partial) -> list[tuple[int, ...]]:
+        """The token ids of each step: a token belongs to the step in which its text starts."""
+        tokens = partial.tokens
         special = frozenset(self.tokenizer.special_ids)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         text, starts = "", []
@@ -130,7 +152,7 @@ class TaskPolicy:
             starts.append(len(text))
             text += "" if token in special else decoder.decode(self.tokenizer.token_bytes(token))
         text += decoder.decode(b"", final=True)
-        begins = [start for start, _ in self.task.splitter(text)] or [0]
+        begins = [start for start, _ in self.spans(partial)] or [0]
         steps = np.clip(np.searchsorted(begins, starts, side="right") - 1, 0, len(begins) - 1)
         found = [
             tuple(token for token, own in zip(tokens, steps, strict=True) if own == step)
@@ -138,7 +160,8 @@ class TaskPolicy:
         ]
         return found
 
-    def _number(self, ask: Ask) -> int:
+    def number(self, ask: Ask) -> int:
+        """A number for the request that no other request of the run has."""
         if not 0 <= ask.stream < STREAMS:
             raise ValueError(f"request number {ask.stream} of a problem; expected less than {STREAMS}")
         return (self.first + ask.partial.question) * STREAMS + ask.stream
@@ -153,6 +176,12 @@ class TaskPolicy:
         if isinstance(prompt, str) and self.chat:
             prompt = [{"role": "user", "content": prompt}]
         return encode_prompt(self.tokenizer, prompt)
+
+
+def read_step(response: Response) -> tuple[Step, str]:
+    """(an engine's response as a step that is not finished, how it ended)."""
+    logp = 0.0 if response.logp is None else float(response.logp.sum(dtype=np.float64))
+    return Step(tuple(response.tokens.tolist()), logp, False), response.end
 
 
 def stop_sets(task: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:

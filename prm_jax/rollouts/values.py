@@ -54,7 +54,7 @@ class Roller:
         return Ask(Partial(request.question, prefix), self.first + asked)
 
     def _rollout(self, ask: Ask, whole: tuple[int, ...], verdict: Any) -> JudgedRollout:
-        steps = self.policy.split(whole)[len(ask.partial.steps) :]
+        steps = self.policy.split(Partial(ask.partial.question, (whole,)))[len(ask.partial.steps) :]
         length = float(len(whole) - len(ask.partial.tokens))
         # When the reference or the verifier is at fault, nothing follows about the answer.
         return JudgedRollout(tuple(steps), length, verdict.score > 0.5 if verdict.usable else None)

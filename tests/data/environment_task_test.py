@@ -36,10 +36,13 @@ def test_solutions_win_and_every_step_of_theirs_is_right(task):
 
 
 def test_demonstrations_are_solutions(task):
-    pairs = task.demonstrations(np.random.default_rng(0), 20)
+    shown = task.demonstrations(np.random.default_rng(0), 20)
     drawn = [task.train[int(index)] for index in np.random.default_rng(0).integers(len(task.train), size=20)]
-    assert [problem.prompt for problem in drawn] == [prompt for prompt, _ in pairs]
-    assert {verdict.score for verdict in task.verify_many(drawn, [text for _, text in pairs])} == {1.0}
+    assert [problem.prompt for problem in drawn] == [prompt for prompt, _, _ in shown]
+    assert {verdict.score for verdict in task.verify_many(drawn, [text for _, text, _ in shown])} == {1.0}
+    for problem, (_, text, answers) in zip(drawn, shown, strict=True):  # the model learns its actions alone
+        given = [turn.feedback.text for turn in task.turns(problem, text) if not turn.feedback.done]
+        assert [text[start:end] for start, end in answers] == given
 
 
 def test_invented_answers_are_refused(task):

@@ -8,10 +8,11 @@ import pytest
 from prm_jax.data import load_task
 from prm_jax.verifiers.sandbox import available_levels
 
-FILE = pathlib.Path(__file__).parents[2] / "examples" / "stdio_problems.jsonl"
+EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
+FILE = EXAMPLES / "stdio_problems.jsonl"
+pytestmark = pytest.mark.skipif(all(available_levels().values()), reason="no sandbox on this machine")
 
 
-@pytest.mark.skipif(all(available_levels().values()), reason="no sandbox on this machine")
 def test_solutions_pass_and_bugs_fail():
     task = load_task("code", train=str(FILE), check_solutions=True, eval_fraction=0.2)  # refuses a solution that fails
     rows = {row["question"]: row for row in map(json.loads, FILE.read_text().splitlines())}
@@ -24,4 +25,11 @@ def test_solutions_pass_and_bugs_fail():
         broken.append(solution.replace(old, new))
     verdicts = task.verify_many(problems, broken)
     assert [verdict.status for verdict in verdicts] == ["fail"] * 40
+    task.verifier.close()
+
+
+def test_the_easier_functions_have_right_solutions():
+    task = load_task("code", train=str(EXAMPLES / "function_problems.jsonl"), check_solutions=True, eval_fraction=0.5)
+    assert len(task.train) + len(task.eval) == 40
+    assert task.verify(task.train[0], "def something_else():\n    pass") == 0.0
     task.verifier.close()

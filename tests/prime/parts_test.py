@@ -12,6 +12,7 @@ from prm_jax import prime, prm, rl
 from prm_jax.data.carry import CarryTask
 from prm_jax.data.pipeline import PromptStream
 from prm_jax.data.steps import step_ids_from_text
+from prm_jax.errors import UserError
 from prm_jax.models import init_params, save_weights, token_logprobs
 from prm_jax.models.loading import fresh_config
 from prm_jax.prime.advantages import make_advantage
@@ -29,6 +30,7 @@ from prm_jax.prime.sources import (
     SourceBatch,
     StepChecker,
     checker_rewards,
+    saved,
 )
 from prm_jax.prime.start import Start
 from prm_jax.prime.step import init_state, make_step
@@ -264,8 +266,14 @@ def test_monte_carlo_values_are_the_success_rates_of_completions(sampler, params
         if responses.mask[row].any():
             expected[row, np.flatnonzero(responses.mask[row])[-1]] = responses.outcome[row]
     np.testing.assert_allclose(found.process, expected, atol=1e-6)
-    np.testing.assert_allclose(found.initial_value, np.repeat(responses.solve_rates(), size))
+    np.testing.assert_allclose(found.initial_value, 1 - (1 - np.repeat(responses.solve_rates(), size)) ** 2, rtol=1e-6)
     assert found.sampled == 4 * count
+    # Another prover values the prompts, too, since the policy's outcomes say nothing about it.
+    asked.clear()
+    other = PrefixValues(rollouts=4, prover=params).observe(responses, sampler, None, jax.random.key(0))
+    assert [(problem.id, ()) for problem in responses.problems] == asked[count:]
+    np.testing.assert_allclose(other.initial_value, 0.5)
+    assert other.sampled == 4 * (count + len(responses.problems))
 
 
 def test_completions_begin_with_their_prefix_and_are_judged_as_a_whole(sampler, params):
@@ -292,7 +300,9 @@ def written(sampler: Sampler, count: int) -> Responses:
     return dataclasses.replace(sampler, max_new_tokens=20).judge(problems, prompts, drawn)
 
 
-def test_a_saved_prm_gives_the_rewards_of_the_training_step_and_ensembles_are_cautious(sampler, params, tmp_path):
+def test_a_saved_prm_gives_the_rewards_of_the_training_step_and_ensembles_are_cautious(
+    sampler, params, tmp_path, monkeypatch
+):
     config, responses, paths = sampler.config, written(sampler, 5), []
     others = [jax.jit(init_params, static_argnums=0)(config, jax.random.key(seed)) for seed in (5, 6)]
     for index, other in enumerate(others):
@@ -308,6 +318,15 @@ def test_a_saved_prm_gives_the_rewards_of_the_training_step_and_ensembles_are_ca
     both = SavedPRM(paths, pessimism=2.0).observe(responses, sampler, params, jax.random.key(0)).process
     stacked = np.stack(single)
     np.testing.assert_allclose(both, stacked.mean(0) - 2.0 * stacked.std(0), atol=1e-5)
+    with pytest.raises(UserError, match="--reward.best-of 3 needs chances of success"):
+        SavedPRM(paths[:1], best_of=3)
+    monkeypatch.setattr(saved, "gives_probabilities", lambda model: True)
+    best = SavedPRM(paths[:1], best_of=3).observe(responses, sampler, params, jax.random.key(0))
+    ends = responses.step_ids == responses.step_ids.max(1, keepdims=True)
+    expected = np.where(ends, single[0], 1 - (1 - single[0]) ** 3)
+    np.testing.assert_allclose(best.process, np.where(single[0] == 0, 0, expected), atol=1e-5)
+    firsts = [row[np.flatnonzero(ids == 0)[-1]] for row, ids in zip(best.process, responses.step_ids, strict=True)]
+    np.testing.assert_allclose(best.initial_value, firsts, atol=1e-6)  # groups of one
 
 
 def test_the_policy_as_prm_is_silent_until_the_policy_moves(options, tiny_config, tiny_frozen, batch):

@@ -214,11 +214,11 @@ def test_steps_of_a_policy_are_cut_as_the_task_cuts_them(model):
     policy = TaskPolicy(made, task, StepOptions(step_tokens=6, max_new_tokens=20))
     policy.begin([task.eval[0]], 0)
     tokens = tuple(TOKENIZER.encode("1+2=3;3+4=7#7", add_special=False))
-    pieces = policy.split((*tokens, TOKENIZER.eos_id))
+    pieces = policy.split(Partial(0, ((*tokens, TOKENIZER.eos_id),)))
     assert [TOKENIZER.decode(list(piece), skip_special=True) for piece in pieces] == list(
         policy.texts(Partial(0, (tokens,)))
     )
-    assert sum(pieces, ()) == (*tokens, TOKENIZER.eos_id) and policy.split(()) == []
+    assert sum(pieces, ()) == (*tokens, TOKENIZER.eos_id) and policy.split(Partial(0)) == []
     ((one, two), (three, _)) = policy.propose([Ask(Partial(0), 0), Ask(Partial(0), 1)], 2, False)
     assert len({one.tokens, two.tokens, three.tokens}) == 3
     with pytest.raises(ValueError, match="request number 16384"):

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from prm_jax import models
-from prm_jax.data.rooms import ALPHABET, rooms_task
+from prm_jax.data import load_task
+from prm_jax.data.rooms import Rooms
 from prm_jax.errors import UserError
 from prm_jax.rollouts import LocalEngine, Request, SlotEngine, SlotTuning, sample_all
 from prm_jax.rollouts.environments import EpisodeStart, Feedback, TurnLimits, play
 
-TOKENIZER = models.CharTokenizer(ALPHABET)
+TOKENIZER = models.CharTokenizer(Rooms.alphabet)
 KEY = jax.random.key(5)
 LIMITS = TurnLimits(max_new_tokens=40, max_turns=4, max_answer_tokens=12, seconds=20.0)
 PROMPT = tuple(TOKENIZER.encode("bring q to C;\n"))
@@ -115,7 +116,7 @@ def test_long_answers_are_cut(engine):
 
 
 def test_games_are_scored_by_playing_them_again(engine):
-    task = rooms_task(num_eval=8)
+    task = load_task("rooms", num_eval=8)
     problems = [task.train[index] for index in range(6)]
     made = [
         EpisodeStart(tuple(TOKENIZER.encode(problem.prompt)), index, 0, task.environment(problem).step)

@@ -99,7 +99,10 @@ def _saved(options: Options, start: "Start") -> SavedPRM:
     mesh = start.mesh if jax.process_count() == 1 else None  # of several processes, each scores its share by itself
     return start.once(
         "saved PRM",
-        lambda: SavedPRM(reward.path, pessimism=reward.pessimism, reference=reward.reference or None, mesh=mesh),
+        lambda: SavedPRM(
+            reward.path, pessimism=reward.pessimism, reference=reward.reference or None, best_of=reward.best_of,
+            mesh=mesh,
+        ),  # fmt: skip
     )
 
 

@@ -13,6 +13,7 @@ from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import UserError
 from prm_jax.prime.responses import Responses, Sampler
 from prm_jax.prime.sources.base import Observed, Source
+from prm_jax.prm.prefix_scores import gives_probabilities
 from prm_jax.runs import processes
 from prm_jax.runs.learner import Params
 
@@ -21,12 +22,14 @@ class SavedPRM(Source):
     """Each step's score on the step's last token, from one or several saved PRMs.
 
     A PRM reads the text of problem and steps in the layout that it was trained on, with its own tokenizer, so that it
-    need not share the policy's. Several PRMs give mean - pessimism * (standard deviation over them).
+    need not share the policy's. Several PRMs give mean - pessimism * (standard deviation over them). The value of a
+    prompt, where one is asked for, is the mean score of its group's first steps.
 
     Args:
       paths: directories that ``train-prm`` or ``train`` wrote, or published checkpoints.
       pessimism: coefficient of the standard deviation of an ensemble.
       reference: directory of the reference of an implicit PRM that was saved without one.
+      best_of: values become those of the best of this many completions, 1 - (1 - v)^k, except where a response ends.
       max_tokens: tokens in one batch of scoring.
       mesh: devices to load the models onto, shard by shard; None: the default device.
     """
@@ -35,17 +38,23 @@ class SavedPRM(Source):
 
     def __init__(
         self, paths: Sequence[str | pathlib.Path], *, pessimism: float = 1.0, reference: str | None = None,
-        max_tokens: int = 8192, mesh: Mesh | None = None,
+        best_of: int = 1, max_tokens: int = 8192, mesh: Mesh | None = None,
     ) -> None:  # fmt: skip
         if not paths:
             raise UserError("--reward.source model needs --reward.path: the directory of a saved PRM")
         self.models = [prms.load(path, reference=reference, mesh=mesh) for path in paths]
-        self.pessimism, self.max_tokens = pessimism, max_tokens
+        self.pessimism, self.best_of, self.max_tokens = pessimism, best_of, max_tokens
+        wrong = [path for path, model in zip(paths, self.models, strict=True) if not gives_probabilities(model)]
+        if best_of > 1 and wrong:
+            raise UserError(
+                f"--reward.best-of {best_of} needs chances of success, and the scores of {wrong[0]} are not: use a "
+                "reward model that gives some, such as the kinds value, token and outcome"
+            )
 
     def observe(self, responses: Responses, sampler: Sampler, params: Params, key: jax.Array) -> Observed:
         """Scores the steps of all responses; of several processes, each scores its share."""
         del params, key
-        process = np.zeros(responses.mask.shape, np.float32)
+        process, first = np.zeros(responses.mask.shape, np.float32), np.full(len(responses.texts), np.nan, np.float32)
         written = [row for row, text in enumerate(responses.texts) if len(sampler.task.splitter(text))]
         if not written:
             return Observed(process)
@@ -61,10 +70,16 @@ class SavedPRM(Source):
             scores = members[0]
             if len(members) > 1:
                 scores = np.asarray(rl.pessimistic_rewards(members, coefficient=self.pessimism)[0])
+            ends = np.arange(len(scores)) == len(scores) - 1
+            scores = np.where(ends, scores, 1.0 - (1.0 - scores) ** self.best_of)  # each length would be compiled
+            first[row] = scores[0]
             for number, score in enumerate(scores):
                 columns = np.flatnonzero(responses.step_ids[row] == number)
                 process[row, columns[-1:]] = score
-        return Observed(process)
+        groups = first.reshape(-1, responses.samples_per_prompt)
+        known = np.isfinite(groups)
+        value = np.where(known, groups, 0.0).sum(1) / np.maximum(known.sum(1), 1)
+        return Observed(process, np.repeat(value, responses.samples_per_prompt).astype(np.float32))
 
 
 def _record(responses: Responses, row: int, sampler: Sampler) -> StepRecord:

@@ -20,8 +20,9 @@ from prm_jax.runs.learner import Params
 class PrefixValues(Source):
     """The value of the prefix after each step, on the step's last token.
 
-    The value of a prompt is the mean outcome of its group. After its last step the value of a response is its outcome,
-    which needs no rollouts: it has ended, or reached the maximum length.
+    The value of a prompt is the mean outcome of its group; a prover that is not the policy completes prompts, too.
+    After its last step the value of a response is its outcome, which needs no rollouts: it has ended, or reached the
+    maximum length.
 
     Args:
       rollouts: completions sampled after each step.
@@ -44,15 +45,23 @@ class PrefixValues(Source):
     def observe(self, responses: Responses, sampler: Sampler, params: Params, key: jax.Array) -> Observed:
         """Completes every prefix and verifies the answers."""
         prefixes = _prefixes(responses)
-        values = self._values(prefixes, sampler, params if self.prover is None else self.prover, key)
+        prover, prompts = self.prover, []
+        if prover is None:
+            prover = params
+        else:
+            prompts = [_Prefix(row, -1, problem, []) for row, problem in enumerate(responses.problems)]
+        values = self._values([*prefixes, *prompts], sampler, prover, key)
         process = np.zeros(responses.mask.shape, np.float32)
-        for prefix, value in zip(prefixes, values, strict=True):
+        for prefix, value in zip(prefixes, values, strict=False):  # those of the prompts follow
             process[prefix.row, prefix.column] = value
         for row in range(len(responses.texts)):
             if responses.mask[row].any():
                 process[row, np.flatnonzero(responses.mask[row])[-1]] = responses.outcome[row]
-        initial = np.repeat(responses.solve_rates(), responses.samples_per_prompt)
-        return Observed(process, initial.astype(np.float32), len(prefixes) * self.rollouts)
+        initial = np.asarray(values[len(prefixes) :])
+        if self.prover is None:
+            initial = np.asarray(rl.best_of_k_value(responses.solve_rates(), self.best_of))
+        initial = np.repeat(initial, responses.samples_per_prompt).astype(np.float32)
+        return Observed(process, initial, len(prefixes + prompts) * self.rollouts)
 
     def _values(
         self, prefixes: list["_Prefix"], sampler: Sampler, params: Params, key: jax.Array

@@ -14,6 +14,7 @@ from prm_jax.prm.kinds.imitation import Imitation
 from prm_jax.prm.kinds.implicit import Implicit
 from prm_jax.prm.kinds.outcome import Outcome
 from prm_jax.prm.kinds.step_q import StepQ
+from prm_jax.prm.kinds.themis import Themis
 from prm_jax.prm.kinds.token import Token
 from prm_jax.prm.kinds.value import Value
 from prm_jax.prm.spec import Kind
@@ -21,11 +22,11 @@ from prm_jax.prm.spec import Kind
 KINDS: dict[str, type[Kind]] = {
     kind.kind: kind
     for kind in (Implicit, StepQ, Token, Value, Outcome, BradleyTerry, GPM, Armo, DigiQ, BCoder, Generative,
-        Imitation, EarlyExit)
+        Imitation, EarlyExit, Themis)
 }
 """Name -> class; ``KINDS["token"](head_layers=2)`` is a kind with its options."""
 
 __all__ = [
     "KINDS", "Armo", "BCoder", "BradleyTerry", "DigiQ", "EarlyExit", "GPM", "Generative", "Imitation", "Implicit",
-    "Outcome", "StepQ", "Token", "Value",
+    "Outcome", "StepQ", "Themis", "Token", "Value",
 ]  # fmt: skip

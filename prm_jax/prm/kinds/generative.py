@@ -73,7 +73,7 @@ class Generative(Kind):
         made = []
         for record, form, step, text in to_learn(records, find_format, self.critique):
             prompt = form.prompt(problem_text(record.prompt, record.id), record.steps, step=step)
-            made.append(dataclasses.replace(record, prompt=prompt, steps=(text,), labels=(1.0,)))
+            made.append(dataclasses.replace(record, prompt=prompt, steps=(text,), labels=(1.0,), forced=()))
         if not made:
             raise UserError(
                 f"nothing to learn from: none of {len(records)} solutions has a critique (provenance.critique, as "

@@ -4,6 +4,7 @@ OmegaPRM: arXiv 2406.06592. Every step: arXiv 2312.08935. Adaptive numbers of ro
 """
 
 import collections
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy as np
 
 from prm_jax import rl
 from prm_jax.data.step_data import StepRecord
+from prm_jax.prm.prefixes import as_record
 from prm_jax.rollouts.policy import TaskPolicy
 from prm_jax.rollouts.values import Roller, count_correct
+from prm_jax.search.language_model import Partial
 from prm_jax.search.omega_prm import JudgedRollout, PrefixRequest, omega_label
 
 Counts = Sequence[tuple[int, int] | None]
@@ -151,9 +154,9 @@ def _record(
     name: str, outcome: float,
 ) -> StepRecord | None:  # fmt: skip
     """Step data of one solution; None where its text does not have the steps of its tokens."""
-    text = policy.tokenizer.decode([token for step in steps for token in step], skip_special=True)
-    texts = tuple(text[start:end] for start, end in policy.task.splitter(text))
-    if len(texts) != len(steps):
+    problem = policy.problems[question]
+    record = as_record(policy, Partial(question, tuple(steps)), f"{problem.id}/{name}")
+    if record is None or len(record.steps) != len(steps):
         return None
     correct = np.array([[0 if c is None else c[0] for c in counts]])
     total = np.array([[0 if c is None else c[1] for c in counts]])
@@ -162,11 +165,10 @@ def _record(
     # For "vstar", a step before one from which the answer was reached is correct, whether it was probed or not.
     inferred = [how == "vstar" and value > 0 for value in values]
     known = [(c is not None and c[1] > 0) or sure for c, sure in zip(counts, inferred, strict=True)]
-    problem = policy.problems[question]
     provenance = {
         **told,
         "correct": [None if c is None else c[0] for c in counts],
         "total": [None if c is None else c[1] for c in counts],
     }
     labels = tuple(value if know else None for value, know in zip(values, known, strict=True))
-    return StepRecord(problem.prompt, texts, labels, outcome, problem.id, f"{problem.id}/{name}", provenance)
+    return dataclasses.replace(record, labels=labels, outcome=outcome, provenance=provenance)

@@ -1,5 +1,6 @@
 """Labels from search trees over a policy's steps: AlphaMath's and ReST-MCTS*'s values, shares of answers, pairs."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 from prm_jax import rl, search
 from prm_jax.data.step_data import StepRecord
 from prm_jax.prm.labelling.tree_options import TREE_LABELS, StepValues, TreeOptions
+from prm_jax.prm.prefixes import as_record
 from prm_jax.rollouts.policy import TaskPolicy
 from prm_jax.rollouts.values import AnswerValues
 from prm_jax.search import language_model as lm
@@ -110,10 +112,11 @@ def _solutions(
     visits, parent = np.asarray(tree.visits), np.asarray(tree.parent)
     for b, slot in np.argwhere(trees.answers).tolist():
         path = _path(parent[b], slot)
-        texts, owners = _aligned(policy, trees.nodes[b][slot])
+        problem = policy.problems[b]
+        record, owners = _aligned(policy, trees.nodes[b][slot], f"{problem.id}/tree/{slot}")
         slots = [None if i is None else path[i] for i in owners]
         known = [s is not None and bool(mask[b, s]) for s in slots]
-        if not texts or not any(known):
+        if record is None or not any(known):
             continue
         values = np.asarray([np.clip(labels[b, s], 0, 1) if k else 0.0 for s, k in zip(slots, known, strict=True)])
         if options.look_back and how == "q":
@@ -123,9 +126,8 @@ def _solutions(
         provenance = {**told} | {
             name: [None if s is None else int(field[b, s]) for s in slots] for name, field in counted.items()
         }
-        problem = policy.problems[b]
         outcome = float(trees.correct[b, slot])
-        yield StepRecord(problem.prompt, texts, own, outcome, problem.id, f"{problem.id}/tree/{slot}", provenance)
+        yield dataclasses.replace(record, labels=own, outcome=outcome, provenance=provenance)
 
 
 _look_back = functools.partial(jax.jit, static_argnames="coefficient")(rl.look_back_penalty)
@@ -142,18 +144,20 @@ def _pairs(
     q, visits = np.asarray(search.q_values(trees.tree)), np.asarray(trees.tree.visits)
     for b, node, k in np.argwhere(found.chosen >= 0).tolist():
         slots = {"chosen": int(found.chosen[b, node, k]), "rejected": int(found.rejected[b, node, k])}
-        texts = {name: _aligned(policy, trees.nodes[b][slot])[0] for name, slot in slots.items()}
-        good, bad = texts["chosen"], texts["rejected"]
+        group = f"{policy.problems[b].id}/tree/{node}/{k}"
+        records = {
+            name: _aligned(policy, trees.nodes[b][slot], f"{group}/{name}")[0] for name, slot in slots.items()
+        }
+        good, bad = (() if record is None else record.steps for record in records.values())
         differ = next((i for i, (x, y) in enumerate(zip(good, bad, strict=False)) if x != y), None)
         if differ is None or edit_distance(good[differ], bad[differ]) < options.min_edits:
             continue
-        problem = policy.problems[b]
-        group = f"{problem.id}/tree/{node}/{k}"
-        for (name, slot), label in zip(slots.items(), (1.0, 0.0), strict=True):
+        for (name, record), label in zip(records.items(), (1.0, 0.0), strict=True):
+            assert record is not None
+            slot = slots[name]
             provenance = {**told, "q": float(q[b, slot]), "visits": int(visits[b, slot])}
             labels = (None,) * differ + (label,)
-            steps = texts[name][: differ + 1]
-            yield StepRecord(problem.prompt, steps, labels, None, group, f"{group}/{name}", provenance)
+            yield dataclasses.replace(record.head(differ + 1), labels=labels, group=group, provenance=provenance)
 
 
 def _path(parent: np.ndarray, slot: int) -> list[int]:
@@ -165,15 +169,15 @@ def _path(parent: np.ndarray, slot: int) -> list[int]:
     return path[::-1]
 
 
-def _aligned(policy: TaskPolicy, partial: Partial) -> tuple[tuple[str, ...], list[int | None]]:
-    """The steps of a prefix as the task cuts its text, and which proposal ends where each of them ends.
+def _aligned(policy: TaskPolicy, partial: Partial, name: str) -> tuple[StepRecord | None, list[int | None]]:
+    """A prefix as the task cuts its text, and which proposal ends where each of its steps ends.
 
     A proposal may hold more than one step, such as the last one and the answer: what is known about it belongs to the
     last of these. Nothing is returned where text and tokens do not have the same steps.
     """
-    texts, pieces = policy.texts(partial), policy.split(partial.tokens)
-    if len(pieces) != len(texts):
-        return (), []
+    record, pieces = as_record(policy, partial, name), policy.split(partial)
+    if record is None or len(pieces) != len(record.steps):
+        return None, []
     ends, length = {}, 0
     for number, step in enumerate(partial.steps):
         length += len(step)
@@ -182,4 +186,4 @@ def _aligned(policy: TaskPolicy, partial: Partial) -> tuple[tuple[str, ...], lis
     for piece in pieces:
         length += len(piece)
         owners.append(ends.get(length))
-    return texts, owners
+    return record, owners

@@ -36,7 +36,8 @@ class CallTests:
             try:
                 ast.parse(code)
             except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-                raise UserError(f"{what} is not valid Python: {error}") from error
+                reason = error.msg if isinstance(error, SyntaxError) else error
+                raise UserError(f"{what} is not valid Python: {reason}") from error
 
     def names(self) -> list[str]:
         """What the tests use and neither define nor find among the builtins, which the program must define."""

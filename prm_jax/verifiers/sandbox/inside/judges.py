@@ -48,7 +48,7 @@ def _run(test: str, spec: dict[str, Any], calls: "dict[str, _Function]") -> dict
     except ProgramGone as error:
         return {"status": "gone", "detail": str(error)}
     except AssertionError as error:
-        return {"status": "fail", "detail": f"assertion failed: {error}"[:300]}
+        return {"status": "fail", "detail": f"assertion failed: {error}".removesuffix(": ")[:300]}
     except _Raised as error:
         return {"status": "fail", "detail": f"{error.kind}: {error.text}"[:300]}
     except SyntaxError as error:
