@@ -1,10 +1,12 @@
 """The table of methods: every command under "do this" is understood, and runs on a small model and little data."""
 
 import json
+import os
 import pathlib
 import re
 import shlex
 import shutil
+import subprocess
 
 import jax
 import numpy as np
@@ -165,14 +167,37 @@ def test_the_command_runs(number, words, workplace, monkeypatch):
     run(words, workplace)
 
 
-def test_the_commands_of_the_rounds_are_understood():
-    """Those of examples/self_training.sh, with the values that its variables have in the first round."""
-    text = (REPO / "examples" / "self_training.sh").read_text().replace("\\\n", " ")
-    learn = "--text.pieces prompt --text.end --no-plots"
-    values = {"policy": "policy", "here": "out/1", "values": "none", "learn": learn}
-    lines = [line.strip() for line in text.splitlines() if line.strip().startswith("prm-jax")]
-    assert len(lines) == 5
-    for line in lines:
-        line = re.sub(r"\$(\w+)", lambda match: values[match[1]], line.replace('"$@"', "--problems 4"))
-        name, *words = shlex.split(line)[1:]
-        parsed(name, words)
+STUB = """#!/bin/sh
+echo "$*" >> "$LOG"
+while [ $# -gt 1 ]; do
+    case $1 in --run-dir) mkdir -p "$2/model"; touch "$2/result.json";; esac
+    shift
+done
+"""
+
+
+def test_the_rounds_of_self_training_are_commands_that_are_understood(tmp_path):
+    """Those of examples/self_training.sh, run with a program that only notes how it was called."""
+    stub = tmp_path / "bin" / "prm-jax"
+    stub.parent.mkdir()
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    log, out = tmp_path / "log", tmp_path / "rounds"
+    more = {"TRAIN_OPTIONS": "--train.epochs 2 --train.learning-rate 1e-3", "RULE": "rest_mcts", "PROBLEMS": "8"}
+    environment = os.environ | more | {"PATH": f"{stub.parent}:{os.environ['PATH']}", "LOG": str(log)}
+    words = ["sh", REPO / "examples" / "self_training.sh", "policy", "2", out, "--task", "carry"]
+    subprocess.run(words, env=environment, check=True, capture_output=True)
+    calls = [line.split(" ") for line in log.read_text().splitlines()]
+    assert [call[0] for call in calls] == 2 * ["label", "train-prm", "train-prm", "search", "search"]
+    for name, *rest in calls:
+        parsed(name, rest)
+    first, second = (" ".join(call) for call in calls if call[0] == "label")
+    assert "--tree.scorer none" in first and "--first-problem 0" in first and "--labels quality" in first
+    assert f"label {out}/1/imitation/model" in second and f"--tree.scorer {out}/1/values/model" in second
+    assert "--first-problem 8" in second
+    # Started again, it trains nothing anew.
+    subprocess.run(words, env=environment, check=True, capture_output=True)
+    again = [line.split(" ")[0] for line in log.read_text().splitlines()][10:]
+    assert again == 2 * ["label", "search", "search"]
+    failed = subprocess.run([*words[:2], "policy"], env=environment, check=False, capture_output=True, text=True)
+    assert failed.returncode == 2 and "usage:" in failed.stderr

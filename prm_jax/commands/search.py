@@ -8,14 +8,14 @@ from typing import Annotated, Any
 from prm_jax.commands import divided, json_lines, results
 from prm_jax.commands.policy import PolicyOptions, load_policy, load_problems, settings_of
 from prm_jax.commands.progress import Progress
-from prm_jax.commands.search_scorers import make_scorers, progress_problem
+from prm_jax.commands.search_scorers import make_scorers, progress_problem, selection_problem
 from prm_jax.errors import UserError
 from prm_jax.option_ranges import at_least, within
 from prm_jax.prm.reward_model_options import LayoutName
 from prm_jax.search.searchers import Searcher, make_searcher
 
 Count = Annotated[int, at_least(1)]
-_NOT_SETTINGS = ("problems", "chunk", "solutions", "draw")
+_NOT_SETTINGS = ("problems", "chunk", "solutions", "draw", "false_discovery", "calibration", "trusted")
 """Options on which no line of results depends."""
 COMMON_OPTIONS = (
     "task", "task-options", "problems", "sampling.temperature", "sampling.max-new-tokens", "sampling.rows", "seed",
@@ -86,6 +86,13 @@ class Options(PolicyOptions):
     train-prm."""
     draw: pathlib.Path | None = None
     """Also draw the trees, with visits and values, as an interactive HTML page."""
+    false_discovery: Annotated[float | None, within(0, 1, low_open=True, high_open=True)] = None
+    """Say which answers to trust, so that in expectation at most this share of them is wrong (OptCS); needs
+    --calibration."""
+    calibration: pathlib.Path | None = None
+    """Results (--out) of the same search on other problems (--first-problem), whose answers were checked."""
+    trusted: pathlib.Path | None = None
+    """JSON-lines file for the trusted answers."""
     resume: bool = False
     """Continue the file in --out; --problems and --chunk may differ."""
 
@@ -94,15 +101,18 @@ def run(options: Options) -> None:
     """Searches chunk by chunk, writing the results as they come, and prints the table."""
     from prm_jax.prm.page import model_name
     from prm_jax.prm.search_results import check_results, results_table, search_problems
+    from prm_jax.prm.search_selection import check_other_problems, read_known, trusted_answers
     from prm_jax.prm.tree_page import trees_page
     from prm_jax.runs import processes
 
     searcher = _check(options)
+    known = read_known(options.calibration) if options.calibration else []
     task, problems = load_problems(options, "eval")
     settings = {name: value for name, value in settings_of(options).items() if name not in _NOT_SETTINGS}
     first = results.header(settings, task.fingerprint)
     done = divided.known(lambda: results.begin_or_resume(options.out, first, resume=options.resume))
     ids = [problem.id for problem in problems]
+    check_other_problems(ids, known)
     check_results(done, ids, str(options.out), solutions=options.solutions is not None, draw=options.draw is not None)
     progress = Progress(len(problems), len(done))
     policy = load_policy(options, task, progress.wrote)
@@ -134,6 +144,14 @@ def run(options: Options) -> None:
     if options.draw is not None:
         json_lines.write(options.draw, [trees_page(f"{options.method}, scored by {model_name(options.scorer)}", done)])
     print(f"{options.method}, scored by {options.scorer}", results_table(done), sep="\n")
+    if options.false_discovery is not None:
+        found = trusted_answers(done, known, level=options.false_discovery, seed=options.seed)
+        print(
+            f"trusted answers        {len(found['trusted'])} of {found['candidates']}, of which "
+            f"{100 * found['false_share']:.1f} % are wrong (--false-discovery {options.false_discovery:g})"
+        )
+        if options.trusted is not None:
+            json_lines.write(options.trusted, [json_lines.dump(line) for line in found["trusted"]])
 
 
 def _check(options: Options) -> Searcher:
@@ -154,7 +172,7 @@ def _check(options: Options) -> Searcher:
             f"log-probabilities are never above 0, so that --gate {options.gate:g} drops every solution: use a "
             "negative --gate, or another --scorer"
         )
-    problem = progress_problem(options)
+    problem = progress_problem(options) or selection_problem(options)
     if problem:
         raise UserError(problem)
     if options.server and not options.connection.logprobs and "logp" in scorers:

@@ -1,13 +1,14 @@
-"""What ``prm-jax search`` scores prefixes with, made from its options."""
+"""What ``prm-jax search`` scores prefixes with, made from its options, and checks of options that belong together."""
 
 from typing import TYPE_CHECKING, Any
 
 from prm_jax.commands.scoring import load
 
 if TYPE_CHECKING:
-    from prm_jax.commands.search import Options
     from prm_jax.search.searchers import Searcher
 
+Options = Any
+"""Those of ``prm-jax search``, whose module imports this one."""
 PROGRESS_METHODS = ("beam", "dvts", "step_beam")
 """The searches that --progress-alpha is for."""
 
@@ -24,6 +25,18 @@ def progress_problem(options: "Options") -> str | None:
             f"--progress-alpha ranks the steps of {', '.join(PROGRESS_METHODS)}; --method {options.method} does not "
             "compare steps, or needs values between 0 and 1"
         )
+    return None
+
+
+def selection_problem(options: "Options") -> str | None:
+    """What is wrong with the options of trusted answers, if anything."""
+    if (options.false_discovery is None) != (options.calibration is None):
+        return (
+            "--false-discovery and --calibration need each other: the share of wrong answers to accept, and results of "
+            "the same search on other problems"
+        )
+    if options.trusted is not None and options.false_discovery is None:
+        return "--trusted needs --false-discovery: the share of wrong answers to accept"
     return None
 
 

@@ -42,7 +42,8 @@ def search_problems(
         prefixes that were scored.
 
     Yields:
-      For each problem its id, "answer", "response", whether it is "correct", whether any candidate is
+      For each problem its id, "answer", "response", "score" of that candidate and the share of candidates with its
+      answer ("agreement"), whether it is "correct", whether any candidate is
       ("any_correct"), the number of "candidates", and the "tokens", "proposals" and "scored" prefixes that it took;
       plain JSON values.
     """
@@ -141,6 +142,8 @@ def _result(
         "id": problem.id,
         "answer": None if place is None else answers[place],
         "response": None if place is None else texts[place],
+        "score": None if chosen is None else chosen.score,
+        "agreement": 0.0 if place is None else answers.count(answers[place]) / len(own),
         "correct": 0.0 if chosen is None else correct[chosen.partial.steps],
         "any_correct": max(correct.values(), default=0.0),
         "candidates": len(own),

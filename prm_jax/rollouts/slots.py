@@ -51,8 +51,8 @@ class SlotEngine:
       eos_ids: end tokens; None for the tokenizer's.
       stops: stop sets, see `Engine`.
       tokenizer: knows the end tokens and the text of tokens; needed for stop strings.
-      mesh: devices for slots (axes "data" and "fsdp") and heads ("tensor"); None for the parameters' own. Each device
-        holds its share over "tensor" of the parameters.
+      mesh: devices for slots (axes of ``sharding.BATCH``) and heads ("tensor"); None for the parameters' own. Each
+        device holds its share over "tensor" of the parameters.
       tuning: everything else.
 
     Raises:

@@ -10,6 +10,7 @@ from jax.sharding import AxisType, PartitionSpec
 from prm_jax import models
 from prm_jax.errors import UserError
 from prm_jax.models import sharding as meshes
+from prm_jax.models.local_copies import own_sizes
 from prm_jax.models.sharding import (
     batch_sharding,
     check_expert_axis,
@@ -68,6 +69,7 @@ def test_an_axis_of_experts_is_there_where_it_is_asked_for():
         partition_spec("layers/mlp/down/kernel", (3, 6, 8, 16), mesh)
     with pytest.raises(UserError, match=r"4 rows of tokens cannot .* \(data 1 x fsdp 2 x expert 4\): choose .* 8"):
         shard_batch({"tokens": jnp.zeros((4, 3))}, mesh)
+    assert own_sizes(mesh, 4) == {"data": 1, "fsdp": 1, "expert": 4, "tensor": 1}  # of a process with 4 devices
     check_expert_axis(mesh, 8, "mixtral")
     with pytest.raises(UserError, match="--mesh.expert 4 divides experts, .* 'llama' has none: use --mesh.data or"):
         check_expert_axis(mesh, 0, "llama")

@@ -36,29 +36,35 @@ def test_metrics_and_term_by_hand():
     assert with_balance(loss, None, 0.5) is loss and expert_metrics({"kl": 1.0}) == {"kl": 1.0}
 
 
-def test_the_loss_spreads_tokens_and_metrics_are_those_of_the_whole_batch(options):
-    """Both models, in pieces and whole; a PRM that equals its reference still gives rewards of exactly 0."""
+def test_metrics_of_pieces_are_those_of_the_whole():
+    loss = rl.Loss(jnp.float32(1.0), jnp.float32(1.0), {})
+    pieces = [
+        with_balance(loss, ExpertLoad(x, x, jnp.full(2, x[0].sum() / 2)), 0.0)
+        for x in (CHOSEN, jnp.flip(CHOSEN[:, :2].repeat(2, 1), 1))
+    ]
+    together = expert_metrics(jax.tree.map(jnp.add, *pieces).summary())
+    chosen = np.asarray(CHOSEN) + np.asarray(CHOSEN)[:, [1, 1, 0, 0]]
+    np.testing.assert_allclose(together["expert_load/0"], 4 * chosen[0].max() / chosen[0].sum(), rtol=1e-6)
+
+
+def test_the_loss_spreads_tokens_of_both_models(options):
+    """In pieces; a PRM that equals its reference still gives rewards of exactly 0."""
     config = dataclasses.replace(FAMILIES["mixtral"], vocab_size=18, num_layers=1)
     params = init_params(config, jax.random.key(0))
     router = params["layers"]["mlp"]["router"]
     router["kernel"] = 8 * router["kernel"]  # sure of itself, and uneven
-    frozen, batch = Frozen(params, params), make_batch()
-    first = {}
-    for pieces, coef in ((1, 0.0), (2, 20.0)):
-        part = {"microbatches": pieces, "balance_coef": coef}
-        setup = setup_of(replaced(options, prm=part, policy=part), config, params)
-        step, state = make_step(setup), init_state(setup, frozen, jax.random.key(0))
+    part = {"microbatches": 2, "balance_coef": 20.0}
+    setup = setup_of(replaced(options, prm=part, policy=part), config, params)
+    frozen, batch, found = Frozen(params, params), make_batch(), []
+    step, state = make_step(setup), init_state(setup, frozen, jax.random.key(0))
+    for number in range(11):
         state, metrics, rewards = step(state, frozen, batch)
-        np.testing.assert_array_equal(rewards, 0.0)
-        first[pieces] = jax.device_get({name: value for name, value in metrics.items() if "expert" in name})
-    for name, value in first[1].items():
-        if "balance" not in name:  # which is that within a piece
-            np.testing.assert_allclose(first[2][name], value, rtol=1e-5, err_msg=name)
-    for _ in range(10):
-        state, metrics, _ = step(state, frozen, batch)
-    for model in ("policy", "prm"):
-        before, after = first[2][f"{model}/expert_balance"], metrics[f"{model}/expert_balance"]
+        found.append(jax.device_get(metrics))
+        assert number or not rewards.any()
+    for name in ("policy/expert_balance", "prm/expert_balance"):
+        before, after = found[0][name], found[-1][name]
         assert before > 1.1 and after < 1 + 0.7 * (before - 1)
+        assert found[0][name.replace("balance", "load/0")] == found[0][name.replace("balance", "load")] > 1
 
 
 @pytest.mark.parametrize("name", ["policy", "prm"])

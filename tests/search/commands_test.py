@@ -238,6 +238,24 @@ def test_a_saved_reward_model_scores_the_candidates(model, careless, tmp_path):
     assert read_step_data(labels)[0].provenance["scorer"] == prm
 
 
+def test_answers_to_trust_are_calibrated_by_an_earlier_search(model, careless, tmp_path, capsys):
+    """The calibration accepts about one wrong answer in seven, less than there are."""
+    words = ["search", model, *SMALL, "--samples", "2", "--scorer", "truth", "--problems", "24"]
+    known, trusted = tmp_path / "known.jsonl", tmp_path / "trusted.jsonl"
+    assert cli.main([*words, "--out", str(known)]) == 0
+    capsys.readouterr()
+    select = ["--false-discovery", "0.15", "--calibration", str(known), "--trusted", str(trusted)]
+    assert cli.main([*words, *select]) == 2 and "has 24 of the same problems" in capsys.readouterr().err
+    out = tmp_path / "new.jsonl"
+    assert cli.main([*words, *select, "--first-problem", "24", "--out", str(out)]) == 0
+    assert "trusted answers" in capsys.readouterr().out
+    lines = {line["id"]: line for line in map(json.loads, out.read_text().splitlines()[1:])}
+    found = [json.loads(line) for line in trusted.read_text().splitlines()]
+    assert found and all(lines[one["id"]]["answer"] == one["answer"] for one in found)
+    right = np.mean([lines[one["id"]]["correct"] for one in found])
+    assert right > np.mean([line["correct"] for line in lines.values()]), "more than of all answers"
+
+
 def test_other_settings_are_refused(model, careless, tmp_path, capsys):
     out = tmp_path / "found.jsonl"
     words = ["search", model, *SMALL, "--samples", "2", "--out", str(out)]
@@ -271,6 +289,10 @@ def test_other_settings_are_refused(model, careless, tmp_path, capsys):
         (["--method", "confident_vote", "--pilot", "20"], "--pilot is 20; it must be at most --samples"),
         (["--method", "refine"], "log-probabilities are never above 0"),
         (["--method", "refine_step", "--scorer", "verifier", "--samples", "2000"], "must stay below"),
+        (["--false-discovery", "0.2"], "--false-discovery and --calibration need each other"),
+        (["--trusted", "x"], "--trusted needs --false-discovery"),
+        (["--false-discovery", "1", "--calibration", "x"], "--false-discovery is 1.0"),
+        (["--false-discovery", "0.2", "--calibration", "nowhere"], "cannot read results of a search"),
         (["--prover", "rollouts"], "--prover needs --progress-alpha"),
         (["--progress-best-of", "4"], "--progress-best-of needs --progress-alpha"),
         (["--progress-alpha", "-1"], "--progress-alpha is -1.0; it must be at least 0"),

@@ -10,7 +10,7 @@ import pytest
 
 from prm_jax import search as s
 from tests.search.golden import load
-from tests.search.tree_test import hand_tree
+from tests.search.trees import hand_tree
 
 labels = functools.partial(jax.jit, static_argnames="how")(s.tree_labels)
 pairs = functools.partial(jax.jit, static_argnames=("width", "rule", "margin"))(s.step_pairs)
