@@ -76,7 +76,7 @@ def log_softmax(config: ModelConfig, params: Params, tokens: jax.Array) -> jax.A
 
 
 def main() -> None:
-    """Measures every form that the file of results lacks, or those named; results are written after each."""
+    """Measures the named forms, or all, as far as the file of results lacks them; it is written after each."""
     path = find_smollm2()
     config, params = load_weights(path)
     tokenizer = Tokenizer.load(path)
