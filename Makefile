@@ -1,7 +1,7 @@
 # make run   trains the tiny preset end to end (a few minutes on two cores) and draws its plots
 # make test  checks style and types, then runs the whole test suite
 # make claims        writes docs/claims.md from the results of the experiments
-# make claims-check  runs the quick experiments again and compares every number (ten minutes)
+# make claims-check  runs the quick experiments again and compares every number (two minutes of processor time)
 # make docs          builds the documentation site into build/site (Sphinx); make figures draws its figures
 # make release-check builds wheel and sdist and tests them from another directory
 # make aot   compiles kernels and training steps for TPU slices that are not there (libtpu; Linux; an hour on two cores)
@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 EXTRAS ?= dev
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
-.PHONY: run test fast aot lint facts claims claims-check docs figures release-check venv clean
+.PHONY: run test fast newest aot lint facts claims claims-check docs figures release-check venv clean
 
 venv: $(VENV)/.installed
 
@@ -34,6 +34,14 @@ test: lint
 
 fast: venv
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow and not optional"
+
+# Every function of JAX that is used is used in one of these.
+NEWEST := tests/rl tests/stats tests/pallas tests/models tests/search tests/verifiers tests/prime/step_test.py \
+  tests/prime/published_test.py tests/prime/training_test.py tests/prm/train_test.py tests/prm/score_test.py \
+  tests/runs/checkpoint_test.py tests/runs/fitting_test.py tests/rollouts/slots_test.py tests/cli_test.py
+
+newest: venv
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow and not optional" $(NEWEST)
 
 aot:
 	$(MAKE) VENV=.venv-aot EXTRAS=dev,tpu venv

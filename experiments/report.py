@@ -111,6 +111,12 @@ def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
     return Estimate(*stats.interval(values))
 
 
+def ratio(values: Sequence[float] | np.ndarray, base: Sequence[float] | np.ndarray) -> Estimate:
+    """Geometric mean of the paired ratios values / base, with Student's interval of their logarithms."""
+    logs = estimate(np.log(np.asarray(values, float)) - np.log(np.asarray(base, float)))
+    return Estimate(float(np.exp(logs)), float(np.exp(logs.low)), float(np.exp(logs.high)))
+
+
 def average(found: Sequence[Table]) -> dict[str, dict[str, float]]:
     """The tables of several seeds as one table of estimates."""
     return {

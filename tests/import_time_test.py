@@ -8,19 +8,16 @@ import pytest
 
 
 def seconds(*words: str) -> float:
-    """Processor time of a Python process, the lesser of two."""
-    found = []
-    for _ in range(2):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, *words], check=True, capture_output=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        found.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return min(found)
+    """Processor time of a Python process."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *words], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 @pytest.fixture(scope="module")
 def jax_seconds() -> float:
-    return seconds("-c", "import jax")
+    return min(seconds("-c", "import jax") for _ in range(2))
 
 
 @pytest.mark.parametrize(
@@ -33,4 +30,4 @@ def jax_seconds() -> float:
     ids=["packages", "help", "functions"],
 )
 def test_importing_costs_little(words, most, jax_seconds):
-    assert seconds(*words) < most * jax_seconds
+    assert any(seconds(*words) < most * jax_seconds for _ in range(2))

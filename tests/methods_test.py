@@ -1,4 +1,4 @@
-"""The table of methods: every command under "do this" is understood, and runs on a small model and little data."""
+"""Commands of the table of methods, README and quickstart are understood, and run on a small model and little data."""
 
 import json
 import os
@@ -16,8 +16,10 @@ from prm_jax import cli, models, prm
 from prm_jax.data import load_task
 from prm_jax.data.step_data import StepRecord, read_step_data, write_step_data
 from prm_jax.prm.forward import init_head
+from prm_jax.verifiers.sandbox import available_levels
+from tests.recipes_test import commands as commands_of
 from tests.recipes_test import parsed
-from tests.search.commands_test import Careless
+from tests.search.commands_test import Careless, stand_in
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 PAGE = REPO / "docs" / "methods.md"
@@ -25,7 +27,7 @@ CONTEXT_ONLY = {14, 36, 37, 45, 50, 51}
 """Works without a method of process rewards: a trading system, a market maker, data sets and surveys."""
 SMALL = {
     "train": (
-        "--steps 1 --sft.steps 2 --no-baseline --no-plots --eval.every 0 --eval.problems 2 --eval.prm-problems 0 "
+        "--steps 1 --no-baseline --no-plots --eval.every 0 --eval.problems 2 --eval.prm-problems 0 "
         "--rollout.prompts-per-step 2 --rollout.samples-per-prompt 2 --prm.pretrain-rollouts 0 --rollout.filter none"
     ),
     "train-prm": "--max-steps 1 --train.batch-size 8 --data.max-length 64 --eval-every 0 --no-plots --text.separator=",
@@ -35,10 +37,16 @@ SMALL = {
         "--sampling.max-new-tokens 12 --task-options max_operands 4"
     ),
     "critique": "--max-new-tokens 4",
-    "eval": "--resamples 5",
+    "eval": "--resamples 100",
     "score": "",
+    "generate": "--max-new-tokens 4 --hint.problems 2",
+    "plot": "",
 }
 """Options that make a command quick, after its own."""
+KEPT = ("steps.jsonl", "solutions.jsonl", "functions.jsonl", "traces.jsonl")
+MUTATE = "--problems 4 --mutations 2 --refactors 1"
+FROM_POLICY = "--model.path policy --sft.steps 0"
+"""Training begins with a model that is there; a task of another alphabet cannot."""
 
 
 def rows() -> dict[int, str]:
@@ -57,7 +65,19 @@ def commands() -> list[tuple[int, list[str]]]:
     return [(number, shlex.split(text)) for number, text in found]
 
 
+def first_commands() -> list[tuple[str, list[str]]]:
+    """(page, words) of the commands that a new user meets first, but for those that download a model."""
+    pages = ("README.md", "docs/quickstart.md")
+    found = [
+        (page, ["prm-jax", *words])
+        for page in pages
+        for words in commands_of(re.sub(r" {2,}# .*", "", (REPO / page).read_text(), flags=re.MULTILINE))
+    ]
+    return [(page, words) for page, words in found if "smollm2" not in words and "--help" not in words]
+
+
 COMMANDS = [(number, words) for number, words in commands() if words[0] == "prm-jax"]
+FIRST = first_commands()
 SLOW = {"train", "train-prm"}
 
 
@@ -75,13 +95,24 @@ def name_of(value):
     return " ".join(value)[:70] if isinstance(value, list) else str(value)
 
 
-@pytest.mark.parametrize(("number", "words"), COMMANDS, ids=name_of)
+@pytest.mark.parametrize(("number", "words"), [(n, w) for n, w in COMMANDS if w[1] in SLOW], ids=name_of)
 def test_the_command_is_understood(number, words):
-    parsed(words[1], [*words[2:], *small(words[1])])
+    """Those that are left out of the fast lane."""
+    parsed(words[1], [*words[2:], *small(words)])
 
 
-def small(name: str) -> list[str]:
-    return shlex.split(SMALL[name])
+def small(words: list[str]) -> list[str]:
+    """Options that make a command quick."""
+    if "mutate" in words:
+        return shlex.split(MUTATE)
+    more = SMALL[words[1]]
+    if words[1] == "train" and "--model.path" not in words:
+        more += " --sft.steps 2" if "--task.name" in words else f" {FROM_POLICY}"
+    return shlex.split(more)
+
+
+def test_the_first_commands_are_found():
+    assert [words[1] for _, words in FIRST].count("train") >= 4 and "plot" in [w[1] for _, w in FIRST]
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +138,15 @@ def workplace(tmp_path_factory):
     records = [record for index in range(12) for record in solutions(task, task.train[index], rng)]
     for name in ("steps.jsonl", "solutions.jsonl"):
         write_step_data(folder / name, records)
+    functions = [{"prompt": f"f{index}:", "answer": f"f{index}"} for index in range(40)]
+    (folder / "functions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in functions))
+    traces = [
+        {"prompt": f"12*{n}=", "group": str(n), "steps": [text, f"[12*{n}]{{{12 * n}}}{'y' if right else 'n'}"],
+         "forced": [[0, len(text)], [len(text + f"[12*{n}]"), len(text + f"[12*{n}]{{{12 * n}}}")]], "outcome": right}
+        for n in range(30, 38) for text, right in ((str(12 * n), 1), (str(12 * n + 10), 0))
+    ]  # fmt: skip
+    (folder / "traces.jsonl").write_text("".join(json.dumps(one) + "\n" for one in traces))
+    (folder / "examples").symlink_to(REPO / "examples")
     return folder
 
 
@@ -145,7 +185,7 @@ def run(words, folder):
         lines = [json.dumps({"id": one.id, "labels": one.labels}) for one in read_step_data("steps.jsonl")]
         (folder / "judged").mkdir(exist_ok=True)
         (folder / "judged" / "scores.jsonl").write_text("\n".join(lines) + "\n")
-    more = small(words[1])
+    more = small(words)
     if words[1] in SLOW and "--run-dir" not in words:
         more += ["--run-dir", str(folder / "runs" / str(len(list((folder / "runs").glob("*")))))]
     assert cli.main([*words[1:], *more]) == 0
@@ -158,13 +198,31 @@ def run(words, folder):
 )
 def test_the_command_runs(number, words, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
+    if "mutate" in words and all(available_levels().values()):
+        pytest.skip("no sandbox on this machine")
     if words[1] in ("label", "search"):
-        monkeypatch.setattr(models, "generate", Careless())  # a policy that solves some problems
+        stand_in(monkeypatch, Careless())  # a policy that solves some problems
     (workplace / "runs").mkdir(exist_ok=True)
     for path in workplace.glob("*.jsonl"):  # what an earlier row wrote
-        if path.name not in ("steps.jsonl", "solutions.jsonl"):
+        if path.name not in KEPT:
             path.unlink()
     run(words, workplace)
+
+
+@pytest.mark.slow
+def test_the_first_commands_run(workplace, tmp_path, monkeypatch, capsys):
+    """In the order of the pages, since later ones read what earlier ones left; what both pages say runs once."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "policy").symlink_to(workplace / "policy")
+    (tmp_path / "examples").symlink_to(REPO / "examples")
+    shutil.copytree(workplace / "prm", tmp_path / "runs" / "a" / "prm")
+    done = []
+    for _, words in FIRST:
+        what = shlex.split(re.sub(r"--run-dir \S+", "", shlex.join(words)))
+        if what not in done:
+            run(words, tmp_path)
+        done.append(what)
+    assert (tmp_path / "runs" / "tiny" / "run.html").stat().st_size > 1_000
 
 
 STUB = """#!/bin/sh

@@ -4,6 +4,7 @@ Files and their lengths, functions and their lengths and parameters, import cycl
 """
 
 import ast
+import functools
 import importlib
 import pathlib
 import statistics
@@ -19,6 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1] / "prm_jax"
 LONG_FUNCTION, MANY_PARAMETERS = 60, 10
 
 
+@functools.cache
 def modules() -> dict[str, pathlib.Path]:
     """Dotted name -> file of every module of the package."""
     found = {}
@@ -39,6 +41,7 @@ def imports(name: str, path: pathlib.Path, known: dict[str, pathlib.Path]) -> se
     return {module for module in found if module in known and module != name}
 
 
+@functools.cache
 def graph() -> dict[str, set[str]]:
     """Every module with the modules that it imports."""
     known = modules()
@@ -103,6 +106,7 @@ def cycles() -> list[list[str]]:
     return groups
 
 
+@functools.cache
 def functions() -> list[tuple[int, int, str]]:
     """(lines, parameters without self, module:function) of every function."""
     found = []

@@ -3,10 +3,12 @@
     python -m experiments.benchmarks.prime_cost --json experiments/benchmarks/prime_cost.json    # 15 minutes
     python -m experiments.benchmarks.prime_cost --smoke                                          # seconds
 
-Two settings: the preset tiny after a short warm start (256 responses of about 25 tokens), and the same model with 64
-responses of exactly 256 tokens. Each arm samples its own rollouts through slots, lays them out and learns from them;
-the arms take turns, and another one begins each round. The parts are compiled alone, so that they add up only roughly.
-What was measured is in README.md.
+Settings: the preset tiny after a short warm start (256 responses of about 25 tokens); the same model with 64 responses
+of exactly 256 tokens ("long"); tiny with four minibatches, for which the policy's old log-probs are computed too; and
+that with the sampling policy as the PRM's reference, which needs no pass of its own. Each arm samples its own rollouts
+through slots, lays them out and learns from them; the arms take turns, and another one begins each round. The parts
+are compiled alone, so that they add up only roughly. Operations are those of the matrix products in the compiled
+update. Settings that the JSON file has already are skipped. What was measured is in docs/training.md.
 """
 
 import dataclasses
@@ -39,6 +41,7 @@ from prm_jax.prime.sources.base import SourceBatch
 from prm_jax.prime.start import Overrides, load_start
 from prm_jax.prime.step import make_step
 from prm_jax.prime.training import outcome_only
+from prm_jax.runs.hlo_operations import operations
 
 ARMS = ("outcome only", "PRIME")
 
@@ -47,8 +50,8 @@ ARMS = ("outcome only", "PRIME")
 class Arguments:
     """Measures PRIME's step against the outcome-only one."""
 
-    settings: tuple[str, ...] = ("tiny", "long")
-    """tiny, long."""
+    settings: tuple[str, ...] = ("tiny", "long", "minibatches", "policy")
+    """tiny, long, minibatches, policy (minibatches, and the sampling policy as the reference)."""
     repeats: int = 9
     """Steps of each arm, in turn; one more before them compiles."""
     warm_start: int = 300
@@ -145,15 +148,24 @@ def settings(arguments: Arguments, folder: pathlib.Path) -> dict[str, tuple[Opti
     )
     found: dict[str, tuple[Options, Task]] = {}
     task = load_task(tiny.task.name, **tiny.task.options)
-    if "tiny" in arguments.settings:
+    halves: dict[str, dict[str, Any]] = {
+        "tiny": {}, "minibatches": {"minibatches": 4}, "policy": {"minibatches": 4, "reference": "policy"},
+    }  # fmt: skip
+    asked = [name for name in halves if name in arguments.settings]
+    if asked:
         warm = dataclasses.replace(
             tiny, steps=1, sft=dataclasses.replace(tiny.sft, steps=2 if arguments.smoke else arguments.warm_start),
             prm=dataclasses.replace(tiny.prm, pretrain_rollouts=0), plots=False,
             eval=dataclasses.replace(tiny.eval, every=0, problems=8, prm_problems=0),
         )  # fmt: skip
         trained = train(warm, folder / "warm")
-        model = dataclasses.replace(tiny.model, path=str(trained.policy))
-        found["tiny"] = dataclasses.replace(tiny, model=model), task
+        begun = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, path=str(trained.policy)))
+    for name in asked:
+        policy = dataclasses.replace(begun.policy, minibatches=halves[name].get("minibatches", 1))
+        found[name] = (
+            dataclasses.replace(begun, policy=policy, prm=dataclasses.replace(begun.prm, **halves[name])),
+            task,
+        )
     if "long" in arguments.settings:
         prompts, samples, length = (2, 2, 16) if arguments.smoke else (8, 8, 256)
         rollout = dataclasses.replace(
@@ -161,6 +173,14 @@ def settings(arguments: Arguments, folder: pathlib.Path) -> dict[str, tuple[Opti
         )
         found["long"] = dataclasses.replace(tiny, rollout=rollout), EndlessTask(task)  # type: ignore[assignment]
     return found
+
+
+def operations_of(arm: Arm) -> float:
+    """Floating-point operations of the products in the compiled update."""
+    assert arm.batch is not None
+    rows = arm.composed.layout(arm.batch.arrays)[0]
+    lowered = make_step(arm.composed.setup).lower(arm.state, arm.composed.frozen, rows)  # type: ignore[attr-defined]
+    return sum(operations(lowered.compile().as_text()).values())
 
 
 def timed(run: Callable[[], Any]) -> float:
@@ -181,6 +201,7 @@ def measure(options: Options, task: Task, repeats: int) -> dict[str, Any]:
         for name in ARMS if repeat % 2 == 0 else ARMS[::-1]:
             seconds.setdefault(f"rollouts, {name}", []).append(timed(arms[name].sample))
             seconds.setdefault(f"update, {name}", []).append(timed(arms[name].learn))
+    counted = {name: operations_of(arm) for name, arm in arms.items()}
     parts = parts_of(arms["PRIME"])
     for _ in range(repeats):
         for name, run in parts.items():
@@ -195,6 +216,8 @@ def measure(options: Options, task: Task, repeats: int) -> dict[str, Any]:
         "tokens per response": float(batch.metrics["rollout/length"]),
         "columns": int(batch.arrays.mask.shape[1]),
         "processor seconds": {name: spread(own) for name, own in seconds.items()},
+        "operations of the update": counted,
+        "update, PRIME over outcome only, in operations": counted["PRIME"] / counted["outcome only"],
         "update, PRIME over outcome only": spread([b / a for a, b in zip(plain[1], full[1], strict=True)]),
         "step, PRIME over outcome only": spread(
             [(r + b) / (r + a) for r, a, b in zip(rollouts, plain[1], full[1], strict=True)]
@@ -211,21 +234,27 @@ def main() -> None:
     """Measures, prints and writes the numbers."""
     arguments = tyro.cli(Arguments)
     setting = {
-        "machine": platform.machine(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(), "jax": jax.__version__, "device": jax.devices()[0].platform,
-        "repeats": 2 if arguments.smoke else arguments.repeats,
+        "machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version(),
+        "jax": jax.__version__, "device": jax.devices()[0].platform,
     }  # fmt: skip
+    repeats = 2 if arguments.smoke else arguments.repeats
     results: dict[str, Any] = {"setting": setting}
+    if arguments.json is not None and arguments.json.exists():
+        results = json.loads(arguments.json.read_text())
+        left = tuple(name for name in arguments.settings if name not in results)
+        arguments = dataclasses.replace(arguments, settings=left)
     print(", ".join(f"{key} {value}" for key, value in setting.items()))
     with tempfile.TemporaryDirectory() as folder:
         for name, (options, task) in settings(arguments, pathlib.Path(folder)).items():
-            results[name] = found = measure(options, task, setting["repeats"])
+            load = round(os.getloadavg()[0], 1)
+            results[name] = found = {"load": load, "repeats": repeats, **measure(options, task, repeats)}
             print(
                 f"\n{name}: {found['responses']} responses of {found['tokens per response']:.0f} tokens on average in "
                 f"{found['columns']} columns"
             )
             print("| | median | min | max |\n|---|--:|--:|--:|")
-            ratios = {key: value for key, value in found.items() if "over" in key}
+            ratios = {key: value for key, value in found.items() if "over" in key and isinstance(value, dict)}
+            print(f"update: {found['update, PRIME over outcome only, in operations']:.2f} times the operations")
             for key, value in {**found["processor seconds"], **ratios}.items():
                 print(f"| {key} | {value['median']:.3f} | {value['min']:.3f} | {value['max']:.3f} |", flush=True)
             if arguments.json is not None:

@@ -12,12 +12,15 @@ columns of its own longest response. "slots" has --slots of them, "all" as many 
 remaining ones move into a quarter. All are compiled once and take turns within each repeat. Seconds are processor
 time, which other work on the machine changes least. What was measured is in docs/rollouts.md.
 
+With --out the numbers are written after every run, and runs that the file holds already are skipped.
+
 With --llama-cpp, llama.cpp's server (see `llama_peer.py`) answers the same prompts with responses of the same lengths,
 --slots at a time, at temperature 1 from the whole vocabulary: "llama.cpp" without log-probabilities, "llama.cpp, logp"
 with that of each token, which all of ours have. Its seconds are those of the server and of this process, which asks.
 """
 
 import argparse
+import collections
 import concurrent.futures
 import contextlib
 import functools
@@ -40,6 +43,7 @@ from prm_jax.rollouts.slot_source import default_slots
 
 KEY = jax.random.key(7)
 Run = Callable[[], Sequence[np.ndarray]]
+NOT_SETTINGS = ("out", "smoke", "llama_cpp", "step_times")
 OURS = ("rectangle", "chunks", "slots", "all")
 
 
@@ -62,6 +66,7 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", choices=["lognormal", "equal"], default=["lognormal", "equal"])
     parser.add_argument("--llama-cpp", metavar="PYTHON", help="a Python that can import xllamacpp; for smollm2-135m")
     parser.add_argument("--threads", type=int, default=1, help="of llama.cpp; one never waits for another")
+    parser.add_argument("--step-times", action="store_true", help="also time a decode step of each number of slots")
     parser.add_argument("--out", type=pathlib.Path, help="write the numbers as JSON")
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
@@ -73,15 +78,26 @@ def main() -> None:
     rows = options.prompts * options.samples
     lengths = np.random.default_rng(0).lognormal(np.log(min(40, options.longest / 4)), 1.0, rows).astype(int)
     results: dict[str, Any] = {"setting": _setting(options)}
+    if options.out and options.out.exists():
+        results = json.loads(options.out.read_text())
+
+    def save(name: str, measured: dict[str, Any]) -> None:
+        results[name] = measured
+        if options.out:
+            options.out.write_text(json.dumps(results, indent=1) + "\n")
+
     lengths_of = {
         "lognormal": np.clip(lengths, 1, options.longest), "equal": np.full(rows, min(32, options.longest)),
     }  # fmt: skip
     with _peer(options) as peer:
         for name in options.lengths:
-            results[name] = measured = _measure(_Work(options, lengths_of[name], peer))
+            work = _Work(options, lengths_of[name], peer)
+            measured = _measure(work, results.get(name, {}), functools.partial(save, name))
             _print(name, lengths_of[name], measured)
-            if options.out:
-                options.out.write_text(json.dumps(results, indent=1) + "\n")
+            if options.step_times and "step_seconds" not in results:
+                results["step_seconds"] = work.step_seconds()
+                print("seconds of a decode step by slots:", results["step_seconds"])
+                save(name, measured)
 
 
 @contextlib.contextmanager
@@ -108,6 +124,8 @@ class _Work:
         self.config, self.params = _model(options)
         rng = np.random.default_rng(1)
         vocab = self.config.vocab_size
+        self._warmed: dict[str, int] = {}
+        self._count: collections.Counter[str] = collections.Counter()
         self.prompts = [rng.integers(0, vocab, rng.integers(8, 48)).tolist() for _ in range(options.prompts)]
         self.engines = {
             name: SlotEngine(
@@ -155,6 +173,7 @@ class _Work:
         return [range(i, min(i + size, len(self.prompts))) for i in range(0, len(self.prompts), size)]
 
     def slots(self, name: str) -> list[np.ndarray]:
+        self._count[name] += 1
         count = self.options.samples
         requests = [
             Request(tuple(prompt), p, g, int(self.lengths[p * count + g]))
@@ -163,22 +182,40 @@ class _Work:
         ]
         return [one.tokens for one in sample_all(self.engines[name], requests)]
 
-    def compile(self) -> None:
+    def step_seconds(self) -> dict[str, float]:
+        """Processor seconds of a decode step by the number of slots, all in use, with responses of 32 tokens."""
+        engine, found = self.engines["slots"], {}
+        for share in (1, 2, 4, 8):
+            rows = max(1, self.options.slots // share)
+            before, begun = engine.stats(), self.seconds()
+            sample_all(engine, [Request(tuple(self.prompts[0]), 0, row, 32) for row in range(rows)])
+            seconds, after = self.seconds() - begun, engine.stats()
+            steps = after.steps - before.steps
+            found[str((after.slot_steps - before.slot_steps) // steps)] = round(seconds / steps, 5)
+        return found
+
+    def compile(self, names: Sequence[str]) -> None:
         """Compiles all programs: batches whose every token ends a response, and idle slots."""
         ends = range(self.config.vocab_size)
-        if "rectangle" in self.options.contenders:
+        if "rectangle" in names:
             self._generate(range(len(self.prompts)), ends)
-        if "chunks" in self.options.contenders:
+        if "chunks" in names:
             for which in self._chunks():
                 self._generate(which, ends)
-        for engine in self.engines.values():
-            engine.warm(map(len, self.prompts))
+        for name, engine in self.engines.items():
+            if name in names:
+                engine.warm(map(len, self.prompts))
+                self._warmed[name] = engine.stats().slot_steps
 
     def positions(self) -> dict[str, int]:
         """Token positions that each way computes."""
         per_chunk = max(1, self.options.slots // self.options.samples) * self.options.samples
         chunks = [self.lengths[i : i + per_chunk] for i in range(0, len(self.lengths), per_chunk)]
-        used = {name: engine.stats().slot_steps // self.options.repeats for name, engine in self.engines.items()}
+        used = {
+            name: (engine.stats().slot_steps - self._warmed[name]) // max(1, self._count[name])
+            for name, engine in self.engines.items()
+            if name in self._warmed
+        }
         return {
             "rectangle": len(self.lengths) * int(self.lengths.max()),
             "chunks": sum(len(chunk) * int(chunk.max()) for chunk in chunks),
@@ -214,30 +251,40 @@ def _config(options: argparse.Namespace) -> ModelConfig:
     )  # fmt: skip
 
 
-def _measure(work: _Work) -> dict[str, Any]:
-    runs = work.runs()
-    work.compile()
-    tokens = int(work.lengths.sum())
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+def _measure(work: _Work, before: dict[str, Any], save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Runs what `before` does not hold; `save` gets everything after each run."""
+    runs, measured = work.runs(), dict(before)
+    wanted = [
+        (repeat, name)
+        for repeat in range(work.options.repeats)
+        for name in (list(runs) if repeat % 2 == 0 else list(runs)[::-1])
+        if repeat >= len(measured.get(name, {}).get("cpu_seconds", ()))
+    ]
+    work.compile([name for _, name in wanted])
     found: dict[str, Sequence[np.ndarray]] = {}
-    for repeat in range(work.options.repeats):
-        for name in list(runs) if repeat % 2 == 0 else list(runs)[::-1]:
-            begun = work.seconds()
-            found[name] = runs[name]()
-            seconds[name].append(work.seconds() - begun)
-            print(f"{name}: {seconds[name][-1]:.1f} s of processor time", flush=True)
-    base = next(iter(runs))
-    positions = work.positions()
-    return {
-        name: {
-            "cpu_seconds": [round(one, 3) for one in own],
-            "tokens_per_cpu_second": round(tokens / statistics.median(own), 1),
-            f"times_{base}": round(statistics.median(a / b for a, b in zip(own, seconds[base], strict=True)), 3),
-            **_counted(positions.get(name), tokens),
-            "equal_responses": sum(np.array_equal(a, b) for a, b in zip(found[name], found[base], strict=True)),
-        }
-        for name, own in seconds.items()
-    }
+    for _, name in wanted:
+        begun = work.seconds()
+        found[name] = runs[name]()
+        seconds = round(work.seconds() - begun, 3)
+        print(f"{name}: {seconds:.1f} s of processor time", flush=True)
+        own = measured.setdefault(name, {"cpu_seconds": []})
+        own["cpu_seconds"].append(seconds)
+        own |= _counted(work.positions().get(name), int(work.lengths.sum()))
+        measured = {name: measured[name] for name in runs if name in measured}
+        _compare(measured, found, int(work.lengths.sum()))
+        save(measured)
+    return measured
+
+
+def _compare(measured: dict[str, Any], found: dict[str, Sequence[np.ndarray]], tokens: int) -> None:
+    """Speeds, and everything relative to the first contender."""
+    base = next(iter(measured))
+    for name, own in measured.items():
+        pairs = list(zip(own["cpu_seconds"], measured[base]["cpu_seconds"], strict=False))
+        own["tokens_per_cpu_second"] = round(tokens / statistics.median(own["cpu_seconds"]), 1)
+        own[f"times_{base}"] = round(statistics.median(a / b for a, b in pairs), 3)
+        if name in found and base in found:
+            own["equal_responses"] = sum(np.array_equal(a, b) for a, b in zip(found[name], found[base], strict=True))
 
 
 def _counted(positions: int | None, tokens: int) -> dict[str, float]:
@@ -263,7 +310,7 @@ def _print(name: str, lengths: np.ndarray, measured: dict[str, Any]) -> None:
         print(
             f"| {which} | {statistics.median(times):.2f} ({min(times):.2f} - {max(times):.2f}) | "
             f"{one[f'times_{base}']:.2f} | {one['tokens_per_cpu_second']:.0f} | {one.get('utilisation', '')} | "
-            f"{one.get('wasted_positions', '')} | {one['equal_responses']} of {len(lengths)} |",
+            f"{one.get('wasted_positions', '')} | {one.get('equal_responses', '?')} of {len(lengths)} |",
             flush=True,
         )
 
@@ -272,7 +319,7 @@ def _setting(options: argparse.Namespace) -> dict[str, Any]:
     setting = {
         "machine": platform.machine(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(), "jax": jax.__version__, "device": str(jax.devices()[0].platform),
-        **{key: value for key, value in vars(options).items() if key not in ("out", "smoke", "llama_cpp")},
+        **{key: value for key, value in vars(options).items() if key not in NOT_SETTINGS},
     }  # fmt: skip
     print(", ".join(f"{key} {value}" for key, value in setting.items()))
     return setting

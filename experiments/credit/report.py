@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.report import COLORS, Estimate, estimate, machine, plain, render
+from experiments.report import COLORS, estimate, machine, plain, ratio, render
 from prm_jax.runs.claims import stamp
 
 BASE = "outcome"
@@ -52,12 +52,6 @@ def rollouts_to(run: dict[str, Any], level: float, budget: float, charge: bool) 
         return float(rollouts[0])
     there = np.interp(level, accuracy[i - 1 : i + 1], rollouts[i - 1 : i + 1])
     return float(min(there, budget))
-
-
-def ratio(values: list[float], base: list[float]) -> Estimate:
-    """The geometric mean of paired ratios with its Student interval."""
-    logs = estimate(np.log(np.asarray(values)) - np.log(np.asarray(base)))
-    return Estimate(float(np.exp(logs)), float(np.exp(logs.low)), float(np.exp(logs.high)))
 
 
 def summary(runs: Runs, task: str) -> dict[str, dict[str, dict[str, float]]]:

@@ -41,13 +41,12 @@ class Config:
     problems: int = 24  # held out, a seed
     rollouts: tuple[int, ...] = (4, 8, 16)  # from each prefix
     searches: int = 8  # most of OmegaPRM, a problem
-    resamples: int = 1000
     seeds: int = 5
 
 
 SMOKE = Config(
     operands=(3,), drop_carry=(0.5,), hidden=16, layers=1, sft_steps=60, problems=6, rollouts=(4,), searches=2,
-    resamples=20, seeds=2,
+    seeds=2,
 )  # fmt: skip
 
 
@@ -210,41 +209,25 @@ def one_seed(config: Config, policy: TaskPolicy, operands: int, seed: int) -> di
     return {count: label(config, bank, config.problems, count) for count in sorted(config.rollouts, reverse=True)}
 
 
-def rates(sums: np.ndarray) -> np.ndarray:
-    """[arms, 4] -> [6, arms]: calls and tokens for a correct label, share of correct labels, and how many times fewer
-    calls and tokens than the arm that completes every step (shared prefixes), and calls than that which shares none.
+def summary(runs: Sequence[dict[str, np.ndarray]]) -> dict[str, dict[str, float]]:
+    """Title -> arm -> number; each seed's problems are counted together, and intervals are over seeds.
+
+    "Times fewer" compares with the arm that completes every step: geometric means of the seeds' ratios.
     """
-    calls, tokens, labels, correct = np.maximum(sums, 1e-9).T
-    cost, spent = calls / correct, tokens / correct
-    plain, base = map(ARMS.index, ARMS[:2])
-    return np.stack([cost, spent, correct / labels, cost[base] / cost, spent[base] / spent, cost[plain] / cost])
-
-
-RATES = (
-    "calls for a correct label", "tokens for a correct label", "share of labels that are correct",
-    "times fewer calls for a correct label", "times fewer tokens for a correct label",
-    "times fewer calls than with nothing shared",
-)  # fmt: skip
-
-
-def summary(config: Config, runs: Sequence[dict[str, np.ndarray]]) -> dict[str, dict[str, float]]:
-    """Title -> arm -> number; intervals by resampling seeds and, within each, problems."""
-    data = np.stack([np.stack([run[arm] for run in runs]) for arm in ARMS])  # [arms, seeds, problems, 4]
-    rng = np.random.default_rng(0)
-    _, seeds, problems, _ = data.shape
-    draws = []
-    for _ in range(config.resamples):
-        picked = rng.integers(seeds, size=(seeds, 1)), rng.integers(problems, size=(seeds, problems))
-        draws.append(rates(data[:, picked[0], picked[1]].sum((1, 2))))
-    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
-    found = rates(data.sum((1, 2)))
-    tables: dict[str, dict[str, float]] = {
-        title: {arm: float(data[a, :, :, column].mean()) for a, arm in enumerate(ARMS)}
-        for title, column in (("calls a problem", 0), ("labels a problem", 2))
+    totals = {arm: np.maximum([run[arm].sum(0) for run in runs], 1e-9).T for arm in ARMS}  # [4, seeds]
+    cost = {arm: calls / correct for arm, (calls, _, _, correct) in totals.items()}
+    spent = {arm: tokens / correct for arm, (_, tokens, _, correct) in totals.items()}
+    plain, shared = ARMS[:2]
+    return {
+        "calls a problem": {arm: float(np.mean([run[arm][:, 0].mean() for run in runs])) for arm in ARMS},
+        "labels a problem": {arm: float(np.mean([run[arm][:, 2].mean() for run in runs])) for arm in ARMS},
+        "calls for a correct label": {arm: report.estimate(cost[arm]) for arm in ARMS},
+        "tokens for a correct label": {arm: report.estimate(spent[arm]) for arm in ARMS},
+        "share of labels that are correct": {arm: report.estimate(totals[arm][3] / totals[arm][2]) for arm in ARMS},
+        "times fewer calls for a correct label": {arm: report.ratio(cost[shared], cost[arm]) for arm in ARMS},
+        "times fewer tokens for a correct label": {arm: report.ratio(spent[shared], spent[arm]) for arm in ARMS},
+        "times fewer calls than with nothing shared": {arm: report.ratio(cost[plain], cost[arm]) for arm in ARMS},
     }
-    for i, title in enumerate(RATES):
-        tables[title] = {arm: report.Estimate(found[i, a], low[i, a], high[i, a]) for a, arm in enumerate(ARMS)}
-    return tables
 
 
 def run(config: Config) -> report.Tables:
@@ -254,7 +237,7 @@ def run(config: Config) -> report.Tables:
         policy = make_policy(config, operands, drop_carry)
         found = [one_seed(config, policy, operands, seed) for seed in range(config.seeds)]
         for count in config.rollouts:
-            for title, row in summary(config, [one[count] for one in found]).items():
+            for title, row in summary([one[count] for one in found]).items():
                 tables.setdefault(title, {})[f"{operands - 1} additions, k = {count}"] = row
     return tables
 

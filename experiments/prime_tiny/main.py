@@ -2,9 +2,11 @@
 
     python experiments/prime_tiny/main.py run --regimes short long --seeds 0 1 2 3 4 --workers 2
     python experiments/prime_tiny/main.py report
+    python experiments/prime_tiny/main.py tables
 
 `run` trains every arm of every regime and seed under runs/prime_tiny/ (finished ones are left alone); `report` writes
-results.json and curves.png beside this file.  `--smoke` does both on the smallest sizes in under a minute.
+results.json and curves.png beside this file; `tables` computes the intervals of results.json from the numbers per seed
+that it holds, and needs no runs.  `--smoke` runs and reports the smallest sizes in under a minute.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from prm_jax import stats
 from prm_jax.prime import PRESETS, Options
 from prm_jax.prime.options import TaskOptions
 from prm_jax.runs.claims import stamp
@@ -42,11 +45,12 @@ EXTRA_ARMS: dict[str, dict[str, dict[str, Any]]] = {
 
 def arms(regime: str) -> dict[str, dict[str, dict[str, Any]]]:
     """Name -> options that differ from the regime's."""
+    if regime == "smoke":
+        return {name: ARMS[name] for name in ("outcome only", "PRIME, gated")}
     return ARMS | EXTRA_ARMS if regime == "long" else ARMS
 
 
 LEVELS = {"long": 0.6}  # greedy accuracy that "steps to" waits for; 0.8 elsewhere
-BOOTSTRAPS = 10_000
 
 
 def regimes() -> dict[str, Options]:
@@ -162,13 +166,6 @@ def interquartile_mean(x: np.ndarray) -> np.ndarray:
     return (x * weight).sum(-1) / weight.sum()
 
 
-def interval(x: np.ndarray) -> tuple[float, float, float]:
-    """Interquartile mean over seeds and its bootstrap 95 % interval (percentiles, seeds resampled)."""
-    draws = np.random.default_rng(0).integers(len(x), size=(BOOTSTRAPS, len(x)))
-    low, high = np.percentile(interquartile_mean(x[draws]), [2.5, 97.5])
-    return float(interquartile_mean(x)), float(low), float(high)
-
-
 def summarise(out: pathlib.Path) -> dict[str, Any]:
     """All finished arms: final accuracies, steps to a greedy accuracy, and differences to outcome-only by seed."""
     summary: dict[str, Any] = {}
@@ -191,14 +188,35 @@ def summarise(out: pathlib.Path) -> dict[str, Any]:
         for measures in found.values():
             gains = {f"{k}_gain": (np.array(measures[k]) - np.array(base[k])).tolist() for k in list(base)[:3]}
             measures |= gains
-        starts = [curve(path / _folder("PRIME"), "eval/sampled_accuracy")[1][0] for path in seeds]
+        starts = [curve(path / _folder("outcome only"), "eval/sampled_accuracy")[1][0] for path in seeds]
         summary[regime] = {
             "seeds": len(seeds),
-            "sampled_accuracy_at_start": interval(np.array(starts)),
-            "arms": {arm: {k: interval(np.array(v)) for k, v in m.items()} for arm, m in found.items()},
+            "sampled_accuracy_at_start": float(np.mean(starts)),
+            "arms": with_intervals(found),
             "per_seed": found,
         }
     return summary
+
+
+def with_intervals(arms: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Means over seeds and Student's 95 % intervals; one seed has an interval of width 0."""
+    return {
+        arm: {
+            name: tuple(stats.interval(values)) if len(values) > 1 else (values[0],) * 3
+            for name, values in measures.items()
+        }
+        for arm, measures in arms.items()
+    }
+
+
+def tables(args: argparse.Namespace) -> None:
+    """The stored numbers per seed with their intervals, printed and written again."""
+    path = HERE / "results.json"
+    summary = json.loads(path.read_text())
+    summary = {name: {**found, "arms": with_intervals(found["per_seed"])} for name, found in summary.items()
+               if isinstance(found, dict)}  # fmt: skip
+    show(summary)
+    path.write_text(json.dumps({**stamp(), **summary}, indent=1) + "\n")
 
 
 def _folder(arm: str) -> str:
@@ -210,9 +228,17 @@ def report(args: argparse.Namespace) -> None:
     summary = summarise(args.out)
     if not summary:
         sys.exit(f"no finished runs under {args.out}; run the experiment first")
+    show(summary)
+    target = args.out if args.smoke else HERE
+    (target / "results.json").write_text(json.dumps({**stamp(), **summary}, indent=1) + "\n")
+    draw(args.out, list(summary), target / "curves.png")
+
+
+def show(summary: dict[str, Any]) -> None:
+    """Prints a table for every regime."""
     for regime, found in summary.items():
         start = found["sampled_accuracy_at_start"]
-        print(f"\n{regime}: {found['seeds']} seeds, sampled accuracy at the start {start[0]:.3f}")
+        print(f"\n{regime}: {found['seeds']} seeds, sampled accuracy at the start {start:.3f}")
         columns = ("arm", "greedy", "sampled", f"steps to {LEVELS.get(regime, 0.8):.0%} greedy")
         print("| " + " | ".join((*columns, "greedy, minus outcome only", "sampled, minus outcome only")) + " |")
         print("|---|--:|--:|--:|--:|--:|")
@@ -223,9 +249,6 @@ def report(args: argparse.Namespace) -> None:
                 *("" if arm == "outcome only" else _cell(measures[f"{name}_gain"]) for name in ("greedy", "sampled")),
             ]
             print(f"| {arm} | " + " | ".join(cells) + " |")
-    target = args.out if args.smoke else HERE
-    (target / "results.json").write_text(json.dumps({**stamp(), **summary}, indent=1) + "\n")
-    draw(args.out, list(summary), target / "curves.png")
 
 
 def _cell(values: tuple[float, float, float], digits: int = 3) -> str:
@@ -278,7 +301,7 @@ def draw(out: pathlib.Path, names: list[str], target: pathlib.Path) -> None:
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "report"), nargs="?", default="run")
+    parser.add_argument("what", choices=("run", "report", "tables"), nargs="?", default="run")
     parser.add_argument("--regimes", nargs="+", choices=list(regimes()), default=["short", "long"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--workers", type=int, default=1)
@@ -290,7 +313,7 @@ def main() -> None:
         run(args)
         report(args)
     else:
-        {"run": run, "report": report}[args.what](args)
+        {"run": run, "report": report, "tables": tables}[args.what](args)
 
 
 if __name__ == "__main__":

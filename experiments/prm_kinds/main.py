@@ -299,13 +299,6 @@ def judged(config: Config, picks: Sequence[Case], tests: Sequence[Case]) -> dict
     }
 
 
-def interval(values: Sequence[float]) -> report.Estimate:
-    """Mean over seeds and the 95 % interval of its bootstrap over seeds."""
-    x = np.asarray(values, np.float64)
-    drawn = x[np.random.default_rng(0).integers(x.size, size=(10_000, x.size))].mean(1)
-    return report.Estimate(float(x.mean()), *(float(q) for q in np.quantile(drawn, [0.025, 0.975])))
-
-
 def run(config: Config) -> report.Tables:
     """See the module's docstring."""
     return summary(config, [one_seed(config, seed) for seed in range(config.seeds)])
@@ -314,16 +307,12 @@ def run(config: Config) -> report.Tables:
 def summary(config: Config, found: Sequence[report.Table]) -> report.Tables:
     """Means over seeds, and differences to the implicit model by cross-entropy seed by seed."""
     quality = ("step AUC", "first-error F1", f"best of {config.eval_solutions}")
-    means = {
-        name: {column: interval([table[name][column] for table in found]) for column in columns}
-        for name, columns in found[0].items()
-    }
     differences = {
-        name: {column: interval([table[name][column] - table[BASE][column] for table in found]) for column in quality}
+        name: {column: report.estimate([one[name][column] - one[BASE][column] for one in found]) for column in quality}
         for name in found[0]
         if name != BASE
     }
-    return {HELD_OUT: means, f"difference to '{BASE}'": differences}
+    return {HELD_OUT: report.average(found), f"difference to '{BASE}'": differences}
 
 
 if __name__ == "__main__":

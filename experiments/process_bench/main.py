@@ -62,7 +62,7 @@ class Report:
     """Directory for results.json and figure.png."""
     shuffles: int = 300
     """Random assignments of the same scores to the same steps."""
-    resamples: int = 2000
+    resamples: int = 10_000
     """Of bootstrap intervals."""
     seed: int = 0
     """Of shuffles and resamples."""

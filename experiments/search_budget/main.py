@@ -10,7 +10,7 @@ upper line, by the task's exact step checker. Every token generated counts, thos
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
@@ -47,13 +47,12 @@ class Config:
     updates: int = 120
     batch_size: int = 128
     learning_rate: float = 1e-3
-    resamples: int = 1000
     seeds: int = 5
 
 
 SMOKE = Config(
     min_operands=2, max_operands=3, drop_carry=(0.6,), hidden=16, layers=1, sft_steps=20, problems=6, samples=4,
-    budgets=(4,), exact_budgets=(4,), prm_problems=8, prm_solutions=4, updates=4, batch_size=16, resamples=20, seeds=1,
+    budgets=(4,), exact_budgets=(4,), prm_problems=8, prm_solutions=4, updates=4, batch_size=16, seeds=1,
 )  # fmt: skip
 
 
@@ -225,58 +224,40 @@ def centred(chances: lm.ScorePartials) -> lm.ScorePartials:
     return lambda partials: [2 * chance - 1 for chance in chances(partials)]
 
 
-def stack(runs: Sequence[Outcomes]) -> dict[str, dict[tuple[str, int], np.ndarray]]:
-    """Field -> method and budget -> [seeds, problems]."""
-    fields = [field.name for field in dataclasses.fields(Outcome)]
-    return {f: {key: np.stack([getattr(run[key], f) for run in runs]) for key in runs[0]} for f in fields}
+def less_vote(outcomes: Outcomes, key: tuple[str, int]) -> np.ndarray:
+    """[problems]: what a method got right less what a majority vote of as many tokens did.
 
-
-def against_votes(
-    right: Mapping[tuple[str, int], np.ndarray], tokens: Mapping[tuple[str, int], np.ndarray], draw: np.ndarray | None
-) -> dict[tuple[str, int], tuple[float, float]]:
-    """Method and budget -> (accuracy, accuracy less that of a majority vote of as many tokens).
-
-    Between two sizes of the vote its accuracy is interpolated over the logarithm of its tokens.
+    Between two sizes of the vote its outcomes are interpolated over the logarithm of their mean tokens.
     """
-
-    def mean(x: np.ndarray) -> float:
-        return float(x.mean() if draw is None else x[draw[0], draw[1]].mean())
-
-    voted = [key for key in right if key[0] == "majority vote"]
-    cost, share = [np.log(mean(tokens[key])) for key in voted], [mean(right[key]) for key in voted]
-    return {
-        key: (mean(right[key]), mean(right[key]) - float(np.interp(np.log(mean(tokens[key])), cost, share)))
-        for key in right
-    }
+    votes = [one for name, one in outcomes.items() if name[0] == "majority vote"]
+    cost = [np.log(one.tokens.mean()) for one in votes]
+    place = float(np.interp(np.log(outcomes[key].tokens.mean()), cost, np.arange(len(cost))))
+    low, share = int(place), place % 1.0
+    voted = (1 - share) * votes[low].right + share * votes[min(low + 1, len(votes) - 1)].right
+    return outcomes[key].right - voted
 
 
-def summary(config: Config, runs: Sequence[Outcomes]) -> report.Tables:
-    """The tables of one policy and one scorer; intervals by resampling seeds and, within each, problems."""
-    fields = stack(runs)
-    rng = np.random.default_rng(0)
-    shape = next(iter(fields["right"].values())).shape
-    draws = []
-    for _ in range(config.resamples):
-        seeds = np.repeat(rng.integers(shape[0], size=(shape[0], 1)), shape[1], axis=1)
-        draw = np.stack([seeds, rng.integers(shape[1], size=shape)])
-        draws.append(against_votes(fields["right"], fields["tokens"], draw))
-    found = against_votes(fields["right"], fields["tokens"], None)
+def over_seeds(found: Sequence[np.ndarray]) -> report.Estimate:
+    """Mean of [problems] of every seed; the interval is over seeds, or over the problems of a single seed."""
+    return report.estimate(found[0] if len(found) == 1 else [one.mean() for one in found])
+
+
+def summary(runs: Sequence[Outcomes]) -> report.Tables:
+    """The tables of one policy and one scorer."""
     tables: dict[str, dict[str, dict[str, float]]] = {
         title: {}
         for title in ("accuracy", "accuracy less that of majority vote at equal tokens", "tokens a problem",
                       "scorer calls a problem", "problems without an answer")
     }  # fmt: skip
     accuracy, difference, tokens, scored, silent = tables.values()
-    for key in sorted(found, key=lambda k: ([*VOTES, *SEARCHES].index(k[0]), k[1])):
+    for key in sorted(runs[0], key=lambda k: ([*VOTES, *SEARCHES].index(k[0]), k[1])):
         method, column = key[0], f"n = {key[1]}"
-        ends = np.percentile([draw[key] for draw in draws], [2.5, 97.5], axis=0)
-        both = [report.Estimate(v, *ends[:, i]) for i, v in enumerate(found[key])]
-        accuracy.setdefault(method, {})[column] = both[0]
+        accuracy.setdefault(method, {})[column] = over_seeds([run[key].right for run in runs])
         if method != "majority vote":
-            difference.setdefault(method, {})[column] = both[1]
-        tokens.setdefault(method, {})[column] = float(fields["tokens"][key].mean())
-        scored.setdefault(method, {})[column] = float(fields["scored"][key].mean())
-        silent.setdefault(method, {})[column] = float(fields["silent"][key].mean())
+            difference.setdefault(method, {})[column] = over_seeds([less_vote(run, key) for run in runs])
+        tokens.setdefault(method, {})[column] = float(np.mean([run[key].tokens for run in runs]))
+        scored.setdefault(method, {})[column] = float(np.mean([run[key].scored for run in runs]))
+        silent.setdefault(method, {})[column] = float(np.mean([run[key].silent for run in runs]))
     return tables
 
 
@@ -289,7 +270,7 @@ def run(config: Config) -> report.Tables:
         policy = f"carries dropped {drop_carry:.0%}"
         worth |= report.average([{policy: facts} for _, facts in found])
         for scorer in found[0][0]:
-            for title, table in summary(config, [outcomes[scorer] for outcomes, _ in found]).items():
+            for title, table in summary([outcomes[scorer] for outcomes, _ in found]).items():
                 tables[f"{policy}, {scorer}: {title}"] = table
     return {"policies and value models": worth, **tables}
 

@@ -47,7 +47,6 @@ class Config:
     learning_rate: float = 3e-4
     epochs: int = 2
     temperature: float = 0.6
-    resamples: int = 4000
     seed: int = 0
     keep: str = "runs/search_budget_smollm2"
 
@@ -179,7 +178,7 @@ def run(config: Config) -> report.Tables:
             policy.begin(problems, config.prm_problems + number * len(problems))
             path = folder / f"{name}, {method}, n = {budget}.json"
             outcomes[method, budget] = kept(path, lambda search=search: tiny.searched(policy, search()))
-        for title, table in tiny.summary(config, [outcomes]).items():
+        for title, table in tiny.summary([outcomes]).items():
             tables[f"{name}: {title}"] = table
     return {"policy and scorers": worth, **tables}
 

@@ -44,7 +44,7 @@ class Options:
     venn_abers: bool = False
     """Also calibrate by Venn-ABERS intervals (on at most 400 entries)."""
     resamples: Annotated[int, at_least(0)] = 1000
-    """Number of bootstrap resamples for intervals; 0: no intervals."""
+    """Number of bootstrap resamples for intervals, at least 100; 0: no intervals."""
     seed: Annotated[int, at_least(0)] = 0
     """Seed of resampling."""
     distributed: DistributedOptions = field(default_factory=DistributedOptions)

@@ -98,7 +98,9 @@ def _label(
     from prm_jax.data.step_data import to_json
 
     progress = Progress(len(problems), len(done) * options.chunk)
-    policy: Any = load_policy(options, task, progress.wrote) if labeller.uses_policy else Problems(task)
+    policy: Any = Problems(task)
+    if labeller.uses_policy:
+        policy = load_policy(options, task, progress.wrote, by_steps=options.method == "tree")
     values = _step_values(options) if getattr(labeller, "tree", None) and labeller.tree.uses_model else None
     policy.check_prompts(problems)
     if not done:

@@ -68,8 +68,8 @@ class PolicyOptions:
             raise UserError("\n".join(problems))
 
 
-def load_policy(options: PolicyOptions, task: Any, on_progress: "OnProgress") -> "TaskPolicy":
-    """The policy on the task, in this process or behind --server."""
+def load_policy(options: PolicyOptions, task: Any, on_progress: "OnProgress", *, by_steps: bool = True) -> "TaskPolicy":
+    """The policy on the task, in this process or behind --server; `by_steps` as in `load_local_policy`."""
     from prm_jax.models import find_model
     from prm_jax.rollouts import load_local_policy, load_remote_policy
 
@@ -84,7 +84,7 @@ def load_policy(options: PolicyOptions, task: Any, on_progress: "OnProgress") ->
         )  # fmt: skip
     return load_local_policy(
         path, task, options.sampling, seed=options.seed, chat=options.chat, dtype=options.dtype,
-        mesh=mesh_of(options.mesh), on_progress=on_progress,
+        mesh=mesh_of(options.mesh), by_steps=by_steps, on_progress=on_progress,
     )  # fmt: skip
 
 

@@ -115,7 +115,7 @@ def run(options: Options) -> None:
     check_other_problems(ids, known)
     check_results(done, ids, str(options.out), solutions=options.solutions is not None, draw=options.draw is not None)
     progress = Progress(len(problems), len(done))
-    policy = load_policy(options, task, progress.wrote)
+    policy = load_policy(options, task, progress.wrote, by_steps=searcher.by_steps)
     scorer, final = make_scorers(options, searcher, policy)
     policy.check_prompts(problems)
     if options.out is not None and not done:

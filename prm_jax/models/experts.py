@@ -90,7 +90,6 @@ class Experts(nn.Module):
         F columns; with ``experts``, some of the experts.
         """
         config = self.config
-        x = x if self.split is None else self.split.enter(x)
         width, inner, count = x.shape[-1], config.intermediate_size, config.num_experts
         router = _Kernel(config, (width, count), name="router")()
         count = count if self.experts is None else count // jax.lax.axis_size(self.experts.axis)

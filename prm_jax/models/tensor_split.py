@@ -22,7 +22,7 @@ class TensorSplit:
     tokens: bool
 
     def enter(self, x: jax.Array) -> jax.Array:
-        """The input of attention or MLP: [B, T / n or T, D] -> [B, T, D]."""
+        """The input of attention, MLP or experts: [B, T / n or T, D] -> [B, T, D]."""
         return jax.lax.all_gather(x, self.axis, axis=1, tiled=True) if self.tokens else x
 
     def leave(self, y: jax.Array) -> jax.Array:

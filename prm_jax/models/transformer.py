@@ -124,7 +124,6 @@ class Attention(nn.Module):
         config = self.config
         wide, axis = config.family.qk_norm == "width", None if self.split is None else self.split.axis
         heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
-        x = x if self.split is None else self.split.enter(x)
 
         def project(name: str, count: int) -> jax.Array:
             y = Linear(config, count * head_dim, config.attention_bias, name=name)(x)
@@ -175,7 +174,6 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         config = self.config
-        x = x if self.split is None else self.split.enter(x)
         gate = Linear(config, config.intermediate_size, config.mlp_bias, name="gate")(x)
         up = Linear(config, config.intermediate_size, config.mlp_bias, name="up")(x)
         gain = 1.0 / math.sqrt(2 * config.num_layers)
@@ -208,14 +206,17 @@ class Block(nn.Module):
         def normed(name: str, y: jax.Array) -> jax.Array:
             return RMSNorm(config, name=name)(y) if name in config.family.norms else y
 
+        def entered(y: jax.Array) -> jax.Array:
+            return y if self.split is None else self.split.enter(y)
+
         def branch(name: str, y: jax.Array) -> jax.Array:
             return scaled(normed(name, y), config.residual_scale)
 
         x = split_over_rows(x)
         attention = Attention(config, self.split, name="attn")
-        y = attention(normed("attn_norm", x), rotation, segment_ids, kind)
+        y = attention(entered(normed("attn_norm", x)), rotation, segment_ids, kind)
         x = split_over_rows(x + branch("attn_post_norm", y))
-        y, load = normed("mlp_norm", x), None
+        y, load = entered(normed("mlp_norm", x)), None
         if config.num_experts:
             y, load = Experts(config, self.split, self.experts, name="mlp")(y, counted)
         else:

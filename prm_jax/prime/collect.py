@@ -60,6 +60,13 @@ def to_batch(
     return Batch(**arrays)
 
 
+def _utilisation(before: EngineStats, after: EngineStats) -> dict[str, float]:
+    """The share of decode steps, over the slots of all processes, that gave a token; collective."""
+    own = [after.tokens - before.tokens, after.slot_steps - before.slot_steps]
+    tokens, slot_steps = np.sum(processes.gather(own, name="counters"), axis=0).tolist()
+    return {"rollout/utilisation": tokens / slot_steps} if slot_steps else {}
+
+
 def _floor_to_power_of_two(column: int) -> int:
     """A static shape must not follow every prompt's length, or each would compile the step again."""
     return 1 << (column.bit_length() - 1) if column >= 8 else 0
@@ -182,9 +189,7 @@ class Collector:
         }
         if self.sampler.engines is not None:
             self.sampler.engines.release()  # keys and values must not take memory while the policy learns
-        if after.slot_steps > before.slot_steps:
-            used = (after.tokens - before.tokens) / (after.slot_steps - before.slot_steps)
-            metrics["rollout/utilisation"] = used
+        metrics |= _utilisation(before, after)
         if self.sampler.engines is not None:
             metrics |= self.sampler.engines.metrics()
         if self.sampler.turns is not None:
@@ -220,7 +225,7 @@ class Collector:
         drawing = Drawing(self.sampler, self.stream, self.buffer, self.too_long)
         key_of = keys_of_step(self.options, key)
         engines = self.sampler.engines
-        if engines is not None and engines.streams and self.sampler.turns is None and processes.count() == 1:
+        if engines is not None and engines.streams and self.sampler.turns is None:
             stream = GroupStream(self.sampler, self.options, key_of, drawing.next, flips_of(self.options, key_of))
             groups, acceptance = stream.collect(params), stream.acceptance
         else:

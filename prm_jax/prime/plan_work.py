@@ -140,7 +140,7 @@ def _exchanged(work: Workload, config: ModelConfig) -> float:
     ways = expert_ways(work, config)
     tokens = work.rows * work.columns / rows_over(work.mesh)
     width = config.hidden_size * jnp.dtype(config.compute_dtype).itemsize
-    return 2 * (ways - 1) * tokens * config.num_layers * width / work.mesh.shape["tensor"]
+    return 2 * (ways - 1) * tokens * config.num_layers * width
 
 
 def _unsharded(work: Workload) -> AbstractMesh:

@@ -136,14 +136,26 @@ def divided(problems: Sequence[Problem], respond: Callable[[slice], Responses]) 
     own = processes.share(len(problems))
     if own == slice(0, len(problems)):
         return respond(own)
-    sent: dict[str, Any] | None = None
-    if own.start < own.stop:
-        made = respond(own)
-        sent = {"texts": made.texts, "details": list(made.details), **made.arrays()}
-    parts = [part for part in processes.gather(sent, name="responses") if part is not None]
-    texts = [text for part in parts for text in part.pop("texts")]
-    details = [detail for part in parts for detail in part.pop("details")]
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    sent = sendable(respond(own)) if own.start < own.stop else None
+    return joined_parts(problems, processes.gather(sent, name="responses"))
+
+
+def sendable(responses: Responses) -> dict[str, Any]:
+    """Everything but the problems, as `processes.gather` takes it."""
+    return {"texts": responses.texts, "details": list(responses.details), **responses.arrays()}
+
+
+def joined_parts(problems: Sequence[Problem], parts: Sequence[dict[str, Any] | None]) -> Responses:
+    """The responses of several processes.
+
+    Args:
+      problems: of all of them, in the order of `parts`.
+      parts: from `sendable`; None from a process without responses.
+    """
+    there = [part for part in parts if part is not None]
+    names = set(there[0]) - {"texts", "details"}
+    joined: dict[str, Any] = {name: np.concatenate([part[name] for part in there]) for name in names}
+    texts, details = ([one for part in there for one in part[name]] for name in ("texts", "details"))
     return Responses(problems=list(problems), texts=texts, details=details, **joined)
 
 

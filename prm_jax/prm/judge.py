@@ -15,6 +15,7 @@ from prm_jax.prm import compiled
 from prm_jax.prm.cases import Case, labelled, table
 from prm_jax.prm.judge_calibration import calibration
 from prm_jax.prm.judge_selection import best_of_n, ranking, selection, tracking
+from prm_jax.stats import interval
 
 
 def judge_scores(
@@ -91,8 +92,10 @@ def process_bench(
       probability one half and else a uniform step; its F1 is that of its expected accuracies.
 
     Raises:
-      UserError: `threshold_on` is not a subset.
+      UserError: `threshold_on` is not a subset, or `resamples` is between 1 and 99.
     """
+    if 0 < resamples < 100:
+        raise UserError(f"resamples: expected 0 (no intervals) or at least 100, found {resamples}; 1000 is the default")
     known = {name: [case for case in cases if case.first_error() is not None] for name, cases in subsets.items()}
     known = {name: cases for name, cases in known.items() if cases}
     if threshold_on and threshold_on not in subsets:
@@ -128,14 +131,18 @@ def process_bench(
 
 
 def bootstrap_f1(hit: np.ndarray, label: np.ndarray, *, resamples: int, seed: int) -> list[float]:
-    """95 % interval of the first-error F1 over resampled cases, [low, high]."""
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(len(label), size=(resamples, len(label)))
-    hits, wrong = hit[drawn].astype(float), label[drawn] >= 0
-    error = (hits * wrong).sum(1) / np.maximum(wrong.sum(1), 1)
-    correct = (hits * ~wrong).sum(1) / np.maximum((~wrong).sum(1), 1)
-    f1 = 2 * error * correct / np.maximum(error + correct, 1e-12)
-    return [float(x) for x in np.quantile(f1, [0.025, 0.975])]
+    """95 % interval of the first-error F1 over cases, [low, high], by the bootstrap of `stats.interval`."""
+    kinds = hit + 2.0 * (label >= 0)
+
+    def f1(kinds: np.ndarray) -> np.ndarray:
+        wrong, hits = kinds >= 2, kinds % 2
+        error = (hits * wrong).sum(-1) / np.maximum(wrong.sum(-1), 1)
+        correct = (hits * ~wrong).sum(-1) / np.maximum((~wrong).sum(-1), 1)
+        return 2 * error * correct / np.maximum(error + correct, 1e-12)
+
+    if len(kinds) < 2:
+        return [float(f1(kinds))] * 2
+    return list(interval(kinds, method="bca", statistic=f1, resamples=resamples, seed=seed)[1:])
 
 
 def step_quality(cases: Sequence[Case]) -> dict[str, Any]:

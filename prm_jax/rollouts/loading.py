@@ -46,6 +46,7 @@ def load_local_policy(
     chat: bool = False,
     dtype: str = "float32",
     mesh: "Mesh | None" = None,
+    by_steps: bool = True,
     on_progress: OnProgress = lambda responses, tokens: None,
 ) -> TaskPolicy:
     """A model in this process on a task.
@@ -58,6 +59,7 @@ def load_local_policy(
       chat: wrap prompts into the chat template.
       dtype: of parameters and arithmetic.
       mesh: devices that share parameters and prompts; None for one device.
+      by_steps: whether solutions are sampled step by step, so that later prompts continue earlier responses.
       on_progress: see `TaskPolicy`.
 
     Raises:
@@ -82,8 +84,11 @@ def load_local_policy(
         ways = rows_over(mesh)
     tokenizer = Tokenizer.load(path)
     key, sampling = jax.random.key(seed), steps.sampling()
+    slotted = steps.engine == "slots"
+    if steps.engine == "auto":  # slots need a copy of the parameters on every device
+        slotted = not by_steps and (mesh is None or mesh.shape["fsdp"] == 1)
     engine: Engine
-    if steps.engine == "slots":
+    if slotted:
         slots = -(-steps.rows // ways) * ways
         engine = SlotEngine(
             config, params, slots=slots, key=key, sampling=sampling, stops=stops, tokenizer=tokenizer, mesh=mesh
@@ -161,9 +166,7 @@ def engine_on_server(
     if connection.dialect == "auto":
         connection = dataclasses.replace(connection, dialect=detect(ServerClient(url, connection, warn).call))
     if connection.dialect == "text":
-        return TextEngine(
-            url, tokenizer, model=model, connection=connection, sampling=sampling, seed=seed, stops=stops
-        )
+        return TextEngine(url, tokenizer, model=model, connection=connection, sampling=sampling, seed=seed, stops=stops)
     # Searches rank by log-probabilities, for which those at temperature 1 are as good.
     return RemoteEngine(
         url, model, tokenizer, connection=connection, sampling=sampling, seed=seed, stops=stops, keep_raw_logp=True

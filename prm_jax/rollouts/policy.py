@@ -68,6 +68,9 @@ class TaskPolicy:
         lengths = [len(self._encode(problem.prompt)) for problem in problems]
         if self.engine.context is None:
             return
+        reserve = getattr(self.engine, "reserve", None)  # of slots; other engines need no room in advance
+        if reserve is not None:
+            reserve(max(lengths) + self.steps.max_new_tokens)
         room = self.engine.context - self.steps.max_new_tokens
         long = [i for i, length in enumerate(lengths) if length > room]
         if long:

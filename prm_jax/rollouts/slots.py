@@ -240,6 +240,11 @@ class SlotEngine:
         self.params = self._packed = None
         self._pool = self._new_pool()
 
+    def reserve(self, columns: int) -> None:
+        """Makes room for prompts and responses of this length together, so that longer ones compile nothing again."""
+        assert self.context is not None
+        self._grow(min(columns, self.context))
+
     def warm(self, prompt_lengths: Iterable[int]) -> None:
         """Compiles what requests with prompts of these lengths need. Idle slots only."""
         lengths = sorted(set(prompt_lengths))

@@ -36,7 +36,7 @@ def page(found: Sequence[Measured], *, command: str, to_results: str) -> str:
     lines = ["| verdict | claims |", "|---|--:|", *(f"| {name} | {counts[name]} |" for name in VERDICTS)]
     text = _HEAD.format(command=command, counts="\n".join(lines), seeds=MIN_SEEDS)
     cores = sorted({item.claim.core for item in found if item.claim.core})
-    text += "\n## Summary\n\n| | claim | source | verdict | seeds | cost |\n|--:|---|---|---|--:|--:|\n"
+    text += "\n## Summary\n\n| | claim | verdict | source | seeds | cost |\n|--:|---|---|---|--:|--:|\n"
     ordered = [item for core in (*cores, 0) for item in found if item.claim.core == core]
     text += "".join(_row(item) for item in ordered)
     text += "\nThe first column groups the claims by subject.\n"
@@ -48,7 +48,7 @@ def _row(item: Measured) -> str:
     claim = item.claim
     name = f"[{claim.claim}](#{claim.id})" if item.values else f"{claim.claim}. {claim.finding}"
     verdict = claim.verdict + " *" * item.few_seeds
-    return f"| {claim.core or ''} | {name} | {claim.source} | {verdict} | {_seeds(item)} | {_cost(item)} |\n"
+    return f"| {claim.core or ''} | {name} | {verdict} | {claim.source} | {_seeds(item)} | {_cost(item)} |\n"
 
 
 def _section(item: Measured, to_results: str) -> str:

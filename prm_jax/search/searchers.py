@@ -37,11 +37,13 @@ class Searcher:
     """A search with its options.
 
     Attributes:
+      by_steps: it samples solutions step by step, or may do so.
       choice: how the answer is chosen among the candidates: the best one, or by a vote.
       reads_answers: it is called with ``answers``, a function that reads the answers of candidates.
       final_scorer: name of a second scorer, for the solutions that remain; empty for none.
     """
 
+    by_steps: ClassVar[bool] = True
     choice: ClassVar[Choice] = "best"
     reads_answers: ClassVar[bool] = False
     final_scorer: str = ""
@@ -73,6 +75,8 @@ Count = Annotated[int, at_least(1)]
 @dataclass(frozen=True, kw_only=True)
 class BestOfN(Searcher):
     """The best of `samples` whole solutions."""
+
+    by_steps: ClassVar[bool] = False
 
     samples: Count = 16
 

@@ -1,13 +1,12 @@
 """The experiment on credit: its statistics on numbers worked out by hand, its arms, and a smoke run."""
 
 import json
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from experiments.credit import arms, report
+from experiments.credit import arms, main, report
 from prm_jax.prime.checks import check_options
 
 RUN = {"rollouts": [0, 100, 200], "sampled": [0.1, 0.3, 0.5], "warm_up_rollouts": 100}
@@ -60,10 +59,12 @@ def test_tables_pair_runs_by_seed():
 
 
 @pytest.mark.slow
-def test_smoke(tmp_path):
-    command = [sys.executable, "-m", "experiments.credit.main", "--smoke", "--runs", str(tmp_path / "runs")]
-    command += ["--results", str(tmp_path / "results.json"), "--arms", "outcome", "checker", "easier"]
-    subprocess.run(command, check=True, timeout=500, capture_output=True)
+def test_smoke(tmp_path, monkeypatch):
+    words = ["--smoke", "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results.json")]
+    monkeypatch.setattr(sys, "argv", ["main", *words, "--arms", "outcome", "checker", "easier"])
+    arguments = main.parsed()
+    main.run(arguments)
+    report.report(arguments.results)
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
     assert [run["arm"] for run in runs] == ["outcome", "checker", "easier"]
     assert (tmp_path / "figure.png").stat().st_size > 5_000

@@ -1,7 +1,7 @@
 """The seeds experiment: its statistics on numbers worked out by hand, and a smoke run."""
 
 import json
-import subprocess
+import pathlib
 import sys
 
 import numpy as np
@@ -18,10 +18,17 @@ def test_interquartile_mean_drops_a_quarter_on_either_side():
     assert experiment.interquartile_mean(np.array([7.0])) == 7.0
 
 
-def test_interval_holds_the_middle_and_shrinks_to_a_point_for_equal_seeds():
-    middle, low, high = experiment.interval(np.array([0.1, 0.5, 0.6, 0.7, 0.9]))
-    assert low < middle < high
-    assert experiment.interval(np.full(5, 0.3)) == pytest.approx((0.3, 0.3, 0.3))
+def test_intervals_are_students_and_of_width_0_for_one_seed():
+    found = experiment.with_intervals({"PRIME": {"greedy": [0.1, 0.5, 0.6, 0.7, 0.9]}, "short": {"greedy": [0.3]}})
+    half = 2.7764 * np.std([0.1, 0.5, 0.6, 0.7, 0.9], ddof=1) / np.sqrt(5)
+    assert found["PRIME"]["greedy"] == pytest.approx((0.56, 0.56 - half, 0.56 + half), abs=1e-4)
+    assert found["short"]["greedy"] == (0.3, 0.3, 0.3)
+
+
+def test_the_stored_intervals_are_those_of_the_stored_seeds():
+    stored = json.loads((pathlib.Path(experiment.__file__).parent / "results.json").read_text())
+    for name in ("short", "long"):
+        assert json.loads(json.dumps(experiment.with_intervals(stored[name]["per_seed"]))) == stored[name]["arms"]
 
 
 def test_steps_to_a_level_are_interpolated_and_double_when_never_reached():
@@ -37,11 +44,11 @@ def test_every_regime_compares_arms_that_differ_in_the_rewards_alone():
 
 
 @pytest.mark.slow
-def test_smoke(tmp_path):
-    command = [sys.executable, experiment.__file__, "--smoke", "--out", str(tmp_path)]
-    subprocess.run(command, check=True, timeout=500, capture_output=True)
+def test_smoke(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main.py", "--smoke", "--out", str(tmp_path)])
+    experiment.main()
     summary = json.loads((tmp_path / "results.json").read_text())
-    assert summary["smoke"]["seeds"] == 1 and set(summary["smoke"]["arms"]) == set(experiment.ARMS)
+    assert summary["smoke"]["seeds"] == 1 and set(summary["smoke"]["arms"]) == set(experiment.arms("smoke"))
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 

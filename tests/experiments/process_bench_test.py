@@ -101,7 +101,7 @@ def scored(path, *, sharp: float):
 
 def test_the_report_stands_beside_what_luck_gives(tmp_path):
     paths = [scored(tmp_path / name, sharp=0.8) for name in ("bench.jsonl", "made.jsonl")]
-    tables = experiment.judge(experiment.Report(*paths, out=tmp_path, shuffles=30, resamples=50))
+    tables = experiment.judge(experiment.Report(*paths, out=tmp_path, shuffles=30, resamples=100))
     rows = tables["first wrong step"]
     best, luck = rows["threshold from the subset itself"]["F1"], rows["scores shuffled over steps"]["F1"]
     assert luck.high < rows["threshold from the other half"]["F1"] <= best

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 
 import pytest
 
@@ -28,13 +27,6 @@ def run_to_the_end(setting, *words):
     return text, json.loads((setting.run_dir("run") / "result.json").read_text())
 
 
-def test_a_killed_process_is_restarted_with_the_others_and_the_bits_are_the_same(setting):
-    text, result = run_to_the_end(setting, "--fault", "kill")
-    assert "process 1 was killed by SIGKILL" in text
-    assert re.search(r"attempt 2: processes 0 to 1 of 2; checkpoints at \d+", text)
-    assert result["sha256"] == result["undisturbed"]
-
-
 @pytest.mark.slow
 def test_a_process_that_hangs_is_ended_by_the_watchdogs(setting):
     text, result = run_to_the_end(setting, "--fault", "hang", "--watchdog-exit", "5")
@@ -43,10 +35,9 @@ def test_a_process_that_hangs_is_ended_by_the_watchdogs(setting):
     assert result["sha256"] == result["undisturbed"]
 
 
-@pytest.mark.slow
-def test_eight_kills_of_random_processes_at_random_moments(setting):
-    found = drills.kills(setting, 8, None, seed=3)
-    assert len(found["kills"]) == 8 and {kill["process"] for kill in found["kills"]} == {0, 1}
+def test_kills_of_random_processes_at_random_moments(setting):
+    found = drills.kills(setting, 3, None, seed=3)
+    assert len(found["kills"]) == 3 and {kill["process"] for kill in found["kills"]} == {0, 1}
     for end in found["ends"]:
         assert end["code"] == 0
     for path in setting.where.glob("kills-3-*/result.json"):

@@ -1,6 +1,8 @@
 """Rollouts: rows for training, the solve-rate filters, and a collector that resumes exactly."""
 
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -22,6 +24,7 @@ from prm_jax.prime.sources import checker_rewards
 from prm_jax.prime.sources.values import PrefixValues
 from prm_jax.rollouts import SamplingOptions, SlotTuning
 from prm_jax.rollouts.slot_source import SlotSource
+from prm_jax.runs import processes
 from prm_jax.verifiers import Verdict
 
 PROMPTS, SIZE = 4, 4
@@ -234,6 +237,20 @@ def collected(sampler, task, options, params, steps=2):
     return collector, found
 
 
+def same_batches(found, expected):
+    """The same batch, `found` from slots."""
+    for field in dataclasses.fields(found.arrays):
+        a, b = getattr(found.arrays, field.name), getattr(expected.arrays, field.name)
+        if field.name == "behaviour_logp":
+            np.testing.assert_allclose(a, b, atol=1e-5)
+        elif a is not None:
+            np.testing.assert_array_equal(a, b, err_msg=field.name)
+    for name in ("solve_rate", "sampled", "kept_groups", "truncated", "length"):
+        name = f"rollout/{name}"
+        assert found.metrics[name] == pytest.approx(expected.metrics[name]), name
+    assert 0 < found.metrics["rollout/utilisation"] <= 1
+
+
 FILTERS = [
     {"kind": "mask"},
     {"kind": "none", "outcome_noise": 0.3},
@@ -253,19 +270,47 @@ def test_the_batch_depends_neither_on_the_engine_nor_on_slots_or_lookahead(sampl
         changed = dataclasses.replace(options, lookahead=lookahead)
         second, found = collected(dataclasses.replace(made, task=graded), graded, changed, params)
         for one, other in zip(found, expected, strict=True):
-            for field in dataclasses.fields(one.arrays):
-                a, b = getattr(one.arrays, field.name), getattr(other.arrays, field.name)
-                if field.name == "behaviour_logp":
-                    np.testing.assert_allclose(a, b, atol=1e-5)
-                elif a is not None:
-                    np.testing.assert_array_equal(a, b, err_msg=field.name)
-            for name in ("solve_rate", "sampled", "kept_groups", "truncated", "length"):
-                name = f"rollout/{name}"
-                assert one.metrics[name] == pytest.approx(other.metrics[name]), name
-            assert 0 < one.metrics["rollout/utilisation"] <= 1
+            same_batches(one, other)
         assert second.position() == first.position()
     if options.outcome_noise:
         assert 0 < np.asarray(expected[0].arrays.keep).mean()
+
+
+@pytest.mark.parametrize("options", [FILTERS[1], FILTERS[3]], ids=["none", "resample"])
+@pytest.mark.parametrize("prompts", [1, 4])
+def test_processes_that_stream_get_the_batch_of_one(slots, graded, params, monkeypatch, options, prompts):
+    """With one prompt per step a process has none; both must still end."""
+    options = dataclasses.replace(options_of(**options), prompts_per_step=prompts)
+    first, expected = collected(dataclasses.replace(slots(8), task=graded), graded, options, params)
+    both = [dataclasses.replace(slots(8), task=graded) for _ in range(2)]
+    for collector, found in as_processes(monkeypatch, lambda i: collected(both[i], graded, options, params)):
+        assert collector.position() == first.position()
+        for mine, alone in zip(found, expected, strict=True):
+            same_batches(mine, alone)
+    sampled = [made.engines.stats().requests for made in both]
+    assert sum(sampled) == sum(one.metrics["rollout/sampled"] for one in expected) and sampled[0] > 0
+
+
+def as_processes(monkeypatch, run):
+    """``[run(0)], [run(1)]``, each in a thread that takes itself for a process of a run of two."""
+    own, given, meeting = threading.local(), [None, None], threading.Barrier(2)
+
+    def gather(value, *, name="data", seconds=None):
+        given[own.index] = value
+        meeting.wait(60)
+        everything = list(given)
+        meeting.wait(60)
+        return everything
+
+    def start(index):
+        own.index = index
+        return run(index)
+
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "index", lambda: own.index)
+    monkeypatch.setattr(processes, "gather", gather)
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(start, range(2)))
 
 
 def test_no_prompt_is_sampled_in_vain_without_lookahead(slots, graded, params):

@@ -119,11 +119,10 @@ def assert_equal_steps(found, expected):
 
 PIECES = {"minibatches": 2, "microbatches": 2}
 STEPS = {
-    "divergence, entropy, step rewards": {
-        "policy": {"kl_coef": 0.1, "entropy_coef": 0.01, "epochs": 2}, "reward": {"shaping": ("delta",)},
-        "advantage": {"credit": "step"},
+    "minibatches, divergence, entropy, step rewards": {
+        "policy": {**PIECES, "kl_coef": 0.1, "entropy_coef": 0.01, "epochs": 2}, "reward": {"shaping": ("delta",)},
+        "advantage": {"credit": "step"}, "prm": {**PIECES, "update": "before"},
     },
-    "minibatches": {"policy": PIECES, "prm": {**PIECES, "update": "before"}},
     "critic": {"advantage": {"estimator": "ppo"}},
 }  # fmt: skip
 

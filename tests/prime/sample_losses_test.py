@@ -111,9 +111,9 @@ def test_a_step_with_the_filter_counts_fewer_rows_and_says_what_rewards_are_wort
     found = {}
     for share in (1.0, 0.5):
         setup = setup_of(replaced(options, advantage={"consistent": share}), tiny_config, tiny_params)
-        state = init_state(setup, tiny_frozen, jax.random.key(0))
+        state, step = init_state(setup, tiny_frozen, jax.random.key(0)), make_step(setup)
         for _ in range(2):
-            state, metrics, _ = make_step(setup)(state, tiny_frozen, batch)
+            state, metrics, _ = step(state, tiny_frozen, batch)
         found[share] = {name: float(value) for name, value in metrics.items()}
     assert found[0.5]["advantage/abs"] != found[1.0]["advantage/abs"]
     for name in ("gold/spearman", "gold/r_squared", "prm/concentration"):
@@ -127,9 +127,9 @@ def test_a_critic_s_features_are_kept_apart(options, tiny_config, tiny_params, t
     for penalty in (0.0, 10.0):
         chosen = replaced(options, advantage={"estimator": "ppo"}, critic={"rank_penalty": penalty, "clip": None})
         setup = setup_of(chosen, tiny_config, tiny_params)
-        state = init_state(setup, tiny_frozen, jax.random.key(0))
+        state, step = init_state(setup, tiny_frozen, jax.random.key(0)), make_step(setup)
         for _ in range(3):
-            state, metrics, _ = make_step(setup)(state, tiny_frozen, batch)
+            state, metrics, _ = step(state, tiny_frozen, batch)
         found[penalty] = metrics
     assert "critic/rank_active" not in found[0.0] and 0 < found[10.0]["critic/rank_active"] <= 1
     assert found[10.0]["critic/loss"] > found[0.0]["critic/loss"]

@@ -31,7 +31,7 @@ def test_the_first_wrong_step_by_a_threshold_from_one_subset():
     first = [case([0.9, 0.8], labels=right), case([0.7, 0.2], labels=wrong), case([0.3, 0.1], labels=(0.0, None))]
     # The threshold must lie above .3 (the third's first step) and below .7: all three are right then.
     other = [case([0.9, 0.95], labels=right), case([0.9, 0.8], labels=wrong), case([0.5, 0.5])]
-    found = process_bench({"first": first, "other": other}, resamples=50)
+    found = process_bench({"first": first, "other": other}, resamples=100)
     assert found["threshold_on"] == "first" and 0.3 < found["threshold"] <= 0.7
     one, two = found["subsets"]["first"], found["subsets"]["other"]
     assert (one["f1"], one["wrong"], one["right"]) == (1.0, 2, 1) and one["interval"][1] == 1.0
@@ -40,6 +40,8 @@ def test_the_first_wrong_step_by_a_threshold_from_one_subset():
     assert one["random_f1"] == pytest.approx(2 * 0.25 * 0.5 / 0.75)
     again = process_bench({"first": first, "other": other}, threshold_on="other", resamples=0)
     assert again["threshold_on"] == "other" and "interval" not in again["subsets"]["first"]
+    with pytest.raises(UserError, match="expected 0 .no intervals. or at least 100, found 99"):
+        process_bench({"first": first}, resamples=99)
     with pytest.raises(UserError, match="did you mean 'first'"):
         process_bench({"first": first}, threshold_on="frist")
     with pytest.raises(UserError, match="'empty' is empty"):
@@ -247,7 +249,7 @@ def test_the_command_reads_scores_and_writes_a_page(tmp_path, capsys):
     labelled = [dataclasses.replace(c, labels=(1.0, c.outcome, None), id="<b>") for c in groups()]
     file.write_text(lines(labelled))
     words = ["eval", f"gsm8k={file}", "--scored", "--out", str(tmp_path / "out"), "--false-discovery", "0.2"]
-    assert cli.main([*words, "--resamples", "20"]) == 0
+    assert cli.main([*words, "--resamples", "100"]) == 0
     assert "gsm8k: first-error F1" in capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["step_score"] == "probability" and results["subsets"]["gsm8k"]["solutions"] == 20
@@ -302,7 +304,7 @@ def test_a_model_is_judged_in_one_call(config, params, tokenizer, records, tmp_p
     write_step_data(tmp_path / "a.jsonl", records[:12])
     write_step_data(tmp_path / "b.jsonl", [dataclasses.replace(one, labels=None) for one in records[12:]])
     files, out = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")], tmp_path / "out"
-    words = ["eval", *files, "--model", str(tmp_path / "mine" / "model"), "--out", str(out), "--resamples", "10"]
+    words = ["eval", *files, "--model", str(tmp_path / "mine" / "model"), "--out", str(out), "--resamples", "100"]
     assert cli.main([*words, "--threshold-on", "b"]) == 2
     assert "no solution of this subset is labelled" in capsys.readouterr().err and not (out / "scores").exists()
     masks = ["--mask", "problem", "earlier", "regex:[xyz]"]
@@ -316,6 +318,6 @@ def test_a_model_is_judged_in_one_call(config, params, tokenizer, records, tmp_p
     assert cli.main(words) == 0
     assert "<title>mine/model judged on a, b</title>" in (out / "results.html").read_text()
     kept = [str(out / "scores" / f"{name}.jsonl") for name in "ab"]
-    assert cli.main(["eval", *kept, "--scored", "--out", str(tmp_path), "--resamples", "10"]) == 0
+    assert cli.main(["eval", *kept, "--scored", "--out", str(tmp_path), "--resamples", "100"]) == 0
     one, two = (json.loads((folder / "results.json").read_text()) for folder in (out, tmp_path))
     assert one["process_bench"] == two["process_bench"] and one["step_score"] == two["step_score"]

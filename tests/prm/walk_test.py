@@ -9,6 +9,10 @@ import pytest
 
 from prm_jax import cli
 
+TINY = (
+    "--steps 1 --sft.steps 2 --no-baseline --no-plots --eval.every 0 --eval.problems 2 --eval.prm-problems 0 "
+    "--rollout.prompts-per-step 2 --rollout.samples-per-prompt 2 --prm.pretrain-rollouts 0 --rollout.filter none"
+).split()
 TASK = ["--task", "carry", "--task-options", "min_operands", "2", "max_operands", "2", "num_eval", "16"]
 
 
@@ -17,7 +21,7 @@ def test_from_rollouts_to_a_rewarded_policy(tmp_path):
     def call(*words):
         assert cli.main([str(word) for word in words]) == 0
 
-    small = ["--preset", "smoke", "--steps", "1", "--no-plots"]
+    small = ["--preset", "smoke", *TINY]
     call("train", *small, "--run-dir", tmp_path / "tiny")
     policy, online = tmp_path / "tiny" / "policy", tmp_path / "tiny" / "prm"
     rollouts, values = tmp_path / "rollouts.jsonl", tmp_path / "values"

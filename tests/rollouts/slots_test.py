@@ -23,11 +23,13 @@ from prm_jax.rollouts import (
     StepOptions,
     TaskPolicy,
     generate_with,
+    load_local_policy,
     sample_all,
     stop_sets,
 )
 from prm_jax.rollouts import slot_programs as programs
 from prm_jax.search.language_model import Ask, Partial
+from prm_jax.search.searchers import make_searcher
 
 TOKENIZER = models.CharTokenizer(ALPHABET)
 PROMPTS = ["1+2=", "3+4+5=", "7+7=", "1+2+3+4+5+6="]
@@ -510,6 +512,10 @@ def test_the_commands_sample_through_slots(tmp_path, capsys):
     assert len(written[0]) == 12 and written[0] == written[1]
     assert cli.main([*words, "--sampling.reuse-mib", "8", "--solutions", str(tmp_path / "third.jsonl")]) == 2
     assert "leave it out with --sampling.engine slots" in capsys.readouterr().err
+    task, options = CarryTask(3, 4), StepOptions()
+    kinds = [type(load_local_policy(tmp_path, task, options, by_steps=steps).engine) for steps in (False, True)]
+    assert kinds == [SlotEngine, LocalEngine]
+    assert [make_searcher(name, {}).by_steps for name in ("majority", "beam")] == [False, True]
 
 
 @pytest.mark.parametrize(

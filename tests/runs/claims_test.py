@@ -45,7 +45,7 @@ def test_the_page_shows_numbers_seeds_and_cost(tmp_path):
     found = claims_page.measure_all(claims.read_claims(path), tmp_path)
     text = claims_page.page(found, command="prm-jax claims", to_results="..")
     assert "| raw | 0.2 [0.1, 0.3] |" in text and "| clip | 0.9 |" in text
-    assert "reproduced * | 3 | 3 min |" in text and "Only 3 seeds, which are too few" in text
+    assert "| reproduced * | arXiv 1234.56789 | 3 | 3 min |" in text and "Only 3 seeds, which are too few" in text
     assert "[numbers](../one/results.json)" in text and "python -m one --out one" in text
 
 

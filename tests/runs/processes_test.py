@@ -163,7 +163,7 @@ def test_a_process_that_fails_ends_all_others_within_seconds():
 
 def test_a_process_that_does_not_come_is_named_at_the_deadline():
     first, second = _run("slow", 2)
-    assert "has waited 2 s for process 1 at 'the rollouts'" in json.loads(first.out)["late"]
+    assert "has waited 1 s for process 1 at 'the rollouts'" in json.loads(first.out)["late"]
     assert second.code == 0 or "process 0" in second.err
 
 

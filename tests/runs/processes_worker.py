@@ -135,14 +135,14 @@ def fail() -> dict[str, object]:
 if __name__ == "__main__":
     mode = sys.argv[1]
     if mode == "slow":
-        initialize(DistributedOptions(patience=2.0))
+        initialize(DistributedOptions(patience=1.0))
         if processes.index() == 1:
-            time.sleep(6)
+            time.sleep(3)
         try:
             processes.gather(0, name="the rollouts")
         except UserError as error:
             print(json.dumps({"late": str(error)}), flush=True)
-        time.sleep(6 if processes.index() == 0 else 0)
+        time.sleep(3 if processes.index() == 0 else 0)
     else:
         modes = {
             "exchange": exchange, "arrays": arrays, "fail": fail, "run_directory": run_directory, "versions": versions

@@ -12,6 +12,7 @@ from prm_jax.data.carry import ALPHABET, CarryTask
 from prm_jax.data.step_data import read_step_data
 from prm_jax.prm.data import step_pairs
 from prm_jax.prm.labelling import edit_distance
+from prm_jax.rollouts import Batching, LocalEngine
 from prm_jax.verifiers.verdict import Verdict
 from tests.rollouts.completion_server import serving
 
@@ -66,7 +67,17 @@ class Careless:
 
 @pytest.fixture
 def careless(monkeypatch):
-    monkeypatch.setattr(models, "generate", Careless())
+    stand_in(monkeypatch, Careless())
+
+
+def stand_in(monkeypatch, policy):
+    """Puts a policy in the place of `generate`, and batches of it in that of slots."""
+
+    def batches(config, params, *, slots, mesh, **same):
+        return LocalEngine(config, params, batching=Batching(slots), **same)
+
+    monkeypatch.setattr(models, "generate", policy)
+    monkeypatch.setattr("prm_jax.rollouts.slots.SlotEngine", batches)
 
 
 METHODS = {
@@ -413,7 +424,7 @@ def test_an_interrupted_search_says_what_is_kept_and_how_long_it_takes(model, tm
             raise KeyboardInterrupt
         return policy(*args, options=options, **rest)
 
-    monkeypatch.setattr(models, "generate", interrupted)
+    stand_in(monkeypatch, interrupted)
     words = ["search", model, *SMALL, "--chunk", "1", "--samples", "2", "--out", str(out)]
     assert cli.main(words) == 130
     told = capsys.readouterr().err
@@ -611,7 +622,7 @@ def test_labelling_goes_on_after_an_interruption(method, model, tmp_path, monkey
     partial = tmp_path / "labels.jsonl.partial"
     more = [*LABEL, "--method", method, "--chunk", "2", "--searches", "3", "--tree.simulations", "4"]
     policy = Careless()
-    monkeypatch.setattr(models, "generate", policy)
+    stand_in(monkeypatch, policy)
     assert cli.main(["label", model, str(whole), *more]) == 0
     assert not whole.with_name("whole.jsonl.partial").exists()
 
@@ -620,11 +631,11 @@ def test_labelling_goes_on_after_an_interruption(method, model, tmp_path, monkey
             raise KeyboardInterrupt
         return policy(*args, options=options, **rest)
 
-    monkeypatch.setattr(models, "generate", interrupted)
+    stand_in(monkeypatch, interrupted)
     words = ["label", model, str(out), *more]
     assert cli.main(words) == 130 and not out.exists()
     assert len(partial.read_text().splitlines()) == 3  # the settings, two chunks
-    monkeypatch.setattr(models, "generate", policy)
+    stand_in(monkeypatch, policy)
     assert cli.main(words) == 2 and "continue with --resume" in capsys.readouterr().err
     assert cli.main([*words, "--resume", "--seed", "1"]) == 2 and "other seed (0, now 1)" in capsys.readouterr().err
     text = partial.read_text()
