@@ -67,8 +67,9 @@ def kept_kinds(config: ModelConfig, source: GgufWeights) -> dict[tuple[str, ...]
 def kept_leaf(source: GgufWeights, slot: Slot, kind: BlockKind) -> QTensor:
     """A kernel [*stack, in, out] or table of NumPy arrays in few bits, which expands to the numbers of the file."""
     if _is_table(slot):
-        parts = _from_blocks(source.read_blocks(slot.name, kind.nbytes), kind)
-        return QTensor(**{name: np.ascontiguousarray(part.T) for name, part in parts.items()}, bits=kind.bits)
+        found = _from_blocks(source.read_blocks(slot.name, kind.nbytes), kind)
+        parts: dict[str, Any] = {name: np.ascontiguousarray(part.T) for name, part in found.items()}
+        return QTensor(**parts, bits=kind.bits)
     return _kept_kernel(source, slot, kind)
 
 
