@@ -37,33 +37,29 @@ class Config:
 SMOKE = Config(steps=400, burn_in=100, chains=4, seeds=1)
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def langevin(config: Config, key: jax.Array, x: jax.Array, y: jax.Array, temperature: jax.Array) -> jax.Array:
+def langevin(config: Config, key: jax.Array, x: jax.Array, y: jax.Array, temperature: float) -> jax.Array:
     """[chains * kept, features] samples of exp(-U / temperature), U = |y - x w|^2 / (2 noise^2) + |w|^2 / 2."""
     precision = x.T @ x / config.noise**2 + jnp.eye(x.shape[1])
-    step_size = config.step_size / jnp.linalg.eigvalsh(precision)[-1] * 50
+    step_size = config.step_size / float(jnp.linalg.eigvalsh(precision)[-1]) * 50
+    return _walks(config, step_size, temperature, key, x, y).reshape(-1, x.shape[1])
 
-    def gradient(w: jax.Array, rows: jax.Array) -> jax.Array:
-        scale = x.shape[0] / rows.shape[0]
-        return scale * x[rows].T @ (x[rows] @ w - y[rows]) / config.noise**2 + w
 
-    def step(w: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        row_key, noise_key = jax.random.split(key)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _walks(
+    config: Config, step_size: float, temperature: float, key: jax.Array, x: jax.Array, y: jax.Array
+) -> jax.Array:
+    def log_density(w: jax.Array, key: jax.Array) -> jax.Array:
         rows = jnp.arange(x.shape[0])
         if config.batch < x.shape[0]:
-            rows = jax.random.permutation(row_key, rows)[: config.batch]
-        drift = -step_size * gradient(w, rows)
-        w = w + drift + jnp.sqrt(2 * temperature * step_size) * jax.random.normal(noise_key, w.shape)
-        return w, w
+            rows = jax.random.permutation(key, rows)[: config.batch]
+        scale = x.shape[0] / rows.shape[0] / config.noise**2
+        return -(scale * jnp.square(y[rows] - x[rows] @ w).sum() + jnp.square(w).sum()) / 2
 
-    def chain(key: jax.Array) -> jax.Array:
-        start_key, key = jax.random.split(key)
-        start = jax.random.normal(start_key, (x.shape[1],))
-        walk = jax.lax.scan(step, start, jax.random.split(key, config.steps))[1]
-        return walk[config.burn_in :: config.thin]
-
-    walks = jax.vmap(chain)(jax.random.split(key, config.chains))
-    return walks.reshape(-1, x.shape[1])
+    walks: jax.Array = stats.langevin_samples(
+        log_density, jnp.zeros(x.shape[1]), key, samples=(config.steps - config.burn_in) // config.thin,
+        chains=config.chains, thin=config.thin, burn_in=config.burn_in, step_size=step_size, temperature=temperature,
+    )  # fmt: skip
+    return walks
 
 
 def ensemble(config: Config, key: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -6,17 +6,20 @@ from typing import Any
 def read_answer(task: Any, response: str) -> str | None:
     """The answer of a response in a normal form, in which equal answers are equal texts.
 
-    The answer is read where the task's verifier reads it, or else in a box, in answer tags, at a marker, or as the last
-    number.
+    The answer is read by the task's own ``read_answer``, if it has one, or where its verifier reads it, or else in a
+    box, in answer tags, at a marker, or as the last number.
 
     Args:
-      task: with a ``splitter``, and a ``verifier`` if it has one.
+      task: with a ``splitter``, and a ``verifier`` or a ``read_answer`` if it has one.
       response: any text.
 
     Returns:
       The answer, numbers in lowest terms and without units ("$2.50" as "5/2"), other answers with single spaces; None
       for none.
     """
+    if hasattr(task, "read_answer"):
+        answer: str | None = task.read_answer(response)
+        return answer
     from prm_jax.verifiers.extraction import ANSWER_MARKERS, find_answer
     from prm_jax.verifiers.number_text import read_number
 

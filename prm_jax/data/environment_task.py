@@ -127,6 +127,10 @@ class EnvironmentTask:
         """
         return [turn for turn, _ in self._played(self.environment(problem), response)]
 
+    def read_answer(self, response: str) -> str | None:
+        """The last action of an episode, by which episodes are compared in votes."""
+        return response.removesuffix(self.turn_end).rpartition(self.turn_end)[2].strip() or None
+
     def tokenizer(self) -> Any | None:
         """A character tokenizer if the task has an alphabet."""
         if not self.alphabet:

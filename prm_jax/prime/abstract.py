@@ -15,7 +15,7 @@ from prm_jax.models.sharding import placed_shapes, rows_over, shardings_for
 from prm_jax.prime.batch import Batch, Frozen, State
 from prm_jax.prime.options import Options
 from prm_jax.prime.sources import make_source
-from prm_jax.prime.start import Start, even_ways, frozen_arrays, make_setup
+from prm_jax.prime.start import Start, even_ways, frozen_arrays, initial_prm, make_setup
 from prm_jax.prime.step import Setup, Step, init_state, make_step
 
 _INSIDE = ("implicit", "critic", "policy")
@@ -70,10 +70,10 @@ def abstract_step(
     """
     rows = options.rollout.prompts_per_step * options.rollout.samples_per_prompt
     columns = options.rollout.max_prompt_tokens + options.rollout.max_new_tokens
-    prm_model = dataclasses.replace(options.model, path=options.prm.path)
-    bases = (
-        frozen_shapes(config, options.model), None if prm_config is None else frozen_shapes(prm_config, prm_model)
-    )  # fmt: skip
+    prm_base = None
+    if prm_config is not None:
+        prm_base = frozen_shapes(prm_config, dataclasses.replace(options.model, path=initial_prm(options)))
+    bases = frozen_shapes(config, options.model), prm_base
 
     def composed(base: Any, prm_base: Any) -> tuple[Setup, Frozen]:
         ways = 1 if mesh is None else even_ways(options, rows_over(mesh))

@@ -5,7 +5,7 @@ import re
 from prm_jax.errors import UserError
 from prm_jax.models.quantization_options import bits_of
 from prm_jax.option_ranges import check_ranges
-from prm_jax.prime.options import Options
+from prm_jax.prime.options import Options, PRMOptions
 from prm_jax.prime.sample_losses import NAMES as SAMPLE_LOSSES
 from prm_jax.prime.sizes import chunk_rows
 from prm_jax.resolve import nearest
@@ -136,6 +136,23 @@ def _layout(options: Options) -> list[str]:
     return found
 
 
+def _trained_prm(prm: PRMOptions) -> list[str]:
+    """What does not go together with a PRM of an earlier run."""
+    if not prm.trained:
+        return []
+    found = []
+    if prm.path:
+        found.append("--prm.trained brings its own reference, and --prm.path would be another: leave one of them out")
+    if prm.reference == "policy":
+        found.append("--prm.trained has learned against its own reference: leave --prm.reference policy out")
+    if prm.lora_rank:
+        found.append(
+            f"--prm.lora-rank {prm.lora_rank} adapts a frozen start, and the weights of --prm.trained are not its "
+            "reference: leave --prm.lora-rank out"
+        )
+    return found
+
+
 def _combinations(options: Options) -> list[str]:
     found = []
     advantage, prm, policy = options.advantage, options.prm, options.policy
@@ -146,11 +163,12 @@ def _combinations(options: Options) -> list[str]:
             "--prm.reference policy compares the PRM with the policy, so that both must start from the same "
             "weights; leave --prm.path out or use --prm.reference frozen"
         )
-    useless = prm.update == "none" and prm.reference == "frozen" and not prm.pretrain_rollouts
+    found += _trained_prm(prm)
+    useless = prm.update == "none" and prm.reference == "frozen" and not (prm.pretrain_rollouts or prm.trained)
     if useless and advantage.process_coef and options.reward.source == "implicit":
         found.append(
             "--prm.update none with a frozen reference never moves the PRM away from it, so that all process rewards "
-            "are 0: warm it up with --prm.pretrain-rollouts, or choose another update"
+            "are 0: warm it up with --prm.pretrain-rollouts, give --prm.trained, or choose another update"
         )
     if policy.kl_coef and policy.kl_placement == "loss" and policy.kl_estimator == "k1":
         found.append(
@@ -324,7 +342,7 @@ def _online_prm(options: Options) -> list[str]:
         for name, set_ in (
             ("replay", prm.replay), ("reading", prm.reading != "raw"), ("label-threshold", prm.label_threshold),
             ("class-weights", prm.class_weights != "none"), ("label-smoothing", prm.label_smoothing),
-            ("balance-coef", prm.balance_coef),
+            ("trained", prm.trained), ("balance-coef", prm.balance_coef),
         )
         if set_
     ]  # fmt: skip

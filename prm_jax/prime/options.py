@@ -183,6 +183,9 @@ class PRMOptions:
 
     path: str = ""
     """Initial weights (a smaller model with the same tokenizer, for example); empty: the policy's."""
+    trained: str = ""
+    """Directory of an implicit PRM that is trained already, such as the prm/ of an earlier run. It continues from there
+    (or stays as it is, with --prm.update none), and its own reference is the reference."""
     lora_rank: Annotated[int, at_least(0)] = 0
     """Rank of the PRM's adapters on its frozen start; 0: all parameters train."""
     reference: Literal["frozen", "policy"] = "frozen"

@@ -21,7 +21,7 @@ from prm_jax.prime import plan_memory
 from prm_jax.prime.accelerators import GIB
 from prm_jax.prime.options import Options
 from prm_jax.prime.plan_memory import Workload, make_workload
-from prm_jax.prime.start import uses_online_prm
+from prm_jax.prime.start import initial_prm, uses_online_prm
 
 CERTAIN_SHARE = 0.5
 """Share of the working memory that a refusal counts: the tests hold the estimate to a factor of two of the compiler's
@@ -117,8 +117,9 @@ def planned_configs(
       UserError: a configuration that is missing or not supported; a fresh model for a task without a tokenizer.
     """
     prm_config = None
-    if options.prm.path and uses_online_prm(options):
-        prm_config = read_config(dataclasses.replace(options.model, path=options.prm.path))
+    prm_path = initial_prm(options)
+    if prm_path and uses_online_prm(options):
+        prm_config = read_config(dataclasses.replace(options.model, path=prm_path))
     if options.model.path:
         return read_config(options.model), prm_config
     if not vocab_size:

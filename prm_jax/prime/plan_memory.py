@@ -23,7 +23,7 @@ from prm_jax.models.sharding import partition_spec, rows_over
 from prm_jax.prime.options import Options
 from prm_jax.prime.sizes import pieces_of_tokens, replay_places
 from prm_jax.prime.sources.replay import empty_replay
-from prm_jax.prime.start import Start, uses_online_prm
+from prm_jax.prime.start import Start, initial_prm, uses_online_prm
 from prm_jax.pytree_paths import named_leaves
 from prm_jax.runs.learner import Learner
 
@@ -159,8 +159,8 @@ def state_bytes(work: Workload) -> dict[str, float]:
     name = "base, also the reference" if lora_policy else "reference (initial weights)"
     if not work.options.model.offload_reference:
         found[name] = bytes_per_device(frozen_shapes(work.config, work.options.model), work.mesh)
-    if work.online_prm and work.options.prm.path:
-        model = dataclasses.replace(work.options.model, path=work.options.prm.path)
+    if work.online_prm and (work.options.prm.path or work.options.prm.trained):
+        model = dataclasses.replace(work.options.model, path=initial_prm(work.options))
         found["PRM's initial weights"] = bytes_per_device(frozen_shapes(work.prm_config, model), work.mesh)
     return found
 

@@ -1,6 +1,7 @@
 """What a run starts from: the task, the tokenizer, the models, and the learners of its options."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from prm_jax.prime.shaping import RewardFn, make_reward
 from prm_jax.prime.sizes import optimizer_steps
 from prm_jax.prime.sources.base import constants_of
 from prm_jax.prime.step import Setup
+from prm_jax.runs import shared_files
 from prm_jax.runs.host_memory import on_host
 from prm_jax.runs.learner import Learner, Params, make_optimizer
 
@@ -46,6 +48,7 @@ class Start:
       ways: number of devices that hold the rows of a batch.
       mesh: the devices, once they are known; None for one.
       loaded: what `once` has loaded.
+      prm_trained: parameters with which the online PRM starts instead of those of its reference, or None.
     """
 
     task: Task
@@ -59,6 +62,7 @@ class Start:
     ways: int = 1
     mesh: Mesh | None = None
     loaded: dict[str, Any] = dataclasses.field(default_factory=dict)
+    prm_trained: Params | None = None
 
     def once(self, name: str, load: Callable[[], T]) -> T:
         """What `load` returns; called once per run, although a step is composed before and after the warm start."""
@@ -177,13 +181,39 @@ def load_start(options: Options, task: Task | None = None, mesh: Mesh | None = N
                 "a pretrained one with --model.path"
             )
         config, params = fresh_config(options.model, tokenizer.vocab_size), None
-    prm_config, prm_params = config, None
-    if options.prm.path and uses_online_prm(options):
-        prm_options = dataclasses.replace(options.model, path=options.prm.path, lora_rank=options.prm.lora_rank)
+    prm_config, prm_params, prm_trained = config, None, None
+    prm_path = initial_prm(options)
+    if prm_path and uses_online_prm(options):
+        prm_options = dataclasses.replace(options.model, path=prm_path, lora_rank=options.prm.lora_rank)
         prm_config, prm_params, prm_tokenizer = load_model(prm_options, mesh=mesh)
         # Rewards of tokens need one vocabulary.
         check_same_vocabulary(tokenizer, prm_tokenizer, names=("the policy", "the PRM"))
-    return Start(task, tokenizer, config, params, prm_config, prm_params)
+        if options.prm.trained:
+            trained = dataclasses.replace(prm_options, path=options.prm.trained)
+            trained_config, prm_trained, _ = load_model(trained, mesh=mesh)
+            if trained_config != prm_config:
+                raise UserError(
+                    f"the PRM {options.prm.trained} (--prm.trained) has another architecture than its reference, and "
+                    "cannot be trained further here; it can score with --reward.source model --reward.path"
+                )
+    return Start(task, tokenizer, config, params, prm_config, prm_params, prm_trained=prm_trained)
+
+
+def initial_prm(options: Options) -> str:
+    """Where the weights of the online PRM's reference are; "" for the policy's start.
+
+    Raises:
+      UserError: the trained PRM of the options is none that has a reference.
+    """
+    if not options.prm.trained:
+        return options.prm.path
+    reference = pathlib.Path(options.prm.trained) / "reference"
+    if not shared_files.is_dir(reference):
+        raise UserError(
+            f"--prm.trained {options.prm.trained} has no directory 'reference', so that it is not an implicit PRM; "
+            "expected the prm/ of an earlier run, or what train-prm --kind implicit made"
+        )
+    return str(reference)
 
 
 def offloads(options: Options) -> dict[str, str]:

@@ -86,7 +86,8 @@ def load_local_policy(
     key, sampling = jax.random.key(seed), steps.sampling()
     slotted = steps.engine == "slots"
     if steps.engine == "auto":  # slots need a copy of the parameters on every device
-        slotted = not by_steps and (mesh is None or mesh.shape["fsdp"] == 1)
+        varying = not by_steps or hasattr(task, "environment")  # batches compile for every number of live episodes
+        slotted = varying and (mesh is None or mesh.shape["fsdp"] == 1)
     engine: Engine
     if slotted:
         slots = -(-steps.rows // ways) * ways

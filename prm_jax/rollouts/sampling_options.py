@@ -40,7 +40,7 @@ class StepOptions:
     engine: Literal["auto", "batches", "slots"] = "auto"
     """How sequences share the model (without --server): in slots that take the next sequence when one ends, or in
     batches that last as long as their longest sequence. The samples are the same. auto: slots for whole
-    solutions and rollouts, batches for searches step by step and with --mesh.fsdp."""
+    solutions, rollouts and environments, batches for other searches step by step and with --mesh.fsdp."""
     reuse_mib: Annotated[int | None, at_least(0)] = None
     """Memory in MiB for keys and values of earlier calls, so that prefixes are not read again at every step; 0 disables
     it. Default: 1024 for models of at least 20 million parameters and 0 for smaller ones, where it does not pay

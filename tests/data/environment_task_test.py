@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from prm_jax.data import load_task
+from prm_jax.data.answers import read_answer
 from prm_jax.data.environment_task import EnvironmentTask
 from prm_jax.data.lookup import Lookup
 from prm_jax.data.rooms import Rooms
@@ -32,6 +33,8 @@ def test_solutions_win_and_every_step_of_theirs_is_right(task):
     for problem, text in zip(problems, texts, strict=True):
         labels = task.step_labels(problem, text)
         assert labels == [True] * len(task.splitter(text))
+    answers = [read_answer(task, text) for text in texts]
+    assert answers == [text.rstrip().split("\n")[-1] for text in texts] and read_answer(task, "") is None
     assert set("".join(texts) + "".join(problem.prompt for problem in problems)) <= set(task.alphabet)
 
 

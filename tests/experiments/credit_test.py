@@ -1,13 +1,20 @@
 """The experiment on credit: its statistics on numbers worked out by hand, its arms, and a smoke run."""
 
+import dataclasses
 import json
+import pathlib
 import sys
 
+import jax
 import numpy as np
 import pytest
 
-from experiments.credit import arms, main, report
+from experiments.credit import arms, main, map_report, report, settings, simulation
+from experiments.credit.replicas import label_accuracy, train_replicas
+from prm_jax.data.problems import is_eval
 from prm_jax.prime.checks import check_options
+from prm_jax.prime.evaluate import PRMProbe
+from prm_jax.prime.training import train
 
 RUN = {"rollouts": [0, 100, 200], "sampled": [0.1, 0.3, 0.5], "warm_up_rollouts": 100}
 
@@ -56,6 +63,89 @@ def test_tables_pair_runs_by_seed():
     assert paired["seeds"] == 2 and paired["area minus outcome (warm-up free)"] == pytest.approx(0.05)
     assert paired["seeds ahead"] == 0 and paired["area minus outcome"] < 0
     assert found["long: all arms"]["easier"]["step AUC, end"] == pytest.approx(0.7)
+
+
+def test_options_of_the_later_stages_work():
+    start, earlier = pathlib.Path("start"), pathlib.Path("prm")
+    check_options(settings.earlier_options(start))
+    for setting in settings.SETTINGS.values():
+        for arm in settings.ALL.values():
+            options = settings.arm_options(setting, arm, 3, start, rate=1e-4, earlier=earlier)
+            check_options(options)
+            assert options.rollout.prompts_per_step * options.rollout.samples_per_prompt == 32
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_mixed_sums_are_evaluated_at_their_longest_and_on_problems_that_training_never_draws(zeros):
+    task = settings.Sums(3, 5, num_eval=20, zeros=zeros)
+    rows = [problem.metadata["operands"] for problem in task.eval]
+    assert {len(row) for row in rows} == {5} and all(is_eval(problem.prompt) for problem in task.eval)
+    drawn = task.train[:40]
+    assert {len(problem.metadata["operands"]) for problem in drawn} == {3, 4, 5}
+    assert not any(is_eval(problem.prompt) for problem in drawn)
+    assert all(int(problem.answer) == sum(problem.metadata["operands"]) for problem in [*drawn, *task.eval])
+    assert all(sum(row[1::2]) == 0 for row in rows) == zeros
+
+
+def test_label_accuracy_of_a_checker_with_flips_is_one_minus_their_share():
+    labels = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]], bool)
+    probe = PRMProbe(None, labels, np.ones((3, 4), bool), np.array([2, 1, -1]))
+    assert label_accuracy(probe, np.where(labels, 0.0, -1.0), -0.5) == 1
+    scores = np.array([[0, -1, 0, 9], [0, -1, 9, 9], [0, 0, 0, -1]])  # 1 of 2 errors found, 5 of 7 right steps passed
+    assert label_accuracy(probe, scores, -0.5) == pytest.approx((1 / 2 + 5 / 7) / 2)
+
+
+def test_gains_of_the_later_stages_are_paired_by_seed_and_charge_a_shared_prm():
+    runs = {}
+    for arm, gain in (("outcome", 0.0), ("reuse", 0.2)):
+        for seed in (1, 2):
+            accuracy = [0.1, 0.3 + gain + 0.01 * seed, 0.5 + gain]
+            known = {"auc": [0.9] * 3, "label_accuracy": [0.8] * 3} if gain else {}
+            runs["base", arm, seed] = {
+                "rollouts": [0, 1024, 2048], "sampled": accuracy, "warm_up_rollouts": 0, "processor_seconds": 5.0,
+            } | known  # fmt: skip
+    found = map_report.summary(runs)
+    row = found["base: paired by seed"]["reuse"]
+    assert row["area minus outcome"] == pytest.approx((0.1 + 0.2) / 2)
+    assert row["area minus outcome, 2048 rollouts shared by 2"] < row["area minus outcome"]
+    assert found["base: what the PRM knows"]["reuse"]["label accuracy, 1024"] == pytest.approx(0.8)
+
+
+def test_the_simulated_start_solves_the_share_that_it_should_and_right_labels_blame_the_first_error():
+    world = simulation.World(steps=4, start=0.2, facts=2000)
+    theta = simulation._start(world, jax.random.key(0))
+    assert float(simulation._solved(world, theta)) == pytest.approx(0.2, abs=0.02)
+    batch = simulation._sample(world, theta, jax.random.key(1))
+    labelled = simulation._process(
+        dataclasses.replace(world, arm="checker"), theta, None, batch, None, jax.random.key(2)
+    )  # fmt: skip
+    wrong = np.asarray(batch.actions) != 0
+    first = np.where(wrong.any(1), wrong.argmax(1), -1)
+    np.testing.assert_array_equal(labelled, -1.0 * (np.arange(4) == first[:, None]))
+    np.testing.assert_array_equal(batch.outcome, ~wrong.any(1))
+
+
+@pytest.mark.slow
+def test_seeds_side_by_side_are_those_alone(tmp_path):
+    setting = settings.Setting(size=3, prompts=2, samples=2, steps=2)
+    root = settings.root_options(1)
+    root = dataclasses.replace(root, sft=dataclasses.replace(root.sft, steps=10))
+    train(root, tmp_path / "root")
+    arm = settings.ALL["mix_failed"]
+    online = settings.arm_options(setting, arm, 5, tmp_path / "root" / "start", rate=1e-3)
+    online = dataclasses.replace(online, eval=dataclasses.replace(online.eval, every=1, problems=8))
+    both = [online, dataclasses.replace(online, seed=6)]
+    together = train_replicas(both)
+    for options, record in zip(both, together, strict=True):
+        (alone,) = train_replicas([options])
+        assert {**alone, "processor_seconds": 0} == {**record, "processor_seconds": 0}
+
+
+@pytest.mark.slow
+def test_the_simulation_runs(tmp_path):
+    found = simulation.tables(2, tmp_path / "known.json", smoke=True)
+    assert all(np.isfinite(v) for table in found.values() for row in table.values() for v in row.values())
+    assert simulation.tables(2, tmp_path / "known.json", smoke=True) == found
 
 
 @pytest.mark.slow

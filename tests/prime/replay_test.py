@@ -10,11 +10,13 @@ import pytest
 
 from prm_jax import prime
 from prm_jax.errors import UserError
+from prm_jax.models import load_weights
 from prm_jax.prime.batch import Frozen
 from prm_jax.prime.checks import check_options
-from prm_jax.prime.sources import SourceBatch
+from prm_jax.prime.sources import SourceBatch, make_source
 from prm_jax.prime.sources.implicit import label_trust, step_label_rewards
 from prm_jax.prime.sources.replay import draw, empty_replay, keep, remember
+from prm_jax.prime.start import load_start
 from prm_jax.prime.step import init_state, make_source_step
 from tests.prime.conftest import make_batch, replaced, setup_of
 
@@ -153,6 +155,10 @@ def test_labels_are_trusted_as_far_as_they_tell_failed_responses_from_others(cou
         ({"prm": {"reading": "labels", "update": "none", "pretrain_rollouts": 0}}, "give --prm.label-threshold"),
         ({"prm": {"class_weights": "balanced"}, "reward": {"source": "checker"}}, "implicit PRM, but the source"),
         ({"prm": {"reading": "labels"}, "advantage": {"process_coef": 0.0}}, "but no PRM is kept"),
+        ({"prm": {"trained": "run/prm"}, "advantage": {"process_coef": 0.0}}, "--prm.trained is of the implicit PRM"),
+        ({"prm": {"trained": "run/prm", "path": "other"}}, "brings its own reference"),
+        ({"prm": {"trained": "run/prm", "reference": "policy"}}, "against its own reference"),
+        ({"prm": {"trained": "run/prm", "lora_rank": 2}}, "--prm.lora-rank 2 adapts a frozen start"),
     ],
 )
 def test_combinations_that_cannot_work_are_named(run_options, changes, message):
@@ -191,3 +197,19 @@ def test_a_run_with_replay_of_easier_problems_resumes_with_the_same_bits(run_opt
     for name in names:
         assert first[name] == second[name], name
     assert first["rollouts"] == 20 + 3 * 16
+    _check_that_its_prm_goes_on(options, tmp_path / "whole")
+
+
+def _check_that_its_prm_goes_on(options, run):
+    """`--prm.trained` begins at the weights that the run left, with the reference against which they have learned."""
+    changes = {"model": {"path": str(run / "start")}, "sft": {"steps": 0}}
+    later = replaced(options, prm={"trained": str(run / "prm"), "replay": 0}, **changes)
+    start = load_start(later)
+    source = make_source(later, start.placed(start.params, None, later))
+    state = source.init(jax.random.key(0))
+    for name, found in ((".", state.trainable), ("reference", source.constants)):
+        saved = load_weights(run / "prm" / name)[1]
+        assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), saved, found)), name
+    assert not jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), state.trainable, source.constants))
+    with pytest.raises(UserError, match="no directory 'reference'"):
+        load_start(replaced(options, prm={"trained": str(run / "policy")}, **changes))

@@ -90,7 +90,8 @@ def _implicit(options: Options, start: "Start") -> ImplicitPRM:
     _, kept = replay_places(options)
     columns = options.rollout.max_prompt_tokens + options.rollout.max_new_tokens
     return ImplicitPRM(
-        learner, start.prm_base, options.prm, policy_config=start.config, ways=start.ways, columns=columns, kept=kept
+        learner, start.prm_base, options.prm, policy_config=start.config, ways=start.ways, columns=columns, kept=kept,
+        trained=start.prm_trained,
     )
 
 

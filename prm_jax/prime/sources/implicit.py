@@ -69,26 +69,29 @@ class ImplicitPRM(Source):
       ways: number of devices that hold the rows, see ``learner.split_rows``.
       columns: longest prompt and response together, in tokens; read with ``options.replay`` only.
       kept: rollouts of the warm-up that are replayed.
+      trained: parameters with which it starts instead of `base`, of a PRM that has learned already.
     """
 
     learns = True
 
     def __init__(
         self, learner: Learner, base: Params, options: PRMOptions, *, policy_config: ModelConfig, ways: int = 1,
-        columns: int = 0, kept: int = 0,
+        columns: int = 0, kept: int = 0, trained: Params | None = None,
     ) -> None:  # fmt: skip
+        self.trained = trained
         self.learner, self.options, self.policy_config, self.ways = learner, options, policy_config, ways
         self.columns, self.kept = columns, kept
         self.constants = base
 
     def init(self, key: jax.Array) -> PRMState:
-        """Equal to the reference, so that all rewards are exactly 0."""
+        """Equal to the reference, so that all rewards are exactly 0, unless it is trained already."""
         options, replay = self.options, None
         if options.replay:
             replay = empty_replay(options.replay, self.kept, self.columns, jax.random.fold_in(key, 1))
         finds = options.reading != "raw" and options.label_threshold is None
+        first = self.constants if self.trained is None else self.trained
         return PRMState(
-            *self.learner.init(self.constants, key), replay, jnp.zeros(2) if finds else None,
+            *self.learner.init(first, key), replay, jnp.zeros(2) if finds else None,
             jnp.zeros((2, 2)) if options.label_trust is not None else None,
         )  # fmt: skip
 

@@ -1,0 +1,113 @@
+"""The later stages: a map of where step rewards pay, seeds side by side (`replicas.py`).
+
+    python -m experiments.credit.map STAGE [--runs runs/credit_map]
+
+PLAN.md says what each stage runs and what it measures; it was committed before the runs. Finished runs are added to
+map.json beside this file and not repeated. `report` in place of a stage prints the tables and draws map.png.
+"""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.credit.map_report import report
+from experiments.credit.report import write
+from experiments.credit.settings import (
+    ALL,
+    ROOTS,
+    SETTINGS,
+    arm_options,
+    earlier_options,
+    root_options,
+)
+
+HERE = pathlib.Path(__file__).resolve().parent
+Plan = Sequence[tuple[str, str, Sequence[int], float]]
+"""(setting, arm, seeds, learning rate of the policy) in the order of running."""
+RATE = 3e-4
+SEEDS = (401, 403, 405, 407, 409, 411)
+TUNING = (901, 903)
+MORE = (413, 415, 417, 419, 421, 423)
+STAGES: dict[str, Plan] = {
+    "first": [("base", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0")],
+    "mixture": [("base", arm, SEEDS, RATE) for arm in ("mix_outcome", "mix_failed")],
+    "confirm": [("base", arm, MORE, RATE) for arm in ("mix_outcome", "mix_failed")],
+    "reuse": [("base", arm, SEEDS, RATE) for arm in ("reuse", "reuse_frozen")],
+    "tuning": [("base", "mix_reuse", TUNING, RATE)],
+    "short": [("3 steps", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0", "mix_outcome", "mix_failed")],
+    "labels": [
+        ("base", arm, SEEDS, RATE)
+        for arm in ("checker_step_40", "checker_return_0", "checker_cumulative_0", "checker_step_20", "checker_min_0")
+    ],
+    "map": [
+        (setting, arm, SEEDS, RATE)
+        for setting in ("2 samples", "noise", "zeros", "8 samples")
+        for arm in ("outcome", "checker_step_0")
+    ],
+}
+"""Stage -> its runs."""
+
+
+def start_of(seed: int, runs: pathlib.Path) -> pathlib.Path:
+    """The start policy of a seed, trained unless it is there."""
+    from prm_jax.prime.training import train
+
+    number = ROOTS[seed % len(ROOTS)]
+    root = runs / "roots" / str(number)
+    if not (root / "result.json").is_file():
+        train(root_options(number), root, resume=root.is_dir())
+    return root / "start"
+
+
+def earlier_prm(runs: pathlib.Path) -> pathlib.Path:
+    """The PRM of the reuse arms, trained unless it is there."""
+    from experiments.credit.replicas import train_replicas
+
+    path = runs / "earlier_prm"
+    if not path.is_dir():
+        (found,) = train_replicas([earlier_options(start_of(SEEDS[0], runs))], [path])
+        (runs / "earlier_prm.json").write_text(json.dumps(found))
+    return path
+
+
+def run(plan: Plan, runs: pathlib.Path, results: pathlib.Path) -> None:
+    """All entries of a plan that are not finished, each with its seeds side by side."""
+    from experiments.credit.replicas import train_replicas
+
+    for setting, arm, seeds, rate in plan:
+        record: dict[str, Any] = json.loads(results.read_text()) if results.is_file() else {"seeds": [], "runs": []}
+        done = {(one["setting"], one["arm"], one["seed"], one["rate"]) for one in record["runs"]}
+        left = [seed for seed in seeds if (setting, arm, seed, rate) not in done]
+        if not left:
+            continue
+        earlier = earlier_prm(runs) if "trained" in ALL[arm].groups.get("prm", {}) else None
+        options = [
+            arm_options(SETTINGS[setting], ALL[arm], seed, start_of(seed, runs), rate=rate, earlier=earlier)
+            for seed in left
+        ]
+        found = train_replicas(options, [runs / "prms" / setting / arm / str(seed) for seed in left])
+        named = [{"setting": setting, "arm": arm, "seed": seed, "rate": rate} for seed in left]
+        record["runs"] += [name | one for name, one in zip(named, found, strict=True)]
+        record["seeds"] = sorted({one["seed"] for one in record["runs"]})
+        write(record, results)
+        print(setting, arm, rate, [one["sampled"] for one in found], found[0]["processor_seconds"], flush=True)
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stages", choices=(*STAGES, "report"), nargs="+")
+    parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/credit_map"))
+    parser.add_argument("--results", type=pathlib.Path, default=HERE / "map.json")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    arguments = parsed()
+    for stage in arguments.stages:
+        if stage == "report":
+            report(arguments.results, arguments.results.parent / "simulation.json", SEEDS, MORE)
+        else:
+            run(STAGES[stage], arguments.runs, arguments.results)

@@ -1,0 +1,221 @@
+"""Tables and figure of the later stages: gains of each arm, accuracy of labels, and the simulated map."""
+
+import itertools
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.credit.report import area, ratio, rollouts_to, write
+from experiments.credit.report import load as first_stages
+from experiments.credit.settings import EARLIER
+from experiments.report import COLORS, Estimate, estimate, machine, plain, render
+from prm_jax.runs.claims import stamp
+
+BASE = "outcome"
+Runs = dict[tuple[str, str, int], dict[str, Any]]
+PAIRS = (("mix_failed", "mix_outcome"), ("checker_step_0", "checker_return_0"), ("reuse", "reuse_frozen"))
+"""Arms that are compared with each other."""
+
+
+def load(results: pathlib.Path, seeds: Sequence[int]) -> Runs:
+    """(setting, arm, seed) -> run, for some seeds."""
+    runs = json.loads(results.read_text())["runs"]
+    return {(one["setting"], one["arm"], one["seed"]): one for one in runs if one["seed"] in seeds}
+
+
+def summary(runs: Runs, fresh: Sequence[int] = ()) -> dict[str, dict[str, dict[str, float]]]:
+    """The tables; `fresh` seeds are also compared alone."""
+    tables: dict[str, dict[str, dict[str, float]]] = {}
+    for setting in dict.fromkeys(setting for setting, _, _ in runs):
+        arms = list(dict.fromkeys(arm for name, arm, _ in runs if name == setting))
+        tables[f"{setting}: paired by seed"] = {arm: _arm(runs, setting, arm) for arm in arms}
+        between = _between(runs, setting, fresh)
+        if between:
+            tables[f"{setting}: between arms"] = between
+        learned = {arm: _labels(runs, setting, arm) for arm in arms}
+        if any(learned.values()):
+            tables[f"{setting}: what the PRM knows"] = {arm: row for arm, row in learned.items() if row}
+    return tables
+
+
+def _arm(runs: Runs, setting: str, arm: str) -> dict[str, float]:
+    own = {seed: run for (name, one, seed), run in runs.items() if (name, one) == (setting, arm)}
+    budget = max(run["rollouts"][-1] for run in own.values())
+    both = [seed for seed in own if (setting, BASE, seed) in runs]
+    row: dict[str, float] = {
+        "seeds": float(len(own)), "start": estimate([run["sampled"][0] for run in own.values()]),
+        "last": estimate([run["sampled"][-1] for run in own.values()]),
+        "area": estimate([area(run, budget, False) for run in own.values()]),
+        "processor s": float(np.mean([run["processor_seconds"] for run in own.values()])),
+    }  # fmt: skip
+    if arm == BASE or not both:
+        return row
+    bases = [runs[setting, BASE, seed] for seed in both]
+    variants = {"": 0, f", {EARLIER} rollouts shared by {len(both)}": EARLIER / len(both)}
+    for note, extra in variants.items() if arm.startswith("reuse") else [("", 0)]:
+        mine = [{**own[seed], "warm_up_rollouts": extra} for seed in both]
+        areas = [[area(run, budget, True) for run in each] for each in (mine, bases)]
+        ends = [base["sampled"][-1] for base in bases]
+        spent = [
+            [1 + rollouts_to(run, end, budget, True) for run, end in zip(each, ends, strict=True)]
+            for each in (mine, bases)
+        ]
+        row |= {
+            f"area minus outcome{note}": estimate(np.subtract(*areas)),
+            f"seeds ahead{note}": float(sum(x > y for x, y in zip(*areas, strict=True))),
+            f"rollouts to outcome's last accuracy, outcome / arm{note}": ratio(spent[1], spent[0]),
+        }
+    return row
+
+
+def _between(runs: Runs, setting: str, fresh: Sequence[int]) -> dict[str, dict[str, float]]:
+    found = {}
+    seeds = sorted({seed for _, _, seed in runs})
+    for (one, other), (note, chosen) in itertools.product(PAIRS, {"": seeds, ", fresh seeds": fresh}.items()):
+        both = [s for s in chosen if (setting, one, s) in runs and (setting, other, s) in runs]
+        if len(both) > 1:
+            budget = runs[setting, one, both[0]]["rollouts"][-1]
+            areas = [[area(runs[setting, arm, s], budget, True) for s in both] for arm in (one, other)]
+            gains = np.subtract(*areas)
+            ahead = float(sum(gain > 0 for gain in gains))
+            ends = [runs[setting, other, s]["sampled"][-1] for s in both]
+            spent = [
+                [1 + rollouts_to(runs[setting, arm, s], end, budget, True) for s, end in zip(both, ends, strict=True)]
+                for arm in (one, other)
+            ]
+            found[f"{one} minus {other}{note}"] = {
+                "seeds": float(len(both)), "area": estimate(gains), "seeds ahead": ahead,
+                "rollouts to the second's last accuracy, second / first": ratio(spent[1], spent[0]),
+            }  # fmt: skip
+    return found
+
+
+def _labels(runs: Runs, setting: str, arm: str) -> dict[str, float]:
+    """Step AUC and accuracy of labels on what the policy writes, over the run."""
+    own = [run for (name, one, _), run in runs.items() if (name, one) == (setting, arm) and run.get("label_accuracy")]
+    if not own:
+        return {}
+    row: dict[str, float] = {}
+    for index, rollouts in enumerate(own[0]["rollouts"]):
+        row[f"step AUC, {rollouts}"] = estimate([run["auc"][index] for run in own])
+        row[f"label accuracy, {rollouts}"] = estimate([run["label_accuracy"][index] for run in own])
+    return row
+
+
+def report(results: pathlib.Path, simulation: pathlib.Path, seeds: Sequence[int], fresh: Sequence[int]) -> None:
+    """Prints the tables, adds them to the results, and draws map.png beside them."""
+    record, runs = json.loads(results.read_text()), load(results, (*seeds, *fresh))
+    tables = summary(runs, fresh)
+    print(render(tables))
+    write({**stamp(), **record, "machine": machine(), "tables": plain(tables)}, results)
+    simulated = json.loads(simulation.read_text())["tables"] if simulation.is_file() else {}
+    draw(runs, simulated, results.parent / "map.png")
+
+
+SHOWN = {
+    "outcome": "outcome only", "checker_step_0": "exact step labels",
+    "mix_outcome": "easier problems too, outcome only", "mix_failed": "easier problems too, online PRM",
+    "reuse": "PRM of earlier rollouts, online",
+}  # fmt: skip
+
+
+def draw(runs: Runs, simulated: Mapping[str, Any], target: pathlib.Path) -> None:
+    """Learning curves, gain against accuracy of labels, what PRMs know over a run, the simulated map."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 8.4), dpi=80, layout="constrained")
+    FigureCanvasAgg(figure)
+    curves, accuracy, knows, points = figure.subplots(2, 2).ravel()
+    for color, (arm, name) in zip(COLORS, SHOWN.items(), strict=False):
+        own = [run for (setting, one, _), run in runs.items() if (setting, one) == ("base", arm)]
+        if own:
+            x = own[0]["rollouts"]
+            _band(curves, x, np.array([run["sampled"] for run in own]), color, name)
+            if own[0].get("label_accuracy"):
+                _band(knows, x, np.array([run["label_accuracy"] for run in own]), color, name)
+    _title(curves, "Sums of 8 numbers: right responses, six seeds", "rollouts", "")
+    _title(knows, "Accuracy of the PRM's labels on what the policy writes", "rollouts", ".5 is chance")
+    _accuracy(accuracy, runs, target.parent / "results.json")
+    _points(points, next((table for name, table in simulated.items() if name.startswith("map")), {}))
+    curves.legend(fontsize=8, frameon=False)
+    knows.legend(fontsize=8, frameon=False)
+    figure.savefig(target)
+
+
+def _accuracy(axis: Any, runs: Runs, earlier: pathlib.Path) -> None:
+    """Gain in area against the accuracy of step labels; forms of credit as separate dots."""
+    outcomes = {seed: run for (setting, arm, seed), run in runs.items() if (setting, arm) == ("base", BASE)}
+    colors = dict(zip(("step", "cumulative", "return", "min"), COLORS, strict=False))
+    for arm in dict.fromkeys(arm for setting, arm, _ in runs if setting == "base" and arm.startswith("checker")):
+        _, form, flip = arm.split("_")
+        own = {seed: run for (setting, one, seed), run in runs.items() if (setting, one) == ("base", arm)}
+        budget = outcomes[next(iter(own))]["rollouts"][-1]
+        gain = estimate([area(own[s], budget, False) - area(outcomes[s], budget, False) for s in own if s in outcomes])
+        shift = 0.004 * (list(colors).index(form))
+        axis.errorbar(
+            [1 - int(flip) / 100 + shift], [gain], yerr=[[gain - gain.low], [gain.high - gain]], fmt="o",
+            color=colors[form], label=f"{form} credit" if flip == "0" else None,
+        )  # fmt: skip
+    _earlier_stages(axis, earlier)
+    for arm, style in (("mix_failed", ":"), ("reuse", "--")):
+        found = [run["label_accuracy"] for (setting, one, _), run in runs.items() if (setting, one) == ("base", arm)]
+        if found:
+            after = np.mean([row[1:] for row in found])
+            axis.axvline(after, color="#6b7280", linestyle=style, linewidth=1, label=f"{SHOWN[arm]}: mean over the run")
+    axis.axhline(0.0, color="#6b7280", linewidth=0.8)
+    axis.legend(fontsize=8, frameon=False)
+    _title(axis, "What step labels are worth: area minus outcome only", "accuracy of step labels", "")
+
+
+def _earlier_stages(axis: Any, results: pathlib.Path) -> None:
+    """The same for step-local credit in stage 1, from other starts."""
+    if not results.is_file():
+        return
+    runs = first_stages(results, "long")
+    for arm, right in (("checker", 1.0), ("checker_flip20", 0.8)):
+        both = [seed for name, seed in runs if name == arm and (BASE, seed) in runs]
+        budget = runs[BASE, both[0]]["rollouts"][-1]
+        gain = estimate([area(runs[arm, s], budget, False) - area(runs[BASE, s], budget, False) for s in both])
+        spread = [[gain - gain.low], [gain.high - gain]]
+        axis.errorbar(
+            [right - 0.006], [gain], yerr=spread, fmt="o", color=COLORS[0], mfc="white",
+            label=f"step credit, stage 1 ({len(both)} starts)" if right == 1 else None,
+        )  # fmt: skip
+
+
+def _points(axis: Any, table: Mapping[str, Mapping[str, Any]]) -> None:
+    """The simulated map: how many times fewer rollouts than outcome-only training."""
+    names = list(table)
+    for index, arm in enumerate(("checker", "PRM of earlier runs", "online PRM")):
+        values = [_estimate(table[name][arm]) for name in names]
+        height = np.arange(len(names)) + 0.2 * (index - 1)
+        spread = [[v - v.low for v in values], [v.high - v for v in values]]
+        axis.errorbar(values, height, xerr=spread, fmt="o", ms=4, color=COLORS[1:][index], label=arm)
+    axis.axvline(1.0, color="#6b7280", linewidth=0.8)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.invert_yaxis()
+    axis.legend(fontsize=8, frameon=False)
+    _title(axis, "Simulation: times fewer rollouts to 50 % right", "outcome only / arm", "")
+
+
+def _estimate(value: Any) -> Estimate:
+    return Estimate(*value) if isinstance(value, list) else Estimate(value, value, value)
+
+
+def _title(axis: Any, title: str, x: str, y: str) -> None:
+    axis.set_title(title, loc="left", fontsize=9, fontweight="bold")
+    axis.set_xlabel(x, fontsize=8)
+    axis.set_ylabel(y, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8)
+
+
+def _band(axis: Any, x: Sequence[float], values: np.ndarray, color: str, name: str) -> None:
+    """The mean over seeds (rows) with its 95 % interval."""
+    found = [estimate(column) for column in values.T]
+    axis.plot(x, [float(e) for e in found], color=color, label=name, linewidth=1.6)
+    axis.fill_between(x, [e.low for e in found], [e.high for e in found], color=color, alpha=0.12)
