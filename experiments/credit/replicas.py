@@ -19,6 +19,7 @@ import numpy as np
 from prm_jax import rl
 from prm_jax.data.pipeline import PromptStream
 from prm_jax.data.problems import Problem
+from prm_jax.models import compiler_options
 from prm_jax.models.decode_loop import ResponseSpec
 from prm_jax.models.generation import PromptArrays, generate_arrays
 from prm_jax.models.responses import Samples
@@ -75,7 +76,7 @@ class Team:
         self.source = first.setup.source
         self.frozen = _stacked([run.frozen for run in self.runs])
         self.state = _stacked([run.initial_state() for run in self.runs])
-        self.step = jax.jit(jax.vmap(make_step(first.setup)))
+        self.step = self._together(make_step(first.setup))
         self.policy = jax.jit(jax.vmap(first.setup.policy.learner.params))
         tasks = [run.start.task for run in self.runs]
         self.streams = [PromptStream(task.train, each.seed) for task, each in zip(tasks, options, strict=True)]
@@ -93,6 +94,12 @@ class Team:
     def keys(self, stream: int) -> jax.Array:
         """[R] keys, one per run."""
         return jnp.stack([jax.random.fold_in(jax.random.key(each.seed), stream) for each in self.options])
+
+    def _together(self, step: Any, in_axes: Any = 0) -> Any:
+        """A compiled step for all runs at once; the compiler's options of a step may not be given inside another."""
+        start = self.runs[0].start
+        options = compiler_options(start.config, start.prm_config)
+        return jax.jit(jax.vmap(step.__wrapped__, in_axes=in_axes), compiler_options=options)
 
     def learn(self, step: int) -> None:
         """One training step."""
@@ -168,7 +175,7 @@ class Team:
             parts.append(_stacked([_batch(responses) for responses in drawn]))
         data = jax.tree.map(lambda *x: np.concatenate(x, 1)[:, : count * size], *parts)
         learn = dataclasses.replace(setup, source=setup.source.for_warm_up(1))
-        step = jax.jit(jax.vmap(make_source_step(learn)))
+        step = self._together(make_source_step(learn))
         groups = batch // size
         for epoch in range(options.prm.pretrain_epochs):
             order = np.random.default_rng((options.seed, PRETRAIN_STREAM, epoch)).permutation(count)
@@ -176,7 +183,7 @@ class Team:
                 rows = (order[first : first + groups, None] * size + np.arange(size)).reshape(-1)
                 self.state, _ = step(self.state, self.frozen, _regrouped(data, rows, size))
         if options.prm.replay_warm_up:
-            store = jax.jit(jax.vmap(make_keep_step(setup), in_axes=(0, 0, 0, None)))
+            store = self._together(make_keep_step(setup), in_axes=(0, 0, 0, None))
             for first in range(0, count * size, batch):
                 rows = np.arange(first, first + batch)
                 placed = _regrouped(data, rows, size)

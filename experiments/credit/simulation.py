@@ -362,7 +362,8 @@ def tables(seeds: int, known: pathlib.Path, *, smoke: bool = False) -> dict[str,
             found = run(arm="prm", warm=batches, frozen=frozen)
             saved = estimate(rollouts * (base - found))
             row = {"fewer, its own free": fewer(found, base), "rollouts saved per run": saved}
-            row["runs that pay for it"] = rollouts * batches / saved if saved > 0 else float("inf")
+            if saved > 0:
+                row["runs that pay for it"] = rollouts * batches / saved
             reuse[f"{rollouts * batches} rollouts, {'frozen' if frozen else 'online'}"] = row
     title = f"times fewer rollouts to {round(100 * LEVEL)} % than outcome-only training"
     return {

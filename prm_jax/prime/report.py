@@ -99,13 +99,13 @@ def write_report(
         if result.best_step >= 0:
             line = f"The {_TITLES[name]} policy that is kept is that of step {result.best_step}, the best by "
             lines += [f"{line}{options.eval.keep_best}; the table shows the last one.", ""]
-            console.print(lines[-2], highlight=False)
+            console.print(lines[-2], highlight=False, markup=False)
     pictures = _plots(path, options, results)
     lines += [f"![{picture.stem}]({picture.relative_to(path)})" for picture in pictures]
     lines += ["", f"{seconds:.0f} s on {os.cpu_count()} CPU cores, {_devices()['devices']}."]
     (path / "report.md").write_text("\n".join(lines) + "\n")
     kept = "report, plots, samples and models" if pictures else "report, samples and models"
-    console.print(f"{seconds:.0f} s; {kept} are in {path}", highlight=False)
+    console.print(f"{seconds:.0f} s; {kept} are in {path}", highlight=False, markup=False)
     return summary
 
 
@@ -170,7 +170,7 @@ def _plots(path: pathlib.Path, options: Options, results: Mapping[str, Trained])
         runs = {_TITLES[name]: path if index == 0 else path / name for index, name in enumerate(results)}
         return plots.plot_report(runs, path / "plots")
     except MissingExtraError as error:
-        RichConsole(stderr=True).print(f"no plots: {error}", highlight=False)
+        RichConsole(stderr=True).print(f"no plots: {error}", highlight=False, markup=False, soft_wrap=True)
         return []
 
 

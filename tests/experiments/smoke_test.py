@@ -17,6 +17,7 @@ NAMES = (
     "cyclic_preferences",
     "early_exit",
     "estimators",
+    "feature_rank",
     "implicit_rewards",
     "judged_inputs",
     "multi_objective",
@@ -32,6 +33,7 @@ NAMES = (
     "search_budget",
     "step_labels",
     "step_preference",
+    "symbolic_regression",
     "unit_test_quality",
     "value_learning",
 )

@@ -5,11 +5,12 @@ import dataclasses
 import pytest
 
 from prm_jax import prime
-from prm_jax.errors import UserError
+from prm_jax.errors import MissingExtraError, UserError
 from prm_jax.prime.loop import Trained
 from prm_jax.prime.proxy_report import proxy_gold, proxy_table
-from prm_jax.prime.report import _prm_table, _sampling_rows
+from prm_jax.prime.report import _plots, _prm_table, _sampling_rows
 from prm_jax.prime.training import _named_callbacks
+from prm_jax.runs import plots
 from prm_jax.runs.callbacks import Event
 
 F1 = {"prm_eval/first_error_f1": 0.5}
@@ -78,3 +79,12 @@ def test_a_callback_that_fails_is_named():
     expected = r"callback tests.prime.report_test:broken \(--callbacks\) failed at step 3 \(step\): KeyError: 'no/such"
     with pytest.raises(UserError, match=expected):
         callback(Event("step", 3, {}, None, None, None))
+
+
+def test_the_command_that_installs_matplotlib_is_shown_as_it_is(tmp_path, monkeypatch, capsys):
+    def absent(*_):
+        raise MissingExtraError("this needs the package 'matplotlib': pip install 'prm-jax[plots]'")
+
+    monkeypatch.setattr(plots, "plot_report", absent)
+    assert _plots(tmp_path, prime.Options(), {}) == []
+    assert capsys.readouterr().err.endswith("pip install 'prm-jax[plots]'\n")
