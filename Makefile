@@ -45,7 +45,7 @@ newest: venv
 
 aot:
 	$(MAKE) VENV=.venv-aot EXTRAS=dev,tpu venv
-	.venv-aot/bin/python -m pytest tests/pallas/aot_tpu_test.py tests/prime/aot_step_test.py
+	.venv-aot/bin/python -m pytest tests/pallas/aot_tpu_test.py tests/models/aot_quantized_test.py tests/prime/aot_step_test.py
 
 claims: venv
 	$(BIN)/prm-jax claims

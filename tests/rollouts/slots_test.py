@@ -489,7 +489,10 @@ def test_search_samples_through_slots():
     ):
         policy = TaskPolicy(made, task, StepOptions(step_tokens=8, max_new_tokens=24))
         policy.begin(task.eval[:2], first=0)
+        policy.check_prompts(task.eval[:2])
+        columns = made._cache.columns if isinstance(made, SlotEngine) else 0
         proposed.append(policy.propose(asks, 3, whole=False))
+    assert made._cache.columns == columns >= 24, "there was room from the start"
     for steps, others in zip(*proposed, strict=True):
         assert [step.tokens for step in steps] == [other.tokens for other in others]
 
