@@ -108,7 +108,7 @@ def _peer(options: argparse.Namespace) -> Iterator[tuple[str, int] | None]:
         return
     with tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory) / "smollm2-f32.gguf"
-        llama_peer.write_f32(find_smollm2(), path)
+        llama_peer.write_form(find_smollm2(), path, "float32")
         context = 48 + options.longest
         with llama_peer.running(
             options.llama_cpp, path, slots=options.slots, context=context, threads=options.threads

@@ -12,16 +12,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from experiments.credit.arms import start_options
 from experiments.credit.map_report import report
 from experiments.credit.report import write
-from experiments.credit.settings import (
-    ALL,
-    ROOTS,
-    SETTINGS,
-    arm_options,
-    earlier_options,
-    root_options,
-)
+from experiments.credit.settings import ALL, ROOTS, SETTINGS, arm_options, earlier_options
 
 HERE = pathlib.Path(__file__).resolve().parent
 Plan = Sequence[tuple[str, str, Sequence[int], float]]
@@ -57,7 +51,7 @@ def start_of(seed: int, runs: pathlib.Path) -> pathlib.Path:
     number = ROOTS[seed % len(ROOTS)]
     root = runs / "roots" / str(number)
     if not (root / "result.json").is_file():
-        train(root_options(number), root, resume=root.is_dir())
+        train(start_options("long", number), root, resume=root.is_dir())
     return root / "start"
 
 

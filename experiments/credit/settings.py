@@ -12,7 +12,7 @@ from prm_jax.data.carry import CarryTask
 from prm_jax.data.problems import Problem, is_eval
 from prm_jax.data.procedural import DrawnProblems, draw_distinct
 from prm_jax.models.model_options import ModelOptions
-from prm_jax.prime.options import EvalOptions, Options, PolicyOptions, RolloutOptions, SFTOptions, TaskOptions
+from prm_jax.prime.options import EvalOptions, Options, PolicyOptions, RolloutOptions, TaskOptions
 
 
 class Sums(CarryTask):
@@ -154,13 +154,6 @@ def base_options(setting: Setting, seed: int) -> Options:
     )  # fmt: skip
 
 
-def root_options(seed: int) -> Options:
-    """A start policy: taught sums of 3 to 8 numbers by a teacher that drops three carries in five."""
-    options = dataclasses.replace(base_options(Setting(), seed), task=task_options(Setting(), 3, 8), steps=0)
-    sft = SFTOptions(steps=800, batch_size=32, learning_rate=1e-2)
-    return _silent(dataclasses.replace(options, sft=sft))
-
-
 EARLIER = 2048
 """Rollouts of easier problems from which the PRM of the reuse arms has learned."""
 
@@ -188,8 +181,3 @@ def arm_options(
         options = dataclasses.replace(options, task=task_options(setting, 3, setting.size, mixed=True))
     groups |= {"model": {"path": str(start)}, "policy": {"learning_rate": rate}}
     return runs_from_one_start.changed(options, groups)
-
-
-def _silent(options: Options) -> Options:
-    changes = {"advantage": {"process_coef": 0.0}, "eval": {"problems": 8, "prm_problems": 0}}
-    return runs_from_one_start.changed(options, changes)

@@ -128,7 +128,7 @@ def test_the_simulated_start_solves_the_share_that_it_should_and_right_labels_bl
 @pytest.mark.slow
 def test_seeds_side_by_side_are_those_alone(tmp_path):
     setting = settings.Setting(size=3, prompts=2, samples=2, steps=2)
-    root = settings.root_options(1)
+    root = arms.start_options("short", 1)
     root = dataclasses.replace(root, sft=dataclasses.replace(root.sft, steps=10))
     train(root, tmp_path / "root")
     arm = settings.ALL["mix_failed"]
