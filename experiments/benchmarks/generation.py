@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from experiments.benchmarks.llama_peer import ask, cpu_seconds, running, write_f32
+from experiments.benchmarks.llama_peer import ask, cpu_seconds, running, write_form
 
 Prompts = list[list[int]]
 
@@ -70,7 +70,7 @@ def _smollm2(options: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory) / "smollm2-f32.gguf"
-        write_f32(find_smollm2(), path)
+        write_form(find_smollm2(), path, "float32")
         config, params = load_weights(path)
         rng = np.random.default_rng(0)
         prompts = [[1, *row] for row in rng.integers(100, 40000, (options.rows, options.prompt - 1)).tolist()]

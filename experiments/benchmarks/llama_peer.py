@@ -1,6 +1,6 @@
 """llama.cpp's server as a peer of benchmarks: started in a process of its own, and asked for tokens.
 
-The server is that of the prebuilt package xllamacpp, in any Python environment that has it. It reads an F32 GGUF file,
+The server is that of the prebuilt package xllamacpp, in any Python environment that has it. It reads a GGUF file,
 keeps an F32 cache, and decodes the requests of all its slots together (continuous batching).
 """
 
@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 
 @contextlib.contextmanager
@@ -93,13 +93,13 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def write_f32(source: pathlib.Path, target: pathlib.Path) -> None:
-    """The model of a GGUF file with every tensor in float32."""
+def write_form(source: pathlib.Path, target: pathlib.Path, form: Literal["float32", "q8_0", "q4_0"]) -> None:
+    """The model of a GGUF file with every matrix in another form."""
     from prm_jax.models import load_weights
     from prm_jax.models.gguf_export import save_gguf
 
     config, params = load_weights(source, dtype="float32")
-    save_gguf(target, config, params, like=source, dtype="float32")
+    save_gguf(target, config, params, like=source, dtype=form)
 
 
 def _serve() -> None:

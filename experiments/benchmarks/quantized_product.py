@@ -1,7 +1,8 @@
-"""Products with a quantised matrix against float32, at the shape of SmolLM2-135M's feed-forward layer.
+"""Products with quantised matrices against float32, at the shape of SmolLM2-135M's feed-forward layer.
 
-Processor time, interleaved, medians of ratios over repeats. Rows: 1 and 16 are decoding in as many slots (where a CPU
-expands kernels once per call instead, see docs/quantization.md), 256 and more are scoring and training.
+Each call goes through several matrices, one after the other, as through the layers of a model, so that they come from
+memory and not from a cache. Processor time, interleaved, medians of ratios over repeats. Rows: 1 and 16 are decoding in
+as many slots, 256 and more are scoring and training.
 
     python -m experiments.benchmarks.quantized_product     # writes quantized_product.json beside this file
 """
@@ -17,16 +18,27 @@ import jax
 import jax.numpy as jnp
 
 from experiments import report
-from prm_jax.models.qtensor import product
+from prm_jax.models.quantized_product import product
 from prm_jax.models.rounding import round_matrix
 from prm_jax.runs.claims import stamp
 
-WIDTH, INNER, REPEATS = 576, 1536, 15
+WIDTH, INNER, LAYERS, REPEATS = 576, 1536, 8, 9
 FORMS: dict[str, dict[str, Any]] = {
     "int8": {"bits": 8, "group": WIDTH, "scheme": "symmetric"},
     "int4": {"bits": 4, "group": WIDTH, "scheme": "symmetric"},
     "int4, groups of 32": {"bits": 4, "group": 32, "scheme": "symmetric"},
 }
+
+
+def through(product: Callable[[jax.Array, Any], jax.Array]) -> Callable[[jax.Array, list[Any]], jax.Array]:
+    """Compiled: a product per matrix, each with what the one before it gave."""
+
+    def run(x: jax.Array, matrices: list[Any]) -> jax.Array:
+        for matrix in matrices:
+            x = x + product(x, matrix)[:, :WIDTH] / WIDTH
+        return x
+
+    return jax.jit(run)
 
 
 def seconds(call: Callable[[], Any], count: int) -> float:
@@ -40,12 +52,12 @@ def seconds(call: Callable[[], Any], count: int) -> float:
 
 def main() -> None:
     """Measures, prints and writes."""
-    w = jax.random.normal(jax.random.key(0), (WIDTH, INNER))
-    matrices = {name: round_matrix(w, fit="largest", **form) for name, form in FORMS.items()}
-    dense, packed = jax.jit(jnp.matmul), jax.jit(product)
+    w = [jax.random.normal(key, (WIDTH, INNER)) for key in jax.random.split(jax.random.key(0), LAYERS)]
+    matrices = {name: [round_matrix(one, fit="largest", **form) for one in w] for name, form in FORMS.items()}
+    dense, packed = through(jnp.matmul), through(product)
     table: dict[str, dict[str, float]] = {}
     for rows in (1, 16, 256, 2048):
-        x, count = jax.random.normal(jax.random.key(1), (rows, WIDTH)), max(2, 2048 // (rows + 30))
+        x, count = jax.random.normal(jax.random.key(1), (rows, WIDTH)), max(1, 256 // (rows + 30))
         calls = {"float32": lambda x=x: dense(x, w)} | {
             name: lambda x=x, q=q: packed(x, q) for name, q in matrices.items()
         }
@@ -57,7 +69,7 @@ def main() -> None:
             ratios = sorted(one[name] / one["float32"] for one in found)
             row[name] = report.Estimate(statistics.median(ratios), ratios[REPEATS // 4], ratios[-1 - REPEATS // 4])
         table[f"{rows} rows"] = row
-    sizes = {"MiB": {"float32": w.nbytes / 2**20, **{name: q.nbytes / 2**20 for name, q in matrices.items()}}}
+    sizes = {"MiB": {"float32": w[0].nbytes / 2**20, **{name: q[0].nbytes / 2**20 for name, q in matrices.items()}}}
     tables = {"processor time, times float32 [quartiles]": table, "size of the matrix": sizes}
     print(report.render(tables))
     record = {**stamp(), "machine": report.machine(), "repeats": REPEATS, "tables": report.plain(tables)}

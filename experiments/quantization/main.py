@@ -9,10 +9,15 @@ Numbers are computed with expanded weights, which the packed products equal up t
 The second table trains adapters on a base that is in few bits already, which is the reference as well.
 
     python -m experiments.quantization.main --out experiments/quantization
+
+Tables of finished seeds are stored under `--kept`, and read from there by a second call with the same settings.
 """
 
 import dataclasses
 import functools
+import hashlib
+import json
+import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -70,11 +75,12 @@ class Config:
     forms: tuple[str, ...] = ()  # all of them when empty
     adapters: tuple[str, ...] = ("int8", "int4, groups", "int2, groups, five levels")
     seeds: int = 3
+    kept: str = "runs/quantization"  # directory of finished seeds; none are stored when empty
 
 
 SMOKE = Config(
     min_operands=2, max_operands=3, hidden=32, layers=1, sft_steps=20, problems=8, solutions=4, eval_problems=8,
-    eval_solutions=4, updates=4, batch_size=16, forms=("int4",), adapters=("int8",), seeds=1,
+    eval_solutions=4, updates=4, batch_size=16, forms=("int4",), adapters=("int8",), seeds=1, kept="",
 )  # fmt: skip
 
 
@@ -195,6 +201,21 @@ def one_seed(config: Config, seed: int) -> tuple[dict[str, dict[str, float]], di
     return table, trained
 
 
+def kept_seed(config: Config, seed: int) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+    """`one_seed`, or what it found before with the same settings."""
+    settings = dataclasses.asdict(dataclasses.replace(config, seeds=0, kept=""))
+    name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    path = pathlib.Path(config.kept) / f"rewards-{name}-seed{seed}.json"
+    if config.kept and path.is_file():
+        table, trained = json.loads(path.read_text())
+        return table, trained
+    found = one_seed(config, seed)
+    if config.kept:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
 def _sizes(config: Config) -> kinds.Config:
     """What the start model needs."""
     return dataclasses.replace(
@@ -208,7 +229,7 @@ def _tell(seed: int, name: str, row: dict[str, float]) -> None:
 
 def run(config: Config) -> report.Tables:
     """See the module's docstring."""
-    found = [one_seed(config, seed) for seed in range(config.seeds)]
+    found = [kept_seed(config, seed) for seed in range(config.seeds)]
     tables: dict[str, Any] = {
         ALONE: report.average([table for table, _ in found]),
         ADAPTERS: report.average([table for _, table in found]),

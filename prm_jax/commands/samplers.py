@@ -67,7 +67,8 @@ def local_sampler(options: Any, path: pathlib.Path, tokenizer: "Tokenizer") -> "
     from prm_jax.models import DecodeOptions, generate, load_weights
     from prm_jax.models.quantization import quantize_as
 
-    config, params = load_weights(path, dtype=options.dtype, mesh=mesh_of(options.mesh))
+    keep = options.quantize == "keep"
+    config, params = load_weights(path, dtype=options.dtype, mesh=mesh_of(options.mesh), keep_quantized=keep)
     params = quantize_as(config, params, options.quantize, options.quantization, prefix="--")
     config = dataclasses.replace(config, compute_dtype=options.dtype)
     key = jax.random.key(options.seed)

@@ -199,6 +199,7 @@ def assemble(
     *,
     dtype: np.dtype,
     place: Callable[[np.ndarray], Any],
+    leaf_of: Callable[[Slot], Any] = lambda slot: None,
 ) -> Params:
     """Builds the parameter tree leaf by leaf.
 
@@ -208,21 +209,27 @@ def assemble(
       dtype: of the leaves.
       place: receives each finished leaf, for example to transfer it to a device; besides its results, one leaf and
         one tensor are held in memory at a time.
+      leaf_of: a leaf in another form, which is not placed; None for one to be assembled.
 
     Returns:
       The parameters.
     """
     params: Params = {}
     for slot in slots(config):
-        leaf = np.empty(slot.leaf_shape, dtype)
-        for place_in_leaf, name in zip(slot.places, slot.names, strict=True):
-            tensor = read(name) if slot.rows is None else read(name, slot.index())
-            copy_into(leaf[place_in_leaf], tensor.T if slot.transposed else tensor)
         node = params
         for key in slot.path[:-1]:
             node = node.setdefault(key, {})
-        node[slot.path[-1]] = place(leaf)
+        given = leaf_of(slot)
+        node[slot.path[-1]] = place(_assembled(slot, read, dtype)) if given is None else given
     return params
+
+
+def _assembled(slot: Slot, read: ReadPart, dtype: np.dtype) -> np.ndarray:
+    leaf = np.empty(slot.leaf_shape, dtype)
+    for place_in_leaf, name in zip(slot.places, slot.names, strict=True):
+        tensor = read(name) if slot.rows is None else read(name, slot.index())
+        copy_into(leaf[place_in_leaf], tensor.T if slot.transposed else tensor)
+    return leaf
 
 
 def leaves(params: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:

@@ -21,11 +21,11 @@ from prm_jax.models.attention_spec import NEGATIVE, soft_capped
 from prm_jax.models.blockwise_attention import block_size
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.experts import activate, mix_experts, route
-from prm_jax.models.qtensor import QTensor, dequantize, product, take
+from prm_jax.models.qtensor import QTensor, take, with_wide_scales
+from prm_jax.models.quantized_product import product, table_product
 from prm_jax.models.transformer import (
     Params,
     finished_logits,
-    head_matrix,
     keys_and_values,
     norm_factor,
     scaled,
@@ -79,17 +79,17 @@ def prepare(config: ModelConfig, params: Params, *, repack: bool) -> Params:
       params: its parameters.
       repack: copy the kernels to the compute dtype, transposed to [out, in], kernels with a common input fused,
         and adapters merged if the dtype is float32.  On a CPU this halves the time of a step; on an accelerator
-        it would only cost memory.
+        it would only cost memory.  Quantised kernels stay as they are.
 
     Returns:
       The parameters with the layers as a tuple of dicts instead of stacked leaves.
     """
     layers = params["layers"]
     if repack:
-        params = {**params, "embed": _cast(config, params["embed"])}
+        params = with_wide_scales({**params, "embed": _cast(config, params["embed"])})
         if not config.tie_word_embeddings:
             params["head"] = _cast(config, params["head"])
-        layers = _repack(config, layers)
+        layers = _repack(config, params["layers"])
     # Slices are taken here, once: inside the loop they would be copied in every step.
     slices = [jax.tree.map(operator.itemgetter(i), layers) for i in range(config.num_layers)]
     return {**params, "layers": tuple(slices)}
@@ -214,8 +214,12 @@ def run_layers(config: ModelConfig, params: Params, tokens: Array, positions: Ar
 
 def next_logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
     """Logits of the next token: [D, B] -> [B, V] f32."""
-    head = head_matrix(config, params).astype(hidden.dtype)
-    scores = finished_logits(config, jnp.dot(head, hidden, preferred_element_type=jnp.float32))
+    stored = params["embed"]["embedding"] if config.tie_word_embeddings else params["head"]["kernel"]
+    if isinstance(stored, QTensor):
+        products = table_product(stored, hidden)
+    else:
+        products = jnp.dot(stored.astype(hidden.dtype), hidden, preferred_element_type=jnp.float32)
+    scores = finished_logits(config, products)
     # Equal to scores.T, but written so that XLA does not swap the factors of the product to save the copy: with
     # the large matrix on the right a CPU takes twice as long.
     vocab, rows = scores.shape
@@ -234,11 +238,8 @@ def _prefill(config: ModelConfig, params: Params, prompts: tuple[Array, Array]) 
 
 
 def _cast(config: ModelConfig, params: Params) -> Params:
-    return {name: _plain(leaf, config.compute_dtype) for name, leaf in params.items()}
-
-
-def _plain(matrix: Any, dtype: Any) -> Array:
-    return dequantize(matrix, dtype) if isinstance(matrix, QTensor) else matrix.astype(dtype)
+    dtype = config.compute_dtype
+    return {name: leaf if isinstance(leaf, QTensor) else leaf.astype(dtype) for name, leaf in params.items()}
 
 
 def _repack(config: ModelConfig, layers: Params) -> Params:
@@ -254,10 +255,12 @@ def _repack(config: ModelConfig, layers: Params) -> Params:
 
 def _fuse(config: ModelConfig, parts: Sequence[Params]) -> Params | None:
     """Linear layers that share their input as one: "rows" [sum of out, in], "bias" [sum of out]."""
+    if any(isinstance(part["kernel"], QTensor) for part in parts):
+        return None
     dtype = jnp.dtype(config.compute_dtype)
     kernels = []
     for part in parts:
-        kernel = _plain(part["kernel"], dtype)
+        kernel = part["kernel"].astype(dtype)
         if "lora_a" in part:
             if dtype != jnp.float32:
                 return None  # in half precision the adapters would be lost in the sum

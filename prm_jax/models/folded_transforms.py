@@ -21,9 +21,6 @@ from prm_jax.models.qtensor import hadamard, hadamard_block
 from prm_jax.models.quantization_options import Scheme
 from prm_jax.models.transformer import Params
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
-"""Families whose norms multiply by their scale and whose feed-forward layer is linear in ``up``."""
-
 Transforms = dict[str, jax.Array]
 """Of one layer: logarithms of scales "attn" [D], "mlp" [D], "up" [F], "value" [K, Hd], and "skew" [K, Hd, Hd]."""
 
@@ -56,13 +53,20 @@ def fold_transforms(
     Raises:
       UserError: a family whose layers do not absorb such transforms.
     """
-    if config.architecture not in ARCHITECTURES:
-        raise UserError(
-            f"transform folded is for {', '.join(ARCHITECTURES)}, found {config.architecture}: use hadamard"
-        )
+    _check_absorbs(config)
     spans = scheme in ("asymmetric", "progressive")
     layers = _fold_layers(config, params["layers"], bits, group, spans, steps, learning_rate)
     return {**params, "layers": layers}
+
+
+def _check_absorbs(config: ModelConfig) -> None:
+    """Refuses models whose norms and feed-forward layers do not take scales."""
+    family = config.family
+    if config.num_experts or family.norm_offset or set(family.norms) != {"attn_norm", "mlp_norm"}:
+        raise UserError(
+            "transform folded is for dense models whose only norms are one before attention and one before the "
+            f"feed-forward layer, with scales around 1, which absorb it; found {config.architecture}: use hadamard"
+        )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3, 4, 5, 6))

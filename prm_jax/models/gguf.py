@@ -59,14 +59,23 @@ class GgufFile:
             block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
         except (ValueError, KeyError):
             raise UserError(f"{self.path}: tensor {name} has the unknown type {info.kind}") from None
-        if not info.shape or info.shape[-1] % block:
-            raise UserError(f"{self.path}: tensor {name} has shape {info.shape}, not in blocks of {block}")
-        raw = self._view(name, info.offset, np.dtype(np.uint8), count // block * block_bytes)
-        raw = raw.reshape(*info.shape[:-1], info.shape[-1] // block * block_bytes)
+        raw = self.blocks(name, block, block_bytes)
         try:
-            return gguf.quants.dequantize(raw, kind)
+            return gguf.quants.dequantize(raw.reshape(*info.shape[:-1], -1), kind)
         except NotImplementedError as error:
             raise UserError(f"{self.path}: tensor {name} has type {kind.name}: {error}") from error
+
+    def blocks(self, name: str, block: int, block_bytes: int) -> np.ndarray:
+        """A tensor of blocks as it is stored: [..., in / block, block_bytes] u8, a read-only view.
+
+        Raises:
+          UserError: for a tensor that reaches beyond the file, or whose rows are not whole blocks.
+        """
+        info = self.tensors[name]
+        if not info.shape or info.shape[-1] % block:
+            raise UserError(f"{self.path}: tensor {name} has shape {info.shape}, not in blocks of {block}")
+        shape = (*info.shape[:-1], info.shape[-1] // block, block_bytes)
+        return self._view(name, info.offset, np.dtype(np.uint8), math.prod(shape)).reshape(shape)
 
     def _view(self, name: str, offset: int, dtype: np.dtype, count: int) -> np.ndarray:
         end = offset + count * dtype.itemsize

@@ -1,5 +1,6 @@
 """Writes weights as GGUF files, in the form of an existing file of the same model."""
 
+import dataclasses
 import math
 import os
 import pathlib
@@ -9,18 +10,47 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from prm_jax.errors import UserError
+from prm_jax.errors import UserError, require
 from prm_jax.models.checkpoint_layout import check_params, slots
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.files import beside, sync_directory
 from prm_jax.models.gguf import GgufFile, read_gguf, read_raw_metadata
+from prm_jax.models.gguf_blocks import BLOCK, KINDS
 from prm_jax.models.gguf_names import gguf_name
 from prm_jax.models.gguf_weights import GgufWeights, rows_for_gguf
 
 _FILE_TYPE = "general.file_type"
 _ALIGNMENT = 32
-_KINDS: dict[str, tuple[int, np.dtype]] = {"float32": (0, np.dtype("<f4")), "float16": (1, np.dtype("<f2"))}
-"""GGML's number of a tensor type, which is also the number of a file of that type, and its dtype."""
+_TABLES = ("token_embd.weight", "output.weight")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """A tensor type: GGML's number of it and of files of mostly that type, and its dtype; None for blocks."""
+
+    number: int
+    file: int
+    dtype: np.dtype | None = None
+
+    def size(self, shape: tuple[int, ...]) -> int:
+        """Bytes of a tensor."""
+        count = math.prod(shape)
+        return count // BLOCK * KINDS[self.number].nbytes if self.dtype is None else count * self.dtype.itemsize
+
+    def encode(self, array: np.ndarray) -> np.ndarray:
+        """The tensor as it is stored."""
+        if self.dtype is not None:
+            return np.ascontiguousarray(array, self.dtype)
+        gguf = require("gguf", "gguf")
+        wide = np.ascontiguousarray(array, np.float32)
+        encoded: np.ndarray = gguf.quants.quantize(wide, gguf.GGMLQuantizationType(self.number))
+        return encoded
+
+
+_KINDS = {
+    "float32": _Kind(0, 0, np.dtype("<f4")), "float16": _Kind(1, 1, np.dtype("<f2")), "q8_0": _Kind(8, 7),
+    "q4_0": _Kind(2, 2),
+}  # fmt: skip
 
 
 def save_gguf(
@@ -29,7 +59,7 @@ def save_gguf(
     params: Mapping[str, Any],
     *,
     like: str | pathlib.Path,
-    dtype: Literal["float32", "float16"] = "float16",
+    dtype: Literal["float32", "float16", "q8_0", "q4_0"] = "float16",
 ) -> None:
     """Writes a GGUF file that llama.cpp and ``load_weights`` read.
 
@@ -41,21 +71,23 @@ def save_gguf(
       config: the model.
       params: its parameters, arrays of NumPy or JAX; with adapters merged.
       like: a GGUF file of the same architecture and sizes, quantised or not.
-      dtype: of matrices; vectors are float32.
+      dtype: of matrices; vectors are float32. q8_0 and q4_0 are llama.cpp's blocks of 32 inputs in 8 and 4 bits,
+        rounded like its reference implementation; with q4_0, embedding and head have 8 bits.
 
     Raises:
-      UserError: `like` is another model, the parameters do not fit the config, or a write fails.
+      UserError: `like` is another model, the parameters do not fit the config, blocks do not divide a matrix, or a
+        write fails.
     """
     path = pathlib.Path(path)
     template = read_gguf(like)
     _check_same(config, GgufWeights(template), template)
     found = check_params(config, params)
     names = {gguf_name(config.family, name): name for slot in slots(config) for name in slot.names}
-    kinds = {name: _kind(info.shape, dtype) for name, info in template.tensors.items()}
+    kinds = {name: _kind(name, info.shape, dtype) for name, info in template.tensors.items()}
     metadata = read_raw_metadata(like)
     metadata.pop("general.alignment", None)
     if _FILE_TYPE in metadata:
-        metadata[_FILE_TYPE] = _entry(_FILE_TYPE, 4, struct.pack("<I", _KINDS[dtype][0]))
+        metadata[_FILE_TYPE] = _entry(_FILE_TYPE, 4, struct.pack("<I", _KINDS[dtype].file))
     new = beside(path, "new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +95,7 @@ def save_gguf(
             with open(new, "xb") as file:
                 _write_header(file, metadata, template, kinds)
                 for name, array in _arrays(config, found, template, names):
-                    data = np.ascontiguousarray(array, kinds[name][1])
+                    data = kinds[name].encode(array)
                     file.write(data.data)
                     file.write(bytes(-data.nbytes % _ALIGNMENT))
                 file.flush()
@@ -92,8 +124,14 @@ def _check_same(config: ModelConfig, weights: GgufWeights, file: GgufFile) -> No
             raise UserError(f"{file.path} is another model: its {name} is {theirs}, the parameters' {own}")
 
 
-def _kind(shape: tuple[int, ...], dtype: str) -> tuple[int, np.dtype]:
-    return _KINDS["float32"] if len(shape) < 2 else _KINDS[dtype]
+def _kind(name: str, shape: tuple[int, ...], dtype: str) -> _Kind:
+    if len(shape) < 2:
+        return _KINDS["float32"]
+    if _KINDS[dtype].dtype is None and shape[-1] % BLOCK:
+        raise UserError(
+            f"{dtype} has blocks of {BLOCK} inputs, which do not divide the {shape[-1]} of {name}: write float16"
+        )
+    return _KINDS["q8_0" if dtype == "q4_0" and name in _TABLES else dtype]
 
 
 def _entry(key: str, kind: int, value: bytes) -> bytes:
@@ -101,7 +139,7 @@ def _entry(key: str, kind: int, value: bytes) -> bytes:
 
 
 def _write_header(
-    file: BinaryIO, metadata: Mapping[str, bytes], template: GgufFile, kinds: Mapping[str, tuple[int, np.dtype]]
+    file: BinaryIO, metadata: Mapping[str, bytes], template: GgufFile, kinds: Mapping[str, _Kind]
 ) -> None:
     file.write(b"GGUF" + struct.pack("<IQQ", 3, len(template.tensors), len(metadata)))
     for entry in metadata.values():
@@ -109,11 +147,10 @@ def _write_header(
     offset = 0
     for name in template.tensors:
         shape = template.tensors[name].shape
-        number, kind = kinds[name]
         spelled = name.encode()
         file.write(struct.pack("<Q", len(spelled)) + spelled + struct.pack("<I", len(shape)))
-        file.write(struct.pack(f"<{len(shape)}Q", *shape[::-1]) + struct.pack("<IQ", number, offset))
-        size = math.prod(shape) * kind.itemsize
+        file.write(struct.pack(f"<{len(shape)}Q", *shape[::-1]) + struct.pack("<IQ", kinds[name].number, offset))
+        size = kinds[name].size(shape)
         offset += size + -size % _ALIGNMENT
     file.write(bytes(-file.tell() % _ALIGNMENT))
 

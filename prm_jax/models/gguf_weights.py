@@ -1,6 +1,7 @@
 """Reads a GGUF file as a Hugging Face checkpoint: configuration, tensor names, and the order of rows."""
 
 import math
+import pathlib
 import re
 from typing import Any
 
@@ -86,6 +87,22 @@ class GgufWeights:
         tensor = self._last[1] if stored.expert is None else self._last[1][stored.expert]
         tensor = rows_from_gguf(self.config, name, tensor)
         return tensor if index is None else tensor[index]
+
+    def kind(self, name: str) -> int:
+        """GGML's number of a tensor's type."""
+        return self._file.tensors[self._stored[name].name].kind
+
+    def read_blocks(self, name: str, nbytes: int, index: Index | None = None) -> np.ndarray:
+        """A matrix of blocks of 32 inputs as it is stored, [out, in / 32, nbytes] u8, with rows as in `read`."""
+        stored = self._stored[name]
+        raw = self._file.blocks(stored.name, 32, nbytes)
+        raw = rows_from_gguf(self.config, name, raw if stored.expert is None else raw[stored.expert])
+        return raw if index is None else raw[index]
+
+    @property
+    def path(self) -> pathlib.Path:
+        """Of the file."""
+        return self._file.path
 
     def _shape(self, stored: Stored) -> tuple[int, ...]:
         shape = self._file.tensors[stored.name].shape

@@ -1,6 +1,8 @@
 """Models that options name, with the options' run-time fields, and fresh ones."""
 
 import dataclasses
+import functools
+import operator
 from typing import Any, get_args
 
 import jax
@@ -8,9 +10,11 @@ from jax.sharding import Mesh
 
 from prm_jax.errors import UserError
 from prm_jax.models import peft_files
+from prm_jax.models.checkpoint_layout import slots
 from prm_jax.models.config import DType, ModelConfig
 from prm_jax.models.files import read_json
 from prm_jax.models.gguf import read_gguf
+from prm_jax.models.gguf_blocks import kept_kinds, kept_shapes
 from prm_jax.models.gguf_weights import GgufWeights
 from prm_jax.models.hub import find_config, find_model
 from prm_jax.models.model_options import ModelOptions
@@ -38,8 +42,9 @@ def load_model(options: ModelOptions, *, mesh: Mesh | None = None) -> tuple[Mode
       UserError: see ``load_weights`` and ``Tokenizer.load``.
     """
     path = find_model(options.path)
-    apart = options.quantize != "none" and mesh is None  # matrices go to the device in few bits
-    config, params = load_weights(path, mesh=mesh, host=apart)
+    keep = options.quantize == "keep"
+    apart = options.quantize != "none" and not keep and mesh is None  # matrices go to the device in few bits
+    config, params = load_weights(path, mesh=mesh, host=apart, keep_quantized=keep)
     if options.quantize != "none":
         params = frozen_copy(config, params, options)
     return _with_runtime(config, options), params, Tokenizer.load(path)
@@ -52,6 +57,33 @@ def frozen_copy(config: ModelConfig, params: Any, options: ModelOptions) -> Any:
       UserError: see ``quantization.quantize_as``; a mesh that cuts through groups.
     """
     return jax.tree.map(jax.numpy.asarray, quantize_as(config, params, options.quantize, options.quantization))
+
+
+@functools.lru_cache(maxsize=64)
+def param_shapes(config: ModelConfig) -> Any:
+    """Shapes and dtypes of a model's parameters."""
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
+def frozen_shapes(config: ModelConfig, options: ModelOptions) -> Any:
+    """Shapes and dtypes of weights that stay frozen, in the form in which the options keep them; reads headers only.
+
+    Raises:
+      UserError: see `frozen_copy`.
+    """
+    plain = param_shapes(config)
+    if options.quantize != "keep":
+        return jax.eval_shape(lambda p: quantize_as(config, p, options.quantize, options.quantization), plain)
+    path = find_config(options.path)
+    if path.suffix != ".gguf":
+        return plain
+    kinds = kept_kinds(config, GgufWeights(read_gguf(path)))
+    plain = jax.tree.map(lambda shape: shape, plain)
+    for slot in slots(config):
+        if slot.path in kinds:
+            *homes, name = slot.path
+            functools.reduce(operator.getitem, homes, plain)[name] = kept_shapes(slot, kinds[slot.path])
+    return plain
 
 
 def read_config(options: ModelOptions) -> ModelConfig:

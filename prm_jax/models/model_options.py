@@ -42,9 +42,9 @@ class ModelOptions:
     """Rank of the policy's LoRA adapters on the frozen base; 0: all parameters train."""
     lora_alpha: Annotated[float, above(0)] = 16.0
     """LoRA's alpha: adapters are scaled by alpha / rank."""
-    quantize: Literal["none", "int8", "int4", "int2"] = "none"
-    """Keep the frozen weights (the reference, and the base of adapters) in so many bits; a policy without adapters
-    starts from the same values in float32, a PRM needs --prm.lora-rank."""
+    quantize: Literal["none", "keep", "int8", "int4", "int2"] = "none"
+    """Keep the frozen weights (the reference, and the base of adapters) in so many bits, or (keep) exactly as a GGUF
+    file stores them; a policy without adapters starts from the same values in float32, a PRM needs --prm.lora-rank."""
     quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
     """How they are quantised."""
     offload_reference: bool = False

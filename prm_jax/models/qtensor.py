@@ -1,4 +1,4 @@
-"""Matrices in 8, 4 and 2 bits as pytrees, and their product with activations; the model takes them for frozen kernels.
+"""Matrices in 8, 4 and 2 bits as pytrees, which the model takes for frozen kernels (see ``quantized_product``).
 
 Integers are packed along the input dimension, neighbours in one byte, so that a mesh can divide either dimension.
 """
@@ -15,7 +15,7 @@ Grid = Literal["integer", "centred", "five"]
 """Values that integers stand for, in units of the scale: whole numbers around 0; odd multiples of a half, equally many
 on either side of 0; -2, -1, 0, 1, 2."""
 
-PARTS = ("values", "scales", "zeros", "coarse", "left", "right")
+PARTS = ("values", "scales", "zeros", "coarse", "left", "right", "lows")
 """Names of a `QTensor`'s arrays, which are the last part of a leaf's path."""
 
 _THIRDS = 3
@@ -25,17 +25,18 @@ _THIRDS = 3
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class QTensor:
-    """A kernel [..., in, out] as integers with scales, or a table [V, D] in 8 bits with a scale per row.
+    """A kernel [..., in, out] as integers with scales, or a table [V, D] in 8 bits with scales of rows or their groups.
 
     Leading axes (the layers) may be sliced off all arrays at once, as a scan does. The matrix is
-    ``H (scale * (integer - zero) + left right)``, with H the identity or a block-diagonal Hadamard matrix.
+    ``H (scale * (integer - zero) + low + left right)``, with H the identity or a block-diagonal Hadamard matrix.
 
     Attributes:
       values: [..., in / integers per byte, out] u8; i8 with one integer per byte and without zeros.
-      scales: [..., G, out] f32 or bf16, for G groups of neighbouring inputs; u8 with `coarse`; [V, 1] of a table.
+      scales: [..., G, out] f32, bf16 or f16, for G groups of neighbouring inputs; u8 with `coarse`; [V, G] of a table.
       zeros: [..., G, out] u8, the integer that stands for 0; None if that is the same for all.
       coarse: [..., 1, out] f32, scale of the scales; or None.
       left, right: [..., in, r] and [..., r, out] bf16, added to the matrix; or None.
+      lows: [..., G, out] f16, what the integer 0 stands for, with neither zeros nor an `offset`; or None.
       bits: 8, 4 or 2.
       grid: see `Grid`.
       block: size of the Hadamard blocks along the inputs; 0 for none.
@@ -48,6 +49,7 @@ class QTensor:
     coarse: Any = None
     left: Any = None
     right: Any = None
+    lows: Any = None
     bits: int = dataclasses.field(default=8, metadata={"static": True})
     grid: Grid = dataclasses.field(default="integer", metadata={"static": True})
     block: int = dataclasses.field(default=0, metadata={"static": True})
@@ -61,8 +63,8 @@ class QTensor:
 
     @property
     def is_table(self) -> bool:
-        """Whether it is a table with one scale per row."""
-        return self.scales.shape[-1] == 1 != self.values.shape[-1]
+        """Whether it is a table, every row of which has scales of its own."""
+        return self.scales.shape[-2] == self.values.shape[-2] and self.scales.shape[-1] != self.values.shape[-1]
 
     @property
     def nbytes(self) -> int:
@@ -84,7 +86,7 @@ def dequantized(tree: Any, dtype: Any = jnp.float32) -> Any:
 
 def dequantize(q: QTensor, dtype: Any = jnp.float32) -> jax.Array:
     """The matrix, summed in float32: [..., in, out] in `dtype`."""
-    matrix = _expanded(q, jnp.float32)
+    matrix = expanded(q, jnp.float32)
     if q.left is not None:
         low_rank = jnp.einsum("...ir,...ro->...io", _wide(q.left), _wide(q.right), precision=jax.lax.Precision.HIGHEST)
         matrix = matrix + low_rank
@@ -93,30 +95,22 @@ def dequantize(q: QTensor, dtype: Any = jnp.float32) -> jax.Array:
     return matrix.astype(dtype)
 
 
-# Recomputed in the backward pass, so that expanded matrices are not kept for it.
-@jax.checkpoint
-def product(x: jax.Array, q: QTensor) -> jax.Array:
-    """``x @ dequantize(q)`` up to rounding: [N, in] -> [N, out] in the dtype of `x`, expanding one matrix at a time.
+def with_wide_scales(tree: Any) -> Any:
+    """The tree with scales of dtype float16 in float32, for repeated products on a CPU, which converts them slowly."""
 
-    `x` receives gradients, `q` does not.
-    """
-    x = rotate(x, q.block) if q.block else x
-    per_channel = q.scales.shape[-2] == 1 or q.coarse is not None
-    if per_channel:  # one scale per output multiplies the product instead of the matrix
-        scale = q.scales if q.coarse is None else q.coarse
-        y = (x @ _steps(q, x.dtype, scaled=q.coarse is not None)) * scale.astype(x.dtype)
-    else:
-        y = x @ _expanded(q, x.dtype)
-    if q.left is not None:
-        y = y + (x @ q.left.astype(x.dtype)) @ q.right.astype(x.dtype)
-    return y
+    def wide(leaf: Any) -> Any:
+        if not isinstance(leaf, QTensor):
+            return leaf
+        return jax.tree.map(lambda part: part.astype(jnp.float32) if part.dtype == jnp.float16 else part, leaf)
+
+    return jax.tree.map(wide, tree, is_leaf=_is_qtensor)
 
 
 def take(q: QTensor, tokens: jax.Array, dtype: Any) -> jax.Array:
     """Rows of a table: tokens [...] -> [..., D]; NaN for a token outside [0, V)."""
-    rows = jnp.take(q.values, tokens, axis=0, mode="clip").astype(jnp.float32)
+    rows = jnp.take(q.values, tokens, axis=0, mode="clip")
     scales = jnp.take(q.scales, tokens, axis=0)  # NaN where there is no such row
-    return (rows * scales).astype(dtype)
+    return _scaled_rows(rows, scales, jnp.float32).astype(dtype)
 
 
 def integers_per_byte(bits: int, grid: Grid = "integer") -> int:
@@ -152,15 +146,21 @@ def pack(integers: jax.Array, bits: int, grid: Grid = "integer") -> jax.Array:
 
 def unpack(packed: jax.Array, bits: int, grid: Grid = "integer") -> jax.Array:
     """The inverse of `pack`: [..., in, out] of the packed dtype."""
-    count = integers_per_byte(bits, grid)
-    if count == 1:
+    parts = strided(packed, bits, grid)
+    if len(parts) == 1:
         return packed
     *lead, rows, columns = packed.shape
+    return jnp.stack(parts, axis=-2).reshape(*lead, rows * len(parts), columns)
+
+
+def strided(packed: jax.Array, bits: int, grid: Grid = "integer") -> list[jax.Array]:
+    """What `unpack` interleaves: for each place in a byte, the integers of every such input, [..., in / n, out]."""
+    count = integers_per_byte(bits, grid)
+    if count == 1:
+        return [packed]
     if grid == "five":
-        parts = [packed // factor % np.uint8(5) for factor in _factors(bits, grid)]
-    else:
-        parts = [(packed >> np.uint8(bits * i)) & np.uint8(2**bits - 1) for i in range(count)]
-    return jnp.stack(parts, axis=-2).reshape(*lead, rows * count, columns)
+        return [packed // factor % np.uint8(5) for factor in _factors(bits, grid)]
+    return [(packed >> np.uint8(bits * i)) & np.uint8(2**bits - 1) for i in range(count)]
 
 
 def rotate(x: jax.Array, block: int) -> jax.Array:
@@ -190,32 +190,45 @@ def hadamard_block(width: int, largest: int = 128) -> int:
     return min(width & -width, largest)
 
 
-def _steps(q: QTensor, dtype: Any, *, scaled: bool) -> jax.Array:
-    """Integers minus zeros, times the integer scales if `scaled`: [..., in, out], exact in `dtype` up to 8 bits."""
-    integers = unpack(q.values, q.bits, q.grid)[..., : q.shape[-2], :]
-    if q.zeros is None:
-        shift = offset(q.bits, q.grid)
-        return integers.astype(dtype) - jnp.asarray(shift, dtype) if shift else integers.astype(dtype)
-    steps = _grouped(integers, q.zeros.shape[-2]).astype(dtype) - q.zeros[..., None, :].astype(dtype)
-    if scaled:
-        steps = steps * q.scales[..., None, :].astype(dtype)
-    return steps.reshape(integers.shape)
-
-
-def _expanded(q: QTensor, dtype: Any) -> jax.Array:
+def expanded(q: QTensor, dtype: Any) -> jax.Array:
     """The matrix without low-rank part and rotation."""
     if q.is_table:
-        return q.values.astype(dtype) * q.scales.astype(dtype)
-    steps = _steps(q, dtype, scaled=q.coarse is not None)
-    scale = q.scales if q.coarse is None else q.coarse
-    grouped = _grouped(steps, scale.shape[-2]) * scale[..., None, :].astype(dtype)
-    return grouped.reshape(steps.shape)
+        return _scaled_rows(q.values, q.scales, dtype)
+    return scaled(q, steps_of(q, dtype))
 
 
-def _grouped(x: jax.Array, groups: int) -> jax.Array:
-    """[..., in, out] -> [..., groups, in / groups, out]."""
-    *lead, rows, columns = x.shape
-    return x.reshape(*lead, groups, rows // groups, columns)
+def steps_of(q: QTensor, dtype: Any) -> jax.Array:
+    """Integers minus zeros, times the integer scales with `coarse`: [..., in, out], exact in `dtype` up to 8 bits."""
+    return shifted(q, unpack(q.values, q.bits, q.grid)[..., : q.shape[-2], :], dtype)
+
+
+def shifted(q: QTensor, integers: jax.Array, dtype: Any) -> jax.Array:
+    """`steps_of` for integers [..., rows, out], equally many rows from each of the tensor's groups."""
+    if q.zeros is None:
+        shift = 0.0 if q.lows is not None else offset(q.bits, q.grid)
+        return integers.astype(dtype) - jnp.asarray(shift, dtype) if shift else integers.astype(dtype)
+    rows = integers.shape[-2]
+    steps = integers.astype(dtype) - _per_input(q.zeros, rows).astype(dtype)
+    return steps if q.coarse is None else steps * _per_input(q.scales, rows).astype(dtype)
+
+
+def scaled(q: QTensor, steps: jax.Array) -> jax.Array:
+    """Steps [..., rows, out] times the scales, plus the lows."""
+    rows, scale = steps.shape[-2], q.scales if q.coarse is None else q.coarse
+    matrix = steps * _per_input(scale, rows).astype(steps.dtype)
+    return matrix if q.lows is None else matrix + _per_input(q.lows, rows).astype(steps.dtype)
+
+
+def _scaled_rows(values: jax.Array, scales: jax.Array, dtype: Any) -> jax.Array:
+    """Integers [..., D] times the scales [..., G] of groups of neighbours."""
+    grouped = values.astype(dtype).reshape(*scales.shape, -1) * scales[..., None].astype(dtype)
+    return grouped.reshape(values.shape)
+
+
+def _per_input(part: jax.Array, rows: int) -> jax.Array:
+    """What groups have, [..., G, out], for each row; a matrix that is cut into groups does not fuse into a product."""
+    groups = part.shape[-2]
+    return part if groups == 1 else jnp.repeat(part, rows // groups, axis=-2)
 
 
 def _factors(bits: int, grid: Grid) -> np.ndarray:

@@ -18,6 +18,7 @@ from prm_jax.models.qtensor import QTensor, dequantize, hadamard_block, is_quant
 from prm_jax.models.quantization_options import (
     PREFIX,
     Bits,
+    BitsOrKeep,
     Fit,
     QuantizationOptions,
     Scheme,
@@ -97,23 +98,26 @@ def quantize(
 
 
 def quantize_as(
-    config: ModelConfig, params: Params, name: Bits, options: QuantizationOptions, *, prefix: str = PREFIX
+    config: ModelConfig, params: Params, name: BitsOrKeep, options: QuantizationOptions, *, prefix: str = PREFIX
 ) -> Params:
     """``quantize`` as the options of a command say; parameters that are quantised already must have that form.
 
     Args:
       config: the model.
-      params: see ``quantize``; with "none" returned as they are.
-      name: "int8", "int4", "int2" or "none".
+      params: see ``quantize``; with "none" and "keep" returned as they are.
+      name: "int8", "int4", "int2", "none", or "keep" for parameters that are quantised.
       options: how.
       prefix: of the options' names, in errors.
 
     Raises:
-      UserError: see ``quantize``; parameters that were quantised with other options.
+      UserError: see ``quantize``; parameters that were quantised with other options; "keep" of plain ones.
     """
-    bits = bits_of(name)
-    if bits is None:
+    if name == "keep" and not is_quantized(params):
+        raise UserError(f"{prefix}quantize keep: these weights are not quantised; choose int8 or int4")
+    if name == "none" or name == "keep":
         return params
+    bits = bits_of(name)
+    assert bits is not None
 
     def make(params: Params) -> Params:
         return quantize(

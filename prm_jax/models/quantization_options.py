@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 from prm_jax.option_ranges import at_least
 
 Bits = Literal["none", "int8", "int4", "int2"]
+BitsOrKeep = Literal["none", "keep", "int8", "int4", "int2"]
+"""With "keep": as a GGUF file stores them."""
 Scheme = Literal["symmetric", "asymmetric", "progressive", "balanced", "centred"]
 Fit = Literal["largest", "mse", "normal"]
 Transform = Literal["hadamard", "folded"]
@@ -60,6 +62,6 @@ class QuantizationOptions:
         return found
 
 
-def bits_of(name: Bits) -> int | None:
-    """The number of bits; None for "none"."""
-    return None if name == "none" else int(name.removeprefix("int"))
+def bits_of(name: BitsOrKeep) -> int | None:
+    """The number of bits; None for "none" and "keep"."""
+    return None if name in ("none", "keep") else int(name.removeprefix("int"))

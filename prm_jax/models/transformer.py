@@ -20,7 +20,8 @@ from prm_jax.models.config import ModelConfig
 from prm_jax.models.expert_load import ExpertLoad, require_experts
 from prm_jax.models.expert_split import ExpertSplit
 from prm_jax.models.experts import Experts, activate
-from prm_jax.models.qtensor import QTensor, dequantize, product
+from prm_jax.models.qtensor import QTensor, dequantize
+from prm_jax.models.quantized_product import product
 from prm_jax.models.rows import embed, mesh_of, split_over_rows
 from prm_jax.models.tensor_split import TensorSplit
 

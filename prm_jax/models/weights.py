@@ -15,6 +15,7 @@ from prm_jax.models.checkpoint_layout import Params
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.files import check_regular, read_json
 from prm_jax.models.gguf import read_gguf
+from prm_jax.models.gguf_blocks import kept_kinds, kept_leaf
 from prm_jax.models.gguf_weights import GgufWeights
 from prm_jax.models.hub import find_model
 from prm_jax.models.lora import join
@@ -46,14 +47,15 @@ def load_weights(
     merge_adapters: bool = True,
     mesh: "Mesh | None" = None,
     rules: "Sequence[Rule] | None" = None,
+    keep_quantized: bool = False,
 ) -> tuple[ModelConfig, Params]:
     """Loads a pretrained model; its tokenizer is loaded by ``Tokenizer.load(path)``, from the same path.
 
     Args:
       path: a Hugging Face directory (``config.json`` with ``model.safetensors``, or the shards of
         ``model.safetensors.index.json``), a directory with a PEFT LoRA adapter, a ``.gguf`` file of any
-        quantisation, which is dequantised, a directory of quantised parameters that ``save_weights`` wrote, which stay
-        as they are, or a name on the Hugging Face hub (see ``find_model``).
+        quantisation, which is dequantised (but see `keep_quantized`), a directory of quantised parameters that
+        ``save_weights`` wrote, which stay as they are, or a name on the Hugging Face hub (see ``find_model``).
       dtype: of the parameters: "float32", "bfloat16" or "float16" (or the dtype itself).  None keeps the
         dtype that all tensors of a safetensors checkpoint share; mixed checkpoints and GGUF give float32. Of
         quantised parameters, it is the dtype of the others.
@@ -66,13 +68,16 @@ def load_weights(
         own devices hold, and at most 1 GiB of shards (or one shard) is buffered on the host; GGUF files and adapters
         are read tensor by tensor. None: the default device.
       rules: how leaves are split over the mesh; None: ``sharding.RULES``.
+      keep_quantized: kernels that a GGUF file stores as Q8_0, Q4_0 or Q4_1, alike in all layers, stay in 8 or 4 bits
+        (`QTensor`) with exactly the file's values; embedding and head are dequantised.
 
     Returns:
       The model's configuration, with its ``dtype`` that of the parameters, and the parameters.
 
     Raises:
       UserError: for checkpoints that are missing, truncated, corrupted, pickled, of another architecture or dtype,
-        or do not fit their configuration; a mesh axis that does not divide a dimension that it must split.
+        or do not fit their configuration; a mesh axis that does not divide a dimension that it must split; nothing
+        that could be kept.
     """
     if host and mesh is not None:
         raise ValueError("host=True keeps the parameters on the host; give it or a mesh, not both")
@@ -81,12 +86,19 @@ def load_weights(
     if (path / CONFIG).is_file() and is_described(read_json(path / CONFIG)):
         config, quantized = load_quantized(path, _name(dtype))
         return config, where.place(quantized)
+    if keep_quantized and path.suffix != ".gguf":
+        raise UserError(
+            f"{path} is not a GGUF file; only kernels of these can stay as they are stored (keep): choose int8 or int4"
+        )
     if peft_files.is_adapter(path):
         return _load_adapted(path, _name(dtype), where, merge=merge_adapters)
     check_path(path)
     config, source, stored = _open(path)
     name = _name(dtype) or stored
-    params = where.assemble(config, source.read, DTYPES[name], at_once=isinstance(source, GgufWeights))
+    if keep_quantized:
+        params = where.place(_kept(config, source, DTYPES[name]))
+    else:
+        params = where.assemble(config, source.read, DTYPES[name], at_once=isinstance(source, GgufWeights))
     return dataclasses.replace(config, dtype=name), params  # type: ignore[arg-type]
 
 
@@ -151,6 +163,16 @@ class _Where:
 
         placed: Params = shard_params(tree, self.mesh, RULES if self.rules is None else self.rules)
         return placed
+
+
+def _kept(config: ModelConfig, source: Any, dtype: np.dtype) -> Params:
+    """The parameters on the host, with kernels in few bits where the file has them."""
+    kinds = kept_kinds(config, source)
+
+    def leaf_of(slot: checkpoint_layout.Slot) -> QTensor | None:
+        return kept_leaf(source, slot, kinds[slot.path]) if slot.path in kinds else None
+
+    return checkpoint_layout.assemble(config, source.read, dtype=dtype, place=_same, leaf_of=leaf_of)
 
 
 def _load_adapted(

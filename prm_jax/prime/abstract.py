@@ -1,5 +1,6 @@
 """A run's compiled step on abstract arrays: what a trial trace, a plan and the tests of compiled programs look at."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -7,14 +8,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from prm_jax.models import ModelConfig, init_params
-from prm_jax.models.quantization import quantize_as
+from prm_jax.models import ModelConfig
+from prm_jax.models.loading import frozen_shapes
 from prm_jax.models.rows import row_axes
 from prm_jax.models.sharding import placed_shapes, rows_over, shardings_for
 from prm_jax.prime.batch import Batch, Frozen, State
 from prm_jax.prime.options import Options
 from prm_jax.prime.sources import make_source
-from prm_jax.prime.start import Start, even_ways, frozen_arrays, make_setup
+from prm_jax.prime.start import Start, even_ways, frozen_arrays, initial_prm, make_setup
 from prm_jax.prime.step import Setup, Step, init_state, make_step
 
 _INSIDE = ("implicit", "critic", "policy")
@@ -69,7 +70,10 @@ def abstract_step(
     """
     rows = options.rollout.prompts_per_step * options.rollout.samples_per_prompt
     columns = options.rollout.max_prompt_tokens + options.rollout.max_new_tokens
-    bases = _base_shapes(options, config), None if prm_config is None else _base_shapes(options, prm_config)
+    prm_base = None
+    if prm_config is not None:
+        prm_base = frozen_shapes(prm_config, dataclasses.replace(options.model, path=initial_prm(options)))
+    bases = frozen_shapes(config, options.model), prm_base
 
     def composed(base: Any, prm_base: Any) -> tuple[Setup, Frozen]:
         ways = 1 if mesh is None else even_ways(options, rows_over(mesh))
@@ -92,9 +96,3 @@ def abstract_step(
         sharding = NamedSharding(mesh, P(row_axes(mesh, rows)))
         batch = placed_shapes(batch, jax.tree.map(lambda _: sharding, batch))
     return make_step(setup, shardings=shardings), (state, frozen, batch)
-
-
-def _base_shapes(options: Options, config: ModelConfig) -> Any:
-    model = options.model
-    plain = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    return jax.eval_shape(lambda params: quantize_as(config, params, model.quantize, model.quantization), plain)

@@ -206,9 +206,11 @@ def _combinations(options: Options) -> list[str]:
             "--sft.loaded trains all parameters, and --model.lora-rank keeps the policy's base as it is: fine-tune "
             "first, with --steps 0, and continue with the start/ of that run as --model.path"
         )
-    bits = bits_of(options.model.quantize)
-    if bits is not None:
-        found += options.model.quantization.problems(bits)
+    if options.model.quantize == "keep" and not options.model.path:
+        found.append("--model.quantize keep is for a GGUF file: give --model.path, or choose int8 or int4")
+    if options.model.quantize != "none":
+        bits = bits_of(options.model.quantize)
+        found += [] if bits is None else options.model.quantization.problems(bits)
         implicit = advantage.process_coef != 0 and options.reward.source == "implicit"
         if implicit and not prm.lora_rank:
             found.append(

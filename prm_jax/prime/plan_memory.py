@@ -5,7 +5,6 @@ run uses. Activations are counted per token and layer; the tests compare them wi
 """
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -14,17 +13,17 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from prm_jax.errors import UserError
-from prm_jax.models import ModelConfig, init_params, init_value_head
+from prm_jax.models import ModelConfig, init_value_head
 from prm_jax.models.attention_choice import resolve
 from prm_jax.models.blockwise_attention import block_size
+from prm_jax.models.loading import frozen_shapes, param_shapes
 from prm_jax.models.local_copies import own_sizes
-from prm_jax.models.quantization import quantize_as
 from prm_jax.models.rows import row_axes
 from prm_jax.models.sharding import partition_spec, rows_over
 from prm_jax.prime.options import Options
 from prm_jax.prime.sizes import pieces_of_tokens, replay_places
 from prm_jax.prime.sources.replay import empty_replay
-from prm_jax.prime.start import Start, uses_online_prm
+from prm_jax.prime.start import Start, initial_prm, uses_online_prm
 from prm_jax.pytree_paths import named_leaves
 from prm_jax.runs.learner import Learner
 
@@ -104,19 +103,6 @@ class Workload:
         return self.options.prm if name == "PRM" else self.options.policy
 
 
-@functools.lru_cache(maxsize=64)
-def param_shapes(config: ModelConfig) -> Shapes:
-    """Shapes and dtypes of a model's parameters."""
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-
-
-def frozen_shapes(work: Workload, config: ModelConfig) -> Shapes:
-    """Shapes and dtypes of weights that stay frozen, in the form in which the options keep them."""
-    model = work.options.model
-    shapes = param_shapes(config)
-    return jax.eval_shape(lambda params: quantize_as(config, params, model.quantize, model.quantization), shapes)
-
-
 def learner_shapes(config: ModelConfig, learner: Learner, *, critic: bool = False) -> tuple[Shapes, Shapes]:
     """Shapes of (trainable arrays, optimiser state); a critic has a value head too."""
 
@@ -172,9 +158,10 @@ def state_bytes(work: Workload) -> dict[str, float]:
     lora_policy = work.options.model.lora_rank > 0
     name = "base, also the reference" if lora_policy else "reference (initial weights)"
     if not work.options.model.offload_reference:
-        found[name] = bytes_per_device(frozen_shapes(work, work.config), work.mesh)
+        found[name] = bytes_per_device(frozen_shapes(work.config, work.options.model), work.mesh)
     if work.online_prm and (work.options.prm.path or work.options.prm.trained):
-        found["PRM's initial weights"] = bytes_per_device(frozen_shapes(work, work.prm_config), work.mesh)
+        model = dataclasses.replace(work.options.model, path=initial_prm(work.options))
+        found["PRM's initial weights"] = bytes_per_device(frozen_shapes(work.prm_config, model), work.mesh)
     return found
 
 

@@ -104,8 +104,9 @@ class BaseOptions:
     """Rank of LoRA adapters on the frozen model; 0: all parameters train."""
     lora_alpha: Annotated[float, above(0)] = 16.0
     """LoRA's alpha: adapters are scaled by alpha / rank."""
-    quantize: Literal["none", "int8", "int4", "int2"] = "none"
-    """Keep the frozen weights (the base of adapters, the reference, features of a head) in so many bits."""
+    quantize: Literal["none", "keep", "int8", "int4", "int2"] = "none"
+    """Keep the frozen weights (the base of adapters, the reference, features of a head) in so many bits, or (keep)
+    exactly as a GGUF file stores them."""
     quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
     """How they are quantised."""
 

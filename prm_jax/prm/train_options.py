@@ -155,9 +155,9 @@ def _combinations(options: TrainPRMOptions) -> list[str]:
         found.append(
             "--model.lora-rank adds adapters to a model that stays frozen: leave it out, or use --train.trains all"
         )
-    bits = bits_of(options.model.quantize)
-    if bits is not None:
-        found += options.model.quantization.problems(bits)
+    if options.model.quantize != "none":
+        bits = bits_of(options.model.quantize)
+        found += [] if bits is None else options.model.quantization.problems(bits)
         if not options.model.lora_rank and not head_only(options):
             found.append(
                 f"--model.quantize {options.model.quantize} is for weights that stay frozen, but all of them train: "

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from prm_jax.errors import UserError
-from prm_jax.models import CharTokenizer, LoRAConfig, init_lora, join, load_weights, merge, save_weights
+from prm_jax.models import CharTokenizer, LoRAConfig, dequantized, init_lora, join, load_weights, merge, save_weights
 from prm_jax.models.checkpoint_layout import leaves
 from prm_jax.models.gguf import read_gguf, read_raw_metadata
 from prm_jax.models.gguf_export import save_gguf
@@ -44,6 +44,22 @@ def test_an_adapter_is_read_back(tmp_path):
         save_adapter(tmp_path / "policy-1", config, whole)
     with pytest.raises(UserError, match="no LoRA adapters"):
         save_adapter(tmp_path / "policy-2", config, params)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("q8_0", 0.01), ("q4_0", 0.25)])
+def test_a_gguf_file_in_blocks_is_read_back(tmp_path, dtype, error):
+    config = dataclasses.replace(PLAIN["llama"], intermediate_size=64)
+    params = random_params(config)
+    write_gguf(tmp_path / "like.gguf", config, params)
+    save_gguf(tmp_path / "m.gguf", config, params, like=tmp_path / "like.gguf", dtype=dtype)
+    _, kept = load_weights(tmp_path / "m.gguf", keep_quantized=True)
+    assert kept["layers"]["mlp"]["down"]["kernel"].bits == int(dtype[1])
+    assert kept["embed"]["embedding"].bits == 8
+    close(dequantized(kept), params, rtol=0, atol=error)
+    odd = PLAIN["llama"]
+    write_gguf(tmp_path / "odd.gguf", odd, random_params(odd))
+    with pytest.raises(UserError, match="blocks of 32 inputs, which do not divide the 48 of blk.0.ffn_down.weight"):
+        save_gguf(tmp_path / "m.gguf", odd, random_params(odd), like=tmp_path / "odd.gguf", dtype=dtype)
 
 
 @pytest.mark.parametrize("family", PLAIN)

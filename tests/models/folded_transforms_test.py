@@ -1,5 +1,7 @@
 """Transforms that neighbouring layers absorb: the same function, and less to lose by rounding."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from prm_jax.errors import UserError
 from prm_jax.models import ModelConfig, init_params, quantize, token_logprobs
 from prm_jax.models.folded_transforms import expected_error, fold_transforms, transformed
 from prm_jax.models.qtensor import dequantize
+from tests.models.checkpoints import FAMILIES
 
 CONFIG = ModelConfig(
     architecture="qwen2", attention_bias=True, vocab_size=20, hidden_size=32, intermediate_size=48, num_layers=2,
@@ -76,9 +79,12 @@ def test_quantised_outputs_are_closer_after_folding(params):
     assert kernel.block == 0 and dequantize(kernel).shape == (2, 32, 48)
 
 
-def test_other_families_are_refused(params):
-    class Other:
-        architecture = "gemma"
-
-    with pytest.raises(UserError, match="transform folded is for llama, qwen2, qwen3, found gemma"):
-        fold_transforms(Other(), params, bits=4, group=None)
+def test_other_families_absorb_them_or_are_refused():
+    granite = dataclasses.replace(CONFIG, architecture="granite", residual_scale=0.5, mlp_bias=True)
+    params = init_params(granite, jax.random.key(3))
+    folded = fold_transforms(granite, params, bits=4, group=None, steps=2)
+    logp = jax.jit(lambda p: token_logprobs(granite, p, TOKENS))
+    np.testing.assert_allclose(logp(folded), logp(params), atol=1e-4)
+    for name in ("gemma2", "olmo2", "qwen3_moe"):
+        with pytest.raises(UserError, match=f"transform folded is for dense models .* found {name}: use hadamard"):
+            fold_transforms(FAMILIES[name], params, bits=4, group=None)

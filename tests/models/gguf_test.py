@@ -3,14 +3,20 @@
 import dataclasses
 import struct
 
+import jax
 import numpy as np
 import pytest
 
 from prm_jax.errors import MissingExtraError, UserError
-from prm_jax.models import ModelConfig, load_weights, smollm2
+from prm_jax.models import ModelConfig, QTensor, dequantized, load_weights, smollm2
 from prm_jax.models.checkpoint_layout import leaves
 from prm_jax.models.gguf import read_gguf
 from prm_jax.models.gguf_weights import llama3_scaling
+from prm_jax.models.loading import frozen_shapes
+from prm_jax.models.model_options import ModelOptions
+from prm_jax.models.qtensor import take
+from prm_jax.models.quantization import quantize_as
+from prm_jax.models.quantization_options import QuantizationOptions
 from prm_jax.models.rope_scaling import RopeScaling
 from tests.models.checkpoints import CONFIGS, random_params, write_gguf
 
@@ -59,8 +65,34 @@ class TestWeights:
         read, back = load_weights(tmp_path / "m.gguf")
         assert read == config  # parameters in float32
         assert_same(back, expected)
+        if kind in ("Q8_0", "Q4_0", "Q4_1"):
+            self.assert_kept(tmp_path / "m.gguf", config, back, kind)
         error = np.abs(back["layers"]["mlp"]["up"]["kernel"] - params["layers"]["mlp"]["up"]["kernel"]).max()
         assert error < {"F16": 1e-3, "BF16": 5e-3, "Q8_0": 5e-3}.get(kind, 0.1)
+
+    def assert_kept(self, path, config, expanded, kind):
+        """Kept blocks stand for the very numbers of the expanded ones, and take the file's bytes."""
+        read, kept = load_weights(path, keep_quantized=True)
+        assert read == config
+        kernel = kept["layers"]["mlp"]["down"]["kernel"]
+        assert isinstance(kernel, QTensor) and kernel.shape == (2, 64, 32)
+        assert kernel.nbytes == 2 * 64 * 32 // 32 * {"Q8_0": 34, "Q4_0": 18, "Q4_1": 20}[kind]
+        assert isinstance(kept["embed"]["embedding"], QTensor) == (kind == "Q8_0")
+        assert_same(dequantized(kept), expanded)
+        if kind == "Q8_0":
+            rows = take(kept["head"]["kernel"], np.arange(97), np.float32)
+            np.testing.assert_array_equal(rows, expanded["head"]["kernel"])
+        shapes = frozen_shapes(config, ModelOptions(path=str(path), quantize="keep"))
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), kept) == jax.tree.map(lambda x: (x.shape, x.dtype), shapes)
+
+    def test_what_cannot_be_kept_is_refused(self, tmp_path):
+        write_gguf(tmp_path / "m.gguf", PLAIN["llama"], random_params(PLAIN["llama"]))
+        with pytest.raises(UserError, match="no kernel can stay .* expected blocks of type Q8_0, Q4_0, Q4_1"):
+            load_weights(tmp_path / "m.gguf", keep_quantized=True)
+        with pytest.raises(UserError, match=r"is not a GGUF file; .* choose int8 or int4"):
+            load_weights(tmp_path, keep_quantized=True)
+        with pytest.raises(UserError, match="quantize keep: these weights are not quantised"):
+            quantize_as(PLAIN["llama"], random_params(PLAIN["llama"]), "keep", QuantizationOptions())
 
     def test_dtype(self, tmp_path):
         params = random_params(PLAIN["llama"])

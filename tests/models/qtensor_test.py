@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from prm_jax.models import qtensor
-from prm_jax.models.qtensor import QTensor, dequantize, product, rotate, take
+from prm_jax.models.qtensor import QTensor, dequantize, rotate, take
 from prm_jax.models.quantization_options import Fit, Scheme
-from prm_jax.models.rounding import round_matrix
+from prm_jax.models.quantized_product import product, table_product
+from prm_jax.models.rounding import round_matrix, round_table
 
 KEY = jax.random.key(0)
 
@@ -57,6 +58,28 @@ def test_expansion_is_that_of_a_loop_and_the_product_uses_it(form):
     half = product(x.astype(jnp.bfloat16), q)
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half.astype(jnp.float32), x @ dequantize(q), rtol=0.05, atol=0.2)
+
+
+@pytest.mark.parametrize("form", [
+    {"bits": 8, "group": 512, "scheme": "symmetric"}, {"bits": 8, "group": 512, "scheme": "asymmetric"},
+    {"bits": 4, "group": 32, "scheme": "symmetric"}, {"bits": 4, "group": 32, "scheme": "progressive"},
+    {"bits": 2, "group": 64, "scheme": "centred"}, {"bits": 2, "group": 64, "scheme": "balanced"},
+], ids=str)  # fmt: skip
+def test_parts_give_the_whole_product(form):
+    q = round_matrix(jax.random.normal(KEY, (512, 307)), fit="largest", **form)  # 2 parts of 154 outputs
+    x = jax.random.normal(jax.random.key(1), (3, 512))
+    lowered = jax.jit(product).lower(x, q)
+    assert "f32[512,307]" not in lowered.compile().as_text()  # no expanded matrix
+    np.testing.assert_allclose(lowered.compile()(x, q), x @ dequantize(q), rtol=1e-4, atol=1e-4)
+
+
+def test_parts_of_a_table_cover_all_of_its_rows():
+    table = jax.random.normal(KEY, (1023, 128))
+    q, x = round_table(table), jax.random.normal(jax.random.key(1), (128, 2))
+    np.testing.assert_allclose(jax.jit(table_product)(q, x), dequantize(q) @ x, rtol=1e-4, atol=1e-4)
+    grouped = QTensor(q.values, jnp.repeat(q.scales, 4, 1) * jnp.arange(1.0, 5.0))
+    np.testing.assert_allclose(table_product(grouped, x), dequantize(grouped) @ x, rtol=1e-4, atol=1e-3)
+    assert dequantize(grouped)[5, 127] == pytest.approx(4 * float(dequantize(q)[5, 127]))
 
 
 @pytest.mark.parametrize(("bits", "grid"), [(4, "integer"), (2, "centred"), (2, "five")])
