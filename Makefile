@@ -1,7 +1,7 @@
 # make run   trains the tiny preset end to end (a few minutes on two cores) and draws its plots
 # make test  checks style and types, then runs the whole test suite
 # make claims        writes docs/claims.md from the results of the experiments
-# make claims-check  runs the quick experiments again and compares every number (two minutes of processor time)
+# make claims-check  runs the quick experiments again and compares every number (five minutes of processor time)
 # make docs          builds the documentation site into build/site (Sphinx); make figures draws its figures
 # make release-check builds wheel and sdist and tests them from another directory
 # make aot   compiles kernels and training steps for TPU slices that are not there (libtpu; Linux; an hour on two cores)

@@ -8,13 +8,16 @@ import pytest
 
 from prm_jax.data.step_data import StepRecord, read_step_data, to_json, write_step_data
 from prm_jax.errors import UserError
+from prm_jax.prm.data import stack
 from prm_jax.prm.kinds import StepQ, Themis
 from prm_jax.prm.reward_model_options import BaseOptions, OptimizerOptions, TextLayout
 from prm_jax.prm.rows import Shape, build_rows, collate
 from prm_jax.prm.score import PRM
 from prm_jax.prm.spec import Spec, Weights
+from prm_jax.prm.step import PRMLearner, make_step
 from prm_jax.prm.tool_traces import write_traces
 from prm_jax.rollouts.environments import Feedback
+from prm_jax.runs.learner import make_optimizer
 from prm_jax.verifiers.tool_calls import Markers
 
 LAYOUT = Themis().layout(TextLayout())
@@ -104,3 +107,18 @@ def test_the_model_writes_its_own_traces(config, params, tokenizer):
     assert np.isclose(scored[0].response, scored[2].response, atol=1e-5) and len(scored[0].steps) == 1
     with pytest.raises(UserError, match="a: this solution and a trace of 255 tokens exceed"):
         write_traces(prm, bare, None, max_new_tokens=255)
+
+
+def test_training_learns_the_traces_and_the_order(config, params, tokenizer):
+    rows, _ = build_rows([traced("5", 1.0), traced("6", 0.0)], tokenizer, LAYOUT, max_length=64)
+    learner = PRMLearner(Spec(Themis(), config), make_optimizer(1e-2))
+    state, step = learner.init(params, jax.random.key(0)), make_step(learner)
+    batch = stack([collate(rows, Shape(2, 16, 2, 2), packed=False)])
+    found = []
+    for _ in range(12):
+        state, metrics = step(state, None, batch, None)
+        found.append({name: float(value) for name, value in metrics.items()})
+    np.testing.assert_allclose(found[0]["prm/ranking"], np.log(2), rtol=1e-5)  # a new head scores everything 0
+    assert found[-1]["prm/trace"] < 0.7 * found[0]["prm/trace"] and found[-1]["prm/ranking"] < 0.6
+    last = found[-1]
+    np.testing.assert_allclose(last["prm/loss"], last["prm/trace"] + 0.5 * last["prm/ranking"], rtol=1e-5)
