@@ -183,12 +183,12 @@ class _Work:
         return [one.tokens for one in sample_all(self.engines[name], requests)]
 
     def step_seconds(self) -> dict[str, float]:
-        """Processor seconds of a decode step by the number of slots, all in use, with responses of 32 tokens."""
-        engine, found = self.engines["slots"], {}
+        """Processor seconds of a decode step by the number of slots, all in use."""
+        engine, length, found = self.engines["slots"], min(32, int(self.lengths.max())), {}
         for share in (1, 2, 4, 8):
             rows = max(1, self.options.slots // share)
             before, begun = engine.stats(), self.seconds()
-            sample_all(engine, [Request(tuple(self.prompts[0]), 0, row, 32) for row in range(rows)])
+            sample_all(engine, [Request(tuple(self.prompts[0]), 0, row, length) for row in range(rows)])
             seconds, after = self.seconds() - begun, engine.stats()
             steps = after.steps - before.steps
             found[str((after.slot_steps - before.slot_steps) // steps)] = round(seconds / steps, 5)
