@@ -11,6 +11,7 @@ from prm_jax.verifiers.sandbox import available_levels
 NAMES = (
     "best_of_n",
     pytest.param("calculator", marks=pytest.mark.slow),
+    pytest.param("clip_delta", marks=pytest.mark.slow),
     "confidence",
     "conformal_selection",
     "cyclic_preferences",
