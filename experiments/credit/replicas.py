@@ -96,10 +96,10 @@ class Team:
         return jnp.stack([jax.random.fold_in(jax.random.key(each.seed), stream) for each in self.options])
 
     def _together(self, step: Any, in_axes: Any = 0) -> Any:
-        """A compiled step for all runs at once; the compiler's options of a step may not be given inside another."""
+        """A compiled step for all runs at once, with the compiler's options of a single step."""
         start = self.runs[0].start
         options = compiler_options(start.config, start.prm_config)
-        return jax.jit(jax.vmap(step.__wrapped__, in_axes=in_axes), compiler_options=options)
+        return jax.jit(jax.vmap(step, in_axes=in_axes), compiler_options=options)
 
     def learn(self, step: int) -> None:
         """One training step."""

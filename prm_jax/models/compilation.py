@@ -1,6 +1,8 @@
 """Options of the compiler with which equal parameters give equal log-probs in every pass of a program."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +33,26 @@ def compiler_options(*configs: ModelConfig, platform: str | None = None) -> dict
     if (jax.default_backend() if platform is None else platform) == "cpu":
         found |= {name: value for name, value in _CPU.items() if _is_known(name, value)}
     return found or None
+
+
+class Program:
+    """A function compiled with options of the compiler, which can still be called inside ``jax.jit`` and the like.
+
+    JAX refuses such options inside another compiled function: the whole program has one set. There, the function is
+    traced as it is, and the options belong to the outer ``jax.jit``. Attributes are those of the ``jax.jit`` function.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, options: dict[str, bool | str] | None, donate: int = 0) -> None:
+        """Compiles `function` with `options` on its first call, which consumes the argument numbered `donate`."""
+        self._function = function
+        self._compiled = jax.jit(function, donate_argnums=donate, compiler_options=options)
+
+    def __call__(self, *args: Any) -> Any:
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
+        return (self._function if traced else self._compiled)(*args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._compiled, name)
 
 
 @functools.cache

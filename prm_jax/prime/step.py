@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from prm_jax import rl, stats
 from prm_jax.models import compiler_options, init_value_head
+from prm_jax.models.compilation import Program
 from prm_jax.prime.advantages import AdvantageFn, critic_rewards, scaled_rewards, value_targets
 from prm_jax.prime.batch import Batch, Frozen, Metrics, RewardInputs, State
 from prm_jax.prime.consistency import filtered
@@ -77,8 +78,8 @@ def make_step(setup: Setup, *, shardings: State | None = None) -> Step:
 
     `state` is donated. Nothing inside waits for the host; metrics are float32 scalars on the device. An update that is
     not finite leaves its learner unchanged and is counted in ``*/skipped``. It is compiled with
-    ``models.compiler_options``, so that rewards of an untrained PRM are exactly 0; with such options (on CPUs and in
-    half precision) it cannot be called inside another ``jax.jit``.
+    ``models.compiler_options``, so that rewards of an untrained PRM are exactly 0. Inside ``jax.jit``, ``jax.vmap`` or
+    ``jax.lax.scan`` it is traced as a plain function, and the outer ``jax.jit`` needs those options for that.
     """
 
     def step(state: State, frozen: Frozen, batch: Batch) -> tuple[State, Metrics, jax.Array]:
@@ -111,7 +112,7 @@ def make_step(setup: Setup, *, shardings: State | None = None) -> Step:
         metrics = {**source_metrics, **adv_metrics, **critic_metrics, **policy_metrics}
         return new, metrics, judged.rewards
 
-    return jax.jit(step, donate_argnums=0, compiler_options=_compiler_options(setup, shardings))
+    return Program(step, options=_compiler_options(setup, shardings))
 
 
 def make_source_step(
@@ -126,7 +127,7 @@ def make_source_step(
             new = jax.lax.with_sharding_constraint(new, shardings)
         return new, metrics
 
-    return jax.jit(step, donate_argnums=0, compiler_options=_compiler_options(setup, shardings))
+    return Program(step, options=_compiler_options(setup, shardings))
 
 
 def make_keep_step(
@@ -141,7 +142,7 @@ def make_keep_step(
         new = dataclasses.replace(state, source=setup.source.keep(state.source, given, first))
         return new if shardings is None else jax.lax.with_sharding_constraint(new, shardings)
 
-    return jax.jit(step, donate_argnums=0, compiler_options=_compiler_options(setup, shardings))
+    return Program(step, options=_compiler_options(setup, shardings))
 
 
 def judge_phase(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> tuple[Judged, jax.Array, Metrics]:

@@ -320,6 +320,23 @@ def test_state_is_donated_and_the_step_traced_once(options, tiny_config, tiny_fr
     assert step._cache_size() == 1
 
 
+def test_a_step_may_be_called_inside_another_compiled_function(options, tiny_config, tiny_frozen):
+    """The compiler's options belong to the outermost program; a scan over two steps equals two steps."""
+    setup = setup_of(options, tiny_config, tiny_frozen.constants)
+    step, batches = make_step(setup), [make_batch(seed) for seed in range(2)]
+    together = jax.jit(
+        lambda state, frozen, stacked: jax.lax.scan(
+            lambda state, one: (step(state, frozen, one)[0], ()), state, stacked
+        )[0]
+    )
+    found = together(state_of(setup, tiny_frozen), tiny_frozen, jax.tree.map(lambda *x: jnp.stack(x), *batches))
+    state = state_of(setup, tiny_frozen)
+    for batch in batches:
+        state, _, _ = step(state, tiny_frozen, batch)
+    assert int(found.step) == 2
+    assert_trees(found.policy, state.policy, rtol=1e-4, atol=1e-5)
+
+
 def test_adapters_on_a_quantised_base_start_with_rewards_of_exactly_zero(options, tiny_config, tiny_params, batch):
     quantised = quantize(tiny_config, tiny_params, bits=4, group=8)
     frozen = Frozen(quantised, quantised)
