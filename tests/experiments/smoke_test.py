@@ -9,6 +9,7 @@ from experiments import report
 from prm_jax.verifiers.sandbox import available_levels
 
 NAMES = (
+    pytest.param("agents", marks=pytest.mark.slow),
     "best_of_n",
     pytest.param("calculator", marks=pytest.mark.slow),
     pytest.param("clip_delta", marks=pytest.mark.slow),
