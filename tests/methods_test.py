@@ -19,7 +19,7 @@ from prm_jax.prm.forward import init_head
 from prm_jax.verifiers.sandbox import available_levels
 from tests.recipes_test import commands as commands_of
 from tests.recipes_test import parsed
-from tests.search.commands_test import Careless, stand_in
+from tests.search.careless import Careless, stand_in
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 PAGE = REPO / "docs" / "methods.md"
