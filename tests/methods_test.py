@@ -19,7 +19,7 @@ from prm_jax.prm.forward import init_head
 from prm_jax.verifiers.sandbox import available_levels
 from tests.recipes_test import commands as commands_of
 from tests.recipes_test import parsed
-from tests.search.commands_test import Careless, stand_in
+from tests.search.careless import Careless, stand_in
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 PAGE = REPO / "docs" / "methods.md"
@@ -253,7 +253,7 @@ def test_the_rounds_of_self_training_are_commands_that_are_understood(tmp_path):
     assert "--tree.scorer none" in first and "--first-problem 0" in first and "--labels quality" in first
     assert f"label {out}/1/imitation/model" in second and f"--tree.scorer {out}/1/values/model" in second
     assert "--first-problem 8" in second
-    # Started again, it trains nothing anew.
+    # Started again, it trains nothing twice.
     subprocess.run(words, env=environment, check=True, capture_output=True)
     again = [line.split(" ")[0] for line in log.read_text().splitlines()][10:]
     assert again == 2 * ["label", "search", "search"]

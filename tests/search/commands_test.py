@@ -1,4 +1,4 @@
-"""The commands search and label on the carry task: with a model that knows nothing, and a made-up careless one."""
+"""The command search on the carry task: with a model that knows nothing, and a made-up careless one."""
 
 import json
 import pathlib
@@ -8,85 +8,9 @@ import numpy as np
 import pytest
 
 from prm_jax import cli, models
-from prm_jax.data.carry import ALPHABET, CarryTask
+from prm_jax.data.carry import CarryTask
 from prm_jax.data.step_data import read_step_data
-from prm_jax.prm.data import step_pairs
-from prm_jax.prm.labelling import edit_distance
-from prm_jax.rollouts import Batching, LocalEngine
-from prm_jax.verifiers.verdict import Verdict
-from tests.rollouts.completion_server import serving
-
-SMALL = ["--problems", "4", "--task-options", "max_operands", "4", "--sampling.step-tokens", "14",
-         "--sampling.max-new-tokens", "40", "--max-steps", "3"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    tokenizer = models.CharTokenizer(ALPHABET)
-    config = models.ModelConfig(
-        architecture="llama", vocab_size=tokenizer.vocab_size, hidden_size=16, intermediate_size=32, num_layers=1,
-        num_heads=2, num_kv_heads=1, head_dim=8, max_position_embeddings=64,
-    )  # fmt: skip
-    path = tmp_path_factory.mktemp("model") / "hf"
-    models.save_weights(path, config, models.init_params(config, jax.random.key(0)), tokenizer=tokenizer)
-    return str(path)
-
-
-class Careless:
-    """Stands for `generate`: writes what the careless teacher would, from any prefix, by its own random numbers."""
-
-    def __init__(self):
-        self.tokenizer, self.drop = models.CharTokenizer(ALPHABET), 0.5
-
-    def __call__(self, config, params, prompts, key, *, samples_per_prompt, max_new_tokens, stop, options, **rest):
-        rows = []
-        for prompt, number in zip(prompts, options.prompt_ids, strict=True):
-            rng = np.random.default_rng([number, *jax.random.key_data(key).tolist()])
-            for _ in range(samples_per_prompt):
-                text = self.go_on(self.tokenizer.decode(prompt, skip_special=True), rng)
-                ids = self.tokenizer.encode(text, add_special=False) + [self.tokenizer.eos_id]
-                if ";" in stop and ";" in text:
-                    ids = ids[: text.index(";") + 1]
-                rows.append(ids[:max_new_tokens])
-        tokens = np.array([row + [0] * (max_new_tokens - len(row)) for row in rows])
-        mask = np.arange(max_new_tokens) < np.array([[len(row)] for row in rows])
-        return models.Samples(tokens, mask, np.where(mask, -0.1, 0.0), np.ones(len(rows), bool))
-
-    def go_on(self, text, rng):
-        prompt, _, written = text.partition("=")
-        row = [int(x) for x in prompt.split("+")]
-        steps = [piece for piece in written.split(";") if piece]
-        total = int(steps[-1].split("=")[1]) if steps else row[0]
-        out = []
-        for operand in row[len(steps) + 1 :]:
-            after = total + operand - (10 if total % 10 + operand >= 10 and rng.random() < self.drop else 0)
-            out.append(f"{total}+{operand}={after}")
-            total = after
-        return ";".join(out) + f"#{total}"
-
-
-@pytest.fixture
-def careless(monkeypatch):
-    stand_in(monkeypatch, Careless())
-
-
-def stand_in(monkeypatch, policy):
-    """Puts a policy in the place of `generate`, and batches of it in that of slots."""
-
-    def batches(config, params, *, slots, mesh, **same):
-        return LocalEngine(config, params, batching=Batching(slots), **same)
-
-    monkeypatch.setattr(models, "generate", policy)
-    monkeypatch.setattr("prm_jax.rollouts.slots.SlotEngine", batches)
-
-
-METHODS = {
-    "majority": [], "best_of_n": [], "weighted_vote": [], "beam": ["--beams", "2"], "dvts": ["--beams", "2"],
-    "step_beam": ["--beams", "2"], "mcts": ["--simulations", "6"],
-    "lookahead": ["--beams", "1", "--horizon", "2"], "parm": ["--samples", "8"],
-    "mean_vote": ["--samples", "8"], "refine": ["--samples", "1", "--width", "3"],
-    "refine_step": ["--samples", "1", "--width", "3"],
-}  # fmt: skip
+from tests.search.careless import LABEL, METHODS, SMALL, TREE, Careless, jsonl, save_reward_model, stand_in
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -225,20 +149,6 @@ def test_candidates_as_step_data(model, careless, tmp_path, capsys):
     assert "line 2 of" in (said := capsys.readouterr().err) and "made without them" in said
 
 
-def save_reward_model(model, path, kind, outputs):
-    from prm_jax.prm import PRM, save
-    from prm_jax.prm.forward import init_head
-    from prm_jax.prm.kinds import KINDS
-    from prm_jax.prm.reward_model_options import TextLayout
-    from prm_jax.prm.spec import Spec, Weights
-
-    config, params = models.load_weights(model)
-    spec = Spec(KINDS[kind](), config)
-    head = init_head(spec, jax.random.key(5), num_outputs=outputs, random=True)
-    save(path, PRM(spec, Weights(params, head, {}), models.CharTokenizer(ALPHABET), TextLayout(separator="")))
-    return str(path)
-
-
 def test_a_saved_reward_model_scores_the_candidates(model, careless, tmp_path):
     prm, out = save_reward_model(model, tmp_path / "prm", "token", 2), tmp_path / "found.jsonl"
     assert cli.main(["search", model, *SMALL, "--method", "best_of_n", "--scorer", prm, "--out", str(out)]) == 0
@@ -351,10 +261,6 @@ def test_a_real_model_proposes_steps(model, tmp_path, capsys):
     assert lines[0] == lines[1] and len(lines[0]) == 2
 
 
-LABEL = ["--problems", "6", "--task-options", "min_operands", "5", "max_operands", "5", "--sampling.max-new-tokens",
-         "48", "--rollouts", "6"]  # fmt: skip
-
-
 def test_a_damaged_file_of_results_is_refused(model, careless, tmp_path, capsys):
     out = tmp_path / "found.jsonl"
     words = ["search", model, *SMALL, "--problems", "3", "--method", "majority", "--samples", "2", "--out", str(out)]
@@ -380,20 +286,6 @@ def test_a_damaged_file_of_results_is_refused(model, careless, tmp_path, capsys)
     for begun in ("", head[:7], head[:60], head + "\n"):
         out.write_text(begun)
         assert cli.main([*words, "--resume"]) == 0 and out.read_text().splitlines() == [head, *lines]
-
-
-def test_a_damaged_part_of_labels_is_refused(model, careless, tmp_path, capsys):
-    partial = tmp_path / "labels.jsonl.partial"
-    words = ["label", model, str(tmp_path / "labels.jsonl"), *LABEL, "--searches", "2"]
-    assert cli.main(words) == 0
-    head = (tmp_path / "labels.jsonl.settings").read_text()
-    (tmp_path / "labels.jsonl").unlink()
-    for damaged in ({"calls": 3}, {"calls": "3", "records": []}, {"calls": 3, "records": [1]}):
-        partial.write_text(head + json.dumps(damaged) + "\n")
-        assert cli.main([*words, "--resume"]) == 2
-        assert "line 2 is not the result of one of 1 chunks" in capsys.readouterr().err
-    partial.write_text(head + 2 * (json.dumps({"calls": 3, "records": []}) + "\n"))
-    assert cli.main([*words, "--resume"]) == 2 and "line 3 is not the result of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["search", "label"])
@@ -430,11 +322,6 @@ def test_an_interrupted_search_says_what_is_kept_and_how_long_it_takes(model, tm
     told = capsys.readouterr().err
     assert f"the results so far are kept in {out}: the same command with --resume" in told
     assert told.count("2/4 problems") == 1 and told.count(" left\n") == 2
-
-
-def jsonl(path, *records):
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return ["--task", str(path), "--task-options", "eval_fraction", "1"]
 
 
 def test_prompts_that_are_too_long_are_told_before_the_work(model, careless, tmp_path, capsys):
@@ -557,265 +444,3 @@ def test_a_search_rule_of_the_users_own(model, careless, tmp_path, capsys):
     ):
         assert cli.main([*words, "--method", f"{file}:{name}"]) == 2
         assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("method", ["omega", "every_step", "adaptive"])
-@pytest.mark.parametrize("kind", ["soft", "hard", "vstar"])
-def test_labels_find_the_true_first_error(method, kind, model, careless, tmp_path, capsys):
-    out = tmp_path / "labels.jsonl"
-    words = ["label", model, str(out), *LABEL, "--method", method, "--labels", kind, "--searches", "4", "--chunk", "4"]
-    assert cli.main(words) == 0
-    task, right, known = CarryTask(5, 5), 0, 0
-    problems = {task.train[i].id: task.train[i] for i in range(6)}
-    for record in read_step_data(out):
-        truth = task.step_labels(problems[record.group], "".join(record.steps))
-        assert record.provenance["method"] == method and len(record.provenance["correct"]) == len(record.steps)
-        assert record.outcome == float(all(truth))
-        for label, correct in zip(record.labels, truth, strict=True):
-            if label is not None:
-                # A wrong prefix is never saved; a right one may look wrong when no rollout was lucky.
-                assert correct or label == 0
-                right, known = right + (correct == (label > 0)), known + 1
-    assert known > 20 and right / known > 0.8
-    assert cli.main(words) == 2 and "exists" in capsys.readouterr().err
-
-
-def test_adaptive_labels_spend_rollouts_where_they_disagree(model, careless, tmp_path):
-    out = tmp_path / "labels.jsonl"
-    words = ["label", model, str(out), *LABEL, "--labels", "soft", "--method", "adaptive", "--rollouts", "16"]
-    assert cli.main([*words, "--chunk", "4"]) == 0
-    records = read_step_data(out)
-    shares = [
-        (total, count / total)
-        for one in records
-        for total, count in zip(one.provenance["total"][:-1], one.provenance["correct"][:-1], strict=True)
-    ]
-    unsure = [total for total, rate in shares if 0.2 < rate < 0.8]
-    sure = [total for total, rate in shares if rate in (0.0, 1.0)]
-    assert min(total for total, _ in shares) >= 1 and np.mean(unsure) > np.mean(sure) + 1
-    assert np.mean([total for total, _ in shares]) == pytest.approx(12, abs=0.01)  # 16 less the pilot's 4
-    other = tmp_path / "other.jsonl"  # another division of the problems changes nothing
-    assert cli.main(["label", model, str(other), *words[3:], "--chunk", "2"]) == 0
-    assert [one.labels for one in read_step_data(other)] == [one.labels for one in records]
-
-
-@pytest.mark.parametrize("method", ["omega", "every_step", "tree"])
-def test_answers_that_cannot_be_checked_label_nothing(method, model, careless, tmp_path, monkeypatch):
-    judge, bad = CarryTask.verify_many, CarryTask(5, 5).train[0].prompt
-
-    def doubtful(self, problems, responses):
-        found = judge(self, problems, responses)
-        wrong = Verdict(0.0, "error", "no reference")
-        return [wrong if p.prompt == bad else verdict for p, verdict in zip(problems, found, strict=True)]
-
-    monkeypatch.setattr(CarryTask, "verify_many", doubtful)
-    out = tmp_path / "labels.jsonl"
-    more = ["--method", method, "--searches", "2", "--tree.simulations", "6"]
-    assert cli.main(["label", model, str(out), *LABEL, *more]) == 0
-    records = read_step_data(out)
-    assert len(records) > 4 and all(record.prompt != bad for record in records)
-
-
-@pytest.mark.parametrize("method", ["omega", "tree"])
-def test_labelling_goes_on_after_an_interruption(method, model, tmp_path, monkeypatch, capsys):
-    whole, out = tmp_path / "whole.jsonl", tmp_path / "labels.jsonl"
-    partial = tmp_path / "labels.jsonl.partial"
-    more = [*LABEL, "--method", method, "--chunk", "2", "--searches", "3", "--tree.simulations", "4"]
-    policy = Careless()
-    stand_in(monkeypatch, policy)
-    assert cli.main(["label", model, str(whole), *more]) == 0
-    assert not whole.with_name("whole.jsonl.partial").exists()
-
-    def interrupted(*args, options, **rest):
-        if min(options.prompt_ids) >= 4 << 14:  # the third chunk
-            raise KeyboardInterrupt
-        return policy(*args, options=options, **rest)
-
-    stand_in(monkeypatch, interrupted)
-    words = ["label", model, str(out), *more]
-    assert cli.main(words) == 130 and not out.exists()
-    assert len(partial.read_text().splitlines()) == 3  # the settings, two chunks
-    stand_in(monkeypatch, policy)
-    assert cli.main(words) == 2 and "continue with --resume" in capsys.readouterr().err
-    assert cli.main([*words, "--resume", "--seed", "1"]) == 2 and "other seed (0, now 1)" in capsys.readouterr().err
-    text = partial.read_text()
-    partial.write_bytes(text.encode()[:-40] + "\N{WHITE SMILING FACE}".encode()[:-1])  # killed while writing
-    assert cli.main([*words, "--resume"]) == 0
-    assert out.read_text() == whole.read_text() and not partial.exists()
-    assert cli.main([*words, "--resume"]) == 0 and "is finished" in capsys.readouterr().out
-    assert cli.main([*words, "--resume", "--seed", "1"]) == 2 and "other seed (0, now 1)" in capsys.readouterr().err
-    for option, value in (("--problems", "7"), ("--searches", "9"), ("--sampling.step-tokens", "20")):
-        assert cli.main([*words, "--resume", option, value]) == 2
-        assert f"other {option[2:].replace('-', '_')} (" in capsys.readouterr().err
-    out.with_name("labels.jsonl.settings").unlink()  # the lines themselves tell some of it
-    assert cli.main([*words, "--resume", "--seed", "1"]) == 2 and "other seed" in capsys.readouterr().err
-    assert cli.main([*words]) == 2 and "exists" in capsys.readouterr().err
-    partial.write_text("")  # stopped before the first line was there
-    out.unlink()
-    assert cli.main([*words, "--resume"]) == 0 and out.read_text() == whole.read_text()
-
-
-TREE = [*LABEL, "--method", "tree", "--tree.simulations", "12", "--tree.width", "3", "--tree.max-steps", "6"]
-
-
-def truths(record):
-    task = CarryTask(5, 5)
-    problems = {task.train[i].id: task.train[i] for i in range(6)}
-    return task.step_labels(problems[record.group.partition("/tree/")[0]], "".join(record.steps))
-
-
-@pytest.mark.parametrize("kind", ["q", "soft", "hard", "quality"])
-def test_trees_as_labels(kind, model, careless, tmp_path):
-    out = tmp_path / "labels.jsonl"
-    assert cli.main(["label", model, str(out), *TREE, "--labels", kind]) == 0
-    records = read_step_data(out)
-    values = {True: [], False: []}
-    for record in records:
-        truth = truths(record)
-        told = record.provenance
-        assert told["method"] == "tree" and told["rule"] == "alphamath" and told["scorer"] == "none"
-        # The answer stands in the same proposal as the last sum, of which nothing is told by itself.
-        assert len(record.steps) == 5 and [i for i, label in enumerate(record.labels) if label is None] == [3]
-        assert record.outcome == float(all(truth))
-        for i, (label, right) in enumerate(zip(record.labels, truth, strict=True)):
-            if label is None:
-                continue
-            values[right].append(label)
-            if kind in ("soft", "hard"):
-                share = told["correct"][i] / told["total"][i]
-                assert label == pytest.approx(share if kind == "soft" else float(share > 0)) and (right or label == 0)
-            if kind == "quality" and all(truth):  # a right path of four proposals: k / 4
-                assert label == pytest.approx((i + 1) / 4 if i < 4 else 1.0)
-    assert len(records) > (5 if kind == "quality" else 10)  # some problems have no right answer
-    assert np.mean(values[True]) > np.mean(values[False]) + 0.3
-    assert len({(r.group, r.steps) for r in records}) == len(records)
-
-
-@pytest.mark.parametrize("kind", ["best_worst", "first_error", "top_bottom"])
-def test_trees_as_preferences(kind, model, careless, tmp_path):
-    out = tmp_path / "pairs.jsonl"
-    more = ["--labels", kind, "--tree.rule", "rest_mcts", "--tree.scorer", "rollouts", "--rollouts", "4"]
-    assert cli.main(["label", model, str(out), *TREE, *more]) == 0
-    records = read_step_data(out)
-    right = []
-    for good, bad in zip(records[::2], records[1::2], strict=True):
-        assert good.group == bad.group and good.id == f"{good.group}/chosen" and bad.id == f"{good.group}/rejected"
-        assert good.steps[:-1] == bad.steps[:-1] and good.steps[-1] != bad.steps[-1]
-        assert good.labels == (None,) * (len(good.steps) - 1) + (1.0,) and bad.labels[-1] == 0.0
-        gap = good.provenance["q"] - bad.provenance["q"]
-        assert gap >= {"top_bottom": 0.5, "best_worst": 1e-9, "first_error": -1.0}[kind]
-        right.append(truths(good)[-1])
-    assert len(records) >= 4 and np.mean(right) > 0.8
-    assert kind == "best_worst" or all(right)  # what led to a right answer is right
-    assert len(step_pairs(records, how="first_error", margin=0.5)) == len(records)  # what train-prm learns from
-    assert cli.main(["label", model, str(tmp_path / "none.jsonl"), *TREE, *more, "--tree.min-edits", "99"]) == 2
-
-
-def test_the_tree_of_med_s3_and_its_look_back(model, careless, tmp_path):
-    labels = []
-    for back in ("0", "1"):
-        out = tmp_path / f"{back}.jsonl"
-        more = ["--labels", "q", "--tree.rule", "med_s3", "--tree.look-back", back]
-        assert cli.main(["label", model, str(out), *TREE, *more]) == 0
-        labels.append([one.labels for one in read_step_data(out)])
-    plain, lowered = labels
-    pairs = [(a, b) for x, y in zip(plain, lowered, strict=True) for a, b in zip(x, y, strict=True) if a is not None]
-    assert all(0 <= b <= a + 1e-6 <= 1 + 1e-6 for a, b in pairs) and any(b < a - 1e-3 for a, b in pairs)
-
-
-def test_edit_distance():
-    assert [edit_distance(*x) for x in (("", ""), ("", "abc"), ("kitten", "sitting"), ("flaw", "lawn"))] == [0, 3, 3, 2]
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--labels", "q"], "this --method has no labels 'q'; it has soft, hard, vstar"),
-        (["--method", "tree", "--labels", "vstar"], "has no labels 'vstar'; it has soft, hard, q, quality, best_worst"),
-        (["--method", "tree", "--tree.scorer", "nowhere"], "no scorer 'nowhere'"),
-        (["--method", "tree", "--tree.simulations", "5000"], "must stay below"),
-        (["--method", "tree", "--tree.width", "0"], "must be at least 1"),
-        (["--method", "adaptive", "--pilot", "8"], "--pilot is 8; it must be less than --rollouts, which is 6"),
-        (["--method", "tree", "--tree.look-back", "-1"], "--tree.look-back is -1"),
-        (["--method", "tree", "--tree.min-edits", "-1"], "--tree.min-edits is -1; it must be at least 0"),
-    ],
-)
-def test_bad_options_of_labels(model, more, message, tmp_path, capsys):
-    assert cli.main(["label", model, str(tmp_path / "labels.jsonl"), *LABEL, *more]) == 2
-    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
-
-
-def test_a_tree_is_not_valued_by_what_gives_no_chances(model, tmp_path, capsys):
-    prm = save_reward_model(model, tmp_path / "prm", "bradley_terry", 1)
-    assert cli.main(["label", model, str(tmp_path / "labels.jsonl"), *TREE, "--tree.scorer", prm]) == 2
-    assert "whose scores (score) are not probabilities" in capsys.readouterr().err
-
-
-class CarelessServer:
-    """The careless writer behind a completions API, as a server that says why it stopped, or one that does not."""
-
-    def __init__(self, tells, tokens=False):
-        self.writer, self.tells, self.tokens = Careless(), tells, tokens
-
-    def __call__(self, body, number):
-        prompt = body["prompt"]
-        assert isinstance(prompt, list) == self.tokens
-        text = self.writer.tokenizer.decode(prompt, skip_special=True) if self.tokens else prompt
-        rng = np.random.default_rng(body["seed"])
-        return [self.choice(self.writer.go_on(text, rng), body) for _ in range(body["n"])]
-
-    def choice(self, text, body):
-        found = [stop for stop in body.get("stop", ()) if stop in text]
-        shown = text[: min(text.index(stop) for stop in found)] if found else text
-        tokens = list(text[: len(shown) + 1]) if found else [*shown, ""]
-        choice = {"text": shown, "finish_reason": "stop"}
-        if len(tokens) > body["max_tokens"]:
-            tokens, found = tokens[: body["max_tokens"]], []
-            choice = {"text": "".join(tokens), "finish_reason": "length"}
-        choice["logprobs"] = {"tokens": tokens, "token_logprobs": [-0.1] * len(tokens)}
-        return {**choice, "stop_reason": found[0] if found else None} if self.tells else choice
-
-
-@pytest.mark.parametrize("method", ["majority", "step_beam", "mcts"])
-def test_a_server_as_policy(method, model, tmp_path, monkeypatch):
-    def never(*_, **__):
-        raise AssertionError("the model in this process was asked")
-
-    monkeypatch.setattr(models, "generate", never)
-    found = []
-    for tells, tokens in ((True, False), (False, False), (True, True)):
-        out = tmp_path / f"{tells}-{tokens}.jsonl"
-        with serving(CarelessServer(tells, tokens)) as (url, seen):
-            words = ["search", model, *SMALL, "--method", method, *METHODS[method], "--scorer", "truth",
-                     "--out", str(out), "--server", url, "--connection.model", "tiny"]  # fmt: skip
-            assert cli.main([*words, *(["--connection.prompts", "tokens"] if tokens else [])]) == 0
-            assert {body["model"] for body in seen} == {"tiny"} and {body["logprobs"] for body in seen} == {1}
-        head, *lines = [json.loads(line) for line in out.read_text().splitlines()]
-        assert head["settings"]["server"]["prompts"] == ("tokens" if tokens else "text") and url not in str(head)
-        assert all(line["candidates"] > 0 and line["any_correct"] == 1.0 for line in lines)
-        found.append(lines)
-    assert found[0] == found[1] == found[2]  # what a server says of its stops changes nothing
-
-
-def test_labels_from_a_server(model, tmp_path, capsys):
-    out = tmp_path / "labels.jsonl"
-    words = ["label", model, str(out), *LABEL, "--searches", "2", "--problems", "3"]
-    with serving(CarelessServer(tells=True)) as (url, _):
-        assert cli.main([*words, "--server", url]) == 0
-    assert all(label in (None, 0.0, 1.0) for record in read_step_data(out) for label in record.labels)
-    out.unlink()
-    assert cli.main([*words, "--server", url]) == 2 and "no server answers at" in capsys.readouterr().err
-
-
-def test_text_that_the_tokenizer_does_not_have(model, capsys):
-    choice = {"text": "so 7", "finish_reason": "stop", "logprobs": {"tokens": ["so 7"], "token_logprobs": [-0.1]}}
-    with serving(lambda body, _: [choice] * body["n"]) as (url, _):
-        assert cli.main(["search", model, *SMALL, "--server", url]) == 2
-    assert "the character 's'" in capsys.readouterr().err
-
-
-def test_nothing_to_label(model, tmp_path, capsys):
-    """A model that knows nothing is never right."""
-    words = ["label", model, str(tmp_path / "labels.jsonl"), *SMALL[:-2], "--rollouts", "2", "--chunk", "4"]
-    assert cli.main(words) == 2
-    assert "all correct or all wrong" in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ from prm_jax import cli, search
 from prm_jax.prm.tree_page import tree_record, trees_page
 from prm_jax.search.drawn import ScoredPrefixes, draw_tree
 from prm_jax.search.partials import Partial
-from tests.search.commands_test import SMALL, careless, model  # noqa: F401
+from tests.search.careless import SMALL
 
 
 @jax.jit
@@ -51,7 +51,7 @@ def test_text_of_a_model_cannot_end_the_script():
 
 
 @pytest.mark.parametrize("method", ["mcts", "step_beam"])
-def test_the_command_draws(method, model, careless, tmp_path, capsys):  # noqa: F811
+def test_the_command_draws(method, model, careless, tmp_path, capsys):
     out, page = tmp_path / "found.jsonl", tmp_path / "trees.html"
     words = ["search", model, *SMALL, "--method", method, "--simulations", "4", "--beams", "2", "--scorer", "truth"]
     assert cli.main([*words, "--out", str(out), "--draw", str(page)]) == 0
