@@ -253,7 +253,7 @@ def test_the_rounds_of_self_training_are_commands_that_are_understood(tmp_path):
     assert "--tree.scorer none" in first and "--first-problem 0" in first and "--labels quality" in first
     assert f"label {out}/1/imitation/model" in second and f"--tree.scorer {out}/1/values/model" in second
     assert "--first-problem 8" in second
-    # Started again, it trains nothing anew.
+    # Started again, it trains nothing twice.
     subprocess.run(words, env=environment, check=True, capture_output=True)
     again = [line.split(" ")[0] for line in log.read_text().splitlines()][10:]
     assert again == 2 * ["label", "search", "search"]

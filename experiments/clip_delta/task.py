@@ -12,7 +12,7 @@ class RepeatingTask(CarryTask):
     """The task `carry` with a teacher that now and then writes a step twice, or more often.
 
     Args:
-      repeat: in [0, 1), the probability that the teacher writes a step once more, each time anew.
+      repeat: in [0, 1), the probability that the teacher writes a step once more; the copy may be repeated too.
       options: of `CarryTask`.
     """
 

@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.credit.arms import start_options
-from experiments.credit.map_report import report
+from experiments.credit.map_report import RATE, report
 from experiments.credit.report import write
 from experiments.credit.settings import ALL, ROOTS, SETTINGS, arm_options, earlier_options
 
 HERE = pathlib.Path(__file__).resolve().parent
 Plan = Sequence[tuple[str, str, Sequence[int], float]]
 """(setting, arm, seeds, learning rate of the policy) in the order of running."""
-RATE = 3e-4
 SEEDS = (401, 403, 405, 407, 409, 411)
 TUNING = (901, 903)
 MORE = (413, 415, 417, 419, 421, 423)
@@ -40,6 +39,12 @@ STAGES: dict[str, Plan] = {
         for setting in ("2 samples", "noise", "zeros", "8 samples")
         for arm in ("outcome", "checker_step_0")
     ],
+    "rates": [("base", arm, SEEDS, rate) for rate in (1e-4, 1e-3) for arm in ("outcome", "checker_step_0")],
+    "flips": [
+        ("base", f"checker_{form}", SEEDS, RATE) for form in ("step_30", "cumulative_20", "step_10", "cumulative_40")
+    ],
+    "success": [("5 steps", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0", "mix_outcome", "mix_failed")],
+    "online": [(setting, "mix_failed", SEEDS, RATE) for setting in ("2 samples", "noise")],
 }
 """Stage -> its runs."""
 

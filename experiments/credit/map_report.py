@@ -15,15 +15,21 @@ from experiments.report import COLORS, Estimate, estimate, machine, plain, rende
 from prm_jax.runs.claims import stamp
 
 BASE = "outcome"
+RATE = 3e-4
+"""The policy's learning rate in all stages but `rates`."""
 Runs = dict[tuple[str, str, int], dict[str, Any]]
 PAIRS = (("mix_failed", "mix_outcome"), ("checker_step_0", "checker_return_0"), ("reuse", "reuse_frozen"))
 """Arms that are compared with each other."""
 
 
 def load(results: pathlib.Path, seeds: Sequence[int]) -> Runs:
-    """(setting, arm, seed) -> run, for some seeds."""
-    runs = json.loads(results.read_text())["runs"]
-    return {(one["setting"], one["arm"], one["seed"]): one for one in runs if one["seed"] in seeds}
+    """(setting, arm, seed) -> run, for some seeds; a learning rate other than the common one is part of the setting."""
+    found: Runs = {}
+    for run in json.loads(results.read_text())["runs"]:
+        if run["seed"] in seeds:
+            note = "" if run["rate"] == RATE else f", learning rate {run['rate']:g}"
+            found[run["setting"] + note, run["arm"], run["seed"]] = run
+    return found
 
 
 def summary(runs: Runs, fresh: Sequence[int] = ()) -> dict[str, dict[str, dict[str, float]]]:

@@ -77,6 +77,7 @@ class Setting:
 SETTINGS = {
     "base": Setting(),
     "3 steps": Setting(size=4),
+    "5 steps": Setting(size=6),
     "2 samples": Setting(prompts=16, samples=2),
     "8 samples": Setting(prompts=4, samples=8),
     "noise": Setting(noise=0.1),

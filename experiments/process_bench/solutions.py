@@ -1,7 +1,7 @@
 """Worked solutions to school problems with one wrong step each: labels that are exact up to the first error.
 
 GSM8K's solutions annotate every calculation (`<<48/2=24>>24`). A solution whose calculations can all be read is written
-anew in one of several hands, once as it is and once with a mistake in one calculation: a slip in the result, a wrong
+again in one of several hands, once as it is and once with a mistake in one calculation: a slip in the result, a wrong
 quantity, or a wrong operation. The steps behind it go on from the wrong number. They carry no label.
 """
 

@@ -21,7 +21,7 @@ def compiler_options(*configs: ModelConfig, platform: str | None = None) -> dict
     last bit; with these options the library computes products alone.
 
     Args:
-      *configs: of the models whose log-probs are compared.
+      configs: of the models whose log-probs are compared.
       platform: of the devices, such as "cpu"; None for the default backend's.
 
     Returns:

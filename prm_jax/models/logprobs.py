@@ -117,8 +117,8 @@ def token_statistics(
     """``token_logprobs`` and, from the same forward pass, entropies and the experts' load.
 
     Args:
-      config, params, tokens, mask, temperature, implementation, positions, segment_ids, start, compact: as of
-        ``token_logprobs``.
+      config, params, tokens, mask, temperature, implementation, positions, segment_ids, start, compact:
+        as in ``token_logprobs``.
       entropy: whether to compute entropies.
       load: whether to sum the experts' load; of a sparse model.
 
