@@ -24,6 +24,7 @@ NAMES = (
     "multi_objective",
     "mutation_labels",
     "omega_labels",
+    pytest.param("pav", marks=pytest.mark.slow),
     pytest.param("programs", marks=pytest.mark.slow),
     "provers",
     "quantile_values",
