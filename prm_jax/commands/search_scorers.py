@@ -3,17 +3,16 @@
 from typing import TYPE_CHECKING, Any
 
 from prm_jax.commands.scoring import load
+from prm_jax.commands.search_options import Options
 
 if TYPE_CHECKING:
     from prm_jax.search.searchers import Searcher
 
-Options = Any
-"""Those of ``prm-jax search``, whose module imports this one."""
 PROGRESS_METHODS = ("beam", "dvts", "step_beam")
 """The searches that --progress-alpha is for."""
 
 
-def progress_problem(options: "Options") -> str | None:
+def progress_problem(options: Options) -> str | None:
     """What is wrong with the options of progress, if anything."""
     if options.progress_alpha is None:
         if options.prover or options.progress_best_of > 1:
@@ -28,7 +27,7 @@ def progress_problem(options: "Options") -> str | None:
     return None
 
 
-def selection_problem(options: "Options") -> str | None:
+def selection_problem(options: Options) -> str | None:
     """What is wrong with the options of trusted answers, if anything."""
     if (options.false_discovery is None) != (options.calibration is None):
         return (
@@ -40,7 +39,7 @@ def selection_problem(options: "Options") -> str | None:
     return None
 
 
-def make_scorers(options: "Options", searcher: "Searcher", policy: Any) -> tuple[Any, Any]:
+def make_scorers(options: Options, searcher: "Searcher", policy: Any) -> tuple[Any, Any]:
     """(the scorer, the second scorer or None)."""
     from prm_jax.prm.prefix_scores import make_prefix_scorer
     from prm_jax.prm.progress_scores import with_progress

@@ -39,6 +39,11 @@ def with_progress(
     return PrefixScorer(scores, "score", rollers)
 
 
+def best_of_k(values: np.ndarray, k: int) -> np.ndarray:
+    """`rl.best_of_k_value` in NumPy, since every number of values would be compiled; scores of any kind for k = 1."""
+    return values if k == 1 else 1.0 - (1.0 - values) ** k
+
+
 class _Progress:
     """Keeps the prover's values of the current problems, since most parents were scored before."""
 
@@ -55,15 +60,11 @@ class _Progress:
             self.known.clear()
         values = np.asarray(self.value(partials), np.float64)
         proved = values if self.prover is None else np.asarray(self.prover(partials), np.float64)
-        proved = self._best(proved)
+        proved = best_of_k(proved, self.best_of)
         self._learn(partials, proved)
         before = np.asarray([self.known[p.question, p.steps[:-1]] for p in partials])
         effective = values + self.alpha * (proved - before)
         return np.where([p.finished for p in partials], values, effective).tolist()
-
-    def _best(self, values: np.ndarray) -> np.ndarray:
-        """`rl.best_of_k_value`; in NumPy, since every number of prefixes would be compiled."""
-        return 1.0 - (1.0 - values) ** self.best_of
 
     def _learn(self, partials: Sequence[Partial], proved: np.ndarray) -> None:
         """Keeps the prover's values, and computes those of parents that are missing."""
@@ -75,5 +76,5 @@ class _Progress:
         parents = [Partial(question, steps) for question, steps in missing if steps]
         if parents:
             found = (self.prover or self.value)(parents)
-            best = self._best(np.asarray(found, np.float64)).tolist()
+            best = best_of_k(np.asarray(found, np.float64), self.best_of).tolist()
             self.known |= {(p.question, p.steps): value for p, value in zip(parents, best, strict=True)}

@@ -140,7 +140,7 @@ def test_trees_as_labels(kind, model, careless, tmp_path):
         truth = truths(record)
         told = record.provenance
         assert told["method"] == "tree" and told["rule"] == "alphamath" and told["scorer"] == "none"
-        # The answer stands in the same proposal as the last sum, of which nothing is told by itself.
+        # The answer is part of the same proposal as the last sum, of which nothing is told by itself.
         assert len(record.steps) == 5 and [i for i, label in enumerate(record.labels) if label is None] == [3]
         assert record.outcome == float(all(truth))
         for i, (label, right) in enumerate(zip(record.labels, truth, strict=True)):

@@ -14,6 +14,7 @@ from prm_jax.errors import UserError
 from prm_jax.prime.responses import Responses, Sampler
 from prm_jax.prime.sources.base import Observed, Source
 from prm_jax.prm.prefix_scores import gives_probabilities
+from prm_jax.prm.progress_scores import best_of_k
 from prm_jax.runs import processes
 from prm_jax.runs.learner import Params
 
@@ -71,7 +72,7 @@ class SavedPRM(Source):
             if len(members) > 1:
                 scores = np.asarray(rl.pessimistic_rewards(members, coefficient=self.pessimism)[0])
             ends = np.arange(len(scores)) == len(scores) - 1
-            scores = np.where(ends, scores, 1.0 - (1.0 - scores) ** self.best_of)  # each length would be compiled
+            scores = np.where(ends, scores, best_of_k(scores, self.best_of))
             first[row] = scores[0]
             for number, score in enumerate(scores):
                 columns = np.flatnonzero(responses.step_ids[row] == number)
