@@ -104,8 +104,13 @@ CHECKERS = {
 """The step checker with a share of its labels flipped, for each form of credit."""
 
 MIXED_TASK = {"task": {"mixed": True}}
+GRPO = {"advantage": {"process_coef": 0.0, "estimator": "grpo"}}
 FORMS = {
     "outcome": ARMS["outcome"],
+    "outcome_filtered": ARMS["outcome_filtered"],
+    "outcome_grpo": Arm(3e-4, GRPO),
+    "outcome_grpo_filtered": Arm(3e-4, ARMS["outcome_filtered"].groups | GRPO),
+    "monte_carlo": Arm(3e-4, {"reward": {"source": "values", "rollouts": 2}, "advantage": LOCAL | {"credit": "value"}}),
     "mix_outcome": Arm(3e-4, ARMS["outcome"].groups | MIXED_TASK),
     "mix_failed": Arm(3e-4, {"prm": ONLINE, "advantage": LOCAL} | MIXED_TASK),
     "reuse": Arm(3e-4, {"prm": ONLINE | {"trained": "earlier"}, "advantage": LOCAL}),
@@ -113,6 +118,14 @@ FORMS = {
         3e-4,
         {"prm": ONLINE | {"trained": "earlier", "learning_rate": 0.0}, "advantage": LOCAL},
     ),
+    "history": Arm(3e-4, {"prm": ONLINE | {"trained": "implicit"}, "advantage": LOCAL}),
+    "history_frozen": Arm(3e-4, {"prm": ONLINE | {"trained": "implicit", "learning_rate": 0.0}, "advantage": LOCAL}),
+    **{
+        f"value_{labels}": Arm(
+            3e-4, {"reward": {"source": "model", "path": (labels,)}, "advantage": LOCAL | {"credit": "value"}}
+        )
+        for labels in ("outcomes", "rollouts", "exact")
+    },
     "mix_reuse": Arm(
         3e-4,
         {
@@ -159,6 +172,12 @@ EARLIER = 2048
 """Rollouts of easier problems from which the PRM of the reuse arms has learned."""
 
 
+def earlier_of(arm: Arm) -> str:
+    """Which earlier PRM an arm begins with: "earlier", one of `history.KINDS`, or "" for none."""
+    reward, prm = arm.groups.get("reward", {}), arm.groups.get("prm", {})
+    return str(prm.get("trained") or "".join(reward.get("path", ())))
+
+
 def earlier_options(start: pathlib.Path) -> Options:
     """A run that trains the PRM of the reuse arms alone: on sums of 3 to 5 numbers that the start policy writes."""
     options = dataclasses.replace(base_options(Setting(), 7), steps=0)
@@ -173,10 +192,12 @@ def earlier_options(start: pathlib.Path) -> Options:
 def arm_options(
     setting: Setting, arm: Arm, seed: int, start: pathlib.Path, *, rate: float, earlier: pathlib.Path | None = None
 ) -> Options:
-    """An arm of a setting from the start in a directory; `earlier` is the PRM of the reuse arms."""
+    """An arm of a setting from the start in a directory; `earlier` is the PRM of an arm that begins with one."""
     groups: dict[str, dict[str, Any]] = {name: dict(fields) for name, fields in arm.groups.items()}
     if "trained" in groups.get("prm", {}):
         groups["prm"]["trained"] = str(earlier)
+    if "path" in groups.get("reward", {}):
+        groups["reward"]["path"] = (str(earlier),)
     options = base_options(setting, seed)
     if groups.pop("task", None):
         options = dataclasses.replace(options, task=task_options(setting, 3, setting.size, mixed=True))
