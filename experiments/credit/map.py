@@ -23,6 +23,7 @@ Plan = Sequence[tuple[str, str, Sequence[int], float]]
 SEEDS = (401, 403, 405, 407, 409, 411)
 TUNING = (901, 903)
 MORE = (413, 415, 417, 419, 421, 423)
+FRESH = (*MORE, 425, 427, 429, 431)
 STARTS = tuple(range(1001, 1013))
 """Seeds with a start policy of their own."""
 STAGES: dict[str, Plan] = {
@@ -57,8 +58,9 @@ STAGES: dict[str, Plan] = {
     ],
     "history": [
         ("base", arm, SEEDS, RATE)
-        for arm in ("history", "history_frozen", "value_outcomes", "value_rollouts", "value_exact")
+        for arm in ("value_rollouts", "history", "value_exact", "history_frozen", "value_outcomes")
     ],
+    "fresh": [("base", arm, FRESH, RATE) for arm in ("outcome", "checker_step_0", "reuse")],
     "starts": [("base", arm, STARTS, RATE) for arm in ("outcome", "checker_step_0", "reuse")],
 }
 """Stage -> its runs."""
