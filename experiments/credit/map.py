@@ -9,13 +9,24 @@ map.json beside this file and not repeated. `report` in place of a stage prints 
 import argparse
 import json
 import pathlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from experiments.credit.arms import start_options
 from experiments.credit.map_report import RATE, report
 from experiments.credit.report import write
-from experiments.credit.settings import ALL, ROOTS, SETTINGS, arm_options, earlier_of, earlier_options
+from experiments.credit.settings import (
+    ALL,
+    ROOTS,
+    SETTINGS,
+    STARTS,
+    Setting,
+    arm_options,
+    earlier_of,
+    earlier_options,
+    own_start,
+)
 
 HERE = pathlib.Path(__file__).resolve().parent
 Plan = Sequence[tuple[str, str, Sequence[int], float]]
@@ -24,8 +35,6 @@ SEEDS = (401, 403, 405, 407, 409, 411)
 TUNING = (901, 903)
 MORE = (413, 415, 417, 419, 421, 423)
 FRESH = (*MORE, 425, 427, 429, 431)
-STARTS = tuple(range(1001, 1013))
-"""Seeds with a start policy of their own."""
 STAGES: dict[str, Plan] = {
     "first": [("base", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0")],
     "mixture": [("base", arm, SEEDS, RATE) for arm in ("mix_outcome", "mix_failed")],
@@ -62,18 +71,20 @@ STAGES: dict[str, Plan] = {
     ],
     "fresh": [("base", arm, FRESH, RATE) for arm in ("outcome", "checker_step_0", "reuse")],
     "starts": [("base", arm, STARTS, RATE) for arm in ("outcome", "checker_step_0", "reuse")],
+    "long": [("20 steps", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0")],
+    "gym": [("backward", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0")],
 }
 """Stage -> its runs."""
 
 
-def start_of(seed: int, runs: pathlib.Path) -> pathlib.Path:
+def start_of(seed: int, runs: pathlib.Path, setting: Setting = SETTINGS["base"]) -> pathlib.Path:
     """The start policy of a seed, trained unless it is there."""
     from prm_jax.prime.training import train
 
     number = seed if seed in STARTS else ROOTS[seed % len(ROOTS)]
-    root = runs / "roots" / str(number)
+    root = runs / "roots" / (setting.start or str(number))
     if not (root / "result.json").is_file():
-        train(start_options("long", number), root, resume=root.is_dir())
+        train(own_start(setting) if setting.start else start_options("long", number), root, resume=root.is_dir())
     return root / "start"
 
 
@@ -111,7 +122,9 @@ def run(plan: Plan, runs: pathlib.Path, results: pathlib.Path) -> None:
         name = earlier_of(ALL[arm])
         earlier = earlier_prm(name, runs) if name else None
         options = [
-            arm_options(SETTINGS[setting], ALL[arm], seed, start_of(seed, runs), rate=rate, earlier=earlier)
+            arm_options(
+                SETTINGS[setting], ALL[arm], seed, start_of(seed, runs, SETTINGS[setting]), rate=rate, earlier=earlier
+            )
             for seed in left
         ]
         found = train_replicas(options, [runs / "prms" / setting / arm / str(seed) for seed in left])
@@ -123,10 +136,36 @@ def run(plan: Plan, runs: pathlib.Path, results: pathlib.Path) -> None:
         print(setting, arm, rate, [one["sampled"] for one in found], found[0]["processor_seconds"], flush=True)
 
 
+MEASURED = ("outcome", "checker_step_0", "mix_failed", "reuse", "value_rollouts", "monte_carlo")
+
+
+def measure(runs: pathlib.Path, results: pathlib.Path, *, rounds: int = 5, steps: int = 2) -> None:
+    """Processor time of a training step of each form, rounds of a few steps in turn, after two that compile."""
+    from experiments.credit.replicas import Team
+
+    teams = {}
+    for arm in MEASURED:
+        name = earlier_of(ALL[arm])
+        earlier = earlier_prm(name, runs) if name else None
+        start = start_of(SEEDS[0], runs)
+        made = [arm_options(SETTINGS["base"], ALL[arm], s, start, rate=RATE, earlier=earlier) for s in SEEDS[:2]]
+        teams[arm] = Team(made)
+        for step in range(2):
+            teams[arm].learn(step)
+    seconds: dict[str, list[float]] = {arm: [] for arm in MEASURED}
+    for number in range(rounds):
+        for arm, team in teams.items():
+            begun = time.process_time()
+            for step in range(steps):
+                team.learn(2 + number * steps + step)
+            seconds[arm].append(round((time.process_time() - begun) / (2 * steps), 4))
+    write({**read(results), "cost": {"unit": "processor s per step and run", "arms": seconds}}, results)
+
+
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", choices=(*STAGES, "report"), nargs="+")
+    parser.add_argument("stages", choices=(*STAGES, "cost", "report"), nargs="+")
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/credit_map"))
     parser.add_argument("--results", type=pathlib.Path, default=HERE / "map.json")
     return parser.parse_args()
@@ -136,6 +175,8 @@ if __name__ == "__main__":
     arguments = parsed()
     for stage in arguments.stages:
         if stage == "report":
-            report(arguments.results, arguments.results.parent / "simulation.json", SEEDS, MORE)
+            report(arguments.results, arguments.results.parent / "simulation.json", SEEDS, FRESH)
+        elif stage == "cost":
+            measure(arguments.runs, arguments.results)
         else:
             run(STAGES[stage], arguments.runs, arguments.results)

@@ -12,7 +12,7 @@ from prm_jax.data.carry import CarryTask
 from prm_jax.data.problems import Problem, is_eval
 from prm_jax.data.procedural import DrawnProblems, draw_distinct
 from prm_jax.models.model_options import ModelOptions
-from prm_jax.prime.options import EvalOptions, Options, PolicyOptions, RolloutOptions, TaskOptions
+from prm_jax.prime.options import EvalOptions, Options, PolicyOptions, RolloutOptions, SFTOptions, TaskOptions
 
 
 class Sums(CarryTask):
@@ -51,7 +51,7 @@ def _problem(row: Sequence[int]) -> Problem:
     return Problem(_prompt(row), str(sum(row)), f"sums/{_prompt(row)}", {"operands": list(row)})
 
 
-SUMS = "experiments.credit.settings:Sums"
+SUMS, BACKWARD = "experiments.credit.settings:Sums", "experiments.credit.gym_task:Backward"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +63,8 @@ class Setting:
       prompts, samples: per step.
       noise: share of training outcomes that are flipped.
       zeros: every other number is 0, so that half of the steps cannot go wrong.
+      gym: words of `size` letters spelled backward (reasoning-gym) in place of sums; one letter is a step.
+      start: name of a start policy of the setting's own, see `own_start`; "": that of the seed.
       steps: of training.
     """
 
@@ -71,6 +73,8 @@ class Setting:
     samples: int = 4
     noise: float = 0.0
     zeros: bool = False
+    gym: bool = False
+    start: str = ""
     steps: int = 80
 
 
@@ -82,6 +86,8 @@ SETTINGS = {
     "8 samples": Setting(prompts=4, samples=8),
     "noise": Setting(noise=0.1),
     "zeros": Setting(zeros=True),
+    "backward": Setting(gym=True, start="backward"),
+    "20 steps": Setting(size=21, start="20_steps"),
 }
 """Points of the map by name."""
 
@@ -142,10 +148,14 @@ ALL = FORMS | CHECKERS
 
 ROOTS = (301, 901)
 """Seeds of the start policies; seed s begins at number s modulo 2 of them."""
+STARTS = tuple(range(1001, 1013))
+"""Seeds with a start policy of their own."""
 
 
 def task_options(setting: Setting, least: int, most: int, *, mixed: bool = False) -> TaskOptions:
     """Sums of `least` to `most` numbers; with `mixed` those of `most` alone are for evaluation."""
+    if setting.gym:
+        return TaskOptions(BACKWARD, {"length": str(setting.size)})
     given = {"min_operands": str(least), "max_operands": str(most)}
     if setting.zeros or mixed:
         return TaskOptions(SUMS, given | {"num_eval": "192", "zeros": str(setting.zeros)})
@@ -154,18 +164,33 @@ def task_options(setting: Setting, least: int, most: int, *, mixed: bool = False
 
 def base_options(setting: Setting, seed: int) -> Options:
     """What all arms of a seed share."""
+    prompt, response = (60, setting.size + 2) if setting.gym else (2 * setting.size + 1, 8 * (setting.size - 1) + 6)
     return Options(
         task=task_options(setting, setting.size, setting.size),
         model=ModelOptions(hidden_size=32, intermediate_size=96, num_layers=2),
         rollout=RolloutOptions(
             prompts_per_step=setting.prompts, samples_per_prompt=setting.samples, filter="none",
-            max_prompt_tokens=2 * setting.size + 1, max_new_tokens=8 * (setting.size - 1) + 6,
+            max_prompt_tokens=prompt, max_new_tokens=response,
             outcome_noise=setting.noise,
         ),
         policy=PolicyOptions(warmup_steps=10, weight_decay=0.0, beta2=0.95),
         eval=EvalOptions(every=16, problems=192, greedy=False, prm_problems=0, batch_size=192),
         steps=setting.steps, seed=seed, save_every=1000, keep_checkpoints=1, sample_every=1000, plots=False,
     )  # fmt: skip
+
+
+TAUGHT = 800
+"""Steps of supervised training of a setting's own start policy."""
+
+
+def own_start(setting: Setting) -> Options:
+    """The start policy of a setting with one of its own: right words, or sums whose teacher drops one carry in four."""
+    options = dataclasses.replace(base_options(setting, 901), steps=0)
+    if not setting.gym:
+        taught = {"min_operands": "3", "max_operands": str(setting.size), "num_eval": "192", "drop_carry": "0.25"}
+        options = dataclasses.replace(options, task=TaskOptions("carry", taught))
+    sft = SFTOptions(steps=TAUGHT, batch_size=32, learning_rate=1e-2)
+    return runs_from_one_start.changed(dataclasses.replace(options, sft=sft), ARMS["outcome"].groups)
 
 
 EARLIER = 2048
