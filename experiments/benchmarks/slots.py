@@ -12,7 +12,8 @@ columns of its own longest response. "slots" has --slots of them, "all" as many 
 remaining ones move into a quarter. All are compiled once and take turns within each repeat. Seconds are processor
 time, which other work on the machine changes least. What was measured is in docs/rollouts.md.
 
-With --out the numbers are written after every run, and runs that the file holds already are skipped.
+With --out the numbers are written after every run, and runs that the file holds already are skipped; those of other
+contenders stay, so that a long comparison can be made in parts.
 
 With --llama-cpp, llama.cpp's server (see `llama_peer.py`) answers the same prompts with responses of the same lengths,
 --slots at a time, at temperature 1 from the whole vocabulary: "llama.cpp" without log-probabilities, "llama.cpp, logp"
@@ -39,12 +40,13 @@ import numpy as np
 from experiments.benchmarks import llama_peer
 from prm_jax.models import DecodeOptions, ModelConfig, find_smollm2, generate, init_params, load_weights
 from prm_jax.rollouts import Request, SlotEngine, SlotTuning, sample_all
-from prm_jax.rollouts.slot_source import default_slots
+from prm_jax.rollouts.slot_options import default_slots
 
 KEY = jax.random.key(7)
 Run = Callable[[], Sequence[np.ndarray]]
-NOT_SETTINGS = ("out", "smoke", "llama_cpp", "step_times")
+NOT_SETTINGS = ("out", "smoke", "llama_cpp", "step_times", "contenders", "repeats")
 OURS = ("rectangle", "chunks", "slots", "all")
+CONTENDERS = (*OURS, "llama.cpp", "llama.cpp, logp")
 
 
 def main() -> None:
@@ -270,7 +272,7 @@ def _measure(work: _Work, before: dict[str, Any], save: Callable[[dict[str, Any]
         own = measured.setdefault(name, {"cpu_seconds": []})
         own["cpu_seconds"].append(seconds)
         own |= _counted(work.positions().get(name), int(work.lengths.sum()))
-        measured = {name: measured[name] for name in runs if name in measured}
+        measured = {name: measured[name] for name in CONTENDERS if name in measured}
         _compare(measured, found, int(work.lengths.sum()))
         save(measured)
     return measured
@@ -280,6 +282,8 @@ def _compare(measured: dict[str, Any], found: dict[str, Sequence[np.ndarray]], t
     """Speeds, and everything relative to the first contender."""
     base = next(iter(measured))
     for name, own in measured.items():
+        for old in [key for key in own if key.startswith("times_")]:
+            del own[old]
         pairs = list(zip(own["cpu_seconds"], measured[base]["cpu_seconds"], strict=False))
         own["tokens_per_cpu_second"] = round(tokens / statistics.median(own["cpu_seconds"]), 1)
         own[f"times_{base}"] = round(statistics.median(a / b for a, b in pairs), 3)
