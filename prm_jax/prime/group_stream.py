@@ -24,7 +24,7 @@ from prm_jax.runs import processes
 NextProblem = Callable[[], Problem]
 """The next prompt of the stream."""
 
-Sampling = Engine | EpisodePlayer
+AnyEngine = Engine | EpisodePlayer
 """What samples: responses, or episodes where they have turns."""
 
 Judging = list[Future[tuple[list[Ticket], Responses]]]
@@ -59,7 +59,7 @@ class GroupStream:
         """The groups that the step uses, sampled with these weights; collective where there are several processes."""
         options = self.options
         sampling = SamplingOptions(options.temperature, options.top_k, options.top_p)
-        engine: Sampling = self.engines.prepare(params, sampling)
+        engine: AnyEngine = self.engines.prepare(params, sampling)
         turns = self.pool.sampler.turns
         if turns is not None:
             engine = turns.player(engine, self.pool.sampler.tokenizer)
@@ -81,7 +81,7 @@ class GroupStream:
                     future.cancel()
         return self._finish()
 
-    def _ask(self, engine: Sampling) -> None:
+    def _ask(self, engine: AnyEngine) -> None:
         lookahead = self.options.lookahead if self.acceptance.early else 0
         wanted = min(self.acceptance.needed() + lookahead, self.acceptance.budget)
         while len(self._problems) < wanted:
@@ -90,7 +90,7 @@ class GroupStream:
             if number % processes.count() == processes.index():
                 self.pool.ask(engine, self.engines, number, self._problems[number])
 
-    def _harvest(self, judging: Judging, engine: Sampling) -> Judging:
+    def _harvest(self, judging: Judging, engine: AnyEngine) -> Judging:
         """Takes what is verified; waits for it where the order of events must not depend on time."""
         wait, left = self.engines.ordered or not self.pool.running, []
         for future in judging:
@@ -101,7 +101,7 @@ class GroupStream:
                 left.append(future)
         return left
 
-    def _decide(self, number: int, engine: Sampling) -> None:
+    def _decide(self, number: int, engine: AnyEngine) -> None:
         group, cuts = self.pool.groups[number], self.options.cut_groups and self.options.filter == "resample"
         if not group.tickets:
             passed = self.pool.passed(number)
@@ -122,7 +122,7 @@ class GroupStream:
                 self.acceptance.decide(number, passed)
         self._decided = {}
 
-    def _cancel(self, engine: Sampling, tickets: Iterable[Ticket]) -> None:
+    def _cancel(self, engine: AnyEngine, tickets: Iterable[Ticket]) -> None:
         gone = set(tickets)
         self._wasted += sum(len(response.tokens) for _, response in engine.cancel(gone))
         self.pool.running -= gone
