@@ -126,5 +126,3 @@ def _changed(options: Options, groups: dict[str, dict[str, Any]]) -> Options:
     return dataclasses.replace(
         options, **{name: dataclasses.replace(getattr(options, name), **fields) for name, fields in groups.items()}
     )
-
-

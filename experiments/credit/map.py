@@ -9,13 +9,24 @@ map.json beside this file and not repeated. `report` in place of a stage prints 
 import argparse
 import json
 import pathlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from experiments.credit.arms import start_options
 from experiments.credit.map_report import RATE, report
 from experiments.credit.report import write
-from experiments.credit.settings import ALL, ROOTS, SETTINGS, arm_options, earlier_options
+from experiments.credit.settings import (
+    ALL,
+    ROOTS,
+    SETTINGS,
+    STARTS,
+    Setting,
+    arm_options,
+    earlier_of,
+    earlier_options,
+    own_start,
+)
 
 HERE = pathlib.Path(__file__).resolve().parent
 Plan = Sequence[tuple[str, str, Sequence[int], float]]
@@ -23,6 +34,7 @@ Plan = Sequence[tuple[str, str, Sequence[int], float]]
 SEEDS = (401, 403, 405, 407, 409, 411)
 TUNING = (901, 903)
 MORE = (413, 415, 417, 419, 421, 423)
+FRESH = (*MORE, 425, 427, 429, 431)
 STAGES: dict[str, Plan] = {
     "first": [("base", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0")],
     "mixture": [("base", arm, SEEDS, RATE) for arm in ("mix_outcome", "mix_failed")],
@@ -45,30 +57,57 @@ STAGES: dict[str, Plan] = {
     ],
     "success": [("5 steps", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0", "mix_outcome", "mix_failed")],
     "online": [(setting, "mix_failed", SEEDS, RATE) for setting in ("2 samples", "noise")],
+    "baselines": [
+        *(("base", arm, SEEDS, RATE) for arm in ("outcome_filtered", "outcome_grpo", "outcome_grpo_filtered")),
+        *(("base", arm, SEEDS, 1e-3) for arm in ("outcome_filtered", "outcome_grpo")),
+    ],
+    "forms": [
+        *(("base", f"checker_{form}", SEEDS, RATE) for form in ("return_20", "min_20", "return_40", "min_40")),
+        ("base", "monte_carlo", SEEDS[:3], RATE),
+    ],
+    "history": [
+        ("base", arm, SEEDS, RATE)
+        for arm in ("value_rollouts", "history", "value_exact", "history_frozen", "value_outcomes")
+    ],
+    "fresh": [("base", arm, FRESH, RATE) for arm in ("outcome", "checker_step_0", "reuse")],
+    "starts": [("base", arm, STARTS, RATE) for arm in ("outcome", "checker_step_0", "reuse")],
+    "long": [("20 steps", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0")],
+    "gym": [("backward", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0")],
 }
 """Stage -> its runs."""
 
 
-def start_of(seed: int, runs: pathlib.Path) -> pathlib.Path:
+def start_of(seed: int, runs: pathlib.Path, setting: Setting = SETTINGS["base"]) -> pathlib.Path:
     """The start policy of a seed, trained unless it is there."""
     from prm_jax.prime.training import train
 
-    number = ROOTS[seed % len(ROOTS)]
-    root = runs / "roots" / str(number)
+    number = seed if seed in STARTS else ROOTS[seed % len(ROOTS)]
+    root = runs / "roots" / (setting.start or str(number))
     if not (root / "result.json").is_file():
-        train(start_options("long", number), root, resume=root.is_dir())
+        train(own_start(setting) if setting.start else start_options("long", number), root, resume=root.is_dir())
     return root / "start"
 
 
-def earlier_prm(runs: pathlib.Path) -> pathlib.Path:
-    """The PRM of the reuse arms, trained unless it is there."""
+def earlier_prm(name: str, runs: pathlib.Path) -> pathlib.Path:
+    """The PRM that an arm begins with, by `settings.earlier_of`; trained unless it is there."""
+    from experiments.credit.history import SEEDS as EARLIER_RUNS
+    from experiments.credit.history import history_prm
     from experiments.credit.replicas import train_replicas
 
-    path = runs / "earlier_prm"
+    start, path = start_of(SEEDS[0], runs), runs / "earlier_prm"
+    if name != "earlier":
+        made = [arm_options(SETTINGS["base"], ALL["outcome"], seed, start, rate=RATE) for seed in EARLIER_RUNS]
+        return history_prm(name, made, runs / "history")
     if not path.is_dir():
-        (found,) = train_replicas([earlier_options(start_of(SEEDS[0], runs))], [path])
+        (found,) = train_replicas([earlier_options(start)], [path])
         (runs / "earlier_prm.json").write_text(json.dumps(found))
     return path
+
+
+def read(results: pathlib.Path) -> dict[str, Any]:
+    """The finished runs; read again before each is added, since another stage may have ended meanwhile."""
+    found: dict[str, Any] = json.loads(results.read_text()) if results.is_file() else {"seeds": [], "runs": []}
+    return found
 
 
 def run(plan: Plan, runs: pathlib.Path, results: pathlib.Path) -> None:
@@ -76,28 +115,57 @@ def run(plan: Plan, runs: pathlib.Path, results: pathlib.Path) -> None:
     from experiments.credit.replicas import train_replicas
 
     for setting, arm, seeds, rate in plan:
-        record: dict[str, Any] = json.loads(results.read_text()) if results.is_file() else {"seeds": [], "runs": []}
-        done = {(one["setting"], one["arm"], one["seed"], one["rate"]) for one in record["runs"]}
+        done = {(one["setting"], one["arm"], one["seed"], one["rate"]) for one in read(results)["runs"]}
         left = [seed for seed in seeds if (setting, arm, seed, rate) not in done]
         if not left:
             continue
-        earlier = earlier_prm(runs) if "trained" in ALL[arm].groups.get("prm", {}) else None
+        name = earlier_of(ALL[arm])
+        earlier = earlier_prm(name, runs) if name else None
         options = [
-            arm_options(SETTINGS[setting], ALL[arm], seed, start_of(seed, runs), rate=rate, earlier=earlier)
+            arm_options(
+                SETTINGS[setting], ALL[arm], seed, start_of(seed, runs, SETTINGS[setting]), rate=rate, earlier=earlier
+            )
             for seed in left
         ]
         found = train_replicas(options, [runs / "prms" / setting / arm / str(seed) for seed in left])
-        named = [{"setting": setting, "arm": arm, "seed": seed, "rate": rate} for seed in left]
-        record["runs"] += [name | one for name, one in zip(named, found, strict=True)]
+        labels = [{"setting": setting, "arm": arm, "seed": seed, "rate": rate} for seed in left]
+        record = read(results)
+        record["runs"] += [label | one for label, one in zip(labels, found, strict=True)]
         record["seeds"] = sorted({one["seed"] for one in record["runs"]})
         write(record, results)
         print(setting, arm, rate, [one["sampled"] for one in found], found[0]["processor_seconds"], flush=True)
 
 
+MEASURED = ("outcome", "checker_step_0", "mix_failed", "reuse", "value_rollouts", "monte_carlo")
+
+
+def measure(runs: pathlib.Path, results: pathlib.Path, *, rounds: int = 5, steps: int = 2) -> None:
+    """Processor time of a training step of each form, rounds of a few steps in turn, after two that compile."""
+    from experiments.credit.replicas import Team
+
+    teams = {}
+    for arm in MEASURED:
+        name = earlier_of(ALL[arm])
+        earlier = earlier_prm(name, runs) if name else None
+        start = start_of(SEEDS[0], runs)
+        made = [arm_options(SETTINGS["base"], ALL[arm], s, start, rate=RATE, earlier=earlier) for s in SEEDS[:2]]
+        teams[arm] = Team(made)
+        for step in range(2):
+            teams[arm].learn(step)
+    seconds: dict[str, list[float]] = {arm: [] for arm in MEASURED}
+    for number in range(rounds):
+        for arm, team in teams.items():
+            begun = time.process_time()
+            for step in range(steps):
+                team.learn(2 + number * steps + step)
+            seconds[arm].append(round((time.process_time() - begun) / (2 * steps), 4))
+    write({**read(results), "cost": {"unit": "processor s per step and run", "arms": seconds}}, results)
+
+
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", choices=(*STAGES, "report"), nargs="+")
+    parser.add_argument("stages", choices=(*STAGES, "cost", "report"), nargs="+")
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/credit_map"))
     parser.add_argument("--results", type=pathlib.Path, default=HERE / "map.json")
     return parser.parse_args()
@@ -107,6 +175,8 @@ if __name__ == "__main__":
     arguments = parsed()
     for stage in arguments.stages:
         if stage == "report":
-            report(arguments.results, arguments.results.parent / "simulation.json", SEEDS, MORE)
+            report(arguments.results, arguments.results.parent / "simulation.json", SEEDS, FRESH)
+        elif stage == "cost":
+            measure(arguments.runs, arguments.results)
         else:
             run(STAGES[stage], arguments.runs, arguments.results)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,24 +11,35 @@ import numpy as np
 
 from experiments.credit.report import area, ratio, rollouts_to, write
 from experiments.credit.report import load as first_stages
-from experiments.credit.settings import EARLIER
-from experiments.report import COLORS, Estimate, estimate, machine, plain, render
+from experiments.credit.settings import EARLIER, STARTS
+from experiments.report import COLORS, Estimate, Tables, estimate, machine, plain, render
 from prm_jax.runs.claims import stamp
 
 BASE = "outcome"
+PRMS = ("history", "history_frozen", "value_outcomes", "value_rollouts", "value_exact")
 RATE = 3e-4
 """The policy's learning rate in all stages but `rates`."""
 Runs = dict[tuple[str, str, int], dict[str, Any]]
-PAIRS = (("mix_failed", "mix_outcome"), ("checker_step_0", "checker_return_0"), ("reuse", "reuse_frozen"))
-"""Arms that are compared with each other."""
+PAIRS = (
+    ("mix_failed", "mix_outcome"), ("checker_step_0", "checker_return_0"), ("reuse", "reuse_frozen"),
+    ("checker_step_0", BASE), ("reuse", BASE), ("history", BASE), ("value_rollouts", BASE),
+)  # fmt: skip
+"""Arms that are compared with each other, the last ones on fresh seeds."""
+BASELINES = (BASE, "outcome_filtered", "outcome_grpo", "outcome_grpo_filtered")
+LEARNED = (*PRMS, "mix_failed", "reuse", "reuse_frozen")
+"""Arms whose process rewards a PRM gives that no step label has reached, but for value_exact."""
 
 
 def load(results: pathlib.Path, seeds: Sequence[int]) -> Runs:
-    """(setting, arm, seed) -> run, for some seeds; a learning rate other than the common one is part of the setting."""
+    """(setting, arm, seed) -> run, for some seeds.
+
+    A learning rate other than the common one is part of the setting, and so is a start policy for every seed.
+    """
     found: Runs = {}
     for run in json.loads(results.read_text())["runs"]:
         if run["seed"] in seeds:
             note = "" if run["rate"] == RATE else f", learning rate {run['rate']:g}"
+            note += ", a start per seed" if run["seed"] in STARTS else ""
             found[run["setting"] + note, run["arm"], run["seed"]] = run
     return found
 
@@ -82,7 +94,7 @@ def _between(runs: Runs, setting: str, fresh: Sequence[int]) -> dict[str, dict[s
     seeds = sorted({seed for _, _, seed in runs})
     for (one, other), (note, chosen) in itertools.product(PAIRS, {"": seeds, ", fresh seeds": fresh}.items()):
         both = [s for s in chosen if (setting, one, s) in runs and (setting, other, s) in runs]
-        if len(both) > 1:
+        if len(both) > 1 and (other != BASE or note):  # the others stand in the table of all arms
             budget = runs[setting, one, both[0]]["rollouts"][-1]
             areas = [[area(runs[setting, arm, s], budget, True) for s in both] for arm in (one, other)]
             gains = np.subtract(*areas)
@@ -99,6 +111,62 @@ def _between(runs: Runs, setting: str, fresh: Sequence[int]) -> dict[str, dict[s
     return found
 
 
+def best_rates(runs: Runs, seeds: Sequence[int]) -> dict[str, dict[str, dict[str, float]]]:
+    """Arms at each learning rate, and each arm at its best minus the best outcome-only baseline at its best."""
+    rates = [setting for setting in dict.fromkeys(name for name, _, _ in runs) if re.fullmatch(_RATES, setting)]
+    areas: dict[tuple[str, str], list[float]] = {}
+    for arm in dict.fromkeys(arm for setting, arm, _ in runs if setting in rates):
+        for setting in rates:
+            own = [runs[setting, arm, seed] for seed in seeds if (setting, arm, seed) in runs]
+            if len(own) == len(seeds):
+                areas[arm, setting] = [area(run, run["rollouts"][-1], False) for run in own]
+    of_baselines = {place: values for place, values in areas.items() if place[0] in BASELINES}
+    if not of_baselines:
+        return {}
+    base = max(of_baselines, key=lambda place: float(np.mean(areas[place])))
+    several = {arm for arm, setting in areas if setting != rates[0]}
+    every = {
+        f"{arm} at {setting.rpartition(' ')[2] if setting != rates[0] else f'{RATE:g}'}": {"area": estimate(values)}
+        for (arm, setting), values in areas.items()
+        if arm in several or arm in BASELINES
+    }
+    best = {}
+    for arm in (arm for arm in dict.fromkeys(arm for arm, _ in areas) if arm not in BASELINES):
+        setting = max((s for name, s in areas if name == arm), key=lambda s: float(np.mean(areas[arm, s])))
+        mine, theirs = ([runs[s, a, seed] for seed in seeds] for a, s in ((arm, setting), base))
+        budget = mine[0]["rollouts"][-1]
+        ends = [run["sampled"][-1] for run in theirs]
+        spent = [
+            [1 + rollouts_to(run, end, budget, False) for run, end in zip(own, ends, strict=True)]
+            for own in (mine, theirs)
+        ]
+        gains = np.subtract(areas[arm, setting], areas[base])
+        best[arm] = {
+            f"area minus {base[0]}": estimate(gains), "seeds ahead": float((gains > 0).sum()),
+            "rollouts to its last accuracy, baseline / arm": ratio(spent[1], spent[0]),
+        }  # fmt: skip
+    return {"base: learning rates and baselines": every, "base: each at its best, minus the best baseline": best}
+
+
+def costs(record: Mapping[str, Any], tables: Tables) -> dict[str, dict[str, dict[str, float]]]:
+    """Processor time of a training step, and to the level at which outcome-only training ends."""
+    measured, gains = record.get("cost", {}).get("arms", {}), tables.get("base: paired by seed", {})
+    table: dict[str, dict[str, float]] = {}
+    for arm, seconds in measured.items():
+        relative = estimate(np.divide(seconds, measured[BASE]))
+        row: dict[str, float] = {"processor ms per step": 1000 * float(np.median(seconds)), "arm / outcome": relative}
+        found = gains.get(arm, {}).get("rollouts to outcome's last accuracy, outcome / arm")
+        if isinstance(found, Estimate):
+            name = "processor time to outcome's last accuracy, outcome / arm"
+            row |= {"rollouts, outcome / arm": found, name: Estimate(*(x / float(relative) for x in _ends(found)))}
+        table[arm] = row
+    return {"cost": table} if table else {}
+
+
+def _ends(found: Estimate) -> tuple[float, float, float]:
+    return float(found), found.low, found.high
+
+
 def _labels(runs: Runs, setting: str, arm: str) -> dict[str, float]:
     """Step AUC and accuracy of labels on what the policy writes, over the run."""
     own = [run for (name, one, _), run in runs.items() if (name, one) == (setting, arm) and run.get("label_accuracy")]
@@ -112,15 +180,24 @@ def _labels(runs: Runs, setting: str, arm: str) -> dict[str, float]:
 
 
 def report(results: pathlib.Path, simulation: pathlib.Path, seeds: Sequence[int], fresh: Sequence[int]) -> None:
-    """Prints the tables, adds them to the results, and draws map.png beside them."""
-    record, runs = json.loads(results.read_text()), load(results, (*seeds, *fresh))
-    tables = summary(runs, fresh)
-    print(render(tables))
+    """Prints the tables, adds them to the results, writes them to tables.md, and draws map.png beside them."""
+    record, runs = json.loads(results.read_text()), load(results, (*seeds, *fresh, *STARTS))
+    tables = summary(runs, fresh) | best_rates(runs, seeds)
+    tables |= costs(record, tables)
+    text = render(tables)
+    print(text)
+    (results.parent / "tables.md").write_text(f"{_TABLES}\n\n{text}\n")
     write({**stamp(), **record, "machine": machine(), "tables": plain(tables)}, results)
     simulated = json.loads(simulation.read_text())["tables"] if simulation.is_file() else {}
     draw(runs, simulated, results.parent / "map.png")
 
 
+_TABLES = """# Tables of the map
+
+Written by `python -m experiments.credit.map report` from [map.json](map.json); [README.md](README.md) says what they
+mean. Brackets are Student's 95 % intervals over seeds; a ratio above 1 means fewer rollouts than the baseline. Each
+title begins with the setting."""
+_RATES = "base(, learning rate [^,]+)?"
 SHOWN = {
     "outcome": "outcome only", "checker_step_0": "exact step labels",
     "mix_outcome": "easier problems too, outcome only", "mix_failed": "easier problems too, online PRM",
@@ -153,7 +230,7 @@ def draw(runs: Runs, simulated: Mapping[str, Any], target: pathlib.Path) -> None
 
 
 def _accuracy(axis: Any, runs: Runs, earlier: pathlib.Path) -> None:
-    """Gain in area against the accuracy of step labels; forms of credit as separate dots."""
+    """Gain in area against the accuracy of labels: a checker by form of credit, and PRMs at what was measured."""
     outcomes = {seed: run for (setting, arm, seed), run in runs.items() if (setting, arm) == ("base", BASE)}
     colors = dict(zip(("step", "cumulative", "return", "min"), COLORS, strict=False))
     for arm in dict.fromkeys(arm for setting, arm, _ in runs if setting == "base" and arm.startswith("checker")):
@@ -167,11 +244,15 @@ def _accuracy(axis: Any, runs: Runs, earlier: pathlib.Path) -> None:
             color=colors[form], label=f"{form} credit" if flip == "0" else None,
         )  # fmt: skip
     _earlier_stages(axis, earlier)
-    for arm, style in (("mix_failed", ":"), ("reuse", "--")):
-        found = [run["label_accuracy"] for (setting, one, _), run in runs.items() if (setting, one) == ("base", arm)]
-        if found:
-            after = np.mean([row[1:] for row in found])
-            axis.axvline(after, color="#6b7280", linestyle=style, linewidth=1, label=f"{SHOWN[arm]}: mean over the run")
+    for arm in LEARNED:
+        own = {seed: run for (setting, one, seed), run in runs.items() if (setting, one) == ("base", arm)}
+        both = [seed for seed in own if seed in outcomes and own[seed].get("label_accuracy")]
+        if both:
+            budget = outcomes[both[0]]["rollouts"][-1]
+            gain = float(np.mean([area(own[s], budget, False) - area(outcomes[s], budget, False) for s in both]))
+            known = float(np.mean([own[seed]["label_accuracy"][1:] for seed in both]))
+            axis.plot([known], [gain], "s", color="#111827", ms=4)
+            axis.annotate(arm, (known, gain), xytext=(4, 3), textcoords="offset points", fontsize=7)
     axis.axhline(0.0, color="#6b7280", linewidth=0.8)
     axis.legend(fontsize=8, frameon=False)
     _title(axis, "What step labels are worth: area minus outcome only", "accuracy of step labels", "")

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -32,7 +32,8 @@ from prm_jax.prime.evaluate import PRMProbe, policy_metrics
 from prm_jax.prime.options import Options
 from prm_jax.prime.responses import PRETRAIN_STREAM, Drawn, Responses
 from prm_jax.prime.sampler import Sampler
-from prm_jax.prime.sources import ImplicitPRM, SourceBatch
+from prm_jax.prime.selection import passing_groups
+from prm_jax.prime.sources import ImplicitPRM, Observed, SavedPRM, SourceBatch
 from prm_jax.prime.sources.base import observe, on_host
 from prm_jax.prime.start import Overrides, load_start
 from prm_jax.prime.step import make_keep_step, make_source_step, make_step
@@ -42,16 +43,20 @@ Curves = list[dict[str, Any]]
 """One record per seed: lists with an entry per evaluation."""
 
 
-def train_replicas(options: Sequence[Options], keep: Sequence[pathlib.Path] | None = None) -> Curves:
+def train_replicas(
+    options: Sequence[Options], keep: Sequence[pathlib.Path] | None = None, *,
+    watch: Callable[["Team", Sequence[Responses]], None] | None = None,
+) -> Curves:  # fmt: skip
     """Trains seeds side by side.
 
     Args:
       options: of R runs, which may differ in `seed`, `model.path`, `prm.path` and `prm.trained` alone.
       keep: directories for the trained PRMs; None: they are dropped.
+      watch: called after every training step with the rollouts of every run.
 
     Returns:
-      For each run: rollouts, sampled, steps_right, and for an implicit PRM auc and label_accuracy; the mean solve rate
-      of each training step; rollouts of the PRM's warm-up.
+      For each run: rollouts, sampled, steps_right, and for a PRM auc and label_accuracy; the mean solve rate of each
+      training step; rollouts of the PRM's warm-up, and completions that a source of values has sampled.
     """
     team = Team(options)
     begun = time.process_time()
@@ -59,7 +64,9 @@ def train_replicas(options: Sequence[Options], keep: Sequence[pathlib.Path] | No
     for step in range(options[0].steps):
         if step % options[0].eval.every == 0:
             team.evaluate(step)
-        team.learn(step)
+        responses = team.learn(step)
+        if watch is not None:
+            watch(team, responses)
     team.evaluate(options[0].steps)
     if keep is not None and isinstance(team.source, ImplicitPRM):
         team.save(keep)
@@ -102,8 +109,8 @@ class Team:
         options = compiler_options(start.config, start.prm_config)
         return jax.jit(jax.vmap(step, in_axes=in_axes), compiler_options=options)
 
-    def learn(self, step: int) -> None:
-        """One training step."""
+    def learn(self, step: int) -> list[Responses]:
+        """One training step; the rollouts of every run."""
         rollout = self.one.rollout
         params = self.policy(self.state.policy, self.frozen.reference)
         places = range(self.asked, self.asked + rollout.prompts_per_step)
@@ -112,19 +119,32 @@ class Team:
         found = self.sample(params, problems, rollout.samples_per_prompt, 2 * step)
         batches = []
         for index, responses in enumerate(found):
-            self.records[index]["solve_rate"].append(round(float(responses.outcome.mean()), 4))
+            record = self.records[index]
+            record["solve_rate"].append(round(float(responses.outcome.mean()), 4))
             rng = np.random.default_rng((self.options[index].seed, step, 7))
             observed = None
             if on_host(self.source):
-                own = jax.tree.map(lambda x, index=index: x[index], params)
-                key = jax.random.key(int(rng.integers(1 << 30)))
-                observed = observe(self.runs[index].setup.source, responses, self.runs[index].sampler, own, key)
+                observed = self._observe(index, responses, params, int(rng.integers(1 << 30)))
+                if observed.sampled:
+                    record["completions"] = record.get("completions", 0) + observed.sampled
             if rollout.outcome_noise:
                 wrong = rng.random(len(responses.texts)) < rollout.outcome_noise
                 outcome = np.where(wrong, 1 - responses.outcome, responses.outcome).astype(np.float32)
                 responses = dataclasses.replace(responses, outcome=outcome)
-            batches.append(_batch(responses, observed))
-        self.state, self.metrics, self.rewards = self.step(self.state, self.frozen, _stacked(batches))
+            keep = None if rollout.filter == "none" else passing_groups(responses, rollout)
+            batches.append(_batch(responses, observed, keep))
+        state, self.metrics, self.rewards = self.step(self.state, self.frozen, _stacked(batches))
+        learned = np.array([batch.keep.any() for batch in batches])  # the loop makes no step without a row
+        if not learned.all():
+            state = jax.tree.map(lambda new, old: _chosen(learned, new, old), state, self.state)
+        self.state = state
+        return found
+
+    def _observe(self, index: int, responses: Responses, params: Any, seed: int) -> Observed:
+        """What a source on the host says of the responses of one run."""
+        own = jax.tree.map(lambda x: x[index], params)
+        run = self.runs[index]
+        return observe(run.setup.source, responses, run.sampler, own, jax.random.key(seed))
 
     def evaluate(self, step: int) -> None:
         """Adds an evaluation to the records."""
@@ -143,14 +163,25 @@ class Team:
             if probe is not None and scores is not None:
                 own = scores[index][:, : probe.labels.shape[1]]
                 record.setdefault("auc", []).append(round(probe.areas(own)["step_auc"], 4))
-                threshold = self.state.source.threshold
+                threshold = self._threshold(index, probe, own)
                 if threshold is not None:
-                    total, weight = np.asarray(threshold[index]).tolist()
-                    found_accuracy = label_accuracy(probe, own, total / weight) if weight else 0.5
-                    record.setdefault("label_accuracy", []).append(round(found_accuracy, 4))
+                    record.setdefault("label_accuracy", []).append(round(label_accuracy(probe, own, threshold), 4))
+
+    def _threshold(self, index: int, probe: PRMProbe, scores: np.ndarray) -> float | None:
+        """The threshold of an implicit PRM's labels (-inf before it has one), or that which outcomes give scores."""
+        if isinstance(self.source, SavedPRM):
+            return float(rl.outcome_threshold(scores, probe.step_mask, probe.responses.outcome)[0])
+        if self.state.source.threshold is None:
+            return None
+        total, weight = np.asarray(self.state.source.threshold[index]).tolist()
+        return total / weight if weight else -np.inf
 
     def _scores(self, params: Any, found: Sequence[Responses]) -> np.ndarray | None:
-        """[R, B, S] step scores of an implicit PRM on responses; None for other sources."""
+        """[R, B, S] step scores of a PRM on responses, changes of value for a saved one; None for other sources."""
+        if isinstance(self.source, SavedPRM):
+            return np.stack(
+                [_value_changes(self._observe(index, one, params, 0).process, one) for index, one in enumerate(found)]
+            )
         if not isinstance(self.source, ImplicitPRM):
             return None
         if self._score is None:
@@ -261,9 +292,24 @@ def _composed(options: Options) -> Composed:
     return compose(options, start, start.params, sampler, None, Overrides())
 
 
-def _batch(responses: Responses, observed: Any = None) -> Batch:
+def _value_changes(process: np.ndarray, responses: Responses) -> np.ndarray:
+    """[B, S] change of the value that each step makes; the first changes the mean value after a first step."""
+    ids, steps = responses.step_ids, responses.mask.shape[1]
+    present = (ids[:, :, None] == np.arange(steps)).any(1)
+    values = np.where(ids[:, :, None] == np.arange(steps), process[:, :, None], 0.0).sum(1)
+    first = values[present[:, 0], 0].mean() if present[:, 0].any() else 0.0
+    before = np.concatenate([np.full((len(values), 1), first), values[:, :-1]], 1)
+    return np.asarray(np.where(present, values - before, 0.0))
+
+
+def _chosen(which: np.ndarray, new: jax.Array, old: jax.Array) -> jax.Array:
+    return jnp.where(which.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+
+def _batch(responses: Responses, observed: Any = None, keep: np.ndarray | None = None) -> Batch:
     whole = to_batch(
-        responses, np.ones(len(responses.problems), bool), process=None if observed is None else observed.process,
+        responses, np.ones(len(responses.problems), bool) if keep is None else keep,
+        process=None if observed is None else observed.process,
         initial_value=None if observed is None else observed.initial_value,
     )  # fmt: skip
     return dataclasses.replace(whole, start=0, behaviour_logp=None, version=None)

@@ -12,7 +12,7 @@ from prm_jax.data.carry import CarryTask
 from prm_jax.data.problems import Problem, is_eval
 from prm_jax.data.procedural import DrawnProblems, draw_distinct
 from prm_jax.models.model_options import ModelOptions
-from prm_jax.prime.options import EvalOptions, Options, PolicyOptions, RolloutOptions, TaskOptions
+from prm_jax.prime.options import EvalOptions, Options, PolicyOptions, RolloutOptions, SFTOptions, TaskOptions
 
 
 class Sums(CarryTask):
@@ -51,7 +51,7 @@ def _problem(row: Sequence[int]) -> Problem:
     return Problem(_prompt(row), str(sum(row)), f"sums/{_prompt(row)}", {"operands": list(row)})
 
 
-SUMS = "experiments.credit.settings:Sums"
+SUMS, BACKWARD = "experiments.credit.settings:Sums", "experiments.credit.gym_task:Backward"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +63,8 @@ class Setting:
       prompts, samples: per step.
       noise: share of training outcomes that are flipped.
       zeros: every other number is 0, so that half of the steps cannot go wrong.
+      gym: words of `size` letters spelled backward (reasoning-gym) in place of sums; one letter is a step.
+      start: name of a start policy of the setting's own, see `own_start`; "": that of the seed.
       steps: of training.
     """
 
@@ -71,6 +73,8 @@ class Setting:
     samples: int = 4
     noise: float = 0.0
     zeros: bool = False
+    gym: bool = False
+    start: str = ""
     steps: int = 80
 
 
@@ -82,6 +86,8 @@ SETTINGS = {
     "8 samples": Setting(prompts=4, samples=8),
     "noise": Setting(noise=0.1),
     "zeros": Setting(zeros=True),
+    "backward": Setting(gym=True, start="backward"),
+    "20 steps": Setting(size=21, start="20_steps"),
 }
 """Points of the map by name."""
 
@@ -104,8 +110,13 @@ CHECKERS = {
 """The step checker with a share of its labels flipped, for each form of credit."""
 
 MIXED_TASK = {"task": {"mixed": True}}
+GRPO = {"advantage": {"process_coef": 0.0, "estimator": "grpo"}}
 FORMS = {
     "outcome": ARMS["outcome"],
+    "outcome_filtered": ARMS["outcome_filtered"],
+    "outcome_grpo": Arm(3e-4, GRPO),
+    "outcome_grpo_filtered": Arm(3e-4, ARMS["outcome_filtered"].groups | GRPO),
+    "monte_carlo": Arm(3e-4, {"reward": {"source": "values", "rollouts": 2}, "advantage": LOCAL | {"credit": "value"}}),
     "mix_outcome": Arm(3e-4, ARMS["outcome"].groups | MIXED_TASK),
     "mix_failed": Arm(3e-4, {"prm": ONLINE, "advantage": LOCAL} | MIXED_TASK),
     "reuse": Arm(3e-4, {"prm": ONLINE | {"trained": "earlier"}, "advantage": LOCAL}),
@@ -113,6 +124,14 @@ FORMS = {
         3e-4,
         {"prm": ONLINE | {"trained": "earlier", "learning_rate": 0.0}, "advantage": LOCAL},
     ),
+    "history": Arm(3e-4, {"prm": ONLINE | {"trained": "implicit"}, "advantage": LOCAL}),
+    "history_frozen": Arm(3e-4, {"prm": ONLINE | {"trained": "implicit", "learning_rate": 0.0}, "advantage": LOCAL}),
+    **{
+        f"value_{labels}": Arm(
+            3e-4, {"reward": {"source": "model", "path": (labels,)}, "advantage": LOCAL | {"credit": "value"}}
+        )
+        for labels in ("outcomes", "rollouts", "exact")
+    },
     "mix_reuse": Arm(
         3e-4,
         {
@@ -129,10 +148,14 @@ ALL = FORMS | CHECKERS
 
 ROOTS = (301, 901)
 """Seeds of the start policies; seed s begins at number s modulo 2 of them."""
+STARTS = tuple(range(1001, 1013))
+"""Seeds with a start policy of their own."""
 
 
 def task_options(setting: Setting, least: int, most: int, *, mixed: bool = False) -> TaskOptions:
     """Sums of `least` to `most` numbers; with `mixed` those of `most` alone are for evaluation."""
+    if setting.gym:
+        return TaskOptions(BACKWARD, {"length": str(setting.size)})
     given = {"min_operands": str(least), "max_operands": str(most)}
     if setting.zeros or mixed:
         return TaskOptions(SUMS, given | {"num_eval": "192", "zeros": str(setting.zeros)})
@@ -141,12 +164,13 @@ def task_options(setting: Setting, least: int, most: int, *, mixed: bool = False
 
 def base_options(setting: Setting, seed: int) -> Options:
     """What all arms of a seed share."""
+    prompt, response = (60, setting.size + 2) if setting.gym else (2 * setting.size + 1, 8 * (setting.size - 1) + 6)
     return Options(
         task=task_options(setting, setting.size, setting.size),
         model=ModelOptions(hidden_size=32, intermediate_size=96, num_layers=2),
         rollout=RolloutOptions(
             prompts_per_step=setting.prompts, samples_per_prompt=setting.samples, filter="none",
-            max_prompt_tokens=2 * setting.size + 1, max_new_tokens=8 * (setting.size - 1) + 6,
+            max_prompt_tokens=prompt, max_new_tokens=response,
             outcome_noise=setting.noise,
         ),
         policy=PolicyOptions(warmup_steps=10, weight_decay=0.0, beta2=0.95),
@@ -155,8 +179,28 @@ def base_options(setting: Setting, seed: int) -> Options:
     )  # fmt: skip
 
 
+TAUGHT = 800
+"""Steps of supervised training of a setting's own start policy."""
+
+
+def own_start(setting: Setting) -> Options:
+    """The start policy of a setting with one of its own: right words, or sums whose teacher drops one carry in four."""
+    options = dataclasses.replace(base_options(setting, 901), steps=0)
+    if not setting.gym:
+        taught = {"min_operands": "3", "max_operands": str(setting.size), "num_eval": "192", "drop_carry": "0.25"}
+        options = dataclasses.replace(options, task=TaskOptions("carry", taught))
+    sft = SFTOptions(steps=TAUGHT, batch_size=32, learning_rate=1e-2)
+    return runs_from_one_start.changed(dataclasses.replace(options, sft=sft), ARMS["outcome"].groups)
+
+
 EARLIER = 2048
 """Rollouts of easier problems from which the PRM of the reuse arms has learned."""
+
+
+def earlier_of(arm: Arm) -> str:
+    """Which earlier PRM an arm begins with: "earlier", one of `history.KINDS`, or "" for none."""
+    reward, prm = arm.groups.get("reward", {}), arm.groups.get("prm", {})
+    return str(prm.get("trained") or "".join(reward.get("path", ())))
 
 
 def earlier_options(start: pathlib.Path) -> Options:
@@ -173,10 +217,12 @@ def earlier_options(start: pathlib.Path) -> Options:
 def arm_options(
     setting: Setting, arm: Arm, seed: int, start: pathlib.Path, *, rate: float, earlier: pathlib.Path | None = None
 ) -> Options:
-    """An arm of a setting from the start in a directory; `earlier` is the PRM of the reuse arms."""
+    """An arm of a setting from the start in a directory; `earlier` is the PRM of an arm that begins with one."""
     groups: dict[str, dict[str, Any]] = {name: dict(fields) for name, fields in arm.groups.items()}
     if "trained" in groups.get("prm", {}):
         groups["prm"]["trained"] = str(earlier)
+    if "path" in groups.get("reward", {}):
+        groups["reward"]["path"] = (str(earlier),)
     options = base_options(setting, seed)
     if groups.pop("task", None):
         options = dataclasses.replace(options, task=task_options(setting, 3, setting.size, mixed=True))

@@ -43,6 +43,7 @@ def _tiny_long() -> Options:
         tiny,
         task=TaskOptions("carry", {"min_operands": "11", "max_operands": "12", "num_eval": "1024"}),
         rollout=dataclasses.replace(tiny.rollout, max_new_tokens=104, max_prompt_tokens=32),
+        advantage=dataclasses.replace(tiny.advantage, gate_z=1.0),  # few groups are mixed: experiments/prime_tiny
         policy=dataclasses.replace(tiny.policy, learning_rate=1e-4),
     )
 

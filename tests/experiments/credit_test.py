@@ -4,14 +4,17 @@ import dataclasses
 import json
 import pathlib
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from experiments.credit import arms, main, map_report, report, settings, simulation
+from experiments.credit import arms, history, main, map_report, report, settings, simulation, smollm2
 from experiments.credit.replicas import label_accuracy, train_replicas
+from prm_jax.data.carry import CarryTask
 from prm_jax.data.problems import is_eval
+from prm_jax.data.step_data import write_step_data
 from prm_jax.prime.checks import check_options
 from prm_jax.prime.evaluate import PRMProbe
 from prm_jax.prime.training import train
@@ -109,6 +112,69 @@ def test_gains_of_the_later_stages_are_paired_by_seed_and_charge_a_shared_prm():
     assert row["area minus outcome"] == pytest.approx((0.1 + 0.2) / 2)
     assert row["area minus outcome, 2048 rollouts shared by 2"] < row["area minus outcome"]
     assert found["base: what the PRM knows"]["reuse"]["label accuracy, 1024"] == pytest.approx(0.8)
+
+
+def test_each_arm_is_compared_at_its_best_rate_with_the_best_baseline_and_costs_scale_its_gain():
+    runs = {}
+    for place, level in {
+        ("base", "outcome"): 0.3, ("base, learning rate 0.001", "outcome"): 0.2, ("base", "outcome_grpo"): 0.4,
+        ("base", "checker_step_0"): 0.5, ("base, learning rate 0.001", "checker_step_0"): 0.7,
+    }.items():  # fmt: skip
+        for seed in (1, 2):
+            runs[*place, seed] = {
+                "rollouts": [0, 100], "sampled": [0.0, level + 0.01 * seed], "warm_up_rollouts": 0,
+                "processor_seconds": 5.0,
+            }  # fmt: skip
+    found = map_report.best_rates(runs, (1, 2))
+    (best,) = (table for name, table in found.items() if "best" in name)
+    assert list(best) == ["checker_step_0"]
+    assert best["checker_step_0"]["area minus outcome_grpo"] == pytest.approx((0.7 - 0.4) / 2)
+    tables = {"base: paired by seed": map_report.summary(runs)["base: paired by seed"]}
+    record = {"cost": {"arms": {"outcome": [1.0, 1.0], "checker_step_0": [2.0, 2.0]}}}
+    row = map_report.costs(record, tables)["cost"]["checker_step_0"]
+    gains = {name: value for name, value in row.items() if name.endswith("outcome / arm")}
+    rollouts, seconds = gains.values()
+    assert row["arm / outcome"] == 2 and seconds == pytest.approx(rollouts / 2)
+
+
+def test_an_implicit_prm_learns_from_groups_with_both_outcomes_and_labels_are_those_of_prefixes(tmp_path):
+    task = CarryTask(3, 3, num_eval=2)
+    problems = task.train[:2]
+    right = [task.solve(problem) for problem in problems]
+    texts = [right[0], right[0].replace("=", "=9", 1), right[1], right[1]]
+    spans = [task.splitter(text) for text in texts]
+    ids = np.full((4, 3), -1)  # two additions and the answer
+    for row, own in enumerate(spans):
+        ids[row, : len(own)] = range(len(own))
+    batch = types.SimpleNamespace(
+        texts=texts, problems=problems, samples_per_prompt=2, step_ids=ids, finished=np.ones(4, bool),
+        outcome=np.array([1.0, 0.0, 1.0, 1.0]),
+    )  # fmt: skip
+    records = list(history._records(task, batch, "0", None))
+    assert [record.labels for record in records][:2] == [(1.0,) * 3, (0.0,) * 3]
+    values = np.where(ids >= 0, ids + 0.25, 0.0)
+    assert [r.labels for r in history._records(task, batch, "0", values)][0] == (0.25, 1.25, 2.25)
+    write_step_data(tmp_path / "history.jsonl", records)
+    chosen = {name: history._chosen(name, tmp_path, []) for name in ("implicit", "outcomes", "exact")}
+    assert [len(rows) for rows in chosen.values()] == [2, 4, 4]
+    assert chosen["outcomes"][0].labels is None and chosen["exact"][0].labels == (1.0,) * 3
+
+
+def test_runs_of_smollm2_are_read_from_their_metrics_and_compared_as_far_as_all_went(tmp_path):
+    for arm, gain, count in (("outcome", 0.0, 3), ("checker", 0.2, 2)):
+        folder = tmp_path / arm / "0"
+        folder.mkdir(parents=True)
+        rows = [
+            {"rollouts": 80 * i, "seconds": 5.0 * i, "eval/sampled_accuracy": 0.1 * i + gain,
+             "eval/sampled_step_accuracy": 0.5, "rollout/solve_rate": 0.1}
+            for i in range(count)
+        ]  # fmt: skip
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    smollm2.report(tmp_path, tmp_path / "smollm2.json")
+    found = json.loads((tmp_path / "smollm2.json").read_text())
+    assert list(found["tables"]["sampled accuracy"]) == ["0", "80"]
+    assert found["tables"]["area under the curve"]["checker"]["area minus outcome"] == pytest.approx(0.2)
+    assert found["seeds"] == [0] and (tmp_path / "smollm2.png").stat().st_size > 5_000
 
 
 def test_the_simulated_start_solves_the_share_that_it_should_and_right_labels_blame_the_first_error():
