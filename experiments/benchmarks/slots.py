@@ -68,7 +68,9 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", choices=["lognormal", "equal"], default=["lognormal", "equal"])
     parser.add_argument("--llama-cpp", metavar="PYTHON", help="a Python that can import xllamacpp; for smollm2-135m")
     parser.add_argument("--threads", type=int, default=1, help="of llama.cpp; one never waits for another")
-    parser.add_argument("--step-times", action="store_true", help="also time a decode step of each number of slots")
+    parser.add_argument(
+        "--step-times", action="store_true", help="also time a decode step of each number of slots, and the phases"
+    )
     parser.add_argument("--out", type=pathlib.Path, help="write the numbers as JSON")
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
@@ -97,7 +99,9 @@ def main() -> None:
             measured = _measure(work, results.get(name, {}), functools.partial(save, name))
             _print(name, lengths_of[name], measured)
             if options.step_times and "step_seconds" not in results:
+                results["phase_seconds"] = work.phase_seconds()
                 results["step_seconds"] = work.step_seconds()
+                print("seconds of a run of the slots by phase:", results["phase_seconds"])
                 print("seconds of a decode step by slots:", results["step_seconds"])
                 save(name, measured)
 
@@ -195,6 +199,31 @@ class _Work:
             steps = after.steps - before.steps
             found[str((after.slot_steps - before.slot_steps) // steps)] = round(seconds / steps, 5)
         return found
+
+    def phase_seconds(self) -> dict[str, float]:
+        """Processor seconds of one run of the slots by what the engine does; it waits for each phase to end."""
+        engine, found = self.engines["slots"], collections.Counter[str]()
+        cache, pool = engine._cache, engine._pool
+        phases: dict[str, tuple[Any, str]] = {name: (cache, name) for name in ("insert", "resize", "run")}
+        phases["prefill"] = (pool, "find")
+
+        def timed(phase: str, run: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **options: Any) -> Any:
+                begun, result = self.seconds(), run(*args, **options)
+                jax.block_until_ready((cache.arrays, [place[0] for place in result] if phase == "prefill" else None))
+                found[phase] += self.seconds() - begun
+                return result
+
+            return call
+
+        for phase, (owner, name) in phases.items():
+            setattr(owner, name, timed(phase, getattr(owner, name)))
+        begun = self.seconds()
+        self.slots("slots")
+        found["everything else"] = self.seconds() - begun - sum(found.values())
+        for owner, name in phases.values():
+            delattr(owner, name)
+        return {phase: round(seconds, 3) for phase, seconds in found.items()}
 
     def compile(self, names: Sequence[str]) -> None:
         """Compiles all programs: batches whose every token ends a response, and idle slots."""
