@@ -33,3 +33,14 @@ def platform_of(shardings: Any) -> str | None:
             return None if mesh.abstract_device is None else mesh.abstract_device.platform
         return next(iter(sharding.device_set)).platform
     return None
+
+
+def nothing_to_partition() -> bool:
+    """Whether a kernel can be called here, which the compiler cannot divide over devices.
+
+    There is one device, or arrays are one device's part, under ``shard_map``.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and all(kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types):
+        return True
+    return jax.device_count() == 1
