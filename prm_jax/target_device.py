@@ -35,12 +35,17 @@ def platform_of(shardings: Any) -> str | None:
     return None
 
 
-def nothing_to_partition() -> bool:
+def nothing_to_partition(*arrays: Any) -> bool:
     """Whether a kernel can be called here, which the compiler cannot divide over devices.
 
-    There is one device, or arrays are one device's part, under ``shard_map``.
+    There is one device, the arrays are on a mesh of one, or they are one device's part, under ``shard_map``.
+
+    Args:
+      *arrays: pytrees of arrays, traced or not.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and all(kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types):
         return True
-    return jax.device_count() == 1
+    meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(arrays)]
+    sizes = [mesh.size for mesh in meshes if not mesh.empty] or [jax.device_count()]
+    return max(sizes) == 1

@@ -74,7 +74,7 @@ def uses_kernel(x: jax.Array, q: QTensor) -> bool:
     """Whether the kernel computes the product with a matrix: on a TPU, where groups have scales of their own."""
     if _groups(q) == 1 or q.grid == "five" or q.is_table:
         return False
-    if platform_and_kind(x)[0] != "tpu" or not nothing_to_partition():
+    if platform_and_kind(x)[0] != "tpu" or not nothing_to_partition(x):
         return False
     return refusal(x.shape[0], _packed(q)) is None
 
