@@ -110,12 +110,17 @@ def read(results: pathlib.Path) -> dict[str, Any]:
     return found
 
 
+def finished(record: dict[str, Any]) -> set[tuple[Any, ...]]:
+    """(setting, arm, seed, rate) of the runs of a record."""
+    return {(one["setting"], one["arm"], one["seed"], one["rate"]) for one in record["runs"]}
+
+
 def run(plan: Plan, runs: pathlib.Path, results: pathlib.Path) -> None:
     """All entries of a plan that are not finished, each with its seeds side by side."""
     from experiments.credit.replicas import train_replicas
 
     for setting, arm, seeds, rate in plan:
-        done = {(one["setting"], one["arm"], one["seed"], one["rate"]) for one in read(results)["runs"]}
+        done = finished(read(results))
         left = [seed for seed in seeds if (setting, arm, seed, rate) not in done]
         if not left:
             continue
@@ -130,7 +135,9 @@ def run(plan: Plan, runs: pathlib.Path, results: pathlib.Path) -> None:
         found = train_replicas(options, [runs / "prms" / setting / arm / str(seed) for seed in left])
         labels = [{"setting": setting, "arm": arm, "seed": seed, "rate": rate} for seed in left]
         record = read(results)
-        record["runs"] += [label | one for label, one in zip(labels, found, strict=True)]
+        there = finished(record)
+        made = [label | one for label, one in zip(labels, found, strict=True)]
+        record["runs"] += [one for one in made if not finished({"runs": [one]}) & there]
         record["seeds"] = sorted({one["seed"] for one in record["runs"]})
         write(record, results)
         print(setting, arm, rate, [one["sampled"] for one in found], found[0]["processor_seconds"], flush=True)

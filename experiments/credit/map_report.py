@@ -12,7 +12,7 @@ import numpy as np
 from experiments.credit.report import area, ratio, rollouts_to, write
 from experiments.credit.report import load as first_stages
 from experiments.credit.settings import EARLIER, STARTS
-from experiments.report import COLORS, Estimate, Tables, estimate, machine, plain, render
+from experiments.report import COLORS, Estimate, Tables, estimate, insert, machine, plain, render
 from prm_jax.runs.claims import stamp
 
 BASE = "outcome"
@@ -71,6 +71,7 @@ def _arm(runs: Runs, setting: str, arm: str) -> dict[str, float]:
     }  # fmt: skip
     if arm == BASE or not both:
         return row
+    row["pairs"] = float(len(both))
     bases = [runs[setting, BASE, seed] for seed in both]
     variants = {"": 0, f", {EARLIER} rollouts shared by {len(both)}": EARLIER / len(both)}
     for note, extra in variants.items() if arm.startswith("reuse") else [("", 0)]:
@@ -158,13 +159,12 @@ def costs(record: Mapping[str, Any], tables: Tables) -> dict[str, dict[str, dict
         found = gains.get(arm, {}).get("rollouts to outcome's last accuracy, outcome / arm")
         if isinstance(found, Estimate):
             name = "processor time to outcome's last accuracy, outcome / arm"
-            row |= {"rollouts, outcome / arm": found, name: Estimate(*(x / float(relative) for x in _ends(found)))}
+            row |= {
+                "rollouts, outcome / arm": found,
+                name: Estimate(*(x / float(relative) for x in (found, *_interval(found)))),
+            }
         table[arm] = row
     return {"cost": table} if table else {}
-
-
-def _ends(found: Estimate) -> tuple[float, float, float]:
-    return float(found), found.low, found.high
 
 
 def _labels(runs: Runs, setting: str, arm: str) -> dict[str, float]:
@@ -180,16 +180,47 @@ def _labels(runs: Runs, setting: str, arm: str) -> dict[str, float]:
 
 
 def report(results: pathlib.Path, simulation: pathlib.Path, seeds: Sequence[int], fresh: Sequence[int]) -> None:
-    """Prints the tables, adds them to the results, writes them to tables.md, and draws map.png beside them."""
+    """Prints the tables, adds them to the results, to tables.md and to README.md, and draws map.png beside them."""
     record, runs = json.loads(results.read_text()), load(results, (*seeds, *fresh, *STARTS))
     tables = summary(runs, fresh) | best_rates(runs, seeds)
     tables |= costs(record, tables)
     text = render(tables)
     print(text)
+    insert(results.parent / "README.md", "gains", digest(tables))
     (results.parent / "tables.md").write_text(f"{_TABLES}\n\n{text}\n")
     write({**stamp(), **record, "machine": machine(), "tables": plain(tables)}, results)
     simulated = json.loads(simulation.read_text())["tables"] if simulation.is_file() else {}
     draw(runs, simulated, results.parent / "map.png")
+
+
+_GAIN, _RATIO = "area minus outcome", "rollouts to outcome's last accuracy, outcome / arm"
+
+
+def digest(tables: Tables) -> str:
+    """What every arm gained against outcome-only training of its setting, and on which side of 0 the interval lies."""
+    lines = ["| setting | arm | seeds | area minus outcome | rollouts, outcome / arm | |", "|---|---|--:|--:|--:|---|"]
+    for title, rows in tables.items():
+        setting, _, kind = title.partition(": ")
+        for arm, row in rows.items() if kind == "paired by seed" else ():
+            if _GAIN in row:
+                lines.append(_gain_line(setting, arm, row["pairs"], row[_GAIN], row[_RATIO]))
+        for arms, row in rows.items() if kind == "between arms" else ():
+            arm, found, _ = arms.partition(f" minus {BASE}, fresh seeds")
+            if found:
+                spent = row["rollouts to the second's last accuracy, second / first"]
+                lines.append(_gain_line(f"{setting}, fresh seeds", arm, row["seeds"], row["area"], spent))
+    return "\n".join(lines)
+
+
+def _gain_line(setting: str, arm: str, seeds: float, gain: float, spent: float) -> str:
+    low, high = _interval(gain)
+    verdict = "ahead" if low > 0 else "behind" if high < 0 else "not told apart"
+    shown = (f"{float(x):.{n}f} [{_interval(x)[0]:.{n}f}, {_interval(x)[1]:.{n}f}]" for x, n in ((gain, 3), (spent, 2)))
+    return f"| {setting} | {arm} | {seeds:.0f} | {' | '.join(shown)} | {verdict} |"
+
+
+def _interval(found: float) -> tuple[float, float]:
+    return (found.low, found.high) if isinstance(found, Estimate) else (found, found)
 
 
 _TABLES = """# Tables of the map
