@@ -33,3 +33,19 @@ def platform_of(shardings: Any) -> str | None:
             return None if mesh.abstract_device is None else mesh.abstract_device.platform
         return next(iter(sharding.device_set)).platform
     return None
+
+
+def nothing_to_partition(*arrays: Any) -> bool:
+    """Whether a kernel can be called here, which the compiler cannot divide over devices.
+
+    There is one device, the arrays are on a mesh of one, or they are one device's part, under ``shard_map``.
+
+    Args:
+      *arrays: pytrees of arrays, traced or not.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and all(kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types):
+        return True
+    meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(arrays)]
+    sizes = [mesh.size for mesh in meshes if not mesh.empty] or [jax.device_count()]
+    return max(sizes) == 1

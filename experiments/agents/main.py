@@ -2,17 +2,18 @@
 
     python -m experiments.agents.main --out experiments/agents
 
-Questions over three hops in the task `lookup`. For every seed a small policy learns from careless demonstrations.
-Search trees over its actions on training episodes give pairs of sibling actions; step-level DPO on these pairs gives a
-model whose log-ratio to the policy is the Q value of an action. On new episodes the policy proposes five actions per
-turn, and the one with the highest Q value is taken. These are the functions behind `prm-jax train-prm --prm.kind
-imitation`, `label --method tree`, `train-prm --prm.kind step_q` and `search --method step_beam`.
+Two worlds: questions over three hops in the task `lookup`, and the text game `rooms`. For every seed a small policy
+learns from careless demonstrations. Search trees over its actions on training episodes give pairs of sibling actions;
+step-level DPO on these pairs gives a model whose log-ratio to the policy is the Q value of an action. On new episodes
+the policy proposes five actions per turn, and the one with the highest Q value is taken. These are the functions behind
+`prm-jax train-prm --prm.kind imitation`, `label --method tree`, `train-prm --prm.kind step_q` and `search --method
+step_beam`.
 """
 
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,8 @@ import numpy as np
 from experiments import report
 from experiments.arms import run_folder
 from prm_jax import prm
-from prm_jax.data import load_task
+from prm_jax.data import Problem, load_task
+from prm_jax.data.environment_task import EnvironmentTask
 from prm_jax.data.step_data import StepRecord, read_step_data, write_step_data
 from prm_jax.models import ModelConfig, init_params, save_weights
 from prm_jax.prm import PRM, Kind
@@ -37,9 +39,25 @@ from prm_jax.rollouts.sampling_options import StepOptions
 from prm_jax.search.searchers import make_searcher
 
 ROWS = TextLayout(separator="", pieces="prompt")
-WORLD = {"hops": "3", "careless": "0.6"}
-MAX_TURNS = 6
-STEPS = StepOptions(step_tokens=6, max_new_tokens=44, rows=64, engine="slots")
+
+
+class World(NamedTuple):
+    """A task, and the bounds of its episodes."""
+
+    options: Mapping[str, str]
+    max_turns: int
+    max_new_tokens: int
+
+    @property
+    def steps(self) -> StepOptions:
+        """Of the policy."""
+        return StepOptions(step_tokens=6, max_new_tokens=self.max_new_tokens, rows=64, engine="slots")
+
+
+WORLDS = {
+    "lookup": World({"hops": "3", "careless": "0.6"}, 6, 44),
+    "rooms": World({"rooms": "3", "extra": "0", "careless": "0.3"}, 8, 80),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +72,13 @@ class Config:
     learning_rate: float = 3e-4
     epochs: int = 6
     tested: int = 128
+    worlds: tuple[str, ...] = tuple(WORLDS)
     runs: str = "runs/agents"
     first_seed: int = 1
     seeds: int = 5
 
 
-SMOKE = Config(demonstrations=64, searched=8, epochs=1, tested=4, runs="", seeds=1)
+SMOKE = Config(demonstrations=64, searched=8, epochs=1, tested=4, worlds=("lookup",), runs="", seeds=1)
 
 GREEDY = "greedy policy"
 MOST_PROBABLE = "most probable of 5 actions"
@@ -117,101 +136,133 @@ def policy_model(task: Any, count: int, folder: pathlib.Path, seed: int) -> path
     return trained(Imitation(), folder / "new", records, folder / "policy", rate=5e-3, epochs=1, seed=seed)
 
 
-def pairs(config: Config, policy: TaskPolicy, path: pathlib.Path) -> None:
+def pairs(config: Config, world: World, policy: TaskPolicy, path: pathlib.Path) -> None:
     """Trees on training episodes: the best path's actions against their worst siblings."""
     policy.begin(policy.task.train[: config.searched], 0)
-    options = TreeOptions(simulations=config.simulations, width=config.width, max_steps=MAX_TURNS)
+    options = TreeOptions(simulations=config.simulations, width=config.width, max_steps=world.max_turns)
     records, calls = tree_records(policy, {}, labels="best_worst", rollouts=1, options=options)
     print(f"   {len(records) // 2} pairs from {calls} proposals", flush=True)
     write_step_data(path, records)
 
 
-def right_action(record: StepRecord) -> str:
-    """The action of a shortest solution in place of the record's last one."""
-    name, *left = record.prompt.rstrip("?\n").split(".")
-    for step in record.steps[:-1]:
-        action, _, answer = step.partition("\n")
-        if left and action == f"{name}.{left[0]}":
-            name, left = answer[1], left[1:]
-    return f"{name}.{left[0]}" if left else f"!{name}"
+class Choice(NamedTuple):
+    """An action, and what the world says about it."""
+
+    right: bool  # it belongs to a shortest solution
+    ends: bool  # the episode
 
 
-def pair_quality(records: Sequence[StepRecord]) -> dict[str, dict[str, float]]:
+def last_choice(task: EnvironmentTask, record: StepRecord) -> Choice:
+    """The last action of a record, played after the others."""
+    number = record.id.split("/")[1]
+    environment: Any = task.environment(Problem(record.prompt, number, record.id))
+    *before, action = (step.partition("\n")[0] for step in record.steps)
+    for earlier in before:
+        environment.step(earlier)
+    left = len(environment.solution())
+    found = environment.step(action)
+    right = found.reward > 0 and left == 1 if found.done else len(environment.solution()) == left - 1
+    return Choice(right, found.done)
+
+
+def pair_quality(task: EnvironmentTask, records: Sequence[StepRecord]) -> dict[str, dict[str, float]]:
     """What the pairs prefer and reject, as shares."""
-    right = [record.steps[-1].partition("\n")[0] == right_action(record) for record in records]
-    answers = [record.steps[-1].startswith("!") for record in records]
+    choices = [last_choice(task, record) for record in records]
     kinds = {
-        "the right action": right,
-        "the right answer": [a and r for a, r in zip(answers, right, strict=True)],
-        "a premature or wrong answer": [a and not r for a, r in zip(answers, right, strict=True)],
+        "the right action": [choice.right for choice in choices],
+        "the right end": [choice.right and choice.ends for choice in choices],
+        "a premature or wrong end": [choice.ends and not choice.right for choice in choices],
     }
     return {
         name: {"preferred": float(np.mean(found[::2])), "rejected": float(np.mean(found[1::2]))}
         for name, found in kinds.items()
-    } | {"pairs": {"preferred": len(right) / 2, "rejected": len(right) / 2}}
+    } | {"pairs": {"preferred": len(records) / 2, "rejected": len(records) / 2}}
 
 
-def success(config: Config, policy: TaskPolicy, arm: Arm, q: PRM) -> dict[str, float]:
+def success(config: Config, world: World, policy: TaskPolicy, arm: Arm, q: PRM) -> dict[str, float]:
     """Shares of new episodes, and proposals per episode."""
     policy.begin(policy.task.eval[: config.tested], 0)
-    own = {"samples": arm.candidates, "beams": 1, "width": arm.candidates, "max_steps": MAX_TURNS}
+    own = {"samples": arm.candidates, "beams": 1, "width": arm.candidates, "max_steps": world.max_turns}
     score = make_prefix_scorer(
         "." if arm.scorer == "Q" else arm.scorer, policy, rollouts=0, first=1, load=lambda _: q
     )  # fmt: skip
     lines = list(search_problems(policy, make_searcher(arm.method, own), score))
+    played = zip(policy.problems, lines, strict=True)
     return {
         SUCCESS: float(np.mean([line["correct"] for line in lines])),
-        "no answer": float(np.mean(["!" not in (line["response"] or "") for line in lines])),
+        "not ended": float(np.mean([not ended(policy.task, *pair) for pair in played])),
         "proposals per episode": float(np.mean([line["proposals"] for line in lines])),
     }
 
 
-def one(config: Config, seed: int, folder: pathlib.Path) -> dict[str, dict[str, float]]:
+def ended(task: EnvironmentTask, problem: Problem, line: Mapping[str, Any]) -> bool:
+    """Whether the episode of a search result came to its end in the turns that it had."""
+    turns = task.turns(problem, line["response"] or "")
+    return bool(turns) and turns[-1].feedback.done
+
+
+def one(config: Config, name: str, seed: int, folder: pathlib.Path) -> dict[str, dict[str, float]]:
     """The arms of a seed; kept in a file when done."""
     done = folder / "arms.json"
     if done.is_file():
         return json.loads(done.read_text())
-    print(f"== seed {seed}", flush=True)
-    task: Any = load_task("lookup", seed=seed, num_eval=config.tested, **WORLD)
+    print(f"== {name}, seed {seed}", flush=True)
+    world, task = WORLDS[name], world_task(config, name, seed)
     start = policy_model(task, config.demonstrations, folder, seed)
     policies = {
-        temperature: load_local_policy(start, task, dataclasses.replace(STEPS, temperature=temperature), seed=seed)
+        temperature: load_local_policy(
+            start, task, dataclasses.replace(world.steps, temperature=temperature), seed=seed
+        )
         for temperature in (0.0, 1.0)
-    }
+    }  # fmt: skip
     if not (folder / "pairs.jsonl").is_file():
-        pairs(config, policies[1.0], folder / "pairs.jsonl")
+        pairs(config, world, policies[1.0], folder / "pairs.jsonl")
     kind = StepQ(beta=config.beta, pairs="siblings", aggregate="last")
     path = trained(
         kind, start, read_step_data(folder / "pairs.jsonl"), folder / "q", rate=config.learning_rate,
         epochs=config.epochs, seed=seed,
     )  # fmt: skip
     q = prm.load(path)
-    found = {name: success(config, policies[arm.temperature], arm, q) for name, arm in ARMS.items()}
+    found = {arm: success(config, world, policies[how.temperature], how, q) for arm, how in ARMS.items()}
     for row in found.values():
         for other in (GREEDY, MOST_PROBABLE):
             row[f"minus {other}"] = row[SUCCESS] - found[other][SUCCESS]
-    print(report.render({f"seed {seed}": found}), flush=True)
+    print(report.render({f"{name}, seed {seed}": found}), flush=True)
     done.write_text(json.dumps(found))
     return found
 
 
+def world_task(config: Config, name: str, seed: int) -> EnvironmentTask:
+    """Episodes of a world."""
+    task = load_task(name, seed=seed, num_eval=config.tested, **WORLDS[name].options)
+    assert isinstance(task, EnvironmentTask)
+    return task
+
+
 def run(config: Config) -> report.Tables:
-    """Means over seeds."""
+    """Means over seeds, world by world."""
+    tables: dict[str, report.Table] = {}
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
     with run_folder(config.runs) as root:
-        folders = {seed: root / f"seed{seed}" for seed in range(config.first_seed, config.first_seed + config.seeds)}
-        arms = [one(config, seed, folder) for seed, folder in folders.items()]
-        learned = [pair_quality(read_step_data(folder / "pairs.jsonl")) for folder in folders.values()]
-    return {
-        "new episodes": report.average(arms),
-        "by seed": {
-            f"seed {seed}": {name: row[SUCCESS] for name, row in found.items()}
-            for seed, found in zip(folders, arms, strict=True)
-        },
-        "pairs that Q learns from": report.average(learned),
-    }
+        for name in config.worlds:
+            folders = {seed: root / name / f"seed{seed}" for seed in seeds}
+            arms = [one(config, name, seed, folder) for seed, folder in folders.items()]
+            learned = [
+                pair_quality(world_task(config, name, seed), read_step_data(folder / "pairs.jsonl"))
+                for seed, folder in folders.items()
+            ]
+            tables |= {
+                f"{name}: new episodes": report.average(arms),
+                f"{name}: success by seed": {
+                    f"seed {seed}": {arm: row[SUCCESS] for arm, row in found.items()}
+                    for seed, found in zip(seeds, arms, strict=True)
+                },
+                f"{name}: pairs that Q learns from": report.average(learned),
+            }
+    return tables
 
 
-PANELS = (report.Panel("new episodes", (SUCCESS,)), report.Panel("new episodes", (f"minus {MOST_PROBABLE}",)))
+PANELS = tuple(report.Panel(f"{name}: new episodes", (SUCCESS,)) for name in WORLDS)
 
 if __name__ == "__main__":
     report.main(run, Config(), SMOKE, PANELS)

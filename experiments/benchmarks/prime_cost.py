@@ -35,7 +35,7 @@ from prm_jax.prime.collect import Collected, Collector
 from prm_jax.prime.compose import Composed, compose
 from prm_jax.prime.engines import sampling_parts
 from prm_jax.prime.pieces import batch_logprobs
-from prm_jax.prime.responses import Sampler
+from prm_jax.prime.sampler import Sampler
 from prm_jax.prime.sources import ImplicitPRM
 from prm_jax.prime.sources.base import SourceBatch
 from prm_jax.prime.start import Overrides, load_start

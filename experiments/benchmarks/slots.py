@@ -12,7 +12,8 @@ columns of its own longest response. "slots" has --slots of them, "all" as many 
 remaining ones move into a quarter. All are compiled once and take turns within each repeat. Seconds are processor
 time, which other work on the machine changes least. What was measured is in docs/rollouts.md.
 
-With --out the numbers are written after every run, and runs that the file holds already are skipped.
+With --out the numbers are written after every run, and runs that the file holds already are skipped; those of other
+contenders stay, so that a long comparison can be made in parts.
 
 With --llama-cpp, llama.cpp's server (see `llama_peer.py`) answers the same prompts with responses of the same lengths,
 --slots at a time, at temperature 1 from the whole vocabulary: "llama.cpp" without log-probabilities, "llama.cpp, logp"
@@ -39,12 +40,13 @@ import numpy as np
 from experiments.benchmarks import llama_peer
 from prm_jax.models import DecodeOptions, ModelConfig, find_smollm2, generate, init_params, load_weights
 from prm_jax.rollouts import Request, SlotEngine, SlotTuning, sample_all
-from prm_jax.rollouts.slot_source import default_slots
+from prm_jax.rollouts.slot_options import default_slots
 
 KEY = jax.random.key(7)
 Run = Callable[[], Sequence[np.ndarray]]
-NOT_SETTINGS = ("out", "smoke", "llama_cpp", "step_times")
+NOT_SETTINGS = ("out", "smoke", "llama_cpp", "step_times", "contenders", "repeats")
 OURS = ("rectangle", "chunks", "slots", "all")
+CONTENDERS = (*OURS, "llama.cpp", "llama.cpp, logp")
 
 
 def main() -> None:
@@ -66,7 +68,9 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", choices=["lognormal", "equal"], default=["lognormal", "equal"])
     parser.add_argument("--llama-cpp", metavar="PYTHON", help="a Python that can import xllamacpp; for smollm2-135m")
     parser.add_argument("--threads", type=int, default=1, help="of llama.cpp; one never waits for another")
-    parser.add_argument("--step-times", action="store_true", help="also time a decode step of each number of slots")
+    parser.add_argument(
+        "--step-times", action="store_true", help="also time a decode step of each number of slots, and the phases"
+    )
     parser.add_argument("--out", type=pathlib.Path, help="write the numbers as JSON")
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
@@ -95,7 +99,9 @@ def main() -> None:
             measured = _measure(work, results.get(name, {}), functools.partial(save, name))
             _print(name, lengths_of[name], measured)
             if options.step_times and "step_seconds" not in results:
+                results["phase_seconds"] = work.phase_seconds()
                 results["step_seconds"] = work.step_seconds()
+                print("seconds of a run of the slots by phase:", results["phase_seconds"])
                 print("seconds of a decode step by slots:", results["step_seconds"])
                 save(name, measured)
 
@@ -194,6 +200,31 @@ class _Work:
             found[str((after.slot_steps - before.slot_steps) // steps)] = round(seconds / steps, 5)
         return found
 
+    def phase_seconds(self) -> dict[str, float]:
+        """Processor seconds of one run of the slots by what the engine does; it waits for each phase to end."""
+        engine, found = self.engines["slots"], collections.Counter[str]()
+        cache, pool = engine._cache, engine._pool
+        phases: dict[str, tuple[Any, str]] = {name: (cache, name) for name in ("insert", "resize", "run")}
+        phases["prefill"] = (pool, "find")
+
+        def timed(phase: str, run: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **options: Any) -> Any:
+                begun, result = self.seconds(), run(*args, **options)
+                jax.block_until_ready((cache.arrays, [place[0] for place in result] if phase == "prefill" else None))
+                found[phase] += self.seconds() - begun
+                return result
+
+            return call
+
+        for phase, (owner, name) in phases.items():
+            setattr(owner, name, timed(phase, getattr(owner, name)))
+        begun = self.seconds()
+        self.slots("slots")
+        found["everything else"] = self.seconds() - begun - sum(found.values())
+        for owner, name in phases.values():
+            delattr(owner, name)
+        return {phase: round(seconds, 3) for phase, seconds in found.items()}
+
     def compile(self, names: Sequence[str]) -> None:
         """Compiles all programs: batches whose every token ends a response, and idle slots."""
         ends = range(self.config.vocab_size)
@@ -270,7 +301,7 @@ def _measure(work: _Work, before: dict[str, Any], save: Callable[[dict[str, Any]
         own = measured.setdefault(name, {"cpu_seconds": []})
         own["cpu_seconds"].append(seconds)
         own |= _counted(work.positions().get(name), int(work.lengths.sum()))
-        measured = {name: measured[name] for name in runs if name in measured}
+        measured = {name: measured[name] for name in CONTENDERS if name in measured}
         _compare(measured, found, int(work.lengths.sum()))
         save(measured)
     return measured
@@ -280,6 +311,8 @@ def _compare(measured: dict[str, Any], found: dict[str, Sequence[np.ndarray]], t
     """Speeds, and everything relative to the first contender."""
     base = next(iter(measured))
     for name, own in measured.items():
+        for old in [key for key in own if key.startswith("times_")]:
+            del own[old]
         pairs = list(zip(own["cpu_seconds"], measured[base]["cpu_seconds"], strict=False))
         own["tokens_per_cpu_second"] = round(tokens / statistics.median(own["cpu_seconds"]), 1)
         own[f"times_{base}"] = round(statistics.median(a / b for a, b in pairs), 3)

@@ -30,7 +30,8 @@ from prm_jax.prime.collect import to_batch
 from prm_jax.prime.compose import Composed, compose
 from prm_jax.prime.evaluate import PRMProbe, policy_metrics
 from prm_jax.prime.options import Options
-from prm_jax.prime.responses import PRETRAIN_STREAM, Drawn, Responses, Sampler
+from prm_jax.prime.responses import PRETRAIN_STREAM, Drawn, Responses
+from prm_jax.prime.sampler import Sampler
 from prm_jax.prime.selection import passing_groups
 from prm_jax.prime.sources import ImplicitPRM, Observed, SavedPRM, SourceBatch
 from prm_jax.prime.sources.base import observe, on_host

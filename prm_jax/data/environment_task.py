@@ -111,7 +111,7 @@ class EnvironmentTask:
         left = len(environment.solution())
         for turn, given in self._played(environment, response):
             now = 0 if turn.feedback.done else len(environment.solution())
-            labels.append(turn.feedback.reward > 0 or (not turn.feedback.done and now < left))
+            labels.append(turn.feedback.reward > 0 or (not turn.feedback.done and now == left - 1))
             left = now
             if turn.feedback.done or not given.startswith(turn.feedback.text):
                 break

@@ -20,16 +20,11 @@ from prm_jax.models.attention_choice import resolve
 from prm_jax.models.attention_spec import NEGATIVE, soft_capped
 from prm_jax.models.blockwise_attention import block_size
 from prm_jax.models.config import ModelConfig
+from prm_jax.models.decoder_layers import norm_factor, scaled
 from prm_jax.models.experts import activate, mix_experts, route
 from prm_jax.models.qtensor import QTensor, take, with_wide_scales
 from prm_jax.models.quantized_product import product, table_product
-from prm_jax.models.transformer import (
-    Params,
-    finished_logits,
-    keys_and_values,
-    norm_factor,
-    scaled,
-)
+from prm_jax.models.transformer import Params, finished_logits, keys_and_values
 from prm_jax.target_device import platform_and_kind
 
 Array = jax.Array

@@ -6,6 +6,7 @@ Nothing depends on the other tokens of a batch, so that policy, reward model and
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -15,9 +16,11 @@ import jax.numpy as jnp
 from prm_jax.models.config import ModelConfig
 from prm_jax.models.expert_load import ExpertLoad, Routing
 from prm_jax.models.expert_split import ExpertSplit
-from prm_jax.models.qtensor import QTensor, dequantize
+from prm_jax.models.qtensor import QTensor
+from prm_jax.models.quantized_product import product
 from prm_jax.models.tensor_split import TensorSplit
 from prm_jax.target_device import platform_and_kind
+from prm_jax.varying import mark, varying_axes
 
 _MOST_ROWS = 128
 """Rows of one expert that are multiplied at once, at most, where groups are cut into blocks."""
@@ -57,7 +60,8 @@ def mix_experts(
     if first is not None:  # the last group is of tokens whose expert is elsewhere
         flat = jnp.where((flat >= first) & (flat < first + here), flat - first, here)
     order = jnp.argsort(flat, stable=True)
-    groups = Groups.of(flat[order], here, platform=platform_and_kind(x)[0])
+    blocked = platform_and_kind(x)[0] == "cpu" or isinstance(kernels["gate"], QTensor)
+    groups = Groups.of(flat[order], here, blocked=blocked)
     rows = x[order // count]
     if first is not None:  # whatever a ragged product makes of rows outside its groups, they get no gradient
         rows = jnp.where((flat[order] < here)[:, None], rows, 0)
@@ -135,7 +139,7 @@ class Groups:
     Attributes:
       sizes: [E] i32; rows beyond the last group belong to no expert here, and what becomes of them is arbitrary.
       place: [M] i32, the place of each row among the blocks' rows; None where groups are not cut into blocks.
-      owner: [blocks] i32, each block's expert, or None.
+      owner: [blocks] i32, each block's expert, or None; the number of experts or more for a block of other rows.
       rows: static, of a block.
     """
 
@@ -145,13 +149,14 @@ class Groups:
     rows: int = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def of(cls, experts: jax.Array, count: int, *, platform: str) -> "Groups":
+    def of(cls, experts: jax.Array, count: int, *, blocked: bool) -> "Groups":
         """Groups of sorted experts [M], each at most ``count``, which stands for none.
 
-        They are cut into blocks on CPUs, where a ragged product multiplies by every expert.
+        They are cut into blocks on CPUs, where a ragged product multiplies by every expert, and for quantised experts,
+        all of which a ragged product would expand.
         """
         sizes = jnp.bincount(experts, length=count + 1).astype(jnp.int32)
-        if platform != "cpu":
+        if not blocked:
             return cls(sizes[:count], None, None, 0)
         total = experts.shape[0]
         rows = min(_MOST_ROWS, max(1, 1 << (total // (2 * count)).bit_length() >> 1))
@@ -161,19 +166,69 @@ class Groups:
         first_row = jnp.cumsum(sizes) - sizes
         place = first_block[experts] * rows + jnp.arange(total) - first_row[experts]
         owner = jnp.searchsorted(jnp.cumsum(needed), jnp.arange(blocks), side="right")
-        return cls(sizes[:count], place.astype(jnp.int32), jnp.minimum(owner, count - 1).astype(jnp.int32), rows)
+        return cls(sizes[:count], place.astype(jnp.int32), owner.astype(jnp.int32), rows)
 
 
 def grouped_product(x: jax.Array, kernels: jax.Array | QTensor, groups: Groups) -> jax.Array:
     """Rows times the kernel of their group's expert: [M, K], [E, K, N] -> [M, N] in the dtype of ``x``.
 
-    All products with experts go through this function; quantised ones are expanded, a layer's at a time.
-    Differentiable in ``x`` and ``kernels``, once and in reverse mode only.
+    All products with experts go through this function. Quantised experts are expanded one at a time, for each block of
+    rows, and those without rows not at all; they need groups cut into blocks. Differentiable in ``x`` and plain
+    ``kernels``, once and in reverse mode only.
     """
-    kernels = dequantize(kernels, x.dtype) if isinstance(kernels, QTensor) else kernels.astype(x.dtype)
+    if isinstance(kernels, QTensor):
+        return _quantized_product(groups.rows, x, kernels, groups.place, groups.owner)
+    kernels = kernels.astype(x.dtype)
     if groups.place is None:
         return jax.lax.ragged_dot(x, kernels, groups.sizes)
     return _blocked_product(groups.rows, x, kernels, groups.place, groups.owner)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _quantized_product(rows: int, x: jax.Array, kernels: QTensor, place: jax.Array, owner: jax.Array) -> jax.Array:
+    """One product per block of rows of one expert, with packed kernels that get no gradient."""
+    return _map_blocks(product, kernels.shape[-1], rows, x, kernels, place, owner)
+
+
+def _quantized_forward(rows: int, *given: Any) -> tuple[jax.Array, tuple[Any, ...]]:
+    return _quantized_product(rows, *given), given[1:]
+
+
+def _quantized_backward(rows: int, kept: tuple[Any, ...], g: jax.Array) -> tuple[jax.Array, None, None, None]:
+    kernels, width = kept[0], kept[0].shape[-2]
+
+    def transposed(cotangent: jax.Array, kernel: QTensor) -> jax.Array:
+        blank = jnp.zeros((cotangent.shape[0], width), cotangent.dtype)  # a linear function is the same anywhere
+        _, pull = jax.vjp(lambda part: product(part, kernel), blank)
+        found: jax.Array = pull(cotangent)[0]
+        return found
+
+    return _map_blocks(transposed, width, rows, g, kernels, *kept[1:]), None, None, None
+
+
+_quantized_product.defvjp(_quantized_forward, _quantized_backward)
+
+
+def _map_blocks(
+    function: Callable[[jax.Array, QTensor], jax.Array], width: int, rows: int, x: jax.Array, kernels: QTensor,
+    place: jax.Array, owner: jax.Array,
+) -> jax.Array:  # fmt: skip
+    """``function(block's rows, block's kernel)`` of each row, [M, width]; zeros where a block has no expert here."""
+
+    def one(carry: None, block: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
+        part, expert = block
+
+        def multiplied(part: jax.Array) -> jax.Array:
+            own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, expert, keepdims=False), kernels)
+            return function(part, own)
+
+        def blank(part: jax.Array) -> jax.Array:
+            return mark(varying_axes(part, kernels))(jnp.zeros((rows, width), part.dtype))
+
+        return carry, jax.lax.cond(expert < kernels.shape[0], multiplied, blank, part)
+
+    _, out = jax.lax.scan(one, None, (_in_blocks(rows, x, place, owner), owner))
+    return out.reshape(-1, width)[place]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

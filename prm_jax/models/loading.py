@@ -47,7 +47,7 @@ def load_model(options: ModelOptions, *, mesh: Mesh | None = None) -> tuple[Mode
     config, params = load_weights(path, mesh=mesh, host=apart, keep_quantized=keep)
     if options.quantize != "none":
         params = frozen_copy(config, params, options)
-    return _with_runtime(config, options), params, Tokenizer.load(path)
+    return with_runtime(config, options), params, Tokenizer.load(path)
 
 
 def frozen_copy(config: ModelConfig, params: Any, options: ModelOptions) -> Any:
@@ -105,7 +105,7 @@ def read_config(options: ModelOptions) -> ModelConfig:
     if peft_files.is_adapter(path):
         path = peft_files.base_of(path)
     if path.suffix == ".gguf":
-        return _with_runtime(GgufWeights(read_gguf(path)).config, options)
+        return with_runtime(GgufWeights(read_gguf(path)).config, options)
     file = path / "config.json" if path.is_dir() else path
     values = read_json(file)
     if is_described(values):  # quantised parameters of this library, whose architecture is that of the plain model
@@ -116,7 +116,7 @@ def read_config(options: ModelOptions) -> ModelConfig:
         raise UserError(f"{file}: {error}") from error
     stored = values.get("dtype") or values.get("torch_dtype")
     dtype: DType = stored if stored in get_args(DType) else "float32"
-    return _with_runtime(dataclasses.replace(config, dtype=dtype), options)
+    return with_runtime(dataclasses.replace(config, dtype=dtype), options)
 
 
 def fresh_config(options: ModelOptions, vocab_size: int) -> ModelConfig:
@@ -130,7 +130,7 @@ def fresh_config(options: ModelOptions, vocab_size: int) -> ModelConfig:
         num_kv_heads=options.num_kv_heads,
         head_dim=options.hidden_size // options.num_heads,
     )
-    return _with_runtime(config, options)
+    return with_runtime(config, options)
 
 
 def fresh_params(config: ModelConfig, key: jax.Array, *, mesh: Mesh | None = None) -> Any:
@@ -141,7 +141,8 @@ def fresh_params(config: ModelConfig, key: jax.Array, *, mesh: Mesh | None = Non
     return jax.jit(init_params, static_argnums=0, out_shardings=shardings)(config, key)
 
 
-def _with_runtime(config: ModelConfig, options: ModelOptions) -> ModelConfig:
+def with_runtime(config: ModelConfig, options: ModelOptions) -> ModelConfig:
+    """A configuration with the options' run-time fields."""
     unroll = options.scan_unroll or (config.num_layers if config.num_layers <= _UNROLL_UP_TO else 1)
     return dataclasses.replace(
         config,

@@ -176,6 +176,12 @@ def check_quantizable(params: Params, bits: int, options: QuantizationOptions, *
             f"adapters of {', '.join(found)} train, and a tree that trains cannot be quantised: quantise the frozen "
             "base (models.split) and join the adapters to it (models.join)"
         )
+    directions = max(min(params["layers"][home][name]["kernel"].shape[-2:]) for home, name in KERNELS)
+    if options.rank > directions:
+        raise UserError(
+            f"{prefix}quantization.rank {options.rank}: the largest kernel has {directions} directions, which would "
+            "correct everything and be larger than the kernel; choose a fraction of that, such as 16"
+        )
     for home, name in KERNELS:
         width = params["layers"][home][name]["kernel"].shape[-2]
         group = options.group_of(bits) or width

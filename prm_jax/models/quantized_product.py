@@ -1,4 +1,8 @@
-"""Products of activations with a `QTensor`: expanded as a whole or, on a CPU, in parts that stay in a core's cache."""
+"""Products of activations with a `QTensor`: expanded as a whole, in a TPU kernel, or on a CPU in parts of cache size.
+
+XLA expands matrices inside of products, without a copy in memory, as long as all inputs of an output share one scale.
+The scales and zeros of groups it first writes out for every input; on a TPU a kernel computes these products.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -7,8 +11,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prm_jax.models.qtensor import QTensor, expanded, integers_per_byte, rotate, scaled, shifted, steps_of, strided
-from prm_jax.target_device import platform_and_kind
+from prm_jax.models.qtensor import (
+    QTensor,
+    expanded,
+    integers_per_byte,
+    offset,
+    rotate,
+    scaled,
+    shifted,
+    steps_of,
+    strided,
+)
+from prm_jax.pallas.packed_product.api import PackedMatrix, packed_product, refusal
+from prm_jax.target_device import nothing_to_partition, platform_and_kind
 
 MOST_ROWS = 512
 """Rows of activations up to which a CPU uses parts: with more, the product itself takes nearly all of the time."""
@@ -27,7 +42,9 @@ def product(x: jax.Array, q: QTensor) -> jax.Array:
     x = rotate(x, q.block) if q.block else x
     inputs, (rows, columns) = _strided_inputs(x, q), q.shape
     size = _part_size(x, x.shape[0], columns, rows)
-    if size == columns:
+    if uses_kernel(x, q):
+        y = kernel_product(x, q)
+    elif size == columns:
         y = _product(inputs, q)
     else:
         y = _joined(lambda start: _product(inputs, _outputs(q, start, size)), columns, size, axis=1)
@@ -51,6 +68,30 @@ def table_product(q: QTensor, x: jax.Array) -> jax.Array:
         return rows(*(jax.lax.dynamic_slice_in_dim(one, start, size) for one in (q.values, q.scales)))
 
     return _joined(part, vocab, size, axis=0)
+
+
+def uses_kernel(x: jax.Array, q: QTensor) -> bool:
+    """Whether the kernel computes the product with a matrix: on a TPU, where groups have scales of their own."""
+    if _groups(q) == 1 or q.grid == "five" or q.is_table:
+        return False
+    if platform_and_kind(x)[0] != "tpu" or not nothing_to_partition(x):
+        return False
+    return refusal(x.shape[0], _packed(q)) is None
+
+
+def kernel_product(x: jax.Array, q: QTensor, *, interpret: bool = False) -> jax.Array:
+    """The kernel's product, without the low-rank part; `interpret` runs it on a CPU."""
+    y = packed_product(x, _packed(q), interpret=interpret)
+    return y if q.coarse is None else (y.astype(jnp.float32) * q.coarse).astype(y.dtype)
+
+
+def _packed(q: QTensor) -> PackedMatrix:
+    zero = 0.0 if q.lows is not None else offset(q.bits, q.grid)
+    return PackedMatrix(q.values, q.scales, q.zeros, q.lows, bits=q.bits, zero=zero)
+
+
+def _groups(q: QTensor) -> int:
+    return max(part.shape[-2] for part in (q.scales, q.zeros, q.lows) if part is not None)
 
 
 def _part_size(x: jax.Array, rows: int, outputs: int, inputs: int) -> int:
@@ -89,7 +130,7 @@ def _strided_inputs(x: jax.Array, q: QTensor) -> Sequence[jax.Array]:
     Interleaving integers costs a CPU more than the product, and keeps a TPU from expanding them inside of it.
     """
     packed = integers_per_byte(q.bits, q.grid)
-    groups = max(part.shape[-2] for part in (q.scales, q.zeros, q.lows) if part is not None)
+    groups = _groups(q)
     if q.padding or (groups > 1 and q.shape[-2] // groups % packed):
         return (x,)
     return [x[:, place::packed] for place in range(packed)]

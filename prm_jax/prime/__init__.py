@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from prm_jax.prime.plan import Plan, check_fits, make_plan
     from prm_jax.prime.plan_compile import CompiledStep, compile_step
     from prm_jax.prime.presets import PRESETS
-    from prm_jax.prime.responses import Responses, Sampler
+    from prm_jax.prime.responses import Responses
+    from prm_jax.prime.sampler import Sampler
     from prm_jax.prime.shaping import per_step
     from prm_jax.prime.sources import (
         CriticSource,
@@ -54,7 +55,7 @@ _HOMES = {
     "Result": "training",
     "RewardInputs": "batch",
     "RewardSource": "sources",
-    "Sampler": "responses",
+    "Sampler": "sampler",
     "SavedPRM": "sources",
     "Setup": "step",
     "Source": "sources",

@@ -14,13 +14,8 @@ from prm_jax.prime.drawing import Drawing, flips_of, keys_of_step
 from prm_jax.prime.group_pool import KeyOf
 from prm_jax.prime.group_stream import GroupStream
 from prm_jax.prime.options import RolloutOptions
-from prm_jax.prime.responses import (
-    ROLLOUT_STREAM,
-    SOURCE_STREAM,
-    Responses,
-    Sampler,
-    concatenate,
-)
+from prm_jax.prime.responses import ROLLOUT_STREAM, SOURCE_STREAM, Responses, concatenate
+from prm_jax.prime.sampler import Sampler
 from prm_jax.prime.selection import Acceptance, Groups, passing_groups
 from prm_jax.prime.sources.base import observe, on_host
 from prm_jax.rollouts.engine import EngineStats
@@ -154,6 +149,8 @@ class Collector:
     def collect(self, params: Any, step: int) -> Collected:
         """Rollouts of one step under the policy `params`: ``prompts_per_step * samples_per_prompt`` rows."""
         before = self._engine_stats()
+        if self.sampler.turns is not None:
+            self.sampler.turns.reset()  # of the evaluations since the last step
         groups, acceptance = self._groups(params, step)
         after = self._engine_stats()
         numbers, keep, passed = acceptance.choose()
@@ -225,7 +222,7 @@ class Collector:
         drawing = Drawing(self.sampler, self.stream, self.buffer, self.too_long)
         key_of = keys_of_step(self.options, key)
         engines = self.sampler.engines
-        if engines is not None and engines.streams and self.sampler.turns is None:
+        if engines is not None and engines.streams:
             stream = GroupStream(self.sampler, self.options, key_of, drawing.next, flips_of(self.options, key_of))
             groups, acceptance = stream.collect(params), stream.acceptance
         else:

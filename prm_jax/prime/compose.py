@@ -12,7 +12,8 @@ from prm_jax.prime.batch import Batch, Frozen, State
 from prm_jax.prime.collect import Collected
 from prm_jax.prime.layout import Layout, make_layout
 from prm_jax.prime.options import Options
-from prm_jax.prime.responses import ADAPTER_STREAM, Sampler
+from prm_jax.prime.responses import ADAPTER_STREAM
+from prm_jax.prime.sampler import Sampler
 from prm_jax.prime.sources import ImplicitPRM, check_source, make_source
 from prm_jax.prime.sources.critic import CriticSource
 from prm_jax.prime.start import Overrides, Start, frozen_arrays, make_setup

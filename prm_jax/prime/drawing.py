@@ -10,7 +10,8 @@ from prm_jax.data.problems import Problem
 from prm_jax.errors import UserError
 from prm_jax.prime.group_pool import Flips, KeyOf
 from prm_jax.prime.options import RolloutOptions
-from prm_jax.prime.responses import NOISE_STREAM, Sampler
+from prm_jax.prime.responses import NOISE_STREAM
+from prm_jax.prime.sampler import Sampler
 from prm_jax.prime.selection import Acceptance
 
 

@@ -1,5 +1,7 @@
 """What a run samples with, from its options."""
 
+import dataclasses
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
@@ -7,13 +9,14 @@ from jax.sharding import AxisType, Mesh
 from prm_jax.errors import UserError
 from prm_jax.models.sharding import rows_over
 from prm_jax.prime.options import Options
-from prm_jax.prime.responses import Sampler
+from prm_jax.prime.sampler import Sampler
+from prm_jax.prime.sizes import samples_in_slots, slots_per_process
 from prm_jax.prime.start import Start
 from prm_jax.prime.turns import Turns, make_turns
 from prm_jax.rollouts.remote_source import RemoteSource
 from prm_jax.rollouts.server_options import is_url
 from prm_jax.rollouts.slot_options import SlotTuning
-from prm_jax.rollouts.slot_source import EngineSource, SlotSource, default_slots
+from prm_jax.rollouts.slot_source import EngineSource, SlotSource
 from prm_jax.runs import processes
 
 
@@ -21,9 +24,11 @@ def sampling_parts(options: Options, start: Start, mesh: Mesh | None) -> tuple[E
     """(the engines of a run, what answers to the policy's actions); see `Sampler`.
 
     Raises:
-      UserError: turns without slots.
+      UserError: turns without slots, a server that cannot be used, or devices that are not there.
     """
     rollout = options.rollout
+    if rollout.max_lag:
+        background_engines(options, start, mesh)  # used later; what it refuses must not be found after the warm start
     turns = make_turns(rollout.turns, start.task, rollout.max_new_tokens)
     if turns is None:
         return make_engines(options, start, mesh), None
@@ -34,7 +39,8 @@ def sampling_parts(options: Options, start: Start, mesh: Mesh | None) -> tuple[E
         )
     return SlotSource(
         start.config, start.tokenizer, turns.stop, slots=slots_of(options, mesh),
-        columns=rollout.max_prompt_tokens + rollout.max_new_tokens, tuning=SlotTuning(hold=(0,)),
+        columns=rollout.max_prompt_tokens + rollout.max_new_tokens,
+        tuning=dataclasses.replace(_tuning(options), hold=(0,)),
     ), turns  # fmt: skip
 
 
@@ -49,8 +55,7 @@ def make_engines(options: Options, start: Start, mesh: Mesh | None) -> EngineSou
     rollout = options.rollout
     if is_url(rollout.engine):
         return _server(options, start)
-    divided = mesh is not None and (mesh.shape["fsdp"] > 1 or mesh.shape.get("expert", 1) > 1)
-    if rollout.engine == "generate" or (rollout.engine == "auto" and divided):
+    if not samples_in_slots(rollout, {} if mesh is None else mesh.shape):
         return None
     slots = slots_of(options, mesh)
     return SlotSource(
@@ -90,13 +95,10 @@ def background_engines(options: Options, start: Start, mesh: Mesh | None) -> Slo
 
 
 def slots_of(options: Options, mesh: Mesh | None) -> int:
-    """The number of slots per process: ``--rollout.slots``, or as many as suit its share of a step's responses."""
-    rollout, count = options.rollout, processes.count()
+    """The number of slots per process."""
+    count = processes.count()
     ways = 1 if mesh is None else max(1, rows_over(mesh) // count)
-    rows = rollout.prompts_per_step * rollout.samples_per_prompt
-    # On a CPU a step takes time in proportion to the slots, so that those of a few long responses are dear.
-    most = 64 if jax.default_backend() == "cpu" else 256
-    return rollout.slots or default_slots(-(-rows // count), ways, most=most)
+    return slots_per_process(options.rollout, ways=ways, processes=count, platform=jax.default_backend())
 
 
 def _tuning(options: Options) -> SlotTuning:

@@ -11,7 +11,8 @@ from prm_jax import rl, stats
 from prm_jax.data.problems import Problem, Task
 from prm_jax.prime.batch import Batch, Frozen, State
 from prm_jax.prime.options import EvalOptions
-from prm_jax.prime.responses import Responses, Sampler
+from prm_jax.prime.responses import Responses
+from prm_jax.prime.sampler import Sampler
 from prm_jax.prime.sources import SavedPRM, SourceBatch
 from prm_jax.prime.sources.base import on_host
 from prm_jax.rollouts.sampling_options import SamplingOptions

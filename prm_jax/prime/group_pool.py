@@ -9,9 +9,11 @@ import numpy as np
 
 from prm_jax.data.problems import Problem
 from prm_jax.prime.options import RolloutOptions
-from prm_jax.prime.responses import Drawn, Responses, Sampler, concatenate
+from prm_jax.prime.responses import Drawn, Responses, concatenate
+from prm_jax.prime.sampler import Sampler
 from prm_jax.prime.selection import passing_groups
-from prm_jax.rollouts.engine import Engine, Request, Response, Ticket
+from prm_jax.rollouts.engine import Request, Response, Ticket
+from prm_jax.rollouts.environments import Episode
 from prm_jax.rollouts.slot_source import EngineSource
 
 KeyOf = Callable[[int], tuple[jax.Array, int]]
@@ -74,10 +76,11 @@ class GroupPool:
         self.running: set[Ticket] = set()
         self._of: dict[Ticket, tuple[int, int]] = {}
 
-    def ask(
-        self, engine: Engine, source: EngineSource, number: int, problem: Problem, starts: Sequence[Any] = ()
-    ) -> None:
-        """Asks for the responses to a prompt; `starts` are partial responses, for a `SlotEngine`."""
+    def ask(self, engine: Any, source: EngineSource, number: int, problem: Problem, starts: Sequence[Any] = ()) -> None:
+        """Asks an `Engine` for the responses to a prompt, or an `EpisodePlayer` where they have turns.
+
+        `starts` are partial responses, for a `SlotEngine`.
+        """
         prompt = self.sampler.prompts([problem])[0]
         key, place = self.key_of(number)
         requests = [
@@ -86,7 +89,10 @@ class GroupPool:
         ]
         group = self.groups[number] = Group(problem, prompt, requests)
         source.draw_with(key)
-        tickets = engine.submit(requests, prefixes=starts) if starts else engine.submit(requests)  # type: ignore[call-arg]
+        if self.sampler.turns is not None:
+            tickets = engine.submit([self.sampler.turns.begin(request, problem) for request in requests])
+        else:
+            tickets = engine.submit(requests, prefixes=starts) if starts else engine.submit(requests)
         group.tickets = dict(enumerate(tickets))
         self._of |= {ticket: (number, sample) for sample, ticket in enumerate(tickets)}
         self.running |= set(tickets)
@@ -95,7 +101,7 @@ class GroupPool:
         """(number of the prompt, sample) of a response that is not verified yet."""
         return self._of[ticket]
 
-    def judge(self, ended: Sequence[tuple[Ticket, Response]]) -> tuple[list[Ticket], Responses]:
+    def judge(self, ended: Sequence[tuple[Ticket, Response | Episode]]) -> tuple[list[Ticket], Responses]:
         """Verifies responses; may run in another thread."""
         tickets = [ticket for ticket, _ in ended]
         groups = [self.groups[self._of[ticket][0]] for ticket in tickets]

@@ -13,14 +13,19 @@ import numpy as np
 from prm_jax.data.problems import Problem
 from prm_jax.prime.group_pool import Flips, GroupPool, KeyOf
 from prm_jax.prime.options import RolloutOptions
-from prm_jax.prime.responses import Responses, Sampler, joined_parts, sendable
+from prm_jax.prime.responses import Responses, joined_parts, sendable
+from prm_jax.prime.sampler import Sampler
 from prm_jax.prime.selection import Acceptance, Groups, can_pass
 from prm_jax.rollouts.engine import Engine, Ticket
+from prm_jax.rollouts.environments import EpisodePlayer
 from prm_jax.rollouts.sampling_options import SamplingOptions
 from prm_jax.runs import processes
 
 NextProblem = Callable[[], Problem]
 """The next prompt of the stream."""
+
+AnyEngine = Engine | EpisodePlayer
+"""What samples: responses, or episodes where they have turns."""
 
 Judging = list[Future[tuple[list[Ticket], Responses]]]
 
@@ -54,7 +59,10 @@ class GroupStream:
         """The groups that the step uses, sampled with these weights; collective where there are several processes."""
         options = self.options
         sampling = SamplingOptions(options.temperature, options.top_k, options.top_p)
-        engine = self.engines.prepare(params, sampling)
+        engine: AnyEngine = self.engines.prepare(params, sampling)
+        turns = self.pool.sampler.turns
+        if turns is not None:
+            engine = turns.player(engine, self.pool.sampler.tokenizer)
         judging: Judging = []
         with ThreadPoolExecutor(1, "verifier") as verifier:
             try:
@@ -73,7 +81,7 @@ class GroupStream:
                     future.cancel()
         return self._finish()
 
-    def _ask(self, engine: Engine) -> None:
+    def _ask(self, engine: AnyEngine) -> None:
         lookahead = self.options.lookahead if self.acceptance.early else 0
         wanted = min(self.acceptance.needed() + lookahead, self.acceptance.budget)
         while len(self._problems) < wanted:
@@ -82,7 +90,7 @@ class GroupStream:
             if number % processes.count() == processes.index():
                 self.pool.ask(engine, self.engines, number, self._problems[number])
 
-    def _harvest(self, judging: Judging, engine: Engine) -> Judging:
+    def _harvest(self, judging: Judging, engine: AnyEngine) -> Judging:
         """Takes what is verified; waits for it where the order of events must not depend on time."""
         wait, left = self.engines.ordered or not self.pool.running, []
         for future in judging:
@@ -93,7 +101,7 @@ class GroupStream:
                 left.append(future)
         return left
 
-    def _decide(self, number: int, engine: Engine) -> None:
+    def _decide(self, number: int, engine: AnyEngine) -> None:
         group, cuts = self.pool.groups[number], self.options.cut_groups and self.options.filter == "resample"
         if not group.tickets:
             passed = self.pool.passed(number)
@@ -114,7 +122,7 @@ class GroupStream:
                 self.acceptance.decide(number, passed)
         self._decided = {}
 
-    def _cancel(self, engine: Engine, tickets: Iterable[Ticket]) -> None:
+    def _cancel(self, engine: AnyEngine, tickets: Iterable[Ticket]) -> None:
         gone = set(tickets)
         self._wasted += sum(len(response.tokens) for _, response in engine.cancel(gone))
         self.pool.running -= gone

@@ -1,8 +1,9 @@
 """Signs, looked for during training, that a policy earns its reward in an unintended way.
 
 A reward that rises while accuracy on held-out problems falls, responses that grow or repeat themselves, a reward model
-that has become worse than chance on what the policy now writes, and checks that fail: each is reported once when it
-begins, with the figures, and responses whose reward is far out of line are kept for reading.
+that has become worse than chance on what the policy now writes or means less by the same rewards, and checks that fail:
+each is reported once when it begins, with the figures, and responses whose reward is far out of line are kept for
+reading.
 """
 
 import json
@@ -29,7 +30,10 @@ _HELD_OUT = ("eval/sampled_accuracy", "eval/greedy_accuracy")
 class HackingWatch:
     """Callback that looks for signs of reward hacking.
 
-    Adds the metrics ``watch/repetition``, ``watch/reward`` (mean process reward of a response), ``watch/errors`` and
+    Adds the metrics ``watch/repetition``, ``watch/reward`` (mean process reward of a response),
+    ``watch/reward_right``, ``watch/reward_wrong`` and ``watch/reward_spread`` (the same for right and for wrong
+    responses, and the standard deviation within both), ``watch/solved`` (share of right responses),
+    ``watch/expected`` (the share that the rewards promise, see `expected_success`), ``watch/errors`` and
     ``watch/signs`` (number of signs that hold). A resumed run reads its own metrics back, so that it sees the same.
 
     Args:
@@ -80,6 +84,10 @@ class HackingWatch:
             return measured
         totals = np.asarray(processes.to_host(event.batch.rewards), np.float64).sum(axis=1)
         measured["watch/reward"] = float(totals.mean())
+        measured |= _by_outcome(totals[responses.usable], responses.outcome[responses.usable] >= 0.5)
+        expected = expected_success(totals[responses.usable], self.history, self.options.window)
+        if expected is not None:
+            measured["watch/expected"] = expected
         self._keep_outliers(event, responses, totals)
         return measured
 
@@ -119,7 +127,8 @@ def find_signs(history: Sequence[Mapping[str, float]], options: WatchOptions) ->
       options: see `WatchOptions`.
 
     Returns:
-      {sign: figures in words}: ``"accuracy"``, ``"length"``, ``"repetition"``, ``"errors"``, ``"reward model"``.
+      {sign: figures in words}: ``"accuracy"``, ``"length"``, ``"repetition"``, ``"errors"``, ``"reward model"``,
+      ``"calibration"``.
     """
     signs = {}
     dropped = _accuracy_drop(history, options)
@@ -146,7 +155,38 @@ def find_signs(history: Sequence[Mapping[str, float]], options: WatchOptions) ->
             f"process rewards order {100 * _mean(accuracies):.0f} % of pairs as their outcomes do, less than "
             f"{100 * options.pairwise:.0f} %"
         )
+    promises = _last(history, "watch/expected", options.window)
+    promised, right = _mean(promises), _mean(_last(history, "watch/solved", options.window))
+    if len(promises) == options.window and promised - right > options.calibration:
+        signs["calibration"] = (
+            f"by what process rewards meant at the start, {100 * promised:.0f} % of the responses should be right, and "
+            f"{100 * right:.0f} % are"
+        )
     return signs
+
+
+def expected_success(totals: np.ndarray, history: Sequence[Mapping[str, float]], window: int) -> float | None:
+    """The share of right responses that rewards promise, by what they meant in the first window of a run.
+
+    Rewards of right and of wrong responses are taken as normal with the means and the common spread of that window.
+
+    Args:
+      totals: [B] process reward of each response.
+      history: metrics of earlier steps.
+      window: steps in the first window that had right and wrong responses.
+
+    Returns:
+      The mean probability; None before the window is complete, and where its right responses were not rewarded more.
+    """
+    names = ("reward_right", "reward_wrong", "reward_spread")
+    first = [record for record in history if "watch/reward_spread" in record][:window]
+    right, wrong, spread = (_mean([record[f"watch/{name}"] for record in first]) for name in names)
+    if len(first) < window or not len(totals) or not (right > wrong and spread > 0):
+        return None
+    prior = min(max(_mean([record["watch/solved"] for record in first]), 0.01), 0.99)
+    slope = (right - wrong) / spread**2
+    logits = math.log(prior / (1 - prior)) + slope * (totals - (right + wrong) / 2)
+    return float(np.mean(0.5 + 0.5 * np.tanh(logits / 2)))
 
 
 def repetition(text: str) -> float:
@@ -156,6 +196,20 @@ def repetition(text: str) -> float:
     if total < 2:
         return 0.0
     return 1.0 - len({tuple(words[i : i + _NGRAM]) for i in range(total)}) / total
+
+
+def _by_outcome(totals: np.ndarray, right: np.ndarray) -> dict[str, float]:
+    """Metrics of the rewards of right and of wrong responses; only the share of right ones where one kind is absent."""
+    if not len(totals):
+        return {}
+    solved = {"watch/solved": float(right.mean())}
+    if right.all() or not right.any():
+        return solved
+    means = float(totals[right].mean()), float(totals[~right].mean())
+    within = totals - np.where(right, *means)
+    return solved | {
+        "watch/reward_right": means[0], "watch/reward_wrong": means[1], "watch/reward_spread": float(within.std()),
+    }  # fmt: skip
 
 
 def _accuracy_drop(history: Sequence[Mapping[str, float]], options: WatchOptions) -> str:

@@ -19,7 +19,8 @@ from prm_jax.prime.engines import background_engines
 from prm_jax.prime.evaluate import Evaluator, PRMProbe, make_fresh_probe, make_probe, make_step_scores
 from prm_jax.prime.hacking_watch import HackingWatch
 from prm_jax.prime.options import Options
-from prm_jax.prime.responses import EVAL_STREAM, Sampler
+from prm_jax.prime.responses import EVAL_STREAM
+from prm_jax.prime.sampler import Sampler
 from prm_jax.prime.samples import SampleWriter
 from prm_jax.prime.sizes import warm_up_rollouts
 from prm_jax.prime.sources import ImplicitPRM

@@ -52,6 +52,9 @@ class SFTOptions:
     """AdamW's second moment decay."""
     grad_clip: Annotated[float, above(0)] = 1.0
     """Maximum global norm of a gradient."""
+    balance_coef: Annotated[float, at_least(0)] = 0.0
+    """Weight of a loss that spreads tokens evenly over the experts of a sparse model, see --policy.balance-coef; 0:
+    none."""
 
 
 @dataclass(frozen=True)

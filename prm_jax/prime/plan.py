@@ -21,6 +21,7 @@ from prm_jax.prime import plan_memory
 from prm_jax.prime.accelerators import GIB
 from prm_jax.prime.options import Options
 from prm_jax.prime.plan_memory import Workload, make_workload
+from prm_jax.prime.sizes import samples_in_slots
 from prm_jax.prime.start import initial_prm, uses_online_prm
 
 CERTAIN_SHARE = 0.5
@@ -247,6 +248,10 @@ def _variants(work: Workload) -> list[tuple[str, Callable[[Options], Options]]]:
         found = [(name, change) for name, change in found if not name.startswith("--prm.lora")]
     if options.rollout.filter != "oversample":
         found = [(name, change) for name, change in found if not name.startswith("--rollout.filter")]
+    if options.rollout.slots:
+        found.append(("--rollout.slots 0 (the default)", _change("rollout", slots=0)))
+    if samples_in_slots(options.rollout, mesh.shape) and options.rollout.cache_dtype == "auto":
+        found.append(("--rollout.cache-dtype int8", _change("rollout", cache_dtype="int8")))
     if work.online_prm and options.prm.replay:
         found.append(("--prm.replay 0", _change("prm", replay=0)))
     return found + _smaller_pieces(work)

@@ -16,15 +16,17 @@ from prm_jax.errors import UserError
 from prm_jax.models import ModelConfig, init_value_head
 from prm_jax.models.attention_choice import resolve
 from prm_jax.models.blockwise_attention import block_size
-from prm_jax.models.loading import frozen_shapes, param_shapes
+from prm_jax.models.loading import frozen_shapes, param_shapes, with_runtime
 from prm_jax.models.local_copies import own_sizes
 from prm_jax.models.rows import row_axes
 from prm_jax.models.sharding import partition_spec, rows_over
 from prm_jax.prime.options import Options
-from prm_jax.prime.sizes import pieces_of_tokens, replay_places
+from prm_jax.prime.sizes import pieces_of_tokens, replay_places, samples_in_slots, slots_per_process
 from prm_jax.prime.sources.replay import empty_replay
 from prm_jax.prime.start import Start, initial_prm, uses_online_prm
 from prm_jax.pytree_paths import named_leaves
+from prm_jax.rollouts.server_options import is_url
+from prm_jax.rollouts.slot_programs import cache_bytes
 from prm_jax.runs.learner import Learner
 
 Shapes = Any
@@ -191,16 +193,24 @@ def update_bytes(work: Workload) -> dict[str, float]:
 def rollout_bytes(work: Workload) -> dict[str, float]:
     """Bytes per device that sampling needs besides the state, by cause.
 
-    The loop over tokens reads each layer from a copy of its own. Several processes need another copy of the weights
-    first: each gathers them to its own devices.
+    Slots have keys and values for the longest prompt and response each; batches of `generate` share those of a prompt.
+    A server needs nothing here. The loop over tokens reads each layer from a copy of its own. Several processes need
+    another copy of the weights first: each gathers them to its own devices.
     """
     config, rollout, mesh = work.config, work.options.rollout, process_mesh(work)
+    if is_url(rollout.engine):
+        return {}
     factor = rollout.oversample_factor if rollout.filter == "oversample" else 1
     shards = rows_over(mesh)
     prompts = math.ceil(math.ceil(rollout.prompts_per_step * factor / work.processes) / shards)
     rows = prompts * rollout.samples_per_prompt
     per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * _itemsize(config)
-    cache = per_token * (prompts * rollout.max_prompt_tokens + rows * rollout.max_new_tokens)
+    cache = float(per_token * (prompts * rollout.max_prompt_tokens + rows * rollout.max_new_tokens))
+    if samples_in_slots(rollout, work.mesh.shape):
+        slots = slots_per_process(rollout, ways=shards, processes=work.processes, platform=work.platform)
+        rows = math.ceil(slots / shards)
+        kind = config.compute_dtype if rollout.cache_dtype == "auto" else rollout.cache_dtype
+        cache = float(cache_bytes(config, rows, work.columns, kind))
     dtype = config.dtype if work.options.model.lora_rank else "float32"
     copy = model_bytes(config, mesh, dtype) if work.processes > 1 else 0
     if work.platform == "cpu":
@@ -360,14 +370,5 @@ def make_workload(
     if processes < 1 or mesh.size % processes:
         raise UserError(f"--processes {processes}: {mesh.size} devices cannot be shared evenly by so many processes")
     learns = uses_online_prm(options) if online_prm is None else online_prm
-    model = options.model
-
-    def with_runtime(given: ModelConfig) -> ModelConfig:
-        return dataclasses.replace(
-            given, compute_dtype=model.compute_dtype, remat=model.remat, attention=model.attention, layers=model.layers,
-            lora_alpha=model.lora_alpha,
-        )  # fmt: skip
-
-    return Workload(
-        options, with_runtime(config), with_runtime(prm_config or config), mesh, platform, learns, processes
-    )
+    policy, prm = (with_runtime(given, options.model) for given in (config, prm_config or config))
+    return Workload(options, policy, prm, mesh, platform, learns, processes)

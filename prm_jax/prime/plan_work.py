@@ -65,6 +65,34 @@ def backward(work: Workload, config: ModelConfig, *, lora: bool) -> Pass:
     return Pass(projections, once.attention * attention, once.head * (products + 1))
 
 
+def scored_passes(work: Workload) -> dict[str, ModelConfig]:
+    """Passes without gradient besides those of an online PRM's own scores; the compiler merges equal ones.
+
+    Passes are equal if they score the same weights at the same temperature in the same pieces of the batch. A pass in
+    one piece is also equal to an update's own forward pass, but only where layers are unrolled.
+    """
+    options, policy = work.options, work.options.policy
+    bypassed = options.off_policy.objective == "bypass"
+    pieces = {name: (work.pieces(name).minibatches, work.microbatches(name)) for name in ("policy", "PRM")}
+    one_temperature = options.rollout.temperature == 1
+    unrolled = work.config.scan_unroll >= work.config.num_layers
+    within_update = unrolled and pieces["policy"] == (1, 1) and policy.epochs == 1
+    as_reward = bool(policy.kl_coef) and policy.kl_placement == "reward"
+    old = as_reward or not (bypassed or (policy.epochs == 1 and policy.minibatches == 1))
+    found = {}
+    if old and not within_update:
+        found["policy scoring"] = work.config
+    merged = one_temperature and pieces["policy"] == pieces["PRM"]
+    if work.online_prm:
+        frozen = options.prm.reference == "frozen"
+        if frozen or not (merged and (old or within_update)):
+            found["reference scoring"] = work.prm_config if frozen else work.config
+        merged &= frozen and not (options.prm.path or options.prm.trained)
+    if policy.kl_coef and not (work.online_prm and merged):
+        found["divergence from the reference"] = work.config
+    return found
+
+
 def step_flops(work: Workload) -> dict[str, Pass]:
     """Operations of one step by phase; ``generation`` is one round of sampling."""
     policy, prm, options = work.config, work.prm_config, work.options
@@ -74,15 +102,13 @@ def step_flops(work: Workload) -> dict[str, Pass]:
         "policy forward": once.scaled(epochs),
         "policy backward": backward(work, policy, lora=options.model.lora_rank > 0).scaled(epochs),
     }
-    if epochs > 1 or options.policy.minibatches > 1:
-        phases["policy scoring"] = once
+    phases |= {name: forward(work, config) for name, config in scored_passes(work).items()}
     if work.online_prm:
         learning, through_prm = options.prm, forward(work, prm)
         rounds = 0 if learning.update == "none" else learning.epochs
         scoring = {"none": 1, "after": 0, "before": 1, "reverse": 1}[learning.update]
         phases["PRM forward"] = through_prm.scaled(rounds + scoring)
         phases["PRM backward"] = backward(work, prm, lora=learning.lora_rank > 0).scaled(rounds)
-        phases["reference scoring"] = through_prm if learning.reference == "frozen" else once
     if work.critic:
         trunk = dataclasses.replace(once, head=0.0)
         back = dataclasses.replace(backward(work, policy, lora=options.model.lora_rank > 0), head=0.0)
@@ -113,8 +139,8 @@ def generation(work: Workload) -> Pass:
 def collective_minimum(work: Workload) -> float:
     """Bytes that one device must send per step under sharded parameters or rows.
 
-    Every pass gathers the parameters once in the compute dtype (forward and backward of what learns, forward of the
-    reference); every gradient is reduced once per optimiser step, in that dtype too. Where "expert" divides
+    Every pass gathers the parameters once in the compute dtype (forward and backward of what learns, forward of what
+    is scored); every gradient is reduced once per optimiser step, in that dtype too. Where "expert" divides
     experts, every pass sends the tokens to them and back.
     """
     shape = work.mesh.shape
@@ -128,10 +154,11 @@ def collective_minimum(work: Workload) -> float:
         if learner.lora is None:  # adapters are too small to count
             steps = pieces.epochs * pieces.minibatches
             total += whole * steps * ((shards - 1) / shards + 2 * (replicas - 1) / replicas / shards)
-    if work.online_prm:
-        whole = model_bytes(work.prm_config, _unsharded(work), work.prm_config.compute_dtype)
-        total += whole * work.options.prm.minibatches * work.microbatches("PRM") * (shards - 1) / shards
-        total += _exchanged(work, work.prm_config)
+    for name, config in scored_passes(work).items():
+        scorer = "PRM" if name == "reference scoring" else "policy"
+        whole = model_bytes(config, _unsharded(work), config.compute_dtype)
+        passes = work.pieces(scorer).minibatches * work.microbatches(scorer)
+        total += passes * whole * (shards - 1) / shards + _exchanged(work, config)
     return total
 
 

@@ -9,7 +9,6 @@ import jax
 from prm_jax import rl
 from prm_jax.prime.batch import Batch, Frozen, Metrics, RewardInputs, State
 from prm_jax.prime.checked import checked_loss
-from prm_jax.prime.expert_balance import expert_metrics, with_balance
 from prm_jax.prime.off_policy import correct, metrics
 from prm_jax.prime.options import OffPolicyOptions, PolicyOptions
 from prm_jax.prime.pieces import (
@@ -22,6 +21,7 @@ from prm_jax.prime.pieces import (
 )
 from prm_jax.prime.sample_losses import brain_policy_loss, gpo_policy_loss
 from prm_jax.resolve import check_signature, resolve
+from prm_jax.runs.expert_balance import expert_metrics, with_balance
 from prm_jax.runs.learner import Learner, Params, accumulate_gradients, guarded_update
 
 PolicyLoss = Callable[[jax.Array, jax.Array, jax.Array, RewardInputs], rl.Loss]

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from prm_jax.prime.collect import Collected
-from prm_jax.prime.responses import Responses, Sampler
+from prm_jax.prime.responses import Responses
+from prm_jax.prime.sampler import Sampler
 from prm_jax.rollouts.forced_text import text_spans
 from prm_jax.runs import processes
 from prm_jax.runs.callbacks import Event

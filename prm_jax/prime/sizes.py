@@ -1,8 +1,11 @@
 """Numbers of steps, rollouts and pieces that follow from a run's options."""
 
 import math
+from collections.abc import Mapping
 
-from prm_jax.prime.options import Options
+from prm_jax.prime.options import Options, RolloutOptions
+from prm_jax.rollouts.server_options import is_url
+from prm_jax.rollouts.slot_options import default_slots
 
 
 def warm_up_rollouts(options: Options) -> int:
@@ -34,6 +37,32 @@ def optimizer_steps(
       replayed: further ones per training step, on replayed rollouts.
     """
     return options.steps * (epochs * minibatches + replayed) + (warm_up_steps(options) if warm_up else 0)
+
+
+def samples_in_slots(rollout: RolloutOptions, mesh: Mapping[str, int]) -> bool:
+    """Whether responses without turns share slots, of which each device needs a copy of the parameters.
+
+    Args:
+      rollout: the engine.
+      mesh: sizes of the run's axes; {} for one device.
+    """
+    divided = mesh.get("fsdp", 1) > 1 or mesh.get("expert", 1) > 1
+    return not is_url(rollout.engine) and rollout.engine != "generate" and not (rollout.engine == "auto" and divided)
+
+
+def slots_per_process(rollout: RolloutOptions, *, ways: int, processes: int, platform: str) -> int:
+    """``--rollout.slots``, or as many as suit a process's share of a step's responses.
+
+    Args:
+      rollout: sizes.
+      ways: devices of a process that share its slots.
+      processes: that share the responses.
+      platform: "cpu", "gpu" or "tpu".
+    """
+    rows = rollout.prompts_per_step * rollout.samples_per_prompt
+    # On a CPU a step takes time in proportion to the slots, so that those of a few long responses are dear.
+    most = 64 if platform == "cpu" else 256
+    return rollout.slots or default_slots(-(-rows // processes), ways, most=most)
 
 
 def replay_places(options: Options) -> tuple[int, int]:

@@ -26,6 +26,7 @@ from prm_jax.prime.sizes import optimizer_steps
 from prm_jax.prime.sources.base import constants_of
 from prm_jax.prime.step import Setup
 from prm_jax.runs import shared_files
+from prm_jax.runs.expert_balance import check_balanced
 from prm_jax.runs.host_memory import on_host
 from prm_jax.runs.learner import Learner, Params, make_optimizer
 
@@ -258,8 +259,9 @@ def make_setup(options: Options, start: Start, source: Any, overrides: Overrides
       UserError: an unknown shaping, estimator or loss, or one with another signature; a coefficient for experts that a
         model does not have.
     """
-    _check_balanced("policy", options.policy.balance_coef, start.config)
-    _check_balanced("prm", options.prm.balance_coef, start.prm_config)
+    check_balanced("--policy.balance-coef", options.policy.balance_coef, start.config)
+    check_balanced("--prm.balance-coef", options.prm.balance_coef, start.prm_config)
+    check_balanced("--sft.balance-coef", options.sft.balance_coef, start.config)
     loss = overrides.policy_loss or make_policy_loss(options.policy)
     policy = PolicyPhase(
         start.policy_learner(options), options.policy, loss, options.rollout.temperature, start.ways, resolved(options)
@@ -285,15 +287,6 @@ def make_setup(options: Options, start: Start, source: Any, overrides: Overrides
 def frozen_arrays(start: Start, source: Any) -> Frozen:
     """What the step needs and never changes."""
     return Frozen(start.base, () if source is None else constants_of(source))
-
-
-def _check_balanced(name: str, coef: float, config: ModelConfig) -> None:
-    """Refuses a coefficient of experts in a model that has none."""
-    if coef and not config.num_experts:
-        raise UserError(
-            f"--{name}.balance-coef {coef} spreads tokens over experts, and a model of architecture "
-            f"{config.architecture!r} has none: leave it out"
-        )
 
 
 def _lora(rank: int, alpha: float) -> LoRAConfig | None:

@@ -30,7 +30,8 @@ from prm_jax.prime.options import Options
 from prm_jax.prime.plan import check_fits, planned_configs
 from prm_jax.prime.policy import PolicyLoss
 from prm_jax.prime.report import write_report
-from prm_jax.prime.responses import EVAL_STREAM, INIT_STREAM, Sampler
+from prm_jax.prime.responses import EVAL_STREAM, INIT_STREAM
+from prm_jax.prime.sampler import Sampler
 from prm_jax.prime.shaping import RewardFn
 from prm_jax.prime.sizes import warm_up_rollouts, warm_up_steps
 from prm_jax.prime.sources import RewardSource

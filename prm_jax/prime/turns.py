@@ -1,13 +1,17 @@
 """Responses in turns during training: which environment or tool answers."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from prm_jax.data.problems import Problem, Task
 from prm_jax.errors import UserError
-from prm_jax.rollouts.environments import Episode, EpisodeStart, Feedback, TurnLimits, play
+from prm_jax.rollouts.engine import Request
+from prm_jax.rollouts.environments import Episode, EpisodePlayer, EpisodeStart, Feedback, TurnLimits
 from prm_jax.rollouts.turn_options import TurnOptions
+from prm_jax.runs import processes
 from prm_jax.verifiers.tools import make_tool
 
 Step = Callable[[str], Feedback]
@@ -21,8 +25,8 @@ class Turns:
       start: gives the ``step`` function of a problem's episode.
       stop: strings that end an action.
       limits: of an episode.
-      lost: responses whose environment failed since the last call of `metrics`.
-      played, actions: responses and their actions since then.
+      lost: responses of this process whose environment failed since the last call of `reset`.
+      played, actions: its responses and their actions since then.
     """
 
     start: Callable[[Problem], Step]
@@ -32,20 +36,28 @@ class Turns:
     played: int = 0
     actions: int = 0
 
-    def draw(self, engine: Any, tokenizer: Any, starts: Sequence[EpisodeStart]) -> list[Episode]:
-        """Plays episodes and counts them."""
-        episodes = play(engine, starts, tokenizer=tokenizer, limits=self.limits)
-        self.played += len(episodes)
-        self.lost += sum(episode.end == "failed" for episode in episodes)
-        self.actions += sum(len(episode.turns) for episode in episodes)
-        return episodes
+    def player(self, engine: Any, tokenizer: Any) -> EpisodePlayer:
+        """Plays episodes on an engine that holds responses; they are counted."""
+        return EpisodePlayer(engine, tokenizer=tokenizer, limits=self.limits, on_end=self._count)
+
+    def begin(self, request: Request, problem: Problem) -> EpisodeStart:
+        """The episode of a request."""
+        return EpisodeStart(request.prompt, request.prompt_id, request.sample, self.start(problem))
+
+    def reset(self) -> None:
+        """Forgets what has been counted."""
+        self.lost = self.played = self.actions = 0
 
     def metrics(self) -> dict[str, float]:
-        """Actions per response, and the share of responses that their environment lost, since the last call."""
-        played = max(self.played, 1)
-        found = {"rollout/actions": self.actions / played, "rollout/lost_episodes": self.lost / played}
-        self.lost = self.played = self.actions = 0
-        return found
+        """Actions per response, and the share of responses that their environment lost, since `reset`; collective."""
+        own = [self.played, self.actions, self.lost]
+        played, actions, lost = np.sum(processes.gather(own, name="episodes"), axis=0).tolist()
+        return {"rollout/actions": actions / max(played, 1), "rollout/lost_episodes": lost / max(played, 1)}
+
+    def _count(self, episode: Episode) -> None:
+        self.played += 1
+        self.lost += episode.end == "failed"
+        self.actions += len(episode.turns)
 
 
 def make_turns(options: TurnOptions, task: Task, max_new_tokens: int) -> Turns | None:

@@ -12,12 +12,14 @@ from jax.sharding import Mesh
 from prm_jax import rl
 from prm_jax.data.pipeline import BatchStream
 from prm_jax.errors import UserError
-from prm_jax.models import ModelConfig, token_logprobs
+from prm_jax.models import ModelConfig
+from prm_jax.models.logprobs import token_statistics
 from prm_jax.models.sharding import placed_shapes, rows_over, shard_batch, shard_params, shardings_for
 from prm_jax.prime.options import Options
 from prm_jax.prime.start import Start
 from prm_jax.rollouts.forced_text import cut_at_spans
 from prm_jax.rollouts.prompt_tokens import encode_prompt
+from prm_jax.runs.expert_balance import expert_metrics, with_balance
 from prm_jax.runs.fitting import FitOptions, Frontend, fit
 from prm_jax.runs.learner import Learner, Params, accumulate_gradients, guarded_update, make_optimizer
 from prm_jax.runs.run_dir import RunDir
@@ -26,31 +28,38 @@ SAVE_EVERY = 200
 """Steps between checkpoints; a step takes a fraction of a second where a warm start is used."""
 
 
-def nll_loss(config: ModelConfig, params: Params, tokens: jax.Array, mask: jax.Array) -> rl.Loss:
-    """Negative log-likelihood summed over `mask` [B, T]; the weight is the number of tokens."""
-    logp = token_logprobs(config, params, tokens, mask)
-    return rl.Loss(-logp.sum(), mask.sum().astype(jnp.float32))
+def nll_loss(
+    config: ModelConfig, params: Params, tokens: jax.Array, mask: jax.Array, *, balance_coef: float = 0.0
+) -> rl.Loss:
+    """Negative log-likelihood summed over `mask` [B, T]; the weight is the number of tokens.
+
+    Of a sparse model, the balance of its experts is added and is among the metrics, see ``with_balance``.
+    """
+    found = token_statistics(config, params, tokens, mask, load=config.num_experts > 0)
+    return with_balance(rl.Loss(-found.logp.sum(), mask.sum().astype(jnp.float32)), found.load, balance_coef)
 
 
 def make_sft_step(
-    learner: Learner, *, pieces: int = 1, shardings: Any = None
+    learner: Learner, *, pieces: int = 1, shardings: Any = None, balance_coef: float = 0.0
 ) -> Callable[[Params, Any, Params | None, jax.Array, jax.Array], tuple[Params, Any, dict[str, jax.Array]]]:
     """Compiles ``(trainable, opt_state, base, tokens, mask) -> (trainable, opt_state, metrics)``.
 
-    The first two arguments are donated. `shardings`: of the new (trainable, opt_state) on a mesh; None on one device.
+    The first two arguments are donated. `shardings`: of the new (trainable, opt_state) on a mesh; None on one device;
+    `balance_coef`: see ``nll_loss``.
     """
 
     def step(
         trainable: Params, opt_state: Any, base: Params | None, tokens: jax.Array, mask: jax.Array
     ) -> tuple[Params, Any, dict[str, jax.Array]]:
         def loss_fn(params: Params, piece: tuple[jax.Array, jax.Array]) -> tuple[rl.Loss, None]:
-            return nll_loss(learner.config, learner.params(params, base), *piece), None
+            return nll_loss(learner.config, learner.params(params, base), *piece, balance_coef=balance_coef), None
 
         grads, loss, _ = accumulate_gradients(loss_fn, trainable, (tokens, mask), pieces=pieces)
         trainable, opt_state, health = guarded_update(learner.optimizer, grads, opt_state, trainable)
         if shardings is not None:
             trainable, opt_state = jax.lax.with_sharding_constraint((trainable, opt_state), shardings)
-        return trainable, opt_state, {"sft/loss": loss.mean(), **{f"sft/{k}": v for k, v in health.items()}}
+        metrics = {"loss": loss.mean(), **expert_metrics(loss.summary()), **health}
+        return trainable, opt_state, {f"sft/{name}": value for name, value in metrics.items()}
 
     return jax.jit(step, donate_argnums=(0, 1))
 
@@ -83,7 +92,7 @@ def warm_start(
 
     shapes = jax.eval_shape(initial)
     shardings = None if mesh is None else shardings_for(shapes, mesh)
-    compiled = make_sft_step(learner, shardings=shardings)
+    compiled = make_sft_step(learner, shardings=shardings, balance_coef=sft.balance_coef)
     split = mesh is not None and sft.batch_size % rows_over(mesh) == 0
 
     def step(state: Any, batch: Any) -> tuple[Any, dict[str, jax.Array]]:

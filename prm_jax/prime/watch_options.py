@@ -22,6 +22,9 @@ class WatchOptions:
     """Share of responses that could not be checked."""
     pairwise: Annotated[float, within(0, 1)] = 0.5
     """Pairwise accuracy of process rewards below this, averaged over the window."""
+    calibration: Annotated[float, within(0, 1)] = 0.25
+    """Share of right responses that process rewards promise, by what they meant in the first window, above the share
+    that is right."""
     deviations: Annotated[float, above(0)] = 5.0
     """A wrong response whose reward is this many standard deviations above the mean is kept in suspicious.jsonl."""
     stop: bool = False

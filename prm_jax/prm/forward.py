@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from prm_jax import rl
 from prm_jax.models import finished_logits, head_matrix, hidden_states, init_value_head, token_logprobs, value_head
+from prm_jax.models.logprobs import token_statistics
+from prm_jax.models.transformer import hidden_states_and_load
 from prm_jax.prm.rows import Batch
 from prm_jax.prm.spec import HeadedKind, Spec, Weights
 from prm_jax.runs.learner import Params
@@ -19,7 +21,7 @@ def read_hidden(spec: Spec, weights: Weights, batch: Batch) -> tuple[jax.Array, 
       ([R, S, D] at ``reads``, 0 where there is no step; [R, D] at ``starts``, 0 where there is no prompt), float32.
       Gradients flow to ``weights.model``.
     """
-    hidden = hidden_states(spec.config, weights.model, batch.tokens, segment_ids=batch.segment_ids)
+    hidden = text_hidden(spec, weights, batch)
     starts = jnp.maximum(batch.starts, 0)
     if batch.segment_ids is None:  # one solution per row: reading within rows keeps them on their devices
         width = batch.tokens.shape[1]
@@ -33,9 +35,28 @@ def read_hidden(spec: Spec, weights: Weights, batch: Batch) -> tuple[jax.Array, 
     return steps, starts
 
 
+def text_hidden(spec: Spec, weights: Weights, batch: Batch) -> jax.Array:
+    """[N, T, D] hidden states of the language model; with ``weights.loads``, the load of the steps' tokens is noted."""
+    given = spec.config, weights.model, batch.tokens
+    if weights.loads is None:
+        return hidden_states(*given, segment_ids=batch.segment_ids)
+    hidden, load = hidden_states_and_load(*given, batch.slots >= 0, segment_ids=batch.segment_ids)
+    weights.loads.append(load)
+    return hidden
+
+
 def text_logprobs(spec: Spec, weights: Weights, batch: Batch) -> jax.Array:
-    """[N, T] float32 log-probabilities of the steps' tokens under the language model, 0 elsewhere."""
-    return token_logprobs(spec.config, weights.model, batch.tokens, batch.slots >= 0, segment_ids=batch.segment_ids)
+    """[N, T] float32 log-probabilities of the steps' tokens under the language model, 0 elsewhere.
+
+    With ``weights.loads``, the load of these tokens is noted.
+    """
+    found = token_statistics(
+        spec.config, weights.model, batch.tokens, batch.slots >= 0, segment_ids=batch.segment_ids,
+        load=weights.loads is not None,
+    )  # fmt: skip
+    if weights.loads is not None and found.load is not None:
+        weights.loads.append(found.load)
+    return found.logp
 
 
 def step_sums(values: jax.Array, batch: Batch) -> jax.Array:
@@ -54,7 +75,7 @@ def token_log_ratios(spec: Spec, weights: Weights, batch: Batch) -> jax.Array:
     parameters give exactly 0.  Gradients flow to ``weights.model`` alone.
     """
     mask = batch.slots >= 0
-    logp = token_logprobs(spec.config, weights.model, batch.tokens, mask, segment_ids=batch.segment_ids)
+    logp = text_logprobs(spec, weights, batch)
     ref_logp = jnp.zeros_like(logp)
     if weights.reference is not None:
         config = spec.reference_config or spec.config

@@ -132,6 +132,9 @@ class OptimizerOptions:
     """AdamW's second moment decay."""
     grad_clip: Annotated[float, above(0)] = 1.0
     """Largest global norm of a gradient."""
+    balance_coef: Annotated[float, at_least(0)] = 0.0
+    """Weight of a loss that spreads the tokens of steps evenly over the experts of a sparse model, within each
+    microbatch (the Switch transformer's, 1 for an even spread); 0: none."""
     moments: Literal["float32", "bfloat16", "int8"] = "float32"
     """How Adam's moments are stored. float32: 8 bytes per parameter; bfloat16: the first moment in bfloat16, 6 bytes;
     int8: both in 8 bits with a scale per row, 2 bytes."""

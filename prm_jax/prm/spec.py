@@ -15,7 +15,7 @@ import numpy as np
 from prm_jax import rl
 from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import UserError
-from prm_jax.models import ModelConfig
+from prm_jax.models import ExpertLoad, ModelConfig
 from prm_jax.option_ranges import at_least
 from prm_jax.prm.reward_model_options import Aggregate, BaseOptions, OptimizerOptions, TextLayout
 from prm_jax.prm.rows import Batch, Row, Shape
@@ -286,9 +286,11 @@ class Weights:
       head: of the head that is trained, {} without one.
       fixed: arrays that are not trained by gradients: regressions, target heads; {} without.
       reference: parameters of the reference, None without one.
+      loads: a list, to which every pass of a sparse model adds its experts' load while it is traced; or None.
     """
 
     model: Params
     head: Params
     fixed: Params
     reference: Params | None = None
+    loads: list[ExpertLoad] | None = dataclasses.field(default=None, metadata={"static": True})

@@ -10,9 +10,10 @@ import optax
 from jax.sharding import Mesh
 
 from prm_jax import rl
-from prm_jax.models import LoRAConfig, init_lora, join, round_through
+from prm_jax.models import ExpertLoad, LoRAConfig, init_lora, join, round_through
 from prm_jax.prm.rows import Batch
 from prm_jax.prm.spec import Spec, Weights
+from prm_jax.runs.expert_balance import expert_metrics, with_balance
 from prm_jax.runs.host_memory import Places, offloaded, places_of
 from prm_jax.runs.learner import Params, accumulate_gradients, guarded_update
 
@@ -105,18 +106,21 @@ class PRMLearner:
 PRMStep = Callable[[TrainState, Params | None, Batch, Batch | None], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def make_step(learner: PRMLearner, *, microbatches: int = 1, shardings: TrainState | None = None) -> PRMStep:
+def make_step(
+    learner: PRMLearner, *, microbatches: int = 1, shardings: TrainState | None = None, balance_coef: float = 0.0
+) -> PRMStep:
     """Compiles ``(state, base, batch, mismatched) -> (state, metrics)``; the state is donated.
 
     Args:
       learner: of the run.
       microbatches: leading axis of every leaf of a batch.
       shardings: sharding of the new state, equal to that of the old one; None on one device.
+      balance_coef: weight of the balance of a sparse model's experts, see ``with_balance``.
 
     Returns:
       The step.  `base` holds the frozen parameters (reference, base of adapters, features); `mismatched` is a
       second batch that the loss's constant is computed from (``Kind.extra_batch``), or None.  Metrics: prm/loss, the
-      loss's own, prm/grad_norm, prm/skipped.
+      loss's own, those of ``expert_metrics`` of a sparse model, prm/grad_norm, prm/skipped.
     """
     spec, kind = learner.spec, learner.spec.kind
 
@@ -130,13 +134,16 @@ def make_step(learner: PRMLearner, *, microbatches: int = 1, shardings: TrainSta
 
         def loss_fn(trainable: Params, pieces: Batch) -> tuple[rl.Loss, None]:
             piece = jax.tree.map(lambda x: x[0], pieces)
-            weights = learner.weights(trainable, state.fixed, base)
-            return kind.training_loss(spec, kind.forward(spec, weights, piece), piece, constant), None
+            loads: list[ExpertLoad] | None = [] if spec.config.num_experts else None
+            weights = dataclasses.replace(learner.weights(trainable, state.fixed, base), loads=loads)
+            loss = kind.training_loss(spec, kind.forward(spec, weights, piece), piece, constant)
+            load = jax.tree.map(lambda *parts: sum(parts), *loads) if loads else None
+            return with_balance(loss, load, balance_coef), None
 
         grads, loss, _ = accumulate_gradients(loss_fn, state.trainable, batch, pieces=microbatches)
         trainable, opt_state, health = guarded_update(learner.optimizer, grads, state.opt_state, state.trainable)
         fixed = kind.after_update(trainable["head"], state.fixed)
-        metrics = {"loss": loss.mean(), "counted": loss.weight, **loss.summary(), **health}
+        metrics = {"loss": loss.mean(), "counted": loss.weight, **expert_metrics(loss.summary()), **health}
         new = TrainState(trainable, opt_state, fixed)
         if shardings is not None:
             new = jax.lax.with_sharding_constraint(new, shardings)

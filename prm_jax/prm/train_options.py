@@ -163,6 +163,8 @@ def _combinations(options: TrainPRMOptions) -> list[str]:
                 f"--model.quantize {options.model.quantize} is for weights that stay frozen, but all of them train: "
                 "give adapters with --model.lora-rank, or train the head alone with --train.trains head"
             )
+    if train.balance_coef and head_only(options):
+        found.append(f"--train.balance-coef {train.balance_coef} needs a model that trains, and only the head does")
     if train.rounding != "none" and not options.model.lora_rank and not head_only(options):
         found.append(
             f"--train.rounding {train.rounding} rounds head and adapters, but all weights train: give adapters with "

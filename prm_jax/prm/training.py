@@ -41,6 +41,7 @@ from prm_jax.prm.train_options import TrainPRMOptions, check_options, head_only
 from prm_jax.runs import processes, shared_files
 from prm_jax.runs.console import Console
 from prm_jax.runs.console import Row as ConsoleRow
+from prm_jax.runs.expert_balance import check_balanced
 from prm_jax.runs.fitting import FitOptions, Fitted, Frontend, fit, load_best
 from prm_jax.runs.host_memory import check_host_memory
 from prm_jax.runs.integrity import fingerprint
@@ -103,6 +104,7 @@ def train(
     ), mesh=mesh)  # fmt: skip
     check_fits(tokenizer, config)
     check_expert_axis(mesh, config.num_experts, config.architecture)
+    check_balanced("--train.balance-coef", options.train.balance_coef, config)
     if is_quantized(base) and not (model.lora_rank or head_only(options)):
         raise UserError(
             f"{model.path} holds quantised weights, and without adapters all of them would train: give "
@@ -189,7 +191,8 @@ class _Job:
         options = self.options
         shardings = self.learner.shardings(self.shape, self.mesh)
         compiled = make_step(
-            self.learner, microbatches=options.train.microbatches, shardings=None if self.mesh is None else shardings
+            self.learner, microbatches=options.train.microbatches,
+            shardings=None if self.mesh is None else shardings, balance_coef=options.train.balance_coef,
         )  # fmt: skip
 
         def step(state: TrainState, batch: StepBatch) -> tuple[TrainState, dict[str, jax.Array]]:

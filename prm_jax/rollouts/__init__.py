@@ -11,7 +11,16 @@ if TYPE_CHECKING:
     from prm_jax.rollouts.completion_answer import Completion, CompletionRequest
     from prm_jax.rollouts.completions import CompletionServer
     from prm_jax.rollouts.engine import Engine, EngineStats, Request, Response, Ticket, sample_all
-    from prm_jax.rollouts.environments import Environment, Episode, EpisodeStart, Feedback, Turn, TurnLimits, play
+    from prm_jax.rollouts.environments import (
+        Environment,
+        Episode,
+        EpisodePlayer,
+        EpisodeStart,
+        Feedback,
+        Turn,
+        TurnLimits,
+        play,
+    )
     from prm_jax.rollouts.episodes import EpisodePolicy
     from prm_jax.rollouts.loading import engine_on_server, load_local_policy, load_remote_policy, make_policy
     from prm_jax.rollouts.local import Batching, LocalEngine
@@ -44,6 +53,7 @@ _HOME = {
     "Environment": "environments",
     "Episode": "environments",
     "EpisodePolicy": "episodes",
+    "EpisodePlayer": "environments",
     "EpisodeStart": "environments",
     "Feedback": "environments",
     "Folder": "weight_updates",
@@ -101,6 +111,7 @@ __all__ = [
     "Environment",
     "Episode",
     "EpisodePolicy",
+    "EpisodePlayer",
     "EpisodeStart",
     "Feedback",
     "Folder",

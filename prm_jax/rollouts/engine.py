@@ -117,6 +117,10 @@ class Engine(Protocol):
         """Samples from these parameters from now on."""
         ...
 
+    def reserve(self, columns: int) -> None:
+        """Makes room for prompts and responses of this length together, where longer requests would cost time later."""
+        ...
+
     def stats(self) -> EngineStats:
         """The counters."""
         ...

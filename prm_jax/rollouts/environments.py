@@ -6,7 +6,7 @@ not of any loss or statistic of the model's tokens.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -209,34 +209,72 @@ def play(
     Raises:
       UserError: the engine cannot continue responses.
     """
-    if not hasattr(engine, "extend"):
-        raise UserError("responses in turns need an engine that can continue them, such as --rollout.engine slots")
-    return _Table(engine, tokenizer, limits, stop).play(starts)
+    player = EpisodePlayer(engine, tokenizer=tokenizer, limits=limits, stop=stop)
+    return player.wait_for(player.submit(starts))
 
 
-class _Table:
-    """The state of one call of `play`."""
+class EpisodePlayer:
+    """Plays episodes that are submitted at any time, as an `Engine` samples responses.
 
-    def __init__(self, engine: Any, tokenizer: Any, limits: TurnLimits, stop: int) -> None:
-        self.engine, self.tokenizer, self.limits, self.stop = engine, tokenizer, limits, stop
+    Args:
+      engine, tokenizer, limits, stop: see `play`.
+      on_end: called with each episode that has ended.
+
+    Raises:
+      UserError: the engine cannot continue responses.
+    """
+
+    def __init__(
+        self, engine: Any, *, tokenizer: Any, limits: TurnLimits, stop: int = 0,
+        on_end: Callable[[Episode], None] = lambda episode: None,
+    ) -> None:  # fmt: skip
+        if not hasattr(engine, "extend"):
+            raise UserError("responses in turns need an engine that can continue them, such as --rollout.engine slots")
+        self.engine, self.tokenizer, self.limits, self.stop, self.on_end = engine, tokenizer, limits, stop, on_end
         self.playing: dict[Ticket, _Playing] = {}
         self.waiting: dict[Ticket, tuple[_Call, Response, float]] = {}
-        self.finished: dict[Ticket, Episode] = {}
+        self.finished: list[tuple[Ticket, Episode]] = []
         self.answered = threading.Condition()
 
-    def play(self, starts: Sequence[EpisodeStart]) -> list[Episode]:
+    def submit(self, starts: Sequence[EpisodeStart]) -> list[Ticket]:
+        """Queues episodes; returns a ticket for each, in order."""
         requests = [
             Request(start.prompt, start.prompt_id, start.sample, self._most(start), self.stop) for start in starts
         ]
         prefixes = [start.prefix for start in starts]
-        tickets = self.engine.submit(requests, **({"prefixes": prefixes} if any(prefixes) else {}))
-        self.playing = {ticket: _Playing(start) for ticket, start in zip(tickets, starts, strict=True)}
-        while len(self.finished) < len(tickets):
+        tickets: list[Ticket] = self.engine.submit(requests, **({"prefixes": prefixes} if any(prefixes) else {}))
+        self.playing |= {ticket: _Playing(start) for ticket, start in zip(tickets, starts, strict=True)}
+        return tickets
+
+    def poll(self) -> list[tuple[Ticket, Episode]]:
+        """Waits until an episode has ended; those that have since the last call, [] when none is played."""
+        while self.playing and not self.finished:
             found = self.engine.poll(timeout=0.0 if self.waiting else None)
+            if not (found or self.waiting):
+                raise RuntimeError(f"the engine lost {len(self.playing)} episodes")
             for ticket, response in found:
                 self._act(ticket, response)
             self._take_answers(wait=not found)
-        return [self.finished[ticket] for ticket in tickets]
+        ended, self.finished = self.finished, []
+        return ended
+
+    def wait_for(self, tickets: Sequence[Ticket]) -> list[Episode]:
+        """These episodes, in order; no others may be played."""
+        found: dict[Ticket, Episode] = {}
+        while len(found) < len(tickets):
+            new = self.poll()
+            if not new:
+                raise RuntimeError(f"{len(tickets) - len(found)} of {len(tickets)} episodes are not played any more")
+            found.update(new)
+        return [found[ticket] for ticket in tickets]
+
+    def cancel(self, tickets: Iterable[Ticket]) -> list[tuple[Ticket, Response]]:
+        """Ends episodes early; returns what they have so far. An environment that is being asked is left behind."""
+        gone = set(tickets) & set(self.playing)
+        held = [(ticket, self.waiting.pop(ticket)[1]) for ticket in gone & set(self.waiting)]
+        for ticket in gone:
+            del self.playing[ticket]
+        return held + list(self.engine.cancel(gone))
 
     def _most(self, start: EpisodeStart) -> int:
         return start.max_new_tokens or self.limits.max_new_tokens
@@ -267,7 +305,7 @@ class _Table:
                 self._answer(ticket, call, response)
 
     def _decoding(self) -> bool:
-        return len(self.waiting) + len(self.finished) < len(self.playing)
+        return len(self.waiting) < len(self.playing)
 
     def _answer(self, ticket: Ticket, call: _Call, response: Response) -> None:
         """Continues an episode after the environment's answer, or ends it."""
@@ -293,10 +331,10 @@ class _Table:
     def _finish(self, ticket: Ticket, response: Response, end: EpisodeEnd, failure: str = "") -> None:
         if response.end == "stop":
             self.engine.cancel([ticket])  # gives up its slot
-        playing, count = self.playing[ticket], len(response.tokens)
+        playing, count = self.playing.pop(ticket), len(response.tokens)
         sampled = getattr(response, "sampled", None)
         ends = np.asarray(playing.turn_ends, np.int64)
-        self.finished[ticket] = Episode(
+        episode = Episode(
             response.tokens,
             np.ones(count, bool) if sampled is None else sampled,
             response.logp,
@@ -306,3 +344,5 @@ class _Table:
             end,
             failure,
         )
+        self.finished.append((ticket, episode))
+        self.on_end(episode)

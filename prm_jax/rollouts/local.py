@@ -118,6 +118,9 @@ class LocalEngine:
         """See `Engine`."""
         self.params, self.version = params, version
 
+    def reserve(self, columns: int) -> None:
+        """See `Engine`: nothing to do, since each batch has its own memory."""
+
     def stats(self) -> EngineStats:
         """See `Engine`."""
         return dataclasses.replace(self._stats)

@@ -68,9 +68,6 @@ class TaskPolicy:
         lengths = [len(self._encode(problem.prompt)) for problem in problems]
         if self.engine.context is None:
             return
-        reserve = getattr(self.engine, "reserve", None)  # of slots; other engines need no room in advance
-        if reserve is not None:
-            reserve(max(lengths) + self.steps.max_new_tokens)
         room = self.engine.context - self.steps.max_new_tokens
         long = [i for i, length in enumerate(lengths) if length > room]
         if long:
@@ -80,6 +77,7 @@ class TaskPolicy:
                 f"--sampling.max-new-tokens {self.steps.max_new_tokens} exceed the model's context of "
                 f"{self.engine.context} tokens{others}: lower that option, or leave such problems out"
             )
+        self.engine.reserve(max(lengths, default=0) + self.steps.max_new_tokens)
 
     def begin(self, problems: Sequence[Any], first: int) -> None:
         """Makes a chunk of problems current; `first` is the number of its first problem in the whole run."""

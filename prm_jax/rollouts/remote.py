@@ -283,6 +283,9 @@ class RemoteEngine:
         responses = [found[ticket] for ticket in tickets]
         probe.check(params, responses, temperature=temperature, other=other, where=self.server.url)
 
+    def reserve(self, columns: int) -> None:
+        """See `Engine`: nothing to do, since the server has the memory."""
+
     def stats(self) -> EngineStats:
         """See `Engine`."""
         return dataclasses.replace(self._stats)

@@ -14,6 +14,7 @@ from prm_jax.models.hub import find_model
 from prm_jax.resolve import resolve
 from prm_jax.rollouts.engine import EngineStats
 from prm_jax.rollouts.remote import RemoteEngine, warn
+from prm_jax.rollouts.remote_server import RemoteServer
 from prm_jax.rollouts.sampling_options import Connection, SamplingOptions
 from prm_jax.rollouts.server_options import ServerOptions
 from prm_jax.rollouts.server_process import ServerProcess
@@ -45,7 +46,7 @@ class RemoteSource:
       say: gets one-line warnings.
 
     Raises:
-      UserError: options that cannot work together.
+      UserError: options that cannot work together, no server, or one that cannot be used.
     """
 
     def __init__(
@@ -67,6 +68,8 @@ class RemoteSource:
         self._url, self._config, self._tokenizer, self._stop = url, config, tokenizer, tuple(stop)
         self._options, self._connection, self._say = options, connection, say
         self._updates = _make_updates(url, config, tokenizer, options, model_path, adapters=adapters)
+        if not isinstance(self._updates, RestartUpdates):  # a wrong server must not be found after hours of warm start
+            RemoteServer(url, options.model, tokenizer, connection=connection, say=lambda text: None)
         self._probe: Probe | None = None
         if options.probe and probe_prompts:
             prompts = [tuple(prompt) for prompt in probe_prompts[: options.probe]]

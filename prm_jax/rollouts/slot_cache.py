@@ -25,7 +25,7 @@ class SlotCache:
       config: the model.
       sizes: numbers of slots that are compiled, in ascending order; the last is the maximum.
       dtype: of keys and values.
-      sharding: from `slot_programs.cache_sharding`; None on one device.
+      sharding: from `slot_placement.cache_sharding`; None on one device.
 
     Attributes:
       size: current number of slots, one of `sizes`.
@@ -100,16 +100,3 @@ class SlotCache:
             feed_last=feed_last,
         )  # fmt: skip
         return jax.device_get((after, written))
-
-
-def compiled_sizes(slots: int, shares: Sequence[float], ways: int) -> tuple[int, ...]:
-    """The numbers of slots to compile, ascending: these shares of the maximum, rounded up.
-
-    Args:
-      slots: maximum.
-      shares: in (0, 1].
-      ways: devices that share the slots; sizes below the maximum are multiples of 8 as well.
-    """
-    step = int(np.lcm(8, ways))
-    sizes = {min(slots, -(-int(np.ceil(slots * share)) // step) * step) for share in shares}
-    return tuple(sorted(sizes | {slots}))

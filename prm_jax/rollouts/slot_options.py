@@ -1,6 +1,7 @@
 """Tuning and counters of `SlotEngine`."""
 
 import dataclasses
+import math
 
 from prm_jax.errors import UserError
 from prm_jax.rollouts.engine import EngineStats
@@ -62,3 +63,9 @@ class SlotStats(EngineStats):
     prefill_tokens: int = 0
     forced_tokens: int = 0
     wasted_tokens: int = 0
+
+
+def default_slots(rows: int, ways: int = 1, *, most: int = 256) -> int:
+    """The number of slots for this many responses: as many, up to `most`, in multiples of 8 and of `ways`."""
+    step = math.lcm(8, ways)
+    return -(-min(rows, most) // step) * step

@@ -11,7 +11,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from prm_jax.models import ModelConfig, decode, decode_rows, four_bit_cache, sampling
 from prm_jax.models.sampling import Sampling
-from prm_jax.models.sharding import BATCH
 
 Array = jax.Array
 Params = dict[str, Any]
@@ -242,14 +241,6 @@ def _advance(slots: Slots, tokens: Array, forced: Array, rules: Rules) -> Slots:
         text_state=jnp.where(forced & text_accepts, 0, jnp.where(slots.live, text, slots.text_state)),
         live=slots.live & ~over & (position < slots.limit),
     )
-
-
-def cache_sharding(mesh: Any, config: ModelConfig) -> NamedSharding | None:
-    """Slots over ``sharding.BATCH``, key-value heads over "tensor" where it divides them."""
-    if mesh is None:
-        return None
-    tensor = "tensor" if config.num_kv_heads % mesh.shape.get("tensor", 1) == 0 else None
-    return NamedSharding(mesh, PartitionSpec(tuple(a for a in BATCH if a in mesh.shape), tensor))
 
 
 def _place(cache: Cache, sharding: NamedSharding | None) -> Cache:

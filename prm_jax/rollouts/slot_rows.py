@@ -1,12 +1,14 @@
 """Responses in progress, as `SlotEngine` keeps them on the host."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from prm_jax.errors import UserError
 from prm_jax.models import stopping
+from prm_jax.rollouts import slot_programs as programs
 from prm_jax.rollouts.engine import End, Request, Response, Ticket
 
 
@@ -80,6 +82,24 @@ class Row:
         self.version += [version] * len(tokens)
         self.sampled += [False] * forced + [True] * (len(tokens) - forced)
 
+    def take(self, after: programs.Slots, written: programs.Written, slot: int, version: int) -> None:
+        """Takes what a run wrote for the row's slot, all as NumPy arrays.
+
+        Raises:
+          UserError: the model's output is not a number.
+        """
+        count = int(after.position[slot]) - len(self.tokens)
+        logp: Any = written.logp[:count, slot]
+        if np.isnan(logp).any():
+            at = len(self.tokens) + int(np.isnan(logp).argmax())
+            raise UserError(
+                f"the model's output is not a number at token {at} of prompt {self.request.prompt_id}, sample "
+                f"{self.request.sample}: check its parameters"
+            )
+        mass = written.log_mass[:count, slot].tolist()
+        self.write(written.tokens[:count, slot].tolist(), logp.tolist(), mass, version)
+        self.states = int(after.eos_state[slot]), int(after.text_state[slot])
+
     def settle(self, version: int, automata: "Automata") -> None:
         """Takes pending tokens into the response, to be read with the prompt."""
         pending, count = self.pending, len(self.pending)
@@ -99,6 +119,20 @@ class Row:
             np.array(self.tokens, np.int32), np.array(self.logp, np.float32), np.array(self.version, np.int32), end,
             stop_index, np.array(self.sampled, bool), np.array(self.log_mass, np.float32),
         )  # fmt: skip
+
+
+def counters(rows: Mapping[int, Row], size: int, key: np.ndarray) -> programs.Slots:
+    """The counters of `size` slots with these rows; `key` is data of any key."""
+    numbers, keys = np.zeros((8, size), np.int32), np.zeros((size, *key.shape), np.uint32)
+    live = np.zeros(size, bool)
+    for slot, row in rows.items():
+        request, position = row.request, len(row.tokens)
+        length = len(request.prompt) + position
+        numbers[:, slot] = (
+            request.prompt_id, request.sample, position, length, row.limit, request.stop, *row.states
+        )  # fmt: skip
+        live[slot], keys[slot] = True, row.key
+    return programs.Slots(**dict(zip(programs.COUNTERS, numbers, strict=True)), live=live, key=keys)
 
 
 class Automata:

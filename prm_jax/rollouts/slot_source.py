@@ -1,6 +1,5 @@
 """The slot engine of a run: made once, and given new weights, keys and temperatures between uses."""
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -116,9 +115,3 @@ class SlotSource:
     def metrics(self) -> dict[str, float]:
         """See `EngineSource`: none."""
         return {}
-
-
-def default_slots(rows: int, ways: int = 1, *, most: int = 256) -> int:
-    """The number of slots for this many responses: as many, up to `most`, in multiples of 8 and of `ways`."""
-    step = math.lcm(8, ways)
-    return -(-min(rows, most) // step) * step

@@ -10,21 +10,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from prm_jax.errors import UserError
 from prm_jax.models import ModelConfig
 from prm_jax.models.generation import bucket, on_cpu
 from prm_jax.models.sampling import make_sampling
-from prm_jax.models.sharding import RULES, rows_over, shard_params
 from prm_jax.rollouts import slot_programs as programs
 from prm_jax.rollouts.engine import Request, Response, Ticket
 from prm_jax.rollouts.sampling_options import SamplingOptions
-from prm_jax.rollouts.slot_cache import SlotCache, compiled_sizes
+from prm_jax.rollouts.slot_cache import SlotCache
 from prm_jax.rollouts.slot_checks import check_shape, check_start
 from prm_jax.rollouts.slot_options import SlotStats, SlotTuning
+from prm_jax.rollouts.slot_placement import cache_sharding, compiled_sizes, for_decoding, mesh_of
 from prm_jax.rollouts.slot_pool import PrefillPool
-from prm_jax.rollouts.slot_rows import Automata, Row, SlotResponse
+from prm_jax.rollouts.slot_rows import Automata, Row, SlotResponse, counters
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -78,7 +77,7 @@ class SlotEngine:
             raise UserError("stop strings need a tokenizer: give the engine one, or leave them out")
         self.config, self.tokenizer, self.tuning, self.version = config, tokenizer, tuning, 0
         self.stops = tuple(tuple(strings) for strings in stops) or ((),)
-        self.slots, self.columns, self._mesh = slots, columns, mesh if mesh is not None else _mesh_of(params)
+        self.slots, self.columns, self._mesh = slots, columns, mesh if mesh is not None else mesh_of(params)
         self.context: int | None = config.context
         check_shape(config, slots, columns, self._mesh)
         if eos_ids is None:
@@ -89,8 +88,8 @@ class SlotEngine:
         self._held: dict[Ticket, tuple[Row, int | None]] = {}  # -> its slot while it has one
         self._done: list[tuple[Ticket, Response]] = []
         self._cache = SlotCache(
-            config, self._sizes(params), tuning.cache_dtype or config.compute_dtype,
-            programs.cache_sharding(self._mesh, config),
+            config, compiled_sizes(slots, tuning.sizes, params, self._mesh),
+            tuning.cache_dtype or config.compute_dtype, cache_sharding(self._mesh, config),
         )  # fmt: skip
         # Elsewhere the test in each step would cost more than it saves.
         self._feed_last = bool(tuning.hold) or self._mesh is not None or not on_cpu(params)
@@ -241,7 +240,7 @@ class SlotEngine:
         self._pool = self._new_pool()
 
     def reserve(self, columns: int) -> None:
-        """Makes room for prompts and responses of this length together, so that longer ones compile nothing again."""
+        """See `Engine`: longer requests compile again."""
         assert self.context is not None
         self._grow(min(columns, self.context))
 
@@ -273,21 +272,12 @@ class SlotEngine:
         """Whether responses are moved into fewer slots, see `SlotTuning.sizes`."""
         return len(self._cache.sizes) > 1
 
-    def _sizes(self, params: Any) -> tuple[int, ...]:
-        shares = self.tuning.sizes
-        if shares is None:
-            shares = (1.0, 0.5, 0.25, 0.125) if self._mesh is None and on_cpu(params) else (1.0,)
-        return compiled_sizes(self.slots, shares, 1 if self._mesh is None else rows_over(self._mesh))
-
     def _check(self, request: Request, start: Sequence[int]) -> None:
         check_start(self, request, start, columns=self.columns, vocab=self.config.vocab_size)
 
     def _load(self, params: Any) -> None:
-        if self._mesh is not None:
-            rules = [dataclasses.replace(rule, spec=_tensor_only(rule.spec)) for rule in RULES]
-            params = shard_params(params, self._mesh, rules)
-        self.params = params
-        self._packed = programs.pack(self.config, params, repack=on_cpu(params))
+        self.params = for_decoding(params, self._mesh)
+        self._packed = programs.pack(self.config, self.params, repack=on_cpu(params))
         self._pool = self._new_pool()
 
     def _new_pool(self) -> PrefillPool:
@@ -379,39 +369,16 @@ class SlotEngine:
         if self._queue:
             live_at = max(0, len(rows) - max(1, int(size * self.tuning.refill_share)))
         after, written = self._cache.run(
-            self._packed, self._counters(rows), forced, self._rules, live_at, feed_last=self._feed_last
+            self._packed, counters(rows, size, self._key_data), forced, self._rules, live_at, feed_last=self._feed_last
         )
         if rows:
             self._stats.calls += 1
             self._stats.steps += int(written.steps)
             self._stats.slot_steps += int(written.steps) * size
         for slot, row in rows.items():
-            count = int(after.position[slot]) - len(row.tokens)
-            logp = written.logp[:count, slot]
-            if np.isnan(logp).any():
-                at = len(row.tokens) + int(np.isnan(logp).argmax())
-                raise UserError(
-                    f"the model's output is not a number at token {at} of prompt {row.request.prompt_id}, sample "
-                    f"{row.request.sample}: check its parameters"
-                )
-            mass = written.log_mass[:count, slot].tolist()
-            row.write(written.tokens[:count, slot].tolist(), logp.tolist(), mass, self.version)
-            row.states = int(after.eos_state[slot]), int(after.text_state[slot])
+            row.take(after, written, slot, self.version)
             if not after.live[slot]:
                 self._finish(slot, row)
-
-    def _counters(self, rows: dict[int, Row]) -> programs.Slots:
-        size = self._cache.size
-        counters, keys = np.zeros((8, size), np.int32), np.zeros((size, *self._key_data.shape), np.uint32)
-        live = np.zeros(size, bool)
-        for slot, row in rows.items():
-            request, position = row.request, len(row.tokens)
-            length = len(request.prompt) + position
-            counters[:, slot] = (
-                request.prompt_id, request.sample, position, length, row.limit, request.stop, *row.states
-            )  # fmt: skip
-            live[slot], keys[slot] = True, row.key
-        return programs.Slots(**dict(zip(programs.COUNTERS, counters, strict=True)), live=live, key=keys)
 
     def _finish(self, slot: int, row: Row) -> None:
         end, index = self._automata.why(row.tokens, row.states, row.request.stop)
@@ -428,11 +395,3 @@ class SlotEngine:
         self._stats.tokens += drawn
         self._stats.forced_tokens += len(row.tokens) - row.reported - drawn
 
-
-def _mesh_of(params: Any) -> "Mesh | None":
-    placed = getattr(jax.tree.leaves(params)[0], "sharding", None)
-    return placed.mesh if isinstance(placed, NamedSharding) else None  # type: ignore[return-value]
-
-
-def _tensor_only(spec: PartitionSpec) -> PartitionSpec:
-    return PartitionSpec(*(axis if axis == "tensor" else None for axis in spec))

@@ -127,6 +127,9 @@ class TextEngine:
         """Refuses: a server behind this API keeps its own weights."""
         raise UserError("a server behind the completions API cannot be given other weights: restart it with them")
 
+    def reserve(self, columns: int) -> None:
+        """See `Engine`: nothing to do, since the server has the memory."""
+
     def stats(self) -> EngineStats:
         """See `Engine`."""
         return dataclasses.replace(self._stats)

@@ -68,6 +68,16 @@ def test_steps_that_lose_ground_are_wrong():
     assert labels[0] is False and labels[1] is True
 
 
+def test_an_action_after_which_nothing_wins_is_wrong():
+    """Whoever holds the wrong object can only drop it and lose, which ends the game soon."""
+    task = load_task("rooms", num_eval=4, rooms=3, careless=1.0)
+    tempted = next(p for p in (task.train[i] for i in range(200)) if task.environment(p).temptation() == "t\n")
+    text = "t\n" + task.environment(tempted).step("t\n").text + "d\n"
+    assert task.verify(tempted, text) == 0.0
+    labels = task.step_labels(tempted, text)
+    assert labels[0] is False and labels[-1] is False
+
+
 def test_what_is_not_an_action_gets_an_answer():
     rooms = Rooms()
     told = rooms.reset(3)

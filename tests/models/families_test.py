@@ -30,6 +30,8 @@ from prm_jax.models import (
     token_statistics,
 )
 from prm_jax.models.expert_load import ExpertLoad, Routing
+from prm_jax.models.qtensor import dequantize
+from prm_jax.models.rounding import round_matrix
 from tests.models.checkpoints import FAMILIES, random_params, same_bits
 
 TOKENS = np.random.default_rng(1).integers(0, 97, (1, 12))
@@ -125,13 +127,13 @@ def test_grouped_products_and_their_gradients_are_those_of_each_expert_alone(cou
     x, kernels = jnp.asarray(rng.normal(size=(count, 3))), jnp.asarray(rng.normal(size=(4, 3, 2)))
     owner = jnp.asarray(np.sort(rng.choice([0, 1, 3], count)))  # expert 2 has no rows
 
-    def loss(x, kernels, platform):
-        out = experts.grouped_product(x, kernels, experts.Groups.of(owner, 4, platform=platform))
+    def loss(x, kernels, blocked):
+        out = experts.grouped_product(x, kernels, experts.Groups.of(owner, 4, blocked=blocked))
         return (out**2).sum(), out
 
     expected = np.einsum("mk,mkn->mn", x, np.asarray(kernels)[owner])
-    for platform in ("cpu", "tpu"):
-        gradients, out = jax.grad(loss, argnums=(0, 1), has_aux=True)(x, kernels, platform)
+    for blocked in (True, False):
+        gradients, out = jax.grad(loss, argnums=(0, 1), has_aux=True)(x, kernels, blocked)
         np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(
             gradients[0], 2 * np.einsum("mn,mkn->mk", expected, np.asarray(kernels)[owner]), rtol=1e-4, atol=1e-4
@@ -139,6 +141,28 @@ def test_grouped_products_and_their_gradients_are_those_of_each_expert_alone(cou
         dense = np.zeros((4, 3, 2))
         np.add.at(dense, np.asarray(owner), 2 * np.einsum("mk,mn->mkn", x, expected))
         np.testing.assert_allclose(gradients[1], dense, rtol=1e-4, atol=1e-4)
+
+
+def test_quantised_experts_are_expanded_one_at_a_time():
+    keys = jax.random.split(jax.random.key(0), 4)
+    form = {"bits": 4, "group": 8, "scheme": "symmetric", "fit": "mse"}
+    one = [round_matrix(jax.random.normal(key, (16, 6)), **form) for key in keys]
+    packed = jax.tree.map(lambda *parts: jnp.stack(parts), *one)
+    x, g = jax.random.normal(keys[0], (40, 16)), jax.random.normal(keys[1], (40, 6))
+    owner = jnp.sort(jax.random.choice(keys[2], jnp.array([0, 1, 3, 4]), (40,)))  # 2 has no rows, 4 is elsewhere
+
+    def both(x, packed):
+        groups = experts.Groups.of(owner, 4, blocked=True)
+        out, pull = jax.vjp(lambda x: experts.grouped_product(x, packed, groups), x)
+        return out, *pull(g)
+
+    compiled = jax.jit(both).lower(x, packed).compile()
+    assert "f32[4,16,6]" not in compiled.as_text()  # nor all experts together
+    out, dx = compiled(x, packed)
+    here = np.asarray(owner) < 4
+    plain = np.asarray(dequantize(packed))[np.minimum(owner, 3)]
+    np.testing.assert_allclose(out[here], np.einsum("mk,mkn->mn", x, plain)[here], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(dx[here], np.einsum("mn,mkn->mk", g, plain)[here], rtol=1e-4, atol=1e-4)
 
 
 def _load_by_hand(experts, probabilities, mask):

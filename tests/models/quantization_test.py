@@ -145,6 +145,8 @@ def test_what_cannot_be_quantised_is_refused(params, four_bits):
     adapted = join(params, init_lora(CONFIG, params, jax.random.key(1), LoRAConfig(rank=2, targets=("up",))))
     with pytest.raises(UserError, match="adapters of mlp.up train"):
         quantize(CONFIG, adapted, bits=4)
+    with pytest.raises(UserError, match="quantization.rank 33: the largest kernel has 32 directions"):
+        quantize(CONFIG, params, bits=4, rank=33)
     with pytest.raises(UserError, match="choose 8, 4 or 2"):
         quantize(CONFIG, params, bits=3)
     with pytest.raises(UserError, match="scheme progressive has 4 bits in groups"):

@@ -16,7 +16,7 @@ from prm_jax.models.sharding import make_mesh
 from prm_jax.prime import train
 from prm_jax.prime.background import BackgroundCollector
 from prm_jax.prime.options import RolloutOptions
-from prm_jax.prime.responses import Sampler
+from prm_jax.prime.sampler import Sampler
 from prm_jax.rollouts import SlotTuning
 from prm_jax.rollouts.slot_source import SlotSource
 from prm_jax.runs.metrics_log import read_metrics

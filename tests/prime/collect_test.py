@@ -18,7 +18,8 @@ from prm_jax.models.loading import fresh_config
 from prm_jax.prime.collect import Collector, to_batch
 from prm_jax.prime.evaluate import sample_in_batches
 from prm_jax.prime.options import RolloutOptions
-from prm_jax.prime.responses import Responses, Sampler, concatenate
+from prm_jax.prime.responses import Responses, concatenate
+from prm_jax.prime.sampler import Sampler
 from prm_jax.prime.selection import passing_groups
 from prm_jax.prime.sources import checker_rewards
 from prm_jax.prime.sources.values import PrefixValues

@@ -12,8 +12,9 @@ from prm_jax.errors import UserError
 from prm_jax.models import ExpertLoad, init_params
 from prm_jax.prime.abstract import abstract_step
 from prm_jax.prime.batch import Frozen
-from prm_jax.prime.expert_balance import expert_metrics, with_balance
 from prm_jax.prime.step import init_state, make_step
+from prm_jax.prime.warm_start import nll_loss
+from prm_jax.runs.expert_balance import expert_metrics, with_balance
 from tests.models.checkpoints import CONFIGS, FAMILIES
 from tests.prime.conftest import make_batch, replaced, setup_of
 
@@ -67,7 +68,20 @@ def test_the_loss_spreads_tokens_of_both_models(options):
         assert found[0][name.replace("balance", "load/0")] == found[0][name.replace("balance", "load")] > 1
 
 
-@pytest.mark.parametrize("name", ["policy", "prm"])
+def test_the_loss_of_the_warm_start_has_the_term():
+    config = dataclasses.replace(FAMILIES["mixtral"], vocab_size=18, num_layers=1)
+    params, tokens = init_params(config, jax.random.key(0)), jax.random.randint(jax.random.key(1), (2, 6), 0, 18)
+
+    @jax.jit
+    def both(params):
+        return [nll_loss(config, params, tokens, tokens > 3, balance_coef=coef) for coef in (0.0, 0.5)]
+
+    plain, balanced = both(params)
+    term = 0.5 * float(plain.summary()["expert_balance"]) * float((tokens > 3).sum())
+    np.testing.assert_allclose(balanced.total - plain.total, term, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["policy", "prm", "sft"])
 def test_coefficients_for_dense_models_are_refused(options, name):
     changed = replaced(options, **{name: {"balance_coef": 0.1}})
     with pytest.raises(UserError, match=f"--{name}.balance-coef 0.1 .* 'llama' has none"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from prm_jax.data.problems import Problem
-from prm_jax.prime.hacking_watch import SUSPICIOUS, HackingWatch, find_signs, repetition
+from prm_jax.prime.hacking_watch import SUSPICIOUS, HackingWatch, expected_success, find_signs, repetition
 from prm_jax.prime.responses import Responses
 from prm_jax.prime.watch_options import WatchOptions
 from prm_jax.runs.callbacks import Event
@@ -48,6 +48,7 @@ def test_a_healthy_run_has_no_signs():
         ("repetition", {"watch/repetition": lambda t: 0.05 + 0.9 * t}),
         ("errors", {"watch/errors": lambda t: 0.3 * t}),
         ("reward model", {"prm/pairwise_accuracy": lambda t: 0.8 - 0.5 * t}),
+        ("calibration", {"watch/expected": lambda t: 0.4 + 0.5 * t, "watch/solved": lambda t: 0.4}),
     ],
 )
 def test_each_sign_is_found_alone_with_its_figures(sign, metrics):
@@ -67,6 +68,7 @@ def test_each_sign_is_found_alone_with_its_figures(sign, metrics):
         {"rollout/length": lambda t: 100 + 400 * t},  # longer and better
         {"watch/repetition": lambda t: 0.6},  # from the start
         {"prm/pairwise_accuracy": lambda t: float("nan")},
+        {"watch/expected": lambda t: 0.4 + 0.5 * t, "watch/solved": lambda t: 0.3 + 0.5 * t},
     ],
 )
 def test_what_is_not_hacking(metrics):
@@ -76,6 +78,32 @@ def test_what_is_not_hacking(metrics):
 def test_nothing_is_said_before_two_windows():
     assert find_signs(history(5, **{**HEALTHY, "watch/repetition": lambda t: t}), OPTIONS) == {}
     assert find_signs([], OPTIONS) == {}
+
+
+def test_expected_success_is_what_rewards_meant_in_the_first_window():
+    """Means 1 and -1 with spread 1: a reward r is right with probability sigmoid(2 r) if half are right."""
+    step = {"watch/reward_right": 1.0, "watch/reward_wrong": -1.0, "watch/reward_spread": 1.0, "watch/solved": 0.5}
+    later = {name: 9.0 for name in step}
+    rewards = np.array([0.0, 1.0])
+    expected = (0.5 + 1 / (1 + np.exp(-2.0))) / 2
+    assert expected_success(rewards, [step] * 3 + [later], 3) == pytest.approx(expected)
+    assert expected_success(rewards, [step, {}] * 2, 3) is None  # the window is not complete
+    assert expected_success(rewards, [{**step, "watch/reward_right": -2.0}] * 3, 3) is None
+    assert expected_success(np.zeros(0), [step] * 3, 3) is None
+
+
+def test_a_policy_that_earns_the_rewards_of_right_responses_with_wrong_ones_is_noticed(tmp_path):
+    said = []
+    watch = HackingWatch(OPTIONS, said.append)
+    rng = np.random.default_rng(0)
+    for step in range(1, 10):
+        right = np.arange(64) % 2 == 0
+        rewards = np.where(right, 1.0, -1.0) if step < 6 else np.ones(64)
+        batch = _Batch(responses(["text"] * 64, right), rewards[:, None] + rng.normal(size=(64, 1)) * 0.5)
+        event = Event("step", step, {}, None, batch, _Run(tmp_path))
+        watch(event)
+    assert event.metrics["watch/solved"] == 0.5 and event.metrics["watch/expected"] > 0.9
+    assert len(said) == 1 and "step 7, calibration" in said[0], said
 
 
 def test_repetition():

@@ -19,7 +19,8 @@ from prm_jax.prime.advantages import make_advantage
 from prm_jax.prime.collect import Collector
 from prm_jax.prime.critic import Critic
 from prm_jax.prime.options import RolloutOptions
-from prm_jax.prime.responses import Drawn, Responses, Sampler
+from prm_jax.prime.responses import Drawn, Responses
+from prm_jax.prime.sampler import Sampler
 from prm_jax.prime.samples import chosen_rows
 from prm_jax.prime.shaping import make_reward
 from prm_jax.prime.sources import (

@@ -21,10 +21,11 @@ from prm_jax.prime.options import AdvantageOptions, MeshOptions, ModelOptions, P
 from prm_jax.prime.plan import check_fits, make_plan, planned_mesh, remedies
 from prm_jax.prime.plan_memory import make_workload, model_bytes, parameter_counts, projection_params, state_bytes
 from prm_jax.prime.plan_table import render, summary
-from prm_jax.prime.plan_work import backward, collective_minimum, forward, step_flops
+from prm_jax.prime.plan_work import backward, collective_minimum, forward, scored_passes, step_flops
 from prm_jax.prime.sources import make_source
 from prm_jax.prime.start import frozen_arrays, load_start, make_setup
 from prm_jax.prime.step import init_state, make_step
+from prm_jax.rollouts.slot_programs import cache_bytes
 from tests.prime.conftest import replaced, setup_of
 
 QWEN_7B = ModelConfig(
@@ -120,6 +121,19 @@ def test_each_process_samples_with_weights_on_its_own_devices():
         make_plan(options, QWEN_7B, devices=64, processes=3)
 
 
+def test_memory_of_slots_is_that_of_their_cache():
+    options = replaced(PRESETS["tiny"], rollout={"slots": 40, "max_prompt_tokens": 10, "max_new_tokens": 22})
+    found = {
+        kind: make_plan(replaced(options, rollout={"cache_dtype": kind}), SMALL).rollout["rollout cache"]
+        for kind in ("auto", "int8")
+    }
+    assert found == {kind: cache_bytes(SMALL, 40, 32, dtype) for kind, dtype in (("auto", "float32"), ("int8", "int8"))}
+    assert make_plan(replaced(options, rollout={"engine": "generate"}), SMALL).rollout["rollout cache"] != found["auto"]
+    assert not make_plan(replaced(options, rollout={"engine": "http://localhost:1"}), SMALL).rollout
+    with pytest.raises(UserError, match=r"Largest: rollout cache .* What helps most: --rollout.slots 0 "):
+        check_fits(replaced(options, rollout={"slots": 10**9}), SMALL, jax.devices()[:1])
+
+
 def test_outcome_only_training_keeps_no_prm():
     options = replaced(PRESETS["tiny"], advantage={"process_coef": 0.0})
     assert not any("PRM" in cause for cause, _ in make_plan(options, SMALL).causes())
@@ -156,13 +170,36 @@ def compiled_step(options: Options, unroll: int):
     return make_step(setup).lower(state, frozen, batch).compile(compiler_options=flags)
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
-def test_operations_are_those_of_the_compiled_step(remat):
-    options = small_options(remat)
+@pytest.mark.parametrize(("remat", "reference"), [("none", "policy"), ("full", "frozen")])
+def test_operations_are_those_of_the_compiled_step(remat, reference):
+    options = replaced(small_options(remat), prm={"reference": reference})
     counted = compiled_step(options, unroll=SMALL.num_layers).cost_analysis()["flops"]
     work = make_workload(options, SMALL, None, planned_mesh(MeshOptions(), 1), "cpu")
     expected = sum(part.total() for name, part in step_flops(work).items() if name != "generation")
     assert expected == pytest.approx(counted, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "layers", "expected"),
+    [
+        ({}, 4, ["reference"]),
+        ({"prm": {"reference": "policy"}}, 4, []),  # the policy's update scores with the same weights
+        ({"prm": {"reference": "policy"}}, 40, ["reference"]),  # not under a scan of layers
+        ({"prm": {"reference": "policy", "minibatches": 2}, "policy": {"minibatches": 2}}, 40, ["policy"]),
+        ({"prm": {"reference": "policy"}, "policy": {"minibatches": 2}}, 40, ["policy", "reference"]),
+        ({"prm": {"reference": "policy", "minibatches": 2}, "policy": {"minibatches": 2},
+          "rollout": {"temperature": 0.8}}, 40, ["policy", "reference"]),
+        ({"policy": {"kl_coef": 0.1}}, 40, ["reference"]),  # which the divergence reads too
+        ({"policy": {"kl_coef": 0.1}, "prm": {"reference": "policy"}}, 4, ["divergence"]),
+        ({"policy": {"kl_coef": 0.1, "kl_placement": "reward"}, "advantage": {"process_coef": 0.0}}, 40,
+         ["policy", "divergence"]),
+    ],
+)  # fmt: skip
+def test_passes_that_the_step_shares_are_counted_once(changes, layers, expected):
+    options = replaced(small_options(), **changes)
+    config = dataclasses.replace(SMALL, num_layers=layers)
+    found = scored_passes(make_workload(options, config, None, planned_mesh(MeshOptions(), 1), "cpu"))
+    assert [name.split()[0] for name in found] == expected
 
 
 @pytest.mark.parametrize(("remat", "attention"), [("none", "blockwise"), ("full", "blockwise"), ("none", "naive")])

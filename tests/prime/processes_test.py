@@ -17,12 +17,14 @@ from tests.several import run_together
 
 @pytest.fixture(scope="module")
 def options(run_options) -> prime.Options:
-    """Two steps on eight devices, whose outcomes differ by noise; slots that stream groups through the filter."""
+    """Two steps on eight devices, outcomes differ by noise; groups in turns stream through slots and the filter."""
     rollout = {
         "outcome_noise": 0.4, "engine": "slots", "filter": "resample", "solve_rate_low": 0.3, "solve_rate_high": 0.7,
+        "max_prompt_tokens": 8,
     }  # fmt: skip
+    task = {"name": "lookup", "options": {"entities": "4", "relations": "2", "hops": "1", "num_eval": "8"}}
     small = replaced(
-        run_options, sft={"steps": 2, "batch_size": 8}, rollout=rollout,
+        run_options, task=task, sft={"steps": 2, "batch_size": 8}, rollout=rollout,
         policy={"learning_rate": 1e-2},
         eval={"problems": 7, "prm_problems": 2, "every": 1},
     )  # fmt: skip

@@ -3,7 +3,8 @@
 import numpy as np
 
 from prm_jax.data import CarryTask
-from prm_jax.prime.responses import Responses, Sampler, concatenate
+from prm_jax.prime.responses import Responses, concatenate
+from prm_jax.prime.sampler import Sampler
 from prm_jax.prime.samples import SampleWriter
 
 TASK = CarryTask(2, 3, num_train=8, num_eval=4)

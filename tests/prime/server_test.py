@@ -63,9 +63,11 @@ def test_a_server_with_other_weights_stops_the_run(run_options, tmp_path):
         ({"engine": "slot"}, "--rollout.engine 'slot' is unknown"),
         ({"engine": "http://localhost:1"}, "needs --rollout.server.folder"),
         ({"engine": "http://localhost:1", "server": ServerOptions(folder="x")}, "no server answers"),
+        ({"max_lag": 1, "devices": 99}, "--rollout.devices 99 needs as many devices that do not train"),
     ],
 )
-def test_engines_that_cannot_be_used(run_options, tmp_path, change, message):
+def test_engines_that_cannot_be_used_are_found_before_the_warm_start(run_options, tmp_path, change, message):
     options = dataclasses.replace(run_options, rollout=dataclasses.replace(run_options.rollout, **change))
     with pytest.raises(UserError, match=message):
         train(options, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -14,7 +14,7 @@ from prm_jax.errors import UserError
 from prm_jax.models import init_params
 from prm_jax.prime.collect import to_batch
 from prm_jax.prime.engines import sampling_parts
-from prm_jax.prime.responses import Sampler
+from prm_jax.prime.sampler import Sampler
 from prm_jax.prime.start import load_start
 from prm_jax.prime.turns import make_turns
 from prm_jax.rollouts import Feedback

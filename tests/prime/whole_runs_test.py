@@ -10,7 +10,7 @@ import pytest
 
 from prm_jax import prime, prm, rl
 from prm_jax.models import CharTokenizer, init_params, load_weights, token_logprobs
-from prm_jax.prime.responses import Sampler
+from prm_jax.prime.sampler import Sampler
 from prm_jax.prime.sources import ImplicitPRM, SavedPRM
 from prm_jax.prime.start import load_start
 from prm_jax.prime.step import init_state, make_step

@@ -10,7 +10,7 @@ import pytest
 
 from prm_jax import rl, stats
 from prm_jax.errors import UserError
-from prm_jax.models import LoRAConfig
+from prm_jax.models import LoRAConfig, init_params
 from prm_jax.prm.data import batch_of, make_plan, select, stack, step_pairs
 from prm_jax.prm.forward import step_sums
 from prm_jax.prm.kinds import GPM, Armo, BCoder, BradleyTerry, DigiQ, Implicit, Outcome, StepQ, Token, Value
@@ -19,6 +19,7 @@ from prm_jax.prm.rows import Batch, RowReport, Shape, build_rows, collate
 from prm_jax.prm.spec import Spec
 from prm_jax.prm.step import PRMLearner, make_scorer, make_step
 from prm_jax.runs.learner import make_optimizer
+from tests.models.checkpoints import FAMILIES
 
 LAYOUT = TextLayout(separator=" ")
 FAST = {"digi_q": 60, "b_coder": 60, "armo": 40, "value": 40}
@@ -223,3 +224,26 @@ def test_packed_rows_are_as_wide_as_is_cheapest(tokenizer, records):
     assert shape.width % 8 == 0 and longest <= shape.width <= 4 * longest + 8
     own = sum(len(row.tokens) for row in rows) / len(rows)
     assert shape.rows * shape.width < 1.5 * 8 * own  # one solution a row would be 8 * longest, padded to eights
+
+
+def test_the_experts_of_a_sparse_model_can_be_balanced(tokenizer, records):
+    """Through hidden states; kinds that read log-probs have the same metrics."""
+    config = dataclasses.replace(FAMILIES["mixtral"], vocab_size=tokenizer.vocab_size, num_layers=1)
+    learner = learner_for(config, Token())
+    rows = rows_for(learner.spec, records[:8], tokenizer)
+    sparse = init_params(config, jax.random.key(0))
+    router = sparse["layers"]["mlp"]["router"]
+    router["kernel"] = 8 * router["kernel"]  # sure of itself, and uneven
+    plan = make_plan(rows, batch_size=8)
+    state, step = learner.init(sparse, jax.random.key(0)), make_step(learner, balance_coef=20.0)
+    found = []
+    for _ in range(11):
+        state, metrics = step(state, sparse, batch_of(plan, rows, 0), None)
+        found.append({name: float(value) for name, value in metrics.items()})
+    before, after = found[0]["prm/expert_balance"], found[-1]["prm/expert_balance"]
+    assert before > 1.1 and after < 1 + 0.7 * (before - 1)
+    other = learner_for(config, Implicit())
+    start = other.init(sparse, jax.random.key(0))
+    shapes = jax.eval_shape(make_step(other), start, sparse, batch_of(plan, rows, 0), None)
+    assert shapes[1]["prm/expert_balance"].shape == ()
+    assert found[0]["prm/loss"] > 20 * before and found[0]["prm/expert_load"] == found[0]["prm/expert_load/0"] > 1

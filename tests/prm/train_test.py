@@ -76,17 +76,24 @@ def test_an_absurd_learning_rate_stops_training_and_can_be_lowered_on_resume(opt
 def test_every_problem_with_options_is_named_at_once():
     bad = TrainPRMOptions(
         prm=GPM(embedding=3),
-        train=OptimizerOptions(batch_size=7, microbatches=2, trains="head"),
+        train=OptimizerOptions(batch_size=7, microbatches=2, trains="head", balance_coef=0.1),
         model=BaseOptions(lora_rank=4),
     )
     with pytest.raises(UserError) as caught:
         check_options(bad)
     for part in ("--data.path is missing", "--model.path is missing", "--prm.embedding is 3; it must be even",
-                 "--train.microbatches 2 must divide", "--model.lora-rank adds adapters"):  # fmt: skip
+                 "--train.microbatches 2 must divide", "--model.lora-rank adds adapters",
+                 "--train.balance-coef 0.1 needs a model that trains"):  # fmt: skip
         assert part in str(caught.value)
     wide = dataclasses.replace(bad, prm=GPM(temperature=0.0, head_layers=0))
     with pytest.raises(UserError, match="(?s)--prm.head-layers is 0.*--prm.temperature is 0.0; it must be greater"):
         check_options(wide)
+
+
+def test_a_coefficient_for_the_experts_of_a_dense_model_is_refused(options, tmp_path):
+    balanced = dataclasses.replace(options, train=dataclasses.replace(options.train, balance_coef=0.1))
+    with pytest.raises(UserError, match="--train.balance-coef 0.1 .* 'llama' has none"):
+        train(balanced, tmp_path / "run")
 
 
 def test_the_best_state_is_kept_and_training_ends_without_progress(options, records, tmp_path):

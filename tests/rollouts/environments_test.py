@@ -12,7 +12,7 @@ from prm_jax.data import load_task
 from prm_jax.data.rooms import Rooms
 from prm_jax.errors import UserError
 from prm_jax.rollouts import LocalEngine, Request, SlotEngine, SlotTuning, sample_all
-from prm_jax.rollouts.environments import EpisodeStart, Feedback, TurnLimits, play
+from prm_jax.rollouts.environments import EpisodePlayer, EpisodeStart, Feedback, TurnLimits, play
 
 TOKENIZER = models.CharTokenizer(Rooms.alphabet)
 KEY = jax.random.key(5)
@@ -74,6 +74,17 @@ def test_an_episode_depends_on_nothing_but_its_own_environment(engine, model):
     for one, other in zip(together, alone, strict=True):
         np.testing.assert_array_equal(one.tokens, other.tokens)
         assert one.turns == other.turns
+
+    player = EpisodePlayer(engine, tokenizer=TOKENIZER, limits=LIMITS)
+    tickets = player.submit(starts(step))
+    ended = dict(player.poll())
+    rest = dict(player.cancel(set(tickets) - set(ended)))
+    assert ended and rest and sorted([*ended, *rest]) == sorted(tickets)
+    for ticket, whole in zip(tickets, together, strict=True):
+        found = (ended.get(ticket) or rest[ticket]).tokens
+        np.testing.assert_array_equal(found, whole.tokens[: len(found)])
+    assert player.poll() == []
+    engine.release()  # every slot is free
 
 
 def test_without_an_answer_it_is_the_plain_response(engine):

@@ -23,7 +23,8 @@ class Knowing:
 
     context = None
 
-    def __init__(self, task, every=1):
+    def __init__(self, task, every=1, wasted="A.p\n"):
+        self.wasted = wasted
         self.task, self.every, self.stops, self.tokenizer = task, every, stop_sets(task), task.tokenizer()
         self.seen = []
         self.waiting = {}
@@ -38,10 +39,10 @@ class Knowing:
             for turn in self.task.turns(problem, response):
                 environment.step(turn.action)
             good = (request.prompt_id + request.sample) % self.every == 0
-            whole = self.tokenizer.encode(environment.solution()[0] if good else "A.p\n")
+            whole = self.tokenizer.encode(environment.solution()[0] if good else self.wasted)
             tokens = np.array(whole[: request.max_new_tokens])
             logp = np.full(len(tokens), -0.5, np.float32)
-            end = "stop" if len(tokens) == len(whole) else "length"
+            end = "eos" if not good and self.wasted == " " else "stop" if len(tokens) == len(whole) else "length"
             self.waiting[ticket] = Response(tokens, logp, np.zeros(len(tokens), np.int32), end)
         return tickets
 
@@ -110,6 +111,14 @@ def test_trees_give_pairs_of_actions_and_search_chooses_among_actions(task):
     search = make_searcher("step_beam", {"beams": 1, "width": 4, "max_steps": task.max_turns})
     truth = make_prefix_scorer("truth", policy, rollouts=0, first=1, load=None)
     assert [line["correct"] for line in search_problems(policy, search, truth)] == [1.0, 1.0]
+
+
+def test_pairs_leave_out_blank_actions_which_no_file_may_hold(task):
+    policy = make_policy(Knowing(task, 2, wasted=" "), task, StepOptions(step_tokens=8, max_new_tokens=60))
+    policy.begin(list(task.eval[:2]), 0)
+    options = TreeOptions(simulations=12, width=4, max_steps=task.max_turns)
+    records, _ = tree_records(policy, {}, labels="best_worst", rollouts=1, options=options)
+    assert not records  # every pair had rejected a blank action
 
 
 class Broken:

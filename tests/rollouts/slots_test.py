@@ -28,6 +28,7 @@ from prm_jax.rollouts import (
     stop_sets,
 )
 from prm_jax.rollouts import slot_programs as programs
+from prm_jax.rollouts.slot_rows import counters
 from prm_jax.search.language_model import Ask, Partial
 from prm_jax.search.searchers import make_searcher
 
@@ -371,8 +372,9 @@ def test_the_cache_is_updated_in_place(model):
     size = programs.cache_bytes(config, 4, 48, "float32")
     assert size == sum(leaf.nbytes for leaf in jax.tree.leaves(made._cache.arrays.layers)) == 2 * 2 * 2 * 8 * 4 * 48 * 4
     rules, forced = made._rules, np.full((8, 4), programs.DRAW, np.int32)
+    empty = counters({}, 4, made._key_data)
     lowered = programs.run.lower(
-        config, made._packed, made._cache.arrays, made._counters({}), forced, rules, np.int32(0), sharding=None
+        config, made._packed, made._cache.arrays, empty, forced, rules, np.int32(0), sharding=None
     )
     assert lowered.compile().memory_analysis().alias_size_in_bytes >= size
 

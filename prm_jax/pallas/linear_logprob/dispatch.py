@@ -9,7 +9,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from prm_jax.pallas.linear_logprob.logprob_options import LogprobOptions
 from prm_jax.pallas.linear_logprob.problem import Backend, Inputs, Outputs, Spec, Target
-from prm_jax.target_device import platform_and_kind
+from prm_jax.target_device import nothing_to_partition, platform_and_kind
 
 _PLATFORMS = {"xla_vocab": None, "xla_token": None, "mosaic_tpu": "tpu", "mosaic_gpu": "gpu"}
 IMPLEMENTATIONS = tuple(_PLATFORMS)
@@ -54,7 +54,7 @@ def choose(implementation: str | None, spec: Spec, inputs: Inputs) -> str:
     """
     target = spec.target
     if implementation is None:
-        if target.platform == "tpu" and _whole() and backend("mosaic_tpu").refusal(spec, inputs) is None:
+        if target.platform == "tpu" and nothing_to_partition() and backend("mosaic_tpu").refusal(spec, inputs) is None:
             return "mosaic_tpu"
         return "xla_vocab" if target.platform == "cpu" else "xla_token"
     if implementation not in _PLATFORMS:
@@ -69,14 +69,6 @@ def choose(implementation: str | None, spec: Spec, inputs: Inputs) -> str:
     if reason is not None:
         raise ValueError(f"implementation {implementation!r} cannot do this: {reason}")
     return implementation
-
-
-def _whole() -> bool:
-    """Whether the compiler has nothing to partition: one device, or arrays that are one device's part."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and all(kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types):
-        return True
-    return jax.device_count() == 1
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

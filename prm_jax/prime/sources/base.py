@@ -18,7 +18,8 @@ from prm_jax.prime.checked import call_named, per_token
 from prm_jax.runs.learner import Params
 
 if TYPE_CHECKING:
-    from prm_jax.prime.responses import Responses, Sampler
+    from prm_jax.prime.responses import Responses
+    from prm_jax.prime.sampler import Sampler
 
 
 @jax.tree_util.register_dataclass

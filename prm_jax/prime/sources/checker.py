@@ -5,7 +5,8 @@ import numpy as np
 
 from prm_jax.data.problems import Task
 from prm_jax.errors import UserError
-from prm_jax.prime.responses import Responses, Sampler
+from prm_jax.prime.responses import Responses
+from prm_jax.prime.sampler import Sampler
 from prm_jax.prime.sources.base import Observed, Source
 from prm_jax.runs.learner import Params
 

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from prm_jax import rl
 from prm_jax.models import ModelConfig
 from prm_jax.prime.batch import Batch, Metrics
-from prm_jax.prime.expert_balance import expert_metrics, with_balance
 from prm_jax.prime.options import PRMOptions
 from prm_jax.prime.pieces import (
     batch_logprobs,
@@ -27,6 +26,7 @@ from prm_jax.prime.pieces import (
 )
 from prm_jax.prime.sources.base import Judged, Source, SourceBatch
 from prm_jax.prime.sources.replay import Replay, draw, empty_replay, keep, remember
+from prm_jax.runs.expert_balance import expert_metrics, with_balance
 from prm_jax.runs.learner import Learner, Params, accumulate_gradients, guarded_update, merge_rows
 
 _WEIGHTINGS: dict[str, Literal["none", "bon_rm", "bon_acc"]] = {

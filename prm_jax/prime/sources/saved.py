@@ -11,7 +11,8 @@ from prm_jax import prm as prms
 from prm_jax import rl
 from prm_jax.data.step_data import StepRecord
 from prm_jax.errors import UserError
-from prm_jax.prime.responses import Responses, Sampler
+from prm_jax.prime.responses import Responses
+from prm_jax.prime.sampler import Sampler
 from prm_jax.prime.sources.base import Observed, Source
 from prm_jax.prm.prefix_scores import gives_probabilities
 from prm_jax.prm.progress_scores import best_of_k

@@ -11,7 +11,8 @@ import numpy as np
 
 from prm_jax import rl
 from prm_jax.data.problems import Problem
-from prm_jax.prime.responses import Responses, Sampler
+from prm_jax.prime.responses import Responses
+from prm_jax.prime.sampler import Sampler
 from prm_jax.prime.sources.base import Observed, Source
 from prm_jax.rollouts.sampling_options import SamplingOptions
 from prm_jax.runs.learner import Params

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from prm_jax import rl
 from prm_jax.models import finished_logits, head_matrix, hidden_states, value_head
 from prm_jax.option_ranges import above, at_least, within
-from prm_jax.prm.forward import init_head, judged, step_sums
+from prm_jax.prm.forward import init_head, judged, step_sums, text_hidden
 from prm_jax.prm.reward_model_options import BaseOptions, OptimizerOptions
 from prm_jax.prm.rows import Batch
 from prm_jax.prm.spec import HeadedKind, Needs, Output, Spec, Weights, without_head
@@ -57,7 +57,7 @@ class BCoder(HeadedKind):
         state [., D] hidden states that predict each token; head [V, D]; value, next_value: V before and after the
         token; next_q: Q after it at the frozen start's preferred action, without gradient.
         """
-        hidden = hidden_states(spec.config, weights.model, batch.tokens, segment_ids=batch.segment_ids)
+        hidden = text_hidden(spec, weights, batch)
         reference = weights.model if weights.reference is None else weights.reference
         config = spec.reference_config or spec.config
         frozen = hidden

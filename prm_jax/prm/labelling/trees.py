@@ -173,10 +173,10 @@ def _aligned(policy: TaskPolicy, partial: Partial, name: str) -> tuple[StepRecor
     """A prefix as the task cuts its text, and which proposal ends where each of its steps ends.
 
     A proposal may hold more than one step, such as the last one and the answer: what is known about it belongs to the
-    last of these. Nothing is returned where text and tokens do not have the same steps.
+    last of these. Nothing is returned where text and tokens do not have the same steps, or a step is blank.
     """
     record, pieces = as_record(policy, partial, name), policy.split(partial)
-    if record is None or len(pieces) != len(record.steps):
+    if record is None or len(pieces) != len(record.steps) or not all(step.strip() for step in record.steps):
         return None, []
     ends, length = {}, 0
     for number, step in enumerate(partial.steps):

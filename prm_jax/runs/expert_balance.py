@@ -9,10 +9,23 @@ import jax
 import jax.numpy as jnp
 
 from prm_jax import rl
-from prm_jax.models import ExpertLoad
-from prm_jax.prime.batch import Metrics
+from prm_jax.errors import UserError
+from prm_jax.models import ExpertLoad, ModelConfig
 
 _SHARES = "expert_shares"
+
+
+def check_balanced(option: str, coef: float, config: ModelConfig) -> None:
+    """Refuses a coefficient, given as `option`, for the experts of a model that has none.
+
+    Raises:
+      UserError: the coefficient is not 0 and the model is dense.
+    """
+    if coef and not config.num_experts:
+        raise UserError(
+            f"{option} {coef} spreads tokens over experts, and a model of architecture {config.architecture!r} has "
+            "none: leave it out"
+        )
 
 
 def with_balance(loss: rl.Loss, load: ExpertLoad | None, coef: float) -> rl.Loss:
@@ -33,7 +46,7 @@ def with_balance(loss: rl.Loss, load: ExpertLoad | None, coef: float) -> rl.Loss
     return dataclasses.replace(loss, total=total, metrics={**loss.metrics, **found})
 
 
-def expert_metrics(summary: Metrics) -> Metrics:
+def expert_metrics(summary: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """The metrics of `with_balance` as scalars; other metrics are returned as they are.
 
     Args:
