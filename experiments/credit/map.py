@@ -35,6 +35,8 @@ SEEDS = (401, 403, 405, 407, 409, 411)
 TUNING = (901, 903)
 MORE = (413, 415, 417, 419, 421, 423)
 FRESH = (*MORE, 425, 427, 429, 431)
+ONLOOKERS = ("implicit", "rollouts", "earlier")
+"""PRMs that look on in the arm "watched", which is outcome-only training."""
 STAGES: dict[str, Plan] = {
     "first": [("base", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0")],
     "mixture": [("base", arm, SEEDS, RATE) for arm in ("mix_outcome", "mix_failed")],
@@ -69,6 +71,7 @@ STAGES: dict[str, Plan] = {
         ("base", arm, SEEDS, RATE)
         for arm in ("value_rollouts", "history", "value_exact", "history_frozen", "value_outcomes")
     ],
+    "watched": [("base", "watched", SEEDS[:3], RATE)],
     "fresh": [("base", arm, FRESH, RATE) for arm in ("outcome", "checker_step_0", "reuse")],
     "starts": [("base", arm, STARTS, RATE) for arm in ("outcome", "checker_step_0", "reuse")],
     "long": [("20 steps", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0")],
@@ -132,7 +135,9 @@ def run(plan: Plan, runs: pathlib.Path, results: pathlib.Path) -> None:
             )
             for seed in left
         ]
-        found = train_replicas(options, [runs / "prms" / setting / arm / str(seed) for seed in left])
+        keep = [runs / "prms" / setting / arm / str(seed) for seed in left]
+        looking = {name: earlier_prm(name, runs) for name in ONLOOKERS} if arm == "watched" else {}
+        found = train_replicas(options, keep, onlookers=looking)
         labels = [{"setting": setting, "arm": arm, "seed": seed, "rate": rate} for seed in left]
         record = read(results)
         there = finished(record)

@@ -16,6 +16,7 @@ from experiments.report import COLORS, Estimate, Tables, estimate, insert, machi
 from prm_jax.runs.claims import stamp
 
 BASE = "outcome"
+WATCHED = "watched"
 PRMS = ("history", "history_frozen", "value_outcomes", "value_rollouts", "value_exact")
 RATE = 3e-4
 """The policy's learning rate in all stages but `rates`."""
@@ -48,7 +49,7 @@ def summary(runs: Runs, fresh: Sequence[int] = ()) -> dict[str, dict[str, dict[s
     """The tables; `fresh` seeds are also compared alone."""
     tables: dict[str, dict[str, dict[str, float]]] = {}
     for setting in dict.fromkeys(setting for setting, _, _ in runs):
-        arms = list(dict.fromkeys(arm for name, arm, _ in runs if name == setting))
+        arms = list(dict.fromkeys(arm for name, arm, _ in runs if name == setting and arm != WATCHED))
         tables[f"{setting}: paired by seed"] = {arm: _arm(runs, setting, arm) for arm in arms}
         between = _between(runs, setting, fresh)
         if between:
@@ -56,7 +57,21 @@ def summary(runs: Runs, fresh: Sequence[int] = ()) -> dict[str, dict[str, dict[s
         learned = {arm: _labels(runs, setting, arm) for arm in arms}
         if any(learned.values()):
             tables[f"{setting}: what the PRM knows"] = {arm: row for arm, row in learned.items() if row}
+        looking = [run for (name, arm, _), run in runs.items() if (name, arm) == (setting, WATCHED)]
+        if looking:
+            tables[f"{setting}: what PRMs know that only look on"] = _onlookers(looking)
     return tables
+
+
+def _onlookers(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """PRM -> step AUC on what outcome-only training writes."""
+    return {
+        name: {
+            f"step AUC, {rollouts}": estimate([run["onlookers"][name][index] for run in runs])
+            for index, rollouts in enumerate(runs[0]["rollouts"])
+        }
+        for name in runs[0]["onlookers"]
+    }
 
 
 def _arm(runs: Runs, setting: str, arm: str) -> dict[str, float]:
@@ -116,7 +131,7 @@ def best_rates(runs: Runs, seeds: Sequence[int]) -> dict[str, dict[str, dict[str
     """Arms at each learning rate, and each arm at its best minus the best outcome-only baseline at its best."""
     rates = [setting for setting in dict.fromkeys(name for name, _, _ in runs) if re.fullmatch(_RATES, setting)]
     areas: dict[tuple[str, str], list[float]] = {}
-    for arm in dict.fromkeys(arm for setting, arm, _ in runs if setting in rates):
+    for arm in dict.fromkeys(arm for setting, arm, _ in runs if setting in rates and arm != WATCHED):
         for setting in rates:
             own = [runs[setting, arm, seed] for seed in seeds if (setting, arm, seed) in runs]
             if len(own) == len(seeds):
