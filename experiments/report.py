@@ -10,6 +10,7 @@ numbers `docs/claims.md` shows.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -114,6 +115,26 @@ def machine() -> str:
         f"{device.platform} ({device.device_kind}), {os.cpu_count()} cores, "
         f"jax {jax.__version__}, Python {platform.python_version()}"
     )
+
+
+def kept(folder: str, settings: Any, piece: str, make: Callable[[], Any]) -> Any:
+    """A piece of a long experiment: what an earlier run with equal settings left in `folder`, or made and left there.
+
+    Args:
+      folder: of the pieces; an empty one keeps nothing.
+      settings: a dataclass instance with all that the piece depends on.
+      piece: its name, unique for these settings.
+      make: gives the piece, which JSON can hold.
+    """
+    if not folder:
+        return make()
+    known = json.dumps(dataclasses.asdict(settings), sort_keys=True)
+    path = pathlib.Path(folder) / f"{hashlib.sha256(known.encode()).hexdigest()[:12]}-{piece}.json"
+    if not path.is_file():
+        found = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    return json.loads(path.read_text())
 
 
 def estimate(values: Sequence[float] | np.ndarray) -> Estimate:

@@ -32,7 +32,12 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from prm_jax.models import ModelConfig, init_params  # noqa: E402
+from prm_jax.data.carry import ALPHABET  # noqa: E402
+from prm_jax.models import CharTokenizer, ModelConfig, init_params, save_weights  # noqa: E402
+
+# Tracing makes many small objects, few of them in cycles: with Python's threshold of 700 the collector takes a
+# twentieth of the time.
+gc.set_threshold(20_000, 10, 10)
 
 _MAPS = pathlib.Path("/proc/self/maps")  # on Linux only, and so is the limit
 
@@ -72,3 +77,16 @@ def tiny_config() -> ModelConfig:
 @pytest.fixture(scope="session")
 def tiny_params(tiny_config):
     return jax.jit(init_params, static_argnums=0)(tiny_config, jax.random.key(1))
+
+
+@pytest.fixture(scope="session")
+def carry_model(tmp_path_factory) -> str:
+    """Directory of a small model with the letters of the carry task, of which it knows nothing."""
+    tokenizer = CharTokenizer(ALPHABET)
+    config = ModelConfig(
+        architecture="llama", vocab_size=tokenizer.vocab_size, hidden_size=16, intermediate_size=32, num_layers=1,
+        num_heads=2, num_kv_heads=1, head_dim=8, max_position_embeddings=64,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("carry_model") / "hf"
+    save_weights(path, config, init_params(config, jax.random.key(0)), tokenizer=tokenizer)
+    return str(path)

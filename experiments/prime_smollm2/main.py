@@ -14,6 +14,7 @@ import pathlib
 import shutil
 import sys
 
+from prm_jax import stats
 from prm_jax.prime import PRESETS
 from prm_jax.runs.claims import stamp
 
@@ -32,13 +33,27 @@ def run(args: argparse.Namespace) -> None:
     train(dataclasses.replace(PRESETS["smollm2"], seed=args.seed), args.out, resume=args.resume)
 
 
+def over_problems(accuracy: float, problems: int) -> tuple[float, ...]:
+    """An accuracy with its 95 % interval over the problems of an evaluation, of which each is right or wrong."""
+    right = round(accuracy * problems)
+    return tuple(round(x, 4) for x in stats.interval([1.0] * right + [0.0] * (problems - right)))
+
+
 def report(args: argparse.Namespace) -> None:
     """Writes the curve of a run, finished or not, as numbers and as a picture."""
     metrics = args.out / "metrics.jsonl"
     if not metrics.is_file():
         sys.exit(f"no run at {args.out}; run the experiment first")
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    kept = [{name: round(row[name], 4) for name in KEPT if name in row} for row in rows]
+    problems = PRESETS["smollm2"].eval.problems
+    kept = [
+        {
+            name: over_problems(row[name], problems) if name.startswith("eval/") else round(row[name], 4)
+            for name in KEPT
+            if name in row
+        }
+        for row in rows
+    ]
     facts = json.loads((args.out / "run.json").read_text())["launches"][-1]
     record = {**stamp(), "versions": facts["versions"], "steps": kept}
     (HERE / "results.json").write_text(json.dumps(record, indent=1) + "\n")

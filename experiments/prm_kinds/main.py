@@ -66,12 +66,13 @@ class Config:
     learning_rate: float = 1e-3
     arms: tuple[str, ...] = ()  # all of them when empty
     seeds: int = 5
+    kept: str = "runs/prm_kinds"  # finished seeds, which are not run again
 
 
 SMOKE = Config(
     min_operands=2, max_operands=3, hidden=16, layers=1, sft_steps=20, problems=12, solutions=4, completions=2,
     eval_problems=12, eval_solutions=4, updates=6, batch_size=16, arms=("implicit, ce", "explicit, equal rollouts"),
-    seeds=1,
+    seeds=1, kept="",
 )  # fmt: skip
 
 
@@ -301,7 +302,14 @@ def judged(config: Config, picks: Sequence[Case], tests: Sequence[Case]) -> dict
 
 def run(config: Config) -> report.Tables:
     """See the module's docstring."""
-    return summary(config, [one_seed(config, seed) for seed in range(config.seeds)])
+    piece = dataclasses.replace(config, seeds=1, kept="")
+    return summary(
+        config,
+        [
+            report.kept(config.kept, piece, f"seed{seed}", lambda s=seed: one_seed(piece, s))
+            for seed in range(config.seeds)
+        ],
+    )
 
 
 def summary(config: Config, found: Sequence[report.Table]) -> report.Tables:

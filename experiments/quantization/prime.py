@@ -14,11 +14,13 @@ import argparse
 import dataclasses
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from experiments.prime_tiny.main import regimes
+from experiments.report import estimate
 from prm_jax.prime import Options, train
 from prm_jax.prime.plan import make_plan, planned_configs
 from prm_jax.runs.claims import stamp
@@ -29,6 +31,10 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "int4": {"model": {"quantize": "int4"}},
     "float32, policy adapters": {"model": {"lora_rank": 16}},
     "int4, policy adapters": {"model": {"lora_rank": 16, "quantize": "int4"}},
+}
+SUMMARIES: dict[str, Callable[[dict[str, float]], float]] = {
+    "end": lambda curve: list(curve.values())[-1],
+    "mean of the curve": lambda curve: float(np.mean(list(curve.values())[1:])),
 }
 METRICS = ("eval/greedy_accuracy", "eval/sampled_accuracy", "prm/pairwise_accuracy")
 
@@ -76,12 +82,19 @@ def report(regime: str, seeds: list[int], arms: list[str], out: pathlib.Path) ->
         found[name] = {"curves": curves, "first": first, "state_bytes": state}
     for name, arm in found.items():
         base = found.get("float32, policy adapters" if "policy" in name else "float32")
-        ends = {metric: [list(curve.values())[-1] for curve in arm["curves"][metric]] for metric in METRICS}
-        arm["end"] = {metric: {"mean": float(np.mean(x)), "seeds": x} for metric, x in ends.items()}
-        if base is not None and base is not arm:
-            other = {metric: [list(curve.values())[-1] for curve in base["curves"][metric]] for metric in METRICS}
-            arm["minus_float32"] = {metric: (np.array(ends[metric]) - other[metric]).tolist() for metric in METRICS}
+        for title, of_run in SUMMARIES.items():
+            values = {metric: [of_run(curve) for curve in arm["curves"][metric]] for metric in METRICS}
+            arm[title] = {metric: {"mean": float(np.mean(x)), "seeds": x} for metric, x in values.items()}
+            if base is not None and base is not arm:
+                pairs = {metric: np.subtract(values[metric], base[title][metric]["seeds"]) for metric in METRICS}
+                arm[f"{title}, minus float32"] = {metric: _estimated(x) for metric, x in pairs.items()}
     return found
+
+
+def _estimated(differences: np.ndarray) -> dict[str, Any]:
+    """The mean of differences seed by seed, with its 95 % interval."""
+    found = estimate(differences)
+    return {"mean": float(found), "interval": [found.low, found.high], "seeds": differences.tolist()}
 
 
 def main() -> None:
@@ -100,7 +113,9 @@ def main() -> None:
     found = {"seeds": args.seeds, "arms": report(args.regime, args.seeds, args.arms, args.out), **stamp()}
     (HERE / "prime.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     for name, arm in found["arms"].items():
-        print(name, {metric: round(end["mean"], 3) for metric, end in arm["end"].items()}, arm.get("minus_float32", ""))
+        for title in SUMMARIES:
+            print(name, title, {metric: round(one["mean"], 3) for metric, one in arm[title].items()})
+            print("  minus float32:", arm.get(f"{title}, minus float32", ""))
 
 
 if __name__ == "__main__":

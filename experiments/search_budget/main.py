@@ -10,7 +10,8 @@ upper line, by the task's exact step checker. Every token generated counts, thos
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -48,11 +49,13 @@ class Config:
     batch_size: int = 128
     learning_rate: float = 1e-3
     seeds: int = 5
+    kept: str = "runs/search_budget"  # finished seeds, which are not run again
 
 
 SMOKE = Config(
     min_operands=2, max_operands=3, drop_carry=(0.6,), hidden=16, layers=1, sft_steps=20, problems=6, samples=4,
     budgets=(4,), exact_budgets=(4,), prm_problems=8, prm_solutions=4, updates=4, batch_size=16, seeds=1,
+    kept="",
 )  # fmt: skip
 
 
@@ -71,6 +74,15 @@ class Outcome:
     tokens: np.ndarray
     scored: np.ndarray
     silent: np.ndarray
+
+    def packed(self) -> dict[str, list[float]]:
+        """For JSON; `Outcome.unpacked` is the way back."""
+        return {field.name: getattr(self, field.name).tolist() for field in dataclasses.fields(self)}
+
+    @classmethod
+    def unpacked(cls, found: Mapping[str, Sequence[float]]) -> "Outcome":
+        """From what `packed` gave."""
+        return cls(**{name: np.array(values) for name, values in found.items()})
 
 
 Outcomes = dict[tuple[str, int], Outcome]
@@ -195,6 +207,22 @@ def one_seed(config: Config, drop_carry: float, seed: int) -> tuple[dict[str, Ou
     return outcomes, facts
 
 
+def kept_seed(config: Config, drop_carry: float, seed: int) -> tuple[dict[str, Outcomes], dict[str, float]]:
+    """`one_seed`, or what it found before with the same settings."""
+    settings = dataclasses.replace(config, drop_carry=(drop_carry,), seeds=1, kept="")
+
+    def make() -> list[Any]:
+        outcomes, facts = one_seed(settings, drop_carry, seed)
+        rows = [[name, *key, one.packed()] for name, own in outcomes.items() for key, one in own.items()]
+        return [rows, facts]
+
+    rows, facts = report.kept(config.kept, settings, f"seed{seed}", make)
+    found: dict[str, Outcomes] = {}
+    for name, method, budget, one in rows:
+        found.setdefault(name, {})[method, budget] = Outcome.unpacked(one)
+    return found, facts
+
+
 def quality(policy: TaskPolicy, sampled: lm.Found, scores: np.ndarray) -> dict[str, float]:
     """What single samples are worth, and how well the scorer tells right ones from wrong ones."""
     hit = np.array(
@@ -266,7 +294,7 @@ def run(config: Config) -> report.Tables:
     tables: dict[str, report.Table] = {}
     worth: dict[str, dict[str, float]] = {}
     for drop_carry in config.drop_carry:
-        found = [one_seed(config, drop_carry, seed) for seed in range(config.seeds)]
+        found = [kept_seed(config, drop_carry, seed) for seed in range(config.seeds)]
         policy = f"carries dropped {drop_carry:.0%}"
         worth |= report.average([{policy: facts} for _, facts in found])
         for scorer in found[0][0]:

@@ -135,11 +135,11 @@ def mean_logp(partials: Sequence[lm.Partial]) -> list[float]:
 def kept(path: pathlib.Path, make: Callable[[], tiny.Outcome]) -> tiny.Outcome:
     """What a method did, from the file of an earlier run if there is one."""
     if path.exists():
-        return tiny.Outcome(**{name: np.array(values) for name, values in json.loads(path.read_text()).items()})
+        return tiny.Outcome.unpacked(json.loads(path.read_text()))
     begun = time.perf_counter()
     outcome = make()
     print(f"{path.stem}: {outcome.right.mean():.3f}, {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
-    path.write_text(json.dumps({name: values.tolist() for name, values in dataclasses.asdict(outcome).items()}))
+    path.write_text(json.dumps(outcome.packed()))
     return outcome
 
 

@@ -86,7 +86,8 @@ def kind_class(kind: str) -> type[Kind]:
     """
     if kind not in KINDS:
         known = ", ".join(KINDS)
-        raise UserError(f"unknown kind of reward model {kind!r}: {nearest(kind, KINDS)}the kinds are {known}")
+        message = f"unknown kind of reward model {kind!r} (--prm.kind): {nearest(kind, KINDS)}the kinds are {known}"
+        raise UserError(message)
     return KINDS[kind]
 
 

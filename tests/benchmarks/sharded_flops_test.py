@@ -43,6 +43,7 @@ def test_the_gradient_of_log_probs_is_divided_evenly(sizes):
     _check("gradient", sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "sizes"), [("step", (1, 8, 1)), ("step", (2, 2, 2)), ("step-lora", (2, 2, 2))])
 def test_the_prime_step_is_divided_evenly(name, sizes):
     _check(name, sizes)

@@ -35,6 +35,7 @@ def test_a_process_that_hangs_is_ended_by_the_watchdogs(setting):
     assert result["sha256"] == result["undisturbed"]
 
 
+@pytest.mark.slow
 def test_kills_of_random_processes_at_random_moments(setting):
     found = drills.kills(setting, 3, None, seed=3)
     assert len(found["kills"]) == 3 and {kill["process"] for kill in found["kills"]} == {0, 1}

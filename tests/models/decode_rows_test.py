@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prm_jax.models import ModelConfig, decode, decode_rows, hidden_states, init_params
+from prm_jax.models import ModelConfig, decode, decode_rows, init_params
+from tests.compiled import hidden_states
 
 CONFIG = ModelConfig(
     architecture="qwen3", vocab_size=23, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4,

@@ -7,7 +7,8 @@ import pytest
 
 from prm_jax.models import decode
 from prm_jax.models.config import ModelConfig
-from prm_jax.models.transformer import hidden_states, init_params, logits
+from prm_jax.models.transformer import init_params
+from tests.compiled import hidden_states, logits
 
 CONFIG = ModelConfig(
     vocab_size=12, hidden_size=8, intermediate_size=12, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=4

@@ -32,6 +32,7 @@ from prm_jax.models import (
 from prm_jax.models.expert_load import ExpertLoad, Routing
 from prm_jax.models.qtensor import dequantize
 from prm_jax.models.rounding import round_matrix
+from tests import compiled
 from tests.models.checkpoints import FAMILIES, random_params, same_bits
 
 TOKENS = np.random.default_rng(1).integers(0, 97, (1, 12))
@@ -132,8 +133,9 @@ def test_grouped_products_and_their_gradients_are_those_of_each_expert_alone(cou
         return (out**2).sum(), out
 
     expected = np.einsum("mk,mkn->mn", x, np.asarray(kernels)[owner])
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True), static_argnums=2)
     for blocked in (True, False):
-        gradients, out = jax.grad(loss, argnums=(0, 1), has_aux=True)(x, kernels, blocked)
+        gradients, out = gradient(x, kernels, blocked)
         np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(
             gradients[0], 2 * np.einsum("mn,mkn->mk", expected, np.asarray(kernels)[owner]), rtol=1e-4, atol=1e-4
@@ -204,8 +206,8 @@ def test_load_counts_the_scored_tokens_of_every_layer():
     found = run(params, mask)
     assert found.load.tokens.tolist() == [6, 6] and found.load.chosen.sum(-1).tolist() == [12, 12]
     np.testing.assert_allclose(found.load.probability.sum(-1), 6, rtol=1e-5)
-    np.testing.assert_array_equal(found.logp, token_logprobs(SPARSE, params, TOKENS, mask, start=4))
-    share, balance = expert_balance(SPARSE, params, TOKENS, mask & (jnp.arange(12) >= 4))
+    np.testing.assert_array_equal(found.logp, compiled.token_logprobs(SPARSE, params, TOKENS, mask, start=4))
+    share, balance = jax.jit(expert_balance, static_argnums=0)(SPARSE, params, TOKENS, mask & (jnp.arange(12) >= 4))
     np.testing.assert_allclose(share, found.load.shares(), rtol=1e-6)
     np.testing.assert_allclose(balance, found.load.balance(), rtol=1e-6)
     with pytest.raises(ValueError, match="'mistral' has no experts"):

@@ -16,7 +16,8 @@ from prm_jax.models.lora import LoRAConfig, init_lora, join
 from prm_jax.models.responses import Samples, pack, response_texts
 from prm_jax.models.sampling import make_sampling
 from prm_jax.models.tokenizer import CharTokenizer
-from prm_jax.models.transformer import hidden_states, init_params, logits
+from prm_jax.models.transformer import init_params
+from tests.compiled import hidden_states, logits
 
 _SHAPE = dict(
     vocab_size=19, hidden_size=16, intermediate_size=24, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=8

@@ -7,6 +7,7 @@ import pytest
 
 from prm_jax.models import token_logprobs, token_logprobs_and_entropy
 from prm_jax.models.transformer import head_matrix, hidden_states
+from tests import compiled
 
 from . import numpy_transformer
 from .transformer_test import FAMILIES, LLAMA, TOKENS, noisy
@@ -69,8 +70,9 @@ def test_packed_rows_score_like_their_segments():
     params = noisy(LLAMA)
     packed = np.concatenate([TOKENS[0, :4], TOKENS[1, :5]])[None]
     segments = jnp.array([[1] * 4 + [2] * 5])
-    found = token_logprobs(LLAMA, params, packed, segment_ids=segments)[0]
-    first, second = token_logprobs(LLAMA, params, TOKENS[:1, :4])[0], token_logprobs(LLAMA, params, TOKENS[1:2, :5])[0]
+    score = compiled.token_logprobs
+    found = score(LLAMA, params, packed, segment_ids=segments)[0]
+    first, second = score(LLAMA, params, TOKENS[:1, :4])[0], score(LLAMA, params, TOKENS[1:2, :5])[0]
     np.testing.assert_allclose(found, np.concatenate([first, second]), atol=1e-5)
     assert found[4] == 0.0  # what begins a segment is predicted by nothing
 
@@ -91,7 +93,7 @@ def test_a_row_of_one_token_scores_zero():
 def test_nothing_scored_gives_zeros_and_no_gradient():
     params = noisy(LLAMA)
     nothing = jnp.zeros(TOKENS.shape, bool)
-    value, gradient = jax.value_and_grad(lambda p: token_logprobs(LLAMA, p, TOKENS, nothing).sum())(params)
+    value, gradient = jax.jit(jax.value_and_grad(lambda p: token_logprobs(LLAMA, p, TOKENS, nothing).sum()))(params)
     assert value == 0.0
     assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(gradient))
 

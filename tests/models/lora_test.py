@@ -67,8 +67,8 @@ def test_adapter_gradients_match_the_chain_rule_through_the_merged_kernel():
     def loss(tree):
         return token_logprobs(CONFIG, tree, TOKENS).sum()
 
-    found = jax.grad(lambda a: loss(join(params, a)))(adapters)["layers"]["attn"]["o"]
-    kernel = jax.grad(loss)(merge(CONFIG, join(params, adapters)))["layers"]["attn"]["o"]["kernel"]
+    found = jax.jit(jax.grad(lambda a: loss(join(params, a))))(adapters)["layers"]["attn"]["o"]
+    kernel = jax.jit(jax.grad(loss))(merge(CONFIG, join(params, adapters)))["layers"]["attn"]["o"]["kernel"]
     a, b = adapters["layers"]["attn"]["o"]["lora_a"], adapters["layers"]["attn"]["o"]["lora_b"]
     for i in range(2):
         np.testing.assert_allclose(found["lora_a"][i], kernel[i] @ b[i].T * 2.0, rtol=1e-3, atol=1e-4)

@@ -10,8 +10,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from prm_jax.errors import UserError
-from prm_jax.models import CharTokenizer, Tokenizer, load_weights, save_weights, token_logprobs
+from prm_jax.models import CharTokenizer, Tokenizer, load_weights, save_weights
 from prm_jax.models.lora import split
+from tests.compiled import token_logprobs
 from tests.models.checkpoints import CONFIGS, random_params
 
 CONFIG = CONFIGS["llama"]

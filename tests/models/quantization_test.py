@@ -9,10 +9,11 @@ import pytest
 
 from prm_jax import models
 from prm_jax.errors import UserError
-from prm_jax.models import LoRAConfig, ModelConfig, init_lora, init_params, join, quantize, token_logprobs
+from prm_jax.models import LoRAConfig, ModelConfig, init_lora, init_params, join, quantize
 from prm_jax.models.lora import merge
 from prm_jax.models.qtensor import dequantize, dequantized, is_quantized
 from prm_jax.models.quantization import quantized_bytes
+from tests.compiled import token_logprobs
 
 CONFIG = ModelConfig(
     vocab_size=20, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,

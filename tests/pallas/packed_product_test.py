@@ -26,7 +26,6 @@ def small_tiles(monkeypatch):
         (64, 8, 16, "symmetric"),
         (1024, 4, 32, "symmetric"),
         (64, 4, 16, "progressive"),
-        (64, 4, 64, "symmetric"),
         (64, 2, 32, "centred"),
     ],
     ids=str,

@@ -10,7 +10,7 @@ import pytest
 
 from prm_jax.data.carry import CarryTask
 from prm_jax.data.pipeline import PromptStream
-from prm_jax.models import init_params, token_logprobs
+from prm_jax.models import init_params
 from prm_jax.models.loading import fresh_config
 from prm_jax.models.sharding import make_mesh
 from prm_jax.prime import train
@@ -21,6 +21,7 @@ from prm_jax.rollouts import SlotTuning
 from prm_jax.rollouts.slot_source import SlotSource
 from prm_jax.runs.metrics_log import read_metrics
 from prm_jax.runs.stopping import InterruptedRun
+from tests.compiled import token_logprobs
 
 OPTIONS = RolloutOptions(
     prompts_per_step=2, samples_per_prompt=4, max_new_tokens=12, max_prompt_tokens=8, filter="none", max_lag=1

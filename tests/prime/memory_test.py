@@ -23,6 +23,7 @@ def losses(path) -> np.ndarray:
     return np.array([[record[name] for name in names] for record in records if "policy/loss" in record])
 
 
+@pytest.mark.slow
 def test_a_run_over_a_mesh_with_everything_offloaded(run_options, tmp_path):
     plain = replaced(
         run_options, sft={"steps": 4}, prm={"pretrain_rollouts": 0, "moments": "int8"}, policy={"moments": "bfloat16"},

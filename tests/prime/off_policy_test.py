@@ -9,11 +9,11 @@ import pytest
 
 from prm_jax import rl
 from prm_jax.errors import UserError
-from prm_jax.models import token_logprobs
 from prm_jax.prime.batch import State
 from prm_jax.prime.checks import check_options
 from prm_jax.prime.off_policy import resolved
 from prm_jax.prime.options import OffPolicyOptions, Options
+from tests.compiled import token_logprobs
 from tests.prime.conftest import inputs_of, make_batch, replaced, setup_of
 
 

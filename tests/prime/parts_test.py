@@ -13,7 +13,7 @@ from prm_jax.data.carry import CarryTask
 from prm_jax.data.pipeline import PromptStream
 from prm_jax.data.steps import step_ids_from_text
 from prm_jax.errors import UserError
-from prm_jax.models import init_params, save_weights, token_logprobs
+from prm_jax.models import init_params, save_weights
 from prm_jax.models.loading import fresh_config
 from prm_jax.prime.advantages import make_advantage
 from prm_jax.prime.collect import Collector
@@ -37,6 +37,7 @@ from prm_jax.prime.start import Start
 from prm_jax.prime.step import init_state, make_step
 from prm_jax.runs.learner import Learner, make_optimizer
 from prm_jax.runs.samples_page import samples_page
+from tests.compiled import token_logprobs
 from tests.prime.conftest import advantages_of, inputs_of, make_batch, replaced, setup_of
 
 
@@ -421,6 +422,7 @@ def test_sources_reach_the_loop(run_options, tmp_path, changes):
     assert records[-1]["rollouts"] > 32 if "values" in str(changes) else records[-1]["rollouts"] == 32
 
 
+@pytest.mark.slow
 def test_the_prm_of_a_run_rewards_another_policy(run_options, tmp_path):
     options = dataclasses.replace(
         replaced(run_options, sft={"steps": 10}, prm={"learning_rate": 1e-2}, eval={"prm_problems": 4}), steps=2

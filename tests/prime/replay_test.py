@@ -173,6 +173,7 @@ def test_options_of_easier_problems_are_checked_before_anything_is_written(run_o
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_with_replay_of_easier_problems_resumes_with_the_same_bits(run_options, tmp_path):
     options = replaced(
         run_options, sft={"steps": 20},

@@ -104,6 +104,7 @@ def assert_same_as_undisturbed(whole: pathlib.Path, path: pathlib.Path) -> None:
     assert seen == [1, 2, 3, 4], "a step is recorded twice or lost"
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_resumed_it_ends_in_the_same_bits(finished, tmp_path):
     options, whole, _ = finished
     options = dataclasses.replace(options, baseline=False)
@@ -127,6 +128,7 @@ def test_a_signal_saves_and_stops_and_the_rest_follows_on_resume(finished, tmp_p
     assert_same_as_undisturbed(whole, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_adapters_critic_and_prompts_put_back_survive_a_stop(run_options, tmp_path):
     options = replaced(
         run_options,

@@ -90,6 +90,7 @@ def test_a_failing_environment_loses_its_responses_only(options):
     assert sampler.turns.metrics()["rollout/lost_episodes"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_resumes_to_the_same_bits(options, tmp_path):
     whole = prime.train(options, tmp_path / "whole")
     prime.train(dataclasses.replace(options, steps=1), tmp_path / "parts")

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from prm_jax import prime, prm, rl
-from prm_jax.models import CharTokenizer, init_params, load_weights, token_logprobs
+from prm_jax.models import CharTokenizer, init_params, load_weights
 from prm_jax.prime.sampler import Sampler
 from prm_jax.prime.sources import ImplicitPRM, SavedPRM
 from prm_jax.prime.start import load_start
 from prm_jax.prime.step import init_state, make_step
+from tests.compiled import token_logprobs
 from tests.prime.conftest import make_batch, replaced, setup_of
 from tests.prime.parts_test import written
 
@@ -45,6 +46,7 @@ def records(path) -> list[dict]:
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

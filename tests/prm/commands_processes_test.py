@@ -3,12 +3,10 @@
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
-from prm_jax import cli, models
-from prm_jax.data.carry import ALPHABET
+from prm_jax import cli
 from tests.several import run_together
 
 CALLS = """
@@ -20,18 +18,6 @@ for words in json.loads(sys.argv[1]):
 """
 TASK = ["--problems", "5", "--chunk", "3", "--task-options", "max_operands", "4", "--sampling.step-tokens", "8",
         "--sampling.max-new-tokens", "16"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory) -> str:
-    tokenizer = models.CharTokenizer(ALPHABET)
-    config = models.ModelConfig(
-        architecture="llama", vocab_size=tokenizer.vocab_size, hidden_size=16, intermediate_size=32, num_layers=1,
-        num_heads=2, num_kv_heads=1, head_dim=8, max_position_embeddings=64,
-    )  # fmt: skip
-    path = tmp_path_factory.mktemp("policy") / "hf"
-    models.save_weights(path, config, models.init_params(config, jax.random.key(0)), tokenizer=tokenizer)
-    return str(path)
 
 
 def calls(folder, policy, model_path, data_path) -> list[list[str]]:
@@ -72,13 +58,13 @@ def check_close(found, expected) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_results_of_one(policy, model_path, data_path, tmp_path, capsys):
+def test_two_processes_give_the_results_of_one(carry_model, model_path, data_path, tmp_path, capsys):
     both, alone = tmp_path / "both", tmp_path / "alone"
-    given = json.dumps(calls(both, policy, model_path, data_path))
+    given = json.dumps(calls(both, carry_model, model_path, data_path))
     first, second = run_together([["-c", CALLS, given]] * 2, devices=2, seconds=500)
     assert first.code == 0 and second.code == 0, first.err[-3000:] + second.err[-3000:]
     assert second.out == "" and "problems" not in second.err
-    for words in calls(alone, policy, model_path, data_path):
+    for words in calls(alone, carry_model, model_path, data_path):
         assert cli.main(words) == 0, words
     for name in ("found.jsonl", "labels.jsonl", "scores/scores.jsonl", "eval/scores/steps.jsonl"):
         check_close(lines(both / name), lines(alone / name))
@@ -98,11 +84,11 @@ def test_two_processes_give_the_results_of_one(policy, model_path, data_path, tm
     check_close(*written)
 
 
-def test_an_error_of_one_process_ends_the_command_in_all(policy, tmp_path):
+def test_an_error_of_one_process_ends_the_command_in_all(carry_model, tmp_path):
     for place, folder in enumerate(("here", "there")):  # the same relative path, but process 1 finds nothing
         (tmp_path / folder).mkdir()
         if not place:
-            shutil.copytree(policy, tmp_path / folder / "model")
+            shutil.copytree(carry_model, tmp_path / folder / "model")
     code = "import os, sys; os.chdir(sys.argv.pop(1)); from prm_jax.cli import main; sys.exit(main())"
     commands = [["-c", code, str(tmp_path / folder), "search", "model", *TASK] for folder in ("here", "there")]
     first, second = run_together(commands, seconds=200)

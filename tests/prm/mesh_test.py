@@ -40,6 +40,7 @@ def losses(path) -> list[float]:
     return [line["prm/loss"] for line in lines if "prm/loss" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "rank", "share", "sizes"),
     [

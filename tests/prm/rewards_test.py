@@ -14,11 +14,12 @@ from prm_jax.data import load_task
 from prm_jax.data.step_data import StepRecord
 from prm_jax.data.steps import step_ids_from_text
 from prm_jax.errors import UserError
-from prm_jax.models import ModelConfig, init_params, token_logprobs
+from prm_jax.models import ModelConfig, init_params
 from prm_jax.prm.forward import init_head
 from prm_jax.prm.rewards import ensemble_token_rewards, rows_batch, step_scores, token_rewards
 from prm_jax.prm.rows import build_rows
 from prm_jax.prm.spec import Spec, Weights
+from tests.compiled import token_logprobs
 
 LAYOUT = prms.POLICY_LAYOUT
 STEP_KINDS = ["implicit", "step_q", "token", "value", "digi_q", "b_coder", "imitation"]

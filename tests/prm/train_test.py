@@ -154,7 +154,7 @@ def test_the_command_reads_a_file_and_words(options, tmp_path, monkeypatch, caps
     ("words", "message"),
     [
         (["--prm.bate", "1"], "did you mean --prm.beta"),
-        (["--prm.kind", "tokem"], "unknown kind of reward model 'tokem': did you mean 'token'"),
+        (["--prm.kind", "tokem"], "unknown kind of reward model 'tokem' (--prm.kind): did you mean 'token'"),
         (["--prm.kind", "token", "--prm.beta=1"], "--prm.beta is an option of kind implicit, step_q, but the kind is"),
         (["--prm.no-mask-after-error"], "--prm.mask-after-error is an option of kind token"),
         (["--config", "FILE", "--prm.kind", "value"], "run.yaml: prm.labels is an option of kind token"),

@@ -12,7 +12,6 @@ import pytest
 from prm_jax import cli, models
 from prm_jax.data.carry import ALPHABET, CarryTask
 from prm_jax.errors import UserError
-from prm_jax.models import transformer
 from prm_jax.models.sampling import row_uniform, row_uniforms
 from prm_jax.rollouts import (
     LocalEngine,
@@ -31,6 +30,7 @@ from prm_jax.rollouts import slot_programs as programs
 from prm_jax.rollouts.slot_rows import counters
 from prm_jax.search.language_model import Ask, Partial
 from prm_jax.search.searchers import make_searcher
+from tests.compiled import hidden_states, logits, token_logprobs
 
 TOKENIZER = models.CharTokenizer(ALPHABET)
 PROMPTS = ["1+2=", "3+4+5=", "7+7=", "1+2+3+4+5+6="]
@@ -65,6 +65,13 @@ def mixed(count, seed=0):
         Request(encoded(PROMPTS[i % 4]), i % 4, i // 4, int(rng.integers(1, 24)), int(rng.integers(2)))
         for i in range(count)
     ]
+
+
+def scored(config, params, request, one):
+    """Log-probabilities of a response, from one pass over all of it; equally long rows compile once."""
+    row = [*request.prompt, *one.tokens]
+    logp = token_logprobs(config, params, jnp.array([row + [0] * (64 - len(row))]))
+    return np.asarray(logp)[0, len(request.prompt) : len(row)]
 
 
 def check_equal(found, expected, atol=1e-5):
@@ -128,9 +135,7 @@ def test_log_probabilities_are_those_of_the_whole_response(model):
     config, params = model
     request = Request(encoded(PROMPTS[0]), 0, 0, 20)
     one = sample_all(engine(model, eos_ids=()), [request])[0]
-    row = jnp.array([[*request.prompt, *one.tokens]])
-    expected = models.token_logprobs(config, params, row)[0, len(request.prompt) :]
-    np.testing.assert_allclose(one.logp, expected, atol=1e-4)
+    np.testing.assert_allclose(one.logp, scored(config, params, request, one), atol=1e-4)
 
 
 def test_stop_strings_across_tokens(model):
@@ -310,8 +315,7 @@ def test_new_weights_while_responses_are_running(model, running):
     assert made.stats().wasted_tokens == (12 if running == "restart" else 0)
     if running == "resume":
         one = found[tickets[0]]
-        row = jnp.array([[*requests[0].prompt, *one.tokens]])
-        logp = models.token_logprobs(config, other, row)[0, len(requests[0].prompt) :]
+        logp = scored(config, other, requests[0], one)
         np.testing.assert_allclose(one.logp[3:], logp[3:], atol=1e-4)
 
 
@@ -338,9 +342,9 @@ def test_adapters_and_a_half_precision_cache(model):
     for one, other in zip(sample_all(engine((config, joined)), requests), expected, strict=True):
         check_equal(one, other)
     half = engine(model, tuning=SlotTuning(cache_dtype="bfloat16"), eos_ids=())
-    one = sample_all(half, [Request(encoded(PROMPTS[0]), 0, 0, 16)])[0]
-    logp = models.token_logprobs(config, params, jnp.array([[*encoded(PROMPTS[0]), *one.tokens]]))
-    np.testing.assert_allclose(one.logp, logp[0, len(encoded(PROMPTS[0])) :], atol=0.05)
+    request = Request(encoded(PROMPTS[0]), 0, 0, 16)
+    one = sample_all(half, [request])[0]
+    np.testing.assert_allclose(one.logp, scored(config, params, request, one), atol=0.05)
     assert half._cache.arrays.layers[0].k.dtype == jnp.bfloat16
 
 
@@ -354,9 +358,7 @@ def test_a_cache_of_few_bits(model, dtype, most, mean):
     found = sample_all(made, requests)
     differences = []
     for request, one in zip(requests, found, strict=True):
-        row = jnp.array([[*request.prompt, *one.tokens]])
-        logp = models.token_logprobs(config, params, row)[0, len(request.prompt) :]
-        differences.append(np.abs(one.logp - logp))
+        differences.append(np.abs(one.logp - scored(config, params, request, one)))
     assert 0 < np.max(differences) < most and np.mean(differences) < mean
     again = sample_all(engine(model, slots=16, tuning=tuning, eos_ids=()), requests[3:4])[0]
     np.testing.assert_array_equal(again.tokens, found[3].tokens)
@@ -464,8 +466,8 @@ def test_the_kept_mass_normalises_what_was_drawn_from(model, truncation):
     )  # fmt: skip
     np.testing.assert_allclose(samples.log_mass[0], one.log_mass, atol=1e-5)
     row = jnp.array([[*encoded(PROMPTS[0]), *one.tokens]])
-    logits = transformer.logits(config, params, transformer.hidden_states(config, params, row))[0]
-    probabilities = np.asarray(jax.nn.softmax(logits / sampling.temperature))[len(encoded(PROMPTS[0])) - 1 : -1]
+    found = logits(config, params, hidden_states(config, params, row))[0]
+    probabilities = np.asarray(jax.nn.softmax(found / sampling.temperature))[len(encoded(PROMPTS[0])) - 1 : -1]
     for p, token, logp, mass in zip(probabilities, one.tokens, one.logp, one.log_mass, strict=True):
         order = np.sort(p)[::-1]
         kept = order[: sampling.top_k or len(order)]

@@ -85,6 +85,7 @@ def answers(out):
     return [json.loads(line) for line in out.read_text().splitlines()[1:]]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")
 @pytest.mark.parametrize("method", ["best_of_n", "beam"])
 def test_several_devices_give_the_answers_of_one(method, model, tmp_path, capsys):
