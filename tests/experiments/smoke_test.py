@@ -37,6 +37,7 @@ NAMES = (
     "step_preference",
     "symbolic_regression",
     "unit_test_quality",
+    pytest.param("unit_test_writer", marks=pytest.mark.slow),
     "value_learning",
 )
 
