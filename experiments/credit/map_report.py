@@ -266,7 +266,7 @@ def draw(runs: Runs, simulated: Mapping[str, Any], target: pathlib.Path) -> None
             _band(curves, x, np.array([run["sampled"] for run in own]), color, name)
             if own[0].get("label_accuracy"):
                 _band(knows, x, np.array([run["label_accuracy"] for run in own]), color, name)
-    _title(curves, "Sums of 8 numbers: right responses, six seeds", "rollouts", "")
+    _title(curves, "Sums of 8 numbers: right responses", "rollouts", "")
     _title(knows, "Accuracy of the PRM's labels on what the policy writes", "rollouts", ".5 is chance")
     _accuracy(accuracy, runs, target.parent / "results.json")
     _points(points, next((table for name, table in simulated.items() if name.startswith("map")), {}))
