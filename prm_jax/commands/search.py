@@ -26,7 +26,7 @@ def run(options: Options) -> None:
     from prm_jax.prm.answer_chances import chances_row, check_known, with_chances
     from prm_jax.prm.page import model_name
     from prm_jax.prm.search_results import check_results, results_table, search_problems
-    from prm_jax.prm.search_selection import check_other_problems, read_known, trusted_answers
+    from prm_jax.prm.search_selection import check_other_problems, read_known
     from prm_jax.prm.tree_page import trees_page
     from prm_jax.runs import processes
 
@@ -78,13 +78,20 @@ def run(options: Options) -> None:
     if options.venn_abers:
         print(chances_row(done))
     if options.false_discovery is not None:
-        found = trusted_answers(done, known, level=options.false_discovery, seed=options.seed)
-        print(
-            f"trusted answers        {len(found['trusted'])} of {found['candidates']}, of which "
-            f"{100 * found['false_share']:.1f} % are wrong (--false-discovery {options.false_discovery:g})"
-        )
-        if options.trusted is not None:
-            json_lines.write(options.trusted, [json_lines.dump(line) for line in found["trusted"]])
+        _select(options, done, known, level=options.false_discovery)
+
+
+def _select(options: Options, done: Sequence[dict[str, Any]], known: Sequence[dict[str, Any]], *, level: float) -> None:
+    """Selects the answers to trust, says how many there are, and writes them to --trusted."""
+    from prm_jax.prm.search_selection import trusted_answers
+
+    found = trusted_answers(done, known, level=level, seed=options.seed)
+    print(
+        f"trusted answers        {len(found['trusted'])} of {found['candidates']}, of which "
+        f"{100 * found['false_share']:.1f} % are wrong (--false-discovery {level:g})"
+    )
+    if options.trusted is not None:
+        json_lines.write(options.trusted, [json_lines.dump(line) for line in found["trusted"]])
 
 
 def _check(options: Options) -> Searcher:
