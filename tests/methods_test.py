@@ -21,6 +21,8 @@ from tests.recipes_test import commands as commands_of
 from tests.recipes_test import parsed
 from tests.search.careless import Careless, stand_in
 
+pytestmark = pytest.mark.heavy
+
 REPO = pathlib.Path(__file__).resolve().parents[1]
 PAGE = REPO / "docs" / "methods.md"
 CONTEXT_ONLY = {14, 36, 37, 45, 50, 51}

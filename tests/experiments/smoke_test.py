@@ -8,6 +8,8 @@ import pytest
 from experiments import report
 from prm_jax.verifiers.sandbox import available_levels
 
+pytestmark = pytest.mark.heavy
+
 NAMES = (
     pytest.param("agents", marks=pytest.mark.slow),
     "best_of_n",

@@ -12,6 +12,8 @@ from prm_jax.data.carry import CarryTask
 from prm_jax.data.step_data import read_step_data
 from tests.search.careless import LABEL, METHODS, SMALL, TREE, Careless, jsonl, save_reward_model, stand_in
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_on_the_careless_policy(method, model, careless, tmp_path, capsys):
