@@ -33,7 +33,7 @@ test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 fast: venv
-	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow and not optional"
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow and not heavy and not optional"
 
 # Every function of JAX that is used is used in one of these.
 NEWEST := tests/rl tests/stats tests/pallas tests/models tests/search tests/verifiers tests/prime/step_test.py \

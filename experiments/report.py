@@ -92,8 +92,20 @@ def main(run: Callable[[Config], Tables], full: Config, smoke: Config, panels: S
         record = {**stamp(), "config": dataclasses.asdict(config), "machine": machine(), "seconds": round(took, 1)}
         text = json.dumps({**record, "tables": plain(tables)}, indent=1)
         (target / "results.json").write_text(text + "\n")
+        insert(target / "README.md", "tables", render(tables))
         if panels:
             draw(tables, panels, target / "figure.png")
+
+
+def insert(page: pathlib.Path, name: str, text: str) -> None:
+    """Replaces what stands between <!-- name --> and <!-- /name --> in a page; a page without them stays as it is."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if not page.is_file():
+        return
+    before, found, rest = page.read_text().partition(begin)
+    _, ends, after = rest.partition(end)
+    if found and ends:
+        page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 def machine() -> str:

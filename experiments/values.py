@@ -16,12 +16,12 @@ from prm_jax.rollouts.prompt_tokens import encode_prompt
 
 
 def sampled_solutions(
-    policy: pathlib.Path, options: Options, *, problems: int, samples: int, first: int = 0
+    policy: pathlib.Path, options: Options, *, problems: int, samples: int, first: int = 0, held_out: bool = False
 ) -> list[StepRecord]:
-    """Solutions of training problems from number `first` on, sampled from a policy, with their outcomes."""
+    """Solutions of training or held-out problems from number `first` on, sampled from a policy, with their outcomes."""
     task = load_task({"name": options.task.name, **options.task.options})
     config, params, tokenizer = load_model(ModelOptions(path=str(policy)))
-    chosen = [task.train[index] for index in range(first, first + problems)]
+    chosen = [(task.eval if held_out else task.train)[index] for index in range(first, first + problems)]
     found = generate(
         config, params, [encode_prompt(tokenizer, problem.prompt) for problem in chosen], jax.random.key(options.seed),
         samples_per_prompt=samples, max_new_tokens=options.rollout.max_new_tokens,

@@ -21,6 +21,8 @@ from tests.recipes_test import commands as commands_of
 from tests.recipes_test import parsed
 from tests.search.careless import Careless, stand_in
 
+pytestmark = pytest.mark.heavy
+
 REPO = pathlib.Path(__file__).resolve().parents[1]
 PAGE = REPO / "docs" / "methods.md"
 CONTEXT_ONLY = {14, 36, 37, 45, 50, 51}
@@ -181,6 +183,11 @@ def run(words, folder):
     if "--interval-from" in words:
         assert cli.main(["score", "prm", "solutions.jsonl", "--out", "known"]) == 0
         (folder / "known" / "scores.jsonl").rename(folder / "known.jsonl")
+    if "--calibration" in words:
+        known = [
+            {"id": f"earlier{n}", "answer": "1", "correct": n % 2, "score": n / 9, "agreement": 1} for n in range(10)
+        ]
+        (folder / "earlier.jsonl").write_text("".join(json.dumps(line) + "\n" for line in ({"settings": {}}, *known)))
     if "--data.agree-with" in words:  # a judge that knows nothing agrees with nobody
         lines = [json.dumps({"id": one.id, "labels": one.labels}) for one in read_step_data("steps.jsonl")]
         (folder / "judged").mkdir(exist_ok=True)

@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+pytestmark = pytest.mark.heavy
+
 REPO = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [
     REPO / "README.md",

@@ -21,7 +21,7 @@ class Backward(GymTask):
         super().__init__(
             "spell_backward", options={"min_word_len": length, "max_word_len": length}, num_eval=num_eval
         )  # fmt: skip
-        self.splitter = StepSplitter("regex", pattern="(?s).")
+        self.splitter = StepSplitter("function", function=lambda text: range(len(text)))
 
     def tokenizer(self) -> Any:
         """A character tokenizer over printable ASCII."""
@@ -29,5 +29,4 @@ class Backward(GymTask):
 
     def step_labels(self, problem: Problem, response: str) -> Any:
         """Whether each letter is the reference's at its place."""
-        answer = problem.answer
-        return [place < len(answer) and letter == answer[place] for place, letter in enumerate(response)]
+        return [response[a:b] == problem.answer[a:b] for a, b in self.splitter(response)]

@@ -35,6 +35,8 @@ SEEDS = (401, 403, 405, 407, 409, 411)
 TUNING = (901, 903)
 MORE = (413, 415, 417, 419, 421, 423)
 FRESH = (*MORE, 425, 427, 429, 431)
+ONLOOKERS = ("implicit", "rollouts", "earlier")
+"""PRMs that look on in the arm "watched", which is outcome-only training."""
 STAGES: dict[str, Plan] = {
     "first": [("base", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0")],
     "mixture": [("base", arm, SEEDS, RATE) for arm in ("mix_outcome", "mix_failed")],
@@ -69,6 +71,7 @@ STAGES: dict[str, Plan] = {
         ("base", arm, SEEDS, RATE)
         for arm in ("value_rollouts", "history", "value_exact", "history_frozen", "value_outcomes")
     ],
+    "watched": [("base", "watched", SEEDS[:3], RATE)],
     "fresh": [("base", arm, FRESH, RATE) for arm in ("outcome", "checker_step_0", "reuse")],
     "starts": [("base", arm, STARTS, RATE) for arm in ("outcome", "checker_step_0", "reuse")],
     "long": [("20 steps", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0")],
@@ -110,12 +113,17 @@ def read(results: pathlib.Path) -> dict[str, Any]:
     return found
 
 
+def finished(record: dict[str, Any]) -> set[tuple[Any, ...]]:
+    """(setting, arm, seed, rate) of the runs of a record."""
+    return {(one["setting"], one["arm"], one["seed"], one["rate"]) for one in record["runs"]}
+
+
 def run(plan: Plan, runs: pathlib.Path, results: pathlib.Path) -> None:
     """All entries of a plan that are not finished, each with its seeds side by side."""
     from experiments.credit.replicas import train_replicas
 
     for setting, arm, seeds, rate in plan:
-        done = {(one["setting"], one["arm"], one["seed"], one["rate"]) for one in read(results)["runs"]}
+        done = finished(read(results))
         left = [seed for seed in seeds if (setting, arm, seed, rate) not in done]
         if not left:
             continue
@@ -127,10 +135,14 @@ def run(plan: Plan, runs: pathlib.Path, results: pathlib.Path) -> None:
             )
             for seed in left
         ]
-        found = train_replicas(options, [runs / "prms" / setting / arm / str(seed) for seed in left])
+        keep = [runs / "prms" / setting / arm / str(seed) for seed in left]
+        looking = {name: earlier_prm(name, runs) for name in ONLOOKERS} if arm == "watched" else {}
+        found = train_replicas(options, keep, onlookers=looking)
         labels = [{"setting": setting, "arm": arm, "seed": seed, "rate": rate} for seed in left]
         record = read(results)
-        record["runs"] += [label | one for label, one in zip(labels, found, strict=True)]
+        there = finished(record)
+        made = [label | one for label, one in zip(labels, found, strict=True)]
+        record["runs"] += [one for one in made if not finished({"runs": [one]}) & there]
         record["seeds"] = sorted({one["seed"] for one in record["runs"]})
         write(record, results)
         print(setting, arm, rate, [one["sampled"] for one in found], found[0]["processor_seconds"], flush=True)

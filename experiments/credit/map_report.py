@@ -12,10 +12,11 @@ import numpy as np
 from experiments.credit.report import area, ratio, rollouts_to, write
 from experiments.credit.report import load as first_stages
 from experiments.credit.settings import EARLIER, STARTS
-from experiments.report import COLORS, Estimate, Tables, estimate, machine, plain, render
+from experiments.report import COLORS, Estimate, Tables, estimate, insert, machine, plain, render
 from prm_jax.runs.claims import stamp
 
 BASE = "outcome"
+WATCHED = "watched"
 PRMS = ("history", "history_frozen", "value_outcomes", "value_rollouts", "value_exact")
 RATE = 3e-4
 """The policy's learning rate in all stages but `rates`."""
@@ -48,7 +49,7 @@ def summary(runs: Runs, fresh: Sequence[int] = ()) -> dict[str, dict[str, dict[s
     """The tables; `fresh` seeds are also compared alone."""
     tables: dict[str, dict[str, dict[str, float]]] = {}
     for setting in dict.fromkeys(setting for setting, _, _ in runs):
-        arms = list(dict.fromkeys(arm for name, arm, _ in runs if name == setting))
+        arms = list(dict.fromkeys(arm for name, arm, _ in runs if name == setting and arm != WATCHED))
         tables[f"{setting}: paired by seed"] = {arm: _arm(runs, setting, arm) for arm in arms}
         between = _between(runs, setting, fresh)
         if between:
@@ -56,7 +57,21 @@ def summary(runs: Runs, fresh: Sequence[int] = ()) -> dict[str, dict[str, dict[s
         learned = {arm: _labels(runs, setting, arm) for arm in arms}
         if any(learned.values()):
             tables[f"{setting}: what the PRM knows"] = {arm: row for arm, row in learned.items() if row}
+        looking = [run for (name, arm, _), run in runs.items() if (name, arm) == (setting, WATCHED)]
+        if looking:
+            tables[f"{setting}: what PRMs know that only look on"] = _onlookers(looking)
     return tables
+
+
+def _onlookers(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """PRM -> step AUC on what outcome-only training writes."""
+    return {
+        name: {
+            f"step AUC, {rollouts}": estimate([run["onlookers"][name][index] for run in runs])
+            for index, rollouts in enumerate(runs[0]["rollouts"])
+        }
+        for name in runs[0]["onlookers"]
+    }
 
 
 def _arm(runs: Runs, setting: str, arm: str) -> dict[str, float]:
@@ -71,6 +86,7 @@ def _arm(runs: Runs, setting: str, arm: str) -> dict[str, float]:
     }  # fmt: skip
     if arm == BASE or not both:
         return row
+    row["pairs"] = float(len(both))
     bases = [runs[setting, BASE, seed] for seed in both]
     variants = {"": 0, f", {EARLIER} rollouts shared by {len(both)}": EARLIER / len(both)}
     for note, extra in variants.items() if arm.startswith("reuse") else [("", 0)]:
@@ -115,7 +131,7 @@ def best_rates(runs: Runs, seeds: Sequence[int]) -> dict[str, dict[str, dict[str
     """Arms at each learning rate, and each arm at its best minus the best outcome-only baseline at its best."""
     rates = [setting for setting in dict.fromkeys(name for name, _, _ in runs) if re.fullmatch(_RATES, setting)]
     areas: dict[tuple[str, str], list[float]] = {}
-    for arm in dict.fromkeys(arm for setting, arm, _ in runs if setting in rates):
+    for arm in dict.fromkeys(arm for setting, arm, _ in runs if setting in rates and arm != WATCHED):
         for setting in rates:
             own = [runs[setting, arm, seed] for seed in seeds if (setting, arm, seed) in runs]
             if len(own) == len(seeds):
@@ -158,13 +174,12 @@ def costs(record: Mapping[str, Any], tables: Tables) -> dict[str, dict[str, dict
         found = gains.get(arm, {}).get("rollouts to outcome's last accuracy, outcome / arm")
         if isinstance(found, Estimate):
             name = "processor time to outcome's last accuracy, outcome / arm"
-            row |= {"rollouts, outcome / arm": found, name: Estimate(*(x / float(relative) for x in _ends(found)))}
+            row |= {
+                "rollouts, outcome / arm": found,
+                name: Estimate(*(x / float(relative) for x in (found, *_interval(found)))),
+            }
         table[arm] = row
     return {"cost": table} if table else {}
-
-
-def _ends(found: Estimate) -> tuple[float, float, float]:
-    return float(found), found.low, found.high
 
 
 def _labels(runs: Runs, setting: str, arm: str) -> dict[str, float]:
@@ -180,16 +195,47 @@ def _labels(runs: Runs, setting: str, arm: str) -> dict[str, float]:
 
 
 def report(results: pathlib.Path, simulation: pathlib.Path, seeds: Sequence[int], fresh: Sequence[int]) -> None:
-    """Prints the tables, adds them to the results, writes them to tables.md, and draws map.png beside them."""
+    """Prints the tables, adds them to the results, to tables.md and to README.md, and draws map.png beside them."""
     record, runs = json.loads(results.read_text()), load(results, (*seeds, *fresh, *STARTS))
     tables = summary(runs, fresh) | best_rates(runs, seeds)
     tables |= costs(record, tables)
     text = render(tables)
     print(text)
+    insert(results.parent / "README.md", "gains", digest(tables))
     (results.parent / "tables.md").write_text(f"{_TABLES}\n\n{text}\n")
     write({**stamp(), **record, "machine": machine(), "tables": plain(tables)}, results)
     simulated = json.loads(simulation.read_text())["tables"] if simulation.is_file() else {}
     draw(runs, simulated, results.parent / "map.png")
+
+
+_GAIN, _RATIO = "area minus outcome", "rollouts to outcome's last accuracy, outcome / arm"
+
+
+def digest(tables: Tables) -> str:
+    """What every arm gained against outcome-only training of its setting, and on which side of 0 the interval lies."""
+    lines = ["| setting | arm | seeds | area minus outcome | rollouts, outcome / arm | |", "|---|---|--:|--:|--:|---|"]
+    for title, rows in tables.items():
+        setting, _, kind = title.partition(": ")
+        for arm, row in rows.items() if kind == "paired by seed" else ():
+            if _GAIN in row:
+                lines.append(_gain_line(setting, arm, row["pairs"], row[_GAIN], row[_RATIO]))
+        for arms, row in rows.items() if kind == "between arms" else ():
+            arm, found, _ = arms.partition(f" minus {BASE}, fresh seeds")
+            if found:
+                spent = row["rollouts to the second's last accuracy, second / first"]
+                lines.append(_gain_line(f"{setting}, fresh seeds", arm, row["seeds"], row["area"], spent))
+    return "\n".join(lines)
+
+
+def _gain_line(setting: str, arm: str, seeds: float, gain: float, spent: float) -> str:
+    low, high = _interval(gain)
+    verdict = "ahead" if low > 0 else "behind" if high < 0 else "not told apart"
+    shown = (f"{float(x):.{n}f} [{_interval(x)[0]:.{n}f}, {_interval(x)[1]:.{n}f}]" for x, n in ((gain, 3), (spent, 2)))
+    return f"| {setting} | {arm} | {seeds:.0f} | {' | '.join(shown)} | {verdict} |"
+
+
+def _interval(found: float) -> tuple[float, float]:
+    return (found.low, found.high) if isinstance(found, Estimate) else (found, found)
 
 
 _TABLES = """# Tables of the map
@@ -220,7 +266,7 @@ def draw(runs: Runs, simulated: Mapping[str, Any], target: pathlib.Path) -> None
             _band(curves, x, np.array([run["sampled"] for run in own]), color, name)
             if own[0].get("label_accuracy"):
                 _band(knows, x, np.array([run["label_accuracy"] for run in own]), color, name)
-    _title(curves, "Sums of 8 numbers: right responses, six seeds", "rollouts", "")
+    _title(curves, "Sums of 8 numbers: right responses", "rollouts", "")
     _title(knows, "Accuracy of the PRM's labels on what the policy writes", "rollouts", ".5 is chance")
     _accuracy(accuracy, runs, target.parent / "results.json")
     _points(points, next((table for name, table in simulated.items() if name.startswith("map")), {}))

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,6 +38,7 @@ from prm_jax.prime.sources.base import observe, on_host
 from prm_jax.prime.start import Overrides, load_start
 from prm_jax.prime.step import make_keep_step, make_source_step, make_step
 from prm_jax.prime.warm_up import is_warmed_up, warm_up_task
+from prm_jax.prm.prefix_scores import gives_probabilities
 
 Curves = list[dict[str, Any]]
 """One record per seed: lists with an entry per evaluation."""
@@ -46,6 +47,7 @@ Curves = list[dict[str, Any]]
 def train_replicas(
     options: Sequence[Options], keep: Sequence[pathlib.Path] | None = None, *,
     watch: Callable[["Team", Sequence[Responses]], None] | None = None,
+    onlookers: Mapping[str, pathlib.Path] | None = None,
 ) -> Curves:  # fmt: skip
     """Trains seeds side by side.
 
@@ -53,12 +55,13 @@ def train_replicas(
       options: of R runs, which may differ in `seed`, `model.path`, `prm.path` and `prm.trained` alone.
       keep: directories for the trained PRMs; None: they are dropped.
       watch: called after every training step with the rollouts of every run.
+      onlookers: saved PRMs by name, whose step AUC every evaluation measures and which reward nothing.
 
     Returns:
       For each run: rollouts, sampled, steps_right, and for a PRM auc and label_accuracy; the mean solve rate of each
       training step; rollouts of the PRM's warm-up, and completions that a source of values has sampled.
     """
-    team = Team(options)
+    team = Team(options, onlookers)
     begun = time.process_time()
     team.warm_up()
     for step in range(options[0].steps):
@@ -77,7 +80,8 @@ def train_replicas(
 class Team:
     """R runs of one arm."""
 
-    def __init__(self, options: Sequence[Options]) -> None:
+    def __init__(self, options: Sequence[Options], onlookers: Mapping[str, pathlib.Path] | None = None) -> None:
+        self.onlookers = {name: SavedPRM([path]) for name, path in (onlookers or {}).items()}
         self.options, self.one = list(options), options[0]
         self.runs = [_composed(each) for each in options]
         first = self.runs[0]
@@ -159,6 +163,7 @@ class Team:
             record["sampled"].append(round(measured["accuracy"], 4))
             if "step_accuracy" in measured:
                 record.setdefault("steps_right", []).append(round(measured["step_accuracy"], 4))
+            self._look_on(index, responses)
             probe = None if scores is None else PRMProbe.build(task, responses)
             if probe is not None and scores is not None:
                 own = scores[index][:, : probe.labels.shape[1]]
@@ -166,6 +171,17 @@ class Team:
                 threshold = self._threshold(index, probe, own)
                 if threshold is not None:
                     record.setdefault("label_accuracy", []).append(round(label_accuracy(probe, own, threshold), 4))
+
+    def _look_on(self, index: int, responses: Responses) -> None:
+        """Adds the step AUC of the onlookers, of their scores or for a value model of its changes."""
+        for name, prm in self.onlookers.items():
+            probe = PRMProbe.build(self.runs[index].start.task, responses)
+            assert probe is not None
+            process = prm.observe(responses, self.runs[index].sampler, None, jax.random.key(0)).process
+            changes = gives_probabilities(prm.models[0])
+            own = _value_changes(process, responses) if changes else _step_values(process, responses)
+            known = probe.areas(own[:, : probe.labels.shape[1]])["step_auc"]
+            self.records[index].setdefault("onlookers", {}).setdefault(name, []).append(round(known, 4))
 
     def _threshold(self, index: int, probe: PRMProbe, scores: np.ndarray) -> float | None:
         """The threshold of an implicit PRM's labels (-inf before it has one), or that which outcomes give scores."""
@@ -292,11 +308,16 @@ def _composed(options: Options) -> Composed:
     return compose(options, start, start.params, sampler, None, Overrides())
 
 
+def _step_values(process: np.ndarray, responses: Responses) -> np.ndarray:
+    """[B, S] what stands on the tokens of each step; 0 where there is none."""
+    here = responses.step_ids[:, :, None] == np.arange(responses.mask.shape[1])
+    return np.asarray(np.where(here, process[:, :, None], 0.0).sum(1))
+
+
 def _value_changes(process: np.ndarray, responses: Responses) -> np.ndarray:
     """[B, S] change of the value that each step makes; the first changes the mean value after a first step."""
-    ids, steps = responses.step_ids, responses.mask.shape[1]
-    present = (ids[:, :, None] == np.arange(steps)).any(1)
-    values = np.where(ids[:, :, None] == np.arange(steps), process[:, :, None], 0.0).sum(1)
+    values = _step_values(process, responses)
+    present = (responses.step_ids[:, :, None] == np.arange(values.shape[1])).any(1)
     first = values[present[:, 0], 0].mean() if present[:, 0].any() else 0.0
     before = np.concatenate([np.full((len(values), 1), first), values[:, :-1]], 1)
     return np.asarray(np.where(present, values - before, 0.0))

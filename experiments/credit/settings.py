@@ -113,6 +113,7 @@ MIXED_TASK = {"task": {"mixed": True}}
 GRPO = {"advantage": {"process_coef": 0.0, "estimator": "grpo"}}
 FORMS = {
     "outcome": ARMS["outcome"],
+    "watched": ARMS["outcome"],
     "outcome_filtered": ARMS["outcome_filtered"],
     "outcome_grpo": Arm(3e-4, GRPO),
     "outcome_grpo_filtered": Arm(3e-4, ARMS["outcome_filtered"].groups | GRPO),

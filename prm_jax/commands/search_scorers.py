@@ -28,8 +28,10 @@ def progress_problem(options: Options) -> str | None:
 
 
 def selection_problem(options: Options) -> str | None:
-    """What is wrong with the options of trusted answers, if anything."""
-    if (options.false_discovery is None) != (options.calibration is None):
+    """What is wrong with the options of trusted answers and of chances, if anything."""
+    if options.venn_abers and options.calibration is None:
+        return "--venn-abers needs --calibration: results of the same search on other problems"
+    if (options.false_discovery is None) != (options.calibration is None) and not options.venn_abers:
         return (
             "--false-discovery and --calibration need each other: the share of wrong answers to accept, and results of "
             "the same search on other problems"

@@ -28,6 +28,7 @@ def test_solutions_pass_and_bugs_fail():
     task.verifier.close()
 
 
+@pytest.mark.heavy
 def test_the_easier_functions_have_right_solutions():
     task = load_task("code", train=str(EXAMPLES / "function_problems.jsonl"), check_solutions=True, eval_fraction=0.5)
     assert len(task.train) + len(task.eval) == 40

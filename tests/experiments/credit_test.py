@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from experiments.credit import arms, history, main, map_report, report, settings, simulation, smollm2
+from experiments.credit.gym_task import Backward
 from experiments.credit.replicas import label_accuracy, train_replicas
+from experiments.report import insert
 from prm_jax.data.carry import CarryTask
 from prm_jax.data.problems import is_eval
 from prm_jax.data.step_data import write_step_data
@@ -90,6 +92,18 @@ def test_mixed_sums_are_evaluated_at_their_longest_and_on_problems_that_training
     assert all(sum(row[1::2]) == 0 for row in rows) == zeros
 
 
+def test_a_word_spelled_backward_has_a_step_per_letter():
+    pytest.importorskip("reasoning_gym", reason="needs the extra 'tasks'")
+    task = Backward(8, num_eval=4)
+    problem = task.eval[0]
+    assert task.splitter("abc") == [(0, 1), (1, 2), (2, 3)] and len(problem.answer) == 8
+    wrong = "#" + problem.answer[1:] + "x"
+    assert task.step_labels(problem, wrong) == [False, *[True] * 7, False]
+    assert (task.verify(problem, problem.answer), task.verify(problem, wrong)) == (1.0, 0.0)
+    rollout = settings.base_options(settings.SETTINGS["backward"], 0).rollout
+    assert len(task.tokenizer().encode(problem.prompt)) <= rollout.max_prompt_tokens
+
+
 def test_label_accuracy_of_a_checker_with_flips_is_one_minus_their_share():
     labels = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]], bool)
     probe = PRMProbe(None, labels, np.ones((3, 4), bool), np.array([2, 1, -1]))
@@ -98,7 +112,7 @@ def test_label_accuracy_of_a_checker_with_flips_is_one_minus_their_share():
     assert label_accuracy(probe, scores, -0.5) == pytest.approx((1 / 2 + 5 / 7) / 2)
 
 
-def test_gains_of_the_later_stages_are_paired_by_seed_and_charge_a_shared_prm():
+def test_gains_of_the_later_stages_are_paired_by_seed_and_charge_a_shared_prm(tmp_path):
     runs = {}
     for arm, gain in (("outcome", 0.0), ("reuse", 0.2)):
         for seed in (1, 2):
@@ -112,6 +126,12 @@ def test_gains_of_the_later_stages_are_paired_by_seed_and_charge_a_shared_prm():
     assert row["area minus outcome"] == pytest.approx((0.1 + 0.2) / 2)
     assert row["area minus outcome, 2048 rollouts shared by 2"] < row["area minus outcome"]
     assert found["base: what the PRM knows"]["reuse"]["label accuracy, 1024"] == pytest.approx(0.8)
+    page = tmp_path / "README.md"
+    page.write_text("before <!-- gains --> old <!-- /gains --> after")
+    insert(page, "gains", map_report.digest(found))
+    assert "old" not in page.read_text() and page.read_text().startswith("before") and "after" in page.read_text()
+    (line,) = (line for line in page.read_text().splitlines() if "reuse" in line)
+    assert line.startswith("| base | reuse | 2 | 0.150 ") and line.endswith("| ahead |")
 
 
 def test_each_arm_is_compared_at_its_best_rate_with_the_best_baseline_and_costs_scale_its_gain():

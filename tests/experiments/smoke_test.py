@@ -8,6 +8,8 @@ import pytest
 from experiments import report
 from prm_jax.verifiers.sandbox import available_levels
 
+pytestmark = pytest.mark.heavy
+
 NAMES = (
     pytest.param("agents", marks=pytest.mark.slow),
     "best_of_n",
@@ -37,6 +39,7 @@ NAMES = (
     "step_preference",
     "symbolic_regression",
     "unit_test_quality",
+    pytest.param("unit_test_writer", marks=pytest.mark.slow),
     "value_learning",
 )
 

@@ -304,6 +304,7 @@ def test_memory_grows_with_the_length_and_not_with_its_square():
         assert sum(int(n) >= 4096 for n in shape.split(",")) < 2, shape
 
 
+@pytest.mark.heavy
 def test_scores_with_and_without_gradient_agree_bit_for_bit():
     """Implicit rewards are zero where policy and reference are equal: the same on long rows."""
     config = dataclasses.replace(CONFIG, num_layers=2)

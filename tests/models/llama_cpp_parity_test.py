@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from prm_jax.models import load_weights, save_weights, token_logprobs, transformer
+from prm_jax.models import decoder_layers, load_weights, save_weights, token_logprobs
 from tests.models import checkpoints
 from tests.models.checkpoints import random_params
 from tests.models.gguf_families_test import CONFIGS, FORMS, Form, write
@@ -79,7 +79,7 @@ def _next_logprobs(address: str, prompt: list[int], size: int) -> dict[int, floa
 def test_llama_cpp_gives_the_same_log_probs(tmp_path, monkeypatch, name):
     config = MODELS[name]
     if config.family.activation == "gelu_tanh":
-        monkeypatch.setattr(transformer, "activate", _half_gelu)
+        monkeypatch.setattr(decoder_layers, "activate", _half_gelu)
     save_weights(tmp_path / "hf", config, random_params(config))
     hf = load_file(tmp_path / "hf" / "model.safetensors")
     write(tmp_path / "m.gguf", config, hf, HOW[name], vocabulary=True)

@@ -17,7 +17,7 @@ from prm_jax.models.sharding import make_mesh, shard_batch, shard_params
 from prm_jax.pytree_paths import named_leaves
 from prm_jax.runs.hlo_accounting import collectives
 
-pytestmark = pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")
+pytestmark = [pytest.mark.heavy, pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")]
 
 BASE = models.ModelConfig(
     architecture="qwen2", attention_bias=True, vocab_size=24, hidden_size=32, intermediate_size=48, num_layers=2,

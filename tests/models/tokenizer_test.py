@@ -443,7 +443,8 @@ class TestGguf:
         ("changes", "message"),
         [
             ({"pre": "mystery"}, "tokenizer.ggml.pre='mystery' is not known; known: gpt-2, smollm"),
-            ({"model": "llama"}, "tokenizer.ggml.model='llama' is not supported.*tokenizer.json"),
+            ({"model": "t5"}, "tokenizer.ggml.model='t5' is not supported.*tokenizer.json"),
+            ({"model": "llama"}, "tokenizer.ggml.scores is missing"),
             ({"merges": None}, "tokenizer.ggml.merges is missing"),
             ({"merges": ["ab"]}, "expected two tokens"),
             ({"merges": ["qqq zzz"]}, "do not fit together"),

@@ -23,6 +23,8 @@ from prm_jax.runs.metrics_log import read_metrics
 from prm_jax.runs.stopping import InterruptedRun
 from tests.compiled import token_logprobs
 
+pytestmark = pytest.mark.heavy
+
 OPTIONS = RolloutOptions(
     prompts_per_step=2, samples_per_prompt=4, max_new_tokens=12, max_prompt_tokens=8, filter="none", max_lag=1
 )

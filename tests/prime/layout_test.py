@@ -21,6 +21,8 @@ from prm_jax.runs.learner import Learner, make_optimizer, split_rows
 from prm_jax.runs.metrics_log import read_metrics
 from tests.prime.conftest import make_batch, replaced, setup_of
 
+pytestmark = pytest.mark.heavy
+
 
 def test_length_buckets():
     assert length_buckets(4096, 4) == (1024, 2048, 3072, 4096)

@@ -12,7 +12,7 @@ from prm_jax.prime.batch import Frozen
 from prm_jax.prime.step import init_state, make_step
 from tests.prime.conftest import make_batch, replaced, setup_of
 
-pytestmark = pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")
+pytestmark = [pytest.mark.heavy, pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")]
 
 CONFIG = ModelConfig(
     architecture="qwen2", attention_bias=True, vocab_size=24, hidden_size=32, intermediate_size=48, num_layers=2,

@@ -55,6 +55,7 @@ def test_a_sampler_that_is_the_trainer_changes_nothing(options, tiny_config, tin
         assert metrics["policy/mismatch_kl"] < 1e-6 and metrics["policy/effective_samples"] == pytest.approx(1.0)
 
 
+@pytest.mark.heavy
 def test_decoupled_weights_and_bypass_are_the_losses_that_they_name(
     options, tiny_config, tiny_params, tiny_frozen, case
 ):

@@ -15,6 +15,8 @@ from prm_jax.prime.shaping import make_reward
 from prm_jax.resolve import resolve
 from tests.prime.conftest import inputs_of, replaced
 
+pytestmark = pytest.mark.heavy
+
 REPO = pathlib.Path(__file__).resolve().parents[2]
 EXAMPLES = ("shaping", "advantage", "policy_loss", "source", "callback")
 TINY = (

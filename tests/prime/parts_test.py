@@ -40,6 +40,8 @@ from prm_jax.runs.samples_page import samples_page
 from tests.compiled import token_logprobs
 from tests.prime.conftest import advantages_of, inputs_of, make_batch, replaced, setup_of
 
+pytestmark = pytest.mark.heavy
+
 
 def step_sums(rewards, step_ids):
     """Per row, the sum of each step's rewards."""

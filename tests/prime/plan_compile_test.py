@@ -15,6 +15,8 @@ from prm_jax.prime.plan_compile import CompiledStep, compile_step, missing_compi
 from prm_jax.prime.plan_table import fits, render, summary
 from tests.prime.conftest import replaced
 
+pytestmark = pytest.mark.heavy
+
 SMALL = ModelConfig(
     vocab_size=512, hidden_size=64, intermediate_size=192, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=16
 )

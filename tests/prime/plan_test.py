@@ -171,6 +171,7 @@ def compiled_step(options: Options, unroll: int):
 
 
 @pytest.mark.parametrize(("remat", "reference"), [("none", "policy"), ("full", "frozen")])
+@pytest.mark.heavy
 def test_operations_are_those_of_the_compiled_step(remat, reference):
     options = replaced(small_options(remat), prm={"reference": reference})
     counted = compiled_step(options, unroll=SMALL.num_layers).cost_analysis()["flops"]
@@ -203,6 +204,7 @@ def test_passes_that_the_step_shares_are_counted_once(changes, layers, expected)
 
 
 @pytest.mark.parametrize(("remat", "attention"), [("none", "blockwise"), ("full", "blockwise"), ("none", "naive")])
+@pytest.mark.heavy
 def test_working_memory_is_within_a_factor_of_two_of_the_compiled_step(remat, attention):
     options = small_options(remat, attention)
     used = compiled_step(options, unroll=1).memory_analysis().temp_size_in_bytes
@@ -263,12 +265,13 @@ def test_what_is_in_use_already_is_not_suggested():
 
 
 def test_smaller_pieces_are_spelled_as_the_run_asks_for_them():
-    by_tokens = replaced(PRESETS["qwen2.5-7b-math"], rollout={"prompts_per_step": 64})
+    by_tokens = replaced(PRESETS["qwen2.5-7b-math"], rollout={"prompts_per_step": 32})
+    # With more prompts the peak is the slots' cache, which smaller pieces of an update leave as it is.
     plain = {"microbatches": 4, "microbatch_tokens": 0}
     by_count = replaced(by_tokens, policy=plain, prm=plain)
     for options, spelled in (
         (by_tokens, "--policy.microbatch-tokens 4096 --prm.microbatch-tokens 4096"),
-        (by_count, "--policy.microbatches 64 --prm.microbatches 64"),
+        (by_count, "--policy.microbatches 32 --prm.microbatches 32"),
     ):
         assert spelled in [x.option for x in remedies(make_plan(options, QWEN_7B))]
 
@@ -396,6 +399,7 @@ def test_a_configuration_without_a_field_is_refused_by_name(tmp_path, capsys, ch
     assert message in found and "config.json" in found
 
 
+@pytest.mark.heavy
 def test_a_plan_of_every_device_and_preset_can_be_printed():
     for name in ("v5e", "TPU-v6e", "NVIDIA H200"):
         device = find_accelerator(name)

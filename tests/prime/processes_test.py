@@ -14,6 +14,8 @@ from prm_jax.runs.metrics_log import read_metrics
 from tests.prime.conftest import replaced
 from tests.several import run_together
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def options(run_options) -> prime.Options:

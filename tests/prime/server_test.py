@@ -12,6 +12,8 @@ from prm_jax.prime import train
 from prm_jax.rollouts import Connection, ServerOptions
 from tests.rollouts.token_servers import ModelSglang
 
+pytestmark = pytest.mark.heavy
+
 
 def on_server(options, url, folder, **server):
     rollout = dataclasses.replace(

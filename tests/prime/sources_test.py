@@ -21,6 +21,8 @@ from prm_jax.prime.training import BASELINE
 from prm_jax.runs.learner import Learner, make_optimizer
 from tests.prime.conftest import make_batch, replaced
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def short(run_options) -> prime.Options:

@@ -71,6 +71,7 @@ def test_rewards_are_exactly_zero_while_the_prm_equals_its_reference(
 
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("update", ["none", "after"])
+@pytest.mark.heavy
 def test_rewards_are_exactly_zero_in_half_precision(options, update, lora):
     """With rematerialised layers, XLA by default rounds differently in the differentiated pass and in scoring."""
     config = ModelConfig(
@@ -194,6 +195,7 @@ def test_every_estimator_learns_from_process_rewards(options, tiny_config, tiny_
     assert not np.allclose(state.policy["head"]["kernel"], alone.policy["head"]["kernel"], atol=1e-7)
 
 
+@pytest.mark.heavy
 def test_the_critic_of_ppo_learns_beside_the_prm(options, tiny_config, tiny_frozen, batch):
     both = replaced(options, advantage={"estimator": "ppo"}, prm={"update": "before"})
     state, metrics, _ = run(both, tiny_config, tiny_frozen, batch)
@@ -250,6 +252,7 @@ def test_rows_that_do_not_count_may_hold_anything(options, tiny_config, tiny_fro
         np.testing.assert_allclose(value, second_metrics[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.heavy
 def test_accumulating_in_pieces_equals_the_whole_batch(options, tiny_config, tiny_frozen, batch):
     whole = replaced(options, prm={"update": "before"}, policy={"kl_coef": 0.1, "entropy_coef": 0.01})
     parts = replaced(whole, prm={"microbatches": 4}, policy={"microbatches": 4})
@@ -262,6 +265,7 @@ def test_accumulating_in_pieces_equals_the_whole_batch(options, tiny_config, tin
         np.testing.assert_allclose(one_metrics[name], many_metrics[name], rtol=1e-4, err_msg=name)
 
 
+@pytest.mark.heavy
 def test_accumulating_pairs_in_pieces_equals_the_whole_batch(options, tiny_config, tiny_frozen, batch):
     """Of the PRM alone: pairs of a group may be in different pieces."""
     found = []

@@ -28,6 +28,8 @@ from prm_jax.prime.warm_start import demonstration_batches
 from prm_jax.runs.stopping import DivergedRun, InterruptedRun
 from tests.prime.conftest import replaced
 
+pytestmark = pytest.mark.heavy
+
 # The child kills itself after the update of its third step, while the checkpoint of the second may still be written.
 _CHILD = """
 import os, pickle, signal, sys

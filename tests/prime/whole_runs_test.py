@@ -18,6 +18,8 @@ from tests.compiled import token_logprobs
 from tests.prime.conftest import make_batch, replaced, setup_of
 from tests.prime.parts_test import written
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def short(run_options) -> prime.Options:

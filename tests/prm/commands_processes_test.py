@@ -9,6 +9,8 @@ import pytest
 from prm_jax import cli
 from tests.several import run_together
 
+pytestmark = pytest.mark.heavy
+
 CALLS = """
 import json, sys
 from prm_jax.cli import main

@@ -176,6 +176,7 @@ def judge_run(model_path, data_path, tmp_path_factory):
     return run
 
 
+@pytest.mark.heavy
 def test_it_learns_to_judge_and_scores_as_any_other_model(judge_run, records, tmp_path, data_path):
     model = load(judge_run / "model")
     assert isinstance(model.spec.kind, Generative) and model.layout.end

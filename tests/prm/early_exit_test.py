@@ -35,6 +35,7 @@ def trained(deep, records, tokenizer):
     return PRM(learner.spec, weights, tokenizer, TextLayout(separator=" ")), losses
 
 
+@pytest.mark.heavy
 def test_stages_give_the_scores_of_the_rule(trained, records, tokenizer):
     prm, losses = trained
     assert losses[-1] < losses[0]

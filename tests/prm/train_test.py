@@ -39,6 +39,7 @@ def files(path) -> dict[str, bytes]:
     return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.heavy
 def test_a_stopped_run_resumes_to_the_same_bits(options, tmp_path, monkeypatch, records):
     summary = train(options, tmp_path / "whole")
     assert summary["after"]["prm_eval/loss"] < summary["before"]["prm_eval/loss"]

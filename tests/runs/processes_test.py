@@ -11,6 +11,8 @@ from prm_jax.runs import distributed, processes, wire
 from prm_jax.runs.distributed_options import DistributedOptions
 from tests.several import REPO, free_port, run_together
 
+pytestmark = pytest.mark.heavy
+
 WORKER = str(REPO / "tests" / "runs" / "processes_worker.py")
 
 

@@ -19,6 +19,8 @@ from prm_jax.runs.jobs import Job, option_value
 from prm_jax.runs.local_devices import device_environments
 from prm_jax.runs.supervisor import Layout
 
+pytestmark = pytest.mark.heavy
+
 WORKER = """
 import json, os, pathlib, signal, sys, time
 rank = int(os.environ.get("PRM_JAX_PROCESS_ID", "0"))

@@ -12,6 +12,8 @@ from prm_jax.data.carry import CarryTask
 from prm_jax.data.step_data import read_step_data
 from tests.search.careless import LABEL, METHODS, SMALL, TREE, Careless, jsonl, save_reward_model, stand_in
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_on_the_careless_policy(method, model, careless, tmp_path, capsys):
@@ -169,13 +171,28 @@ def test_answers_to_trust_are_calibrated_by_an_earlier_search(model, careless, t
     select = ["--false-discovery", "0.15", "--calibration", str(known), "--trusted", str(trusted)]
     assert cli.main([*words, *select]) == 2 and "has 24 of the same problems" in capsys.readouterr().err
     out = tmp_path / "new.jsonl"
-    assert cli.main([*words, *select, "--first-problem", "24", "--out", str(out)]) == 0
-    assert "trusted answers" in capsys.readouterr().out
+    chances = ["--venn-abers", "score", "agreement"]
+    assert cli.main([*words, *select, "--first-problem", "24", "--out", str(out), *chances]) == 0
+    told = capsys.readouterr().out
+    assert "trusted answers" in told and "expected accuracy" in told
     lines = {line["id"]: line for line in map(json.loads, out.read_text().splitlines()[1:])}
     found = [json.loads(line) for line in trusted.read_text().splitlines()]
     assert found and all(lines[one["id"]]["answer"] == one["answer"] for one in found)
     right = np.mean([lines[one["id"]]["correct"] for one in found])
     assert right > np.mean([line["correct"] for line in lines.values()]), "more than of all answers"
+    assert {line["answer"] is None for line in lines.values()} == {line["chance"] is None for line in lines.values()}
+    for line in lines.values():
+        intervals = {name: one["interval"] for name, one in line["venn_abers"].items()}
+        assert set(intervals) == {"score", "agreement"} and all(0 <= a <= b <= 1 for a, b in intervals.values())
+    chance = {truth: [line["chance"] for line in lines.values() if line["correct"] == truth] for truth in (0.0, 1.0)}
+    assert np.mean(chance[1.0]) > np.mean(chance[0.0]), "the scorer knows which are right"
+    # Results that are there are calibrated again, by one of the two.
+    again = ["--first-problem", "24", "--out", str(out), "--resume", "--calibration", str(known), *chances[:2]]
+    assert cli.main([*words, *again]) == 0
+    for line in answers(out):
+        one = line.pop("venn_abers")["score"]
+        assert line.pop("chance") == one["chance"] and one == lines[line["id"]]["venn_abers"]["score"]
+        assert line == {key: value for key, value in lines[line["id"]].items() if key in line}
 
 
 def test_other_settings_are_refused(model, careless, tmp_path, capsys):
@@ -212,6 +229,9 @@ def test_other_settings_are_refused(model, careless, tmp_path, capsys):
         (["--method", "refine"], "log-probabilities are never above 0"),
         (["--method", "refine_step", "--scorer", "verifier", "--samples", "2000"], "must stay below"),
         (["--false-discovery", "0.2"], "--false-discovery and --calibration need each other"),
+        (["--venn-abers", "score"], "--venn-abers needs --calibration"),
+        (["--venn-abers", "score", "length", "--calibration", "x"], "invalid choice 'length'"),
+        (["--venn-abers", "score", "--calibration", "nowhere"], "cannot read results of a search"),
         (["--trusted", "x"], "--trusted needs --false-discovery"),
         (["--false-discovery", "1", "--calibration", "x"], "--false-discovery is 1.0"),
         (["--false-discovery", "0.2", "--calibration", "nowhere"], "cannot read results of a search"),

@@ -13,6 +13,8 @@ from prm_jax.prm.labelling import edit_distance
 from prm_jax.verifiers.verdict import Verdict
 from tests.search.careless import LABEL, SMALL, TREE, Careless, save_reward_model, stand_in
 
+pytestmark = pytest.mark.heavy
+
 
 def test_a_damaged_part_of_labels_is_refused(model, careless, tmp_path, capsys):
     partial = tmp_path / "labels.jsonl.partial"

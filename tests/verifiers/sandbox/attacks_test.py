@@ -8,6 +8,8 @@ import threading
 
 import pytest
 
+pytestmark = pytest.mark.heavy
+
 SECRET = "violet-otter-4711"
 
 # name: (program, what it prints when it got through)
