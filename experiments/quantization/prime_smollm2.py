@@ -115,7 +115,9 @@ def summary(folder: pathlib.Path) -> report.Tables:
     for arm, seen in found.items():
         path = folder / folder_of(arm)
         tables["memory"][arm] = {name: value for name, value in seen.items() if name.endswith("MiB")}
-        tables["memory"][arm]["seconds per step"] = float(np.median(list(curve(path, "time/update_seconds").values())))
+        tables["memory"][arm]["seconds per step"] = float(np.median(list(curve(path, "time/step_seconds").values())))
+        mixed = list(curve(path, "rollout/mixed_groups").values())
+        tables["memory"][arm]["steps with groups to learn from"] = float(np.count_nonzero(mixed))
         for how in ("greedy", "sampled"):
             curves = {step: report.estimate(solved[how]) for step, solved in seen["solved"].items()}
             tables.setdefault(f"{how} accuracy", {})[arm] = curves
