@@ -110,7 +110,7 @@ def _between(runs: Runs, setting: str, fresh: Sequence[int]) -> dict[str, dict[s
     seeds = sorted({seed for _, _, seed in runs})
     for (one, other), (note, chosen) in itertools.product(PAIRS, {"": seeds, ", fresh seeds": fresh}.items()):
         both = [s for s in chosen if (setting, one, s) in runs and (setting, other, s) in runs]
-        if len(both) > 1 and (other != BASE or note):  # the others stand in the table of all arms
+        if len(both) > 1 and (other != BASE or note):  # the others are in the table of all arms
             budget = runs[setting, one, both[0]]["rollouts"][-1]
             areas = [[area(runs[setting, arm, s], budget, True) for s in both] for arm in (one, other)]
             gains = np.subtract(*areas)

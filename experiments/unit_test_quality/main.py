@@ -9,6 +9,7 @@ metric, on all of them, with and without the gates that a valid test must pass.
 
 import dataclasses
 import functools
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -125,11 +126,15 @@ def train(config: Config, seed: int, verifier: UnitTestVerifier | None) -> dict[
         scores = jnp.array([judge(tuple(row)) for row in np.asarray(choices).tolist()])
         logits, state = update(config, logits, state, choices, scores)
     rows = [properties(tuple(row)) for row in np.asarray(draw(logits, last, config.tested)).tolist()]
-    shares = {name: 100 * float(np.mean([row[name] for row in rows])) for name in METRICS}
-    valid = [all(row[name] for name in GATES) for row in rows]
-    shares["valid"] = 100 * float(np.mean(valid))
-    shares["all of them"] = 100 * float(np.mean([all(row.values()) for row in rows]))
-    return shares
+    return shares(rows)
+
+
+def shares(rows: Sequence[Mapping[str, bool]]) -> dict[str, float]:
+    """The shares of tests with each property, with those of the gates, and with all, in percent."""
+    found = {name: 100 * float(np.mean([row[name] for row in rows])) for name in METRICS}
+    found["valid"] = 100 * float(np.mean([all(row[name] for name in GATES) for row in rows]))
+    found["all of them"] = 100 * float(np.mean([all(row.values()) for row in rows]))
+    return found
 
 
 def run(config: Config) -> report.Tables:
@@ -140,6 +145,11 @@ def run(config: Config) -> report.Tables:
     rewards["no_print alone, no gates"] = UnitTestVerifier(metrics=("no_print",), gates=())
     rewards["all metrics, no gates"] = UnitTestVerifier(gates=())
     found = [{name: train(config, seed, one) for name, one in rewards.items()} for seed in range(config.seeds)]
+    return tables(found)
+
+
+def tables(found: Sequence[Mapping[str, Mapping[str, float]]]) -> report.Tables:
+    """Means over seeds of what is learned from each reward."""
     table = report.average(found)
     kept = ("valid", "all of them")
     return {

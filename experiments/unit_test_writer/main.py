@@ -16,10 +16,11 @@ import numpy as np
 
 from experiments import report
 from experiments.arms import folder_of, run_folder, train_arms
+from experiments.unit_test_quality import main as unit_test_quality
 from experiments.values import sampled_solutions
 from prm_jax.prime import PRESETS, Options
 from prm_jax.prime.options import TaskOptions
-from prm_jax.verifiers.unit_test_quality import GATES, METRICS, read_properties
+from prm_jax.verifiers.unit_test_quality import METRICS, read_properties
 
 FUNCTIONS = {
     "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "mod": lambda a, b: a % b,
@@ -100,9 +101,7 @@ def shares(policy: pathlib.Path, options: Options, config: Config, done: pathlib
     records = sampled_solutions(policy, options, problems=config.tested, samples=4, held_out=True)
     none = dict.fromkeys(METRICS, False)
     rows = [read_properties("".join(record.steps), str(record.prompt).partition("(")[0]) or none for record in records]
-    found = {name: 100 * float(np.mean([row[name] for row in rows])) for name in METRICS}
-    found["valid"] = 100 * float(np.mean([all(row[name] for name in GATES) for row in rows]))
-    found["all of them"] = 100 * float(np.mean([all(row.values()) for row in rows]))
+    found = unit_test_quality.shares(rows)
     done.write_text(json.dumps(found))
     return found
 
@@ -132,14 +131,9 @@ def run(config: Config) -> report.Tables:
 
 
 def tables(found: Sequence[Mapping[str, Mapping[str, float]]]) -> report.Tables:
-    """Means over seeds."""
-    table = report.average(found)
-    kept = ("valid", "all of them")
+    """Means over seeds, and the seeds."""
     return {
-        "share of tests, in percent": {name: {k: row[k] for k in kept} for name, row in table.items()},
-        "share of tests with each property, in percent": {
-            name: {k: row[k] for k in METRICS} for name, row in table.items()
-        },
+        **unit_test_quality.tables(found),
         "share of tests with all properties by seed, in percent": {
             f"seed {seed}": {name: row["all of them"] for name, row in rows.items()} for seed, rows in enumerate(found)
         },

@@ -66,5 +66,5 @@ def test_groups_are_expanded_in_the_kernel(shardings, kind, rows, scheme, gradie
     text = found.as_text()
     assert "packed_product" in text
     assert not re.search(rf"(?<!u8)\[({INPUTS}|{INPUTS // 2}),{OUTPUTS}\]", text)
-    activations, scales = 4 * rows * (INPUTS + OUTPUTS), 4 * INPUTS // 32 * OUTPUTS  # which are laid out anew
+    activations, scales = 4 * rows * (INPUTS + OUTPUTS), 4 * INPUTS // 32 * OUTPUTS  # whose layouts change
     assert found.memory_analysis().temp_size_in_bytes < 2 * scales + 2 * activations
