@@ -71,6 +71,10 @@ STAGES: dict[str, Plan] = {
         ("base", arm, SEEDS, RATE)
         for arm in ("value_rollouts", "history", "value_exact", "history_frozen", "value_outcomes")
     ],
+    "variants": [
+        ("base", arm, SEEDS, RATE)
+        for arm in ("online", "online_gated", "online_gated_groups", "prime_gated", "policy_prm")
+    ],
     "watched": [("base", "watched", SEEDS[:3], RATE)],
     "fresh": [("base", arm, FRESH, RATE) for arm in ("outcome", "checker_step_0", "reuse")],
     "starts": [("base", arm, STARTS, RATE) for arm in ("outcome", "checker_step_0", "reuse")],

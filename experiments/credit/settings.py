@@ -110,6 +110,9 @@ CHECKERS = {
 """The step checker with a share of its labels flipped, for each form of credit."""
 
 MIXED_TASK = {"task": {"mixed": True}}
+FRESH_PRM = {"rows": "mixed", "learning_rate": 1e-3}
+"""An online PRM that begins with the start policy's weights and learns from groups with both outcomes."""
+SCALED = {"credit": "step", "normalizer": "deviation"}
 GRPO = {"advantage": {"process_coef": 0.0, "estimator": "grpo"}}
 FORMS = {
     "outcome": ARMS["outcome"],
@@ -133,6 +136,11 @@ FORMS = {
         )
         for labels in ("outcomes", "rollouts", "exact")
     },
+    "online": Arm(3e-4, {"prm": FRESH_PRM, "advantage": SCALED}),
+    "online_gated": Arm(3e-4, {"prm": FRESH_PRM, "advantage": SCALED | {"gate": True}}),
+    "online_gated_groups": Arm(3e-4, {"prm": FRESH_PRM, "advantage": SCALED | {"gate": True, "gate_per": "group"}}),
+    "prime_gated": Arm(3e-4, {"prm": FRESH_PRM, "advantage": {"gate": True}}),
+    "policy_prm": Arm(3e-4, {"reward": {"source": "policy"}, "advantage": SCALED | {"credit": "cumulative"}}),
     "mix_reuse": Arm(
         3e-4,
         {

@@ -290,6 +290,8 @@ def _rewards(options: Options) -> list[str]:
         )
     if reward.source == "checker" and advantage.gate:
         found.append("--advantage.gate measures a PRM, and with --reward.source checker there is none")
+    if advantage.gate_per == "group" and not advantage.gate:
+        found.append("--advantage.gate-per group says how the gate is measured, and --advantage.gate is off")
     values = reward.source in ("values", "critic", "model") or ":" in reward.source
     if advantage.credit == "value" and not values:
         found.append(
