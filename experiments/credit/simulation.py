@@ -25,7 +25,7 @@ from prm_jax import rl
 from prm_jax.prime.advantage_options import AdvantageOptions
 from prm_jax.prime.advantages import make_advantage
 from prm_jax.prime.batch import RewardInputs
-from prm_jax.prime.sources.implicit import label_trust, step_label_rewards
+from prm_jax.prime.sources.readings import label_trust, step_label_rewards
 from prm_jax.runs.claims import stamp
 
 HERE = pathlib.Path(__file__).resolve().parent

@@ -19,6 +19,8 @@ from prm_jax.rollouts.server_options import ServerOptions
 from prm_jax.rollouts.turn_options import TurnOptions
 
 Schedule = Literal["constant", "linear", "cosine"]
+LABEL_READINGS = ("labels", "failed_labels")
+"""The readings of `PRMOptions` that make step labels, with a threshold."""
 
 
 @dataclass(frozen=True)
@@ -209,9 +211,10 @@ class PRMOptions:
     """Share of outcomes that the cross-entropy believes to be wrong, such as the verifier's error rate."""
     beta: Annotated[float, above(0)] = 0.05
     """Scale of the log-ratio."""
-    reading: Literal["raw", "labels", "failed_labels"] = "raw"
+    reading: Literal["raw", "labels", "failed_labels", "probabilities", "ranks"] = "raw"
     """What rewards are made of the PRM's. raw: as they are; labels: -1 on the first step whose reward is below a
-    threshold, 0 elsewhere; failed_labels: the same, but only in responses whose outcome is below 1/2."""
+    threshold, 0 elsewhere; failed_labels: the same, but only in responses whose outcome is below 1/2; probabilities: by
+    how much a step changes the PRM's probability of success; ranks: the step's rank in the batch, -1/2 to 1/2."""
     label_threshold: float | None = None
     """That threshold; none: the one at which as many of the responses that the PRM learns from have such a step as have
     failed, averaged over about ten updates."""
