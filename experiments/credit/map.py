@@ -13,11 +13,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from experiments.arms import warm_start
 from experiments.credit.arms import start_options
 from experiments.credit.map_report import RATE, report
 from experiments.credit.report import write
 from experiments.credit.settings import (
     ALL,
+    PROVERS,
     ROOTS,
     SETTINGS,
     STARTS,
@@ -35,6 +37,8 @@ SEEDS = (401, 403, 405, 407, 409, 411)
 TUNING = (901, 903)
 MORE = (413, 415, 417, 419, 421, 423)
 FRESH = (*MORE, 425, 427, 429, 431)
+CAREFUL = 0.1
+"""Share of carries that the teacher of the strong prover drops; the start policy's drops three in five."""
 ONLOOKERS = ("implicit", "rollouts", "earlier")
 """PRMs that look on in the arm "watched", which is outcome-only training."""
 STAGES: dict[str, Plan] = {
@@ -63,13 +67,27 @@ STAGES: dict[str, Plan] = {
         *(("base", arm, SEEDS, RATE) for arm in ("outcome_filtered", "outcome_grpo", "outcome_grpo_filtered")),
         *(("base", arm, SEEDS, 1e-3) for arm in ("outcome_filtered", "outcome_grpo")),
     ],
+    "grpo": [
+        ("base", "checker_grpo", SEEDS, RATE),
+        ("base", "outcome_grpo", FRESH, RATE),
+        ("base", "checker_grpo", FRESH, RATE),
+        ("base", "outcome_grpo", SEEDS, 1e-4),
+    ],
     "forms": [
         *(("base", f"checker_{form}", SEEDS, RATE) for form in ("return_20", "min_20", "return_40", "min_40")),
         ("base", "monte_carlo", SEEDS[:3], RATE),
     ],
+    "provers": [("base", arm, SEEDS[:3], RATE) for arm in ("mc_value", "pav_equal", "pav_strong", "pav_weak")],
     "history": [
         ("base", arm, SEEDS, RATE)
         for arm in ("value_rollouts", "history", "value_exact", "history_frozen", "value_outcomes")
+    ],
+    "variants": [
+        ("base", arm, SEEDS, RATE)
+        for arm in (
+            "online", "online_gated", "online_gated_groups", "prime_gated", "policy_prm", "reuse_probabilities",
+            "reuse_ranks",
+        )  # fmt: skip
     ],
     "watched": [("base", "watched", SEEDS[:3], RATE)],
     "fresh": [("base", arm, FRESH, RATE) for arm in ("outcome", "checker_step_0", "reuse")],
@@ -92,12 +110,14 @@ def start_of(seed: int, runs: pathlib.Path, setting: Setting = SETTINGS["base"])
 
 
 def earlier_prm(name: str, runs: pathlib.Path) -> pathlib.Path:
-    """The PRM that an arm begins with, by `settings.earlier_of`; trained unless it is there."""
+    """The PRM that an arm begins with, or its prover, by `settings.earlier_of`; trained unless it is there."""
     from experiments.credit.history import SEEDS as EARLIER_RUNS
     from experiments.credit.history import history_prm
     from experiments.credit.replicas import train_replicas
 
     start, path = start_of(SEEDS[0], runs), runs / "earlier_prm"
+    if name in PROVERS:
+        return start if name == "weak" else warm_start(own_start(SETTINGS["base"], CAREFUL), runs / "strong_prover")
     if name != "earlier":
         made = [arm_options(SETTINGS["base"], ALL["outcome"], seed, start, rate=RATE) for seed in EARLIER_RUNS]
         return history_prm(name, made, runs / "history")

@@ -9,26 +9,24 @@ from typing import Any
 
 import numpy as np
 
+from experiments.credit.map_figure import draw
 from experiments.credit.report import area, ratio, rollouts_to, write
-from experiments.credit.report import load as first_stages
 from experiments.credit.settings import EARLIER, STARTS
-from experiments.report import COLORS, Estimate, Tables, estimate, insert, machine, plain, render
+from experiments.report import Estimate, Tables, estimate, insert, machine, plain, render
 from prm_jax.runs.claims import stamp
 
 BASE = "outcome"
 WATCHED = "watched"
-PRMS = ("history", "history_frozen", "value_outcomes", "value_rollouts", "value_exact")
 RATE = 3e-4
 """The policy's learning rate in all stages but `rates`."""
 Runs = dict[tuple[str, str, int], dict[str, Any]]
 PAIRS = (
     ("mix_failed", "mix_outcome"), ("checker_step_0", "checker_return_0"), ("reuse", "reuse_frozen"),
+    ("checker_step_0", "outcome_grpo"), ("checker_grpo", "outcome_grpo"),
     ("checker_step_0", BASE), ("reuse", BASE), ("history", BASE), ("value_rollouts", BASE),
 )  # fmt: skip
 """Arms that are compared with each other, the last ones on fresh seeds."""
 BASELINES = (BASE, "outcome_filtered", "outcome_grpo", "outcome_grpo_filtered")
-LEARNED = (*PRMS, "mix_failed", "reuse", "reuse_frozen")
-"""Arms whose process rewards a PRM gives that no step label has reached, but for value_exact."""
 
 
 def load(results: pathlib.Path, seeds: Sequence[int]) -> Runs:
@@ -205,7 +203,7 @@ def report(results: pathlib.Path, simulation: pathlib.Path, seeds: Sequence[int]
     (results.parent / "tables.md").write_text(f"{_TABLES}\n\n{text}\n")
     write({**stamp(), **record, "machine": machine(), "tables": plain(tables)}, results)
     simulated = json.loads(simulation.read_text())["tables"] if simulation.is_file() else {}
-    draw(runs, simulated, results.parent / "map.png")
+    draw(runs, tables, simulated, results.parent / "map.png")
 
 
 _GAIN, _RATIO = "area minus outcome", "rollouts to outcome's last accuracy, outcome / arm"
@@ -244,111 +242,3 @@ Written by `python -m experiments.credit.map report` from [map.json](map.json); 
 mean. Brackets are Student's 95 % intervals over seeds; a ratio above 1 means fewer rollouts than the baseline. Each
 title begins with the setting."""
 _RATES = "base(, learning rate [^,]+)?"
-SHOWN = {
-    "outcome": "outcome only", "checker_step_0": "exact step labels",
-    "mix_outcome": "easier problems too, outcome only", "mix_failed": "easier problems too, online PRM",
-    "reuse": "PRM of earlier rollouts, online",
-}  # fmt: skip
-
-
-def draw(runs: Runs, simulated: Mapping[str, Any], target: pathlib.Path) -> None:
-    """Learning curves, gain against accuracy of labels, what PRMs know over a run, the simulated map."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 8.4), dpi=80, layout="constrained")
-    FigureCanvasAgg(figure)
-    curves, accuracy, knows, points = figure.subplots(2, 2).ravel()
-    for color, (arm, name) in zip(COLORS, SHOWN.items(), strict=False):
-        own = [run for (setting, one, _), run in runs.items() if (setting, one) == ("base", arm)]
-        if own:
-            x = own[0]["rollouts"]
-            _band(curves, x, np.array([run["sampled"] for run in own]), color, name)
-            if own[0].get("label_accuracy"):
-                _band(knows, x, np.array([run["label_accuracy"] for run in own]), color, name)
-    _title(curves, "Sums of 8 numbers: right responses", "rollouts", "")
-    _title(knows, "Accuracy of the PRM's labels on what the policy writes", "rollouts", ".5 is chance")
-    _accuracy(accuracy, runs, target.parent / "results.json")
-    _points(points, next((table for name, table in simulated.items() if name.startswith("map")), {}))
-    curves.legend(fontsize=8, frameon=False)
-    knows.legend(fontsize=8, frameon=False)
-    figure.savefig(target)
-
-
-def _accuracy(axis: Any, runs: Runs, earlier: pathlib.Path) -> None:
-    """Gain in area against the accuracy of labels: a checker by form of credit, and PRMs at what was measured."""
-    outcomes = {seed: run for (setting, arm, seed), run in runs.items() if (setting, arm) == ("base", BASE)}
-    colors = dict(zip(("step", "cumulative", "return", "min"), COLORS, strict=False))
-    for arm in dict.fromkeys(arm for setting, arm, _ in runs if setting == "base" and arm.startswith("checker")):
-        _, form, flip = arm.split("_")
-        own = {seed: run for (setting, one, seed), run in runs.items() if (setting, one) == ("base", arm)}
-        budget = outcomes[next(iter(own))]["rollouts"][-1]
-        gain = estimate([area(own[s], budget, False) - area(outcomes[s], budget, False) for s in own if s in outcomes])
-        shift = 0.004 * (list(colors).index(form))
-        axis.errorbar(
-            [1 - int(flip) / 100 + shift], [gain], yerr=[[gain - gain.low], [gain.high - gain]], fmt="o",
-            color=colors[form], label=f"{form} credit" if flip == "0" else None,
-        )  # fmt: skip
-    _earlier_stages(axis, earlier)
-    for arm in LEARNED:
-        own = {seed: run for (setting, one, seed), run in runs.items() if (setting, one) == ("base", arm)}
-        both = [seed for seed in own if seed in outcomes and own[seed].get("label_accuracy")]
-        if both:
-            budget = outcomes[both[0]]["rollouts"][-1]
-            gain = float(np.mean([area(own[s], budget, False) - area(outcomes[s], budget, False) for s in both]))
-            known = float(np.mean([own[seed]["label_accuracy"][1:] for seed in both]))
-            axis.plot([known], [gain], "s", color="#111827", ms=4)
-            axis.annotate(arm, (known, gain), xytext=(4, 3), textcoords="offset points", fontsize=7)
-    axis.axhline(0.0, color="#6b7280", linewidth=0.8)
-    axis.legend(fontsize=8, frameon=False)
-    _title(axis, "What step labels are worth: area minus outcome only", "accuracy of step labels", "")
-
-
-def _earlier_stages(axis: Any, results: pathlib.Path) -> None:
-    """The same for step-local credit in stage 1, from other starts."""
-    if not results.is_file():
-        return
-    runs = first_stages(results, "long")
-    for arm, right in (("checker", 1.0), ("checker_flip20", 0.8)):
-        both = [seed for name, seed in runs if name == arm and (BASE, seed) in runs]
-        budget = runs[BASE, both[0]]["rollouts"][-1]
-        gain = estimate([area(runs[arm, s], budget, False) - area(runs[BASE, s], budget, False) for s in both])
-        spread = [[gain - gain.low], [gain.high - gain]]
-        axis.errorbar(
-            [right - 0.006], [gain], yerr=spread, fmt="o", color=COLORS[0], mfc="white",
-            label=f"step credit, stage 1 ({len(both)} starts)" if right == 1 else None,
-        )  # fmt: skip
-
-
-def _points(axis: Any, table: Mapping[str, Mapping[str, Any]]) -> None:
-    """The simulated map: how many times fewer rollouts than outcome-only training."""
-    names = list(table)
-    for index, arm in enumerate(("checker", "PRM of earlier runs", "online PRM")):
-        values = [_estimate(table[name][arm]) for name in names]
-        height = np.arange(len(names)) + 0.2 * (index - 1)
-        spread = [[v - v.low for v in values], [v.high - v for v in values]]
-        axis.errorbar(values, height, xerr=spread, fmt="o", ms=4, color=COLORS[1:][index], label=arm)
-    axis.axvline(1.0, color="#6b7280", linewidth=0.8)
-    axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.invert_yaxis()
-    axis.legend(fontsize=8, frameon=False)
-    _title(axis, "Simulation: times fewer rollouts to 50 % right", "outcome only / arm", "")
-
-
-def _estimate(value: Any) -> Estimate:
-    return Estimate(*value) if isinstance(value, list) else Estimate(value, value, value)
-
-
-def _title(axis: Any, title: str, x: str, y: str) -> None:
-    axis.set_title(title, loc="left", fontsize=9, fontweight="bold")
-    axis.set_xlabel(x, fontsize=8)
-    axis.set_ylabel(y, fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=8)
-
-
-def _band(axis: Any, x: Sequence[float], values: np.ndarray, color: str, name: str) -> None:
-    """The mean over seeds (rows) with its 95 % interval."""
-    found = [estimate(column) for column in values.T]
-    axis.plot(x, [float(e) for e in found], color=color, label=name, linewidth=1.6)
-    axis.fill_between(x, [e.low for e in found], [e.high for e in found], color=color, alpha=0.12)

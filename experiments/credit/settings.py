@@ -110,6 +110,13 @@ CHECKERS = {
 """The step checker with a share of its labels flipped, for each form of credit."""
 
 MIXED_TASK = {"task": {"mixed": True}}
+FRESH_PRM = {"rows": "mixed", "learning_rate": 1e-3}
+"""An online PRM that begins with the start policy's weights and learns from groups with both outcomes."""
+SCALED = {"credit": "step", "normalizer": "deviation"}
+SAMPLED = {"source": "values", "rollouts": 2}
+PROGRESS = SAMPLED | {"shaping": ("progress",)}
+PROVERS = ("weak", "strong")
+"""Whose completions give the values: those of the start policy, or of a policy of a more careful teacher."""
 GRPO = {"advantage": {"process_coef": 0.0, "estimator": "grpo"}}
 FORMS = {
     "outcome": ARMS["outcome"],
@@ -117,7 +124,11 @@ FORMS = {
     "outcome_filtered": ARMS["outcome_filtered"],
     "outcome_grpo": Arm(3e-4, GRPO),
     "outcome_grpo_filtered": Arm(3e-4, ARMS["outcome_filtered"].groups | GRPO),
-    "monte_carlo": Arm(3e-4, {"reward": {"source": "values", "rollouts": 2}, "advantage": LOCAL | {"credit": "value"}}),
+    "checker_grpo": Arm(3e-4, {"reward": {"source": "checker"}, "advantage": LOCAL | {"estimator": "grpo"}}),
+    "monte_carlo": Arm(3e-4, {"reward": SAMPLED, "advantage": LOCAL | {"credit": "value"}}),
+    "mc_value": Arm(3e-4, {"reward": SAMPLED, "advantage": LOCAL}),
+    "pav_equal": Arm(3e-4, {"reward": PROGRESS, "advantage": LOCAL}),
+    **{f"pav_{name}": Arm(3e-4, {"reward": PROGRESS | {"path": (name,)}, "advantage": LOCAL}) for name in PROVERS},
     "mix_outcome": Arm(3e-4, ARMS["outcome"].groups | MIXED_TASK),
     "mix_failed": Arm(3e-4, {"prm": ONLINE, "advantage": LOCAL} | MIXED_TASK),
     "reuse": Arm(3e-4, {"prm": ONLINE | {"trained": "earlier"}, "advantage": LOCAL}),
@@ -132,6 +143,18 @@ FORMS = {
             3e-4, {"reward": {"source": "model", "path": (labels,)}, "advantage": LOCAL | {"credit": "value"}}
         )
         for labels in ("outcomes", "rollouts", "exact")
+    },
+    "online": Arm(3e-4, {"prm": FRESH_PRM, "advantage": SCALED}),
+    "online_gated": Arm(3e-4, {"prm": FRESH_PRM, "advantage": SCALED | {"gate": True}}),
+    "online_gated_groups": Arm(3e-4, {"prm": FRESH_PRM, "advantage": SCALED | {"gate": True, "gate_per": "group"}}),
+    "prime_gated": Arm(3e-4, {"prm": FRESH_PRM, "advantage": {"gate": True}}),
+    "policy_prm": Arm(3e-4, {"reward": {"source": "policy"}, "advantage": SCALED | {"credit": "cumulative"}}),
+    **{
+        f"reuse_{reading}": Arm(
+            3e-4,
+            {"prm": ONLINE | {"trained": "earlier", "reading": reading, "label_trust": None}, "advantage": LOCAL},
+        )
+        for reading in ("probabilities", "ranks")
     },
     "mix_reuse": Arm(
         3e-4,
@@ -184,11 +207,12 @@ TAUGHT = 800
 """Steps of supervised training of a setting's own start policy."""
 
 
-def own_start(setting: Setting) -> Options:
-    """The start policy of a setting with one of its own: right words, or sums whose teacher drops one carry in four."""
+def own_start(setting: Setting, careless: float = 0.25) -> Options:
+    """The start policy of a setting with one of its own: right words, or sums whose teacher drops some carries."""
     options = dataclasses.replace(base_options(setting, 901), steps=0)
     if not setting.gym:
-        taught = {"min_operands": "3", "max_operands": str(setting.size), "num_eval": "192", "drop_carry": "0.25"}
+        taught = {"min_operands": "3", "max_operands": str(setting.size), "num_eval": "192"}
+        taught |= {"drop_carry": str(careless)}
         options = dataclasses.replace(options, task=TaskOptions("carry", taught))
     sft = SFTOptions(steps=TAUGHT, batch_size=32, learning_rate=1e-2)
     return runs_from_one_start.changed(dataclasses.replace(options, sft=sft), ARMS["outcome"].groups)
@@ -199,7 +223,7 @@ EARLIER = 2048
 
 
 def earlier_of(arm: Arm) -> str:
-    """Which earlier PRM an arm begins with: "earlier", one of `history.KINDS`, or "" for none."""
+    """Which earlier model an arm begins with: "earlier", one of `history.KINDS` or `PROVERS`, or "" for none."""
     reward, prm = arm.groups.get("reward", {}), arm.groups.get("prm", {})
     return str(prm.get("trained") or "".join(reward.get("path", ())))
 
@@ -218,7 +242,7 @@ def earlier_options(start: pathlib.Path) -> Options:
 def arm_options(
     setting: Setting, arm: Arm, seed: int, start: pathlib.Path, *, rate: float, earlier: pathlib.Path | None = None
 ) -> Options:
-    """An arm of a setting from the start in a directory; `earlier` is the PRM of an arm that begins with one."""
+    """An arm of a setting from the start in a directory; `earlier` is the PRM or prover of an arm that needs one."""
     groups: dict[str, dict[str, Any]] = {name: dict(fields) for name, fields in arm.groups.items()}
     if "trained" in groups.get("prm", {}):
         groups["prm"]["trained"] = str(earlier)

@@ -22,10 +22,10 @@ import optax
 
 from experiments.report import Estimate, estimate, machine, plain, render
 from prm_jax import rl
+from prm_jax.prime.advantage_options import AdvantageOptions
 from prm_jax.prime.advantages import make_advantage
 from prm_jax.prime.batch import RewardInputs
-from prm_jax.prime.options import AdvantageOptions
-from prm_jax.prime.sources.implicit import label_trust, step_label_rewards
+from prm_jax.prime.sources.readings import label_trust, step_label_rewards
 from prm_jax.runs.claims import stamp
 
 HERE = pathlib.Path(__file__).resolve().parent

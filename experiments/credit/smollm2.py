@@ -4,7 +4,8 @@
     python -m experiments.credit.smollm2 run [--arms checker outcome] [--seeds 0 1 2]   # finished runs are left alone
     python -m experiments.credit.smollm2 report   # from all runs that are there: smollm2.json, smollm2.png, README.md
 
-The options are those of the preset smollm2 and of smollm2.yaml beside this file.
+The options are those of the preset smollm2 and of smollm2.yaml beside this file; all runs begin at the policy of
+smollm2_start.yaml.
 """
 
 import argparse
@@ -22,16 +23,26 @@ from prm_jax.runs.claims import stamp
 HERE = pathlib.Path(__file__).resolve().parent
 ARMS = {"outcome": 0.0, "checker": 1.0}
 """Arm -> weight of the process rewards."""
-PANELS = (Panel("sampled accuracy", x="rollouts", kind="curve"),)
+BLOCK, ROLLOUTS = 4, 16
+"""Training steps whose solve rates are averaged; rollouts of a step."""
+PANELS = (
+    Panel("sampled accuracy", x="rollouts", kind="curve"),
+    Panel("solve rate of training", x="rollouts", kind="curve"),
+)
 
 
 def train_runs(arms: list[str], seeds: list[int], runs: pathlib.Path) -> None:
-    """Trains what is not finished, seed by seed."""
+    """Trains what is not finished, seed by seed, from one start."""
     from prm_jax.config_io import load_yaml
     from prm_jax.prime import PRESETS
     from prm_jax.prime.training import train
 
+    start = runs / "start"
+    if not (start / "result.json").is_file():
+        taught = load_yaml(HERE / "smollm2_start.yaml", PRESETS["smollm2"])
+        train(dataclasses.replace(taught, plots=False), start, resume=start.is_dir())
     options = load_yaml(HERE / "smollm2.yaml", PRESETS["smollm2"])
+    options = dataclasses.replace(options, model=dataclasses.replace(options.model, path=str(start / "start")))
     for seed in seeds:
         for arm in arms:
             folder = runs / arm / str(seed)
@@ -56,7 +67,11 @@ def read_run(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def summary(found: list[dict[str, Any]]) -> Tables:
-    """The curve, and the areas under it, up to the last evaluation that all runs have; differences paired by seed."""
+    """The curve, and the areas under it, up to the last evaluation that all runs have; differences paired by seed.
+
+    The policy has not seen the problems of a training step before, so that the solve rate of its samples is a second
+    measure, on more problems.
+    """
     end = min(run["rollouts"][-1] for run in found)
     own = {(run["arm"], run["seed"]): run for run in found}
     curve: dict[str, dict[str, float]] = {}
@@ -68,22 +83,45 @@ def summary(found: list[dict[str, Any]]) -> Tables:
                 if values:
                     row[arm] = estimate(values)
             curve[str(rollouts)] = row
+    steps = min(len(run["solve_rate"]) for run in found)
+    rates = {place: np.array(run["solve_rate"][:steps]) for place, run in own.items()}
     areas = {place: area(run, end, False) for place, run in own.items()}
     table: dict[str, dict[str, float]] = {}
     for arm in ARMS:
         values = [value for (name, _), value in areas.items() if name == arm]
         if values:
-            table[arm] = {"seeds": float(len(values)), "area": estimate(values)}
+            solved = [rates[name, seed].mean() for name, seed in own if name == arm]
+            table[arm] = {
+                "seeds": float(len(values)), "area": estimate(values), "mean solve rate of training": estimate(solved)
+            }  # fmt: skip
     both = [seed for arm, seed in own if arm == "checker" and ("outcome", seed) in own]
     if both:
         gains = np.array([areas["checker", seed] - areas["outcome", seed] for seed in both])
-        table["checker"] |= {"area minus outcome": estimate(gains), "seeds ahead": float((gains > 0).sum())}
-    return {"sampled accuracy": curve, "area under the curve": table}
+        more = np.array([rates["checker", seed].mean() - rates["outcome", seed].mean() for seed in both])
+        table["checker"] |= {
+            "area minus outcome": estimate(gains), "seeds ahead": float((gains > 0).sum()),
+            "solve rate minus outcome": estimate(more), "seeds ahead in solve rate": float((more > 0).sum()),
+        }  # fmt: skip
+    return {"sampled accuracy": curve, "solve rate of training": _blocks(rates), "area under the curve": table}
+
+
+def _blocks(rates: dict[tuple[str, int], np.ndarray]) -> dict[str, dict[str, float]]:
+    """The mean solve rate of every `BLOCK` training steps, against the rollouts at its middle."""
+    size = min(map(len, rates.values()))
+    table: dict[str, dict[str, float]] = {}
+    for first in range(0, size - BLOCK + 1, BLOCK):
+        row: dict[str, float] = {"rollouts": ROLLOUTS * (first + BLOCK / 2)}
+        for arm in ARMS:
+            values = [float(rate[first : first + BLOCK].mean()) for (name, _), rate in rates.items() if name == arm]
+            if values:
+                row[arm] = estimate(values)
+        table[f"steps {first + 1} to {first + BLOCK}"] = row
+    return table
 
 
 def report(runs: pathlib.Path, results: pathlib.Path) -> None:
     """Prints the tables and writes them, the runs and the picture, and the tables into README.md, too."""
-    found = [read_run(path.parent) for path in sorted(runs.glob("*/*/metrics.jsonl"))]
+    found = [read_run(path.parent) for path in sorted(runs.glob("*/*/metrics.jsonl")) if path.parts[-3] in ARMS]
     found = [run for run in found if len(run["rollouts"]) > 1]
     if not found:
         raise SystemExit(f"no run with two evaluations in {runs}; run the experiment first")

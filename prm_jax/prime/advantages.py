@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from prm_jax import rl
+from prm_jax.prime.advantage_options import AdvantageOptions
 from prm_jax.prime.batch import RewardInputs
 from prm_jax.prime.checked import checked_rewards
-from prm_jax.prime.options import AdvantageOptions
 from prm_jax.resolve import check_signature, resolve
 
 AdvantageFn = Callable[[jax.Array, RewardInputs], jax.Array]

@@ -125,7 +125,7 @@ class RewardInputs:
       logp: [B, T] float32, the sampling policy's log-probs; None unless a function from outside reads it.
       ref_logp: [B, T] float32, those of the policy's initial weights; None as above.
       process: [B, T] float32 rewards as the source gave them.
-      gate: scalar float32 in [0, 1] by which the process rewards are trusted.
+      gate: float32 in [0, 1] by which the process rewards are trusted: a scalar, or [B, 1] with a gate per group.
       initial_value: [B] float32, the value of the prompt; the group's mean outcome unless the source knows better.
       values: [B, T] float32 of the critic before each token, or None.
       penalty: [B, T] float32 added to the dense rewards unnormalised (a divergence), or None.

@@ -5,7 +5,7 @@ import re
 from prm_jax.errors import UserError
 from prm_jax.models.quantization_options import bits_of
 from prm_jax.option_ranges import check_ranges
-from prm_jax.prime.options import Options, PRMOptions
+from prm_jax.prime.options import LABEL_READINGS, Options, PRMOptions
 from prm_jax.prime.sample_losses import NAMES as SAMPLE_LOSSES
 from prm_jax.prime.sizes import chunk_rows
 from prm_jax.resolve import nearest
@@ -290,6 +290,8 @@ def _rewards(options: Options) -> list[str]:
         )
     if reward.source == "checker" and advantage.gate:
         found.append("--advantage.gate measures a PRM, and with --reward.source checker there is none")
+    if advantage.gate_per == "group" and not advantage.gate:
+        found.append("--advantage.gate-per group says how the gate is measured, and --advantage.gate is off")
     values = reward.source in ("values", "critic", "model") or ":" in reward.source
     if advantage.credit == "value" and not values:
         found.append(
@@ -355,6 +357,8 @@ def _online_prm(options: Options) -> list[str]:
             for name in changed
             if name in ("replay", "class-weights", "label-smoothing")
         ]
+        if prm.reading == "probabilities":
+            found.append(f"--prm.reading probabilities are those of --prm.loss ce; {prm.loss} teaches none: use ranks")
     if prm.replay and prm.replay < rows:
         found.append(
             f"--prm.replay {prm.replay} is smaller than the {rows} responses of a step "
@@ -375,9 +379,10 @@ def _online_prm(options: Options) -> list[str]:
     found += [
         f"--prm.{name} needs --prm.reading labels or failed_labels"
         for name, value in (("label-threshold", prm.label_threshold), ("label-trust", prm.label_trust))
-        if value is not None and prm.reading == "raw"
+        if value is not None and prm.reading not in LABEL_READINGS
     ]
-    if prm.reading != "raw" and prm.label_threshold is None and prm.update == "none" and not prm.pretrain_rollouts:
+    learns = prm.update != "none" or prm.pretrain_rollouts
+    if prm.reading in LABEL_READINGS and prm.label_threshold is None and not learns:
         found.append(
             f"--prm.reading {prm.reading} finds its threshold while the PRM learns, and with --prm.update none it "
             "never does: give --prm.label-threshold"

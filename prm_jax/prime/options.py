@@ -12,12 +12,15 @@ from prm_jax.config_io import OptionsOf
 from prm_jax.models.mesh_options import MeshOptions
 from prm_jax.models.model_options import ModelOptions
 from prm_jax.option_ranges import above, at_least, within
+from prm_jax.prime.advantage_options import AdvantageOptions
 from prm_jax.prime.watch_options import WatchOptions
 from prm_jax.rollouts.sampling_options import Connection
 from prm_jax.rollouts.server_options import ServerOptions
 from prm_jax.rollouts.turn_options import TurnOptions
 
 Schedule = Literal["constant", "linear", "cosine"]
+LABEL_READINGS = ("labels", "failed_labels")
+"""The readings of `PRMOptions` that make step labels, with a threshold."""
 
 
 @dataclass(frozen=True)
@@ -208,9 +211,10 @@ class PRMOptions:
     """Share of outcomes that the cross-entropy believes to be wrong, such as the verifier's error rate."""
     beta: Annotated[float, above(0)] = 0.05
     """Scale of the log-ratio."""
-    reading: Literal["raw", "labels", "failed_labels"] = "raw"
+    reading: Literal["raw", "labels", "failed_labels", "probabilities", "ranks"] = "raw"
     """What rewards are made of the PRM's. raw: as they are; labels: -1 on the first step whose reward is below a
-    threshold, 0 elsewhere; failed_labels: the same, but only in responses whose outcome is below 1/2."""
+    threshold, 0 elsewhere; failed_labels: the same, but only in responses whose outcome is below 1/2; probabilities: by
+    how much a step changes the PRM's probability of success; ranks: the step's rank in the batch, -1/2 to 1/2."""
     label_threshold: float | None = None
     """That threshold; none: the one at which as many of the responses that the PRM learns from have such a step as have
     failed, averaged over about ten updates."""
@@ -265,44 +269,6 @@ class PRMOptions:
     """Passes over them."""
     pretrain_batch: Annotated[int, at_least(1)] = 128
     """Rollouts per optimiser step of that warm-up."""
-
-
-@dataclass(frozen=True)
-class AdvantageOptions:
-    """From process rewards and outcomes to advantages."""
-
-    estimator: str = "rloo"
-    """rloo: the paper's equation 5; rloo_released: the published code; grpo, reinforce: its equations 7 and 8;
-    lambda_grpo: grpo with tokens weighted by shared prefixes; ppo: GAE with a critic; or package.module:function of
-    (rewards, inputs)."""
-    credit: Literal["return", "step", "cumulative", "min", "value"] = "return"
-    """What a token is credited with. return: the rewards from here on (published); step: its own step's reward;
-    cumulative: the rewards up to its step, against the group at the same step; min: the least reward from here on;
-    value: the change of a value (sources values, critic, model)."""
-    process_coef: Annotated[float, at_least(0)] = 1.0
-    """Weight of the process rewards; 0 is outcome-only training, for which no PRM is kept at all."""
-    outcome_coef: Annotated[float, at_least(0)] = 1.0
-    """Weight of the outcome."""
-    normalizer: Literal["return", "deviation", "none"] = "return"
-    """Divide process rewards by the largest absolute return of the batch (published), by the root mean square of those
-    that are not 0 (deviation), or not (which can destroy a policy); grpo divides by the group's deviation instead."""
-    gate: bool = False
-    """Scale the process rewards by max(0, 2 * a - 1), where a is the PRM's pairwise accuracy on these rollouts before
-    it learns from them."""
-    gate_z: Annotated[float, at_least(0)] = 0.0
-    """Use the accuracy's lower confidence bound instead, this many standard errors below it, counting the groups with
-    mixed outcomes; 0: the accuracy itself."""
-    min_temperature: Annotated[float, above(0)] = 0.1
-    """Temperature of the soft minimum of credit=min."""
-    consistent: Annotated[float, within(0, 1, low_open=True)] = 1.0
-    """Share of each group's right responses, and of its wrong ones, that the policy learns from: those whose process
-    rewards agree best with the outcome (PROF); 1: all."""
-    discount: Annotated[float, within(0, 1)] = 1.0
-    """Discount of process rewards."""
-    gae_lambda: Annotated[float, within(0, 1)] = 1.0
-    """Lambda of GAE (ppo)."""
-    whiten: bool = True
-    """Normalise advantages over the batch (rloo, ppo)."""
 
 
 @dataclass(frozen=True)

@@ -145,11 +145,11 @@ class PolicyPhase:
         """Epochs of minibatches: (trainable, optimiser state, metrics)."""
         options = self.options
         in_loss = bool(options.kl_coef) and options.kl_placement == "loss"
-        # The gate is a scalar, which minibatches do not divide.
+        divided = inputs.gate.ndim > 0  # a gate of the batch is a scalar, which minibatches do not divide
         data: dict[str, Any] = {
             "batch": batch,
             "advantages": advantages,
-            "inputs": dataclasses.replace(inputs, gate=None),  # type: ignore[arg-type]
+            "inputs": inputs if divided else dataclasses.replace(inputs, gate=None),  # type: ignore[arg-type]
         }
         if old_logp is not None:
             data["old_logp"] = old_logp
@@ -163,7 +163,8 @@ class PolicyPhase:
             )  # fmt: skip
             logp = found.logp
             old = piece.get("old_logp", jax.lax.stop_gradient(logp))
-            seen = dataclasses.replace(piece["inputs"], gate=inputs.gate, entropy=found.entropy)
+            gate = piece["inputs"].gate if divided else inputs.gate
+            seen = dataclasses.replace(piece["inputs"], gate=gate, entropy=found.entropy)
             corrected = correct(self.off_policy, old, piece["advantages"], seen)
             loss = self.loss(logp, corrected.old_logp, corrected.advantages, seen)
             loss = with_regularizers(options, loss, logp, piece.get("ref_logp"), seen)

@@ -149,17 +149,14 @@ def judge_phase(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> tup
     """The source judges the batch and learns from it.
 
     Returns:
-      (what it found, the gate: a scalar in [0, 1], metrics).
+      (what it found, the gate: a scalar in [0, 1] or [B, 1] of them, metrics).
     """
     if setup.source is None:
         given = jnp.zeros(batch.mask.shape, jnp.float32) if batch.process is None else batch.process
         return Judged(state.source, given, given.sum(-1), {}, batch.initial_value), jnp.ones(()), {}
     policy = setup.policy.learner.params(state.policy, frozen.reference)
     judged = judge(setup.source, state.source, SourceBatch(batch, policy, frozen.reference, frozen.constants))
-    accuracy = rl.pairwise_accuracy(
-        judged.response, batch.outcome, batch.group_ids, num_groups=batch.mask.shape[0], mask=batch.keep
-    )
-    gate = _gate(setup.options, accuracy, batch)
+    gate, accuracy = process_gate(setup.options, judged.response, batch)
     counted = batch.mask & batch.keep[:, None]
     concentration = stats.credit_concentration(judged.rewards, counted)
     metrics = {
@@ -168,7 +165,7 @@ def judge_phase(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> tup
         "gold/r_squared": stats.r_squared(judged.response, batch.outcome, batch.keep),
         "prm/concentration": jnp.where(batch.keep, concentration, 0.0).sum() / jnp.maximum(batch.keep.sum(), 1),
         "prm/pairwise_accuracy": accuracy,
-        "prm/gate": gate,
+        "prm/gate": masked_mean(gate[:, 0], batch.keep) if gate.ndim else gate,
         "prm/reward_abs": masked_mean(jnp.abs(jnp.where(counted, judged.rewards, 0.0)), counted),
     }
     return judged, gate, metrics
@@ -224,13 +221,24 @@ def advantage_phase(setup: Setup, inputs: RewardInputs) -> tuple[jax.Array, jax.
     return rewards, advantages, metrics
 
 
-def _gate(options: AdvantageOptions, accuracy: jax.Array, batch: Batch) -> jax.Array:
-    """The factor of the process rewards; the accuracy is measured on groups whose outcomes differ."""
+def process_gate(options: AdvantageOptions, scores: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """(the factor of the process rewards, the accuracy of the scores [B] over the batch).
+
+    The accuracy is measured on groups whose outcomes differ; others take the factor of the batch.
+    """
+    accuracy, own = (
+        rl.pairwise_accuracy(
+            scores, batch.outcome, batch.group_ids, num_groups=batch.mask.shape[0], mask=batch.keep, average=average
+        )
+        for average in ("groups", "none")
+    )
     if not options.gate:
-        return jnp.ones(())
-    if not options.gate_z:
-        return rl.trust_gate(accuracy)
-    return rl.trust_gate(accuracy, count=mixed_groups(batch, batch.keep).sum(), z=options.gate_z)
+        return jnp.ones(()), accuracy
+    mixed = mixed_groups(batch, batch.keep)
+    gate = rl.trust_gate(accuracy, count=mixed.sum() if options.gate_z else None, z=options.gate_z)
+    if options.gate_per == "group":
+        gate = jnp.where(mixed, rl.trust_gate(own), gate)[batch.group_ids][:, None]
+    return gate, accuracy
 
 
 def _group_means(batch: Batch) -> jax.Array:

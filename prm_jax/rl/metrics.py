@@ -22,7 +22,7 @@ def pairwise_accuracy(
     *,
     num_groups: int,
     mask: ArrayLike | None = None,
-    average: Literal["groups", "pairs", "released"] = "groups",
+    average: Literal["groups", "pairs", "released", "none"] = "groups",
     axis_name: masking.AxisName = None,
 ) -> jax.Array:
     """How often the score orders two responses to one prompt as their outcomes do.
@@ -30,7 +30,7 @@ def pairwise_accuracy(
     Pairs with different outcomes count, each with weight |a_i - a_j|; equal scores count one half, so that constant
     scores get 0.5. (verl counts a tie as right if the better response comes second and as wrong if it comes first.)
     "groups" takes the mean over groups that have a pair, "pairs" the mean over all pairs, "released" (verl) the
-    mean over groups with 0.5 for those without a pair, which pulls towards 0.5.
+    mean over groups with 0.5 for those without a pair, which pulls towards 0.5; "none" takes no mean.
 
     Args:
       scores: [B] float.
@@ -43,9 +43,9 @@ def pairwise_accuracy(
         group must be on one device.
 
     Returns:
-      float32 scalar in [0, 1]; 0.5 when there is no pair. No gradient.
+      float32 scalar in [0, 1], [num_groups] with average="none"; 0.5 where there is no pair. No gradient.
     """
-    masking.check_option("average", average, ("groups", "pairs", "released"))
+    masking.check_option("average", average, ("groups", "pairs", "released", "none"))
     ids, member = masking.group_members(group_ids, num_groups, mask)
     chex.assert_rank(ids, 1)
     chex.assert_equal_shape([jnp.asarray(scores), jnp.asarray(outcome), ids, member])
@@ -59,6 +59,8 @@ def pairwise_accuracy(
         hits, pairs, size = jnp.sum(hits), jnp.sum(pairs), jnp.sum(size)
     counted = (size > 0) if average == "released" else (pairs > 0)
     accuracy = jnp.where(pairs > 0, hits / jnp.where(pairs > 0, pairs, 1.0), 0.5)
+    if average == "none":
+        return jax.lax.stop_gradient(accuracy)
     number = jnp.sum(counted)
     mean = jnp.sum(jnp.where(counted, accuracy, 0.0)) / jnp.maximum(number, 1)
     return jax.lax.stop_gradient(jnp.where(number > 0, mean, 0.5))

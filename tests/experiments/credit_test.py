@@ -180,20 +180,24 @@ def test_an_implicit_prm_learns_from_groups_with_both_outcomes_and_labels_are_th
     assert chosen["outcomes"][0].labels is None and chosen["exact"][0].labels == (1.0,) * 3
 
 
-def test_runs_of_smollm2_are_read_from_their_metrics_and_compared_as_far_as_all_went(tmp_path):
+def test_runs_of_smollm2_are_read_from_their_metrics_and_compared_as_far_as_all_went(tmp_path, monkeypatch):
+    monkeypatch.setattr(smollm2, "BLOCK", 2)
     for arm, gain, count in (("outcome", 0.0, 3), ("checker", 0.2, 2)):
         folder = tmp_path / arm / "0"
         folder.mkdir(parents=True)
         rows = [
             {"rollouts": 80 * i, "seconds": 5.0 * i, "eval/sampled_accuracy": 0.1 * i + gain,
-             "eval/sampled_step_accuracy": 0.5, "rollout/solve_rate": 0.1}
+             "eval/sampled_step_accuracy": 0.5, "rollout/solve_rate": 0.1 * i + gain}
             for i in range(count)
         ]  # fmt: skip
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     smollm2.report(tmp_path, tmp_path / "smollm2.json")
     found = json.loads((tmp_path / "smollm2.json").read_text())
     assert list(found["tables"]["sampled accuracy"]) == ["0", "80"]
-    assert found["tables"]["area under the curve"]["checker"]["area minus outcome"] == pytest.approx(0.2)
+    areas = found["tables"]["area under the curve"]["checker"]
+    assert areas["area minus outcome"] == areas["solve rate minus outcome"] == pytest.approx(0.2)
+    blocks = {"steps 1 to 2": {"rollouts": 16.0, "outcome": 0.05, "checker": pytest.approx(0.25)}}
+    assert found["tables"]["solve rate of training"] == blocks
     assert found["seeds"] == [0] and (tmp_path / "smollm2.png").stat().st_size > 5_000
 
 

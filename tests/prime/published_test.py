@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from prm_jax.prime import published
-from prm_jax.prime.options import AdvantageOptions
+from prm_jax.prime.advantage_options import AdvantageOptions
 from prm_jax.prime.step import init_state, make_step
 from tests.prime.conftest import replaced, setup_of
 

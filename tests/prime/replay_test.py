@@ -14,7 +14,7 @@ from prm_jax.models import load_weights
 from prm_jax.prime.batch import Frozen
 from prm_jax.prime.checks import check_options
 from prm_jax.prime.sources import SourceBatch, make_source
-from prm_jax.prime.sources.implicit import label_trust, step_label_rewards
+from prm_jax.prime.sources.readings import label_trust, probability_rewards, rank_rewards, step_label_rewards
 from prm_jax.prime.sources.replay import draw, empty_replay, keep, remember
 from prm_jax.prime.start import load_start
 from prm_jax.prime.step import init_state, make_source_step
@@ -127,6 +127,30 @@ def test_step_labels_are_those_of_a_loop():
     assert 0 < flagged.sum() < len(flagged)
 
 
+def test_probabilities_and_ranks_of_steps_are_those_of_a_loop():
+    rng, batch = np.random.default_rng(3), make_batch(2)
+    rewards = np.where(batch.mask, rng.integers(-2, 3, batch.mask.shape), 9.0).astype(np.float32)  # with ties
+    rows = np.arange(len(rewards)) != 5
+    given = rewards, batch.step_ids, batch.mask, rows
+    steps = {}
+    for row, column in np.argwhere(batch.mask):
+        place = int(row), int(batch.step_ids[row, column])
+        steps.setdefault(place, []).append((column, rewards[row, column]))
+    sums = {place: sum(value for _, value in found) for place, found in steps.items()}
+    changes, ranks = np.zeros((2, *rewards.shape), np.float32)
+    known = [value for (row, _), value in sums.items() if rows[row]]
+    for (row, step), found in steps.items():
+        before = sum(sums[row, earlier] for earlier in range(step))
+        sigmoid = [1 / (1 + np.exp(-x)) for x in (before, before + sums[row, step])]
+        changes[row, found[-1][0]] = sigmoid[1] - sigmoid[0]
+        if rows[row]:
+            lower = np.mean([other < sums[row, step] for other in known])
+            ranks[row, found[-1][0]] = lower + 0.5 * np.mean([other == sums[row, step] for other in known]) - 0.5
+    np.testing.assert_allclose(probability_rewards(*given), changes, atol=1e-6)
+    np.testing.assert_allclose(rank_rewards(*given), ranks, atol=1e-6)
+    assert ranks.min() < -0.4 and ranks.max() > 0.4
+
+
 @pytest.mark.parametrize(
     ("counts", "trust"),
     [
@@ -154,6 +178,8 @@ def test_labels_are_trusted_as_far_as_they_tell_failed_responses_from_others(cou
         ({"prm": {"label_threshold": -1.0}}, "--prm.label-threshold needs --prm.reading"),
         ({"prm": {"reading": "labels", "update": "none", "pretrain_rollouts": 0}}, "give --prm.label-threshold"),
         ({"prm": {"class_weights": "balanced"}, "reward": {"source": "checker"}}, "implicit PRM, but the source"),
+        ({"prm": {"reading": "ranks", "label_trust": 0.0}}, "needs --prm.reading labels"),
+        ({"prm": {"reading": "probabilities", "loss": "dpo"}}, "use ranks"),
         ({"prm": {"reading": "labels"}, "advantage": {"process_coef": 0.0}}, "but no PRM is kept"),
         ({"prm": {"trained": "run/prm"}, "advantage": {"process_coef": 0.0}}, "--prm.trained is of the implicit PRM"),
         ({"prm": {"trained": "run/prm", "path": "other"}}, "brings its own reference"),

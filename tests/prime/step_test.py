@@ -23,7 +23,7 @@ from prm_jax.prime.options import Options
 from prm_jax.prime.policy import clipped_loss, with_regularizers
 from prm_jax.prime.shaping import make_reward
 from prm_jax.prime.start import even_ways
-from prm_jax.prime.step import init_state, make_source_step, make_step
+from prm_jax.prime.step import init_state, make_source_step, make_step, process_gate
 from tests.compiled import hidden_states, token_logprobs
 from tests.prime.conftest import advantages_of, inputs_of, make_batch, replaced, setup_of
 
@@ -389,6 +389,34 @@ def test_gate_follows_the_accuracy_before_the_update(options, tiny_config, tiny_
     expected = rl.trust_gate(metrics["prm/pairwise_accuracy"], count=3, z=0.5)
     np.testing.assert_allclose(metrics["prm/gate"], expected, rtol=1e-5)
     assert 0 < expected < rl.trust_gate(metrics["prm/pairwise_accuracy"])
+
+
+def test_a_gate_per_group_is_measured_on_its_own_pairs(options, batch):
+    """Against a loop; the last group is all wrong and takes the batch's gate; a row that is left out is not read."""
+    rng, keep = np.random.default_rng(3), np.arange(16) != 5
+    outcome = np.where(np.arange(16) < 12, rng.integers(0, 2, 16), 0).astype(np.float32)
+    outcome[:12:4], outcome[3:12:4] = 1.0, 0.0
+    scores = rng.normal(size=16) + outcome * np.repeat([3.0, 1.0, 1.0, 0.0], 4)
+    given = dataclasses.replace(batch, outcome=outcome, keep=keep)
+    choice = dataclasses.replace(options.advantage, gate=True, gate_per="group")
+    gate, accuracy = process_gate(choice, jnp.asarray(scores, jnp.float32), given)
+    own = []
+    for first in range(0, 12, 4):
+        rows = [row for row in range(first, first + 4) if keep[row]]
+        pairs = [(a, b) for a in rows for b in rows if outcome[a] > outcome[b]]
+        own.append(np.mean([scores[a] > scores[b] for a, b in pairs]))
+    np.testing.assert_allclose(accuracy, np.mean(own), rtol=1e-6)
+    expected = np.maximum(0, 2 * np.array([*own, np.mean(own)]) - 1)
+    np.testing.assert_allclose(gate, np.repeat(expected, 4)[:, None], rtol=1e-5)
+    assert len(set(np.round(expected, 3))) == 3
+
+
+def test_a_gate_per_group_goes_with_its_rows_into_minibatches(options, tiny_config, tiny_frozen, batch):
+    grouped = replaced(
+        options, advantage={"gate": True, "gate_per": "group"}, policy={"minibatches": 2, "learning_rate": 0.0}
+    )
+    _, metrics, _ = run(grouped, tiny_config, tiny_frozen, batch)
+    assert metrics["policy/skipped"] == 0 and 0 <= metrics["prm/gate"] < 1
 
 
 def test_a_batch_over_eight_devices_gives_the_same_step(options, tiny_config, tiny_frozen, batch):

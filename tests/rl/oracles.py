@@ -650,7 +650,7 @@ def rows_of_groups(group_mask, group_ids):
 
 
 def pairwise_accuracy(scores, outcome, group_ids, mask, num_groups=0, average="groups"):
-    per_group, all_hits, all_pairs = [], 0.0, 0.0
+    per_group, all_hits, all_pairs, each = [], 0.0, 0.0, []
     for group in _groups(group_ids, num_groups, mask):
         hits = pairs = 0.0
         for i, j in itertools.combinations(group, 2):
@@ -661,10 +661,13 @@ def pairwise_accuracy(scores, outcome, group_ids, mask, num_groups=0, average="g
             elif (scores[i] > scores[j]) == (outcome[i] > outcome[j]):
                 hits += gap
         all_hits, all_pairs = all_hits + hits, all_pairs + pairs
+        each.append(hits / pairs if pairs else 0.5)
         if pairs:
             per_group.append(hits / pairs)
         elif group and average == "released":
             per_group.append(0.5)
+    if average == "none":
+        return np.array(each)
     if average == "pairs":
         return all_hits / all_pairs if all_pairs else 0.5
     return sum(per_group) / len(per_group) if per_group else 0.5

@@ -428,6 +428,7 @@ def _metrics() -> list[Row]:
         for average in ("groups", "pairs", "released")
     ]
     rows += [
+        Row(rl.pairwise_accuracy, PAIRS, oracles.pairwise_accuracy, "G", kw={**GROUPS, "average": "none"}, empty=0.5),
         Row(stats.outcome_accuracy, "scores=s outcome=a mask=rows", oracles.outcome_accuracy, "-", shard="axis"),
         Row(
             rl.first_error,

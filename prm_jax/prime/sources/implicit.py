@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from prm_jax import rl
 from prm_jax.models import ModelConfig
 from prm_jax.prime.batch import Batch, Metrics
-from prm_jax.prime.options import PRMOptions
+from prm_jax.prime.options import LABEL_READINGS, PRMOptions
 from prm_jax.prime.pieces import (
     batch_logprobs,
     batch_statistics,
@@ -25,6 +25,7 @@ from prm_jax.prime.pieces import (
     summarize,
 )
 from prm_jax.prime.sources.base import Judged, Source, SourceBatch
+from prm_jax.prime.sources.readings import REWARDS, label_trust, step_label_rewards
 from prm_jax.prime.sources.replay import Replay, draw, empty_replay, keep, remember
 from prm_jax.runs.expert_balance import expert_metrics, with_balance
 from prm_jax.runs.learner import Learner, Params, accumulate_gradients, guarded_update, merge_rows
@@ -88,7 +89,7 @@ class ImplicitPRM(Source):
         options, replay = self.options, None
         if options.replay:
             replay = empty_replay(options.replay, self.kept, self.columns, jax.random.fold_in(key, 1))
-        finds = options.reading != "raw" and options.label_threshold is None
+        finds = options.reading in LABEL_READINGS and options.label_threshold is None
         first = self.constants if self.trained is None else self.trained
         return PRMState(
             *self.learner.init(first, key), replay, jnp.zeros(2) if finds else None,
@@ -195,8 +196,8 @@ class ImplicitPRM(Source):
     ) -> tuple[jax.Array, jax.Array | None, Metrics]:  # fmt: skip
         """(process rewards [B, T] as `options.reading` takes them from the raw ones, new `agreement`, metrics)."""
         options, average, counts = self.options, state.threshold, state.agreement
-        if options.reading == "raw":
-            return raw, None, {}
+        if options.reading not in LABEL_READINGS:
+            return REWARDS[options.reading](raw, batch.step_ids, batch.mask, batch.judged), None, {}
         if average is None:
             threshold = jnp.asarray(options.label_threshold, jnp.float32)
         else:
@@ -335,36 +336,3 @@ class ImplicitPRM(Source):
         found, known = rl.outcome_threshold(steps, present, rows.outcome)
         moved = _MEMORY * average + (1 - _MEMORY) * jnp.stack([found, jnp.ones(())])
         return jnp.where(known, moved, average)
-
-
-def label_trust(counts: jax.Array) -> jax.Array:
-    """How much better than chance labels tell failed responses from others, in [0, 1]; 0 as long as either is missing.
-
-    The share of failed responses with a label, minus that of the others (Youden's index).
-
-    Args:
-      counts: [2, 2] float, see `PRMState.agreement`.
-    """
-    shares = counts[0] / jnp.maximum(counts[1], 1e-6)
-    return jnp.where((counts[1] > 0).all(), jnp.clip(shares[0] - shares[1], 0.0, 1.0), 0.0)
-
-
-def step_label_rewards(
-    rewards: jax.Array, step_ids: jax.Array, mask: jax.Array, threshold: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """-1 on the last token of the first step whose reward is below a threshold, 0 elsewhere.
-
-    Args:
-      rewards: [B, T] float, token rewards.
-      step_ids: [B, T] int, -1 outside the response.
-      mask: [B, T] bool, response tokens.
-      threshold: scalar.
-
-    Returns:
-      ([B, T] float32, [B] bool: whether the response has such a step).
-    """
-    ids = jnp.where(mask, step_ids, -1)
-    steps, present = rl.step_rewards(rewards, ids, num_steps=mask.shape[1])
-    first = rl.first_error(steps, present, threshold=threshold)
-    here = jnp.arange(mask.shape[1]) == first[:, None]
-    return rl.token_rewards_from_steps(jnp.where(here, -1.0, 0.0), ids), first >= 0
