@@ -46,6 +46,11 @@ def finish(
     records = [record for chunk in done for record in chunk["records"]]
     if not records:
         partial.unlink()
+        if counted == "programs":
+            raise UserError(
+                f"no solution could be labelled: of {problems} problems, none has a solution that passes its "
+                "own tests; --task-options ... check_solutions true says why"
+            )
         hint = "--tree.simulations" if counted == "proposals" else "--rollouts"
         raise UserError(
             f"no solution could be labelled: the rollouts of all {problems} problems were all correct or all wrong, or "
@@ -58,3 +63,6 @@ def finish(
     known = [label for record in records for label in record.get("labels", ()) if label is not None]
     errors, calls = sum(label == 0 for label in known), sum(chunk["calls"] for chunk in done)
     print(f"{out}: {len(records)} solutions, {len(known)} labels, {errors} of them 0, {calls} {counted}")
+    without = problems - len({record["group"] for record in records})
+    if counted == "programs" and without:
+        print(f"{without} of {problems} problems are left out: they have no solution that passes its own tests")

@@ -29,7 +29,7 @@ def sampling_parts(options: Options, start: Start, mesh: Mesh | None) -> tuple[E
     rollout = options.rollout
     if rollout.max_lag:
         background_engines(options, start, mesh)  # used later; what it refuses must not be found after the warm start
-    turns = make_turns(rollout.turns, start.task, rollout.max_new_tokens)
+    turns = make_turns(rollout.turns, start.task, start.tokenizer, rollout.max_new_tokens)
     if turns is None:
         return make_engines(options, start, mesh), None
     if rollout.engine not in ("auto", "slots") or rollout.max_lag:

@@ -113,6 +113,9 @@ class Kind:
         del model, train
         return []
 
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Raises UserError where the model's tokenizer cannot write what this kind needs."""
+
     def layout(self, text: TextLayout) -> TextLayout:
         """How prompts and steps become text, where the kind decides part of it."""
         return text

@@ -46,7 +46,8 @@ def write_traces(
     if long:
         raise UserError(
             f"{long[0]}: this solution and a trace of {max_new_tokens} tokens exceed the model's context of "
-            f"{prm.spec.config.context} tokens (and so do {len(long) - 1} others)"
+            f"{prm.spec.config.context} tokens (and so do {len(long) - 1} others): train with a smaller "
+            "--prm.max-new-tokens or on a model with a longer context"
         )
     step, stops = (lambda _: Feedback(done=True), ()) if tool is None else (tool.step, (tool.markers.close,))
     engine = SlotEngine(

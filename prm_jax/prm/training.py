@@ -103,6 +103,7 @@ def train(
         quantize=model.quantize, quantization=model.quantization,
     ), mesh=mesh)  # fmt: skip
     check_fits(tokenizer, config)
+    options.prm.check_tokenizer(tokenizer)
     check_expert_axis(mesh, config.num_experts, config.architecture)
     check_balanced("--train.balance-coef", options.train.balance_coef, config)
     if is_quantized(base) and not (model.lora_rank or head_only(options)):

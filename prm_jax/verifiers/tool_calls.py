@@ -15,7 +15,7 @@ class Markers:
       output_open, output_close: around the answer; may be empty.
 
     Raises:
-      UserError: an empty `open` or `close`.
+      UserError: an empty `open` or `close`, or the same string for both.
     """
 
     open: str
@@ -26,6 +26,8 @@ class Markers:
     def __post_init__(self) -> None:
         if not self.open or not self.close:
             raise UserError("the markers of a tool's calls must not be empty")
+        if self.open == self.close:
+            raise UserError(f"the markers before and after a tool's call must differ; both are {self.open!r}")
 
     def call(self, text: str) -> str | None:
         """The call that ends a text: what is between the last `open` and the `close` at its end; None without."""

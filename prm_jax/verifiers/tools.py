@@ -1,5 +1,6 @@
 """Tools by name."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -21,7 +22,7 @@ def make_tool(name: ToolName, markers: Sequence[str] = (), *, option: str = "too
       option: what the markers are called in messages.
 
     Raises:
-      UserError: an unknown name; another number of markers, or an empty one around calls.
+      UserError: an unknown name; another number of markers, or an empty one or equal ones around calls.
     """
     if markers and len(markers) not in (2, 4):
         raise UserError(
@@ -33,3 +34,21 @@ def make_tool(name: ToolName, markers: Sequence[str] = (), *, option: str = "too
     if name not in known:
         raise UserError(f"unknown tool {name!r}; {nearest(name, known)}a tool is none, {', '.join(known)}")
     return known[name](markers=Markers(*markers)) if markers else known[name]()
+
+
+def check_markers(tool: Any | None, tokenizer: Any, *, option: str) -> None:
+    """Checks that a model can write a tool's markers.
+
+    Args:
+      tool: from `make_tool`.
+      tokenizer: of the model, with ``encode``.
+      option: what sets the markers, for the message.
+
+    Raises:
+      UserError: the tokenizer has no tokens for one of them.
+    """
+    for marker in () if tool is None else dataclasses.astuple(tool.markers):
+        try:
+            tokenizer.encode(marker)
+        except UserError as error:
+            raise UserError(f"this model cannot write the tool's marker {marker!r}; set {option}: {error}") from error

@@ -124,6 +124,7 @@ def test_helpers_of_the_prompt_belong_to_the_tests_and_not_to_the_program():
         ("humaneval", HUMANEVAL, {"test": "def check(candidate:"}, "not valid Python"),
         ("humaneval", HUMANEVAL, {"entry_point": 3}, "entry_point"),
         ("mbpp", MBPP, {"test_list": []}, "empty"),
+        ("mbpp", MBPP, {"test_list": ["print(inc(1))"]}, "x:1: the tests assert nothing, .* 'print"),
         ("mbpp", MBPP, {"test_list": "assert inc(1) == 2"}, "list of texts"),
         ("apps", APPS, {"input_output": "{"}, "input_output: not JSON"),
         ("apps", APPS, {"input_output": json.dumps({"inputs": ["1"], "outputs": []})}, "1 inputs and 0 outputs"),

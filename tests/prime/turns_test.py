@@ -11,7 +11,7 @@ from prm_jax import prime
 from prm_jax.data import load_task
 from prm_jax.data.environment_task import EnvironmentTask
 from prm_jax.errors import UserError
-from prm_jax.models import init_params
+from prm_jax.models import CharTokenizer, init_params
 from prm_jax.prime.collect import to_batch
 from prm_jax.prime.engines import sampling_parts
 from prm_jax.prime.sampler import Sampler
@@ -127,6 +127,9 @@ def test_values_of_prefixes_are_refused(options):
 
 
 def test_a_task_without_environments_has_no_turns():
-    assert make_turns(TurnOptions(), load_task("carry", num_eval=4), 8) is None
-    tool = make_turns(TurnOptions(tool="python"), load_task("carry", num_eval=4), 8)
+    task, text = load_task("carry", num_eval=4), CharTokenizer("</>pythonu")
+    assert make_turns(TurnOptions(), task, text, 8) is None
+    tool = make_turns(TurnOptions(tool="python"), task, text, 8)
     assert tool is not None and tool.stop[-1] == "</python>"
+    with pytest.raises(UserError, match=r"marker '<calc>'; set --rollout.turns.markers: the character 'c'"):
+        make_turns(TurnOptions(tool="calculator"), task, text, 8)

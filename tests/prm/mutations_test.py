@@ -87,7 +87,8 @@ def test_from_the_command_line(path, tmp_path, capsys):
         "mutate",
     ]
     assert cli.main(["label", "none", *words]) == 0
-    assert "programs" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "programs" in told and "1 of 2 problems are left out: they have no solution" in told
     records = read_step_data(out)
     assert len(records) > 5 and records[0].provenance["method"] == "mutate"
     out.unlink()
@@ -95,6 +96,11 @@ def test_from_the_command_line(path, tmp_path, capsys):
     assert "give none as the policy" in capsys.readouterr().err
     assert cli.main(["label", "none", *words[:-1], "omega"]) == 2
     assert "needs a policy" in capsys.readouterr().err
+    failing = tmp_path / "failing.jsonl"
+    failing.write_text(json.dumps({**ROWS[0], "code": "def count(items, limit):\n    return 7\n"}) + "\n")
+    words[words.index(str(path))] = str(failing)
+    assert cli.main(["label", "none", *words]) == 2
+    assert "none has a solution that passes its own tests" in capsys.readouterr().err
 
 
 def test_problems_without_solutions_are_refused():

@@ -105,8 +105,10 @@ def test_the_model_writes_its_own_traces(config, params, tokenizer):
     assert called.steps[1].startswith(text[0] + "77") and called.forced == ((0, 1), (2, 4))
     scored = prm.score([*bare, plain[0]])
     assert np.isclose(scored[0].response, scored[2].response, atol=1e-5) and len(scored[0].steps) == 1
-    with pytest.raises(UserError, match="a: this solution and a trace of 255 tokens exceed"):
+    with pytest.raises(UserError, match="a: this solution and a trace of 255 tokens exceed .* --prm.max-new-tokens"):
         write_traces(prm, bare, None, max_new_tokens=255)
+    with pytest.raises(UserError, match="cannot write the tool's marker '<calc>'; set --prm.markers"):
+        Themis().check_tokenizer(tokenizer)
 
 
 def test_training_learns_the_traces_and_the_order(config, params, tokenizer):

@@ -45,6 +45,8 @@ def test_tools_by_name():
     assert make_tool("python", ("<<", ">>")).markers == Markers("<<", ">>")
     with pytest.raises(UserError, match=r"--hint.markers takes two strings .*; found 3"):
         make_tool("calculator", ("[", "]", "{"), option="--hint.markers")
+    with pytest.raises(UserError, match="must differ; both are '%'"):
+        make_tool("calculator", ("%", "%"))
     with pytest.raises(UserError, match="unknown tool 'pyton'; did you mean 'python'"):
         make_tool("pyton")
     with pytest.raises(UserError, match="must not be empty"):

@@ -21,7 +21,7 @@ from prm_jax.prm.reward_model_options import BaseOptions, OptimizerOptions, Text
 from prm_jax.prm.rows import Batch, Shape, build_rows, collate
 from prm_jax.prm.spec import Needs, Output, Spec, Weights
 from prm_jax.prm.tool_traces import write_traces
-from prm_jax.verifiers.tools import ToolName, make_tool
+from prm_jax.verifiers.tools import ToolName, check_markers, make_tool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,10 @@ class Themis(ScoreKind):
         if train.trains == "head":
             found.append("--prm.kind themis learns to write traces: use --train.trains all")
         return found
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """The model must be able to write the markers of calls."""
+        check_markers(make_tool(self.tool, self.markers), tokenizer, option="--prm.markers")
 
     def layout(self, text: TextLayout) -> TextLayout:
         """The problem, then the solution, the trace and an end as the answer."""

@@ -63,7 +63,10 @@ def choose_level(wanted: str = "auto") -> Level:
       UserError: it has none, or not that one; the message says why and what to install.
     """
     if wanted not in ("auto", *LEVELS):
-        raise UserError(f"the sandbox level must be auto, {' or '.join(LEVELS)}, found {wanted!r}")
+        raise UserError(
+            f"the sandbox must be auto, {', '.join(LEVELS)}, or the address of a server as http://HOST:PORT; "
+            f"found {wanted!r}"
+        )
     found = available_levels()
     for level in LEVELS if wanted == "auto" else (wanted,):
         if found[level] is None:

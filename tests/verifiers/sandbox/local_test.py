@@ -198,7 +198,7 @@ def test_the_command_line_of_a_sandbox_holds_no_secret(any_sandbox):
 
 
 def test_an_unknown_level_is_refused():
-    with pytest.raises(UserError, match="auto, bubblewrap or landlock, found 'docker'"):
+    with pytest.raises(UserError, match="auto, bubblewrap, landlock, or the address of a server .*; found 'docker'"):
         choose_level("docker")
 
 
