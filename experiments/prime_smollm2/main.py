@@ -55,7 +55,7 @@ def report(args: argparse.Namespace) -> None:
         for row in rows
     ]
     facts = json.loads((args.out / "run.json").read_text())["launches"][-1]
-    record = {**stamp(), "versions": facts["versions"], "steps": kept}
+    record = {**stamp(), "seconds": kept[-1]["seconds"], "versions": facts["versions"], "steps": kept}
     (HERE / "results.json").write_text(json.dumps(record, indent=1) + "\n")
     from prm_jax.runs.plots import plot_runs
 

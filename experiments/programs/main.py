@@ -11,14 +11,22 @@ import pathlib
 from collections.abc import Sequence
 
 from experiments import report
-from experiments.arms import curve, curves, folder_of, run_folder, steps_to, train_arms
+from experiments.arms import Changes, curve, curves, folder_of, run_folder, steps_to, train_arms, warm_start
+from prm_jax import prm
+from prm_jax.data import load_task
 from prm_jax.prime import PRESETS, Options
+from prm_jax.prm.labelling.mutations import mutation_records
 
 ARMS = {
     "outcome only": {"advantage": {"process_coef": 0.0}},
     "PRIME": {"advantage": {"gate": False}},
     "PRIME, gated": {"advantage": {"gate": True}},
+    "PRIME, step credit": {"advantage": {"gate": False, "credit": "step"}},
+    "PRIME, pair loss": {"advantage": {"gate": False}, "prm": {"loss": "dpo"}},
+    "PRIME, pair loss, step credit": {"advantage": {"gate": False, "credit": "step"}, "prm": {"loss": "dpo"}},
 }
+MUTATIONS = "PRM of mutated programs"
+"""An arm with a saved reward model, see `mutation_prm`."""
 LEVEL = 0.8
 
 
@@ -31,14 +39,16 @@ class Config:
     prompts_per_step: int = 16
     problems: int = 128
     every: int = 5
-    arms: tuple[str, ...] = tuple(ARMS)
+    arms: tuple[str, ...] = (*ARMS, MUTATIONS)
+    mutated: int = 512
     runs: str = "runs/programs"
     seeds: int = 5
 
 
 SMOKE = Config(
-    steps=2, sft_steps=3, prompts_per_step=2, problems=4, every=2, arms=("outcome only", "PRIME"), runs="", seeds=1
-)
+    steps=2, sft_steps=3, prompts_per_step=2, problems=4, every=2, arms=("outcome only", "PRIME", MUTATIONS), mutated=4,
+    runs="", seeds=1,
+)  # fmt: skip
 
 
 def settings(config: Config, seed: int) -> Options:
@@ -54,12 +64,47 @@ def settings(config: Config, seed: int) -> Options:
     )  # fmt: skip
 
 
+def mutation_prm(config: Config, root: pathlib.Path) -> pathlib.Path:
+    """A reward model of statements, learned from mutated solutions and their tests (PRLCoder, arXiv 2502.01715).
+
+    It begins at the warm start of seed 0 and serves all seeds. These are the functions behind `prm-jax label none FILE
+    --task programs --method mutate` and `prm-jax train-prm`.
+    """
+    path, options = root / "prm", settings(config, 0)
+    if not (path / "result.json").is_file():
+        task = load_task({"name": options.task.name, **options.task.options})
+        problems = [task.train[index] for index in range(config.mutated)]
+        records, _ = mutation_records(task, problems, {}, mutations=8, refactors=2, seed=0)
+        start = warm_start(options, root / "seed0" / "warm_start")
+        prm.train(
+            prm.TrainPRMOptions(
+                text=prm.POLICY_LAYOUT, model=prm.BaseOptions(path=str(start)), prm=prm.Token(),
+                train=prm.OptimizerOptions(learning_rate=4e-3, batch_size=64, epochs=8), seed=0, plots=False,
+            ),
+            path, data=[record for record in records if set("".join(record.steps)) <= set(task.alphabet)],
+            resume=path.is_dir(),
+        )  # fmt: skip
+    return path / "model"
+
+
+def changes(config: Config, arm: str, root: pathlib.Path) -> Changes:
+    """What an arm changes."""
+    if arm != MUTATIONS:
+        return ARMS[arm]
+    model = mutation_prm(config, root)
+    # A statement is charged with the probability that it is wrong, and only itself.
+    reward = {
+        "source": "model", "path": (str(model),), "granularity": "step", "shaping": ("clip",), "clip_threshold": 1.0,
+    }  # fmt: skip
+    return {"reward": reward, "advantage": {"gate": False, "credit": "step"}}
+
+
 def run(config: Config) -> report.Tables:
     """Trains what is not trained yet; the tables."""
     with run_folder(config.runs) as root:
         folders = [root / f"seed{seed}" for seed in range(config.seeds)]
         for seed, path in enumerate(folders):
-            train_arms(settings(config, seed), {arm: ARMS[arm] for arm in config.arms}, path)
+            train_arms(settings(config, seed), {arm: changes(config, arm, root) for arm in config.arms}, path)
         return tables(folders, config.arms)
 
 

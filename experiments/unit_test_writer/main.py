@@ -51,7 +51,7 @@ class Config:
     tested: int = 64
     metrics: tuple[str, ...] = ("no_print", "no_duplicate_assertion", "described")
     runs: str = "runs/unit_test_writer"
-    seeds: int = 3
+    seeds: int = 5
 
 
 SMOKE = Config(

@@ -6,6 +6,7 @@ Whether an edit keeps the meaning is not decided here; the tests decide.
 
 import ast
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Literal
 
@@ -55,21 +56,35 @@ _METHODS = {
     "lstrip": "rstrip", "rstrip": "lstrip", "keys": "values", "values": "keys",
 }  # fmt: skip
 
+_HEAD = "if True:\n"
+_SPACES = re.compile(r" ?([-+*/%=<>!,:&|^@]+) ?")
+_SPACED = re.compile(r" [-+*/%=<>!&|^@]+ |, ")
+
 
 def find_edits(program: str) -> list[Edit]:
     """Every edit that is known for a program, in the order of its text; [] for what is not Python.
 
+    Edits have no spaces around operators where the program has none, and no parentheses around them where none are
+    needed, so that labels of edits are not labels of a style.
+
     Args:
-      program: its source; edits inside formatted strings are left out, since their positions are not known everywhere.
+      program: its source, or the indented body of a function; edits inside formatted strings are left out, since their
+        positions are not known everywhere.
     """
+    head = _HEAD if program[:1] in (" ", "\t") else ""
     try:
-        tree = ast.parse(program)
+        tree = ast.parse(head + program)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
-    finder = _Finder(program)
+    finder = _Finder(head + program)
     finder.visit(tree)
-    unique = dict.fromkeys(edit for edit in finder.edits if program[edit.start : edit.end] != edit.text)
-    return sorted(unique, key=lambda edit: (edit.start, edit.end, edit.text))
+    moved = {
+        dataclasses.replace(edit, start=edit.start - len(head), end=edit.end - len(head)): plain
+        for edit, plain in finder.edits
+        if edit.start >= len(head)
+    }
+    found = [edit for edit in moved if program[edit.start : edit.end] != edit.text]
+    return sorted(found, key=lambda edit: (edit.start, edit.end, moved[edit]))
 
 
 class _Finder(ast.NodeVisitor):
@@ -77,7 +92,17 @@ class _Finder(ast.NodeVisitor):
 
     def __init__(self, program: str) -> None:
         self.program, self.begins = program, line_starts(program)
-        self.edits: list[Edit] = []
+        self.edits: list[tuple[Edit, str]] = []  # with the text before it was adapted to the program's style
+        self.spaced = _SPACED.search(program) is not None
+        self.statement = (0, 0)
+
+    def visit(self, node: ast.AST) -> None:
+        """Remembers the lines of the innermost statement."""
+        if not isinstance(node, ast.stmt) or node.end_lineno is None:
+            return super().visit(node)
+        before, self.statement = self.statement, (node.lineno - 1, node.end_lineno)
+        super().visit(node)
+        self.statement = before
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
         """Formatted strings stay as they are."""
@@ -192,7 +217,27 @@ class _Finder(ast.NodeVisitor):
             return
         start = self._offset(node.lineno, node.col_offset)
         end = self._offset(node.end_lineno, node.end_col_offset)
-        self.edits.append(Edit(kind, start, end, text))
+        self.edits.append((Edit(kind, start, end, self._in_style(start, end, text)), text))
+
+    def _in_style(self, start: int, end: int, text: str) -> str:
+        """The first of the shorter forms of a text that means the same in its place."""
+        first, last = self.statement
+        begin = self.begins[first]
+        stop = self.begins[last] if last < len(self.begins) else len(self.program)
+        head = _HEAD if self.program[begin] in " \t" else ""
+
+        def meaning(form: str) -> str | None:
+            try:
+                tree = ast.parse(head + self.program[begin:start] + form + self.program[end:stop])
+            except (SyntaxError, ValueError, RecursionError, MemoryError):
+                return None
+            return ast.dump(tree)
+
+        forms = [text[1:-1], text] if text.startswith("(") else [text]
+        if not self.spaced:
+            forms = [*(_SPACES.sub(r"\1", form) for form in forms), *forms]
+        wanted = meaning(text)
+        return next((form for form in forms if wanted is not None and meaning(form) == wanted), text)
 
     def _offset(self, line: int, column: int) -> int:
         begin = self.begins[line - 1]

@@ -72,7 +72,7 @@ class Measured:
       claim: the entry.
       values: label -> (value, low, high); the bounds equal the value where the results have no interval.
       seeds: number of seeds; 0 if the experiment is exact, -1 if nothing was measured.
-      seconds: what the experiment took; None if its results do not say.
+      seconds: what the experiment took, or its runs did together; None if its results do not say.
       failed: checks that do not hold, in words.
     """
 
@@ -140,14 +140,24 @@ def measure(claim: Claim, folder: pathlib.Path) -> Measured:
     seeds = claim.seeds
     if isinstance(seeds, tuple):
         seeds = int(_look_up(results, seeds, path, claim.id))
-    seconds = results.get("seconds")
     return Measured(
         claim,
         values,
         0 if isinstance(seeds, str) else seeds,
-        seconds if isinstance(seconds, int | float) else None,
+        _seconds(results),
         tuple(text for check in claim.checks if (text := _failure(check, values))),
     )
+
+
+def _seconds(results: Mapping[str, Any]) -> float | None:
+    """What an experiment took: its `seconds`, or the sum of the `processor_seconds` or `seconds` of its `runs`."""
+    runs = results.get("runs")
+    if "seconds" in results or not isinstance(runs, list):
+        found = [results.get("seconds")]
+    else:
+        found = [run.get("processor_seconds", run.get("seconds")) for run in runs if isinstance(run, dict)]
+    known = [value for value in found if isinstance(value, int | float)]
+    return float(sum(known)) if known and len(known) == len(found) else None
 
 
 def read_results(path: pathlib.Path, command: str = "") -> dict[str, Any]:

@@ -78,4 +78,6 @@ def _seeds(item: Measured) -> str:
 def _cost(item: Measured) -> str:
     if item.seconds is None:
         return "not recorded" if item.values else ""
-    return f"{item.seconds:.0f} s" if item.seconds < 120 else f"{item.seconds / 60:.0f} min"
+    if item.seconds < 120:
+        return f"{item.seconds:.0f} s"
+    return f"{item.seconds / 60:.0f} min" if item.seconds < 7200 else f"{item.seconds / 3600:.0f} h"

@@ -36,8 +36,8 @@ def test_every_edit_gives_another_program():
 @pytest.mark.parametrize(
     "line",
     [
-        "        if (items[i] <= limit) and not items[i] == 7:",
-        "        if (not (items[i] < limit and (not items[i] == 7))):",
+        "        if items[i] <= limit and not items[i] == 7:",
+        "        if not (items[i] < limit and (not items[i] == 7)):",
         "            total -= items[i] * 2",
         "    for i in range(1, len(items)):",
         "            continue",
@@ -67,6 +67,15 @@ def test_an_edit_belongs_to_the_step_that_contains_it():
         start, end = spans[step]
         assert edit.apply(PROGRAM)[:start] == PROGRAM[:start]
         assert edit.apply(PROGRAM)[len(edit.apply(PROGRAM)) - (len(PROGRAM) - end) :] == PROGRAM[end:]
+
+
+def test_edits_have_the_style_of_the_program():
+    body = " x=a-b\n return (x+a)*b"
+    found = {edit.apply(body) for edit in find_edits(body)}
+    assert {" x=b-a\n return (x+a)*b", " x=a-b\n return b*(x+a)", " x=a-b\n return (x-a)*b"} <= found
+    assert " x=a-b\n return x+a+b" in found and not any("((" in program for program in found)
+    spaced = {edit.apply("y = f(a - b, 'c - d')") for edit in find_edits("y = f(a - b, 'c - d')")}
+    assert spaced == {"pass", "y = f(a + b, 'c - d')", "y = f(b - a, 'c - d')"}
 
 
 def test_what_is_no_program_has_no_edits():

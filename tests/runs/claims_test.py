@@ -49,6 +49,22 @@ def test_the_page_shows_numbers_seeds_and_cost(tmp_path):
     assert "[numbers](../one/results.json)" in text and "python -m one --out one" in text
 
 
+@pytest.mark.parametrize(
+    ("told", "cost"),
+    [
+        ({"seconds": 90.0}, "90 s"),
+        ({"runs": [{"processor_seconds": 100.0, "seconds": 7.0}, {"seconds": 20.0}]}, "2 min"),
+        ({"runs": [{"seconds": 20.0}, {}]}, "not recorded"),
+        ({"runs": 3}, "not recorded"),
+        ({"seconds": None}, "not recorded"),
+    ],
+)
+def test_the_cost_is_the_experiments_or_the_sum_of_its_runs(tmp_path, told, cost):
+    results = {name: value for name, value in RESULTS.items() if name != "seconds"} | told
+    found = claims_page.measure_all(claims.read_claims(place(tmp_path, results=results)), tmp_path)
+    assert f"| 3 | {cost} |" in claims_page.page(found, command="prm-jax claims", to_results="..")
+
+
 def test_the_command_writes_the_page_and_checks_it(tmp_path, capsys):
     path, page = place(tmp_path), tmp_path / "page.md"
     words = ["claims", str(path), "--out", str(page)]
