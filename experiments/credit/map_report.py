@@ -126,7 +126,7 @@ def _between(runs: Runs, setting: str, fresh: Sequence[int]) -> dict[str, dict[s
 
 
 def best_rates(runs: Runs, seeds: Sequence[int]) -> dict[str, dict[str, dict[str, float]]]:
-    """Arms at each learning rate, and each arm at its best minus the best outcome-only baseline at its best."""
+    """Arms at each learning rate, and each arm at its best minus the best outcome-only baseline and RLOO."""
     rates = [setting for setting in dict.fromkeys(name for name, _, _ in runs) if re.fullmatch(_RATES, setting)]
     areas: dict[tuple[str, str], list[float]] = {}
     for arm in dict.fromkeys(arm for setting, arm, _ in runs if setting in rates and arm != WATCHED):
@@ -144,22 +144,25 @@ def best_rates(runs: Runs, seeds: Sequence[int]) -> dict[str, dict[str, dict[str
         for (arm, setting), values in areas.items()
         if arm in several or arm in BASELINES
     }
-    best = {}
+    plain = max((place for place in of_baselines if place[0] == BASE), key=lambda place: float(np.mean(areas[place])))
+    best: dict[str, dict[str, float]] = {}
     for arm in (arm for arm in dict.fromkeys(arm for arm, _ in areas) if arm not in BASELINES):
         setting = max((s for name, s in areas if name == arm), key=lambda s: float(np.mean(areas[arm, s])))
-        mine, theirs = ([runs[s, a, seed] for seed in seeds] for a, s in ((arm, setting), base))
-        budget = mine[0]["rollouts"][-1]
-        ends = [run["sampled"][-1] for run in theirs]
-        spent = [
-            [1 + rollouts_to(run, end, budget, False) for run, end in zip(own, ends, strict=True)]
-            for own in (mine, theirs)
-        ]
-        gains = np.subtract(areas[arm, setting], areas[base])
-        best[arm] = {
-            f"area minus {base[0]}": estimate(gains), "seeds ahead": float((gains > 0).sum()),
-            "rollouts to its last accuracy, baseline / arm": ratio(spent[1], spent[0]),
-        }  # fmt: skip
-    return {"base: learning rates and baselines": every, "base: each at its best, minus the best baseline": best}
+        for other in dict.fromkeys((base, plain)):
+            mine, theirs = ([runs[s, a, seed] for seed in seeds] for a, s in ((arm, setting), other))
+            budget = mine[0]["rollouts"][-1]
+            ends = [run["sampled"][-1] for run in theirs]
+            spent = [
+                [1 + rollouts_to(run, end, budget, False) for run, end in zip(own, ends, strict=True)]
+                for own in (mine, theirs)
+            ]
+            gains = np.subtract(areas[arm, setting], areas[other])
+            best.setdefault(arm, {}).update({
+                f"area minus {other[0]}": estimate(gains), f"seeds ahead of {other[0]}": float((gains > 0).sum()),
+                f"rollouts to its last accuracy, {other[0]} / arm": ratio(spent[1], spent[0]),
+            })  # fmt: skip
+    title = "base: each at its best, minus the best baseline and outcome"
+    return {"base: learning rates and baselines": every, title: best}
 
 
 def costs(record: Mapping[str, Any], tables: Tables) -> dict[str, dict[str, dict[str, float]]]:

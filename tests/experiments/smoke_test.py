@@ -35,6 +35,7 @@ NAMES = (
     "reward_uncertainty",
     "rollout_filtering",
     "search_budget",
+    pytest.param("self_training", marks=pytest.mark.slow),
     "step_labels",
     "step_preference",
     "symbolic_regression",
