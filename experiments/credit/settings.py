@@ -65,6 +65,7 @@ class Setting:
       zeros: every other number is 0, so that half of the steps cannot go wrong.
       gym: words of `size` letters spelled backward (reasoning-gym) in place of sums; one letter is a step.
       start: name of a start policy of the setting's own, see `own_start`; "": that of the seed.
+      taught: steps of supervised training of such a start.
       steps: of training.
     """
 
@@ -75,6 +76,7 @@ class Setting:
     zeros: bool = False
     gym: bool = False
     start: str = ""
+    taught: int = 800
     steps: int = 80
 
 
@@ -86,7 +88,7 @@ SETTINGS = {
     "8 samples": Setting(prompts=4, samples=8),
     "noise": Setting(noise=0.1),
     "zeros": Setting(zeros=True),
-    "backward": Setting(gym=True, start="backward"),
+    "backward": Setting(gym=True, start="backward", taught=1200),
     "20 steps": Setting(size=21, start="20_steps"),
 }
 """Points of the map by name."""
@@ -203,10 +205,6 @@ def base_options(setting: Setting, seed: int) -> Options:
     )  # fmt: skip
 
 
-TAUGHT = 800
-"""Steps of supervised training of a setting's own start policy."""
-
-
 def own_start(setting: Setting, careless: float = 0.25) -> Options:
     """The start policy of a setting with one of its own: right words, or sums whose teacher drops some carries."""
     options = dataclasses.replace(base_options(setting, 901), steps=0)
@@ -214,7 +212,7 @@ def own_start(setting: Setting, careless: float = 0.25) -> Options:
         taught = {"min_operands": "3", "max_operands": str(setting.size), "num_eval": "192"}
         taught |= {"drop_carry": str(careless)}
         options = dataclasses.replace(options, task=TaskOptions("carry", taught))
-    sft = SFTOptions(steps=TAUGHT, batch_size=32, learning_rate=1e-2)
+    sft = SFTOptions(steps=setting.taught, batch_size=32, learning_rate=1e-2)
     return runs_from_one_start.changed(dataclasses.replace(options, sft=sft), ARMS["outcome"].groups)
 
 
