@@ -11,6 +11,7 @@ import argparse
 import json
 import pathlib
 from collections import defaultdict
+from collections.abc import Sequence
 
 from experiments import report
 from prm_jax import cli
@@ -20,22 +21,29 @@ PROBLEMS = "examples/function_problems.jsonl"
 SAMPLES = 4
 
 
-def sample(runs: pathlib.Path) -> pathlib.Path:
-    """Runs the search; its candidates with their outcomes."""
+def sample(
+    model: str, task: Sequence[str], runs: pathlib.Path, *, problems: int = 40, samples: int = SAMPLES,
+    temperature: float = 0.6, max_new_tokens: int = 128,
+) -> dict[str, list[float]]:  # fmt: skip
+    """The outcomes of sampled programs by problem; `prm-jax search` runs unless its candidates are there."""
     found = runs / "solutions.jsonl"
     if not found.is_file():
         runs.mkdir(parents=True, exist_ok=True)
         out = runs / "results.jsonl"
         words = [
-            "search", "smollm2", "--task", "code", "--task-options", "train", PROBLEMS, "eval_fraction", "1", "chat",
-            "true", "splitter", "newline", "check_solutions", "true", "--problems", "40", "--method", "best_of_n",
-            "--scorer", "logp", "--samples", str(SAMPLES), "--sampling.temperature", "0.6",
-            "--sampling.max-new-tokens", "128", "--chunk", "8", "--sampling.rows", "32", "--out", str(out),
-            "--solutions", str(found), *(["--resume"] if out.is_file() else []),
+            "search", model, "--task", "code", "--task-options", *task, "chat", "true", "splitter", "newline",
+            "check_solutions", "true", "--problems", str(problems), "--method", "best_of_n", "--scorer", "logp",
+            "--samples", str(samples), "--sampling.temperature", str(temperature), "--sampling.max-new-tokens",
+            str(max_new_tokens), "--chunk", "8", "--sampling.rows", "32", "--out", str(out), "--solutions", str(found),
+            *(["--resume"] if out.is_file() else []),
         ]  # fmt: skip
         if cli.main(words):
             raise RuntimeError("prm-jax search failed")
-    return found
+    outcomes: dict[str, list[float]] = defaultdict(list)
+    for line in found.read_text().splitlines():
+        record = json.loads(line)
+        outcomes[record["group"]].append(record["outcome"])
+    return dict(outcomes)
 
 
 def main() -> None:
@@ -44,10 +52,7 @@ def main() -> None:
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/smollm2_functions"))
     parser.add_argument("--out", type=pathlib.Path)
     options = parser.parse_args()
-    outcomes: dict[str, list[float]] = defaultdict(list)
-    for line in sample(options.runs).read_text().splitlines():
-        record = json.loads(line)
-        outcomes[record["group"]].append(record["outcome"])
+    outcomes = sample("smollm2", ["train", PROBLEMS, "eval_fraction", "1"], options.runs)
     rates = [sum(own) / len(own) for own in outcomes.values()]
     tables = {
         "share of 40 easy functions": {

@@ -11,7 +11,7 @@ from prm_jax.rollouts.environments import Feedback, TurnLimits
 from prm_jax.rollouts.forced_text import text_spans
 from prm_jax.rollouts.hinted import Hinted, respond_with_hints
 from prm_jax.rollouts.prompt_tokens import encode_prompt
-from prm_jax.verifiers.tools import check_markers, make_tool
+from prm_jax.verifiers.tools import check_tool, make_tool
 
 
 def run_hints(options: Any) -> None:
@@ -31,7 +31,7 @@ def run_hints(options: Any) -> None:
     task, problems = _problems(hint)
     tool = make_tool(hint.tool, hint.markers, option="--hint.markers")
     engine, tokenizer = _engine(options, task, () if tool is None else (tool.markers.close,))
-    check_markers(tool, tokenizer, option="--hint.markers")
+    check_tool(tool, tokenizer, option="--hint.markers")
     found = respond_with_hints(
         engine,
         [encode_prompt(tokenizer, problem.prompt) for problem in problems],

@@ -12,7 +12,7 @@ from prm_jax.rollouts.engine import Request
 from prm_jax.rollouts.environments import Episode, EpisodePlayer, EpisodeStart, Feedback, TurnLimits
 from prm_jax.rollouts.turn_options import TurnOptions
 from prm_jax.runs import processes
-from prm_jax.verifiers.tools import check_markers, make_tool
+from prm_jax.verifiers.tools import check_tool, make_tool
 
 Step = Callable[[str], Feedback]
 
@@ -71,7 +71,7 @@ def make_turns(options: TurnOptions, task: Task, tokenizer: Any, max_new_tokens:
 
     Raises:
       UserError: a tool for a task that has environments; markers that are not two or four strings, or
-        that the policy cannot write.
+        that the policy cannot write; no sandbox for programs.
     """
     limits = TurnLimits(max_new_tokens, options.max_turns, options.max_answer_tokens, options.seconds)
     environment = getattr(task, "environment", None)
@@ -82,5 +82,5 @@ def make_turns(options: TurnOptions, task: Task, tokenizer: Any, max_new_tokens:
             )
         return Turns(lambda problem: environment(problem).step, task.stop, limits)
     tool = make_tool(options.tool, options.markers, option="--rollout.turns.markers")
-    check_markers(tool, tokenizer, option="--rollout.turns.markers")
+    check_tool(tool, tokenizer, option="--rollout.turns.markers")
     return None if tool is None else Turns(lambda problem: tool.step, (*task.stop, tool.markers.close), limits)

@@ -5,7 +5,7 @@ from typing import Any
 
 from prm_jax.errors import UserError
 from prm_jax.rollouts.environments import Feedback
-from prm_jax.verifiers.sandbox import Limits, LocalSandbox, Run
+from prm_jax.verifiers.sandbox import Limits, LocalSandbox, Run, choose_level
 from prm_jax.verifiers.tool_calls import Markers
 
 
@@ -30,6 +30,15 @@ class PythonTool:
     def __post_init__(self) -> None:
         if self.max_characters < 1:
             raise UserError(f"max_characters of a tool must be at least 1, found {self.max_characters}")
+
+    def check(self) -> None:
+        """Checks that programs can be run, before the first one is.
+
+        Raises:
+          UserError: this machine has no sandbox; the message says what to install.
+        """
+        if self.sandbox is None:
+            choose_level()
 
     def step(self, action: str) -> Feedback:
         """The tool as an environment: answers to a turn that ends with a program, and ends the episode otherwise."""

@@ -36,6 +36,17 @@ def make_tool(name: ToolName, markers: Sequence[str] = (), *, option: str = "too
     return known[name](markers=Markers(*markers)) if markers else known[name]()
 
 
+def check_tool(tool: Any | None, tokenizer: Any, *, option: str) -> None:
+    """Checks that a model can call a tool and that the tool can answer here; arguments as of `check_markers`.
+
+    Raises:
+      UserError: a marker without tokens, or no sandbox for programs.
+    """
+    check_markers(tool, tokenizer, option=option)
+    if isinstance(tool, PythonTool):
+        tool.check()
+
+
 def check_markers(tool: Any | None, tokenizer: Any, *, option: str) -> None:
     """Checks that a model can write a tool's markers.
 

@@ -30,7 +30,8 @@ def test_solutions_pass_and_bugs_fail():
 
 @pytest.mark.heavy
 def test_the_easier_functions_have_right_solutions():
-    task = load_task("code", train=str(EXAMPLES / "function_problems.jsonl"), check_solutions=True, eval_fraction=0.5)
-    assert len(task.train) + len(task.eval) == 40
+    train, held_out = (str(EXAMPLES / f"function_problems{name}.jsonl") for name in ("", "_held_out"))
+    task = load_task("code", train=train, eval=held_out, check_solutions=True)
+    assert (len(task.train), len(task.eval)) == (40, 20)
     assert task.verify(task.train[0], "def something_else():\n    pass") == 0.0
     task.verifier.close()

@@ -39,6 +39,7 @@ NAMES = (
     "step_labels",
     "step_preference",
     "symbolic_regression",
+    pytest.param("tool_judge", marks=pytest.mark.slow),
     "unit_test_quality",
     pytest.param("unit_test_writer", marks=pytest.mark.slow),
     "value_learning",

@@ -127,9 +127,9 @@ def test_values_of_prefixes_are_refused(options):
 
 
 def test_a_task_without_environments_has_no_turns():
-    task, text = load_task("carry", num_eval=4), CharTokenizer("</>pythonu")
+    task, text = load_task("carry", num_eval=4), CharTokenizer("</>calresut")
     assert make_turns(TurnOptions(), task, text, 8) is None
-    tool = make_turns(TurnOptions(tool="python"), task, text, 8)
-    assert tool is not None and tool.stop[-1] == "</python>"
-    with pytest.raises(UserError, match=r"marker '<calc>'; set --rollout.turns.markers: the character 'c'"):
-        make_turns(TurnOptions(tool="calculator"), task, text, 8)
+    tool = make_turns(TurnOptions(tool="calculator"), task, text, 8)
+    assert tool is not None and tool.stop[-1] == "</calc>"
+    with pytest.raises(UserError, match=r"marker '<python>'; set --rollout.turns.markers: the character 'p'"):
+        make_turns(TurnOptions(tool="python"), task, text, 8)

@@ -3,8 +3,10 @@
 import pytest
 
 from prm_jax.errors import UserError
-from prm_jax.verifiers import Markers, PythonTool
-from prm_jax.verifiers.sandbox import LocalSandbox, Run, available_levels
+from prm_jax.models import CharTokenizer
+from prm_jax.verifiers import Markers, PythonTool, make_tool
+from prm_jax.verifiers.sandbox import LocalSandbox, Run, available_levels, levels
+from prm_jax.verifiers.tools import check_tool
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,15 @@ class _Failing:
 def test_a_failing_sandbox_is_an_error_and_not_an_answer():
     with pytest.raises(RuntimeError, match="no worker"):
         PythonTool(_Failing()).step("<python>1</python>")
+
+
+def test_without_a_sandbox_it_is_refused_before_the_first_call(monkeypatch):
+    monkeypatch.setattr(levels, "available_levels", lambda: {"bubblewrap": "not installed", "landlock": "old kernel"})
+    tool, text = make_tool("python", ("[", "]")), CharTokenizer("[]")
+    with pytest.raises(UserError, match="apt install bubblewrap"):
+        check_tool(tool, text, option="--hint.markers")
+    check_tool(make_tool("calculator", ("[", "]")), text, option="--hint.markers")
+    check_tool(PythonTool(_Failing(), Markers("[", "]")), text, option="--hint.markers")
 
 
 def test_bad_options():
