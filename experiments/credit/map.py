@@ -23,6 +23,7 @@ from experiments.credit.settings import (
     ROOTS,
     SETTINGS,
     STARTS,
+    SWEEP,
     Setting,
     arm_options,
     earlier_of,
@@ -85,7 +86,12 @@ STAGES: dict[str, Plan] = {
     "variants": [
         ("base", arm, SEEDS, RATE)
         for arm in (
-            "online", "online_gated", "online_gated_groups", "prime_gated", "policy_prm", "reuse_probabilities",
+            "online",
+            "online_gated",
+            "online_gated_groups",
+            "prime_gated",
+            "policy_prm",
+            "reuse_probabilities",
             "reuse_ranks",
         )  # fmt: skip
     ],
@@ -93,6 +99,7 @@ STAGES: dict[str, Plan] = {
     "fresh": [("base", arm, FRESH, RATE) for arm in ("outcome", "checker_step_0", "reuse")],
     "starts": [("base", arm, STARTS, RATE) for arm in ("outcome", "checker_step_0", "reuse")],
     "long": [("20 steps", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0")],
+    "sweep": [("base", arm, TUNING, RATE) for arm in SWEEP],
     "gym": [("backward", arm, SEEDS, rate) for rate in (RATE, 1e-3) for arm in ("outcome", "checker_step_0")],
 }
 """Stage -> its runs."""

@@ -169,7 +169,16 @@ FORMS = {
 }
 """Arms on the mixture of lengths, and on the setting's own length."""
 
-ALL = FORMS | CHECKERS
+SWEEP = {
+    f"mix_failed_beta_{beta:g}_rate_{rate:g}": Arm(
+        3e-4, {"prm": ONLINE | {"beta": beta, "learning_rate": rate}, "advantage": LOCAL} | MIXED_TASK
+    )
+    for beta in (0.0125, 0.05, 0.2)
+    for rate in (3e-4, 1e-3, 3e-3)
+}
+"""`mix_failed` with the PRM's beta and learning rate around those of `ONLINE`, each with each."""
+
+ALL = FORMS | CHECKERS | SWEEP
 
 
 ROOTS = (301, 901)
