@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.credit.map_figure import draw
 from experiments.credit.report import area, ratio, rollouts_to, write
-from experiments.credit.settings import EARLIER, STARTS
+from experiments.credit.settings import EARLIER, STARTS, SWEEP
 from experiments.report import Estimate, Tables, estimate, insert, machine, plain, render
 from prm_jax.runs.claims import stamp
 
@@ -183,6 +183,17 @@ def costs(record: Mapping[str, Any], tables: Tables) -> dict[str, dict[str, dict
     return {"cost": table} if table else {}
 
 
+def swept(runs: Sequence[dict[str, Any]]) -> Tables:
+    """Mean sampled accuracy over the runs of the stage `sweep`: a row per beta, a column per learning rate."""
+    cells: dict[str, dict[str, list[float]]] = {}
+    for run in runs:
+        beta, rate = SWEEP.get(run["arm"], ("", ""))
+        if beta:
+            cells.setdefault(beta, {}).setdefault(rate, []).append(area(run, run["rollouts"][-1], False))
+    table = {beta: {rate: float(np.mean(values)) for rate, values in row.items()} for beta, row in cells.items()}
+    return {"base: area by the PRM's beta and learning rate, two tuning seeds": table} if table else {}
+
+
 def _labels(runs: Runs, setting: str, arm: str) -> dict[str, float]:
     """Step AUC and accuracy of labels on what the policy writes, over the run."""
     own = [run for (name, one, _), run in runs.items() if (name, one) == (setting, arm) and run.get("label_accuracy")]
@@ -199,7 +210,7 @@ def report(results: pathlib.Path, simulation: pathlib.Path, seeds: Sequence[int]
     """Prints the tables, adds them to the results, to tables.md and to README.md, and draws map.png beside them."""
     record, runs = json.loads(results.read_text()), load(results, (*seeds, *fresh, *STARTS))
     tables = summary(runs, fresh) | best_rates(runs, seeds)
-    tables |= costs(record, tables)
+    tables |= costs(record, tables) | swept(record["runs"])
     text = render(tables)
     print(text)
     insert(results.parent / "README.md", "gains", digest(tables))

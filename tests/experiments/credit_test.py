@@ -249,3 +249,23 @@ def test_smoke(tmp_path, monkeypatch):
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
     assert [run["arm"] for run in runs] == ["outcome", "checker", "easier"]
     assert (tmp_path / "figure.png").stat().st_size > 5_000
+
+
+def test_the_sweep_is_a_table_of_beta_and_learning_rate():
+    runs = [
+        {
+            "arm": f"mix_failed_beta_{beta:g}_rate_{rate:g}",
+            "rollouts": [0, 100],
+            "sampled": [level, level],
+            "warm_up_rollouts": 0,
+        }
+        for beta, rate, level in ((0.05, 1e-3, 0.2), (0.05, 1e-3, 0.4), (0.2, 3e-4, 0.1))
+    ] + [{"arm": "outcome"}]
+    (table,) = map_report.swept(runs).values()
+    assert table == {
+        "beta 0.05": {"learning rate 0.001": pytest.approx(0.3)},
+        "beta 0.2": {"learning rate 0.0003": 0.1},
+    }
+    assert map_report.swept(runs[3:]) == {}
+    prm = settings.ALL["mix_failed_beta_0.2_rate_0.003"].groups["prm"]
+    assert (prm["beta"], prm["learning_rate"]) == (0.2, 3e-3)
