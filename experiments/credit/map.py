@@ -100,6 +100,7 @@ STAGES: dict[str, Plan] = {
     "starts": [("base", arm, STARTS, RATE) for arm in ("outcome", "checker_step_0", "reuse")],
     "long": [("20 steps", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0")],
     "sweep": [("base", arm, TUNING, RATE) for arm in SWEEP],
+    "frozen": [("base", "history_frozen", FRESH, RATE)],
     "gym": [("backward", arm, SEEDS, rate) for rate in (RATE, 1e-3) for arm in ("outcome", "checker_step_0")],
 }
 """Stage -> its runs."""
