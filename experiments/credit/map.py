@@ -93,7 +93,7 @@ STAGES: dict[str, Plan] = {
     "fresh": [("base", arm, FRESH, RATE) for arm in ("outcome", "checker_step_0", "reuse")],
     "starts": [("base", arm, STARTS, RATE) for arm in ("outcome", "checker_step_0", "reuse")],
     "long": [("20 steps", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0")],
-    "gym": [("backward", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0")],
+    "gym": [("backward", arm, SEEDS, rate) for rate in (RATE, 1e-3) for arm in ("outcome", "checker_step_0")],
 }
 """Stage -> its runs."""
 

@@ -53,12 +53,12 @@ def train_runs(arms: list[str], seeds: list[int], runs: pathlib.Path) -> None:
 
 
 def read_run(folder: pathlib.Path) -> dict[str, Any]:
-    """The evaluations of a run, finished or not, and the processor time of its steps."""
+    """The evaluations and solve rates of a run, finished or not, and how long it took."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     known = [row for row in rows if "eval/sampled_accuracy" in row]
     return {
         "arm": folder.parent.name, "seed": int(folder.name), "warm_up_rollouts": 0,
-        "rollouts": [int(row["rollouts"]) for row in known],
+        "rollouts": [int(row.get("rollouts", 0)) for row in known],  # the start has none
         "sampled": [round(row["eval/sampled_accuracy"], 4) for row in known],
         "steps_right": [round(row["eval/sampled_step_accuracy"], 4) for row in known],
         "solve_rate": [round(row["rollout/solve_rate"], 4) for row in rows if "rollout/solve_rate" in row],
