@@ -15,7 +15,8 @@ Runs = Mapping[tuple[str, str, int], Mapping[str, Any]]
 BASE = "outcome"
 SHOWN = {
     "outcome": "outcomes only", "checker_step_0": "exact step labels", "checker_step_40": "40 % of the labels wrong",
-    "reuse": "PRM of earlier rollouts", "mix_failed": "online PRM, easier problems too",
+    "reuse": "PRM of earlier rollouts, online", "mix_failed": "online PRM, easier problems too",
+    "history_frozen": "PRM of earlier runs, frozen",
 }  # fmt: skip
 FORMS = {"step": "own step", "cumulative": "cumulative", "return": "reward-to-go", "min": "minimum"}
 LEARNED = {
@@ -51,7 +52,7 @@ def draw(runs: Runs, tables: Tables, simulated: Mapping[str, Any], target: pathl
             _band(curves, x, np.array([run["sampled"] for run in own]), color, name)
             if own[0].get("label_accuracy"):  # no threshold is known before the first step
                 _band(knows, x[1:], np.array([run["label_accuracy"][1:] for run in own]), color, name)
-    _title(curves, "Exact step labels teach faster than outcomes; PRMs do not", "rollouts", "share of right sums")
+    _title(curves, "Exact step labels teach faster, PRMs hardly or not", "rollouts", "share of right sums")
     knows.axhline(0.7, color="#6b7280", linewidth=0.8, linestyle="--")
     note = {"xytext": (0, 4), "textcoords": "offset points", "ha": "right", "fontsize": 8}
     knows.annotate("worth nothing below", (2560, 0.7), **note)
