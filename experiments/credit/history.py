@@ -17,8 +17,8 @@ from prm_jax.prime.options import Options
 from prm_jax.prime.responses import Responses
 from prm_jax.prime.sources import PrefixValues
 
-SEEDS = (601, 603)
-"""Of the earlier runs."""
+SEEDS = {"history": (601, 603), "history_2": (605, 607)}
+"""Folder of the earlier runs -> their seeds."""
 EVERY = 7
 """Of the earlier runs' batches every so manieth gets Monte-Carlo labels: 12 of 80 per run, 768 rollouts."""
 COMPLETIONS = 4

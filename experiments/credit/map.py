@@ -100,7 +100,7 @@ STAGES: dict[str, Plan] = {
     "starts": [("base", arm, STARTS, RATE) for arm in ("outcome", "checker_step_0", "reuse")],
     "long": [("20 steps", arm, SEEDS, RATE) for arm in ("outcome", "checker_step_0")],
     "sweep": [("base", arm, TUNING, RATE) for arm in SWEEP],
-    "frozen": [("base", "history_frozen", FRESH, RATE)],
+    "frozen": [("base", arm, FRESH, RATE) for arm in ("history_frozen", "history_frozen_2")],
     "gym": [("backward", arm, SEEDS, rate) for rate in (RATE, 1e-3) for arm in ("outcome", "checker_step_0")],
 }
 """Stage -> its runs."""
@@ -127,8 +127,10 @@ def earlier_prm(name: str, runs: pathlib.Path) -> pathlib.Path:
     if name in PROVERS:
         return start if name == "weak" else warm_start(own_start(SETTINGS["base"], CAREFUL), runs / "strong_prover")
     if name != "earlier":
-        made = [arm_options(SETTINGS["base"], ALL["outcome"], seed, start, rate=RATE) for seed in EARLIER_RUNS]
-        return history_prm(name, made, runs / "history")
+        kind, _, other = name.partition("_")
+        folder = f"history_{other}" if other else "history"
+        made = [arm_options(SETTINGS["base"], ALL["outcome"], seed, start, rate=RATE) for seed in EARLIER_RUNS[folder]]
+        return history_prm(kind, made, runs / folder)
     if not path.is_dir():
         (found,) = train_replicas([earlier_options(start)], [path])
         (runs / "earlier_prm.json").write_text(json.dumps(found))

@@ -139,7 +139,12 @@ FORMS = {
         {"prm": ONLINE | {"trained": "earlier", "learning_rate": 0.0}, "advantage": LOCAL},
     ),
     "history": Arm(3e-4, {"prm": ONLINE | {"trained": "implicit"}, "advantage": LOCAL}),
-    "history_frozen": Arm(3e-4, {"prm": ONLINE | {"trained": "implicit", "learning_rate": 0.0}, "advantage": LOCAL}),
+    **{
+        f"history_frozen{other}": Arm(
+            3e-4, {"prm": ONLINE | {"trained": f"implicit{other}", "learning_rate": 0.0}, "advantage": LOCAL}
+        )
+        for other in ("", "_2")
+    },
     **{
         f"value_{labels}": Arm(
             3e-4, {"reward": {"source": "model", "path": (labels,)}, "advantage": LOCAL | {"credit": "value"}}
@@ -234,7 +239,8 @@ EARLIER = 2048
 
 
 def earlier_of(arm: Arm) -> str:
-    """Which earlier model an arm begins with: "earlier", one of `history.KINDS` or `PROVERS`, or "" for none."""
+    """Which earlier model an arm begins with: "earlier", one of `history.KINDS` (with "_2": of the other two
+    earlier runs), one of `PROVERS`, or "" for none."""
     reward, prm = arm.groups.get("reward", {}), arm.groups.get("prm", {})
     return str(prm.get("trained") or "".join(reward.get("path", ())))
 
