@@ -239,8 +239,10 @@ EARLIER = 2048
 
 
 def earlier_of(arm: Arm) -> str:
-    """Which earlier model an arm begins with: "earlier", one of `history.KINDS` (with "_2": of the other two
-    earlier runs), one of `PROVERS`, or "" for none."""
+    """Which earlier model an arm begins with: "earlier", one of `history.KINDS` or `PROVERS`, or "" for none.
+
+    With "_2" a kind has learned from the other two earlier runs.
+    """
     reward, prm = arm.groups.get("reward", {}), arm.groups.get("prm", {})
     return str(prm.get("trained") or "".join(reward.get("path", ())))
 
