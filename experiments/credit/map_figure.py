@@ -22,7 +22,8 @@ FORMS = {"step": "own step", "cumulative": "cumulative", "return": "reward-to-go
 LEARNED = {
     "value_exact": "earlier runs, exact labels", "reuse": "earlier rollouts", "history": "earlier runs, outcomes",
     "reuse_frozen": "earlier rollouts, frozen", "mix_failed": "online, easier problems too",
-    "history_frozen": "earlier runs, outcomes, frozen", "value_outcomes": "values from outcomes",
+    "history_frozen": "earlier runs, outcomes, frozen", "history_frozen_2": "two other runs, frozen",
+    "value_outcomes": "values from outcomes",
     "value_rollouts": "values from completions",
 }  # fmt: skip
 """Arms whose process rewards a PRM gives that no step label has reached, but for value_exact."""

@@ -23,9 +23,9 @@ Runs = dict[tuple[str, str, int], dict[str, Any]]
 PAIRS = (
     ("mix_failed", "mix_outcome"), ("checker_step_0", "checker_return_0"), ("reuse", "reuse_frozen"),
     ("checker_step_0", "outcome_grpo"), ("checker_grpo", "outcome_grpo"),
-    ("history_frozen", "outcome_grpo"),
+    ("history_frozen", "outcome_grpo"), ("history_frozen_2", "outcome_grpo"),
     ("checker_step_0", BASE), ("reuse", BASE), ("history", BASE), ("value_rollouts", BASE),
-    ("history_frozen", BASE),
+    ("history_frozen", BASE), ("history_frozen_2", BASE),
 )  # fmt: skip
 """Arms that are compared with each other, the last ones on fresh seeds."""
 BASELINES = (BASE, "outcome_filtered", "outcome_grpo", "outcome_grpo_filtered")
