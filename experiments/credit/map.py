@@ -93,7 +93,7 @@ STAGES: dict[str, Plan] = {
             "policy_prm",
             "reuse_probabilities",
             "reuse_ranks",
-        )  # fmt: skip
+        )
     ],
     "watched": [("base", "watched", SEEDS[:3], RATE)],
     "fresh": [("base", arm, FRESH, RATE) for arm in ("outcome", "checker_step_0", "reuse")],
@@ -143,9 +143,9 @@ def read(results: pathlib.Path) -> dict[str, Any]:
     return found
 
 
-def finished(record: dict[str, Any]) -> set[tuple[Any, ...]]:
-    """(setting, arm, seed, rate) of the runs of a record."""
-    return {(one["setting"], one["arm"], one["seed"], one["rate"]) for one in record["runs"]}
+def place(run: dict[str, Any]) -> tuple[Any, ...]:
+    """What no two runs of a record have in common: (setting, arm, seed, rate)."""
+    return run["setting"], run["arm"], run["seed"], run["rate"]
 
 
 def run(plan: Plan, runs: pathlib.Path, results: pathlib.Path) -> None:
@@ -153,7 +153,7 @@ def run(plan: Plan, runs: pathlib.Path, results: pathlib.Path) -> None:
     from experiments.credit.replicas import train_replicas
 
     for setting, arm, seeds, rate in plan:
-        done = finished(read(results))
+        done = set(map(place, read(results)["runs"]))
         left = [seed for seed in seeds if (setting, arm, seed, rate) not in done]
         if not left:
             continue
@@ -170,9 +170,9 @@ def run(plan: Plan, runs: pathlib.Path, results: pathlib.Path) -> None:
         found = train_replicas(options, keep, onlookers=looking)
         labels = [{"setting": setting, "arm": arm, "seed": seed, "rate": rate} for seed in left]
         record = read(results)
-        there = finished(record)
+        there = set(map(place, record["runs"]))  # another process may have written meanwhile
         made = [label | one for label, one in zip(labels, found, strict=True)]
-        record["runs"] += [one for one in made if not finished({"runs": [one]}) & there]
+        record["runs"] += [one for one in made if place(one) not in there]
         record["seeds"] = sorted({one["seed"] for one in record["runs"]})
         write(record, results)
         print(setting, arm, rate, [one["sampled"] for one in found], found[0]["processor_seconds"], flush=True)

@@ -189,9 +189,10 @@ def swept(runs: Sequence[dict[str, Any]]) -> Tables:
     """Mean sampled accuracy over the runs of the stage `sweep`: a row per beta, a column per learning rate."""
     cells: dict[str, dict[str, list[float]]] = {}
     for run in runs:
-        beta, rate = SWEEP.get(run["arm"], ("", ""))
-        if beta:
-            cells.setdefault(beta, {}).setdefault(rate, []).append(area(run, run["rollouts"][-1], False))
+        if run["arm"] in SWEEP:
+            beta, rate = SWEEP[run["arm"]]
+            row = cells.setdefault(f"beta {beta:g}", {})
+            row.setdefault(f"learning rate {rate:g}", []).append(area(run, run["rollouts"][-1], False))
     table = {beta: {rate: float(np.mean(values)) for rate, values in row.items()} for beta, row in cells.items()}
     return {"base: area by the PRM's beta and learning rate, two tuning seeds": table} if table else {}
 

@@ -175,19 +175,16 @@ FORMS = {
 """Arms on the mixture of lengths, and on the setting's own length."""
 
 SWEEP = {
-    f"mix_failed_beta_{beta:g}_rate_{rate:g}": (f"beta {beta:g}", f"learning rate {rate:g}")
+    f"mix_failed_beta_{beta:g}_rate_{rate:g}": (beta, rate)
     for beta in (0.0125, 0.05, 0.2)
     for rate in (3e-4, 1e-3, 3e-3)
 }
 """`mix_failed` with the PRM's beta and learning rate around those of `ONLINE`, each with each."""
-
-
-def _swept(beta: str, rate: str) -> Arm:
-    prm = ONLINE | {"beta": float(beta.split()[-1]), "learning_rate": float(rate.split()[-1])}
-    return Arm(3e-4, {"prm": prm, "advantage": LOCAL} | MIXED_TASK)
-
-
-ALL = FORMS | CHECKERS | {name: _swept(*pair) for name, pair in SWEEP.items()}
+SWEPT = {
+    name: Arm(3e-4, {"prm": ONLINE | {"beta": beta, "learning_rate": rate}, "advantage": LOCAL} | MIXED_TASK)
+    for name, (beta, rate) in SWEEP.items()
+}
+ALL = FORMS | CHECKERS | SWEPT
 
 
 ROOTS = (301, 901)

@@ -6,6 +6,7 @@ of process rewards, the reward function (shaping), the advantage function (credi
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -226,18 +227,16 @@ def process_gate(options: AdvantageOptions, scores: jax.Array, batch: Batch) -> 
 
     The accuracy is measured on groups whose outcomes differ; others take the factor of the batch.
     """
-    accuracy, own = (
-        rl.pairwise_accuracy(
-            scores, batch.outcome, batch.group_ids, num_groups=batch.mask.shape[0], mask=batch.keep, average=average
-        )
-        for average in ("groups", "none")
+    measure = functools.partial(
+        rl.pairwise_accuracy, scores, batch.outcome, batch.group_ids, num_groups=batch.mask.shape[0], mask=batch.keep
     )
+    accuracy = measure()
     if not options.gate:
         return jnp.ones(()), accuracy
     mixed = mixed_groups(batch, batch.keep)
     gate = rl.trust_gate(accuracy, count=mixed.sum() if options.gate_z else None, z=options.gate_z)
     if options.gate_per == "group":
-        gate = jnp.where(mixed, rl.trust_gate(own), gate)[batch.group_ids][:, None]
+        gate = jnp.where(mixed, rl.trust_gate(measure(average="none")), gate)[batch.group_ids][:, None]
     return gate, accuracy
 
 
